@@ -1,0 +1,192 @@
+"""The console script: one table of verbs, and errors that a person can read.
+
+Only the standard library is imported before the verb is known, so `nanochat-lit --help` answers at once; torch alone
+would take seconds. `fit`, `validate` and `test` belong to the Trainer and go to LightningCLI. Every other verb is a
+typed function, and jsonargparse turns its signature and docstring into options and help.
+"""
+
+import argparse
+import contextlib
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+PROG = "nanochat-lit"
+
+TRAINER = "nanochat_lit.training.cli:main"
+
+# verb: (module:function, or the same for each subcommand; one line of help)
+VERBS: dict[str, tuple[str | dict[str, str], str]] = {
+    "quickstart": (
+        "nanochat_lit.commands.quickstart:quickstart",
+        "data, tokenizer, pretraining, SFT, evaluation: all at once, offline",
+    ),
+    "fit": (TRAINER, "train a model: --config recipes/X.yaml, any key can be overridden"),
+    "validate": (TRAINER, "measure a checkpoint on its recipe's validation data"),
+    "test": (TRAINER, "measure a checkpoint on its recipe's test data"),
+    "tokenizer": (
+        {"train": "nanochat_lit.commands.tokenizer:train", "evaluate": "nanochat_lit.commands.tokenizer:evaluate"},
+        "train a tokenizer; compare its compression with others",
+    ),
+    "data": ({"generate": "nanochat_lit.commands.data:generate"}, "write the generated corpus to files"),
+    "plan": ("nanochat_lit.commands.plan:plan", "what a depth costs: dimensions, tokens, batch, memory, hours, money"),
+    "evaluate": (
+        {
+            "bpb": "nanochat_lit.commands.evaluate:bpb",
+            "samples": "nanochat_lit.commands.evaluate:samples",
+            "tiny_world": "nanochat_lit.commands.evaluate:tiny_world",
+        },
+        "measure an export: bits per byte, samples, accuracy in the tiny world",
+    ),
+    "chat": ("nanochat_lit.commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
+}
+
+# short options, which a function signature cannot name: verb -> {short: long}
+SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: Arguments without the program's name; None means those of the process.
+
+    Returns:
+        Exit status: 0; 2 for a mistake of the user, told on stderr in a line or two; 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(argv)
+        sys.stdout.flush()  # here, not at exit, so that a closed pipe is noticed where it is handled
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has gone. Without this the interpreter complains when it flushes stdout at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a program that SIGPIPE has ended
+    except SystemExit as stop:  # argparse's way out of --help
+        if isinstance(stop.code, str):
+            return _fail(stop.code)
+        return stop.code or 0
+    except ValueError as error:
+        if not _is_user_error(error):
+            raise
+        return _fail(str(error))
+    return status
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from nanochat_lit import __version__
+
+        print(f"{PROG} {__version__}")
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        return _fail(f"unknown verb {verb!r}{_nearest(verb, VERBS)}", hint="--help")
+    target = VERBS[verb][0]
+    if target == TRAINER:
+        _load(TRAINER)(argv)
+        return 0
+    words = [verb]
+    if isinstance(target, dict):
+        if not rest or rest[0] in ("-h", "--help"):
+            print(_subcommand_help(verb, target), file=sys.stdout if rest else sys.stderr)
+            return 0 if rest else 2
+        if rest[0] not in target:
+            return _fail(f"unknown subcommand {verb} {rest[0]!r}{_nearest(rest[0], target)}", hint=f"{verb} --help")
+        words.append(rest.pop(0))
+        target = target[words[1]]
+    return _run_function(_load(target), words, rest)
+
+
+def _run_function(function: Callable[..., Any], words: list[str], args: list[str]) -> int:
+    """Parse the options from the function's signature, then call it."""
+    from jsonargparse import auto_cli, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
+    shorts = SHORT_OPTIONS.get(" ".join(words), {})
+    try:
+        auto_cli(
+            function,
+            args=_expand_short_options(args, shorts),
+            prog=f"{PROG} {' '.join(words)}",
+            as_positional=False,  # a position would change its meaning when a signature grows; every value has a name
+            allow_abbrev=False,  # `--temp` would change its meaning when an option is added
+            exit_on_error=False,  # raise, instead of printing the usage of every option
+            epilog="; ".join(f"{short} is short for {long}" for short, long in shorts.items()),
+        )
+    except argparse.ArgumentError as error:
+        return _fail(_shorten(str(error)), hint=f"{' '.join(words)} --help")
+    return 0
+
+
+def _load(target: str) -> Callable[..., Any]:
+    module, _, function = target.partition(":")
+    return getattr(import_module(module), function)
+
+
+def _expand_short_options(args: list[str], short_options: dict[str, str]) -> list[str]:
+    """Spell out short options, glued to their value: argparse would read a value that begins with a dash as an option."""
+    expanded: list[str] = []
+    rest = iter(args)
+    for arg in rest:
+        name, equals, value = arg.partition("=")
+        option = short_options.get(name) or (name if name in short_options.values() else None)
+        if option and not equals:
+            value = next(rest, None)
+        expanded.append(arg if option is None or value is None else f"{option}={value}")
+    return expanded
+
+
+def _help() -> str:
+    width = max(map(len, VERBS)) + 2
+    lines = [f"usage: {PROG} VERB [options]", "", "verbs:"]
+    lines += [f"  {verb:<{width}}{text}" for verb, (_, text) in VERBS.items()]
+    lines += ["", f"{PROG} VERB --help   options of a verb", f"{PROG} --version     version"]
+    return "\n".join(lines)
+
+
+def _subcommand_help(verb: str, subcommands: dict[str, str]) -> str:
+    lines = [f"usage: {PROG} {verb} SUBCOMMAND [options]", "", VERBS[verb][1], "", "subcommands:"]
+    lines += [f"  {PROG} {verb} {name} --help" for name in subcommands]
+    return "\n".join(lines)
+
+
+def _nearest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else f"; choose one of {', '.join(known)}"
+
+
+def _shorten(message: str, limit: int = 400) -> str:
+    """One line of jsonargparse's message, which spreads over lines and shows types as Python does."""
+    message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
+    message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
+    message = re.sub(r"\s+", " ", message).strip()
+    return message if len(message) <= limit else message[:limit] + "..."
+
+
+def _fail(message: str, hint: str = "") -> int:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"see {PROG} {hint}", file=sys.stderr)
+    return 2
+
+
+def _is_user_error(error: BaseException) -> bool:
+    from nanochat_lit.common.errors import UserError
+
+    return isinstance(error, UserError)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

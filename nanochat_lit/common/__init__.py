@@ -1,0 +1,1 @@
+"""What every layer needs: errors for users, files, the hardware, the process group."""

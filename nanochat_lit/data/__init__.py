@@ -1,0 +1,1 @@
+"""From files or generators to batches: sources, packing, streams."""

@@ -1,0 +1,111 @@
+"""Conversations as batches for fine-tuning: rendered, packed whole, padded; targets -1 where nothing is to be learned."""
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from nanochat_lit.data.packing import Masked, PackingCounts, PaddedRows, padded_rows
+from nanochat_lit.data.pretrain_stream import Batch, ItemCursor, check_stream_sizes, reader_share
+from nanochat_lit.data.sources import SourceLike, as_source
+from nanochat_lit.tokenizer.chat import render_conversation
+
+if TYPE_CHECKING:
+    from nanochat_lit.tokenizer import Tokenizer
+
+IGNORE_INDEX = -1
+"""The model's value for targets that do not count; repeated here because data does not import model."""
+_log = logging.getLogger(__name__)
+
+
+class ChatStream(IterableDataset[Batch]):
+    """Batches of conversations.
+
+    The train split is endless, other splits finite and the same each time (the last batch may have fewer rows).
+    A conversation longer than the row is cut at the row; `counts.items_cut` has the number, and one warning is logged
+    when it happens first and one with the total when a finite split ends.
+
+    Args:
+        conversations: A path, a list, a function that makes an iterator, or an object with `iterate`.
+        tokenizer: Renders the conversations.
+        sequence_len: T; rows hold one token more.
+        micro_batch_size: B, rows in a batch.
+        split: 'train', 'val' or 'all' of the source.
+        seed: Order of the training epochs, when `conversations` is a path or a list.
+        rank: This process among `world_size`; they read disjoint conversations.
+        world_size: Number of processes.
+        buffer_size: Conversations that best fit chooses from.
+    """
+
+    def __init__(
+        self,
+        *,
+        conversations: SourceLike,
+        tokenizer: "Tokenizer",
+        sequence_len: int,
+        micro_batch_size: int,
+        split: str = "train",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        buffer_size: int = 1000,
+    ) -> None:
+        check_stream_sizes(sequence_len, micro_batch_size, rank, world_size)
+        self.source = as_source(conversations, "messages", seed)
+        self.tokenizer = tokenizer
+        self.sequence_len = sequence_len
+        self.micro_batch_size = micro_batch_size
+        self.split = split
+        self.rank = rank
+        self.world_size = world_size
+        self.buffer_size = buffer_size
+        self._cursor: ItemCursor | None = None
+        self._rows: PaddedRows | None = None
+        self._restored: dict[str, Any] | None = None
+
+    @property
+    def counts(self) -> PackingCounts:
+        """Where the tokens went in the current iteration of this process."""
+        return self._rows.counts if self._rows is not None else PackingCounts()
+
+    def __iter__(self) -> Iterator[Batch]:
+        state, self._restored = self._restored, None
+        rank, world_size = reader_share(self.rank, self.world_size)
+        self._cursor = ItemCursor(self.source, self.split, rank, world_size)
+        row_len = self.sequence_len + 1
+        self._rows = padded_rows(self._rendered(self._cursor), row_len, self.tokenizer.bos_id, self.buffer_size)
+        if state is not None:
+            self._cursor.load_state_dict(state["cursor"])
+            self._rows.load_state_dict(state["packer"])
+        warned = False
+        while rows := list(islice(self._rows, self.micro_batch_size)):
+            if self.counts.items_cut and not warned:
+                warned = True
+                _log.warning("conversations longer than sequence_len %d are cut there", self.sequence_len)
+            tokens = torch.tensor([token_ids for token_ids, _ in rows], dtype=torch.int64)  # (B, T + 1)
+            trained = torch.tensor([loss_mask for _, loss_mask in rows], dtype=torch.bool)
+            targets = tokens[:, 1:].masked_fill(~trained[:, 1:], IGNORE_INDEX)
+            yield {"inputs": tokens[:, :-1].contiguous(), "targets": targets}
+        if self.counts.items_cut:
+            _log.warning(
+                "%d of %d conversations were cut at sequence_len %d, %d tokens lost",
+                *(self.counts.items_cut, self.counts.items, self.sequence_len, self.counts.cropped),
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iteration stands after the last batch; see `PretrainStream.state_dict`."""
+        if self._cursor is None or self._rows is None:
+            return {}
+        return {"cursor": self._cursor.state_dict(), "packer": self._rows.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next iteration continues from `state`, made with the same source and settings (batch size excepted)."""
+        self._restored = state or None
+
+    def _rendered(self, cursor: ItemCursor) -> Iterator[Masked]:
+        for conversation in cursor:
+            cursor.num_taken += 1
+            yield render_conversation(self.tokenizer, conversation)

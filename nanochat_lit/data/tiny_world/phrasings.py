@@ -1,0 +1,58 @@
+"""Question patterns with alternatives, and the intents that they express.
+
+A pattern like "Who [made|built] [you|nanochat]?" stands for every choice of its alternatives. The split is by whole
+phrasing: a held-out phrasing is a new combination of words that training shows in other combinations.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from random import Random
+
+from nanochat_lit.data.tiny_world.splits import COMMON_PREFIX, normalise
+from nanochat_lit.data.tiny_world.turns import Expect, Turn, decorate, phrase_key
+
+
+def expand(pattern: str) -> tuple[str, ...]:
+    """Every phrasing of a pattern."""
+    pieces = []
+    rest = pattern
+    while "[" in rest:
+        before, _, rest = rest.partition("[")
+        choices, _, rest = rest.partition("]")
+        pieces += [(before,), tuple(choices.split("|"))]
+    pieces.append((rest,))
+    return tuple(dict.fromkeys(" ".join("".join(choice).split()) for choice in itertools.product(*pieces)))
+
+
+@dataclass(frozen=True)
+class Intent:
+    """One thing that people ask in many ways, with its answers."""
+
+    category: str
+    patterns: tuple[str, ...]
+    answers: tuple[str, ...]
+    expect: Expect = field(default_factory=dict)
+    common: tuple[str, ...] = ()
+    """Phrasings that always belong to training."""
+    phrasings: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        known = {normalise(phrasing): phrasing for pattern in self.patterns for phrasing in expand(pattern)}
+        common = {normalise(phrasing): phrasing for phrasing in self.common}
+        # Listed several times, since everybody asks these.
+        object.__setattr__(self, "phrasings", (*(common.values()), *(common.values()), *(known | common).values()))
+        object.__setattr__(self, "_common_keys", frozenset(common))
+
+    def make(self, rng: Random) -> Turn:
+        """A turn in one of the phrasings."""
+        question = rng.choice(self.phrasings)
+        is_common = normalise(question) in self._common_keys  # type: ignore[attr-defined]
+        return Turn(
+            category=self.category,
+            key=(COMMON_PREFIX if is_common else "") + phrase_key(self.category, question),
+            question=decorate(rng, question),
+            answer=rng.choice(self.answers),
+            expect=self.expect,
+        )

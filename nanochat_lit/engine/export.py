@@ -1,0 +1,160 @@
+"""The portable folder that engine, server and evaluation read: weights, tokenizer, generation defaults, provenance.
+
+config.json  model.safetensors  tokenizer.model  tokenizer.json  generation.json  provenance.json
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.hardware import default_device
+from nanochat_lit.common.paths import read_json, write_json
+from nanochat_lit.model import GPT
+from nanochat_lit.model.export import load_model, save_model
+from nanochat_lit.tokenizer import Tokenizer
+
+EXPORT_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.model",
+    "tokenizer.json",
+    "generation.json",
+    "provenance.json",
+)
+
+_DEFAULTS: tuple[tuple[str, float | int], ...] = (("temperature", 0.6), ("top_k", 50), ("max_new_tokens", 256))
+
+
+def save_export(
+    folder: str | Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    generation: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an export; the folder appears whole or not at all, and replaces an older export of that name.
+
+    Args:
+        folder: Where; missing parents are made.
+        model: Its weights and config.
+        tokenizer: The one it was trained with.
+        generation: What chat uses unless told otherwise: temperature, top_k, max_new_tokens; missing ones get defaults.
+        provenance: How the model was made, plain JSON; the tokenizer's fingerprint is added.
+
+    Raises:
+        UserError: If the tokenizer is another model's, a generation setting is unknown, or the folder holds other things.
+    """
+    target = Path(os.path.abspath(folder))  # noqa: PTH100 (resolve would follow a link and replace what it points to)
+    _check_vocabulary(model, tokenizer, target)
+    settings = dict(_DEFAULTS)
+    if unknown := sorted(set(generation or {}) - set(settings)):
+        raise UserError(f"unknown generation settings {unknown}; use {', '.join(settings)}")
+    settings.update(generation or {})
+    with _replaced_whole(target) as temporary:
+        save_model(model, temporary)
+        tokenizer.save(temporary)
+        write_json(temporary / "generation.json", settings)
+        write_json(
+            temporary / "provenance.json", {**(provenance or {}), "tokenizer_fingerprint": tokenizer.fingerprint}
+        )
+
+
+def load_export(
+    folder: str | Path,
+    device: str | torch.device | None = None,
+    compute_dtype: str = "auto",
+    *,
+    cast_weights: bool = False,
+) -> tuple[GPT, Tokenizer]:
+    """Read an export: the model in evaluation mode, and its tokenizer.
+
+    Args:
+        folder: What `save_export` wrote.
+        device: Where to put the model; None is the fastest device there is.
+        compute_dtype: "auto", "bfloat16", "float16" or "float32".
+        cast_weights: Also store the matrices in it: faster, same results, but no longer fit for training.
+
+    Raises:
+        UserError: If a file is missing, broken or of another export.
+    """
+    folder = Path(folder)
+    _check_files(folder)
+    tokenizer = Tokenizer.load(folder)
+    provenance = read_json(folder / "provenance.json")
+    expected = provenance.get("tokenizer_fingerprint") if isinstance(provenance, dict) else None
+    if expected != tokenizer.fingerprint:
+        raise UserError(f"the tokenizer in {folder} is not the one of its model (of another export?); export again")
+    device = default_device() if device is None else device
+    model = load_model(folder, device, compute_dtype, cast_weights=cast_weights)
+    _check_vocabulary(model, tokenizer, folder)
+    return model.eval(), tokenizer
+
+
+def load_generation_defaults(folder: str | Path) -> dict[str, Any]:
+    """The generation settings of an export: temperature, top_k and max_new_tokens.
+
+    Args:
+        folder: What `save_export` wrote.
+
+    Raises:
+        UserError: If the file is missing, broken, or holds something else.
+    """
+    path = Path(folder) / "generation.json"
+    _check_files(Path(folder))
+    settings = read_json(path)
+    names = [name for name, _ in _DEFAULTS]
+    if not isinstance(settings, dict) or sorted(settings) != sorted(names):
+        raise UserError(f"{path} must hold exactly {', '.join(names)}; export again")
+    return settings
+
+
+def _check_files(folder: Path) -> None:
+    missing = [name for name in EXPORT_FILES if not (folder / name).is_file()]
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; give the export folder of a run, such as runs/quickstart/export")
+    if missing:
+        raise UserError(
+            f"{folder} is not a whole export: {', '.join(missing)} missing; give the export folder of a run, "
+            "such as runs/quickstart/export"
+        )
+
+
+def _check_vocabulary(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise UserError(
+            f"{folder}: the model has a vocabulary of {model.config.vocab_size} and the tokenizer one of "
+            f"{tokenizer.vocab_size}; they belong to different exports"
+        )
+
+
+@contextlib.contextmanager
+def _replaced_whole(target: Path) -> Iterator[Path]:
+    """A temporary sibling folder that takes the target's name when the block ends without an error."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; give a folder for the export")
+    foreign = sorted({path.name for path in target.iterdir()} - set(EXPORT_FILES)) if target.exists() else []
+    if foreign:
+        raise UserError(f"{target} holds {foreign[0]}, which is no part of an export; give a new or empty folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    workplace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        new = workplace / "new"
+        new.mkdir()  # not the workplace itself: mkdtemp's folder is closed to other users
+        yield new
+        if target.exists():
+            target.rename(workplace / "old")  # two renames: nothing replaces a filled folder in one step everywhere
+        try:
+            new.rename(target)
+        except OSError:
+            if (workplace / "old").exists():
+                (workplace / "old").rename(target)
+            raise
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)

@@ -1,0 +1,55 @@
+"""Tool calls inside a token stream: what a row still has to say by force, and when it ends.
+
+After <|python_end|> the text since <|python_start|> goes to the calculator and
+
+    <|output_start|> result <|output_end|>
+
+is forced into the row. An expression that cannot be calculated forces nothing, as in nanochat: the model goes on by itself
+(an error text in the stream would be something it never saw in training).
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nanochat_lit.engine.calculator import calculate
+from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END, OUTPUT_END, OUTPUT_START, PYTHON_END, PYTHON_START
+
+
+@dataclass(slots=True)
+class ToolRow:
+    """One row of generation: feed it every token it emits, ask it for forced ones."""
+
+    tokenizer: Tokenizer
+    calculator: Callable[[str], str | None] = calculate
+    has_ended: bool = False
+    """Whether <|assistant_end|> or <|bos|> was emitted."""
+    _forced: deque[int] = field(default_factory=deque)
+    _expression_ids: list[int] | None = None
+
+    def next_forced(self) -> int | None:
+        """The token this row must emit now, or None when it may sample one."""
+        return self._forced.popleft() if self._forced else None
+
+    def observe(self, token_id: int) -> None:
+        """Take note of an emitted token, forced or sampled."""
+        special = self.tokenizer.special_ids
+        if token_id in (special[ASSISTANT_END], self.tokenizer.bos_id):
+            self.has_ended = True
+        elif token_id == special[PYTHON_START]:
+            self._expression_ids = []
+        elif token_id == special[PYTHON_END]:
+            if self._expression_ids is not None:
+                self._call(self.tokenizer.decode(self._expression_ids))
+            self._expression_ids = None
+        elif self._expression_ids is not None:
+            self._expression_ids.append(token_id)
+
+    def _call(self, expression: str) -> None:
+        result = self.calculator(expression)
+        if result is not None:
+            special = self.tokenizer.special_ids
+            self._forced.append(special[OUTPUT_START])
+            self._forced.extend(self.tokenizer.encode(result))
+            self._forced.append(special[OUTPUT_END])

@@ -1,0 +1,1 @@
+"""Measures of a model: bits per byte, accuracy in the tiny world, sample completions."""

@@ -1,0 +1,150 @@
+"""Bits per byte: a loss that does not depend on the vocabulary, so that models with different tokenizers compare.
+
+The sum of the token losses (nats) over targets that stand for text, divided by ln 2 times the bytes they stand for.
+Control tokens stand for no text and count neither as loss nor as bytes.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.model import GPT, IGNORE_INDEX
+from nanochat_lit.tokenizer import Tokenizer
+
+PIECES_PER_SORT = 64
+"""Micro-batches' worth of pieces that are sorted by length at a time; bounds memory, keeps padding small."""
+
+
+class BitsPerByte(Metric):
+    """Bits per byte of all updates, over all ranks.
+
+    Sums are float64: in float32 a long validation run would stop counting small terms. NaN before the first byte.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = False
+    nats: Tensor
+    num_bytes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("num_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, token_losses: Tensor, targets: Tensor, token_bytes: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            token_losses: Loss of each target, nats, any shape.
+            targets: Token ids, as many as losses; IGNORE_INDEX (-1) is left out.
+            token_bytes: (V,) bytes that each token id stands for, from `Tokenizer.token_bytes`.
+        """
+        targets, token_losses = targets.reshape(-1), token_losses.detach().reshape(-1)
+        lengths = token_bytes.to(targets.device)[targets.clamp(min=0)]
+        lengths = torch.where(targets == IGNORE_INDEX, 0, lengths)
+        # where, not a product: the loss of a target that is left out may be anything, NaN included
+        counted = torch.where(lengths > 0, token_losses.to(torch.float64), 0.0)
+        self.nats += counted.sum().to(self.nats.device)
+        self.num_bytes += lengths.sum(dtype=torch.int64).to(self.num_bytes.device)
+
+    def compute(self) -> Tensor:
+        """Bits per byte, a float64 scalar; NaN if no byte was counted."""
+        return self.nats / (math.log(2) * self.num_bytes.to(torch.float64))
+
+
+def evaluate_documents(
+    model: GPT,
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    max_docs: int | None = None,
+    micro_batch_size: int = 8,
+) -> dict[str, float]:
+    """Bits per byte of whole documents: none is dropped or cropped, every byte counts once.
+
+    A document's tokens are cut into pieces of at most sequence_len; each piece is predicted from <|bos|> on.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        texts: Documents.
+        max_docs: Stop after this many; None reads all.
+        micro_batch_size: Pieces per forward pass.
+
+    Returns:
+        bpb, and counts of documents, tokens, bytes (UTF-8) and seconds.
+
+    Raises:
+        UserError: If max_docs or micro_batch_size is below 1, or there is no text.
+    """
+    for name, value in (("max_docs", max_docs), ("micro_batch_size", micro_batch_size)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+    start_s = time.perf_counter()
+    counts = {"documents": 0, "tokens": 0}
+
+    def counted() -> Iterator[str]:
+        for text in islice(texts, max_docs):
+            counts["documents"] += 1
+            yield text
+
+    metric = BitsPerByte()
+    token_bytes = tokenizer.token_bytes().to(model.device)
+    with torch.inference_mode():
+        for batch in document_batches(counted(), tokenizer, model.config.sequence_len, micro_batch_size):
+            inputs, targets = batch["inputs"].to(model.device), batch["targets"].to(model.device)
+            counts["tokens"] += int((targets != IGNORE_INDEX).sum())
+            metric.update(model(inputs, targets, reduction="none"), targets, token_bytes)
+    num_bytes = int(metric.num_bytes)
+    if num_bytes == 0:
+        raise UserError(f"no text in {counts['documents']} documents; bits per byte needs at least one byte")
+    bpb = float(metric.compute())
+    return {"bpb": bpb, **counts, "bytes": num_bytes, "seconds": time.perf_counter() - start_s}
+
+
+def document_batches(
+    texts: Iterable[str], tokenizer: Tokenizer, sequence_len: int, micro_batch_size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Whole documents as batches of pieces that each begin with <|bos|>; every token is a target exactly once.
+
+    Args:
+        texts: Documents.
+        tokenizer: Encodes them.
+        sequence_len: Longest piece in tokens.
+        micro_batch_size: Pieces in a batch; pieces of similar lengths go together.
+
+    Yields:
+        {"inputs", "targets"}, (B, T) int64 each with T at most sequence_len; targets are IGNORE_INDEX on padding.
+    """
+    pieces = (piece for text in texts for piece in _cut(tokenizer.encode(text), sequence_len))
+    for batch in _batches(pieces, micro_batch_size):
+        inputs, targets = _pad(batch, tokenizer.bos_id)
+        yield {"inputs": inputs, "targets": targets}
+
+
+def _cut(token_ids: list[int], sequence_len: int) -> Iterator[list[int]]:
+    """Runs of at most sequence_len tokens, the targets of one piece each; together all tokens once."""
+    for start in range(0, len(token_ids), sequence_len):
+        yield token_ids[start : start + sequence_len]
+
+
+def _batches(pieces: Iterator[list[int]], micro_batch_size: int) -> Iterator[list[list[int]]]:
+    """All pieces, in batches of similar lengths."""
+    while window := list(islice(pieces, PIECES_PER_SORT * micro_batch_size)):
+        window.sort(key=len, reverse=True)
+        for start in range(0, len(window), micro_batch_size):
+            yield window[start : start + micro_batch_size]
+
+
+def _pad(pieces: list[list[int]], bos_id: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, T) of pieces, filled on the right, where causal attention lets padding change nothing."""
+    length = max(map(len, pieces))
+    inputs = [[bos_id, *piece[:-1]] + [bos_id] * (length - len(piece)) for piece in pieces]
+    targets = [piece + [IGNORE_INDEX] * (length - len(piece)) for piece in pieces]
+    return torch.tensor(inputs), torch.tensor(targets)

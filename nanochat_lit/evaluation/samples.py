@@ -1,0 +1,89 @@
+"""Completions of a few prompts, to see with one's own eyes what a model has learnt."""
+
+from collections.abc import Sequence
+
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.tokenizer import parse_completion, render_for_completion
+
+BASE_PROMPTS = (
+    "The capital of France is",
+    "The opposite of hot is",
+    "If yesterday was Friday, then tomorrow will be",
+    "Once upon a time there was",
+    "The planets of the solar system are:",
+)
+"""What a base model is asked to go on with."""
+
+CHAT_PROMPTS = ("Hello!", "Who are you?", "What is 127 plus 358?", "What is the capital of France?")
+"""What a chat model is asked."""
+
+
+def complete_texts(
+    engine: Engine,
+    prompts: Sequence[str],
+    max_new_tokens: int = 32,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """How a base model goes on with each text.
+
+    Args:
+        engine: Model and tokenizer.
+        prompts: Beginnings of documents.
+        max_new_tokens: Longest continuation in tokens.
+        temperature: 0 is greedy.
+        top_k: Sample among this many likeliest tokens; None or 0 is all.
+        seed: Of the samples.
+
+    Returns:
+        Continuations, without the prompts.
+    """
+    token_ids = [engine.tokenizer.encode(prompt, prepend_bos=True) for prompt in prompts]
+    completions = engine.generate_batch(token_ids, max_new_tokens, temperature, top_k, seed)
+    return [engine.tokenizer.decode(completion) for completion in completions]
+
+
+def answer_messages(
+    engine: Engine,
+    prompts: Sequence[str],
+    max_new_tokens: int = 128,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """What a chat model answers to each user message, calculator calls written as [expression = result].
+
+    Args:
+        engine: Model and tokenizer.
+        prompts: User messages, one conversation each.
+        max_new_tokens: Longest answer in tokens.
+        temperature: 0 is greedy.
+        top_k: Sample among this many likeliest tokens; None or 0 is all.
+        seed: Of the samples.
+    """
+    conversations = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
+    token_ids = [render_for_completion(engine.tokenizer, conversation) for conversation in conversations]
+    completions = engine.generate_batch(token_ids, max_new_tokens, temperature, top_k, seed)
+    return [readable(parse_completion(engine.tokenizer, completion)) for completion in completions]
+
+
+def readable(parts: Sequence[dict[str, str]]) -> str:
+    """One text from the parts of an answer, with calls and results in brackets.
+
+    Args:
+        parts: As `parse_completion` gives them.
+    """
+    pieces: list[str] = []
+    is_open = False
+    for part in parts:
+        is_result = part["type"] == "python_output"
+        if is_open:
+            pieces.append(" = " if is_result else "]")
+        pieces.append(
+            {"text": "", "python": "[", "python_output": "" if is_open else "[= "}[part["type"]] + part["text"]
+        )
+        is_open = part["type"] == "python"
+        if is_result:
+            pieces.append("]")
+    return "".join(pieces) + ("]" if is_open else "")

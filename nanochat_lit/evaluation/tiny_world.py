@@ -1,0 +1,77 @@
+"""The examination of the tiny world: greedy answers to held-out questions, judged item by item."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.evaluation.samples import readable
+from nanochat_lit.tasks.tiny_world import judge
+from nanochat_lit.tokenizer import parse_completion, render_for_completion
+
+
+def examine(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int = 128) -> dict[str, Any]:
+    """Ask every item and judge the answers.
+
+    An item whose conversation leaves no room in the model's context counts as failed, and says so in its transcript.
+
+    Args:
+        engine: Model and tokenizer.
+        items: Of `data.tiny_world.examination`: messages that end with a user turn, category, expect.
+        max_new_tokens: Longest answer in tokens.
+
+    Returns:
+        accuracy (over all items), categories (name -> accuracy, correct, count), and failures: a list of category,
+        question, answer and expect of every wrong item.
+
+    Raises:
+        UserError: If there are no items, or one is malformed.
+    """
+    if not items:
+        raise UserError("the examination has no items; give a file or a number per category of at least 1")
+    completions = _answer(engine, items, max_new_tokens)
+    correct: dict[str, int] = defaultdict(int)
+    count: dict[str, int] = defaultdict(int)
+    failures: list[dict[str, Any]] = []
+    for item, token_ids in zip(items, completions, strict=True):
+        parts = [] if token_ids is None else parse_completion(engine.tokenizer, token_ids)
+        text = "".join(part["text"] for part in parts if part["type"] == "text")
+        calls = [part["text"] for part in parts if part["type"] == "python"]
+        is_right = token_ids is not None and judge(item, text, calls)
+        count[item["category"]] += 1
+        correct[item["category"]] += is_right
+        if not is_right:
+            answer = "(the conversation does not fit the model's context)" if token_ids is None else readable(parts)
+            failures.append(_failure(item, answer))
+    categories = {
+        name: {"accuracy": correct[name] / count[name], "correct": correct[name], "count": count[name]}
+        for name in sorted(count)
+    }
+    return {"accuracy": sum(correct.values()) / len(items), "categories": categories, "failures": failures}
+
+
+def _answer(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int) -> list[list[int] | None]:
+    """Completions in the order of the items; None where the prompt is longer than the context."""
+    prompts: list[list[int]] = []
+    for index, item in enumerate(items):
+        if not {"messages", "category", "expect"} <= set(item):
+            raise UserError(f"item {index} of the examination lacks one of messages, category, expect")
+        prompts.append(render_for_completion(engine.tokenizer, {"messages": item["messages"]}))
+    context = engine.model.config.sequence_len
+    fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= context]
+    answers: list[list[int] | None] = [None] * len(items)
+    completions = engine.generate_batch([prompts[index] for index in fitting], max_new_tokens)
+    for index, completion in zip(fitting, completions, strict=True):
+        answers[index] = completion
+    return answers
+
+
+def _failure(item: dict[str, Any], answer: str) -> dict[str, Any]:
+    question = "\n".join(_spoken(message) for message in item["messages"])
+    return {"category": item["category"], "question": question, "answer": answer, "expect": item["expect"]}
+
+
+def _spoken(message: dict[str, Any]) -> str:
+    content = message["content"]
+    return f"{message['role']}: {content if isinstance(content, str) else readable(content)}"

@@ -1,0 +1,8 @@
+"""The GPT core: plain PyTorch, no trainer."""
+
+from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.model.gpt import GPT
+from nanochat_lit.model.kv_cache import KVCache
+from nanochat_lit.model.loss import IGNORE_INDEX
+
+__all__ = ["GPT", "IGNORE_INDEX", "GPTConfig", "KVCache"]

@@ -1,0 +1,149 @@
+"""The shape of a GPT: seven numbers and letters, nanochat's field names."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from nanochat_lit.common.errors import UserError
+
+VOCAB_MULTIPLE = 64
+"""Embedding and unembedding rows are padded up to a multiple of this (tensor cores like it); logits are cropped back."""
+
+SMEAR_GATE_CHANNELS = 24
+"""Leading channels of the embedding that the smear gate reads."""
+
+VALUE_GATE_CHANNELS = 12
+"""Leading channels of the attention input that the value-embedding gate reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """Dimensions of a GPT.
+
+    Raises:
+        UserError: If the dimensions do not fit together.
+    """
+
+    sequence_len: int = 2048
+    """Longest sequence in tokens, the context of training and inference."""
+    vocab_size: int = 32768
+    """Number of token ids."""
+    n_layer: int = 12
+    """Number of transformer blocks; equals the depth dial."""
+    n_head: int = 6
+    """Query heads per layer."""
+    n_kv_head: int = 6
+    """Key/value heads per layer; fewer than n_head (must divide it) is grouped-query attention."""
+    n_embd: int = 768
+    """Width of the residual stream in channels."""
+    window_pattern: str = "SSSL"
+    """Attention window per layer, tiled over the layers: L full context, S a quarter of it; the last layer is always L."""
+
+    def __post_init__(self) -> None:
+        for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; "
+                f"use n_embd {math.ceil(self.n_embd / self.n_head) * self.n_head} or another number of heads"
+            )
+        if self.head_dim % 2:
+            raise UserError(
+                f"the head dimension n_embd/n_head = {self.head_dim} is odd; rotary positions need an even one"
+            )
+        if self.n_head % self.n_kv_head:
+            raise UserError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}")
+        if self.n_embd < SMEAR_GATE_CHANNELS:
+            raise UserError(
+                f"n_embd {self.n_embd} is below {SMEAR_GATE_CHANNELS}, the channels that the smear gate reads"
+            )
+        if not self.window_pattern or set(self.window_pattern.upper()) - set("SL"):
+            raise UserError(
+                f"window_pattern {self.window_pattern!r} may hold only the letters S (short) and L (long), as in SSSL"
+            )
+
+    @classmethod
+    def from_depth(
+        cls,
+        depth: int,
+        *,
+        vocab_size: int = 32768,
+        sequence_len: int = 2048,
+        head_dim: int = 128,
+        aspect_ratio: int = 64,
+        n_kv_head: int | None = None,
+        n_embd: int | None = None,
+        n_head: int | None = None,
+        window_pattern: str = "SSSL",
+    ) -> "GPTConfig":
+        """Derive every dimension from the one dial.
+
+        Args:
+            depth: Number of layers; width is depth * aspect_ratio, rounded up to whole heads.
+            vocab_size: Number of token ids.
+            sequence_len: Context in tokens.
+            head_dim: Channels per attention head.
+            aspect_ratio: Channels of width per layer of depth.
+            n_kv_head: Key/value heads; None means as many as query heads.
+            n_embd: Width set by hand; None derives it.
+            n_head: Query heads set by hand; None derives them from the width and head_dim.
+            window_pattern: Attention windows, letters S and L tiled over the layers.
+
+        Raises:
+            UserError: If the dimensions do not fit together.
+        """
+        if depth < 1 or head_dim < 2 or aspect_ratio < 1:
+            raise UserError(
+                f"depth {depth}, head_dim {head_dim}, aspect_ratio {aspect_ratio}: "
+                "depth and aspect_ratio must be at least 1 and head_dim at least 2"
+            )
+        width = n_embd if n_embd is not None else math.ceil(depth * aspect_ratio / head_dim) * head_dim
+        heads = n_head if n_head is not None else max(1, width // head_dim)
+        return cls(
+            sequence_len=sequence_len,
+            vocab_size=vocab_size,
+            n_layer=depth,
+            n_head=heads,
+            n_kv_head=heads if n_kv_head is None else n_kv_head,
+            n_embd=width,
+            window_pattern=window_pattern.upper(),
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
+        """Read a config from JSON fields, refusing unknown and missing ones by name."""
+        names = {field.name for field in fields(cls)}
+        unknown, missing = sorted(set(values) - names), sorted(names - set(values))
+        if unknown or missing:
+            raise UserError(f"not a nanochat-lit model config: unknown fields {unknown}, missing fields {missing}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The seven fields, ready for JSON."""
+        return asdict(self)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding tables."""
+        return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Per layer, how many tokens before itself a query sees."""
+        short = math.ceil(self.sequence_len / 4 / 128) * 128
+        pattern = self.window_pattern.upper()
+        letters = [pattern[i % len(pattern)] for i in range(self.n_layer)]
+        letters[-1] = "L"
+        return tuple(self.sequence_len if letter == "L" else short for letter in letters)
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether this layer adds a value embedding: every second one, the last always."""
+        return layer % 2 == (self.n_layer - 1) % 2

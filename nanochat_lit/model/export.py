@@ -1,0 +1,71 @@
+"""A model as two files that anybody can read: config.json and model.safetensors. No pickle."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.hardware import resolve_compute_dtype
+from nanochat_lit.common.paths import read_json, write_json
+from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.model.gpt import GPT
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def save_model(model: GPT, folder: str | Path) -> None:
+    """Write config.json and model.safetensors into a folder that exists.
+
+    Matrices keep their float32 masters, tables the dtype they are stored in, so that training can go on from the files.
+    """
+    folder = Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_json(folder / CONFIG_FILE, model.config.to_dict())
+
+
+def load_model(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    compute_dtype: str = "auto",
+    *,
+    cast_weights: bool = False,
+) -> GPT:
+    """Read a model that `save_model` wrote.
+
+    Args:
+        folder: Holds config.json and model.safetensors.
+        device: Where to put it.
+        compute_dtype: "auto", "bfloat16", "float16" or "float32".
+        cast_weights: Store the matrices in the compute dtype too (for inference only).
+
+    Raises:
+        UserError: If a file is missing or broken, or the weights are those of another shape.
+    """
+    folder = Path(folder)
+    fields = read_json(folder / CONFIG_FILE)
+    if not isinstance(fields, dict):
+        raise UserError(f"{folder / CONFIG_FILE} does not hold a model config")
+    config = GPTConfig.from_dict(fields)
+    path = folder / WEIGHTS_FILE
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; give the folder of an export") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off, export again") from None
+    with torch.device("meta"):
+        model = GPT(config)
+    expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise UserError(f"{path} is not the model that {CONFIG_FILE} describes: {len(odd)} tensors differ, first {odd[0]}")
+    model.load_state_dict(tensors, assign=True)
+    model.requires_grad_(True)
+    model.cos, model.sin = torch.empty(0), torch.empty(0)
+    model.to(device)
+    return model.set_compute_dtype(resolve_compute_dtype(compute_dtype, device), cast_weights=cast_weights)

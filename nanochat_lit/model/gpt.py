@@ -1,0 +1,292 @@
+"""The GPT of nanochat in plain PyTorch.
+
+Rotary positions, QK-norm, RMSNorm without weights, relu squared, value embeddings on every second layer, per-layer
+residual scalars, smear (each token takes a little of the one before), backout (the middle of the network is partly
+subtracted from the end), sliding windows, softcapped logits. Parameter names are those of nanochat's checkpoints.
+
+Precision: no autocast. Linear weights are kept in float32 and cast to the activations' dtype where they are used;
+embedding tables are kept in the compute dtype (in float32 when that is float16, whose range is too small for them).
+
+Shapes: B rows, T tokens, C channels (n_embd), H heads, Hkv key/value heads, D head dim, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.model.attention import causal_attention
+from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
+from nanochat_lit.model.kv_cache import KVCache
+from nanochat_lit.model.loss import chunk_losses_and_gradient, softcap, softcapped_cross_entropy
+from nanochat_lit.model.rotary import rotary_tables, rotate
+
+QK_SCALE = 1.2
+"""Queries and keys are sharpened by this after QK-norm."""
+
+VALUE_GATE_SCALE = 3.0
+"""The value-embedding gate reaches up to this."""
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def norm(x: Tensor) -> Tensor:
+    """Root-mean-square norm over the last dimension, without a learnable weight."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+class Linear(nn.Linear):
+    """A bias-free linear layer that computes in its input's dtype, whatever dtype its weight is stored in."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head (or grouped-query) causal attention with rotary positions, QK-norm and an optional value embedding."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.window = config.windows[layer]
+        self.head_dim = config.head_dim
+        self.c_q = Linear(config.n_embd, config.n_head * config.head_dim)
+        self.c_k = Linear(config.n_embd, config.n_kv_head * config.head_dim)
+        self.c_v = Linear(config.n_embd, config.n_kv_head * config.head_dim)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+        if config.has_value_embedding(layer):
+            self.ve_gate = Linear(min(VALUE_GATE_CHANNELS, config.n_embd), config.n_kv_head)
+
+    def forward(
+        self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, kv_cache: KVCache | None
+    ) -> Tensor:
+        rows, length, _ = x.shape
+        q = self.c_q(x).view(rows, length, -1, self.head_dim)
+        k = self.c_k(x).view(rows, length, -1, self.head_dim)
+        v = self.c_v(x).view(rows, length, -1, self.head_dim)
+        if value_embedding is not None:
+            gate = VALUE_GATE_SCALE * torch.sigmoid(self.ve_gate(x[..., : self.ve_gate.in_features]))  # (B, T, Hkv)
+            v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
+        q = norm(rotate(q, cos, sin)) * QK_SCALE
+        k = norm(rotate(k, cos, sin)) * QK_SCALE
+        if kv_cache is not None:
+            k, v = kv_cache.append(self.layer, k, v)
+        return self.c_proj(causal_attention(q, k, v, self.window).reshape(rows, length, -1))
+
+
+class MLP(nn.Module):
+    """Two linear layers around relu squared (So et al. 2021, Primer. https://arxiv.org/abs/2109.08668)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.relu(self.c_fc(x)).square())
+
+
+class Block(nn.Module):
+    """One transformer layer: attention and MLP, each on a normed input, added to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, kv_cache: KVCache | None
+    ) -> Tensor:
+        x = x + self.attn(norm(x), value_embedding, cos, sin, kv_cache)
+        return x + self.mlp(norm(x))
+
+
+class GPT(nn.Module):
+    """A GPT of the given shape. Call `init_weights` (or load weights) before use.
+
+    Args:
+        config: Its dimensions.
+        compute_dtype: Dtype of activations and matrix products.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        vocabulary, kv_width = config.padded_vocab_size, config.n_kv_head * config.head_dim
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(vocabulary, config.n_embd),
+                "h": nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)]),
+            }
+        )
+        self.lm_head = Linear(config.n_embd, vocabulary)
+        self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))
+        self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))
+        self.smear_gate = Linear(SMEAR_GATE_CHANNELS, 1)
+        self.smear_lambda = nn.Parameter(torch.zeros(1))
+        self.backout_lambda = nn.Parameter(torch.zeros(1))
+        self.value_embeds = nn.ModuleDict(
+            {
+                str(layer): nn.Embedding(vocabulary, kv_width)
+                for layer in range(config.n_layer)
+                if config.has_value_embedding(layer)
+            }
+        )
+        self.register_buffer("cos", torch.empty(0), persistent=False)
+        self.register_buffer("sin", torch.empty(0), persistent=False)
+        self.compute_dtype = compute_dtype
+        self.set_compute_dtype(compute_dtype)
+        self._features: Callable[..., Tensor] = self.features
+        self._chunk_function = chunk_losses_and_gradient
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    def set_compute_dtype(self, dtype: torch.dtype, *, cast_weights: bool = False) -> "GPT":
+        """Choose the dtype of activations; moves the embedding tables to their storage dtype and returns self.
+
+        Args:
+            dtype: bfloat16, float16 or float32.
+            cast_weights: Also store the matrices in it (inference: half the memory traffic, no casts).
+        """
+        self.compute_dtype = dtype
+        table_dtype = torch.float32 if dtype == torch.float16 and not cast_weights else dtype
+        for table in self.modules():
+            if isinstance(table, nn.Embedding):
+                table.to(table_dtype)
+            elif isinstance(table, Linear) and cast_weights:
+                table.to(dtype)
+        self._set_rotary_tables()
+        return self
+
+    def _set_rotary_tables(self) -> None:
+        cos, sin = rotary_tables(self.config.sequence_len, self.config.head_dim, device=self.device)
+        self.cos, self.sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Set every parameter and table; a model made on the meta device is whole after `to_empty` and this.
+
+        Args:
+            generator: Source of randomness; None uses torch's global one.
+        """
+        config = self.config
+        bound = (3.0 / config.n_embd) ** 0.5
+        _normal(self.transformer["wte"].weight, 0.8, generator)
+        _normal(self.lm_head.weight, 0.001, generator)
+        for table in self.value_embeds.values():
+            _uniform(table.weight, -bound, bound, generator)
+        for layer, block in enumerate(self.blocks):
+            for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
+                _uniform(matrix.weight, -bound, bound, generator)
+            _uniform(block.mlp.c_fc.weight, -0.4 * bound, 0.4 * bound, generator)
+            block.attn.c_proj.weight.zero_()
+            block.mlp.c_proj.weight.zero_()
+            if config.has_value_embedding(layer):
+                _uniform(block.attn.ve_gate.weight, 0.0, 0.02, generator)
+        progress = torch.linspace(0.0, 1.0, config.n_layer) if config.n_layer > 1 else torch.zeros(1)
+        self.resid_lambdas.copy_(1.15 - 0.10 * progress)
+        self.x0_lambdas.copy_(0.20 - 0.15 * progress)
+        _uniform(self.smear_gate.weight, 0.0, 0.02, generator)
+        self.smear_lambda.zero_()
+        self.backout_lambda.fill_(0.2)
+        self._set_rotary_tables()
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The transformer layers, first to last."""
+        return list(self.transformer["h"])  # type: ignore[arg-type]
+
+    def compile_for_training(self) -> None:
+        """Compile the two hot parts: everything up to the last norm, and one chunk of the loss. Keys stay unchanged."""
+        self._features = torch.compile(self.features, dynamic=False)
+        self._chunk_function = torch.compile(chunk_losses_and_gradient, dynamic=False)
+
+    def features(self, inputs: Tensor, kv_cache: KVCache | None = None) -> Tensor:
+        """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids."""
+        position = 0 if kv_cache is None else kv_cache.position
+        length = inputs.shape[1]
+        cos, sin = self.cos[position : position + length], self.sin[position : position + length]
+        x = norm(self.transformer["wte"](inputs).to(self.compute_dtype))
+        x = self._smear(x, kv_cache)
+        first, middle = x, x
+        for layer, block in enumerate(self.blocks):
+            x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * first
+            table = self.value_embeds[str(layer)] if self.config.has_value_embedding(layer) else None
+            value_embedding = None if table is None else table(inputs).to(x.dtype)
+            x = block(x, value_embedding, cos, sin, kv_cache)
+            if layer == self.config.n_layer // 2:
+                middle = x
+        if kv_cache is not None:
+            kv_cache.position = position + length
+        return norm(x - self.backout_lambda.to(x.dtype) * middle)
+
+    def _smear(self, x: Tensor, kv_cache: KVCache | None) -> Tensor:
+        """Add to each token a gated share of the un-smeared token before it; the very first has none."""
+        gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., :SMEAR_GATE_CHANNELS]))  # (B, T, 1)
+        previous = None
+        if kv_cache is not None:
+            previous, kv_cache.previous_embedding = kv_cache.previous_embedding, x[:, -1:]
+        if previous is not None:
+            return x + gate * torch.cat((previous, x[:, :-1]), dim=1)
+        return torch.cat((x[:, :1], x[:, 1:] + gate[:, 1:] * x[:, :-1]), dim=1)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        targets: Tensor | None = None,
+        reduction: str = "mean",
+        kv_cache: KVCache | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits, or the loss when targets are given.
+
+        Args:
+            inputs: (B, T) token ids.
+            targets: (B, T) ids of the next tokens; IGNORE_INDEX (-1) does not count.
+            reduction: Of the loss: "mean" over the kept targets, "sum", or "none" for (B, T).
+            kv_cache: Holds the tokens before these and takes these in.
+            last_only: Logits of the last position alone, (B, 1, V).
+
+        Returns:
+            Float32 logits (B, T, V), softcapped, or the float32 loss in nats.
+
+        Raises:
+            UserError: If the tokens do not fit the context.
+        """
+        end = inputs.shape[1] + (0 if kv_cache is None else kv_cache.position)
+        if end > self.config.sequence_len:
+            raise UserError(
+                f"{end} tokens do not fit the model's context of {self.config.sequence_len}; shorten the input"
+            )
+        if reduction not in REDUCTIONS:
+            raise UserError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+        weight = self.lm_head.weight
+        if self.config.vocab_size != weight.shape[0]:
+            weight = weight[: self.config.vocab_size]
+        if targets is not None:
+            hidden = self._features(inputs) if kv_cache is None else self.features(inputs, kv_cache)
+            return softcapped_cross_entropy(hidden, weight, targets, reduction, self._chunk_function)
+        hidden = self.features(inputs, kv_cache)
+        if last_only:
+            hidden = hidden[:, -1:]
+        return softcap(F.linear(hidden, weight.to(hidden.dtype)))
+
+
+def _normal(parameter: Tensor, std: float, generator: torch.Generator | None) -> None:
+    parameter.copy_(torch.randn(parameter.shape, generator=generator, device=parameter.device) * std)
+
+
+def _uniform(parameter: Tensor, low: float, high: float, generator: torch.Generator | None) -> None:
+    parameter.copy_(torch.rand(parameter.shape, generator=generator, device=parameter.device) * (high - low) + low)

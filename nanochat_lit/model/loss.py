@@ -1,0 +1,127 @@
+"""Softcapped cross entropy that never holds the (tokens, vocabulary) logits whole.
+
+The rows are taken in chunks. Each chunk's logits are made, softcapped, turned into losses and at once into the gradients
+with respect to the hidden states and the unembedding, then dropped; backward only scales what is stored. Memory: one
+chunk of float32 logits instead of all of them (B*T = 4096, V = 32768: 512 MB), and the product that makes the logits is
+not computed a second time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = -1
+"""Target that is not trained on."""
+
+SOFTCAP = 15.0
+"""Logits are squeezed smoothly into (-SOFTCAP, SOFTCAP)."""
+
+CHUNK_ELEMENTS = 1 << 22
+"""Logits per chunk (16 MB in float32)."""
+
+
+def softcap(logits: Tensor) -> Tensor:
+    """Squeeze logits into (-SOFTCAP, SOFTCAP) in float32 (Gemma 2, https://arxiv.org/abs/2408.00118)."""
+    return SOFTCAP * torch.tanh(logits.float() / SOFTCAP)
+
+
+def chunk_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Losses of a few rows by the plain formula, nats; 0 where the target is ignored."""
+    logits = softcap(F.linear(hidden, weight))
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
+
+
+def chunk_losses_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of a chunk, and the gradient of their sum with respect to the raw logits.
+
+    Args:
+        logits: (N, V) raw logits in the compute dtype.
+        targets: (N,) token ids or IGNORE_INDEX.
+
+    Returns:
+        Scalar float32 sum of the losses, and (N, V) gradients in the dtype of the logits; ignored rows count nothing.
+    """
+    squeezed = torch.tanh(logits.float() * (1.0 / SOFTCAP))
+    kept = (targets != IGNORE_INDEX).unsqueeze(1)
+    index = targets.clamp(min=0).unsqueeze(1)
+    # The softcap bounds the logits by 15, so the exponentials cannot overflow and no running maximum is needed.
+    exponentials = torch.exp(SOFTCAP * squeezed)
+    total = exponentials.sum(dim=-1, keepdim=True)
+    losses = total.log() - SOFTCAP * torch.tanh(logits.gather(1, index).float() * (1.0 / SOFTCAP))
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    softmax_minus_one_hot = exponentials / total - (columns == index).float()
+    gradient = softmax_minus_one_hot * (1.0 - squeezed * squeezed) * kept
+    return (losses * kept).sum(), gradient.to(logits.dtype)
+
+
+ChunkFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Sum of the row losses; the gradients are ready when forward returns."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk_function: ChunkFunction) -> Tensor:
+        compute_weight = weight.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        chunk = rows_per_chunk(hidden.shape[0], weight.shape[0])
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
+            loss, gradient = chunk_function(hidden[part] @ compute_weight.T, targets[part])
+            total += loss
+            torch.mm(gradient, compute_weight, out=grad_hidden[part])
+            grad_weight += gradient.T @ hidden[part]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_weight = (grad_weight * grad_output).to(ctx.weight_dtype)
+        return grad_hidden * grad_output.to(grad_hidden.dtype), grad_weight, None, None
+
+
+def rows_per_chunk(num_rows: int, vocab_size: int) -> int:
+    """Rows whose logits are made at once: about CHUNK_ELEMENTS of them, in equal chunks (one shape, one compilation)."""
+    num_chunks = -(-num_rows * vocab_size // CHUNK_ELEMENTS)
+    return -(-num_rows // num_chunks)
+
+
+def softcapped_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    reduction: str = "mean",
+    chunk_function: ChunkFunction = chunk_losses_and_gradient,
+) -> Tensor:
+    """Cross entropy of softcapped logits, in chunks.
+
+    Args:
+        hidden: (B, T, C) final states in the compute dtype.
+        weight: (V, C) unembedding rows that are real tokens.
+        targets: (B, T) token ids; IGNORE_INDEX rows do not count.
+        reduction: "mean" over the kept targets (0 when there are none), "sum", or "none" for (B, T).
+        chunk_function: What turns a chunk of logits into losses and gradients; a compiled twin may be passed.
+
+    Returns:
+        Float32 loss in nats: a scalar, or (B, T) with 0 for ignored targets.
+    """
+    rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    if reduction == "none":
+        chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
+        compute_weight = weight.to(hidden.dtype)
+        parts = zip(rows.split(chunk), flat_targets.split(chunk), strict=True)
+        return torch.cat([chunk_losses(part, compute_weight, part_targets) for part, part_targets in parts]).view(
+            targets.shape
+        )
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        total = _ChunkedLoss.apply(rows, weight, flat_targets, chunk_function)
+    else:
+        total = softcapped_cross_entropy(hidden, weight, targets, "none").sum()
+    return total if reduction == "sum" else total / (flat_targets != IGNORE_INDEX).sum().clamp(min=1)  # type: ignore[no-any-return, operator]

@@ -1,0 +1,75 @@
+"""Which parameter is optimised how: nanochat's groups and constants."""
+
+from typing import Any
+
+from nanochat_lit.model.gpt import GPT
+
+ADAMW_EPS = 1e-10
+
+REFERENCE_WIDTH = 768
+"""Width at which the AdamW learning rates of the tables were tuned; others scale by (n_embd / 768) ** -0.5."""
+
+
+def param_groups(
+    model: GPT,
+    *,
+    unembedding_lr: float = 0.008,
+    embedding_lr: float = 0.3,
+    matrix_lr: float = 0.02,
+    scalar_lr: float = 0.5,
+    weight_decay: float = 0.28,
+) -> list[dict[str, Any]]:
+    """Parameter groups for `MuonAdamW`; each has a `name`, a `kind` and its hyper-parameters.
+
+    Args:
+        model: Whose parameters.
+        unembedding_lr: AdamW learning rate of lm_head at width 768.
+        embedding_lr: AdamW learning rate of the token embedding at width 768; value embeddings take half.
+        matrix_lr: Muon learning rate of the blocks' matrices.
+        scalar_lr: AdamW learning rate of x0_lambdas; resid_lambdas take a hundredth.
+        weight_decay: Of the Muon groups; the AdamW groups have their own constants.
+    """
+    scale = (model.config.n_embd / REFERENCE_WIDTH) ** -0.5
+    smear = [model.smear_lambda, model.backout_lambda, model.smear_gate.weight]
+    groups = [
+        _adamw("lm_head", [model.lm_head.weight], unembedding_lr * scale, (0.8, 0.96), 0.01),
+        _adamw("wte", [model.transformer["wte"].weight], embedding_lr * scale, (0.8, 0.995), 0.001),
+        _adamw(
+            "value_embeds",
+            [table.weight for table in model.value_embeds.values()],
+            0.5 * embedding_lr * scale,
+            (0.8, 0.995),
+            0.01,
+        ),
+        _adamw("resid_lambdas", [model.resid_lambdas], 0.01 * scalar_lr, (0.8, 0.95), 0.05),
+        _adamw("x0_lambdas", [model.x0_lambdas], scalar_lr, (0.96, 0.95), 0.0),
+        _adamw("smear", smear, 0.2, (0.8, 0.95), 0.0),
+    ]
+    matrices = [parameter for block in model.blocks for parameter in block.parameters()]
+    for shape in sorted({tuple(matrix.shape) for matrix in matrices}):
+        groups.append(
+            {
+                "name": "muon_" + "x".join(map(str, shape)),
+                "kind": "muon",
+                "params": [matrix for matrix in matrices if tuple(matrix.shape) == shape],
+                "lr": matrix_lr,
+                "momentum": 0.95,
+                "beta2": 0.9,
+                "weight_decay": weight_decay,
+            }
+        )
+    return groups
+
+
+def _adamw(
+    name: str, params: list[Any], lr: float, betas: tuple[float, float], weight_decay: float
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "kind": "adamw",
+        "params": params,
+        "lr": lr,
+        "betas": betas,
+        "eps": ADAMW_EPS,
+        "weight_decay": weight_decay,
+    }

@@ -1,0 +1,132 @@
+"""From a model's shape to how long, in which batches and at which rates to train it (spec: nanochat's scaling laws).
+
+The reference is a depth-12 model trained on batches of 2^19 tokens, where the learning rates and the weight decay were
+tuned. Tokens follow from a ratio of tokens to scaling parameters (Hoffmann et al. 2022, Chinchilla.
+https://arxiv.org/abs/2203.15556), the batch grows as tokens ** 0.383 (Bergsma et al. 2025, Power Lines.
+https://arxiv.org/abs/2505.13738), learning rates as sqrt(batch), weight decay as sqrt(batch) / tokens.
+"""
+
+import math
+from dataclasses import dataclass
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.model.accounting import count_parameters, flops_per_token
+from nanochat_lit.model.config import GPTConfig
+
+REFERENCE_DEPTH = 12
+REFERENCE_TOKENS_PER_STEP = 2**19
+BATCH_EXPONENT = 0.383
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """What a run of a model needs, derived."""
+
+    target_tokens: int
+    """Tokens the ratio asks for."""
+    tokens_per_step: int
+    """Tokens per optimizer step over all ranks."""
+    num_steps: int
+    """Optimizer steps."""
+    lr_scale: float
+    """Factor on every learning rate (the smear group excepted) for this batch size."""
+    weight_decay: float
+    """Weight decay of the Muon groups."""
+    flops_per_token: int
+    """Floating-point operations per trained token, forward and backward."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens trained on."""
+        return self.num_steps * self.tokens_per_step
+
+    @property
+    def total_flops(self) -> int:
+        """Floating-point operations of the whole run."""
+        return self.total_tokens * self.flops_per_token
+
+
+def derive_plan(
+    config: GPTConfig,
+    *,
+    target_param_data_ratio: float = 12.0,
+    tokens_per_step: int | None = None,
+    num_steps: int | None = None,
+    target_flops: float | None = None,
+    weight_decay: float = 0.28,
+) -> TrainingPlan:
+    """Derive batch, steps, learning-rate scale and weight decay.
+
+    The length of the run comes from the first that is given: num_steps, target_flops, target_param_data_ratio.
+
+    Args:
+        config: Shape of the model.
+        target_param_data_ratio: Tokens per scaling parameter.
+        tokens_per_step: Batch set by hand; None derives it.
+        num_steps: Steps set by hand.
+        target_flops: Compute budget of the whole run.
+        weight_decay: At the reference batch and horizon.
+
+    Raises:
+        UserError: If a number is not positive or the budget is less than one step.
+    """
+    for name, value in (
+        ("target_param_data_ratio", target_param_data_ratio),
+        ("tokens_per_step", tokens_per_step),
+        ("num_steps", num_steps),
+        ("target_flops", target_flops),
+    ):
+        if value is not None and value <= 0:
+            raise UserError(f"{name} is {value}; it must be positive")
+    reference = GPTConfig.from_depth(
+        REFERENCE_DEPTH,
+        vocab_size=config.vocab_size,
+        sequence_len=config.sequence_len,
+        head_dim=config.head_dim,
+        window_pattern=config.window_pattern,
+    )
+    target_tokens = int(target_param_data_ratio * count_parameters(config).scaling)
+    reference_tokens = target_param_data_ratio * count_parameters(reference).scaling
+    if tokens_per_step is None:
+        batch = REFERENCE_TOKENS_PER_STEP * (target_tokens / reference_tokens) ** BATCH_EXPONENT
+        tokens_per_step = 2 ** round(math.log2(batch))
+    flops = flops_per_token(config)
+    if num_steps is None:
+        budget = target_tokens if target_flops is None else target_flops / flops
+        num_steps = round(budget / tokens_per_step) if target_flops is not None else int(budget // tokens_per_step)
+        if num_steps < 1:
+            raise UserError(
+                f"{int(budget):,} tokens are less than one step of {tokens_per_step:,}; "
+                "raise the ratio or lower tokens_per_step"
+            )
+    batch_ratio = tokens_per_step / REFERENCE_TOKENS_PER_STEP
+    return TrainingPlan(
+        target_tokens=target_tokens,
+        tokens_per_step=tokens_per_step,
+        num_steps=num_steps,
+        lr_scale=batch_ratio**0.5,
+        weight_decay=weight_decay * batch_ratio**0.5 * (reference_tokens / target_tokens),
+        flops_per_token=flops,
+    )
+
+
+def micro_batches(tokens_per_step: int, micro_batch_size: int, sequence_len: int, world_size: int = 1) -> int:
+    """Micro-batches per rank and optimizer step (gradient accumulation).
+
+    Raises:
+        UserError: If it does not come out whole; the message proposes the nearest numbers that do.
+    """
+    unit = micro_batch_size * sequence_len * world_size
+    if unit <= 0 or tokens_per_step < 1:
+        raise UserError(
+            f"tokens_per_step {tokens_per_step}, micro_batch_size {micro_batch_size}, sequence_len {sequence_len} and "
+            f"world size {world_size} must all be at least 1"
+        )
+    if tokens_per_step % unit:
+        below, above = tokens_per_step // unit * unit, -(-tokens_per_step // unit) * unit
+        nearest = f"{above:,}" if below == 0 else f"{below:,} or {above:,}"
+        raise UserError(
+            f"tokens_per_step {tokens_per_step:,} is not a multiple of micro_batch_size {micro_batch_size} x "
+            f"sequence_len {sequence_len} x {world_size} rank(s) = {unit:,}; use {nearest}"
+        )
+    return tokens_per_step // unit

@@ -1,0 +1,191 @@
+"""Train a sentencepiece BPE model from a stream of documents, with bounded memory.
+
+sentencepiece keeps every sentence it is given in memory until it has counted the words, so the bound is the number of
+characters that are let through (`max_chars`), not its own `input_sentence_size`, which bounds sentences of any length.
+"""
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Literal
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.tokenizer.special_tokens import SPECIAL_TOKENS
+
+NUM_BYTES = 256
+UNK_ID = len(SPECIAL_TOKENS)
+"""sentencepiece insists on an unknown token; with all 256 bytes in the vocabulary text can never produce it."""
+FIRST_BYTE_ID = UNK_ID + 1
+MIN_VOCAB_SIZE = FIRST_BYTE_ID + NUM_BYTES + 1
+"""Control tokens, the unknown token, 256 bytes and at least one character."""
+MAX_VOCAB_SIZE = 2**20
+CHARS_PER_TOKEN = 1000
+LARGEST_AUTO_VOCAB_SIZE = 32768
+_SENTENCE_LENGTH_LIMIT = 2**30
+
+
+class VocabSizeError(UserError):
+    """The vocabulary does not fit the corpus; `nearest` is the closest size that does."""
+
+    def __init__(self, message: str, nearest: int) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
+def auto_vocab_size(num_chars: int, depth: int | None = None) -> int:
+    """Vocabulary size for a corpus and a model, always a power of two.
+
+    The rule: 4096 up to depth 2, 8192 up to depth 7, 16384 up to depth 11, 32768 from depth 12 up or when no depth is
+    given; then halved until there are at least 1000 characters of corpus for every token, but not below 512.
+
+    Args:
+        num_chars: Characters of the corpus (any larger number once it is above 33 million).
+        depth: Layers of the model; None when the tokenizer is not made for one model.
+    """
+    vocab_size = LARGEST_AUTO_VOCAB_SIZE
+    if depth is not None and depth < 12:
+        vocab_size = 16384 if depth >= 8 else 8192 if depth >= 3 else 4096
+    while vocab_size > 512 and vocab_size * CHARS_PER_TOKEN > num_chars:
+        vocab_size //= 2
+    return vocab_size
+
+
+def train_model(
+    texts: Iterable[str],
+    vocab_size: int | Literal["auto"],
+    *,
+    max_chars: int,
+    doc_cap: int,
+    num_threads: int,
+    depth: int | None,
+) -> bytes:
+    """Train on at most `max_chars` characters of `texts` and return the serialized sentencepiece model.
+
+    Raises:
+        UserError: If the corpus is empty, or the vocabulary too small or too large for it.
+    """
+    if vocab_size != "auto":
+        check_vocab_size(vocab_size)
+    for name, value in (("max_chars", max_chars), ("doc_cap", doc_cap), ("num_threads", num_threads)):
+        if value < 1:
+            raise UserError(f"{name} is {value}, but must be at least 1")
+    if isinstance(texts, str):
+        raise UserError("texts is one string; give an iterable of documents, for example [text]")
+    sentences = _sample(texts, max_chars, doc_cap)
+    if vocab_size != "auto":
+        return _train_once(sentences, vocab_size, doc_cap, num_threads)
+    # Only as much is held back as the rule can notice; a corpus that ends before can be gone through twice.
+    held: list[str] = []
+    num_chars = 0
+    for text in sentences:
+        held.append(text)
+        num_chars += len(text)
+        if num_chars >= LARGEST_AUTO_VOCAB_SIZE * CHARS_PER_TOKEN:
+            break
+    wanted = auto_vocab_size(num_chars, depth)
+    try:
+        return _train_once(chain(held, sentences), wanted, doc_cap, num_threads)
+    except VocabSizeError as error:
+        if num_chars >= LARGEST_AUTO_VOCAB_SIZE * CHARS_PER_TOKEN:
+            raise
+        return _train_once(iter(held), error.nearest, doc_cap, num_threads)
+
+
+def check_vocab_size(vocab_size: object) -> None:
+    """Raise UserError unless `vocab_size` is an integer that some corpus could be trained to."""
+    if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
+        raise UserError(f"vocab_size is {vocab_size!r}; use 'auto' or a whole number")
+    if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
+        raise UserError(
+            f"vocab_size {vocab_size} is not possible: it must lie between {MIN_VOCAB_SIZE} ({NUM_BYTES} bytes, "
+            f"{FIRST_BYTE_ID} control tokens and an alphabet) and {MAX_VOCAB_SIZE}; use 'auto' or a power of two"
+        )
+
+
+def _sample(texts: Iterable[str], max_chars: int, doc_cap: int) -> Iterator[str]:
+    """Documents in order, cut at `doc_cap` characters, until the budget is used."""
+    left = max_chars
+    for index, document in enumerate(texts):
+        text = document[: min(doc_cap, left)]
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            message = f"document {index} has a lone surrogate at character {error.start}, which UTF-8 cannot hold"
+            raise UserError(f"{message}; remove it or replace it by U+FFFD") from None
+        left -= len(text)
+        # sentencepiece skips a whole sentence that holds its own mark for unknown text, U+2585.
+        text = text.replace("\u2585", " ")
+        if text:
+            yield text
+        if left <= 0:
+            return
+
+
+def _train_once(sentences: Iterator[str], vocab_size: int, doc_cap: int, num_threads: int) -> bytes:
+    import sentencepiece
+
+    failure: list[BaseException] = []
+    num_sentences = 0
+
+    def guarded() -> Iterator[str]:
+        # An exception that passes through sentencepiece comes out as a RuntimeError without its type.
+        nonlocal num_sentences
+        try:
+            for sentence in sentences:
+                num_sentences += 1
+                yield sentence
+        except BaseException as error:
+            failure.append(error)
+            raise
+
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=guarded(),
+            model_writer=model,
+            vocab_size=vocab_size,
+            num_threads=num_threads,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            split_by_unicode_script=False,
+            max_sentence_length=min(_SENTENCE_LENGTH_LIMIT, max(2**20, 4 * doc_cap + 1)),
+            control_symbols=list(SPECIAL_TOKENS),
+            unk_id=UNK_ID,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            minloglevel=3,
+        )
+    except RuntimeError as error:
+        if failure:
+            raise failure[0] from None
+        if num_sentences == 0:
+            raise UserError("the corpus for the tokenizer holds no text; give at least one document") from None
+        raise _explain(str(error), vocab_size) from None
+    return model.getvalue()
+
+
+def _explain(message: str, vocab_size: int) -> UserError:
+    too_high = re.search(r"set it to a value <= (\d+)", message)
+    if too_high:
+        limit = int(too_high.group(1))
+        return VocabSizeError(
+            f"vocab_size {vocab_size} is too large for this corpus: it has words for at most {limit} tokens; "
+            f"use vocab_size <= {limit}, 'auto', or more text",
+            nearest=limit,
+        )
+    too_small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
+    if too_small:
+        limit = int(too_small.group(1))
+        return VocabSizeError(
+            f"vocab_size {vocab_size} is too small for this corpus: {NUM_BYTES} bytes, {FIRST_BYTE_ID} control tokens "
+            f"and its alphabet need {limit}; use vocab_size >= {limit} or 'auto'",
+            nearest=limit,
+        )
+    return UserError(f"sentencepiece could not train the tokenizer: {message.strip()}")

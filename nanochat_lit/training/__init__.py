@@ -1,0 +1,7 @@
+"""Training stages as LightningModules: thin shells around the GPT, the optimizer and the data streams."""
+
+from nanochat_lit.training.datamodules import ChatDataModule, TextDataModule
+from nanochat_lit.training.pretrain import PretrainModule
+from nanochat_lit.training.sft import SFTModule
+
+__all__ = ["ChatDataModule", "PretrainModule", "SFTModule", "TextDataModule"]

@@ -1,0 +1,37 @@
+"""Lets the model speak during training: samples beside the curves show what a loss does not."""
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from nanochat_lit.common.distributed import is_rank_zero
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.evaluation.samples import BASE_PROMPTS, CHAT_PROMPTS, answer_messages, complete_texts
+
+
+class SampleWriter(Callback):
+    """After every validation, appends greedy answers to fixed prompts to `samples.md` in the run folder.
+
+    Args:
+        prompts: What to complete (pretraining) or ask (SFT); None takes a few that tell.
+        max_new_tokens: Longest answer.
+    """
+
+    def __init__(self, prompts: list[str] | None = None, max_new_tokens: int = 48) -> None:
+        self.prompts = prompts
+        self.max_new_tokens = max_new_tokens
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or not is_rank_zero():
+            return
+        prompts = self.prompts or list(CHAT_PROMPTS if pl_module.speaks_chat else BASE_PROMPTS)
+        complete = answer_messages if pl_module.speaks_chat else complete_texts
+        was_training = pl_module.model.training
+        answers = complete(Engine(pl_module.model.eval(), pl_module.tokenizer), prompts, self.max_new_tokens)
+        pl_module.model.train(was_training)
+        lines = [f"\n## Step {trainer.global_step}\n"]
+        lines += [f"- **{prompt}** {answer.strip()}" for prompt, answer in zip(prompts, answers, strict=True)]
+        path = Path(trainer.default_root_dir) / "samples.md"
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")

@@ -1,0 +1,126 @@
+"""Pretraining: a GPT from nothing, sized by the depth dial."""
+
+from lightning.pytorch import LightningDataModule
+
+from nanochat_lit.common.hardware import resolve_compute_dtype
+from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.optim import Schedule, derive_plan
+from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.training.module import LanguageModule
+from nanochat_lit.training.summary import print_plan
+
+
+class PretrainModule(LanguageModule):
+    """Pretrain a GPT. `depth` derives everything; whatever is set by hand wins.
+
+    Args:
+        depth: Layers; width, heads, batch, steps, learning rates and weight decay follow from it.
+        sequence_len: Context in tokens.
+        head_dim: Channels per attention head.
+        aspect_ratio: Channels of width per layer of depth.
+        n_embd: Width by hand.
+        n_head: Query heads by hand.
+        n_kv_head: Key/value heads; fewer than n_head is grouped-query attention.
+        window_pattern: Attention windows, S short and L long, tiled over the layers.
+        tokens_per_step: Tokens per optimizer step over all ranks; None derives it.
+        target_param_data_ratio: Tokens per scaling parameter, which sets the length of the run.
+        num_steps: Optimizer steps by hand; trainer.max_steps wins over it.
+        target_flops: Compute budget of the run; used when no number of steps is given.
+        unembedding_lr: AdamW learning rate of lm_head at width 768 and 2^19 tokens per step.
+        embedding_lr: AdamW learning rate of the token embedding, likewise; value embeddings take half.
+        matrix_lr: Muon learning rate at 2^19 tokens per step.
+        scalar_lr: AdamW learning rate of the residual scalars.
+        weight_decay: Of the matrices at the reference batch and horizon.
+        warmup: Steps of linear learning-rate warmup.
+        warmdown: Share of the run over which learning rates fall.
+        final_lr_fraction: Share of the learning rate left at the end.
+        momentum_warmup: Steps over which Muon momentum rises.
+        eval_every: Steps between validations; 0 validates at the end only.
+        compile: auto, true or false: torch.compile; auto compiles on CUDA, and on CPU when the run is long enough.
+    """
+
+    stage = "pretrain"
+    speaks_chat = False
+
+    def __init__(
+        self,
+        depth: int = 12,
+        sequence_len: int = 2048,
+        head_dim: int = 128,
+        aspect_ratio: int = 64,
+        n_embd: int | None = None,
+        n_head: int | None = None,
+        n_kv_head: int | None = None,
+        window_pattern: str = "SSSL",
+        tokens_per_step: int | None = None,
+        target_param_data_ratio: float = 12.0,
+        num_steps: int | None = None,
+        target_flops: float | None = None,
+        unembedding_lr: float = 0.008,
+        embedding_lr: float = 0.3,
+        matrix_lr: float = 0.02,
+        scalar_lr: float = 0.5,
+        weight_decay: float = 0.28,
+        warmup: int = 40,
+        warmdown: float = 0.65,
+        final_lr_fraction: float = 0.05,
+        momentum_warmup: int = 400,
+        eval_every: int = 250,
+        compile: str = "auto",
+    ) -> None:
+        learning_rates = {
+            "unembedding_lr": unembedding_lr,
+            "embedding_lr": embedding_lr,
+            "matrix_lr": matrix_lr,
+            "scalar_lr": scalar_lr,
+        }
+        super().__init__(learning_rates=learning_rates, compile=compile, eval_every=eval_every)
+        self.depth = depth
+        self.sequence_len = sequence_len
+        self.shape = {
+            "head_dim": head_dim,
+            "aspect_ratio": aspect_ratio,
+            "n_embd": n_embd,
+            "n_head": n_head,
+            "n_kv_head": n_kv_head,
+            "window_pattern": window_pattern,
+        }
+        self.horizon = {
+            "tokens_per_step": tokens_per_step,
+            "target_param_data_ratio": target_param_data_ratio,
+            "target_flops": target_flops,
+            "weight_decay": weight_decay,
+        }
+        self.num_steps = num_steps
+        self.schedule_options = {
+            "warmup": warmup,
+            "warmdown": warmdown,
+            "final_lr_fraction": final_lr_fraction,
+            "momentum_warmup": momentum_warmup,
+        }
+        self.build_config(vocab_size=32768)  # impossible dimensions are reported before any data is read
+
+    def build_config(self, vocab_size: int) -> GPTConfig:
+        """Shape of the model for a vocabulary."""
+        return GPTConfig.from_depth(
+            self.depth, vocab_size=vocab_size, sequence_len=self.sequence_len, **self.shape
+        )
+
+    def start_from(self) -> Tokenizer | None:
+        """Nothing: the tokenizer is the data's."""
+        return None
+
+    def configure_model(self) -> None:
+        """Build the model once data and tokenizer are ready."""
+        if hasattr(self, "model"):
+            return
+        datamodule: LightningDataModule = self.trainer.datamodule
+        config = self.build_config(datamodule.tokenizer.vocab_size)
+        max_steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.num_steps
+        plan = derive_plan(config, num_steps=max_steps, **self.horizon)
+        model = GPT(config, resolve_compute_dtype("float32"))
+        model.init_weights()
+        self.adopt(model, datamodule.tokenizer)
+        self.start_plan(plan, Schedule(num_steps=plan.num_steps, **self.schedule_options), datamodule.micro_batch_size)
+        if self.trainer.is_global_zero:
+            print_plan(config, plan, self.trainer.world_size, self.micro_batch_size)

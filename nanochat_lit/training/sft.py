@@ -1,0 +1,120 @@
+"""Supervised fine-tuning: a pretrained export learns to converse."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.export import load_export
+from nanochat_lit.model.accounting import flops_per_token
+from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan
+from nanochat_lit.optim.scaling import REFERENCE_TOKENS_PER_STEP
+from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.training.module import LanguageModule
+from nanochat_lit.training.summary import print_plan
+
+
+class SFTModule(LanguageModule):
+    """Fine-tune an export on conversations.
+
+    Args:
+        base: Export folder to start from (a pretraining run's `export`).
+        optimizer_from: Checkpoint (.ckpt) of the pretraining run whose optimizer moments are kept; None starts cold.
+        num_steps: Optimizer steps; trainer.max_steps wins over it. None trains one epoch of the conversations.
+        tokens_per_step: Tokens per optimizer step over all ranks.
+        init_lr_fraction: Start at this share of the pretraining learning rates.
+        unembedding_lr: As in pretraining.
+        embedding_lr: As in pretraining.
+        matrix_lr: As in pretraining.
+        scalar_lr: As in pretraining.
+        warmup: Steps of linear learning-rate warmup.
+        warmdown: Share of the run over which learning rates fall.
+        final_lr_fraction: Share of the learning rate left at the end.
+        momentum_warmup: Steps over which Muon momentum rises from 0.85 to 0.95.
+        eval_every: Steps between validations; 0 validates at the end only.
+        compile: auto, true or false, as in pretraining.
+    """
+
+    stage = "sft"
+    speaks_chat = True
+
+    def __init__(
+        self,
+        base: str,
+        optimizer_from: str | None = None,
+        num_steps: int | None = None,
+        tokens_per_step: int = 524288,
+        init_lr_fraction: float = 0.8,
+        unembedding_lr: float = 0.008,
+        embedding_lr: float = 0.3,
+        matrix_lr: float = 0.02,
+        scalar_lr: float = 0.5,
+        warmup: int = 0,
+        warmdown: float = 0.5,
+        final_lr_fraction: float = 0.0,
+        momentum_warmup: int = 300,
+        eval_every: int = 250,
+        compile: str = "auto",
+    ) -> None:
+        learning_rates = {
+            "unembedding_lr": unembedding_lr * init_lr_fraction,
+            "embedding_lr": embedding_lr * init_lr_fraction,
+            "matrix_lr": matrix_lr * init_lr_fraction,
+            "scalar_lr": scalar_lr * init_lr_fraction,
+        }
+        super().__init__(learning_rates=learning_rates, compile=compile, eval_every=eval_every)
+        for path in filter(None, (base, optimizer_from)):
+            if not Path(path).exists():
+                raise UserError(f"{path} does not exist; run the pretraining recipe first, or give its folder")
+        self.base = base
+        self.optimizer_from = optimizer_from
+        self.num_steps = num_steps
+        self.tokens_per_step = tokens_per_step
+        self.schedule_options: dict[str, Any] = {
+            "warmup": warmup,
+            "warmdown": warmdown,
+            "final_lr_fraction": final_lr_fraction,
+            "momentum_warmup": momentum_warmup,
+            "momentum_peak": 0.95,
+            "momentum_final": 0.95,
+        }
+
+    def start_from(self) -> Tokenizer | None:
+        """The tokenizer of the base export, which the data must use."""
+        return Tokenizer.load(self.base)
+
+    def configure_model(self) -> None:
+        """Load the base once the data is ready."""
+        if hasattr(self, "model"):
+            return
+        model, tokenizer = load_export(self.base, device="cpu", compute_dtype="float32")
+        self.adopt(model, tokenizer)
+        datamodule = self.trainer.datamodule
+        num_steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.num_steps
+        if num_steps is None:
+            num_steps = max(1, datamodule.epoch_tokens() // self.tokens_per_step)
+        plan = TrainingPlan(
+            target_tokens=num_steps * self.tokens_per_step,
+            tokens_per_step=self.tokens_per_step,
+            num_steps=num_steps,
+            lr_scale=(self.tokens_per_step / REFERENCE_TOKENS_PER_STEP) ** 0.5,
+            weight_decay=0.0,
+            flops_per_token=flops_per_token(model.config),
+        )
+        self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options), datamodule.micro_batch_size)
+        if self.trainer.is_global_zero:
+            print_plan(model.config, plan, self.trainer.world_size, self.micro_batch_size)
+
+    def configure_optimizers(self) -> MuonAdamW:
+        optimizer = super().configure_optimizers()
+        if self.optimizer_from is not None:
+            checkpoint = torch.load(self.optimizer_from, map_location="cpu", weights_only=True)
+            made = checkpoint.get("nanochat_lit", {}).get("config")
+            if made != self.config.to_dict():
+                raise UserError(f"{self.optimizer_from} is the checkpoint of another model than {self.base}")
+            fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(checkpoint["optimizer_states"][0])
+            for group, options in zip(optimizer.param_groups, fresh, strict=True):
+                group.update(options)  # the moments are kept, the hyper-parameters are this stage's
+        return optimizer

@@ -1,0 +1,31 @@
+"""One table of everything the depth dial derived, printed when a run starts."""
+
+import sys
+
+from nanochat_lit.model import GPTConfig
+from nanochat_lit.model.accounting import count_parameters
+from nanochat_lit.optim import TrainingPlan
+
+
+def plan_rows(config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batch_size: int) -> list[tuple[str, str]]:
+    """Names and values of the derived numbers."""
+    counts = count_parameters(config)
+    accumulate = plan.tokens_per_step // (micro_batch_size * config.sequence_len * world_size)
+    return [
+        ("layers x width", f"{config.n_layer} x {config.n_embd}"),
+        ("heads (kv)", f"{config.n_head} ({config.n_kv_head}) of {config.head_dim}"),
+        ("vocabulary, context", f"{config.vocab_size:,}, {config.sequence_len:,}"),
+        ("parameters", f"{counts.total:,} ({counts.scaling:,} count for scaling)"),
+        ("FLOPs per token", f"{plan.flops_per_token:,}"),
+        ("tokens per step", f"{plan.tokens_per_step:,} = {micro_batch_size} rows x {accumulate} micro-batches x {world_size} ranks"),
+        ("steps", f"{plan.num_steps:,}"),
+        ("tokens, FLOPs", f"{plan.total_tokens:,}, {plan.total_flops:.3g}"),
+        ("learning-rate scale", f"{plan.lr_scale:.4g}"),
+        ("weight decay", f"{plan.weight_decay:.4g}"),
+    ]
+
+
+def print_plan(config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batch_size: int) -> None:
+    """Print the table to stderr."""
+    for name, value in plan_rows(config, plan, world_size, micro_batch_size):
+        print(f"  {name:<22}{value}", file=sys.stderr)

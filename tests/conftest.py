@@ -1,0 +1,28 @@
+"""Fixtures for every test: seeds fixed per test, and `gpu` tests skipped where there is no CUDA device."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global generator is what a library under test may use
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_dtype_override(monkeypatch):
+    """NANOCHAT_DTYPE in the developer's shell must not decide what the tests compute in."""
+    monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

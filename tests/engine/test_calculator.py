@@ -1,0 +1,162 @@
+import threading
+import time
+import warnings
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanochat_lit.engine.calculator import MAX_EXPRESSION_CHARS, calculate
+
+NUMBERS = st.one_of(
+    st.integers(0, 10**6).map(str),
+    st.floats(0, 1e6, allow_nan=False).map(lambda x: f"{x:.3f}"),
+)
+EXPRESSIONS = st.recursive(
+    NUMBERS,
+    lambda inner: st.one_of(
+        st.tuples(inner, st.sampled_from(["+", "-", "*", "/", "//", "%"]), inner).map(" ".join),
+        inner.map(lambda e: f"({e})"),
+        inner.map(lambda e: f"-{e}"),
+    ),
+    max_leaves=8,
+)
+
+
+@given(EXPRESSIONS)
+@settings(max_examples=300, deadline=None)
+def test_arithmetic_equals_python(expression: str) -> None:
+    try:
+        expected = str(eval(expression, {"__builtins__": {}}))  # the independent answer: Python's own
+    except ZeroDivisionError:
+        expected = None
+    if len(expression) <= MAX_EXPRESSION_CHARS and (expected is None or len(expected) < 100):
+        assert calculate(expression) == expected
+
+
+@given(st.text(max_size=40), st.text(min_size=1, max_size=3))
+@settings(max_examples=200, deadline=None)
+def test_count_equals_python(text: str, part: str) -> None:
+    allowed = all(c.isprintable() and c not in "\\'" for c in text + part)
+    if allowed:
+        assert calculate(f"'{text}'.count('{part}')") == str(text.count(part))
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=500, deadline=None)
+def test_any_text_gives_a_result_or_none_and_never_warns(text: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert calculate(text) is None or isinstance(calculate(text), str)
+
+
+@given(st.text(alphabet="0123456789+-*/%.()eE,'\"abcount ", max_size=40))
+@settings(max_examples=1000, deadline=None)
+def test_text_of_its_own_alphabet_never_raises(text: str) -> None:
+    calculate(text)
+
+
+@pytest.mark.parametrize(
+    ("expression", "result"),
+    [
+        ("1,234+1", "1235"),
+        ("12/4", "3.0"),
+        ("12/60", "0.2"),
+        ("2**10", "1024"),
+        ("2**-1", "0.5"),
+        ("-3 + +4", "1"),
+        ("7//2", "3"),
+        ("7%4", "3"),
+        (" 1 + 1 ", "2"),
+        (".5*4", "2.0"),
+        ("1e3+1", "1001.0"),
+        ("'strawberry'.count('r')", "3"),
+        ('"it\'s".count("\'")', "1"),
+        ("'a,b,c'.count(',')", "2"),
+        ("('aa'.count('a') + 1) * 2", "6"),
+    ],
+)
+def test_known_results(expression: str, result: str) -> None:
+    assert calculate(expression) == result
+
+
+HOSTILE = [
+    "",
+    " ",
+    "9**9**9",
+    "9**9**9**9",
+    "2**1025",
+    "(10**300)*(10**300)",
+    "10.0**400",
+    "1e999",
+    "1/0",
+    "0**-1",
+    "(-8)**0.5",
+    "2j",
+    "True",
+    "None",
+    "__import__('os').system('id')",
+    "open('/etc/passwd')",
+    "'a'.__class__",
+    "'a'.upper()",
+    "'a'*10**9",
+    "'a'+'b'",
+    "'a'.count",
+    "'a'.count()",
+    "'a'.count('a', 0)",
+    "'a'.count(1)",
+    "'a'.count(sub='a')",
+    "'a'.count(*'a')",
+    "(1).count('a')",
+    "'a'.count('a')('b')",
+    "f'{1}'.count('1')",
+    "b'a'.count('a')",
+    r"'\x61'.count('a')",
+    "[1][0]",
+    "{1:2}[1]",
+    "lambda: 1",
+    "(x:=1)",
+    "1 if 1 else 2",
+    "1if 1else 2",
+    "1 < 2",
+    "1 and 2",
+    "1;2",
+    "1\n+1",
+    "1#",
+    "1_000",
+    "0x10",
+    "012",
+    "~1",
+    "1<<9999999",
+    "1@1",
+    "...",
+    "\u0661+\u0661",
+    "(" * 120 + "1" + ")" * 120,
+    "-" * 250 + "1",
+    "+".join(["1"] * 128),
+    "1" * 400,
+    "'" + "a" * 10**6 + "'.count('a')",
+    "\x00",
+    "'\ud800'.count('a')",
+]
+
+
+@pytest.mark.parametrize("expression", HOSTILE, ids=lambda e: ascii(e[:30]))
+def test_hostile_expressions_are_refused_at_once(expression: str) -> None:
+    start = time.perf_counter()
+    assert calculate(expression) is None
+    assert time.perf_counter() - start < 0.5
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    wrong: list[int] = []
+
+    def work(own: int) -> None:
+        wrong.extend(i for i in range(200) if calculate(f"{own}*{i}") != str(own * i) or calculate("9**9**9"))
+
+    threads = [threading.Thread(target=work, args=(own,)) for own in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
