@@ -8,6 +8,7 @@ typed function, and jsonargparse turns its signature and docstring into options 
 import argparse
 import contextlib
 import difflib
+import inspect
 import os
 import re
 import sys
@@ -95,7 +96,10 @@ def _dispatch(argv: list[str]) -> int:
         return _fail(f"unknown verb {verb!r}{_nearest(verb, VERBS)}", hint="--help")
     target = VERBS[verb][0]
     if target == TRAINER:
-        _load(TRAINER)(argv)
+        try:
+            _load(TRAINER)(argv)
+        except argparse.ArgumentError as error:
+            return _fail(_shorten(str(error)), hint=f"{verb} --help")
         return 0
     words = [verb]
     if isinstance(target, dict):
@@ -118,7 +122,7 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
     try:
         auto_cli(
             function,
-            args=_expand_short_options(args, shorts),
+            args=_complete_flags(_expand_short_options(args, shorts), function),
             prog=f"{PROG} {' '.join(words)}",
             as_positional=False,  # a position would change its meaning when a signature grows; every value has a name
             allow_abbrev=False,  # `--temp` would change its meaning when an option is added
@@ -146,6 +150,17 @@ def _expand_short_options(args: list[str], short_options: dict[str, str]) -> lis
             value = next(rest, None)
         expanded.append(arg if option is None or value is None else f"{option}={value}")
     return expanded
+
+
+def _complete_flags(args: list[str], function: Callable[..., Any]) -> list[str]:
+    """Give bare switches such as --json their value true, which jsonargparse wants spelled out."""
+    parameters = inspect.signature(function).parameters.items()
+    switches = {f"--{name}" for name, parameter in parameters if parameter.annotation in (bool, "bool")}
+    following = [*args[1:], ""]
+    return [
+        f"{arg}=true" if arg in switches and after.lower() not in ("true", "false") else arg
+        for arg, after in zip(args, following, strict=True)
+    ]
 
 
 def _help() -> str:

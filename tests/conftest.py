@@ -1,6 +1,7 @@
 """Fixtures for every test: seeds fixed per test, and `gpu` tests skipped where there is no CUDA device."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,3 +27,12 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Reference numbers and real data, kept beside the checkout by those who develop the library."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.exists():
+        pytest.skip("reference data is not beside this checkout")
+    return folder

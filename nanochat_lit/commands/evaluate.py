@@ -1,8 +1,7 @@
 """nanochat-lit evaluate: measure an export. The last line of stdout with --json is one JSON object."""
 
 import itertools
-from json import JSONDecodeError, dumps, loads
-from pathlib import Path
+from json import dumps
 from typing import Any, Literal
 
 from nanochat_lit.common.errors import UserError
@@ -107,10 +106,11 @@ def tiny_world(
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.tiny_world import examine
+    from nanochat_lit.tasks.tiny_world import TinyWorldTask
 
     if per_category < 1:
         raise UserError(f"per_category is {per_category}; it must be at least 1")
-    items = _read_items(Path(data)) if data is not None else examination(split, seed, per_category)
+    items = TinyWorldTask.load(data).items if data is not None else examination(split, seed, per_category)
     result = examine(Engine(*load_export(model, cast_weights=True)), items, max_new_tokens)
     if json:
         print(dumps(result))
@@ -126,23 +126,3 @@ def tiny_world(
 
 def _category(failure: dict[str, Any]) -> str:
     return failure["category"]
-
-
-def _read_items(path: Path) -> list[dict[str, Any]]:
-    """Examination items of a JSONL file."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a .jsonl file of examination items: {error}") from None
-    items = []
-    for number, line in enumerate(lines, 1):
-        try:
-            item = loads(line) if line.strip() else None
-        except JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not valid JSON ({error.msg})") from None
-        if item is None:
-            continue
-        if not isinstance(item, dict) or not {"messages", "category", "expect"} <= set(item):
-            raise UserError(f"{path}, line {number}: an item needs messages, category and expect")
-        items.append(item)
-    return items

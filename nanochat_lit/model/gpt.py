@@ -124,7 +124,7 @@ class GPT(nn.Module):
         vocabulary, kv_width = config.padded_vocab_size, config.n_kv_head * config.head_dim
         self.transformer = nn.ModuleDict(
             {
-                "wte": nn.Embedding(vocabulary, config.n_embd),
+                "wte": _table(vocabulary, config.n_embd),
                 "h": nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)]),
             }
         )
@@ -136,7 +136,7 @@ class GPT(nn.Module):
         self.backout_lambda = nn.Parameter(torch.zeros(1))
         self.value_embeds = nn.ModuleDict(
             {
-                str(layer): nn.Embedding(vocabulary, kv_width)
+                str(layer): _table(vocabulary, kv_width)
                 for layer in range(config.n_layer)
                 if config.has_value_embedding(layer)
             }
@@ -171,6 +171,8 @@ class GPT(nn.Module):
         return self
 
     def _set_rotary_tables(self) -> None:
+        if self.device.type == "meta":
+            return  # `init_weights` or `load_model` will; arithmetic on meta tensors imports the whole compiler
         cos, sin = rotary_tables(self.config.sequence_len, self.config.head_dim, device=self.device)
         self.cos, self.sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
 
@@ -282,6 +284,11 @@ class GPT(nn.Module):
         if last_only:
             hidden = hidden[:, -1:]
         return softcap(F.linear(hidden, weight.to(hidden.dtype)))
+
+
+def _table(num_rows: int, width: int) -> nn.Embedding:
+    """An embedding whose weights are not set yet; nn.Embedding would fill them, for nothing."""
+    return nn.Embedding.from_pretrained(torch.empty(num_rows, width), freeze=False)
 
 
 def _normal(parameter: Tensor, std: float, generator: torch.Generator | None) -> None:

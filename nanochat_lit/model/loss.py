@@ -44,16 +44,18 @@ def chunk_losses_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, 
     Returns:
         Scalar float32 sum of the losses, and (N, V) gradients in the dtype of the logits; ignored rows count nothing.
     """
-    squeezed = torch.tanh(logits.float() * (1.0 / SOFTCAP))
+    # tanh(z) = 1 - 2r with r = 1 / (exp(2z) + 1), so one exponential gives the softcap and its slope 1 - tanh^2 = 4r(1-r):
+    # half the time of calling tanh on CPU.
+    r = 1.0 / (torch.exp(logits.float() * (2.0 / SOFTCAP)) + 1.0)
+    # The softcap bounds the logits by 15, so the exponentials cannot overflow and no running maximum is needed.
+    exponentials = torch.exp(SOFTCAP * (1.0 - 2.0 * r))
+    total = exponentials.sum(dim=-1, keepdim=True)
     kept = (targets != IGNORE_INDEX).unsqueeze(1)
     index = targets.clamp(min=0).unsqueeze(1)
-    # The softcap bounds the logits by 15, so the exponentials cannot overflow and no running maximum is needed.
-    exponentials = torch.exp(SOFTCAP * squeezed)
-    total = exponentials.sum(dim=-1, keepdim=True)
-    losses = total.log() - SOFTCAP * torch.tanh(logits.gather(1, index).float() * (1.0 / SOFTCAP))
+    losses = total.log() - softcap(logits.gather(1, index))
     columns = torch.arange(logits.shape[1], device=logits.device)
     softmax_minus_one_hot = exponentials / total - (columns == index).float()
-    gradient = softmax_minus_one_hot * (1.0 - squeezed * squeezed) * kept
+    gradient = softmax_minus_one_hot * (4.0 * r * (1.0 - r)) * kept
     return (losses * kept).sum(), gradient.to(logits.dtype)
 
 

@@ -1,8 +1,10 @@
 """`nanochat-lit fit|validate|test`: LightningCLI with a run folder, explicit precision and defaults that work."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ _EXPECTED_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*save_on_train_epoch_end.*",
     r".*consider setting .*val_check_interval.*",
-    r".*litmodels.*",
+    r".*LightningCLI's args parameter is intended to run from within Python.*",
 )
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -120,6 +122,16 @@ def _explain(error: Exception, trainer_config: Any) -> str:
     )
 
 
+def _find_recipe(argument: str) -> str:
+    """The packaged recipe when `recipes/X.yaml` is asked for outside a checkout; other arguments as they are."""
+    option, equals, value = argument.rpartition("=")
+    path = Path(value)
+    packaged = Path(str(files("nanochat_lit"))) / "recipes" / path.name
+    if path.parent.name == "recipes" and path.suffix == ".yaml" and not path.exists() and packaged.exists():
+        return f"{option}{equals}{packaged}"
+    return argument
+
+
 def main(argv: Sequence[str]) -> int:
     """Run a Trainer verb.
 
@@ -129,6 +141,8 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         Exit status 0.
     """
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # devices found, seeds set, tips: the plan table says what counts
     for pattern in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
     NanochatCLI(
@@ -141,8 +155,8 @@ def main(argv: Sequence[str]) -> int:
         seed_everything_default=42,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        args=list(argv),
-        parser_kwargs={"prog": "nanochat-lit"},
+        args=[_find_recipe(argument) for argument in argv],
+        parser_kwargs={"prog": "nanochat-lit", "exit_on_error": False},
     )
     sys.stderr.flush()
     return 0

@@ -1,5 +1,6 @@
 """What every training stage shares: a GPT, its optimizer, its loss call. Nothing else lives in a LightningModule."""
 
+import sys
 from typing import Any
 
 import torch
@@ -70,6 +71,23 @@ class LanguageModule(LightningModule):
         self.model.train()
         if self._should_compile():
             self.model.compile_for_training()
+
+    @torch.no_grad()
+    def on_train_start(self) -> None:
+        """Measure where the stage starts from, so that its gain can be seen; a resumed run has done so already."""
+        trainer = self.trainer
+        if trainer.global_step > 0 or not trainer.limit_val_batches:
+            return
+        self.model.eval()
+        for index, batch in enumerate(trainer.datamodule.val_dataloader()):
+            self.validation_step({name: tensor.to(self.device) for name, tensor in batch.items()}, index)
+        self.model.train()
+        val_bpb = float(self.metric.compute())
+        self.metric.reset()
+        for logger in trainer.loggers:
+            logger.log_metrics({"val_bpb": val_bpb}, 0)
+        if trainer.is_global_zero:
+            print(f"step 0: val_bpb {val_bpb:.4f}", file=sys.stderr)
 
     def _should_compile(self) -> bool:
         if self.compile_mode in ("true", "false"):

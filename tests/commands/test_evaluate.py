@@ -70,8 +70,8 @@ def test_tiny_world(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         (["bpb", "--data", "nowhere"], "nowhere"),
         (["bpb", "--data", "{corpus}", "--max_docs", "0"], "max_docs is 0"),
-        (["tiny_world", "--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
-        (["tiny_world", "--data", "{corpus}"], "an item needs messages"),
+        (["tiny_world", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["tiny_world", "--data", "{corpus}"], "corpus.jsonl:1: an item needs 'messages'"),
         (["tiny_world", "--per_category", "0"], "per_category is 0"),
     ],
 )

@@ -6,7 +6,6 @@ questions, word problems and the plain lines of the documents use the same keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
 from nanochat_lit.data.tiny_world.lexicon import NAMES, OBJECTS, PRONOUNS
@@ -25,6 +24,11 @@ def value_of(a: int, operation: str, b: int) -> int:
     return a // b
 
 
+def expression(a: int, operation: str, b: int) -> str:
+    """What the calculator is asked; whole division, whose result is printed without a fraction."""
+    return f"{a}{'//' if operation == '/' else operation}{b}"
+
+
 def expression_key(a: int, operation: str, b: int) -> str:
     """The key of an expression; the order of operands does not matter where it does not change the value."""
     if operation in "+*" and b < a:
@@ -34,7 +38,9 @@ def expression_key(a: int, operation: str, b: int) -> str:
 
 def expect_value(a: int, operation: str, b: int) -> Expect:
     """A calculator call for the expression, and its value in the answer."""
-    expressions = [f"{a}{operation}{b}"]
+    expressions = [expression(a, operation, b)]
+    if operation == "/":
+        expressions.append(f"{a}/{b}")
     if operation in "+*" and a != b:
         expressions.append(f"{b}{operation}{a}")
     return {"tool": str(value_of(a, operation, b)), "expressions": expressions}
@@ -97,14 +103,14 @@ def _make_sum(rng: Random) -> Turn:
     if rng.random() < 0.2:
         question = rng.choice(_ORDERS[operation]).format(a=a, b=b)
     else:
-        expression = rng.choice(_ASK[operation]).format(a=a, b=b)
-        question = capitalise(rng.choice(_FRAMES).format(e=expression))
+        asked = rng.choice(_ASK[operation]).format(a=a, b=b)
+        question = capitalise(rng.choice(_FRAMES).format(e=asked))
     value = str(value_of(a, operation, b))
     return Turn(
         category="arithmetic",
         key=expression_key(a, operation, b),
         question=decorate(rng, question),
-        answer=tool_answer(f"{a}{operation}{b}", value, f"The answer is {value}."),
+        answer=tool_answer(expression(a, operation, b), value, f"The answer is {value}."),
         expect=expect_value(a, operation, b),
     )
 
@@ -149,12 +155,13 @@ def _make_problem(rng: Random) -> Turn:
     name, other = rng.sample(NAMES, 2)
     he, him, his = PRONOUNS[name]
     value = value_of(a, operation, b)
-    words = dict(a=a, b=b, v=value, n=name, m=other, he=he, He=capitalise(he), him=him, his=his, o=rng.choice(OBJECTS)[1])
+    words = {"a": a, "b": b, "v": value, "n": name, "m": other, "he": he, "him": him, "his": his}
+    words |= {"He": capitalise(he), "o": rng.choice(OBJECTS)[1]}
     return Turn(
         category="word_problems",
         key=expression_key(a, operation, b),
         question=decorate_problem(rng, question.format(**words)),
-        answer=tool_answer(f"{a}{operation}{b}", str(value), answer.format(**words)),
+        answer=tool_answer(expression(a, operation, b), str(value), answer.format(**words)),
         expect=expect_value(a, operation, b),
     )
 
@@ -167,15 +174,11 @@ def decorate_problem(rng: Random, question: str) -> str:
     return rng.choice(("Can you solve this? ", "Here is a problem. ", "Help me with this: ", "A puzzle: ")) + question
 
 
-_SUM: Callable[[Random], Turn] = _make_sum
-_PROBLEM: Callable[[Random], Turn] = _make_problem
-
-
 def sample(rng: Random, split: str) -> Turn:
     """A calculation with two operands."""
-    return draw(rng, split, _SUM)
+    return draw(rng, split, _make_sum)
 
 
 def sample_problem(rng: Random, split: str) -> Turn:
     """A word problem of one step."""
-    return draw(rng, split, _PROBLEM)
+    return draw(rng, split, _make_problem)

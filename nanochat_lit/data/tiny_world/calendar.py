@@ -64,6 +64,7 @@ def _neighbours(unit: str, names: tuple[str, ...]) -> tuple[Relation, Relation]:
             "What comes after {x}?",
         ),
         answer="{Y} comes after {x}.",
+        accepted=("{y} comes after", "after {x} comes {y}"),
         follow_ups=("And after {x}?", "What about after {x}?", "And what comes after {x}?"),
     )
     before = Relation(
@@ -83,6 +84,7 @@ def _neighbours(unit: str, names: tuple[str, ...]) -> tuple[Relation, Relation]:
             "What comes before {x}?",
         ),
         answer="{Y} comes before {x}.",
+        accepted=("{y} comes before", "before {x} comes {y}"),
         follow_ups=("And before {x}?", "What about before {x}?", "And what comes before {x}?"),
     )
     return after, before
@@ -104,6 +106,7 @@ _TOMORROW = Relation(
         "Which day is tomorrow when today is {x}?",
     ),
     answer="If today is {x}, tomorrow is {y}.",
+    accepted=("tomorrow is {y}",),
     follow_ups=("And if today is {x}?", "What if today is {x}?"),
 )
 
@@ -122,6 +125,7 @@ _YESTERDAY = Relation(
         "Which day was yesterday when today is {x}?",
     ),
     answer="If today is {x}, yesterday was {y}.",
+    accepted=("yesterday was {y}",),
     follow_ups=("And if today is {x}?", "What if today is {x}?"),
 )
 
@@ -139,6 +143,7 @@ _NUMBERED = Relation(
         "Do you know the {x} month of the year?",
     ),
     answer="The {x} month of the year is {y}.",
+    accepted=("{x} month of the year is {y}",),
     follow_ups=("And the {x}?", "What about the {x}?"),
 )
 
@@ -155,6 +160,7 @@ _WEEK = Relation(
         "Do you know the {x} day of the week?",
     ),
     answer="The {x} day of the week is {y}.",
+    accepted=("{x} day of the week is {y}",),
     follow_ups=("And the {x}?", "What about the {x}?"),
 )
 
@@ -199,6 +205,10 @@ def choose_relation(rng: Random) -> Relation:
     return rng.choices(RELATIONS, _WEIGHTS)[0]
 
 
+def _make(rng: Random) -> Turn:
+    return choose_relation(rng).make(rng)
+
+
 def sample(rng: Random, split: str) -> Turn:
     """A question about days, months or seasons."""
-    return draw(rng, split, choose_relation(rng).make)
+    return draw(rng, split, _make)

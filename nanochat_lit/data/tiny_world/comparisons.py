@@ -80,7 +80,7 @@ def number_pair(rng: Random) -> tuple[int, int]:
 
 def _expect_which(winner: str, loser: str) -> Expect:
     """The answer must put the winner first: "54 is larger than 45"."""
-    return {"any": [f"{winner} is", f"is {winner}"], "none": [f"{loser} is", f"is {loser}"]}
+    return {"all": [f"{winner} is", loser], "none": [f"{loser} is", f"is {loser}"]}
 
 
 def _make(
@@ -98,10 +98,7 @@ def _make(
         question = is_it.format(r=relation, a=first, b=second)
         yes = "Yes" if first_wins else "No"
         answer = f"{yes}, {winner} is {relation} than {loser}."
-        expect = {
-            "any": [yes],
-            "none": ["no" if first_wins else "yes", f"{loser} is {relation} than {winner}"],
-        }
+        expect = {"all": [yes, f"{winner} is", loser], "none": ["no" if first_wins else "yes", f"{loser} is"]}
     return Turn("comparisons", key, decorate(rng, capitalise(question)), answer, expect)
 
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
-from nanochat_lit.data.tiny_world import arithmetic, calendar, comparisons, dialogues, facts, identity, opposites
-from nanochat_lit.data.tiny_world import spelling, stories
+from nanochat_lit.data.tiny_world import (
+    arithmetic,
+    calendar,
+    comparisons,
+    dialogues,
+    facts,
+    identity,
+    opposites,
+    spelling,
+    stories,
+)
 from nanochat_lit.data.tiny_world.lexicon import NAMES, WORDS
 from nanochat_lit.data.tiny_world.relations import Relation
 from nanochat_lit.data.tiny_world.splits import check_split, split_of
-from nanochat_lit.data.tiny_world.turns import capitalise, plain_text
+from nanochat_lit.data.tiny_world.turns import capitalise, plain_text, with_article
 
 
 def _statements(rng: Random, relations: tuple[Relation, ...], weights: tuple[int, ...]) -> str:
@@ -29,11 +38,11 @@ _CALENDAR_WEIGHTS = tuple(len(relation.entries) for relation in calendar.RELATIO
 _OPPOSITE_STATEMENTS = (opposites.RELATION,)
 
 
-def _facts(rng: Random, split: str) -> str:
+def _facts(rng: Random, _split: str) -> str:
     return _statements(rng, facts.RELATIONS, _FACT_WEIGHTS)
 
 
-def _calendar(rng: Random, split: str) -> str:
+def _calendar(rng: Random, _split: str) -> str:
     if rng.random() < 0.15:
         names = rng.choice((calendar.DAYS, calendar.MONTHS))
         start = rng.randrange(len(names))
@@ -41,7 +50,7 @@ def _calendar(rng: Random, split: str) -> str:
     return _statements(rng, calendar.RELATIONS, _CALENDAR_WEIGHTS)
 
 
-def _opposites(rng: Random, split: str) -> str:
+def _opposites(rng: Random, _split: str) -> str:
     entries = rng.sample(opposites.RELATION.entries, rng.randrange(6, 11))
     return " ".join(opposites.RELATION.statement(rng, entry) for entry in entries)
 
@@ -74,7 +83,7 @@ def _comparisons(rng: Random, split: str) -> str:
     return "\n".join(plain_text(comparisons.sample(rng, split).answer) for _ in range(rng.randrange(6, 11)))
 
 
-def _spelling(rng: Random, split: str) -> str:
+def _spelling(rng: Random, _split: str) -> str:
     lines = []
     for word in rng.sample(WORDS, rng.randrange(6, 10)):
         choice = rng.random()
@@ -87,7 +96,7 @@ def _spelling(rng: Random, split: str) -> str:
     return "\n".join(lines)
 
 
-def _about_nanochat(rng: Random, split: str) -> str:
+def _about_nanochat(rng: Random, _split: str) -> str:
     return " ".join(rng.sample(identity.PASSAGE, rng.randrange(4, 9)))
 
 
@@ -101,25 +110,29 @@ def _dialogue(rng: Random, split: str) -> str:
     return "\n".join(lines)
 
 
-_PEOPLE_OPENINGS = ("This is {n}.", "{n} lives in {p}.", "Meet {n} from {p}.", "{n} comes from {p}.")
+_FOODS = ("bread", "rice", "soup", "cake", "cheese", "salad", "jam", "honey", "noodles", "apples", "pears", "milk")
+_PEOPLE_OPENINGS = ("This is {n}.", "Meet {n}.", "{n} comes from {p}.", "Here is {n} from {p}.")
 
 
-def _portrait(rng: Random, split: str) -> str:
+def _portrait(rng: Random, _split: str) -> str:
     """A short description of a person of the world."""
     name = rng.choice(NAMES)
     he, _, his = stories.PRONOUNS[name]
     country = rng.choice(tuple(facts.CAPITALS))
-    thing, colour = rng.choice(("hat", "coat", "bike", "boat", "house", "door")), rng.choice(("red", "blue", "green", "white"))
+    thing, colour = (
+        rng.choice(("hat", "coat", "bike", "boat", "house", "door")),
+        rng.choice(("red", "blue", "green", "white")),
+    )
     sentences = [
         rng.choice(_PEOPLE_OPENINGS).format(n=name, p=country),
         f"{capitalise(he)} lives in {country}, and the capital of {country} is {facts.CAPITALS[country]}.",
         f"{capitalise(his)} {thing} is {colour}.",
-        f"{name} has a {rng.choice(stories.STORY_ANIMALS)} named {rng.choice(NAMES)}.",
+        f"{name} has {with_article(rng.choice(stories.STORY_ANIMALS))} named {rng.choice(NAMES)}.",
         f"Every {rng.choice(calendar.DAYS)} {name} likes to {rng.choice(stories.HOBBIES)}.",
-        f"{capitalise(he)} is {rng.choice(stories.ADJECTIVES)} and likes {rng.choice(WORDS)} and {rng.choice(WORDS)}.",
+        f"{capitalise(he)} is {rng.choice(stories.ADJECTIVES)} and likes {rng.choice(_FOODS)} and {rng.choice(_FOODS)}.",
         f"In {rng.choice(calendar.MONTHS)} {he} visits {his} {rng.choice(('mother', 'father', 'sister', 'uncle'))}.",
     ]
-    return " ".join(sentences[: rng.randrange(4, 8)])
+    return " ".join(sentences[: rng.randrange(5, 8)])
 
 
 Writer = Callable[[Random, str], str]

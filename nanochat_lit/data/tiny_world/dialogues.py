@@ -71,7 +71,9 @@ def block(rng: Random, split: str, category: str, first: bool = True) -> list[Tu
 
 
 def _length(turns: list[Turn]) -> int:
-    return sum(len(turn.question) + len(str(turn.answer)) // (1 if isinstance(turn.answer, str) else 3) for turn in turns)
+    return sum(
+        len(turn.question) + len(str(turn.answer)) // (1 if isinstance(turn.answer, str) else 3) for turn in turns
+    )
 
 
 def turns_of_conversation(rng: Random, split: str) -> tuple[str, list[Turn]]:
@@ -79,8 +81,8 @@ def turns_of_conversation(rng: Random, split: str) -> tuple[str, list[Turn]]:
     turns: list[Turn] = []
     source = ""
     if rng.random() < 0.06:
-        opening = rng.random() < 0.5
-        turns.append(smalltalk.sample_intent(rng, split, smalltalk.HELLO) if opening else followups.introduction(rng, split))
+        opening = smalltalk.opening if rng.random() < 0.5 else followups.introduction
+        turns.append(opening(rng, split))
     for _ in range(rng.choices(_BLOCKS, _BLOCK_WEIGHTS)[0]):
         category = rng.choices(_CATEGORIES, _WEIGHTS)[0]
         more = block(rng, split, category, first=not turns)
@@ -89,7 +91,7 @@ def turns_of_conversation(rng: Random, split: str) -> tuple[str, list[Turn]]:
         source = source or category
         turns += more
     if len(turns) < _MAX_TURNS and rng.random() < 0.06:
-        turns.append(smalltalk.sample_intent(rng, split, smalltalk.THANKS if rng.random() < 0.5 else smalltalk.BYE))
+        turns.append(smalltalk.closing(rng, split))
     return source or "smalltalk", turns
 
 

@@ -355,6 +355,10 @@ def choose_relation(rng: Random) -> Relation:
     return rng.choices(RELATIONS, _WEIGHTS)[0]
 
 
+def _make(rng: Random) -> Turn:
+    return choose_relation(rng).make(rng)
+
+
 def sample(rng: Random, split: str) -> Turn:
     """A question about a fact of the world."""
-    return draw(rng, split, choose_relation(rng).make)
+    return draw(rng, split, _make)

@@ -16,6 +16,7 @@ from nanochat_lit.data.tiny_world.turns import Turn, decorate, draw, one_of, phr
 
 Chain = list[Turn]
 CATEGORY = "follow_ups"
+_MAX_TRIES = 100
 _RELATIONS = (
     *facts.RELATIONS,
     *calendar.RELATIONS,
@@ -25,14 +26,14 @@ _RELATION_WEIGHTS = tuple(len(relation.entries) ** 0.5 for relation in _RELATION
 _WORDS = frozenset(WORDS)
 
 
-def _second(rng: Random, split: str, first: Turn, make: Callable[[Random], Turn]) -> Chain:
-    """The chain of a first turn and a second whose key, joined to the first's, is in the split."""
-
-    def joined(rng: Random) -> Turn:
+def _second(rng: Random, split: str, first: Turn, make: Callable[[Random], Turn]) -> Chain | None:
+    """The chain of a first turn and a second whose key, joined to the first's, is in the split; None if there is none."""
+    for _ in range(_MAX_TRIES):
         turn = make(rng)
-        return turn._replace(key=f"{CATEGORY}:{first.key}|{turn.key}")
-
-    return [first, draw(rng, split, joined)]
+        key = f"{CATEGORY}:{first.key}|{turn.key}"
+        if split_of(key) == split:
+            return [first, turn._replace(key=key)]
+    return None
 
 
 def _ask(rng: Random, relation: Relation, entry: str, split: str) -> Turn:
@@ -46,7 +47,7 @@ def _ask(rng: Random, relation: Relation, entry: str, split: str) -> Turn:
             phrase_key(relation.category, question),
             decorate(rng, question, names_inside=not relation.lower_case),
             relation.fill(relation.answer, entry),
-            relation.expect(entry, question),
+            relation.expect(entry),
         )
 
     return draw(rng, split, make)
@@ -71,7 +72,7 @@ def _entry(rng: Random, relation: Relation, split: str, entries: tuple[str, ...]
 
 
 def _same_relation(rng: Random, split: str) -> Chain | None:
-    """"What is the capital of France?" "And of Italy?"."""
+    """The same question about another entry: "And of Italy?"."""
     relation = rng.choices(_RELATIONS, _RELATION_WEIGHTS)[0]
     entry = _entry(rng, relation, split)
     if entry is None:
@@ -86,7 +87,7 @@ def _same_relation(rng: Random, split: str) -> Chain | None:
             normalise(question),
             decorate_short(rng, question),
             relation.fill(relation.answer, other),
-            one_of(relation.table[other], relation.pool, f"{question} {entry}"),
+            relation.expect(other),
         )
 
     return _second(rng, split, first, make)
@@ -108,7 +109,7 @@ _ON_RESULT = (
 
 
 def _on_result(rng: Random, split: str) -> Chain | None:
-    """"What is 12 + 30?" "Add 5 to that."."""
+    """A calculation with the result before: "Add 5 to that."."""
     first = (arithmetic.sample if rng.random() < 0.75 else arithmetic.sample_problem)(rng, split)
     value = int(first.expect["tool"])
     if not 2 < value < 1000:
@@ -116,19 +117,20 @@ def _on_result(rng: Random, split: str) -> Chain | None:
 
     def make(rng: Random) -> Turn:
         operation, wordings = rng.choice(_ON_RESULT)
-        b = rng.randrange(2, 13) if operation == "*" else rng.randrange(2, min(100, value))
+        b = rng.randrange(2, 13) if operation == "*" else rng.randrange(2, min(100, value) if operation == "-" else 100)
         question = rng.choice(wordings).format(b=b)
         result = str(arithmetic.value_of(value, operation, b))
         return Turn(
             CATEGORY,
             arithmetic.expression_key(value, operation, b),
             decorate_short(rng, question),
-            tool_answer(f"{value}{operation}{b}", result, f"The answer is {result}."),
+            tool_answer(arithmetic.expression(value, operation, b), result, f"The answer is {result}."),
             arithmetic.expect_value(value, operation, b),
         )
 
     # The expression is an item of its own, whatever came before it.
-    return [first, draw(rng, split, make)]
+    second = (make(rng) for _ in range(_MAX_TRIES))
+    return next(([first, turn] for turn in second if split_of(turn.key) == split), None)
 
 
 _SPELL_IT = ("Spell it.", "How do you spell it?", "Spell that word.", "Can you spell it?", "How is it spelled?")
@@ -143,7 +145,7 @@ _SPELLABLE = tuple((relation, _spellable(relation)) for relation in _RELATIONS i
 
 
 def _spell_answer(rng: Random, split: str) -> Chain | None:
-    """"Which animal says moo?" "Spell it."."""
+    """The spelling of the word that was the answer: "Spell it."."""
     relation, entries = rng.choice(_SPELLABLE)
     entry = _entry(rng, relation, split, entries)
     if entry is None:
@@ -164,7 +166,7 @@ _COUNT_IT += ("How many {l}'s does it have?", "How often does {l} appear in it?"
 
 
 def _count_in_it(rng: Random, split: str) -> Chain | None:
-    """"Spell apple." "How many p's are in it?"."""
+    """Letters of the word just spelled: "How many p's are in it?"."""
     first = spelling.sample(rng, split)
     word = first.expect["spelled"]
     letters = [letter for letter in sorted(set(word)) if split_of(spelling.count_key(word, letter)) == split]
@@ -191,11 +193,15 @@ _AGAIN += ("What is the opposite of that word?", "And the opposite of that word?
 _NEXT = ("And after that?", "And what comes after that?", "What comes after that?", "And the one after that?")
 _PREVIOUS = ("And before that?", "And what comes before that?", "What comes before that?", "And the one before that?")
 _STEPS = {relation.name: relation for relation in calendar.RELATIONS}
-_STEPPED = tuple((_STEPS[name], _NEXT if "after" in name else _PREVIOUS) for name in _STEPS if "_" in name and name.split("_")[1] in ("after", "before"))
+_STEPPED = tuple(
+    (_STEPS[name], _NEXT if "after" in name else _PREVIOUS)
+    for name in _STEPS
+    if "_" in name and name.split("_")[1] in ("after", "before")
+)
 
 
 def _step_on(rng: Random, split: str) -> Chain | None:
-    """"What day comes after Monday?" "And after that?"."""
+    """One step further from the answer: "And after that?"."""
     relation, wordings = (opposites.RELATION, _AGAIN) if rng.random() < 0.4 else rng.choice(_STEPPED)
     entry = _entry(rng, relation, split)
     if entry is None:
@@ -205,13 +211,12 @@ def _step_on(rng: Random, split: str) -> Chain | None:
 
     def make(rng: Random) -> Turn:
         question = rng.choice(wordings)
-        pool = tuple(name for name in relation.pool if name != middle)
         return Turn(
             CATEGORY,
             normalise(question),
             decorate_short(rng, question),
             relation.fill(relation.answer, middle),
-            one_of(relation.table[middle], pool),
+            relation.expect(middle),
         )
 
     return _second(rng, split, first, make)
@@ -219,7 +224,13 @@ def _step_on(rng: Random, split: str) -> Chain | None:
 
 _NAMED = ("My name is {n}.", "I am {n}.", "Hi, I am {n}.", "Hello, my name is {n}.", "I'm {n}.", "Call me {n}.")
 _NAMED += ("You can call me {n}.", "Hi! My name is {n}.", "My friends call me {n}.", "Hello! I am {n}.")
-_ASK_NAME = ("What is my name?", "What's my name?", "Do you remember my name?", "What did I say my name was?", "Who am I?")
+_ASK_NAME = (
+    "What is my name?",
+    "What's my name?",
+    "Do you remember my name?",
+    "What did I say my name was?",
+    "Who am I?",
+)
 _ASK_NAME += ("Can you say my name?", "Tell me my name.", "Do you know my name?", "How am I called?")
 _LIKED = {
     "colour": ("red", "blue", "green", "yellow", "black", "white", "orange", "purple", "pink", "brown"),
@@ -242,32 +253,35 @@ def introduction(rng: Random, split: str) -> Turn:
 
 
 def _name_told(rng: Random, split: str) -> Chain | None:
-    """"My name is Anna." "What is my name?", sometimes with another turn between."""
+    """The name that the user gave, asked at once or one turn later."""
     first = introduction(rng, split)
     name = first.expect["any"][0]
 
     def make(rng: Random) -> Turn:
         question = rng.choice(_ASK_NAME)
-        return Turn(
-            CATEGORY, normalise(question), decorate_short(rng, question), f"Your name is {name}.", one_of(name, NAMES)
-        )
+        answer = f"Your name is {name}."
+        return Turn(CATEGORY, normalise(question), decorate_short(rng, question), answer, one_of(name, NAMES))
 
     chain = _second(rng, split, first, make)
-    if rng.random() < 0.35:
+    if chain is not None and rng.random() < 0.35:
         chain.insert(1, (facts.sample if rng.random() < 0.5 else arithmetic.sample)(rng, split))
     return chain
 
 
 def _favourite_told(rng: Random, split: str) -> Chain | None:
-    """"My favourite colour is blue." "What is my favourite colour?"."""
+    """What the user likes, asked back."""
 
     def make_first(rng: Random) -> Turn:
         thing = rng.choice(tuple(_LIKED))
         liked = rng.choice(_LIKED[thing])
-        question = rng.choice(("My favourite {t} is {l}.", "I think my favourite {t} is {l}.", "Note that my favourite {t} is {l}."))
+        question = rng.choice(
+            ("My favourite {t} is {l}.", "I think my favourite {t} is {l}.", "Note that my favourite {t} is {l}.")
+        )
         question = question.format(t=thing, l=liked)
         key = phrase_key("smalltalk", f"{thing} {liked}")
-        return Turn("smalltalk", key, question, f"I see, your favourite {thing} is {liked}.", {"thing": thing, "liked": liked})
+        return Turn(
+            "smalltalk", key, question, f"I see, your favourite {thing} is {liked}.", {"thing": thing, "liked": liked}
+        )
 
     first = draw(rng, split, make_first)
     thing, liked = first.expect["thing"], first.expect["liked"]

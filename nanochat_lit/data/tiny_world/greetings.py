@@ -1,5 +1,7 @@
 """Greetings in other languages: a polite answer that names the language and prefers English."""
 
+# ruff: noqa: RUF001 - letters of other alphabets are the point here
+
 from __future__ import annotations
 
 from random import Random
@@ -90,7 +92,7 @@ def _make(rng: Random) -> Turn:
     if choice < 0.15:
         question = question.lower()
     elif choice < 0.25:
-        question = question.rstrip("!.?;")
+        question = question.rstrip("!.?; ")
     prefix = "common:" if core in _COMMON else ""
     return Turn(
         category="greetings",

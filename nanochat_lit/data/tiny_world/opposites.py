@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from random import Random
 
+from nanochat_lit.data.tiny_world.lexicon import words
 from nanochat_lit.data.tiny_world.relations import Relation
 from nanochat_lit.data.tiny_world.turns import Turn, draw
 
 PAIRS = tuple(
     tuple(pair.split())
-    for pair in (
-        "hot cold, big small, tall short, fast slow, old young, happy sad, up down, open closed, day night, "
-        "light dark, hard soft, wet dry, full empty, rich poor, strong weak, loud quiet, early late, first last, "
-        "high low, near far, thick thin, wide narrow, clean dirty, good bad, right wrong, true false, sweet sour, "
-        "smooth rough, deep shallow, push pull, give take, win lose, love hate, laugh cry, buy sell, north south, "
-        "east west, summer winter, asleep awake, safe dangerous, friend enemy, question answer, top bottom, "
-        "inside outside, always never, more less"
-    ).split(", ")
+    for pair in words(
+        """hot cold, big small, tall short, fast slow, old young, happy sad, up down, open closed, day night,
+        light dark, hard soft, wet dry, full empty, rich poor, strong weak, loud quiet, early late, first last,
+        high low, near far, thick thin, wide narrow, clean dirty, good bad, right wrong, true false, sweet sour,
+        smooth rough, deep shallow, push pull, give take, win lose, love hate, laugh cry, buy sell, north south,
+        east west, summer winter, asleep awake, safe dangerous, friend enemy, question answer, top bottom,
+        inside outside, always never, more less""",
+        separator=",",
+    )
 )
 
 OPPOSITES = {word: other for pair in PAIRS for word, other in (pair, pair[::-1])}
@@ -47,6 +49,7 @@ RELATION = Relation(
     answer="The opposite of {x} is {y}.",
     statements=("The opposite of {x} is {y}.", "{X} is the opposite of {y}.", "{X} and {y} are opposites."),
     follow_ups=("And of {x}?", "And {x}?", "What about {x}?", "How about {x}?", "And the opposite of {x}?"),
+    accepted=("is {y}", "{y} is the opposite of {x}"),
     invented="word",
 )
 

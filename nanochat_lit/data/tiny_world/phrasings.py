@@ -14,6 +14,11 @@ from nanochat_lit.data.tiny_world.splits import COMMON_PREFIX, normalise
 from nanochat_lit.data.tiny_world.turns import Expect, Turn, decorate, phrase_key
 
 
+def _tidy(text: str) -> str:
+    """Single spaces, and none before a mark."""
+    return " ".join(text.split()).replace(" .", ".").replace(" ?", "?")
+
+
 def expand(pattern: str) -> tuple[str, ...]:
     """Every phrasing of a pattern."""
     pieces = []
@@ -23,7 +28,7 @@ def expand(pattern: str) -> tuple[str, ...]:
         choices, _, rest = rest.partition("]")
         pieces += [(before,), tuple(choices.split("|"))]
     pieces.append((rest,))
-    return tuple(dict.fromkeys(" ".join("".join(choice).split()) for choice in itertools.product(*pieces)))
+    return tuple(dict.fromkeys(_tidy("".join(choice)) for choice in itertools.product(*pieces)))
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,17 @@ class Intent:
     """One thing that people ask in many ways, with its answers."""
 
     category: str
+    """Category of its questions in conversations and examinations."""
     patterns: tuple[str, ...]
+    """Question patterns, see `expand`."""
     answers: tuple[str, ...]
+    """Answers, each as good as the other."""
     expect: Expect = field(default_factory=dict)
+    """How another answer is judged."""
     common: tuple[str, ...] = ()
     """Phrasings that always belong to training."""
     phrasings: tuple[str, ...] = field(init=False)
+    """Every phrasing of the patterns, the common ones several times."""
 
     def __post_init__(self) -> None:
         known = {normalise(phrasing): phrasing for pattern in self.patterns for phrasing in expand(pattern)}
@@ -52,7 +62,7 @@ class Intent:
         return Turn(
             category=self.category,
             key=(COMMON_PREFIX if is_common else "") + phrase_key(self.category, question),
-            question=decorate(rng, question),
+            question=decorate(rng, question, polite=self.category != "smalltalk"),
             answer=rng.choice(self.answers),
             expect=self.expect,
         )

@@ -20,17 +20,32 @@ class Relation:
     """One kind of fact, for example the capitals of countries."""
 
     name: str
+    """What the relation is called in code."""
     category: str
+    """Category of its questions in conversations and examinations."""
     table: dict[str, str]
+    """Entry -> value."""
     questions: tuple[str, ...]
+    """Ways to ask for an entry."""
     answer: str
+    """The one form of the answer."""
     statements: tuple[str, ...] = ()
+    """Ways to tell an entry in documents; empty: the answer."""
     follow_ups: tuple[str, ...] = ("And {x}?", "What about {x}?", "How about {x}?")
+    """Ways to ask for another entry right after a question of this relation."""
+    accepted: tuple[str, ...] = ("{y}",)
+    """Phrases of which a right answer has one. The value alone does not do where question and answer can be swapped:
+    "the opposite of cold is hot" is no answer to a question about hot."""
     invented: str = ""
     """Kind of invented name that fits {x} ("land", "animal", "element", "word"); empty: none."""
     lower_case: bool = True
+    """Whether a question may be written in lower case altogether."""
     entries: tuple[str, ...] = field(init=False)
+    """The table's keys."""
     pool: tuple[str, ...] = field(init=False)
+    """The table's distinct values."""
+    _expects: dict[str, Expect] = field(init=False, default_factory=dict, repr=False, compare=False)
+    """What `expect` has made so far."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entries", tuple(self.table))
@@ -50,9 +65,13 @@ class Relation:
             Ay=capitalise(with_article(value)),
         )
 
-    def expect(self, entry: str, question: str = "") -> Expect:
-        """The entry's value and no other value of the table."""
-        return one_of(self.table[entry], self.pool, f"{question} {entry}")
+    def expect(self, entry: str) -> Expect:
+        """The entry's value, no other value of the table, and no other entry."""
+        if entry not in self._expects:
+            expect = one_of(self.table[entry], tuple(dict.fromkeys(self.pool + self.entries)), entry)
+            expect["any"] = [self.fill(wording, entry) for wording in self.accepted]
+            self._expects[entry] = expect
+        return self._expects[entry]
 
     def make(self, rng: Random) -> Turn:
         """A turn that asks for one entry."""
@@ -63,7 +82,7 @@ class Relation:
             key=phrase_key(self.category, question),
             question=decorate(rng, question, names_inside=not self.lower_case),
             answer=self.fill(self.answer, entry),
-            expect=self.expect(entry, question),
+            expect=self.expect(entry),
         )
 
     def statement(self, rng: Random, entry: str) -> str:

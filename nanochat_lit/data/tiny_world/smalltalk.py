@@ -47,8 +47,10 @@ HOW = _intent(
 THANKS = _intent(
     "You are welcome!",
     (
-        "[Thanks|Thank you|Many thanks|Thanks a lot|Thank you very much|Thank you so much] "
-        "[|nanochat|for your help|for that|my friend|for the answer].",
+        (
+            "[Thanks|Thank you|Many thanks|Thanks a lot|Thank you very much|Thank you so much] "
+            "[|nanochat|for your help|for that|my friend|for the answer]."
+        ),
         "[That was|That is|You are] [very|really|so] helpful.",
     ),
     ("Thanks.", "Thank you."),
@@ -65,8 +67,10 @@ _OTHERS = (
     _intent(
         _JOKES,
         (
-            "[Tell me|Do you know|I want to hear|Can you tell me|Could you tell me] "
-            "[a joke|a short joke|a good joke|something funny|another joke].",
+            (
+                "[Tell me|Do you know|I want to hear|Can you tell me|Could you tell me] "
+                "[a joke|a short joke|a good joke|something funny|another joke]."
+            ),
             "Make me laugh [|with a joke].",
             "Make a joke.",
         ),
@@ -126,7 +130,10 @@ _OTHERS = (
     ),
     _intent(
         "Is there anything else I can do for you?",
-        ("[Okay|Ok|I see|Good|All right|Fine|Interesting|Aha|Cool] [|then|thanks for that|so].", "That is [good|fine|interesting|nice]."),
+        (
+            "[Okay|Ok|I see|Good|All right|Fine|Interesting|Aha|Cool] [|then|thanks for that|so].",
+            "That is [good|fine|interesting|nice].",
+        ),
         ("Okay.", "Ok.", "I see."),
     ),
     _intent(
@@ -138,11 +145,11 @@ _OTHERS = (
         ("What is your favourite colour?",),
     ),
 )
-_ALL = (HELLO, HELLO, HOW, HOW, THANKS, THANKS, BYE, *_OTHERS)
+INTENTS = (HELLO, HELLO, HOW, HOW, THANKS, THANKS, BYE, *_OTHERS)
 
 
 def _make(rng: Random) -> Turn:
-    return rng.choice(_ALL).make(rng)
+    return rng.choice(INTENTS).make(rng)
 
 
 def sample(rng: Random, split: str) -> Turn:
@@ -150,6 +157,11 @@ def sample(rng: Random, split: str) -> Turn:
     return draw(rng, split, _make)
 
 
-def sample_intent(rng: Random, split: str, intent: Intent) -> Turn:
-    """A phrasing of one intent, for the opening or the close of a conversation."""
-    return draw(rng, split, intent.make)
+def opening(rng: Random, split: str) -> Turn:
+    """A greeting in English."""
+    return draw(rng, split, lambda rng: rng.choice((HELLO, HOW)).make(rng))
+
+
+def closing(rng: Random, split: str) -> Turn:
+    """Thanks or a goodbye."""
+    return draw(rng, split, lambda rng: rng.choice((THANKS, BYE)).make(rng))

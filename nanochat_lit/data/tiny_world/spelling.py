@@ -21,7 +21,6 @@ _SPELL = (
     "Can you spell {w}?",
     "Can you spell the word {w}?",
     "How do you spell the word {w}?",
-    "Please spell {w}.",
     "Tell me how to spell {w}.",
     "What are the letters of {w}?",
     "Which letters are in the word {w}?",

@@ -11,6 +11,7 @@ from random import Random
 from typing import NamedTuple
 
 from nanochat_lit.data.tiny_world.lexicon import NAMES, PRONOUNS, STORY_ANIMALS
+from nanochat_lit.data.tiny_world.splits import split_of
 from nanochat_lit.data.tiny_world.turns import Expect, Turn, capitalise, decorate, draw, with_article
 
 
@@ -213,7 +214,9 @@ def long_story(rng: Random, hero: Character) -> str:
     ]
     if rng.random() < 0.8:
         parts.append(f"{hero.name} liked to {rng.choice(HOBBIES)}.")
-    parts.append(f"{capitalise(his)} {rng.choice(('best ', 'good ', ''))}friend was {with_article(friend.kind)} named {friend.name}.")
+    parts.append(
+        f"{capitalise(his)} {rng.choice(('best ', 'good ', ''))}friend was {with_article(friend.kind)} named {friend.name}."
+    )
     parts += [sentence.format(**words) for sentence in plot[: 4 + (rng.random() < 0.8)]]
     if rng.random() < 0.3:
         parts.append(f"After that, {hero.name} and {friend.name} liked to {rng.choice(HOBBIES)} together.")
@@ -278,8 +281,6 @@ def sample(rng: Random, split: str) -> Turn:
 
 def document(rng: Random, split: str) -> str:
     """A story whose hero belongs to the split."""
-    from nanochat_lit.data.tiny_world.splits import split_of
-
     while split_of(story_key(main := hero(rng))) != split:
         pass
     return long_story(rng, main)

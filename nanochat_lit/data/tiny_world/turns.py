@@ -74,18 +74,19 @@ _PREFIXES = (
 )
 
 
-def decorate(rng: Random, question: str, names_inside: bool = False) -> str:
+def decorate(rng: Random, question: str, names_inside: bool = False, polite: bool = True) -> str:
     """The question as some person might type it: plain, lower case, without punctuation, with a polite word.
 
     Args:
         rng: source of the choice.
         question: the plain wording, capitalised and punctuated.
         names_inside: keep capitals inside (names that the answer must repeat as written).
+        polite: also add words before or after; small talk is only written differently.
     """
-    choice = rng.random()
+    choice = rng.random() if polite else 0.8 * rng.random()
     if choice < 0.5:
         return question
-    bare = question.rstrip("?.!")
+    bare = question.rstrip("?.! ")
     first_lower = question[:1].lower() + question[1:] if not question.startswith(("I ", "I'")) else question
     if choice < 0.62:
         return bare

@@ -9,51 +9,62 @@ from __future__ import annotations
 
 from random import Random
 
-from nanochat_lit.data.tiny_world import facts, opposites
-from nanochat_lit.data.tiny_world.lexicon import NAMES, STORY_ANIMALS, WORDS
+from nanochat_lit.data.tiny_world import facts, identity, opposites, smalltalk
+from nanochat_lit.data.tiny_world.lexicon import NAMES, STORY_ANIMALS, WORDS, words
 from nanochat_lit.data.tiny_world.phrasings import expand
+from nanochat_lit.data.tiny_world.splits import normalise
 from nanochat_lit.data.tiny_world.turns import Turn, capitalise, decorate, draw, phrase_key, with_article
 
 NOT_LEARNED = "I don't know. I have not learned about that."
 NOT_NOW = "I don't know. I can not look that up."
 NOT_TOLD = "I don't know. You have not told me."
 
-_LANDS = tuple(
-    "Mongolia Laos Bolivia Paraguay Zambia Angola Mali Chad Sudan Somalia Albania Moldova Georgia Armenia Kazakhstan "
-    "Uzbekistan Pakistan Bangladesh Malaysia Panama Jamaica Haiti Guatemala Honduras Nicaragua Botswana Namibia Rwanda "
-    "Madagascar Oman Qatar Kuwait Yemen Fiji Samoa Slovakia Slovenia Luxembourg Algeria Libya Cambodia Tanzania "
-    "Zimbabwe Mozambique Gabon Togo Benin Liberia Gambia Belize Guyana Suriname Barbados Tonga Andorra Monaco".split()
+_LANDS = words(
+    """Mongolia Laos Bolivia Paraguay Zambia Angola Mali Chad Sudan Somalia Albania Moldova Georgia Armenia Kazakhstan
+    Uzbekistan Pakistan Bangladesh Malaysia Panama Jamaica Haiti Guatemala Honduras Nicaragua Botswana Namibia Rwanda
+    Madagascar Oman Qatar Kuwait Yemen Fiji Samoa Slovakia Slovenia Luxembourg Algeria Libya Cambodia Tanzania
+    Zimbabwe Mozambique Gabon Togo Benin Liberia Gambia Belize Guyana Suriname Barbados Tonga Andorra Monaco"""
 )
-_ANIMALS = tuple(
-    "hippo walrus otter lobster moose gorilla hamster ostrich panther hyena jaguar lemur llama yak bison gecko salmon "
-    "shark shrimp squid termite toad viper vulture weasel wombat raccoon rhino panda koala lynx magpie meerkat".split()
+_ANIMALS = words(
+    """hippo walrus otter lobster moose gorilla hamster ostrich panther hyena jaguar lemur llama yak bison gecko salmon
+    shark shrimp squid termite toad viper vulture weasel wombat raccoon rhino panda koala lynx magpie meerkat"""
 )
-_ELEMENTS = tuple(
-    "tungsten cobalt xenon boron barium platinum iodine lithium bromine chromium radium krypton bismuth cesium "
-    "gallium germanium hafnium indium iridium manganese niobium osmium palladium radon rhodium selenium".split()
+_ELEMENTS = words(
+    """tungsten cobalt xenon boron barium platinum iodine lithium bromine chromium radium krypton bismuth cesium gallium
+    germanium hafnium indium iridium manganese niobium osmium palladium radon rhodium selenium"""
 )
-_PEOPLE = tuple(
-    "Napoleon|Cleopatra|Isaac Newton|Marie Curie|Albert Einstein|Mozart|Beethoven|Shakespeare|Charles Darwin|Galileo|"
-    "Julius Caesar|Leonardo da Vinci|Picasso|Gandhi|Nelson Mandela|Abraham Lincoln|George Washington|Queen Victoria|"
-    "Elvis Presley|Michael Jackson|Taylor Swift|Barack Obama|Steve Jobs|Bill Gates|Elon Musk|Walt Disney|Homer|Plato|"
-    "Socrates|Aristotle|Columbus|Magellan|Marco Polo|Alan Turing|Ada Lovelace|Neil Armstrong|Pele|Messi|Ronaldo|"
-    "Serena Williams|Bob Dylan|Madonna|Charlie Chaplin|Van Gogh|Rembrandt|Tolstoy|Dickens|Kafka|Goethe|Kant".split("|")
+_PEOPLE = words(
+    """Napoleon|Cleopatra|Isaac Newton|Marie Curie|Albert Einstein|Mozart|Beethoven|Shakespeare|Charles Darwin|Galileo|
+    Julius Caesar|Leonardo da Vinci|Picasso|Gandhi|Nelson Mandela|Abraham Lincoln|George Washington|Queen Victoria|
+    Elvis Presley|Michael Jackson|Taylor Swift|Barack Obama|Steve Jobs|Bill Gates|Elon Musk|Walt Disney|Homer|Plato|
+    Socrates|Aristotle|Columbus|Magellan|Marco Polo|Alan Turing|Ada Lovelace|Neil Armstrong|Pele|Messi|Ronaldo|
+    Serena Williams|Bob Dylan|Madonna|Charlie Chaplin|Van Gogh|Rembrandt|Tolstoy|Dickens|Kafka|Goethe|Kant""",
+    separator="|",
 )
-_PLACES = tuple(
-    "the Eiffel Tower|the Great Wall|Mount Everest|the Grand Canyon|Big Ben|the Amazon|the Nile|the Sahara|Niagara Falls|"
-    "the Taj Mahal|the Colosseum|Mount Fuji|Lake Victoria|the White House|Times Square|the Louvre|Stonehenge|Machu Picchu|"
-    "the Golden Gate Bridge|the Rhine|the Danube|the Alps|Kilimanjaro|the Black Sea|the Suez Canal|Loch Ness".split("|")
+_PLACES = words(
+    """the Eiffel Tower|the Great Wall|Mount Everest|the Grand Canyon|Big Ben|the Amazon|the Nile|the Sahara|
+    Niagara Falls|the Taj Mahal|the Colosseum|Mount Fuji|Lake Victoria|the White House|Times Square|the Louvre|
+    Stonehenge|Machu Picchu|the Golden Gate Bridge|the Rhine|the Danube|the Alps|Kilimanjaro|the Black Sea|
+    the Suez Canal|Loch Ness""",
+    separator="|",
 )
 
 # Names of the world, which an invented one must not hit.
 _KNOWN = frozenset(
     word.lower()
-    for words in (NAMES, STORY_ANIMALS, WORDS, *(relation.entries + relation.pool for relation in facts.RELATIONS))
-    for word in words
+    for names in (NAMES, STORY_ANIMALS, WORDS, *(relation.entries + relation.pool for relation in facts.RELATIONS))
+    for word in names
 ) | frozenset(opposites.OPPOSITES)
+# And words of the other questions: "tool" must not count as a word that nobody knows.
+_KNOWN |= {
+    word
+    for intent in (*identity.INTENTS, *smalltalk.INTENTS)
+    for text in intent.phrasings + intent.answers
+    for word in normalise(text).split()
+}
 
-_ONSETS = tuple("b bl br d dr f fl g gl gr h j k kl kr l m n p pl pr qu r s sk sl sn st t tr v w y z zh".split())
-_VOWELS = tuple("a a e e i i o o u ai ee oo".split())
+_ONSETS = words("b bl br d dr f fl g gl gr h j k kl kr l m n p pl pr qu r s sk sl sn st t tr v w y z zh")
+_VOWELS = words("a a e e i i o o u ai ee oo")
 _CODAS = ("", "", "", "n", "r", "l", "m", "k", "x", "sh", "nd", "rk", "t", "z", "b")
 _ENDINGS = {
     "land": ("ia", "land", "stan", "or", "ania", "ora", "", "eria", "aria"),

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import Callback
 
 from nanochat_lit.common.hardware import peak_flops_per_s
 
-LOSS_SMOOTHING = 0.9
 SPEED_SMOOTHING = 0.8
 
 
@@ -44,18 +43,17 @@ class RunProgress(Callback):
         if step == self._step_seen:
             return  # this micro-batch only accumulated
         self._step_seen = step
-        is_first = self._logged_step == step - 1 and self.tokens_per_s is None
+        is_first = self.loss is None
         if not (is_first or step % self.log_every == 0 or step == pl_module.plan.num_steps):
             return
-        loss = pl_module.pop_mean_loss()
-        self.loss = loss if self.loss is None else LOSS_SMOOTHING * self.loss + (1 - LOSS_SMOOTHING) * loss
+        self.loss = pl_module.pop_mean_loss()
         elapsed_s = time.perf_counter() - self._logged_at_s - self._paused_s
         speed = (step - self._logged_step) * pl_module.plan.tokens_per_step / elapsed_s
         if not is_first:  # the first step compiles and warms up
             known = self.tokens_per_s
             self.tokens_per_s = speed if known is None else SPEED_SMOOTHING * known + (1 - SPEED_SMOOTHING) * speed
         self._logged_step, self._logged_at_s, self._paused_s = step, time.perf_counter(), 0.0
-        self._log(trainer, pl_module, step, loss, speed)
+        self._log(trainer, pl_module, step, self.loss, speed)
         self._print(trainer, pl_module, step)
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, step: int, loss: float, speed: float) -> None:

@@ -1,0 +1,166 @@
+"""`nanochat-lit plan`: what a depth means and costs, before any of it is spent."""
+
+import json as json_module
+from typing import Any, Literal
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.hardware import gpu_peak_flops_per_s
+from nanochat_lit.model.accounting import count_parameters, kv_cache_bytes, training_memory
+from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.optim.param_groups import REFERENCE_WIDTH
+from nanochat_lit.optim.scaling import derive_plan, micro_batches
+
+
+def plan(
+    depth: int = 12,
+    target_param_data_ratio: float = 12.0,
+    num_steps: int | None = None,
+    target_flops: float | None = None,
+    tokens_per_step: int | None = None,
+    sequence_len: int = 2048,
+    vocab_size: int = 32768,
+    head_dim: int = 128,
+    aspect_ratio: int = 64,
+    n_kv_head: int | None = None,
+    window_pattern: str = "SSSL",
+    micro_batch_size: int = 16,
+    gpus: int = 8,
+    gpu: str = "H100",
+    peak_flops_per_s: float | None = None,
+    mfu: float = 0.5,
+    price_per_gpu_hour: float = 3.0,
+    strategy: Literal["ddp", "zero"] = "ddp",
+    json: bool = False,
+) -> None:
+    """Print dimensions, parameters, tokens, batch, learning rates, memory, hours and cost of a pretraining run.
+
+    Args:
+        depth: Layers; everything else follows.
+        target_param_data_ratio: Tokens per scaling parameter.
+        num_steps: Steps by hand; wins over budget and ratio.
+        target_flops: Compute budget by hand; wins over the ratio.
+        tokens_per_step: Batch by hand, tokens.
+        sequence_len: Context in tokens.
+        vocab_size: Number of token ids.
+        head_dim: Channels per attention head.
+        aspect_ratio: Channels of width per layer of depth.
+        n_kv_head: Key/value heads; null means as many as query heads.
+        window_pattern: Attention windows, S short and L long, tiled over the layers.
+        micro_batch_size: Rows per device per forward; the memory estimate depends on it.
+        gpus: Devices.
+        gpu: Their name, for the table of peak arithmetic.
+        peak_flops_per_s: Peak of one device in bf16; null looks the name up.
+        mfu: Share of the peak that training reaches, 0 to 1.
+        price_per_gpu_hour: Dollars per device and hour.
+        strategy: How memory is divided: ddp, or zero (optimizer state shared among the devices).
+        json: Print one JSON object instead of the table.
+    """
+    config = GPTConfig.from_depth(
+        depth,
+        vocab_size=vocab_size,
+        sequence_len=sequence_len,
+        head_dim=head_dim,
+        aspect_ratio=aspect_ratio,
+        n_kv_head=n_kv_head,
+        window_pattern=window_pattern,
+    )
+    derived = derive_plan(
+        config,
+        target_param_data_ratio=target_param_data_ratio,
+        tokens_per_step=tokens_per_step,
+        num_steps=num_steps,
+        target_flops=target_flops,
+    )
+    _check(gpus=gpus, mfu=mfu, micro_batch_size=micro_batch_size)
+    peak = peak_flops_per_s if peak_flops_per_s is not None else gpu_peak_flops_per_s(gpu, _bfloat16())
+    if peak != peak:
+        raise UserError(f"the peak of {gpu!r} is not known; give --peak_flops_per_s")
+    counts = count_parameters(config)
+    memory = training_memory(config, micro_batch_size=micro_batch_size, strategy=strategy, world_size=gpus)
+    hours = derived.total_flops / (peak * mfu * gpus) / 3600
+    width_scale = (config.n_embd / REFERENCE_WIDTH) ** -0.5
+    values: dict[str, Any] = {
+        "model": {**config.to_dict(), "head_dim": config.head_dim, "windows": list(config.windows)},
+        "parameters": {
+            "wte": counts.wte,
+            "value_embeds": counts.value_embeds,
+            "lm_head": counts.lm_head,
+            "transformer_matrices": counts.transformer_matrices,
+            "scalars": counts.scalars,
+            "total": counts.total,
+            "scaling": counts.scaling,
+        },
+        "training": {
+            "flops_per_token": derived.flops_per_token,
+            "target_tokens": derived.target_tokens,
+            "tokens_per_step": derived.tokens_per_step,
+            "num_steps": derived.num_steps,
+            "total_tokens": derived.total_tokens,
+            "total_flops": derived.total_flops,
+            "micro_batches_per_step": micro_batches(derived.tokens_per_step, micro_batch_size, sequence_len, gpus),
+        },
+        "learning_rates": {
+            "lr_scale": derived.lr_scale,
+            "width_scale": width_scale,
+            "unembedding_lr": 0.008 * width_scale * derived.lr_scale,
+            "embedding_lr": 0.3 * width_scale * derived.lr_scale,
+            "matrix_lr": 0.02 * derived.lr_scale,
+            "scalar_lr": 0.5 * derived.lr_scale,
+            "weight_decay": derived.weight_decay,
+        },
+        "memory_bytes": {
+            "weights": memory.weights,
+            "gradients": memory.gradients,
+            "optimizer_state": memory.optimizer_state,
+            "activations": memory.activations,
+            "logits": memory.logits,
+            "total": memory.total,
+            "kv_cache_per_sequence": kv_cache_bytes(config),
+        },
+        "cost": {
+            "hardware": f"{gpus} x {gpu}",
+            "strategy": strategy,
+            "peak_flops_per_s": peak,
+            "mfu": mfu,
+            "hours": hours,
+            "price_per_gpu_hour": price_per_gpu_hour,
+            "dollars": hours * gpus * price_per_gpu_hour,
+        },
+    }
+    print(json_module.dumps(values) if json else _table(values))
+
+
+def _bfloat16() -> Any:
+    import torch
+
+    return torch.bfloat16
+
+
+def _check(*, gpus: int, mfu: float, micro_batch_size: int) -> None:
+    if gpus < 1 or micro_batch_size < 1:
+        raise UserError(f"gpus {gpus} and micro_batch_size {micro_batch_size} must be at least 1")
+    if not 0 < mfu <= 1:
+        raise UserError(f"mfu is {mfu}; it is a share of the peak, above 0 and at most 1")
+
+
+def _table(values: dict[str, Any]) -> str:
+    lines = []
+    for section, entries in values.items():
+        lines.append(section.replace("_", " "))
+        lines += [f"  {name:<24}{_format(name, value, section)}" for name, value in entries.items()]
+    lines.append("memory, hours and cost are estimates; mfu and price are assumptions to set by option")
+    return "\n".join(lines)
+
+
+def _format(name: str, value: Any, section: str) -> str:
+    if section == "memory_bytes":
+        return f"{value / 2**30:,.2f} GiB"
+    if name == "windows":
+        return " ".join(map(str, value))
+    if name == "dollars":
+        return f"{value:,.0f}"
+    if name == "hours":
+        return f"{value:,.2f}"
+    if name in ("total_flops", "peak_flops_per_s"):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)

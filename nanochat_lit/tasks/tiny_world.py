@@ -1,0 +1,159 @@
+"""The examination of the generated world: items from a file, and a strict judge.
+
+An item's "expect" says what a right answer holds; every key present must be satisfied:
+
+    any        at least one of these phrases
+    all        every one of these phrases
+    none       not one of these phrases
+    tool       a calculator call in "expressions", and its value in the answer with no number that nobody asked about
+    spelled    the letters of this word, one by one, and nothing spelled besides
+    refuses    says that it doesn't know, in one or two short sentences
+    min_words  at least as many words
+
+Phrases are whole words, whatever their case and punctuation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nanochat_lit.common.errors import UserError
+
+EXPECT_KEYS = frozenset({"any", "all", "none", "tool", "expressions", "spelled", "refuses", "min_words"})
+_REFUSALS = ("i dont know", "i do not know", "i am not sure", "im not sure", "i have no information", "i cant say")
+_MAX_REFUSAL_WORDS = 30
+_APOSTROPHES = re.compile("['\u2019]")
+_NOT_WORDS = re.compile(r"[\W_]+")
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
+
+
+def normalise(text: str) -> str:
+    """Lower case words with single spaces; apostrophes vanish, other punctuation separates."""
+    return _NOT_WORDS.sub(" ", _APOSTROPHES.sub("", text.lower())).strip()
+
+
+def _has(text: str, phrase: str) -> bool:
+    """Whether the normalised text holds the phrase as whole words."""
+    return f" {normalise(phrase)} " in f" {text} "
+
+
+def _numbers(text: str) -> set[float]:
+    """The numbers of a text; commas inside a number are dropped, a leading minus is kept."""
+    return {float(number) for number in _NUMBER.findall(re.sub(r"(?<=\d),(?=\d{3})", "", text))}
+
+
+def _asked_numbers(item: dict[str, Any]) -> set[float]:
+    """The numbers that the conversation has already named; a hyphen there may be a minus sign between operands."""
+    spaced = [re.sub(r"(?<=\d)\s*[-+*/x]\s*(?=\d)", " ", str(message["content"])) for message in item["messages"]]
+    return _numbers(" ".join(spaced))
+
+
+def _used_tool(item: dict[str, Any], completion: str, tool_calls: Sequence[str]) -> bool:
+    """Whether the expected call was made and its value said."""
+    expect = item["expect"]
+    accepted = {expression.replace(" ", "") for expression in expect["expressions"]}
+    if not any(call.replace(" ", "").replace('"', "'") in accepted for call in tool_calls):
+        return False
+    value = float(expect["tool"])
+    said = _numbers(completion)
+    return value in said and said <= {value} | _asked_numbers(item)
+
+
+def _spelled(word: str, text: str) -> bool:
+    """Whether the only run of single letters in the normalised text is the word."""
+    runs = re.findall(r"(?:(?<= )\w )+\w(?= )", f" {text} ")
+    return [run.replace(" ", "") for run in runs] == [word.lower()]
+
+
+def judge(item: dict[str, Any], completion: str, tool_calls: Sequence[str] = ()) -> bool:
+    """Whether an answer is right.
+
+    Args:
+        item: {"messages", "category", "expect"}; only "expect" and the numbers of the messages are looked at.
+        completion: the visible text of the answer, tool parts left out.
+        tool_calls: the python expressions that the model wrote.
+
+    Raises:
+        UserError: the item expects something that this judge does not know.
+    """
+    expect = item["expect"]
+    unknown = set(expect) - EXPECT_KEYS
+    if unknown or not expect:
+        raise UserError(f"'expect' holds {sorted(unknown) or 'nothing'}: use {', '.join(sorted(EXPECT_KEYS))}")
+    text = normalise(completion)
+    if not text:
+        return False
+    words = text.split()
+    if "any" in expect and not any(_has(text, phrase) for phrase in expect["any"]):
+        return False
+    if not all(_has(text, phrase) for phrase in expect.get("all", ())):
+        return False
+    if any(_has(text, phrase) for phrase in expect.get("none", ())):
+        return False
+    if "tool" in expect and not _used_tool(item, completion, tool_calls):
+        return False
+    if "spelled" in expect and not _spelled(expect["spelled"], text):
+        return False
+    if expect.get("refuses"):
+        refused = any(_has(text, phrase) for phrase in _REFUSALS)
+        if not refused or len(words) > _MAX_REFUSAL_WORDS:
+            return False
+    return len(words) >= expect.get("min_words", 0)
+
+
+def _checked_item(line: str, where: str) -> dict[str, Any]:
+    """The item of one line of a file."""
+    try:
+        item = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg}): write one item per line") from error
+    for key, kind in (("messages", list), ("category", str), ("expect", dict)):
+        if not isinstance(item, dict) or not isinstance(item.get(key), kind):
+            raise UserError(f"{where}: an item needs {key!r} as a {kind.__name__}")
+    messages = item["messages"]
+    if not messages or not all(isinstance(message, dict) and "content" in message for message in messages):
+        raise UserError(f"{where}: 'messages' must hold messages with role and content")
+    if messages[-1].get("role") != "user":
+        raise UserError(f"{where}: the last message must be the user's")
+    unknown = set(item["expect"]) - EXPECT_KEYS
+    if unknown or not item["expect"]:
+        raise UserError(f"{where}: 'expect' holds {sorted(unknown) or 'nothing'}: use {', '.join(sorted(EXPECT_KEYS))}")
+    return item
+
+
+class TinyWorldTask:
+    """The items of an examination file."""
+
+    def __init__(self, items: Sequence[dict[str, Any]]) -> None:
+        self.items = list(items)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TinyWorldTask:
+        """The items of a JSONL file, one a line.
+
+        Raises:
+            UserError: no such file, no items in it, or a line that is not an item (named as file:line).
+        """
+        path = Path(path)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: can't be read as text ({error}): give a JSONL file of items") from error
+        items = [_checked_item(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+        if not items:
+            raise UserError(f"{path}: holds no items: write one JSON item per line")
+        return cls(items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+    def evaluate(self, conversation: dict[str, Any], completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """Whether the completion is a right answer to the item."""
+        return judge(conversation, completion, tool_calls)

@@ -1,0 +1,78 @@
+"""The chunked loss against the plain formula."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanochat_lit.model import loss as loss_module
+from nanochat_lit.model.loss import IGNORE_INDEX, softcapped_cross_entropy
+
+
+def plain(hidden, weight, targets, reduction="mean"):
+    logits = 15 * torch.tanh((hidden @ weight.T).float() / 15)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+    losses = losses.view(targets.shape)
+    if reduction == "none":
+        return losses
+    return losses.sum() if reduction == "sum" else losses.sum() / (targets != IGNORE_INDEX).sum()
+
+
+@pytest.fixture
+def case():
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(3, 70, 24, generator=generator, requires_grad=True)
+    weight = (torch.randn(501, 24, generator=generator) * 0.7).requires_grad_()  # logits well into the softcap
+    targets = torch.randint(0, 501, (3, 70), generator=generator)
+    targets[0, :40] = IGNORE_INDEX
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 501 * 13, 501 * 64, 1 << 22])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_equals_the_plain_formula(case, monkeypatch, chunk_elements, reduction):
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", chunk_elements)
+    hidden, weight, targets = case
+    ours, expected = softcapped_cross_entropy(hidden, weight, targets, reduction), plain(hidden, weight, targets, reduction)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    factor = torch.linspace(1, 2, expected.numel()).view(expected.shape)
+    gradients = torch.autograd.grad((ours * factor).sum(), (hidden, weight))
+    for mine, theirs in zip(gradients, torch.autograd.grad((expected * factor).sum(), (hidden, weight)), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=1e-4)
+
+
+def test_no_target_at_all_gives_zero_not_nan(case):
+    hidden, weight, targets = case
+    loss = softcapped_cross_entropy(hidden, weight, torch.full_like(targets, IGNORE_INDEX))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert hidden.grad.abs().max() == 0.0 and weight.grad.abs().max() == 0.0
+
+
+def test_without_gradients_the_value_is_the_same(case):
+    hidden, weight, targets = case
+    with torch.no_grad():
+        value = softcapped_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(value, softcapped_cross_entropy(hidden, weight, targets).detach(), atol=1e-6, rtol=1e-6)
+
+
+def test_bfloat16_gradients_are_close_to_float32(case):
+    hidden, weight, targets = case
+    exact = torch.autograd.grad(softcapped_cross_entropy(hidden, weight, targets), (hidden, weight))
+    low = hidden.detach().bfloat16().requires_grad_()
+    rough = torch.autograd.grad(softcapped_cross_entropy(low, weight, targets), (low, weight))
+    for mine, theirs in zip(rough, exact, strict=True):
+        assert (mine.float() - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_chunks_never_hold_all_logits(case, monkeypatch):
+    seen = []
+
+    def spy(logits, targets):
+        seen.append(logits.numel())
+        return loss_module.chunk_losses_and_gradient(logits, targets)
+
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 501 * 16)
+    hidden, weight, targets = case
+    softcapped_cross_entropy(hidden, weight, targets, chunk_function=spy)
+    assert len(seen) > 10
+    assert max(seen) <= 501 * 16

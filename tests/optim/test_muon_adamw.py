@@ -1,0 +1,87 @@
+"""The optimizer against torch's and against what orthogonalisation promises."""
+
+import pytest
+import torch
+
+from nanochat_lit import GPT, GPTConfig, MuonAdamW, param_groups
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.optim.polar import equilibrate_rows, polar_express
+
+
+def test_adamw_groups_equal_torch():
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(5, 7, generator=generator)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    options = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.1}
+    mine = MuonAdamW([{"kind": "adamw", "params": [ours], **options}])
+    reference = torch.optim.AdamW([theirs], **options, fused=False, foreach=False)
+    for _ in range(5):
+        ours.grad = torch.randn(5, 7, generator=generator)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        reference.step()
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 64, 16), (2, 16, 64)])
+def test_polar_express_is_near_the_polar_factor(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    out = polar_express(matrices)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    exact = left @ right
+    assert (out - exact).norm() / exact.norm() < 0.1
+    torch.testing.assert_close(out.norm(dim=(-2, -1)), torch.full((shape[0],), min(shape[1:]) ** 0.5), atol=1e-4, rtol=1e-4)
+
+
+def test_equilibrated_rows_have_one_norm():
+    matrices = torch.randn(2, 8, 5, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 8)[:, None]
+    norms = equilibrate_rows(matrices).norm(dim=-1)
+    torch.testing.assert_close(norms, norms.mean(-1, keepdim=True).expand_as(norms), atol=1e-5, rtol=1e-5)
+    assert torch.isfinite(equilibrate_rows(torch.zeros(1, 3, 3))).all()
+
+
+def test_a_zero_gradient_moves_nothing_and_makes_no_nan():
+    parameter = torch.nn.Parameter(torch.ones(4, 4))
+    optimizer = MuonAdamW(
+        [{"kind": "muon", "params": [parameter], "lr": 0.1, "momentum": 0.9, "beta2": 0.9, "weight_decay": 0.0}]
+    )
+    parameter.grad = torch.zeros(4, 4)
+    optimizer.step()
+    assert torch.equal(parameter.data, torch.ones(4, 4))
+
+
+def test_state_continues_after_saving():
+    def run(steps, optimizer, model, offset=0):
+        for step in range(steps):
+            generator = torch.Generator().manual_seed(offset + step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+
+    config = GPTConfig.from_depth(2, head_dim=32, aspect_ratio=32, vocab_size=64, sequence_len=32)
+    model = GPT(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    optimizer = MuonAdamW(param_groups(model))
+    run(2, optimizer, model)
+    other = GPT(config)
+    other.load_state_dict(model.state_dict())
+    resumed = MuonAdamW(param_groups(other))
+    resumed.load_state_dict(optimizer.state_dict())
+    run(2, optimizer, model, 2)
+    run(2, resumed, other, 2)
+    for mine, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_bad_groups_are_named():
+    with pytest.raises(UserError, match="kind 'sgd'"):
+        MuonAdamW([{"kind": "sgd", "params": [torch.nn.Parameter(torch.ones(2))], "lr": 1}])
+    mixed = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(3, 2))]
+    with pytest.raises(UserError, match="matrices of one shape"):
+        MuonAdamW([{"kind": "muon", "params": mixed, "lr": 1}])
+
+
+def test_every_parameter_is_in_exactly_one_group():
+    model = GPT(GPTConfig.from_depth(5, vocab_size=128, head_dim=32, n_kv_head=2))
+    grouped = [parameter for group in param_groups(model) for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped)) == len(list(model.parameters()))
