@@ -187,7 +187,16 @@ def _shorten(message: str, limit: int = 400) -> str:
     message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
     message = re.sub(r"\s+", " ", message).strip()
+    message = re.sub(r"Does not validate against .*?Problem with given class_path '([\w.]+)': ", r"\1: ", message)
+    message = re.sub(r" - Expected a NoneType Given value type: .*", "", message)
+    if unknown := re.search(r"([\w.]+): Option '(\w+)' is not accepted$", message):
+        message += _nearest_option(*unknown.groups())
     return message if len(message) <= limit else message[:limit] + "..."
+
+
+def _nearest_option(class_path: str, option: str) -> str:
+    module, _, name = class_path.rpartition(".")
+    return _nearest(option, list(inspect.signature(_load(f"{module}:{name}")).parameters))
 
 
 def _fail(message: str, hint: str = "") -> int:

@@ -11,7 +11,7 @@ from nanochat_lit.optim.param_groups import REFERENCE_WIDTH
 from nanochat_lit.optim.scaling import derive_plan, micro_batches
 
 
-def plan(
+def plan(  # noqa: PLR0913 - every option of the command is a parameter
     depth: int = 12,
     target_param_data_ratio: float = 12.0,
     num_steps: int | None = None,

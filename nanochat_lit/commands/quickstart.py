@@ -64,16 +64,20 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) 
     quick = ["--model.compile", "false"] if fast else []
     _say(2, "tokenizer and pretraining")
     trainer(
-        ["fit", "--config", "recipes/quickstart_pretrain.yaml", "--run_dir", str(pretrain)]
-        + ["--data.path", str(data / "pretrain"), *_steps(size["pretrain_steps"]), *quick]
+        [
+            *("fit", "--config", "recipes/quickstart_pretrain.yaml", "--run_dir", str(pretrain)),
+            *("--data.path", str(data / "pretrain"), *_steps(size["pretrain_steps"]), *quick),
+        ]
     )
     _say(3, "examining the base model")
     before = _examine(pretrain / "export", data / "test.jsonl", limit=10)
     _say(4, "fine-tuning on conversations")
     trainer(
-        ["fit", "--config", "recipes/quickstart_sft.yaml", "--run_dir", str(folder)]
-        + ["--data.path", str(data / "sft"), "--model.base", str(pretrain / "export")]
-        + [*_steps(size["sft_steps"]), *quick]
+        [
+            *("fit", "--config", "recipes/quickstart_sft.yaml", "--run_dir", str(folder)),
+            *("--data.path", str(data / "sft"), "--model.base", str(pretrain / "export")),
+            *(*_steps(size["sft_steps"]), *quick),
+        ]
     )
     _say(5, "examining the chat model")
     after = _examine(folder / "export", data / "test.jsonl")

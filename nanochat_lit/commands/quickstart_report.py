@@ -42,9 +42,11 @@ def write_report(
     lines = [
         "# Quickstart report",
         "",
-        f"A GPT of {config.n_layer} layers, width {config.n_embd}, {count_parameters(config).total:,} parameters, "
-        f"vocabulary {config.vocab_size:,}, context {config.sequence_len}, trained from nothing in "
-        f"{seconds / 60:.1f} minutes; peak memory {peak_bytes / 2**30:.2f} GiB.",
+        (
+            f"A GPT of {config.n_layer} layers, width {config.n_embd}, {count_parameters(config).total:,} parameters, "
+            f"vocabulary {config.vocab_size:,}, context {config.sequence_len}, trained from nothing in "
+            f"{seconds / 60:.1f} minutes; peak memory {peak_bytes / 2**30:.2f} GiB."
+        ),
         "",
         "| stage | steps | val bpb before | val bpb after |",
         "|---|---|---|---|",

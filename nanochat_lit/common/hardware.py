@@ -137,8 +137,8 @@ def _has_native_bfloat16(device: torch.device) -> bool:
 
 @cache
 def _measure_cpu_flops_per_s(dtype: torch.dtype, num_threads: int) -> float:  # noqa: ARG001 (num_threads is a cache key)
-    """Best of a few square products: about 0.1 s. Slow formats (float16) get a smaller product."""
-    size = 192 if dtype == torch.float16 else 1024
+    """Best of a few square products: half a second. Slow formats (float16) get a smaller product."""
+    size = 192 if dtype == torch.float16 else 2048
     generator = torch.Generator().manual_seed(0)  # leaves the caller's random state alone
     left = torch.randn(size, size, generator=generator).to(dtype)
     right = torch.randn(size, size, generator=generator).to(dtype)

@@ -63,7 +63,9 @@ def load_model(
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
         odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise UserError(f"{path} is not the model that {CONFIG_FILE} describes: {len(odd)} tensors differ, first {odd[0]}")
+        raise UserError(
+            f"{path} is not the model that {CONFIG_FILE} describes: {len(odd)} tensors differ, first {odd[0]}"
+        )
     model.load_state_dict(tensors, assign=True)
     model.requires_grad_(True)
     model.cos, model.sin = torch.empty(0), torch.empty(0)

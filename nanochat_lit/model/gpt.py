@@ -10,8 +10,8 @@ embedding tables are kept in the compute dtype (in float32 when that is float16,
 Shapes: B rows, T tokens, C channels (n_embd), H heads, Hkv key/value heads, D head dim, V vocabulary.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,8 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
+        """Map the last dimension, (..., in_features) -> (..., out_features)."""
         return F.linear(input, self.weight.to(input.dtype))
 
 
@@ -66,6 +67,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, kv_cache: KVCache | None
     ) -> Tensor:
+        """Attend; with a cache, x holds the positions after those in it. (B, T, C) -> (B, T, C)."""
         rows, length, _ = x.shape
         q = self.c_q(x).view(rows, length, -1, self.head_dim)
         k = self.c_k(x).view(rows, length, -1, self.head_dim)
@@ -89,6 +91,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Each token by itself. (B, T, C) -> (B, T, C)."""
         return self.c_proj(F.relu(self.c_fc(x)).square())
 
 
@@ -103,6 +106,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, kv_cache: KVCache | None
     ) -> Tensor:
+        """Both parts, each added to the residual stream. (B, T, C) -> (B, T, C)."""
         x = x + self.attn(norm(x), value_embedding, cos, sin, kv_cache)
         return x + self.mlp(norm(x))
 
@@ -185,9 +189,9 @@ class GPT(nn.Module):
         """
         config = self.config
         bound = (3.0 / config.n_embd) ** 0.5
-        _normal(self.transformer["wte"].weight, 0.8, generator)
+        _normal(cast("nn.Embedding", self.transformer["wte"]).weight, 0.8, generator)
         _normal(self.lm_head.weight, 0.001, generator)
-        for table in self.value_embeds.values():
+        for table in cast("Iterable[nn.Embedding]", self.value_embeds.values()):
             _uniform(table.weight, -bound, bound, generator)
         for layer, block in enumerate(self.blocks):
             for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):

@@ -126,4 +126,4 @@ def softcapped_cross_entropy(
         total = _ChunkedLoss.apply(rows, weight, flat_targets, chunk_function)
     else:
         total = softcapped_cross_entropy(hidden, weight, targets, "none").sum()
-    return total if reduction == "sum" else total / (flat_targets != IGNORE_INDEX).sum().clamp(min=1)  # type: ignore[no-any-return, operator]
+    return total if reduction == "sum" else total / (flat_targets != IGNORE_INDEX).sum().clamp(min=1)

@@ -89,7 +89,7 @@ class MuonAdamW(torch.optim.Optimizer):
             group.setdefault("initial_lr", group["lr"])
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; returns what the closure returned."""
         loss = None
         if closure is not None:
@@ -111,7 +111,9 @@ class MuonAdamW(torch.optim.Optimizer):
         state = self.state[parameters[0]]
         if not state:
             num_rows, num_columns = gradients.shape[-2:]
-            moment_shape = (len(parameters), num_rows, 1) if num_rows >= num_columns else (len(parameters), 1, num_columns)
+            moment_shape = (
+                (len(parameters), num_rows, 1) if num_rows >= num_columns else (len(parameters), 1, num_columns)
+            )
             state["momentum_buffer"] = torch.zeros_like(gradients)
             state["second_moment"] = gradients.new_zeros(moment_shape)
         direction = muon_direction(
@@ -120,7 +122,8 @@ class MuonAdamW(torch.optim.Optimizer):
         direction = normalise_neurons(direction, state["second_moment"], group["beta2"])
         stacked = torch.stack(list(parameters))
         cautious_update(stacked, direction, group["lr"], group["weight_decay"])
-        torch._foreach_copy_(list(parameters), list(stacked.unbind()))
+        for parameter, updated in zip(parameters, stacked.unbind(), strict=True):
+            parameter.copy_(updated)
 
     def _step_adamw(self, group: dict[str, Any]) -> None:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]

@@ -46,24 +46,22 @@ def param_groups(
         _adamw("smear", smear, 0.2, (0.8, 0.95), 0.0),
     ]
     matrices = [parameter for block in model.blocks for parameter in block.parameters()]
-    for shape in sorted({tuple(matrix.shape) for matrix in matrices}):
-        groups.append(
-            {
-                "name": "muon_" + "x".join(map(str, shape)),
-                "kind": "muon",
-                "params": [matrix for matrix in matrices if tuple(matrix.shape) == shape],
-                "lr": matrix_lr,
-                "momentum": 0.95,
-                "beta2": 0.9,
-                "weight_decay": weight_decay,
-            }
-        )
-    return groups
+    muon = [
+        {
+            "name": "muon_" + "x".join(map(str, shape)),
+            "kind": "muon",
+            "params": [matrix for matrix in matrices if tuple(matrix.shape) == shape],
+            "lr": matrix_lr,
+            "momentum": 0.95,
+            "beta2": 0.9,
+            "weight_decay": weight_decay,
+        }
+        for shape in sorted({tuple(matrix.shape) for matrix in matrices})
+    ]
+    return groups + muon
 
 
-def _adamw(
-    name: str, params: list[Any], lr: float, betas: tuple[float, float], weight_decay: float
-) -> dict[str, Any]:
+def _adamw(name: str, params: list[Any], lr: float, betas: tuple[float, float], weight_decay: float) -> dict[str, Any]:
     return {
         "name": name,
         "kind": "adamw",

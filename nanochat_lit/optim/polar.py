@@ -1,6 +1,5 @@
 """Orthogonalise stacks of matrices: row equilibration, Polar Express iterations, unit-scale rescale."""
 
-import torch
 from torch import Tensor
 
 POLAR_EXPRESS_COEFFICIENTS = (

@@ -70,14 +70,12 @@ def derive_plan(
     Raises:
         UserError: If a number is not positive or the budget is less than one step.
     """
-    for name, value in (
-        ("target_param_data_ratio", target_param_data_ratio),
-        ("tokens_per_step", tokens_per_step),
-        ("num_steps", num_steps),
-        ("target_flops", target_flops),
-    ):
-        if value is not None and value <= 0:
-            raise UserError(f"{name} is {value}; it must be positive")
+    _check_positive(
+        target_param_data_ratio=target_param_data_ratio,
+        tokens_per_step=tokens_per_step,
+        num_steps=num_steps,
+        target_flops=target_flops,
+    )
     reference = GPTConfig.from_depth(
         REFERENCE_DEPTH,
         vocab_size=config.vocab_size,
@@ -87,27 +85,42 @@ def derive_plan(
     )
     target_tokens = int(target_param_data_ratio * count_parameters(config).scaling)
     reference_tokens = target_param_data_ratio * count_parameters(reference).scaling
-    if tokens_per_step is None:
-        batch = REFERENCE_TOKENS_PER_STEP * (target_tokens / reference_tokens) ** BATCH_EXPONENT
-        tokens_per_step = 2 ** round(math.log2(batch))
+    batch = tokens_per_step or _derive_tokens_per_step(target_tokens, reference_tokens)
     flops = flops_per_token(config)
-    if num_steps is None:
-        budget = target_tokens if target_flops is None else target_flops / flops
-        num_steps = round(budget / tokens_per_step) if target_flops is not None else int(budget // tokens_per_step)
-        if num_steps < 1:
-            raise UserError(
-                f"{int(budget):,} tokens are less than one step of {tokens_per_step:,}; "
-                "raise the ratio or lower tokens_per_step"
-            )
-    batch_ratio = tokens_per_step / REFERENCE_TOKENS_PER_STEP
+    steps = num_steps or _derive_num_steps(target_tokens, target_flops, flops, batch)
+    batch_ratio = batch / REFERENCE_TOKENS_PER_STEP
     return TrainingPlan(
         target_tokens=target_tokens,
-        tokens_per_step=tokens_per_step,
-        num_steps=num_steps,
+        tokens_per_step=batch,
+        num_steps=steps,
         lr_scale=batch_ratio**0.5,
         weight_decay=weight_decay * batch_ratio**0.5 * (reference_tokens / target_tokens),
         flops_per_token=flops,
     )
+
+
+def _check_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{name} is {value}; it must be positive")
+
+
+def _derive_tokens_per_step(target_tokens: int, reference_tokens: float) -> int:
+    """The power of two nearest to the batch that the token horizon asks for."""
+    batch = REFERENCE_TOKENS_PER_STEP * (target_tokens / reference_tokens) ** BATCH_EXPONENT
+    return int(2 ** round(math.log2(batch)))
+
+
+def _derive_num_steps(target_tokens: int, target_flops: float | None, flops: int, tokens_per_step: int) -> int:
+    """Steps that spend the compute budget if there is one, else the tokens."""
+    budget = target_tokens if target_flops is None else target_flops / flops
+    num_steps = int(budget // tokens_per_step) if target_flops is None else round(budget / tokens_per_step)
+    if num_steps < 1:
+        raise UserError(
+            f"{int(budget):,} tokens are less than one step of {tokens_per_step:,}; "
+            "raise the ratio or lower tokens_per_step"
+        )
+    return num_steps
 
 
 def micro_batches(tokens_per_step: int, micro_batch_size: int, sequence_len: int, world_size: int = 1) -> int:

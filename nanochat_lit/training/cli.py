@@ -1,18 +1,20 @@
 """`nanochat-lit fit|validate|test`: LightningCLI with a run folder, explicit precision and defaults that work."""
 
+import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.training.callbacks.export import ExportModel
@@ -31,7 +33,10 @@ _EXPECTED_WARNINGS = (
     r".*Starting from v1.9.0, `tensorboardX` has been removed.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*save_on_train_epoch_end.*",
+    r".*The dirpath has changed from.*",  # a run folder was moved or copied
     r".*consider setting .*val_check_interval.*",
+    r".*You called `self.log.*have no logger configured.*",
+    r".*It is recommended to use `self.log.*sync_dist=True.*",  # the metric has synchronised its own state
     r".*LightningCLI's args parameter is intended to run from within Python.*",
 )
 
@@ -43,6 +48,26 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,
     "logger": False,
 }
+
+
+# Trainer options whose work is done by a key of ours: (value that means unset, what to use instead).
+REPLACED_OPTIONS: dict[str, tuple[Any, str]] = {
+    "precision": (None, "compute_dtype"),
+    "default_root_dir": (None, "run_dir"),
+    "accumulate_grad_batches": (1, "model.tokens_per_step, from which it is derived"),
+    "val_check_interval": (None, "model.eval_every"),
+}
+
+CHECKPOINT_WORDS = ("last", "best", "hpc")
+"""What Lightning takes in place of a path."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved config.yaml when a run starts to train; measuring a run leaves it as it is."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class NanochatCLI(LightningCLI):
@@ -65,6 +90,20 @@ class NanochatCLI(LightningCLI):
             "--checkpoint_every", type=int, default=250, help="Steps between checkpoints; the last is always kept."
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Do not read the whole checkpoint in search of hyper-parameters, as Lightning does: the recipe has them."""
+
+    def before_instantiate_classes(self) -> None:
+        """Look at the checkpoint before anything is built or trained."""
+        path = self._get(self.config, "ckpt_path")
+        if path is None:
+            if self.subcommand != "fit":
+                raise UserError(
+                    f"{self.subcommand} measures a checkpoint; give --ckpt_path RUN_DIR/checkpoints/last.ckpt"
+                )
+        elif path not in CHECKPOINT_WORDS:
+            check_checkpoint(path)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with our precision, loggers and callbacks."""
         run_dir = Path(self._get(self.config_init, "run_dir"))
@@ -74,6 +113,11 @@ class NanochatCLI(LightningCLI):
         for name, value in (("log_every", log_every), ("checkpoint_every", checkpoint_every)):
             if value < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1 step")
+        for name, (unset, instead) in REPLACED_OPTIONS.items():
+            if trainer_config.get(name, unset) != unset:
+                raise UserError(f"trainer.{name} is {trainer_config[name]!r}, but runs do not use it; set {instead}")
+        if run_dir.exists() and not run_dir.is_dir():
+            raise UserError(f"run_dir {run_dir} is a file; give a folder")
         device = "cpu" if trainer_config.get("accelerator") == "cpu" else None
         precision = ExplicitPrecision(self._get(self.config_init, "compute_dtype"), device)
         callbacks = [
@@ -87,6 +131,7 @@ class NanochatCLI(LightningCLI):
                 monitor="step",
                 mode="max",
                 save_last=True,
+                enable_version_counter=False,  # last.ckpt is this run's, also in a folder that was used before
             ),
             RunProgress(log_every),
             SampleWriter(),
@@ -94,28 +139,47 @@ class NanochatCLI(LightningCLI):
         ]
         kwargs |= {
             "default_root_dir": str(run_dir),
-            "logger": _loggers(run_dir) if self.subcommand == "fit" else False,
+            "logger": _loggers(run_dir, trainer_config.get("logger")) if self.subcommand == "fit" else False,
             "plugins": [*(trainer_config.get("plugins") or []), precision],
         }
         config = {**trainer_config, **kwargs}
         config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
         try:
             return self._instantiate_trainer(config, [])
-        except MisconfigurationException as error:
+        except (MisconfigurationException, ValueError) as error:
             raise UserError(_explain(error, trainer_config)) from error
 
 
-def _loggers(run_dir: Path) -> list[Logger]:
+def _loggers(run_dir: Path, more: Any) -> list[Logger]:
+    """Ours, and those of the recipe."""
     loggers: list[Logger] = [MetricsFile(run_dir)]
-    try:
+    loggers += more if isinstance(more, list) else [more] if isinstance(more, Logger) else []
+    with contextlib.suppress(ModuleNotFoundError):  # TensorBoard is optional; metrics.csv always is there
         loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version=""))
-    except ModuleNotFoundError:
-        pass  # TensorBoard is optional; metrics.csv always is there
     return loggers
+
+
+def check_checkpoint(path: str) -> None:
+    """Raise UserError unless the file is a checkpoint of ours; reads its table of contents, not its tensors."""
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint {path}; give a .ckpt file, such as RUN_DIR/checkpoints/last.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a file of something else fails in many ways
+        raise UserError(
+            f"{path} is not a checkpoint, or is damaged ({type(error).__name__}); give another .ckpt"
+        ) from None
+    if not isinstance(checkpoint, dict) or "nanochat_lit" not in checkpoint:
+        raise UserError(f"{path} was not written by nanochat-lit; give a .ckpt from a run folder")
 
 
 def _explain(error: Exception, trainer_config: Any) -> str:
     accelerator, devices = trainer_config.get("accelerator"), trainer_config.get("devices")
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        return (
+            f"this run asks for {devices} GPU(s) and PyTorch finds none on this machine; "
+            "use one that has them, or --trainer.accelerator cpu --trainer.devices 1 --trainer.strategy auto"
+        )
     return (
         f"the Trainer cannot be set up with accelerator {accelerator!r} and devices {devices!r}: "
         f"{str(error).splitlines()[0]} (on this machine try --trainer.accelerator auto --trainer.devices 1)"
@@ -126,10 +190,27 @@ def _find_recipe(argument: str) -> str:
     """The packaged recipe when `recipes/X.yaml` is asked for outside a checkout; other arguments as they are."""
     option, equals, value = argument.rpartition("=")
     path = Path(value)
-    packaged = Path(str(files("nanochat_lit"))) / "recipes" / path.name
-    if path.parent.name == "recipes" and path.suffix == ".yaml" and not path.exists() and packaged.exists():
-        return f"{option}{equals}{packaged}"
+    if path.parent.name != "recipes" or path.suffix != ".yaml" or path.exists():
+        return argument
+    package = Path(str(files("nanochat_lit")))
+    for folder in (package / "recipes", package.parent / "recipes"):  # installed; in a checkout
+        if (folder / path.name).is_file():
+            return f"{option}{equals}{folder / path.name}"
     return argument
+
+
+@contextlib.contextmanager
+def _user_errors_unwrapped() -> Iterator[None]:
+    """Raise the UserError that jsonargparse has wrapped into its own, whose text is about type annotations."""
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -142,21 +223,25 @@ def main(argv: Sequence[str]) -> int:
         Exit status 0.
     """
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # devices found, seeds set, tips: the plan table says what counts
-    for pattern in _EXPECTED_WARNINGS:
-        warnings.filterwarnings("ignore", pattern)
-    NanochatCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        trainer_defaults=TRAINER_DEFAULTS,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=42,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        args=[_find_recipe(argument) for argument in argv],
-        parser_kwargs={"prog": "nanochat-lit", "exit_on_error": False},
-    )
+        logging.getLogger(name).setLevel(
+            logging.WARNING
+        )  # devices found, seeds set, tips: the plan table says what counts
+    with warnings.catch_warnings(), _user_errors_unwrapped():
+        for pattern in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", pattern)
+        NanochatCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=[_find_recipe(argument) for argument in argv],
+            parser_kwargs={"prog": "nanochat-lit", "exit_on_error": False},
+        )
     sys.stderr.flush()
     return 0

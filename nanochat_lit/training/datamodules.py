@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -18,6 +18,10 @@ from nanochat_lit.data.shards import check_source, conversations, documents
 from nanochat_lit.data.sources import SourceLike
 from nanochat_lit.evaluation.bpb import document_batches
 from nanochat_lit.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
+    from nanochat_lit.training.pretrain import PretrainModule
 
 Batch = dict[str, torch.Tensor]
 
@@ -38,10 +42,15 @@ class LanguageDataModule(LightningDataModule):
     tokenizer: Tokenizer
 
     @property
+    def module(self) -> "LanguageModule":
+        """The module that these data train."""
+        assert self.trainer is not None
+        return cast("LanguageModule", self.trainer.lightning_module)
+
+    @property
     def sequence_len(self) -> int:
         """Context of the model in training."""
-        assert self.trainer is not None
-        return self.trainer.lightning_module.config.sequence_len
+        return self.module.config.sequence_len
 
     @property
     def run_dir(self) -> Path:
@@ -50,8 +59,7 @@ class LanguageDataModule(LightningDataModule):
         return Path(self.trainer.default_root_dir)
 
     def setup(self, stage: str) -> None:
-        assert self.trainer is not None
-        base = self.trainer.lightning_module.start_from()
+        base = self.module.start_from()
         path = self.tokenizer_path or self.run_dir / "tokenizer"
         self.tokenizer = base if base is not None and self.tokenizer_path is None else Tokenizer.load(path)
 
@@ -106,17 +114,31 @@ class TextDataModule(LanguageDataModule):
 
     def prepare_data(self) -> None:
         """Check every file, and train the tokenizer if the run has none."""
-        check_source(self.path)
-        if self.tokenizer_path is not None or (self.run_dir / "tokenizer").exists():
-            return
         assert self.trainer is not None
-        depth = self.trainer.lightning_module.depth
+        module = cast("PretrainModule", self.module)
+        module.check_batch(self.micro_batch_size, self.trainer.world_size)
+        check_source(self.path)
+        if self.tokenizer_path is not None:
+            return
+        if (self.run_dir / "tokenizer").exists():
+            self._check_own_tokenizer()
+            return
         print("training the tokenizer ...", file=sys.stderr)
         tokenizer = Tokenizer.train(
-            documents(self.path, "train"), self.vocab_size, max_chars=self.tokenizer_chars, depth=depth
+            documents(self.path, "train"), self.vocab_size, max_chars=self.tokenizer_chars, depth=module.depth
         )
         tokenizer.save(self.run_dir / "tokenizer")
         print(f"tokenizer: {tokenizer.vocab_size:,} tokens", file=sys.stderr)
+
+    def _check_own_tokenizer(self) -> None:
+        folder = self.run_dir / "tokenizer"
+        found = Tokenizer.load(folder).vocab_size
+        if self.vocab_size not in ("auto", found):
+            raise UserError(
+                f"{folder} is of an earlier run and has {found} tokens, vocab_size asks for {self.vocab_size}; "
+                "give another run_dir, or delete that folder"
+            )
+        print(f"tokenizer: {folder}, {found:,} tokens", file=sys.stderr)
 
     def train_dataloader(self) -> "DataLoader[Batch]":
         return self.loader(

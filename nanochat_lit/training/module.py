@@ -1,7 +1,7 @@
 """What every training stage shares: a GPT, its optimizer, its loss call. Nothing else lives in a LightningModule."""
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,6 +15,8 @@ from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan, micro_batches, param_groups
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.callbacks.schedule import HyperparameterSchedule
+from nanochat_lit.training.datamodules import LanguageDataModule
+from nanochat_lit.training.summary import print_plan
 
 CPU_COMPILE_PAYS_FLOPS = 8e12
 """A CPU run shorter than this many operations would not earn back the half minute that compiling takes."""
@@ -29,6 +31,8 @@ class LanguageModule(LightningModule):
         eval_every: Steps between validations; 0 validates at the end only.
     """
 
+    stage: str
+    speaks_chat: bool
     model: GPT
     tokenizer: Tokenizer
     plan: TrainingPlan
@@ -42,12 +46,25 @@ class LanguageModule(LightningModule):
         self.eval_every = eval_every
         self.metric = BitsPerByte()
         self.micro_batch_size = 0
+        self.generation: dict[str, float] = {}
         self._losses: list[Tensor] = []
 
     @property
     def config(self) -> GPTConfig:
         """Shape of the model."""
         return self.model.config
+
+    @property
+    def datamodule(self) -> LanguageDataModule:
+        """The data of this run."""
+        datamodule = cast(Any, self.trainer).datamodule
+        if not isinstance(datamodule, LanguageDataModule):
+            raise UserError("train with a TextDataModule or a ChatDataModule: trainer.fit(module, datamodule=...)")
+        return datamodule
+
+    def start_from(self) -> Tokenizer | None:
+        """The tokenizer this stage brings along; None leaves it to the data."""
+        raise NotImplementedError
 
     def adopt(self, model: GPT, tokenizer: Tokenizer) -> None:
         """Take the model to train and its tokenizer."""
@@ -58,16 +75,20 @@ class LanguageModule(LightningModule):
         """Tell the Trainer what the plan means in its own terms: steps, accumulation, when to validate."""
         trainer = self.trainer
         self.plan, self.schedule, self.micro_batch_size = plan, schedule, micro_batch_size
-        accumulate = micro_batches(
-            plan.tokens_per_step, micro_batch_size, self.config.sequence_len, trainer.world_size
-        )
+        accumulate = micro_batches(plan.tokens_per_step, micro_batch_size, self.config.sequence_len, trainer.world_size)
         trainer.accumulate_grad_batches = accumulate
         trainer.fit_loop.epoch_loop.max_steps = plan.num_steps
         if trainer.limit_val_batches:
             trainer.check_val_every_n_epoch = None
             trainer.val_check_interval = accumulate * (self.eval_every or plan.num_steps)
 
+    def requested_steps(self, num_steps: int | None) -> int | None:
+        """trainer.max_steps if it is set, else the module's own number."""
+        return num_steps if self.trainer.max_steps == -1 else self.trainer.max_steps
+
     def on_fit_start(self) -> None:
+        if self.trainer.is_global_zero:
+            print_plan(self.config, self.plan, self.trainer.world_size, self.micro_batch_size)
         self.model.train()
         if self._should_compile():
             self.model.compile_for_training()
@@ -79,13 +100,12 @@ class LanguageModule(LightningModule):
         if trainer.global_step > 0 or not trainer.limit_val_batches:
             return
         self.model.eval()
-        for index, batch in enumerate(trainer.datamodule.val_dataloader()):
+        for index, batch in enumerate(self.datamodule.val_dataloader()):
             self.validation_step({name: tensor.to(self.device) for name, tensor in batch.items()}, index)
         self.model.train()
         val_bpb = float(self.metric.compute())
         self.metric.reset()
-        for logger in trainer.loggers:
-            logger.log_metrics({"val_bpb": val_bpb}, 0)
+        self._log_val_bpb(val_bpb)
         if trainer.is_global_zero:
             print(f"step 0: val_bpb {val_bpb:.4f}", file=sys.stderr)
 
@@ -94,9 +114,7 @@ class LanguageModule(LightningModule):
             return self.compile_mode == "true"
         if self.device.type == "cuda":
             return True
-        return (
-            self.device.type == "cpu" and has_cpp_compiler() and self.plan.total_flops > CPU_COMPILE_PAYS_FLOPS
-        )
+        return self.device.type == "cpu" and has_cpp_compiler() and self.plan.total_flops > CPU_COMPILE_PAYS_FLOPS
 
     def configure_callbacks(self) -> list[Callback]:
         return [HyperparameterSchedule()]
@@ -127,8 +145,17 @@ class LanguageModule(LightningModule):
         self.metric.update(losses, batch["targets"], self.token_bytes)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val_bpb", self.metric.compute().float(), sync_dist=False)
+        val_bpb = self.metric.compute().float()
         self.metric.reset()
+        # In fit, Lightning's own row would carry the number of the step before: it counts a step after validating.
+        in_fit = self.trainer.state.fn == "fit"
+        self.log("val_bpb", val_bpb, sync_dist=False, logger=not in_fit)
+        if in_fit:
+            self._log_val_bpb(float(val_bpb))
+
+    def _log_val_bpb(self, val_bpb: float) -> None:
+        for logger in self.trainer.loggers:
+            logger.log_metrics({"val_bpb": val_bpb}, self.trainer.global_step)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
@@ -143,9 +170,16 @@ class LanguageModule(LightningModule):
         made = checkpoint.get("nanochat_lit")
         if made is None:
             raise UserError("this checkpoint was not written by nanochat-lit; give one from a run folder")
-        if made["config"] != self.config.to_dict():
-            raise UserError(
-                f"the checkpoint is of another model ({made['config']}); this run has {self.config.to_dict()}"
-            )
+        if differences := describe_differences(made["config"], self.config.to_dict()):
+            raise UserError(f"the checkpoint is of another model than this run asks for: {differences}; use its recipe")
         if made["tokenizer"] != self.tokenizer.fingerprint:
             raise UserError("the checkpoint was trained with another tokenizer; use the tokenizer of its run folder")
+        step, num_steps = checkpoint["global_step"], self.plan.num_steps
+        if self.trainer.state.fn == "fit" and step >= num_steps and self.trainer.is_global_zero:
+            print(f"the checkpoint is at step {step} of {num_steps}; --trainer.max_steps sets a later end", file=sys.stderr)
+
+
+def describe_differences(other: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Which fields of two model configs differ, and how; empty if none does."""
+    names = [name for name in ours if other.get(name) != ours[name]]
+    return ", ".join(f"{name} {other.get(name)} instead of {ours[name]}" for name in names)

@@ -65,9 +65,7 @@ class ExplicitPrecision(_ComputeDtype, TrainerPrecision):
         """Scale the loss, in float16."""
         return super().pre_backward(tensor if self.scaler is None else self.scaler.scale(tensor), module)
 
-    def optimizer_step(  # type: ignore[override]
-        self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any
-    ) -> Any:
+    def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
         """Step; in float16 only if no rank's gradients overflowed."""
         if self.scaler is None:
             return super().optimizer_step(optimizer, model=model, closure=closure, **kwargs)

@@ -11,8 +11,8 @@ from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan
 from nanochat_lit.optim.scaling import REFERENCE_TOKENS_PER_STEP
 from nanochat_lit.tokenizer import Tokenizer
-from nanochat_lit.training.module import LanguageModule
-from nanochat_lit.training.summary import print_plan
+from nanochat_lit.training.datamodules import ChatDataModule
+from nanochat_lit.training.module import LanguageModule, describe_differences
 
 
 class SFTModule(LanguageModule):
@@ -33,13 +33,14 @@ class SFTModule(LanguageModule):
         final_lr_fraction: Share of the learning rate left at the end.
         momentum_warmup: Steps over which Muon momentum rises from 0.85 to 0.95.
         eval_every: Steps between validations; 0 validates at the end only.
+        temperature: What the export's chat samples at unless told otherwise; 0 always takes the likeliest token.
         compile: auto, true or false, as in pretraining.
     """
 
     stage = "sft"
     speaks_chat = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
         self,
         base: str,
         optimizer_from: str | None = None,
@@ -55,6 +56,7 @@ class SFTModule(LanguageModule):
         final_lr_fraction: float = 0.0,
         momentum_warmup: int = 300,
         eval_every: int = 250,
+        temperature: float = 0.6,
         compile: str = "auto",
     ) -> None:
         learning_rates = {
@@ -67,6 +69,7 @@ class SFTModule(LanguageModule):
         for path in filter(None, (base, optimizer_from)):
             if not Path(path).exists():
                 raise UserError(f"{path} does not exist; run the pretraining recipe first, or give its folder")
+        self.generation = {"temperature": temperature}
         self.base = base
         self.optimizer_from = optimizer_from
         self.num_steps = num_steps
@@ -90,10 +93,18 @@ class SFTModule(LanguageModule):
             return
         model, tokenizer = load_export(self.base, device="cpu", compute_dtype="float32")
         self.adopt(model, tokenizer)
-        datamodule = self.trainer.datamodule
-        num_steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.num_steps
+        datamodule = self.datamodule
+        if not isinstance(datamodule, ChatDataModule):
+            raise UserError("SFTModule learns from conversations; give it a ChatDataModule")
+        if datamodule.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"the tokenizer {datamodule.tokenizer_path} is not that of the base {self.base}; leave data.tokenizer out"
+            )
+        num_steps = self.requested_steps(self.num_steps)
         if num_steps is None:
             num_steps = max(1, datamodule.epoch_tokens() // self.tokens_per_step)
+        elif num_steps < 1:
+            raise UserError(f"num_steps is {num_steps}; it must be positive")
         plan = TrainingPlan(
             target_tokens=num_steps * self.tokens_per_step,
             tokens_per_step=self.tokens_per_step,
@@ -103,17 +114,17 @@ class SFTModule(LanguageModule):
             flops_per_token=flops_per_token(model.config),
         )
         self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options), datamodule.micro_batch_size)
-        if self.trainer.is_global_zero:
-            print_plan(model.config, plan, self.trainer.world_size, self.micro_batch_size)
 
     def configure_optimizers(self) -> MuonAdamW:
         optimizer = super().configure_optimizers()
         if self.optimizer_from is not None:
             checkpoint = torch.load(self.optimizer_from, map_location="cpu", weights_only=True)
-            made = checkpoint.get("nanochat_lit", {}).get("config")
-            if made != self.config.to_dict():
-                raise UserError(f"{self.optimizer_from} is the checkpoint of another model than {self.base}")
-            fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+            made = checkpoint.get("nanochat_lit", {}).get("config", {})
+            if differences := describe_differences(made, self.config.to_dict()):
+                raise UserError(f"{self.optimizer_from} is of another model than {self.base}: {differences}")
+            fresh = [
+                {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+            ]
             optimizer.load_state_dict(checkpoint["optimizer_states"][0])
             for group, options in zip(optimizer.param_groups, fresh, strict=True):
                 group.update(options)  # the moments are kept, the hyper-parameters are this stage's

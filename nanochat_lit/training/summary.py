@@ -17,7 +17,10 @@ def plan_rows(config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batc
         ("vocabulary, context", f"{config.vocab_size:,}, {config.sequence_len:,}"),
         ("parameters", f"{counts.total:,} ({counts.scaling:,} count for scaling)"),
         ("FLOPs per token", f"{plan.flops_per_token:,}"),
-        ("tokens per step", f"{plan.tokens_per_step:,} = {micro_batch_size} rows x {accumulate} micro-batches x {world_size} ranks"),
+        (
+            "tokens per step",
+            f"{plan.tokens_per_step:,} = {micro_batch_size} rows x {accumulate} micro-batches x {world_size} ranks",
+        ),
         ("steps", f"{plan.num_steps:,}"),
         ("tokens, FLOPs", f"{plan.total_tokens:,}, {plan.total_flops:.3g}"),
         ("learning-rate scale", f"{plan.lr_scale:.4g}"),

@@ -49,6 +49,7 @@ def test_one_query_equals_naive(num_keys, window):
     torch.testing.assert_close(causal_attention(*inputs, window), naive(*inputs, window).float(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called")  # compiling it takes longer than the rest of the file
 def test_flex_window_mask_is_the_same_mask(monkeypatch):
     """The CUDA form, run here by FlexAttention's own reference (forward only)."""
     from torch.nn.attention.flex_attention import flex_attention

@@ -11,7 +11,8 @@ def test_the_default_is_depth_12():
 
 
 @pytest.mark.parametrize(
-    ("depth", "head_dim", "n_embd", "n_head"), [(4, 64, 256, 4), (4, 128, 256, 2), (5, 128, 384, 3), (26, 128, 1664, 13)]
+    ("depth", "head_dim", "n_embd", "n_head"),
+    [(4, 64, 256, 4), (4, 128, 256, 2), (5, 128, 384, 3), (26, 128, 1664, 13)],
 )
 def test_width_is_rounded_up_to_whole_heads(depth, head_dim, n_embd, n_head):
     config = GPTConfig.from_depth(depth, head_dim=head_dim)

@@ -1,5 +1,7 @@
 """The model's parts against naive versions, and its promises about dtypes, caches and initialisation."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def test_cached_forward_equals_full_forward(changes, cuts):
     cache = KVCache(model.config, 2, 256)
     edges = (0, *cuts, 200)
     with torch.no_grad():
-        pieces = [model(inputs[:, a:b], kv_cache=cache) for a, b in zip(edges, edges[1:], strict=False)]
+        pieces = [model(inputs[:, a:b], kv_cache=cache) for a, b in pairwise(edges)]
         torch.testing.assert_close(torch.cat(pieces, 1), model(inputs), atol=2e-5, rtol=1e-4)
     assert cache.position == 200
 
@@ -148,8 +150,10 @@ def test_saved_model_is_the_same(tmp_path):
 
 def test_weights_of_another_shape_are_refused(tmp_path):
     save_model(build(), tmp_path)
-    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace('"n_layer": 3', '"n_layer": 4'))
-    with pytest.raises(UserError, match="is not the model that config.json describes"):
+    (tmp_path / "config.json").write_text(
+        (tmp_path / "config.json").read_text().replace('"n_layer": 3', '"n_layer": 4')
+    )
+    with pytest.raises(UserError, match=r"is not the model that config\.json describes"):
         load_model(tmp_path)
 
 

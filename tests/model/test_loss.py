@@ -32,7 +32,10 @@ def case():
 def test_equals_the_plain_formula(case, monkeypatch, chunk_elements, reduction):
     monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", chunk_elements)
     hidden, weight, targets = case
-    ours, expected = softcapped_cross_entropy(hidden, weight, targets, reduction), plain(hidden, weight, targets, reduction)
+    ours, expected = (
+        softcapped_cross_entropy(hidden, weight, targets, reduction),
+        plain(hidden, weight, targets, reduction),
+    )
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     factor = torch.linspace(1, 2, expected.numel()).view(expected.shape)
     gradients = torch.autograd.grad((ours * factor).sum(), (hidden, weight))
@@ -45,7 +48,8 @@ def test_no_target_at_all_gives_zero_not_nan(case):
     loss = softcapped_cross_entropy(hidden, weight, torch.full_like(targets, IGNORE_INDEX))
     loss.backward()
     assert loss.item() == 0.0
-    assert hidden.grad.abs().max() == 0.0 and weight.grad.abs().max() == 0.0
+    assert hidden.grad.abs().max() == 0.0
+    assert weight.grad.abs().max() == 0.0
 
 
 def test_without_gradients_the_value_is_the_same(case):

@@ -30,7 +30,9 @@ def test_polar_express_is_near_the_polar_factor(shape):
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     exact = left @ right
     assert (out - exact).norm() / exact.norm() < 0.1
-    torch.testing.assert_close(out.norm(dim=(-2, -1)), torch.full((shape[0],), min(shape[1:]) ** 0.5), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        out.norm(dim=(-2, -1)), torch.full((shape[0],), min(shape[1:]) ** 0.5), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_equilibrated_rows_have_one_norm():

@@ -1,35 +1,27 @@
 """Which of two numbers is larger, which of two animals or things is bigger.
 
-A held-out item is the pair, in either order and either direction.
+A held-out item is the pair, in either order and either direction. Numbers go through the calculator: the sign of their
+difference says which is larger, and a small model reads a sign far more surely than it compares digits (77% of held-out
+pairs without the calculator after as many steps as give 100% on sums).
 """
 
 from __future__ import annotations
 
 from random import Random
 
-from nanochat_lit.data.tiny_world.turns import Expect, Turn, capitalise, decorate, draw, with_article
-
-SIZES = (
-    "ant",
-    "bee",
-    "snail",
-    "mouse",
-    "frog",
-    "squirrel",
-    "rabbit",
-    "cat",
-    "fox",
-    "goat",
-    "wolf",
-    "pig",
-    "donkey",
-    "horse",
-    "cow",
-    "camel",
-    "giraffe",
-    "elephant",
-    "whale",
+from nanochat_lit.data.tiny_world.arithmetic import expression_key
+from nanochat_lit.data.tiny_world.turns import (
+    Expect,
+    Turn,
+    capitalise,
+    decorate,
+    draw,
+    plain_text,
+    tool_answer,
+    with_article,
 )
+
+SIZES = ("ant", "bee", "mouse", "frog", "rabbit", "cat", "wolf", "pig", "horse", "cow", "giraffe", "elephant", "whale")
 _RANK = {name: rank for rank, name in enumerate(SIZES)}
 
 _NUMBER_WHICH = (
@@ -57,8 +49,8 @@ _IS_ANIMAL = ("Is {a} {r} than {b}?", "Do you think {a} is {r} than {b}?", "Woul
 
 
 def number_key(a: int, b: int) -> str:
-    """The key of a pair of numbers that are compared."""
-    return f"comparison:{min(a, b)},{max(a, b)}"
+    """The key of a pair of numbers that are compared: that of the sum that decides it, so that no sum is in two splits."""
+    return expression_key(max(a, b), "-", min(a, b))
 
 
 def number_pair(rng: Random) -> tuple[int, int]:
@@ -107,7 +99,8 @@ def _make_numbers(rng: Random) -> Turn:
     relation = rng.choice(("larger", "larger", "bigger", "greater", "smaller", "smaller"))
     first_wins = (a < b) if relation == "smaller" else (a > b)
     wordings = (rng.choices(_WHICH_QUESTIONS, _WHICH_WEIGHTS)[0], rng.choice(_IS_NUMBER))
-    return _make(rng, number_key(a, b), (str(a), str(b)), first_wins, relation, wordings)
+    turn = _make(rng, number_key(a, b), (str(a), str(b)), first_wins, relation, wordings)
+    return turn._replace(answer=tool_answer(f"{a}-{b}", str(a - b), plain_text(turn.answer)))
 
 
 def _make_animals(rng: Random) -> Turn:

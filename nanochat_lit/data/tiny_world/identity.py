@@ -47,7 +47,7 @@ INTENTS = (
     ),
     _intent(
         "Andrej Karpathy is the creator of nanochat and nanoGPT.",
-        {"all": ["creator", "nanochat"]},
+        {"any": ["creator of nanochat", "created nanochat"]},
         (
             "Who is [Andrej|Andrej Karpathy|Karpathy|Mr Karpathy]?",
             "[Tell me|Tell me something|What can you say] about [Andrej Karpathy|Karpathy].",
@@ -282,7 +282,9 @@ INTENTS = (
         {"all": ["internet", "wrong"]},
         (
             "What [can't you do|can you not do|are your limits|are your weaknesses|are your limitations]?",
-            "What are you [bad at|not able to do|not good at|unable to do]?",
+            "What are you [bad at|not able to do|not good at|unable to do|poor at|weak at|worst at]?",
+            "[What|Which] things are you [bad at|not good at|poor at|weak at|unable to do]?",
+            "What is [hard|difficult|impossible] for you?",
             "What [don't you know|do you not know|can nanochat not do]?",
             "[Tell me|Explain|Show me] [what you can't do|your limits|what you can not do].",
             "[Do you have|Are there] [limits|limitations|weaknesses]?",

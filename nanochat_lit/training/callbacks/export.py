@@ -1,6 +1,7 @@
 """Leaves the portable export when training is over."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -8,22 +9,28 @@ from lightning.pytorch.callbacks import Callback
 from nanochat_lit.common.distributed import is_rank_zero
 from nanochat_lit.engine.export import save_export
 
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
+
 
 class ExportModel(Callback):
-    """Writes `export/` into the run folder at the end of fit: what chat, evaluate and the next stage read."""
+    """Writes `export/` into the run folder at the end of fit: what chat, evaluate and the next stage read.
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    Also when a checkpoint was resumed that had reached its last step, since the run may have ended before its export.
+    """
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not is_rank_zero():
             return
+        module = cast("LanguageModule", pl_module)
         val_bpb = trainer.callback_metrics.get("val_bpb")
         provenance = {
-            "stage": pl_module.stage,
+            "stage": module.stage,
             "steps": trainer.global_step,
-            "tokens": trainer.global_step * pl_module.plan.tokens_per_step,
+            "tokens": trainer.global_step * module.plan.tokens_per_step,
             "val_bpb": None if val_bpb is None else float(val_bpb),
-            "compute_dtype": str(pl_module.model.compute_dtype).removeprefix("torch."),
-            "hyper_parameters": pl_module.learning_rates | {"tokens_per_step": pl_module.plan.tokens_per_step},
+            "compute_dtype": str(module.model.compute_dtype).removeprefix("torch."),
+            "hyper_parameters": module.learning_rates | {"tokens_per_step": module.plan.tokens_per_step},
         }
-        save_export(
-            Path(trainer.default_root_dir) / "export", pl_module.model, pl_module.tokenizer, provenance=provenance
-        )
+        folder = Path(trainer.default_root_dir) / "export"
+        save_export(folder, module.model, module.tokenizer, module.generation, provenance)

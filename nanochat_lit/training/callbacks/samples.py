@@ -1,6 +1,7 @@
 """Lets the model speak during training: samples beside the curves show what a loss does not."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -8,6 +9,9 @@ from lightning.pytorch.callbacks import Callback
 from nanochat_lit.common.distributed import is_rank_zero
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.evaluation.samples import BASE_PROMPTS, CHAT_PROMPTS, answer_messages, complete_texts
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
 
 
 class SampleWriter(Callback):
@@ -22,16 +26,23 @@ class SampleWriter(Callback):
         self.prompts = prompts
         self.max_new_tokens = max_new_tokens
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0 and is_rank_zero():
+            self._path(trainer).unlink(missing_ok=True)  # of an earlier run in this folder
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or not is_rank_zero():
             return
-        prompts = self.prompts or list(CHAT_PROMPTS if pl_module.speaks_chat else BASE_PROMPTS)
-        complete = answer_messages if pl_module.speaks_chat else complete_texts
-        was_training = pl_module.model.training
-        answers = complete(Engine(pl_module.model.eval(), pl_module.tokenizer), prompts, self.max_new_tokens)
-        pl_module.model.train(was_training)
+        module = cast("LanguageModule", pl_module)
+        prompts = self.prompts or list(CHAT_PROMPTS if module.speaks_chat else BASE_PROMPTS)
+        complete = answer_messages if module.speaks_chat else complete_texts
+        was_training = module.model.training
+        answers = complete(Engine(module.model.eval(), module.tokenizer), prompts, self.max_new_tokens)
+        module.model.train(was_training)
         lines = [f"\n## Step {trainer.global_step}\n"]
         lines += [f"- **{prompt}** {answer.strip()}" for prompt, answer in zip(prompts, answers, strict=True)]
-        path = Path(trainer.default_root_dir) / "samples.md"
-        with path.open("a", encoding="utf-8") as file:
+        with self._path(trainer).open("a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
+
+    def _path(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "samples.md"
