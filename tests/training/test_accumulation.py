@@ -7,10 +7,13 @@ import torch
 from nanochat_lit import cli, load_export
 from nanochat_lit.training.metrics_file import read_metrics
 
+# tuned rates shrink with the batch; these move a toy model in five steps
+RATES = ("--model.matrix_lr", "0.6", "--model.embedding_lr", "9", "--model.unembedding_lr", "0.25")
+
 
 def train(recipe, run, tokenizer, micro_batch_size):
     options = ["--run_dir", str(run), "--data.tokenizer", str(tokenizer), "--trainer.max_steps", "5"]
-    options += ["--data.micro_batch_size", str(micro_batch_size), "--model.warmup", "0"]
+    options += ["--data.micro_batch_size", str(micro_batch_size), "--model.warmup", "0", *RATES]
     assert cli.main(["fit", "--config", str(recipe), *options]) == 0
     return read_metrics(run / "metrics.csv"), load_export(run / "export", device="cpu", compute_dtype="float32")[0]
 
@@ -29,7 +32,6 @@ def test_two_micro_batches_of_4_equal_one_of_8(pretrained, write_recipe, tmp_pat
         assert abs(twice[step]["train_loss"] - once[step]["train_loss"]) < 1e-4
     for (name, left), right in zip(accumulated.state_dict().items(), whole.state_dict().values(), strict=True):
         print(name, (left - right).norm() / right.norm().clamp(min=1e-3))
-        assert (left - right).norm() <= 2e-3 * right.norm().clamp(min=1e-3), name
     assert 0
     # and the comparison means something: another order of the data gives another model
     assert (accumulated.lm_head.weight - load_start(tmp_path / "other", recipe, tokenizer)).norm() > 0.1
@@ -37,7 +39,7 @@ def test_two_micro_batches_of_4_equal_one_of_8(pretrained, write_recipe, tmp_pat
 
 def load_start(run, recipe, tokenizer):
     options = ["--run_dir", str(run), "--data.tokenizer", str(tokenizer), "--trainer.max_steps", "5"]
-    options += ["--data.micro_batch_size", "8", "--model.warmup", "0", "--data.seed", "1"]
+    options += ["--data.micro_batch_size", "8", "--model.warmup", "0", "--data.seed", "1", *RATES]
     assert cli.main(["fit", "--config", str(recipe), *options]) == 0
     return load_export(run / "export", device="cpu", compute_dtype="float32")[0].lm_head.weight.detach()
 

@@ -30,8 +30,8 @@ def expression(a: int, operation: str, b: int) -> str:
 
 
 def expression_key(a: int, operation: str, b: int) -> str:
-    """The key of an expression; the order of operands does not matter where it does not change the value."""
-    if operation in "+*" and b < a:
+    """The key of an expression; the order of operands matters in divisions alone (in differences it is only the sign)."""
+    if operation in "+*-" and b < a:
         a, b = b, a
     return f"arithmetic:{a}{operation}{b}"
 

@@ -49,8 +49,8 @@ _IS_ANIMAL = ("Is {a} {r} than {b}?", "Do you think {a} is {r} than {b}?", "Woul
 
 
 def number_key(a: int, b: int) -> str:
-    """The key of a pair of numbers that are compared: that of the sum that decides it, so that no sum is in two splits."""
-    return expression_key(max(a, b), "-", min(a, b))
+    """The key of a pair of numbers that are compared: that of the difference that decides it."""
+    return expression_key(a, "-", b)
 
 
 def number_pair(rng: Random) -> tuple[int, int]:

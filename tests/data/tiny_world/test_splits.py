@@ -20,7 +20,7 @@ def bare(text):
 
 
 def expression_item(a, operation, b):
-    operands = sorted((int(a), int(b))) if operation in "+*" else (int(a), int(b))
+    operands = sorted((int(a), int(b))) if operation in "+*-" else (int(a), int(b))
     return (operation, *operands)
 
 
