@@ -156,7 +156,7 @@ def _complete_flags(args: list[str], function: Callable[..., Any]) -> list[str]:
     """Give bare switches such as --json their value true, which jsonargparse wants spelled out."""
     parameters = inspect.signature(function).parameters.items()
     switches = {f"--{name}" for name, parameter in parameters if parameter.annotation in (bool, "bool")}
-    following = [*args[1:], ""]
+    following = [*args, ""][1:]
     return [
         f"{arg}=true" if arg in switches and after.lower() not in ("true", "false") else arg
         for arg, after in zip(args, following, strict=True)

@@ -8,7 +8,7 @@ from nanochat_lit.common.hardware import gpu_peak_flops_per_s
 from nanochat_lit.model.accounting import count_parameters, kv_cache_bytes, training_memory
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.optim.param_groups import REFERENCE_WIDTH
-from nanochat_lit.optim.scaling import derive_plan, micro_batches
+from nanochat_lit.optim.scaling import TrainingPlan, derive_plan, micro_batches
 
 
 def plan(  # noqa: PLR0913 - every option of the command is a parameter
@@ -55,79 +55,100 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         strategy: How memory is divided: ddp, or zero (optimizer state shared among the devices).
         json: Print one JSON object instead of the table.
     """
-    config = GPTConfig.from_depth(
-        depth,
-        vocab_size=vocab_size,
-        sequence_len=sequence_len,
-        head_dim=head_dim,
-        aspect_ratio=aspect_ratio,
-        n_kv_head=n_kv_head,
-        window_pattern=window_pattern,
-    )
-    derived = derive_plan(
-        config,
-        target_param_data_ratio=target_param_data_ratio,
-        tokens_per_step=tokens_per_step,
-        num_steps=num_steps,
-        target_flops=target_flops,
-    )
     _check(gpus=gpus, mfu=mfu, micro_batch_size=micro_batch_size)
-    peak = peak_flops_per_s if peak_flops_per_s is not None else gpu_peak_flops_per_s(gpu, _bfloat16())
-    if peak != peak:
-        raise UserError(f"the peak of {gpu!r} is not known; give --peak_flops_per_s")
-    counts = count_parameters(config)
-    memory = training_memory(config, micro_batch_size=micro_batch_size, strategy=strategy, world_size=gpus)
-    hours = derived.total_flops / (peak * mfu * gpus) / 3600
-    width_scale = (config.n_embd / REFERENCE_WIDTH) ** -0.5
-    values: dict[str, Any] = {
-        "model": {**config.to_dict(), "head_dim": config.head_dim, "windows": list(config.windows)},
-        "parameters": {
-            "wte": counts.wte,
-            "value_embeds": counts.value_embeds,
-            "lm_head": counts.lm_head,
-            "transformer_matrices": counts.transformer_matrices,
-            "scalars": counts.scalars,
-            "total": counts.total,
-            "scaling": counts.scaling,
-        },
-        "training": {
-            "flops_per_token": derived.flops_per_token,
-            "target_tokens": derived.target_tokens,
-            "tokens_per_step": derived.tokens_per_step,
-            "num_steps": derived.num_steps,
-            "total_tokens": derived.total_tokens,
-            "total_flops": derived.total_flops,
-            "micro_batches_per_step": micro_batches(derived.tokens_per_step, micro_batch_size, sequence_len, gpus),
-        },
-        "learning_rates": {
-            "lr_scale": derived.lr_scale,
-            "width_scale": width_scale,
-            "unembedding_lr": 0.008 * width_scale * derived.lr_scale,
-            "embedding_lr": 0.3 * width_scale * derived.lr_scale,
-            "matrix_lr": 0.02 * derived.lr_scale,
-            "scalar_lr": 0.5 * derived.lr_scale,
-            "weight_decay": derived.weight_decay,
-        },
-        "memory_bytes": {
-            "weights": memory.weights,
-            "gradients": memory.gradients,
-            "optimizer_state": memory.optimizer_state,
-            "activations": memory.activations,
-            "logits": memory.logits,
-            "total": memory.total,
-            "kv_cache_per_sequence": kv_cache_bytes(config),
-        },
-        "cost": {
-            "hardware": f"{gpus} x {gpu}",
-            "strategy": strategy,
-            "peak_flops_per_s": peak,
-            "mfu": mfu,
-            "hours": hours,
-            "price_per_gpu_hour": price_per_gpu_hour,
-            "dollars": hours * gpus * price_per_gpu_hour,
-        },
-    }
+    config = GPTConfig.from_depth(
+        depth, vocab_size=vocab_size, sequence_len=sequence_len, head_dim=head_dim, aspect_ratio=aspect_ratio,
+        n_kv_head=n_kv_head, window_pattern=window_pattern,
+    )  # fmt: skip
+    derived = derive_plan(
+        config, target_param_data_ratio=target_param_data_ratio, tokens_per_step=tokens_per_step, num_steps=num_steps,
+        target_flops=target_flops,
+    )  # fmt: skip
+    values = _values(config, derived, micro_batch_size, gpus, strategy)
+    cost = _cost(derived, gpus, gpu, peak_flops_per_s, mfu, price_per_gpu_hour)
+    values["cost"] = {"hardware": f"{gpus} x {gpu}", "strategy": strategy, **cost}
     print(json_module.dumps(values) if json else _table(values))
+
+
+def _values(
+    config: GPTConfig, derived: TrainingPlan, micro_batch_size: int, gpus: int, strategy: str
+) -> dict[str, dict[str, Any]]:
+    """Everything but the cost, by section."""
+    micro_batches_per_step = micro_batches(derived.tokens_per_step, micro_batch_size, config.sequence_len, gpus)
+    return {
+        "model": {**config.to_dict(), "head_dim": config.head_dim, "windows": list(config.windows)},
+        "parameters": _parameters(config),
+        "training": _training(derived, micro_batches_per_step),
+        "learning_rates": _learning_rates(config, derived),
+        "memory_bytes": _memory(config, micro_batch_size, strategy, gpus),
+    }
+
+
+def _parameters(config: GPTConfig) -> dict[str, Any]:
+    counts = count_parameters(config)
+    return {
+        "wte": counts.wte,
+        "value_embeds": counts.value_embeds,
+        "lm_head": counts.lm_head,
+        "transformer_matrices": counts.transformer_matrices,
+        "scalars": counts.scalars,
+        "total": counts.total,
+        "scaling": counts.scaling,
+    }
+
+
+def _training(derived: TrainingPlan, micro_batches_per_step: int) -> dict[str, Any]:
+    return {
+        "flops_per_token": derived.flops_per_token,
+        "target_tokens": derived.target_tokens,
+        "tokens_per_step": derived.tokens_per_step,
+        "num_steps": derived.num_steps,
+        "total_tokens": derived.total_tokens,
+        "total_flops": derived.total_flops,
+        "micro_batches_per_step": micro_batches_per_step,
+    }
+
+
+def _learning_rates(config: GPTConfig, derived: TrainingPlan) -> dict[str, Any]:
+    width_scale = (config.n_embd / REFERENCE_WIDTH) ** -0.5
+    return {
+        "lr_scale": derived.lr_scale,
+        "width_scale": width_scale,
+        "unembedding_lr": 0.008 * width_scale * derived.lr_scale,
+        "embedding_lr": 0.3 * width_scale * derived.lr_scale,
+        "matrix_lr": 0.02 * derived.lr_scale,
+        "scalar_lr": 0.5 * derived.lr_scale,
+        "weight_decay": derived.weight_decay,
+    }
+
+
+def _memory(config: GPTConfig, micro_batch_size: int, strategy: str, gpus: int) -> dict[str, Any]:
+    memory = training_memory(config, micro_batch_size=micro_batch_size, strategy=strategy, world_size=gpus)
+    return {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer_state": memory.optimizer_state,
+        "activations": memory.activations,
+        "logits": memory.logits,
+        "total": memory.total,
+        "kv_cache_per_sequence": kv_cache_bytes(config),
+    }
+
+
+def _cost(
+    derived: TrainingPlan, gpus: int, gpu: str, peak_flops_per_s: float | None, mfu: float, price_per_gpu_hour: float
+) -> dict[str, Any]:
+    peak = peak_flops_per_s if peak_flops_per_s is not None else gpu_peak_flops_per_s(gpu, _bfloat16())
+    if not peak > 0:  # NaN for a name that the table does not have
+        raise UserError(f"the peak of {gpu!r} is not known; give --peak_flops_per_s, a positive number")
+    hours = derived.total_flops / (peak * mfu * gpus) / 3600
+    return {
+        "peak_flops_per_s": peak,
+        "mfu": mfu,
+        "hours": hours,
+        "price_per_gpu_hour": price_per_gpu_hour,
+        "dollars": hours * gpus * price_per_gpu_hour,
+    }
 
 
 def _bfloat16() -> Any:

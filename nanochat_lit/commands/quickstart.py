@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from nanochat_lit.common.errors import UserError
+
 FAST = {
     "num_documents": 3000,
     "num_conversations": 3000,
@@ -51,6 +53,8 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) 
     start_s = time.perf_counter()
     size: dict[str, Any] = FAST if fast else FULL
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out {folder} is a file; give a folder")
     pretrain, data = folder / "pretrain", folder / "data"
     _clear_earlier_run(folder)
     _say(1, f"generating the tiny world in {data}")

@@ -32,12 +32,7 @@ def write_report(
         peak_bytes: Most memory held.
     """
     metrics = {stage: read_metrics(folder / run / METRICS_FILE) for stage, run in STAGES}
-    for name, column, label in (
-        ("loss", "train_loss", "training loss, nats per token"),
-        ("bpb", "val_bpb", "validation, bits per byte"),
-    ):
-        curves = {stage: _column(rows, column) for stage, rows in metrics.items()}
-        plot_curves(folder / f"{name}.png", f"{label} over the quickstart", label, curves)
+    _write_plots(folder, metrics)
     config = GPTConfig.from_dict(read_json(folder / "export" / "config.json"))
     lines = [
         "# Quickstart report",
@@ -54,13 +49,7 @@ def write_report(
         "",
         "Each stage has its own validation texts: documents for pretraining, the answers in conversations for fine-tuning.",
         "",
-        "| held-out questions | base model | chat model |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {_percent(before['categories'].get(name))} | {_percent(result)} |"
-            for name, result in after["categories"].items()
-        ),
-        f"| **all** | {before['accuracy']:.1%} | **{after['accuracy']:.1%}** |",
+        *_accuracy_table(before, after),
         "",
         "## Curves",
         "",
@@ -80,6 +69,27 @@ def write_report(
     ]
     with atomic_write(folder / "report.md", "w", encoding="utf-8") as file:
         file.write("\n".join(lines))
+
+
+def _write_plots(folder: Path, metrics: dict[str, dict[int, dict[str, float]]]) -> None:
+    for name, column, label in (
+        ("loss", "train_loss", "training loss, nats per token"),
+        ("bpb", "val_bpb", "validation, bits per byte"),
+    ):
+        curves = {stage: _column(rows, column) for stage, rows in metrics.items()}
+        plot_curves(folder / f"{name}.png", f"{label} over the quickstart", label, curves)
+
+
+def _accuracy_table(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    return [
+        "| held-out questions | base model | chat model |",
+        "|---|---|---|",
+        *(
+            f"| {name} | {_percent(before['categories'].get(name))} | {_percent(result)} |"
+            for name, result in after["categories"].items()
+        ),
+        f"| **all** | {before['accuracy']:.1%} | **{after['accuracy']:.1%}** |",
+    ]
 
 
 def _column(rows: dict[int, dict[str, float]], name: str) -> tuple[list[float], list[float]]:

@@ -176,7 +176,10 @@ class LanguageModule(LightningModule):
             raise UserError("the checkpoint was trained with another tokenizer; use the tokenizer of its run folder")
         step, num_steps = checkpoint["global_step"], self.plan.num_steps
         if self.trainer.state.fn == "fit" and step >= num_steps and self.trainer.is_global_zero:
-            print(f"the checkpoint is at step {step} of {num_steps}; --trainer.max_steps sets a later end", file=sys.stderr)
+            print(
+                f"the checkpoint is at step {step} of {num_steps}; --trainer.max_steps sets a later end",
+                file=sys.stderr,
+            )
 
 
 def describe_differences(other: dict[str, Any], ours: dict[str, Any]) -> str:

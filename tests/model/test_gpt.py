@@ -98,6 +98,7 @@ def test_meta_initialisation_leaves_nothing_unset():
         assert torch.equal(tensor, expected[name]), name
 
 
+@torch.no_grad()
 def test_initial_scales():
     config = GPTConfig.from_depth(4, vocab_size=4096, head_dim=64)
     model = GPT(config)

@@ -62,7 +62,7 @@ def step_through(case, model):
         optimizer.step()
         errors.append(
             max(
-                float((parameter - expected).abs().max() / expected.abs().max())
+                float((parameter.detach() - expected).abs().max() / expected.abs().max())
                 for name, parameter in model.named_parameters()
                 for expected in [recorded[f"param{step}/{name}"]]
             )

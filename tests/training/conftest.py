@@ -10,7 +10,32 @@ import yaml
 
 from nanochat_lit import cli
 
-WORDS = "the a cat dog sat ran on under mat tree house river blue red small big then saw took gave bread water 12 34".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "under",
+    "mat",
+    "tree",
+    "house",
+    "river",
+    "blue",
+    "red",
+    "small",
+    "big",
+    "then",
+    "saw",
+    "took",
+    "gave",
+    "bread",
+    "water",
+    "12",
+    "34",
+]
 WORDS += [first + rest for first in ("br", "fl", "m", "s", "t") for rest in ("ame", "ind", "old", "urn", "eep", "ath")]
 
 TOY_MODEL = {
@@ -59,7 +84,10 @@ def write_recipe(tmp_path_factory, text_folder) -> Callable[..., Path]:
             "run_dir": str(folder / "run"),
             "compute_dtype": "float32",
             "log_every": 1,
-            "model": {"class_path": "nanochat_lit.training.PretrainModule", "init_args": {**TOY_MODEL, **(model or {})}},
+            "model": {
+                "class_path": "nanochat_lit.training.PretrainModule",
+                "init_args": {**TOY_MODEL, **(model or {})},
+            },
             "data": {
                 "class_path": "nanochat_lit.training.TextDataModule",
                 "init_args": {

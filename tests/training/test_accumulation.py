@@ -6,7 +6,16 @@ from nanochat_lit import cli, load_export
 from nanochat_lit.training.metrics_file import read_metrics
 
 # tuned rates shrink with the batch; these move a toy model in five steps
-RATES = ("--model.matrix_lr", "0.6", "--model.embedding_lr", "9", "--model.unembedding_lr", "0.25", "--model.warmup", "0")
+RATES = (
+    "--model.matrix_lr",
+    "0.6",
+    "--model.embedding_lr",
+    "9",
+    "--model.unembedding_lr",
+    "0.25",
+    "--model.warmup",
+    "0",
+)
 
 
 def train(recipe, run, tokenizer, micro_batch_size, seed=0):

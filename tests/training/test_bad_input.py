@@ -99,7 +99,7 @@ def test_recipes_that_cannot_be_read(tmp_path, write_recipe, refused):
     refused(["fit"], "required")
     refused(["fit", "--config", write_recipe(nope=3)], "'nope'")
     (tmp_path / "broken.yaml").write_text("model: [", encoding="utf-8")
-    refused(["fit", "--config", tmp_path / "broken.yaml"], "line 1")
+    refused(["fit", "--config", tmp_path / "broken.yaml"], "parsing config", "line")
     refused(["fit", "--config", write_recipe(), "--model.class_path", "nanochat_lit.training.Nope"], "Nope")
 
 
@@ -162,7 +162,9 @@ def test_checkpoints_of_other_things(pretrained, write_recipe, tmp_path, refused
     recipe = write_recipe(data={"tokenizer": str(pretrained / "tokenizer")})
     checkpoint = pretrained / "checkpoints" / "last.ckpt"
     resume = ["fit", "--config", recipe, "--ckpt_path"]
-    refused([*resume, checkpoint, "--model.n_embd", "64", "--model.n_head", "2"], "another model", "n_embd 32 instead of 64")
+    refused(
+        [*resume, checkpoint, "--model.n_embd", "64", "--model.n_head", "2"], "another model", "n_embd 32 instead of 64"
+    )
     refused([*resume, recipe], "recipe.yaml", "not a checkpoint")
     (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
     refused([*resume, tmp_path / "cut.ckpt"], "cut.ckpt", "damaged")
@@ -171,9 +173,11 @@ def test_checkpoints_of_other_things(pretrained, write_recipe, tmp_path, refused
     # as many tokens, but other ones
     text = "\n".join(json.dumps({"text": f"wholly {word} different {i}"}) for i, word in enumerate(["qx", "zv"] * 200))
     (tmp_path / "other.jsonl").write_text(text, encoding="utf-8")
-    other = ["tokenizer", "train", "--data", tmp_path / "other.jsonl", "--out", tmp_path / "tok", "--vocab_size", "300"]
+    other = ["tokenizer", "train", "--path", tmp_path / "other.jsonl", "--out", tmp_path / "tok", "--vocab_size", "300"]
     assert cli.main(list(map(str, other))) == 0
-    refused([*resume, checkpoint, "--data.tokenizer", tmp_path / "tok"], "another model", "vocab_size 512 instead of 300")
+    refused(
+        [*resume, checkpoint, "--data.tokenizer", tmp_path / "tok"], "another model", "vocab_size 512 instead of 300"
+    )
 
 
 def test_validate_needs_a_checkpoint(write_recipe, refused):
@@ -196,13 +200,15 @@ def test_moments_of_another_model(pretrained, sft_recipe, write_recipe, refused)
     recipe = write_recipe(model={"n_embd": 64}, data={"tokenizer": str(pretrained / "tokenizer")})
     assert cli.main(["fit", "--config", str(recipe), "--trainer.max_steps", "1"]) == 0
     other = recipe.parent / "run" / "checkpoints" / "last.ckpt"
-    refused(["fit", "--config", sft_recipe, "--model.optimizer_from", other], "another model", "n_embd 64 instead of 32")
+    refused(
+        ["fit", "--config", sft_recipe, "--model.optimizer_from", other], "another model", "n_embd 64 instead of 32"
+    )
 
 
 def test_sft_with_another_tokenizer(sft_recipe, conversation_file, tmp_path, refused):
     text = "\n".join(json.dumps({"text": f"wholly {word} different {i}"}) for i, word in enumerate(["qx", "zv"] * 200))
     (tmp_path / "other.jsonl").write_text(text, encoding="utf-8")
-    train = ["tokenizer", "train", "--data", tmp_path / "other.jsonl", "--out", tmp_path / "tok", "--vocab_size", "300"]
+    train = ["tokenizer", "train", "--path", tmp_path / "other.jsonl", "--out", tmp_path / "tok", "--vocab_size", "300"]
     assert cli.main(list(map(str, train))) == 0
     refused(["fit", "--config", sft_recipe, "--data.tokenizer", tmp_path / "tok"], "tok", "leave data.tokenizer out")
 

@@ -46,7 +46,9 @@ def test_dtypes_of_weights_tables_and_activations(plugin, word):
     dtype = getattr(torch, word)
     model = plugin(word, "cpu").convert_module(tiny_model())
     assert model.compute_dtype == dtype
-    table_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32  # float16's range is too small for tables
+    table_dtype = (
+        torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    )  # float16's range is too small for tables
     for name, parameter in model.named_parameters():
         is_table = "wte" in name or "value_embeds" in name
         assert parameter.dtype == (table_dtype if is_table else torch.float32), name
@@ -153,7 +155,12 @@ def test_overflow_skips_the_step_in_the_trainer(scale, moved, tmp_path):
     plugin.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     module = Toy()
     before = {name: value.clone() for name, value in module.model.state_dict().items()}
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     trainer = Trainer(accelerator="cpu", devices=1, max_epochs=1, plugins=[plugin], default_root_dir=tmp_path, **quiet)
     trainer.fit(module, torch.utils.data.DataLoader(OneBatch(), batch_size=None))
     same = all(torch.equal(before[name], value) for name, value in module.model.state_dict().items())

@@ -29,7 +29,12 @@ def run(text_folder, tokenizer, folder, **options):
     )
     data = TextDataModule(str(text_folder), tokenizer=str(tokenizer), micro_batch_size=4, val_docs=4)
     recorder = Recorder()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     trainer = Trainer(
         accelerator="cpu",
         devices=1,

@@ -28,7 +28,7 @@ Sampler = Callable[[Random, str], Turn]
 # Category -> (how to sample a turn, its share of the blocks). "follow_ups" is a block of two or three turns.
 CONVERSATION_MIX: dict[str, tuple[Sampler | None, float]] = {
     "facts": (facts.sample, 24),
-    "identity": (identity.sample, 13),
+    "identity": (identity.sample, 16),
     "arithmetic": (arithmetic.sample, 8),
     "word_problems": (arithmetic.sample_problem, 7),
     "days": (calendar.sample, 6),

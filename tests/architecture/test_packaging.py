@@ -1,0 +1,38 @@
+"""What an installed copy holds: every subpackage, and the recipes that lie beside the package in the repository."""
+
+from pathlib import Path
+
+import pytest
+
+from nanochat_lit.training.cli import _find_recipe
+
+
+@pytest.fixture(scope="module")
+def setuptools_table(repository_root):
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+    return tomllib.loads((repository_root / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
+
+
+def test_every_package_is_listed(setuptools_table, repository_root):
+    folders = {path.parent for path in (repository_root / "nanochat_lit").rglob("*.py")}
+    found = {".".join(folder.relative_to(repository_root).parts) for folder in folders}
+    assert set(setuptools_table["packages"]) == found | {"nanochat_lit.recipes"}
+    assert setuptools_table["packages"] == sorted(setuptools_table["packages"])
+
+
+def test_recipes_are_installed_inside_the_package(setuptools_table):
+    assert setuptools_table["package-dir"] == {"nanochat_lit.recipes": "recipes"}
+    assert setuptools_table["package-data"]["nanochat_lit.recipes"] == ["*.yaml"]
+
+
+def test_recipes_are_found_from_anywhere(tmp_path, monkeypatch):
+    """From the installed copy if there is one, else from the checkout; a file of that name where one stands wins."""
+    monkeypatch.chdir(tmp_path)
+    found = Path(_find_recipe("recipes/cpu_text.yaml"))
+    assert found.is_file()
+    assert found.parent.name == "recipes"
+    assert _find_recipe("--config=recipes/cpu_text.yaml") == f"--config={found}"
+    assert _find_recipe("recipes/none.yaml") == "recipes/none.yaml"
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "cpu_text.yaml").write_text("run_dir: mine")
+    assert _find_recipe("recipes/cpu_text.yaml") == "recipes/cpu_text.yaml"

@@ -1,0 +1,63 @@
+"""`quickstart`: the whole path, smaller than --fast, in an empty folder outside the checkout."""
+
+import re
+
+import pytest
+
+from nanochat_lit import cli, load_export
+from nanochat_lit.commands import quickstart as command
+from nanochat_lit.common.paths import read_json
+from nanochat_lit.training.metrics_file import read_metrics
+
+SMALLER = {"num_documents": 1200, "num_conversations": 400, "pretrain_steps": 2, "sft_steps": 2, "per_category": 1}
+
+
+def check(out, stdout, capsys):
+    report = (out / "report.md").read_text("utf-8")
+    for image in ("loss.png", "bpb.png"):
+        assert (out / image).read_bytes().startswith(b"\x89PNG")
+        assert image in report
+    for word in ("# Quickstart report", "pretraining", "fine-tuning", "Tell me a story", "val bpb"):
+        assert word in report
+    assert f"nanochat-lit chat --model {out / 'export'}" in stdout
+    for stage in ("pretrain", "."):
+        metrics = read_metrics(out / stage / "metrics.csv")
+        assert sum("val_bpb" in row for row in metrics.values()) >= 2
+    assert read_json(out / "export" / "provenance.json")["stage"] == "sft"
+    model, tokenizer = load_export(out / "export", device="cpu")
+    assert model.config.vocab_size == tokenizer.vocab_size
+    capsys.readouterr()
+    assert cli.main(["chat", "--model", str(out / "export"), "-p", "Hello!"]) == 0
+    answer = capsys.readouterr().out
+    assert answer.endswith("\n")
+    assert not re.search(r"<\|\w+\|>", answer)
+
+
+def test_quickstart_leaves_everything(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "FAST", SMALLER)
+    monkeypatch.setattr(command, "DIALOGUES", (("Hello!",), ("Tell me a story about a fox named Pip.",)))
+    assert cli.main(["quickstart", "--fast", "--out", "here"]) == 0
+    stdout = capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    check(tmp_path.joinpath("here").relative_to(tmp_path), stdout, capsys)
+
+
+@pytest.mark.slow
+def test_fast_as_people_run_it(tmp_path, monkeypatch, capsys):
+    """About a minute, and once more over the first."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert cli.main(["quickstart", "--fast"]) == 0
+        stdout = capsys.readouterr().out
+    check((tmp_path / "runs" / "quickstart").relative_to(tmp_path), stdout, capsys)
+    losses = [row["train_loss"] for row in read_metrics("runs/quickstart/metrics.csv").values() if "train_loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_out_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["quickstart", "--fast", "--out", str(tmp_path / "file")]) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) <= 2
+    assert "file" in error[0]
