@@ -17,6 +17,9 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.model import GPT, IGNORE_INDEX
 from nanochat_lit.tokenizer import Tokenizer
 
+UNITS_PER_NAT = 2**24
+"""Resolution of the sums of `BitsPerByte`."""
+
 PIECES_PER_SORT = 64
 """Micro-batches' worth of pieces that are sorted by length at a time; bounds memory, keeps padding small."""
 
@@ -24,19 +27,21 @@ PIECES_PER_SORT = 64
 class BitsPerByte(Metric):
     """Bits per byte of all updates, over all ranks.
 
-    Sums are float64: in float32 a long validation run would stop counting small terms. NaN before the first byte.
+    The nats are summed as whole numbers of 2^-24: exact, the same in any order of batches and ranks, no small term is
+    ever lost, and it works on devices without float64 (MPS). Room for 10^11 tokens. NaN before the first byte.
     """
 
     full_state_update = False
     is_differentiable = False
     higher_is_better = False
-    nats: Tensor
+    units: Tensor
     num_bytes: Tensor
+    num_not_finite: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("nats", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("num_bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("units", "num_bytes", "num_not_finite"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, token_losses: Tensor, targets: Tensor, token_bytes: Tensor) -> None:
         """Add a batch.
@@ -46,17 +51,23 @@ class BitsPerByte(Metric):
             targets: Token ids, as many as losses; IGNORE_INDEX (-1) is left out.
             token_bytes: (V,) bytes that each token id stands for, from `Tokenizer.token_bytes`.
         """
-        targets, token_losses = targets.reshape(-1), token_losses.detach().reshape(-1)
+        targets, token_losses = targets.reshape(-1), token_losses.detach().reshape(-1).float()
         lengths = token_bytes.to(targets.device)[targets.clamp(min=0)]
         lengths = torch.where(targets == IGNORE_INDEX, 0, lengths)
         # where, not a product: the loss of a target that is left out may be anything, NaN included
-        counted = torch.where(lengths > 0, token_losses.to(torch.float64), 0.0)
-        self.nats += counted.sum().to(self.nats.device)
+        counted = torch.where(lengths > 0, token_losses, 0.0)
+        is_finite = counted.isfinite()
+        units = (torch.where(is_finite, counted, 0.0) * UNITS_PER_NAT).round().to(torch.int64).sum()
+        self.units += units.to(self.units.device)
         self.num_bytes += lengths.sum(dtype=torch.int64).to(self.num_bytes.device)
+        self.num_not_finite += (~is_finite).sum().to(self.num_not_finite.device)
 
     def compute(self) -> Tensor:
-        """Bits per byte, a float64 scalar; NaN if no byte was counted."""
-        return self.nats / (math.log(2) * self.num_bytes.to(torch.float64))
+        """Bits per byte, a float64 scalar on the CPU; NaN if no byte was counted or a loss was not finite."""
+        num_bytes = int(self.num_bytes)
+        if num_bytes == 0 or int(self.num_not_finite):
+            return torch.tensor(math.nan, dtype=torch.float64)
+        return torch.tensor(int(self.units) / UNITS_PER_NAT / math.log(2) / num_bytes, dtype=torch.float64)
 
 
 def evaluate_documents(

@@ -21,7 +21,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.model.attention import causal_attention
 from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 from nanochat_lit.model.kv_cache import KVCache
-from nanochat_lit.model.loss import chunk_losses_and_gradient, softcap, softcapped_cross_entropy
+from nanochat_lit.model.loss import softcap, softcapped_cross_entropy, softmax_and_slope
 from nanochat_lit.model.rotary import rotary_tables, rotate
 
 QK_SCALE = 1.2
@@ -150,7 +150,7 @@ class GPT(nn.Module):
         self.compute_dtype = compute_dtype
         self.set_compute_dtype(compute_dtype)
         self._features: Callable[..., Tensor] = self.features
-        self._chunk_function = chunk_losses_and_gradient
+        self._loss_kernel = softmax_and_slope
 
     @property
     def device(self) -> torch.device:
@@ -217,7 +217,7 @@ class GPT(nn.Module):
     def compile_for_training(self) -> None:
         """Compile the two hot parts: everything up to the last norm, and one chunk of the loss. Keys stay unchanged."""
         self._features = torch.compile(self.features, dynamic=False)
-        self._chunk_function = torch.compile(chunk_losses_and_gradient, dynamic=False)
+        self._loss_kernel = torch.compile(softmax_and_slope, dynamic=False)
 
     def features(self, inputs: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids."""
@@ -282,8 +282,10 @@ class GPT(nn.Module):
         if self.config.vocab_size != weight.shape[0]:
             weight = weight[: self.config.vocab_size]
         if targets is not None:
-            hidden = self._features(inputs) if kv_cache is None else self.features(inputs, kv_cache)
-            return softcapped_cross_entropy(hidden, weight, targets, reduction, self._chunk_function)
+            # compiled for training alone: evaluation comes in many shapes, and each would be compiled anew
+            is_training = torch.is_grad_enabled() and kv_cache is None
+            hidden = self._features(inputs) if is_training else self.features(inputs, kv_cache)
+            return softcapped_cross_entropy(hidden, weight, targets, reduction, self._loss_kernel)
         hidden = self.features(inputs, kv_cache)
         if last_only:
             hidden = hidden[:, -1:]

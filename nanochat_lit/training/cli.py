@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
 from nanochat_lit.training.callbacks.export import ExportModel
 from nanochat_lit.training.callbacks.progress import RunProgress
 from nanochat_lit.training.callbacks.samples import SampleWriter
@@ -93,6 +93,10 @@ class NanochatCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do not read the whole checkpoint in search of hyper-parameters, as Lightning does: the recipe has them."""
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Never load a checkpoint with an unrestricted pickle, which is Lightning's default."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
     def before_instantiate_classes(self) -> None:
         """Look at the checkpoint before anything is built or trained."""
         path = self._get(self.config, "ckpt_path")
@@ -122,17 +126,7 @@ class NanochatCLI(LightningCLI):
         precision = ExplicitPrecision(self._get(self.config_init, "compute_dtype"), device)
         callbacks = [
             # first the checkpoint, then whatever can fail
-            ModelCheckpoint(
-                run_dir / "checkpoints",
-                filename="step{step:06d}",
-                auto_insert_metric_name=False,
-                every_n_train_steps=checkpoint_every,
-                save_top_k=1,
-                monitor="step",
-                mode="max",
-                save_last=True,
-                enable_version_counter=False,  # last.ckpt is this run's, also in a folder that was used before
-            ),
+            RunCheckpoint(run_dir / "checkpoints", checkpoint_every),
             RunProgress(log_every),
             SampleWriter(),
             ExportModel(),

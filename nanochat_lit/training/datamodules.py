@@ -128,7 +128,8 @@ class TextDataModule(LanguageDataModule):
             documents(self.path, "train"), self.vocab_size, max_chars=self.tokenizer_chars, depth=module.depth
         )
         tokenizer.save(self.run_dir / "tokenizer")
-        print(f"tokenizer: {tokenizer.vocab_size:,} tokens", file=sys.stderr)
+        rule = "" if self.vocab_size != "auto" else f" (auto: by depth {module.depth} and the size of the corpus)"
+        print(f"tokenizer: {tokenizer.vocab_size:,} tokens{rule}", file=sys.stderr)
 
     def _check_own_tokenizer(self) -> None:
         folder = self.run_dir / "tokenizer"

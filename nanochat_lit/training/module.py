@@ -1,6 +1,7 @@
 """What every training stage shares: a GPT, its optimizer, its loss call. Nothing else lives in a LightningModule."""
 
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan, micro_batches,
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.callbacks.schedule import HyperparameterSchedule
 from nanochat_lit.training.datamodules import LanguageDataModule
-from nanochat_lit.training.summary import print_plan
+from nanochat_lit.training.summary import print_plan, save_plan
 
 CPU_COMPILE_PAYS_FLOPS = 8e12
 """A CPU run shorter than this many operations would not earn back the half minute that compiling takes."""
@@ -89,6 +90,7 @@ class LanguageModule(LightningModule):
     def on_fit_start(self) -> None:
         if self.trainer.is_global_zero:
             print_plan(self.config, self.plan, self.trainer.world_size, self.micro_batch_size)
+            save_plan(Path(self.trainer.default_root_dir) / "plan.json", self.plan)
         self.model.train()
         if self._should_compile():
             self.model.compile_for_training()

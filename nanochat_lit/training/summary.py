@@ -1,7 +1,10 @@
-"""One table of everything the depth dial derived, printed when a run starts."""
+"""One table of everything the depth dial derived, printed when a run starts and saved with it."""
 
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
+from nanochat_lit.common.paths import write_json
 from nanochat_lit.model import GPTConfig
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.optim import TrainingPlan
@@ -26,6 +29,11 @@ def plan_rows(config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batc
         ("learning-rate scale", f"{plan.lr_scale:.4g}"),
         ("weight decay", f"{plan.weight_decay:.4g}"),
     ]
+
+
+def save_plan(path: Path, plan: TrainingPlan) -> None:
+    """Keep every derived number with the run, as JSON."""
+    write_json(path, {**asdict(plan), "total_tokens": plan.total_tokens, "total_flops": plan.total_flops})
 
 
 def print_plan(config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batch_size: int) -> None:

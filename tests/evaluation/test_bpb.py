@@ -66,7 +66,6 @@ def test_metric_ignores_padding_and_control_tokens() -> None:
     targets = torch.tensor([[1, 2, 0], [-1, 2, -1]])
     losses = torch.tensor([[1.0, 2.0, 100.0], [float("nan"), 4.0, 50.0]])
     metric = BitsPerByte()
-    assert metric.nats.dtype == torch.float64
     metric.update(losses, targets, token_bytes)
     assert float(metric.compute()) == pytest.approx((1 + 2 + 4) / math.log(2) / (1 + 3 + 3))
     halves = BitsPerByte()
@@ -83,4 +82,13 @@ def test_metric_keeps_counting_small_terms() -> None:
     metric.update(torch.tensor([2.0**26]), torch.tensor([0]), token_bytes)
     for _ in range(100):
         metric.update(torch.tensor([1.0]), torch.tensor([0]), token_bytes)
-    assert float(metric.nats) == 2.0**26 + 100  # float32 would have stayed at 2**26
+    assert float(metric.compute()) == pytest.approx(
+        (2.0**26 + 100) / math.log(2) / 101, rel=1e-12
+    )  # float32 would have stayed at 2**26
+
+
+def test_a_loss_that_is_not_finite_shows() -> None:
+    for bad in (float("nan"), float("inf")):
+        metric = BitsPerByte()
+        metric.update(torch.tensor([1.0, bad]), torch.tensor([0, 0]), torch.tensor([1]))
+        assert math.isnan(float(metric.compute()))

@@ -155,3 +155,12 @@ def test_loggers_of_the_recipe_are_kept(write_recipe, tmp_path):
     assert cli.main(["fit", "--config", str(recipe)]) == 0
     assert list((tmp_path / "csv").rglob("metrics.csv"))
     assert (recipe.parent / "run" / "metrics.csv").is_file()
+
+
+def test_the_final_step_is_in_last_ckpt_whatever_the_interval(pretrained, tmp_path):
+    """Saved every 4 steps of 6, the checkpoint that resumes and warm-starts must still be that of step 6."""
+    run = tmp_path / "run"
+    arguments = ["--config", str(pretrained / "config.yaml"), "--run_dir", str(run), "--checkpoint_every", "4"]
+    assert cli.main(["fit", *arguments, "--trainer.max_steps", "6"]) == 0
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert (run / "plan.json").exists()
