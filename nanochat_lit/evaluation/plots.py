@@ -5,9 +5,12 @@ from pathlib import Path
 
 
 def plot_curves(
-    path: str | Path, title: str, y_label: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    path: str | Path,
+    title: str,
+    y_label: str,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
 ) -> None:
-    """Draw curves over training steps.
+    """Draw curves over training steps, on a logarithmic axis: the last tenth of a loss is where the work goes.
 
     Args:
         path: PNG file to write.
@@ -24,7 +27,8 @@ def plot_curves(
     for name, (steps, values) in curves.items():
         axes.plot(steps, values, marker="o" if len(steps) < 12 else None, label=name)
     axes.set(title=title, xlabel="step", ylabel=y_label)
-    axes.grid(alpha=0.3)
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3, which="both")
     if len(curves) > 1:
         axes.legend()
     figure.savefig(path, dpi=120)

@@ -38,5 +38,5 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         is_end = trainer.global_step == trainer.max_steps
         if is_end and self._last_global_step_saved != trainer.global_step:
-            trainer.save_checkpoint(self.last_path)
+            trainer.save_checkpoint(self.last_path, weights_only=False)  # here the word means: all of the state
             self._last_global_step_saved = trainer.global_step
