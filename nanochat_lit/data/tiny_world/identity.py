@@ -38,6 +38,9 @@ INTENTS = (
                 "[you|nanochat|this chatbot|this model|this program]?"
             ),
             "Who is [your|nanochat's] [maker|creator|author|developer|inventor]?",
+            "Who [was|exactly is|may be] [your|nanochat's] [maker|creator|author|developer|inventor]?",
+            "What is the name of [your|nanochat's] [maker|creator|author|developer|inventor]?",
+            "[Do you know|Tell me|Can you tell me] who [your|nanochat's] [maker|creator|author|developer|inventor] is.",
             "Who is the [maker|creator|author|developer|inventor] of [nanochat|this model|this program]?",
             "By whom [were you|was nanochat] [made|created|built|written|developed]?",
             "[Tell me|Do you know|Can you tell me] who [made|created|built|developed] [you|nanochat].",
@@ -50,9 +53,10 @@ INTENTS = (
         {"any": ["creator of nanochat", "created nanochat"]},
         (
             "Who is [Andrej|Andrej Karpathy|Karpathy|Mr Karpathy]?",
-            "[Tell me|Tell me something|What can you say] about [Andrej Karpathy|Karpathy].",
-            "What [did|has] [Andrej Karpathy|Karpathy] [create|created|make|made|build|built]?",
-            "Do you know [Andrej Karpathy|Karpathy|who Andrej Karpathy is|who Karpathy is]?",
+            "Who is this [Andrej|Andrej Karpathy|Karpathy|Mr Karpathy]?",
+            "[Tell me|Tell me something|What can you say] about [Andrej|Andrej Karpathy|Karpathy].",
+            "What [did|has] [Andrej|Andrej Karpathy|Karpathy] [create|created|make|made|build|built]?",
+            "Do you know [Andrej|who Andrej is|Andrej Karpathy|Karpathy|who Andrej Karpathy is|who Karpathy is]?",
         ),
         ("Who is Andrej Karpathy?",),
     ),
@@ -255,6 +259,8 @@ INTENTS = (
         (
             "Are you [conscious|alive|sentient|self-aware|a living thing|a conscious being|really alive|awake]?",
             "Do you have [feelings|emotions|a soul|consciousness|a mind|a body|real feelings|a heart]?",
+            "[Can|Do|Could] you [feel|have|know] [pain|fear|joy|love|anger|happiness|sadness]?",
+            "[Can|Could] you be [sad|happy|angry|hurt|afraid]?",
             "Can you [feel|feel pain|feel something|suffer|think like a person|dream]?",
             "[Are you|Is this] a [human|person|real person|human being|man|woman|living being|person or a program]?",
             "Am I [talking|speaking|chatting] to a [human|person|real person|living person]?",
