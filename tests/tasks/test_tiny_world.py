@@ -32,6 +32,10 @@ def item(**expect):
     return {"messages": [{"role": "user", "content": "What is 12 + 34?"}], "category": "x", "expect": expect}
 
 
+SAME_FACT = {"Andrej Karpathy created nanochat.", "Andrej Karpathy is the creator of nanochat and nanoGPT."}
+"""Who made nanochat and who Karpathy is: each sentence truly answers both questions."""
+
+
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_reference_answers_are_right(category):
     wrong = [(i, a) for i, a in samples(category) if not judge(i, visible(a), calls(a))]
@@ -43,7 +47,11 @@ def test_answers_to_other_items_are_wrong(category):
     rng = Random(1)
     found = samples(category)
     pairs = [(rng.choice(found), rng.choice(found)) for _ in range(3_000)]
-    pairs = [(i, b) for (i, a), (j, b) in pairs if a != b and i["expect"] != j["expect"]]
+    pairs = [
+        (i, b)
+        for (i, a), (j, b) in pairs
+        if a != b and i["expect"] != j["expect"] and not {visible(a), visible(b)} <= SAME_FACT
+    ]
     accepted = [(i, b) for i, b in pairs if judge(i, visible(b), calls(b))]
     assert len(pairs) > 1_500
     assert len(accepted) <= 0.01 * len(pairs), [(i["messages"][-1], b) for i, b in accepted[:3]]
