@@ -43,7 +43,7 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) 
 
     Args:
         out: Folder for everything that is made; an earlier quickstart in it is replaced.
-        fast: The same path in about a minute, to see that it works; the model will not be able to talk.
+        fast: The same path in a minute or two, to see that it works; the model will not be able to talk.
         seed: Of the generated data.
     """
     from nanochat_lit.commands.quickstart_report import write_report
