@@ -9,7 +9,14 @@ from nanochat_lit.commands import quickstart as command
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.training.metrics_file import read_metrics
 
-SMALLER = {"num_documents": 1200, "num_conversations": 400, "pretrain_steps": 2, "sft_steps": 2, "per_category": 1}
+SMALLER = {
+    "num_documents": 1200,
+    "num_conversations": 400,
+    "pretrain_steps": 2,
+    "sft_steps": 2,
+    "per_category": 1,
+    "max_new_tokens": 16,
+}
 
 
 def check(out, stdout, capsys):

@@ -79,7 +79,7 @@ def _arithmetic(rng: Random, split: str) -> str:
 
 def _comparisons(rng: Random, split: str) -> str:
     if rng.random() < 0.15:
-        return "\n".join(comparisons.order_sentence(rng) for _ in range(rng.randrange(3, 6)))
+        return "\n".join(comparisons.size_sentence(rng) for _ in range(rng.randrange(3, 6)))
     return "\n".join(plain_text(comparisons.sample(rng, split).answer) for _ in range(rng.randrange(6, 11)))
 
 

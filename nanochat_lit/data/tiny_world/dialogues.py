@@ -28,12 +28,12 @@ Sampler = Callable[[Random, str], Turn]
 # Category -> (how to sample a turn, its share of the blocks). "follow_ups" is a block of two or three turns.
 CONVERSATION_MIX: dict[str, tuple[Sampler | None, float]] = {
     "facts": (facts.sample, 24),
-    "identity": (identity.sample, 16),
+    "identity": (identity.sample, 20),
     "arithmetic": (arithmetic.sample, 8),
     "word_problems": (arithmetic.sample_problem, 7),
     "days": (calendar.sample, 6),
     "opposites": (opposites.sample, 7),
-    "comparisons": (comparisons.sample, 9),
+    "comparisons": (comparisons.sample, 8),
     "spelling": (spelling.sample, 7),
     "counting": (spelling.sample_counting, 6),
     "greetings": (greetings.sample, 4),

@@ -9,7 +9,7 @@ from nanochat_lit.data.tiny_world.turns import Expect, Turn, draw
 
 
 def _intent(answer: str, expect: Expect, patterns: tuple[str, ...], common: tuple[str, ...] = ()) -> Intent:
-    return Intent(category="identity", patterns=patterns, answers=(answer,), expect=expect, common=common)
+    return Intent(category="identity", patterns=patterns, answers=(answer,), expect=expect, common=common, min_shown=2)
 
 
 INTENTS = (

@@ -83,18 +83,18 @@ def decorate(rng: Random, question: str, names_inside: bool = False, polite: boo
         names_inside: keep capitals inside (names that the answer must repeat as written).
         polite: also add words before or after; small talk is only written differently.
     """
-    choice = rng.random() if polite else 0.8 * rng.random()
-    if choice < 0.5:
+    choice = rng.random() if polite else 0.78 * rng.random()
+    if choice < 0.4:
         return question
     bare = question.rstrip("?.! ")
     first_lower = question[:1].lower() + question[1:] if not question.startswith(("I ", "I'")) else question
-    if choice < 0.62:
+    if choice < 0.52:
         return bare
-    if choice < 0.74:
+    if choice < 0.68:
         return (bare[:1].lower() + bare[1:]) if names_inside else bare.lower()
-    if choice < 0.8:
+    if choice < 0.78:
         return first_lower if names_inside else question.lower()
-    if choice < 0.88:
+    if choice < 0.86:
         return f"{bare}, please" + (question[len(bare) :] or ".")
     prefix = rng.choice(_PREFIXES)
     return prefix + (question if prefix.endswith("! ") else first_lower)

@@ -163,10 +163,11 @@ _WHO = (
 
 def _make_person(rng: Random) -> Turn:
     if rng.random() < 0.5:
-        person = rng.choice(_PEOPLE)
+        name = person = rng.choice(_PEOPLE)
     else:
-        person = f"{rng.choice(NAMES)} {capitalise(invented_name(rng, 'animal'))}"
-    return _unknown(rng, entity_key(person), rng.choice(_WHO).format(p=person))
+        name = capitalise(invented_name(rng, "animal"))  # first names are known, so the surname is the item
+        person = f"{rng.choice(NAMES)} {name}"
+    return _unknown(rng, entity_key(name), rng.choice(_WHO).format(p=person))
 
 
 _ABOUT_PLACES = (
