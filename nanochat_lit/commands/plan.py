@@ -1,13 +1,16 @@
 """`nanochat-lit plan`: what a depth means and costs, before any of it is spent."""
 
 import json as json_module
+from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import gpu_peak_flops_per_s
-from nanochat_lit.model.accounting import count_parameters, kv_cache_bytes, training_memory
+from nanochat_lit.common.hardware import COMPUTE_DTYPES, gpu_peak_flops_per_s
+from nanochat_lit.model.accounting import count_parameters, kv_cache_bytes
 from nanochat_lit.model.config import GPTConfig
-from nanochat_lit.optim.param_groups import REFERENCE_WIDTH
+from nanochat_lit.model.memory import TrainingMemory, training_memory
+from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, REFERENCE_WIDTH, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import TrainingPlan, derive_plan, micro_batches
 
 
@@ -30,6 +33,10 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     mfu: float = 0.5,
     price_per_gpu_hour: float = 3.0,
     strategy: Literal["ddp", "zero"] = "ddp",
+    device: Literal["cuda", "cpu"] = "cuda",
+    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    compile: bool = True,  # noqa: A002 - the key of recipes
+    activation_checkpointing: bool = False,
     json: bool = False,
 ) -> None:
     """Print dimensions, parameters, tokens, batch, learning rates, memory, hours and cost of a pretraining run.
@@ -53,6 +60,10 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         mfu: Share of the peak that training reaches, 0 to 1.
         price_per_gpu_hour: Dollars per device and hour.
         strategy: How memory is divided: ddp, or zero (optimizer state shared among the devices).
+        device: Kind of device, for the memory estimate; on a CPU the process itself takes half a GiB more.
+        compute_dtype: Of activations, likewise.
+        compile: Whether training steps are compiled, likewise.
+        activation_checkpointing: Whether blocks are computed again in the backward pass, likewise.
         json: Print one JSON object instead of the table.
     """
     _check(gpus=gpus, mfu=mfu, micro_batch_size=micro_batch_size)
@@ -64,23 +75,26 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         config, target_param_data_ratio=target_param_data_ratio, tokens_per_step=tokens_per_step, num_steps=num_steps,
         target_flops=target_flops,
     )  # fmt: skip
-    values = _values(config, derived, micro_batch_size, gpus, strategy)
+    estimate = partial(
+        training_memory, config, micro_batch_size=micro_batch_size, strategy=strategy, device_type=device,
+        compute_dtype=COMPUTE_DTYPES[compute_dtype], is_compiled=compile, activation_checkpointing=activation_checkpointing,
+    )  # fmt: skip
+    values = _values(config, derived, micro_batch_size, gpus)
+    values["memory_bytes"] = {**_memory(estimate(world_size=gpus)), "kv_cache_per_sequence": kv_cache_bytes(config)}
+    values["memory_bytes_by_devices"] = {str(n): estimate(world_size=n).total for n in _device_counts(gpus)}
     cost = _cost(derived, gpus, gpu, peak_flops_per_s, mfu, price_per_gpu_hour)
     values["cost"] = {"hardware": f"{gpus} x {gpu}", "strategy": strategy, **cost}
     print(json_module.dumps(values) if json else _table(values))
 
 
-def _values(
-    config: GPTConfig, derived: TrainingPlan, micro_batch_size: int, gpus: int, strategy: str
-) -> dict[str, dict[str, Any]]:
-    """Everything but the cost, by section."""
+def _values(config: GPTConfig, derived: TrainingPlan, micro_batch_size: int, gpus: int) -> dict[str, dict[str, Any]]:
+    """Everything but memory and cost, by section."""
     micro_batches_per_step = micro_batches(derived.tokens_per_step, micro_batch_size, config.sequence_len, gpus)
     return {
         "model": {**config.to_dict(), "head_dim": config.head_dim, "windows": list(config.windows)},
         "parameters": _parameters(config),
         "training": _training(derived, micro_batches_per_step),
         "learning_rates": _learning_rates(config, derived),
-        "memory_bytes": _memory(config, micro_batch_size, strategy, gpus),
     }
 
 
@@ -114,31 +128,27 @@ def _learning_rates(config: GPTConfig, derived: TrainingPlan) -> dict[str, Any]:
     return {
         "lr_scale": derived.lr_scale,
         "width_scale": width_scale,
-        "unembedding_lr": 0.008 * width_scale * derived.lr_scale,
-        "embedding_lr": 0.3 * width_scale * derived.lr_scale,
-        "matrix_lr": 0.02 * derived.lr_scale,
-        "scalar_lr": 0.5 * derived.lr_scale,
+        "unembedding_lr": UNEMBEDDING_LR * width_scale * derived.lr_scale,
+        "embedding_lr": EMBEDDING_LR * width_scale * derived.lr_scale,
+        "matrix_lr": MATRIX_LR * derived.lr_scale,
+        "scalar_lr": SCALAR_LR * derived.lr_scale,
         "weight_decay": derived.weight_decay,
     }
 
 
-def _memory(config: GPTConfig, micro_batch_size: int, strategy: str, gpus: int) -> dict[str, Any]:
-    memory = training_memory(config, micro_batch_size=micro_batch_size, strategy=strategy, world_size=gpus)
-    return {
-        "weights": memory.weights,
-        "gradients": memory.gradients,
-        "optimizer_state": memory.optimizer_state,
-        "activations": memory.activations,
-        "logits": memory.logits,
-        "total": memory.total,
-        "kv_cache_per_sequence": kv_cache_bytes(config),
-    }
+def _memory(memory: TrainingMemory) -> dict[str, int]:
+    return {**asdict(memory), "total": memory.total}
+
+
+def _device_counts(gpus: int) -> list[int]:
+    """1, 2, 4, ... and the number asked for: under zero each has its own share of the optimizer's state."""
+    return sorted({2**i for i in range(gpus.bit_length())} | {gpus})
 
 
 def _cost(
     derived: TrainingPlan, gpus: int, gpu: str, peak_flops_per_s: float | None, mfu: float, price_per_gpu_hour: float
 ) -> dict[str, Any]:
-    peak = peak_flops_per_s if peak_flops_per_s is not None else gpu_peak_flops_per_s(gpu, _bfloat16())
+    peak = peak_flops_per_s if peak_flops_per_s is not None else gpu_peak_flops_per_s(gpu, COMPUTE_DTYPES["bfloat16"])
     if not peak > 0:  # NaN for a name that the table does not have
         raise UserError(f"the peak of {gpu!r} is not known; give --peak_flops_per_s, a positive number")
     hours = derived.total_flops / (peak * mfu * gpus) / 3600
@@ -149,12 +159,6 @@ def _cost(
         "price_per_gpu_hour": price_per_gpu_hour,
         "dollars": hours * gpus * price_per_gpu_hour,
     }
-
-
-def _bfloat16() -> Any:
-    import torch
-
-    return torch.bfloat16
 
 
 def _check(*, gpus: int, mfu: float, micro_batch_size: int) -> None:
@@ -174,7 +178,7 @@ def _table(values: dict[str, Any]) -> str:
 
 
 def _format(name: str, value: Any, section: str) -> str:
-    if section == "memory_bytes":
+    if section.startswith("memory_bytes"):
         return f"{value / 2**30:,.2f} GiB"
     if name == "windows":
         return " ".join(map(str, value))

@@ -11,9 +11,10 @@ from nanochat_lit.common.errors import UserError
 FAST = {
     "num_documents": 3000,
     "num_conversations": 3000,
-    "pretrain_steps": 20,
-    "sft_steps": 30,
-    "per_category": 5,
+    "pretrain_steps": 15,
+    "sft_steps": 20,
+    "per_category": 2,
+    "max_new_tokens": 16,
 }
 FULL = {
     "num_documents": 40_000,
@@ -21,6 +22,7 @@ FULL = {
     "pretrain_steps": None,
     "sft_steps": None,
     "per_category": 100,
+    "max_new_tokens": 128,
 }
 
 DIALOGUES: tuple[tuple[str, ...], ...] = (
@@ -69,23 +71,23 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) 
     _say(2, "tokenizer and pretraining")
     trainer(
         [
-            *("fit", "--config", "recipes/quickstart_pretrain.yaml", "--run_dir", str(pretrain)),
+            *("fit", "--config", "recipes/quickstart_pretrain.yaml", "--run_dir", str(pretrain), "--overwrite", "true"),
             *("--data.path", str(data / "pretrain"), *_steps(size["pretrain_steps"]), *quick),
         ]
     )
     _say(3, "examining the base model")
-    before = _examine(pretrain / "export", data / "test.jsonl", limit=10)
+    before = _examine(pretrain / "export", data / "test.jsonl", size["max_new_tokens"], limit=10)
     _say(4, "fine-tuning on conversations")
     trainer(
         [
-            *("fit", "--config", "recipes/quickstart_sft.yaml", "--run_dir", str(folder)),
+            *("fit", "--config", "recipes/quickstart_sft.yaml", "--run_dir", str(folder), "--overwrite", "true"),
             *("--data.path", str(data / "sft"), "--model.base", str(pretrain / "export")),
             *(*_steps(size["sft_steps"]), *quick),
         ]
     )
     _say(5, "examining the chat model")
-    after = _examine(folder / "export", data / "test.jsonl")
-    dialogues = [_converse(folder / "export", questions) for questions in DIALOGUES]
+    after = _examine(folder / "export", data / "test.jsonl", size["max_new_tokens"])
+    dialogues = [_converse(folder / "export", questions, size["max_new_tokens"]) for questions in DIALOGUES]
     write_report(folder, before, after, dialogues, seconds=time.perf_counter() - start_s, peak_bytes=_peak_bytes())
     print((folder / "report.md").read_text(encoding="utf-8").split("## Curves")[0])
     print(f"Report: {folder / 'report.md'}\nChat:   nanochat-lit chat --model {folder / 'export'}")
@@ -111,7 +113,7 @@ def _clear_earlier_run(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _examine(export: Path, questions: Path, limit: int | None = None) -> dict[str, Any]:
+def _examine(export: Path, questions: Path, max_new_tokens: int, limit: int | None = None) -> dict[str, Any]:
     """Accuracy per category; `limit` asks only the first so many of each."""
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
@@ -127,10 +129,10 @@ def _examine(export: Path, questions: Path, limit: int | None = None) -> dict[st
             if seen[item["category"]] <= limit:
                 kept.append(item)
         items = kept
-    return examine(Engine(*load_export(export, cast_weights=True)), items)
+    return examine(Engine(*load_export(export, cast_weights=True)), items, max_new_tokens)
 
 
-def _converse(export: Path, questions: tuple[str, ...]) -> list[dict[str, Any]]:
+def _converse(export: Path, questions: tuple[str, ...], max_new_tokens: int) -> list[dict[str, Any]]:
     """A whole conversation: each question is asked with the answers before it in view."""
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
@@ -143,7 +145,7 @@ def _converse(export: Path, questions: tuple[str, ...]) -> list[dict[str, Any]]:
         prompt = render_for_completion(engine.tokenizer, {"messages": messages})
         if len(prompt) >= engine.model.config.sequence_len:
             break
-        completion = engine.generate(prompt, max_new_tokens=128)[0]
+        completion = engine.generate(prompt, max_new_tokens=max_new_tokens)[0]
         messages.append({"role": "assistant", "content": parse_completion(engine.tokenizer, completion)})
     return messages
 

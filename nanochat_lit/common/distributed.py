@@ -1,7 +1,7 @@
 """Which process this is, whether or not a process group exists yet.
 
-Order: torch.distributed when it is initialised; else the variables torchrun sets (rank-dependent decisions such as
-"who writes the file" are taken before the process group is up); else a single process.
+Order: torch.distributed when it is initialised; else the variables that torchrun sets, then those of SLURM's srun (some
+rank-dependent decisions are taken before the process group is up); else a single process.
 """
 
 import os
@@ -13,12 +13,12 @@ from nanochat_lit.common.errors import UserError
 
 def rank() -> int:
     """Index of this process among all ranks, from 0."""
-    return dist.get_rank() if _initialized() else _from_environment("RANK", default=0)
+    return dist.get_rank() if _initialized() else _from_environment("RANK", "SLURM_PROCID", default=0)
 
 
 def world_size() -> int:
     """Number of ranks."""
-    return dist.get_world_size() if _initialized() else _from_environment("WORLD_SIZE", default=1)
+    return dist.get_world_size() if _initialized() else _from_environment("WORLD_SIZE", "SLURM_NTASKS", default=1)
 
 
 def is_rank_zero() -> bool:
@@ -30,7 +30,9 @@ def _initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _from_environment(name: str, default: int) -> int:
+def _from_environment(name: str, slurm_name: str, default: int) -> int:
+    if not os.environ.get(name) and is_srun():
+        name = slurm_name
     value = os.environ.get(name, "")
     if not value:
         return default
@@ -40,3 +42,8 @@ def _from_environment(name: str, default: int) -> int:
         raise UserError(
             f"environment variable {name}={value!r} is not a whole number; unset it or let torchrun set it"
         ) from None
+
+
+def is_srun() -> bool:
+    """Whether srun has started this process: an interactive shell in an allocation has the variables too."""
+    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")

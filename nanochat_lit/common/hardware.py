@@ -6,7 +6,6 @@ Nothing here runs at import; every probe is a function call.
 import math
 import os
 import platform
-import shutil
 import time
 from functools import cache
 
@@ -84,6 +83,10 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
+LONGEST_PRODUCT_S = 0.3
+"""What one product may take, by the time of one of half the size, when a CPU's peak is measured."""
+
+
 def peak_flops_per_s(device: str | torch.device, dtype: torch.dtype) -> float:
     """Most multiply and add operations per second that a matrix product can reach; the denominator of MFU.
 
@@ -116,15 +119,6 @@ def gpu_peak_flops_per_s(name: str, dtype: torch.dtype) -> float:
     return math.nan
 
 
-def has_cpp_compiler() -> bool:
-    """True if torch.compile can work on this CPU: it writes C++ and needs a compiler to build it."""
-    configured = os.environ.get("CXX", "")
-    if configured:
-        return shutil.which(configured.split()[0]) is not None
-    candidates = ("cl",) if platform.system() == "Windows" else ("g++", "clang++", "c++")
-    return any(shutil.which(name) for name in candidates)
-
-
 def _has_native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -137,16 +131,26 @@ def _has_native_bfloat16(device: torch.device) -> bool:
 
 @cache
 def _measure_cpu_flops_per_s(dtype: torch.dtype, num_threads: int) -> float:  # noqa: ARG001 (num_threads is a cache key)
-    """Best of a few square products: half a second. Slow formats (float16) get a smaller product."""
-    size = 192 if dtype == torch.float16 else 2048
+    """Best of a few square products, about a second in all: the largest size of which one product is quick.
+
+    A processor without instructions for a format emulates it, up to a thousand times slower.
+    """
+    size = 128
+    while size < 2048 and 8 * _product_s(size, dtype, repeats=2) < LONGEST_PRODUCT_S:
+        size *= 2
+    return 2 * size**3 / _product_s(size, dtype, repeats=8)
+
+
+def _product_s(size: int, dtype: torch.dtype, repeats: int) -> float:
+    """Seconds that the fastest of some products of square matrices takes."""
     generator = torch.Generator().manual_seed(0)  # leaves the caller's random state alone
     left = torch.randn(size, size, generator=generator).to(dtype)
     right = torch.randn(size, size, generator=generator).to(dtype)
     out = torch.empty(size, size, dtype=dtype)
     best_s = math.inf
     with torch.no_grad():
-        for _ in range(8):
-            start = time.perf_counter()
+        for _ in range(repeats):
+            start_s = time.perf_counter()
             torch.mm(left, right, out=out)
-            best_s = min(best_s, time.perf_counter() - start)
-    return 2 * size**3 / best_s
+            best_s = min(best_s, time.perf_counter() - start_s)
+    return best_s

@@ -26,7 +26,7 @@ class ChatStream(IterableDataset[Batch]):
 
     The train split is endless, other splits finite and the same each time (the last batch may have fewer rows).
     A conversation longer than the row is cut at the row; `counts.items_cut` has the number, and one warning is logged
-    when it happens first and one with the total when a finite split ends.
+    when it happens first and one with the total when a finite split ends, in the first iteration only.
 
     Args:
         conversations: A path, a list, a function that makes an iterator, or an object with `iterate`.
@@ -62,6 +62,9 @@ class ChatStream(IterableDataset[Batch]):
         self.rank = rank
         self.world_size = world_size
         self.buffer_size = buffer_size
+        self.reader_shift = 0
+        """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
+        self._has_warned = False
         self._cursor: ItemCursor | None = None
         self._rows: PaddedRows | None = None
         self._restored: dict[str, Any] | None = None
@@ -73,23 +76,25 @@ class ChatStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         state, self._restored = self._restored, None
-        rank, world_size = reader_share(self.rank, self.world_size)
+        rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
         self._cursor = ItemCursor(self.source, self.split, rank, world_size)
         row_len = self.sequence_len + 1
         self._rows = padded_rows(self._rendered(self._cursor), row_len, self.tokenizer.bos_id, self.buffer_size)
         if state is not None:
             self._cursor.load_state_dict(state["cursor"])
-            self._rows.load_state_dict(state["packer"])
+            if state["packer"] is not None:
+                self._rows.load_state_dict(state["packer"])
+        warn, self._has_warned = not self._has_warned, True  # validation reads the same stream again and again
         warned = False
         while rows := list(islice(self._rows, self.micro_batch_size)):
-            if self.counts.items_cut and not warned:
+            if warn and self.counts.items_cut and not warned:
                 warned = True
                 _log.warning("conversations longer than sequence_len %d are cut there", self.sequence_len)
             tokens = torch.tensor([token_ids for token_ids, _ in rows], dtype=torch.int64)  # (B, T + 1)
             trained = torch.tensor([loss_mask for _, loss_mask in rows], dtype=torch.bool)
             targets = tokens[:, 1:].masked_fill(~trained[:, 1:], IGNORE_INDEX)
             yield {"inputs": tokens[:, :-1].contiguous(), "targets": targets}
-        if self.counts.items_cut:
+        if warn and self.counts.items_cut:
             _log.warning(
                 "%d of %d conversations were cut at sequence_len %d, %d tokens lost",
                 *(self.counts.items_cut, self.counts.items, self.sequence_len, self.counts.cropped),

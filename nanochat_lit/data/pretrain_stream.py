@@ -63,6 +63,8 @@ class PretrainStream(IterableDataset[Batch]):
         self.world_size = world_size
         self.buffer_size = buffer_size
         self.long_documents: Literal["crop", "split"] = long_documents
+        self.reader_shift = 0
+        """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
         self._cursor: ItemCursor | None = None
         self._rows: BestFitRows | None = None
         self._restored: dict[str, Any] | None = None
@@ -74,14 +76,15 @@ class PretrainStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         state, self._restored = self._restored, None
-        rank, world_size = reader_share(self.rank, self.world_size)
+        rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
         self._cursor = ItemCursor(self.source, self.split, rank, world_size)
         self._rows = best_fit_rows(
             self._token_lists(self._cursor), self.sequence_len + 1, self.buffer_size, self.long_documents
         )
         if state is not None:
             self._cursor.load_state_dict(state["cursor"])
-            self._rows.load_state_dict(state["packer"])
+            if state["packer"] is not None:
+                self._rows.load_state_dict(state["packer"])
         while rows := list(islice(self._rows, self.micro_batch_size)):
             tokens = torch.tensor(rows, dtype=torch.int64)  # (B, T + 1)
             yield {"inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
@@ -96,7 +99,10 @@ class PretrainStream(IterableDataset[Batch]):
         return {"cursor": self._cursor.state_dict(), "packer": self._rows.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iteration continues from `state`, made with the same source and settings (batch size excepted)."""
+        """The next iteration continues from `state`, made with the same source and settings (batch size excepted).
+
+        A state whose packer is None begins at its cursor with an empty buffer.
+        """
         self._restored = state or None
 
     def _token_lists(self, cursor: "ItemCursor") -> Iterator[list[int]]:
@@ -161,12 +167,13 @@ class ItemCursor:
         )
 
 
-def reader_share(rank: int, world_size: int) -> tuple[int, int]:
+def reader_share(rank: int, world_size: int, shift: int = 0) -> tuple[int, int]:
     """This reader's number and the number of readers, when every rank may have several DataLoader workers."""
     worker = get_worker_info()
     if worker is None:
         return rank, world_size
-    return rank * worker.num_workers + worker.id, world_size * worker.num_workers
+    number = (worker.id + shift) % worker.num_workers
+    return rank * worker.num_workers + number, world_size * worker.num_workers
 
 
 def check_stream_sizes(sequence_len: int, micro_batch_size: int, rank: int, world_size: int) -> None:

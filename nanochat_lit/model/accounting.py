@@ -1,9 +1,8 @@
-"""Counting on paper: parameters, floating-point operations, cache and memory of a model of a given shape."""
+"""Counting on paper: parameters, floating-point operations, and cache of a model of a given shape."""
 
 from dataclasses import dataclass
 
 from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
-from nanochat_lit.model.loss import CHUNK_ELEMENTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,62 +62,3 @@ def flops_per_token(config: GPTConfig) -> int:
 def kv_cache_bytes(config: GPTConfig, *, bytes_per_element: int = 2) -> int:
     """Bytes that one full-length sequence takes in the key/value cache."""
     return 2 * config.n_layer * config.sequence_len * config.n_kv_head * config.head_dim * bytes_per_element
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingMemory:
-    """Estimated bytes per device while training."""
-
-    weights: int
-    """Matrices in float32, tables in the compute dtype."""
-    gradients: int
-    """As the weights."""
-    optimizer_state: int
-    """Momentum of the matrices, two moments of everything else; divided among the ranks under zero."""
-    activations: int
-    """Kept for the backward pass, for one micro-batch."""
-    logits: int
-    """One chunk of the loss."""
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.weights + self.gradients + self.optimizer_state + self.activations + self.logits
-
-
-def training_memory(
-    config: GPTConfig,
-    *,
-    micro_batch_size: int,
-    compute_bytes: int = 2,
-    strategy: str = "ddp",
-    world_size: int = 1,
-) -> TrainingMemory:
-    """Estimate the memory per device.
-
-    Args:
-        config: Shape of the model.
-        micro_batch_size: Rows per device per forward.
-        compute_bytes: Bytes per element of the compute dtype; tables are stored in it too.
-        strategy: "ddp" (everything on every rank) or "zero" (optimizer state divided among the ranks).
-        world_size: Ranks.
-    """
-    counts = count_parameters(config)
-    tables, matrices = counts.wte + counts.value_embeds, counts.transformer_matrices + counts.lm_head + counts.scalars
-    weights = tables * compute_bytes + matrices * 4
-    state = 2 * tables * compute_bytes + 4 * (counts.transformer_matrices + 2 * counts.lm_head)
-    tokens = micro_batch_size * config.sequence_len
-    kv_width = config.n_kv_head * config.head_dim
-    # Per token and layer, in the compute dtype: residual stream and normed inputs (4C), q and its rotated and normed
-    # forms (3C), k and v likewise (4 kv), attention output (C), MLP hidden before and after relu squared (8C).
-    per_layer = 16 * config.n_embd + 4 * kv_width
-    activations = tokens * compute_bytes * (config.n_layer * per_layer + 6 * config.n_embd)
-    chunk = min(CHUNK_ELEMENTS, tokens * config.padded_vocab_size)
-    logits = chunk * (4 + 2 * compute_bytes) + 4 * counts.lm_head + tokens * config.n_embd * compute_bytes
-    return TrainingMemory(
-        weights=weights,
-        gradients=weights,
-        optimizer_state=state // (world_size if strategy == "zero" else 1),
-        activations=activations,
-        logits=logits,
-    )

@@ -3,18 +3,22 @@
 Shapes: B rows, T queries, S keys, H heads, Hkv key/value heads, D head dim. A window w lets a query see itself and the
 w tokens before it.
 
-* On a GPU a window is a FlexAttention block mask: blocks outside the window are never computed.
+* On a GPU full attention is torch's fused kernel, or FlashAttention 3 or 4 in its place where one is installed, and a window
+  is a FlexAttention block mask: blocks outside the window are never computed.
 * Elsewhere the queries are taken in blocks and each block meets only the keys that some query of it may see, so a window
   costs T * (w + block) scores instead of T * T / 2. Full attention uses the same blocks up to BLOCKED_FULL_LIMIT tokens
   (faster than the fused kernel on CPU when compiled, 2x at T = 512) and torch's fused kernel beyond.
 """
 
+from collections.abc import Collection
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nanochat_lit.common.compilers import has_triton
 
 QUERY_BLOCK = 128
 """Queries per block of the blocked form."""
@@ -22,8 +26,56 @@ QUERY_BLOCK = 128
 BLOCKED_FULL_LIMIT = 1024
 """Longest full attention that the blocked form computes on CPU under torch.compile."""
 
+FLEX_CAPABILITY = (8, 0)
+"""CUDA compute capability from which windows are FlexAttention block masks; its kernels are compiled by Triton."""
 
-def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
+FLASH_CAPABILITIES = {"FA4": (9, 10), "FA3": (9,)}
+"""Major compute capabilities that each FlashAttention of torch's registry runs on."""
+
+AttentionBackend = Literal["FA4", "FA3", "flex", "sdpa", "blocked"]
+
+
+def choose_attention(
+    device_type: str,
+    *,
+    is_windowed: bool,
+    capability: tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    num_tokens: int = 2048,
+    is_compiling: bool = False,
+    can_compile: bool = True,
+    installed: Collection[str] = (),
+) -> AttentionBackend:
+    """Which form of attention whole sequences take on some hardware.
+
+    Args:
+        device_type: "cuda", "cpu" or another of torch's words.
+        is_windowed: Whether some query does not see all tokens before it.
+        capability: CUDA compute capability.
+        dtype: Of queries, keys and values.
+        num_tokens: Length of the sequence.
+        is_compiling: Whether this is under torch.compile.
+        can_compile: Whether Triton is there to compile FlexAttention.
+        installed: FlashAttention implementations whose kernels are installed, of "FA3" and "FA4".
+
+    Returns:
+        FA4 and FA3 (in place of torch's own flash kernel), flex, sdpa, or blocked.
+    """
+    if device_type != "cuda":
+        is_blocked = is_windowed or (device_type == "cpu" and is_compiling and num_tokens <= BLOCKED_FULL_LIMIT)
+        return "blocked" if is_blocked else "sdpa"
+    capability = capability or (0, 0)
+    if is_windowed:
+        return "flex" if can_compile and capability >= FLEX_CAPABILITY else "blocked"
+    for name in ("FA3", "FA4"):  # where both run, on Hopper, FA3 was written for it
+        if name in installed and dtype == torch.bfloat16 and capability[0] in FLASH_CAPABILITIES[name]:
+            return name
+    return "sdpa"
+
+
+def causal_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, window: int, window_mask: Any | None = None
+) -> Tensor:
     """Attention of T queries, the last of S positions, to the keys in their window.
 
     Args:
@@ -31,6 +83,7 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int)
         keys: (B, S, Hkv, D) with S >= T; query t stands at position S - T + t.
         values: As keys.
         window: Tokens before itself that a query sees.
+        window_mask: The window as a block mask of `window_block_mask`, made beforehand; used if T = S.
 
     Returns:
         (B, T, H, D).
@@ -39,18 +92,29 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int)
     if num_queries == 1:
         start = max(0, num_keys - 1 - window)
         return fused_attention(queries, keys[:, start:], values[:, start:], is_causal=False)
-    is_full = window >= num_keys - 1
-    if queries.device.type == "cuda" and num_queries == num_keys:
-        if is_full:
-            return fused_attention(queries, keys, values, is_causal=True)
-        return _flex_attention(queries, keys, values, window)
-    if is_full and num_queries == num_keys and not _prefers_blocks(num_queries):
-        return fused_attention(queries, keys, values, is_causal=True)
-    return blocked_attention(queries, keys, values, window)
+    if num_queries != num_keys:
+        return blocked_attention(queries, keys, values, window)
+    is_windowed = window < num_keys - 1
+    if is_windowed and window_mask is not None:
+        return flex_attention(queries, keys, values, window_mask)
+    is_compiling = torch.compiler.is_compiling()
+    device = queries.device
+    backend = choose_attention(
+        device.type, is_windowed=is_windowed, num_tokens=num_queries, is_compiling=is_compiling, **cuda_facts(device)
+    )
+    if backend == "flex":
+        return flex_attention(queries, keys, values, window_block_mask(num_queries, window, device))
+    if backend == "blocked":
+        return blocked_attention(queries, keys, values, window)
+    return fused_attention(queries, keys, values, is_causal=True)
 
 
-def _prefers_blocks(num_queries: int) -> bool:
-    return torch.compiler.is_compiling() and num_queries <= BLOCKED_FULL_LIMIT
+def cuda_facts(device: torch.device) -> dict[str, Any]:
+    """What `choose_attention` wants to know of a CUDA device; nothing of others."""
+    if device.type != "cuda":
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    return {"capability": (properties.major, properties.minor), "can_compile": has_triton()}
 
 
 def fused_attention(queries: Tensor, keys: Tensor, values: Tensor, *, is_causal: bool) -> Tensor:
@@ -90,7 +154,11 @@ def blocked_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int
 
 
 @lru_cache(maxsize=8)
-def _window_block_mask(num_tokens: int, window: int, device: torch.device) -> Any:
+def window_block_mask(num_tokens: int, window: int, device: torch.device) -> Any:
+    """FlexAttention's description of a window: which blocks of queries and keys have anything to compute.
+
+    Make it before compiling and hand it in: under the compiler it would be made anew in every step.
+    """
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(_row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -101,18 +169,24 @@ def _window_block_mask(num_tokens: int, window: int, device: torch.device) -> An
 
 @lru_cache(maxsize=1)
 def _compiled_flex_attention() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(_torch_flex_attention(), dynamic=False)
 
 
-def _flex_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
-    mask = _window_block_mask(queries.shape[1], window, queries.device)
-    out = _compiled_flex_attention()(
+def _torch_flex_attention() -> Any:
+    from torch.nn.attention import flex_attention
+
+    return flex_attention.flex_attention
+
+
+def flex_attention(queries: Tensor, keys: Tensor, values: Tensor, window_mask: Any) -> Tensor:
+    """Windowed causal attention by FlexAttention; see `causal_attention` for the shapes."""
+    # under the compiler it becomes part of the graph; elsewhere it must be compiled, as its plain form is slow and large
+    kernel = _torch_flex_attention() if torch.compiler.is_compiling() else _compiled_flex_attention()
+    out = kernel(
         queries.transpose(1, 2),
         keys.transpose(1, 2),
         values.transpose(1, 2),
-        block_mask=mask,
+        block_mask=window_mask,
         enable_gqa=queries.shape[2] != keys.shape[2],
     )
     return out.transpose(1, 2)

@@ -11,14 +11,22 @@ Shapes: B rows, T tokens, C channels (n_embd), H heads, Hkv key/value heads, D h
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.model.attention import causal_attention
+from nanochat_lit.model.attention import (
+    AttentionBackend,
+    causal_attention,
+    choose_attention,
+    cuda_facts,
+    window_block_mask,
+)
 from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 from nanochat_lit.model.kv_cache import KVCache
 from nanochat_lit.model.loss import softcap, softcapped_cross_entropy, softmax_and_slope
@@ -43,9 +51,16 @@ class Linear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
+        self._in_training: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule with keys of its own
+
+    def train_with(self, twin: nn.Module) -> None:
+        """Let another layer, which shares this one's weight, compute the forward pass whenever gradients are wanted."""
+        self._in_training = (twin,)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
         """Map the last dimension, (..., in_features) -> (..., out_features)."""
+        if self._in_training and torch.is_grad_enabled():
+            return self._in_training[0](input)
         return F.linear(input, self.weight.to(input.dtype))
 
 
@@ -57,6 +72,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.window = config.windows[layer]
         self.head_dim = config.head_dim
+        self.window_masks: dict[int, Any] = {}  # by number of tokens; see GPT.compile_for_training
         self.c_q = Linear(config.n_embd, config.n_head * config.head_dim)
         self.c_k = Linear(config.n_embd, config.n_kv_head * config.head_dim)
         self.c_v = Linear(config.n_embd, config.n_kv_head * config.head_dim)
@@ -79,7 +95,8 @@ class Attention(nn.Module):
         k = norm(rotate(k, cos, sin)) * QK_SCALE
         if kv_cache is not None:
             k, v = kv_cache.append(self.layer, k, v)
-        return self.c_proj(causal_attention(q, k, v, self.window).reshape(rows, length, -1))
+        mixed = causal_attention(q, k, v, self.window, self.window_masks.get(length))
+        return self.c_proj(mixed.reshape(rows, length, -1))
 
 
 class MLP(nn.Module):
@@ -117,14 +134,23 @@ class GPT(nn.Module):
     Args:
         config: Its dimensions.
         compute_dtype: Dtype of activations and matrix products.
+        activation_checkpointing: Keep only what enters each block and compute the rest again for the backward pass: a
+            third more arithmetic, much less memory (Chen et al. 2016. https://arxiv.org/abs/1604.06174).
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        compute_dtype: torch.dtype = torch.float32,
+        *,
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = activation_checkpointing
         vocabulary, kv_width = config.padded_vocab_size, config.n_kv_head * config.head_dim
         self.transformer = nn.ModuleDict(
             {
@@ -215,9 +241,23 @@ class GPT(nn.Module):
         return list(self.transformer["h"])  # type: ignore[arg-type]
 
     def compile_for_training(self) -> None:
-        """Compile the two hot parts: everything up to the last norm, and one chunk of the loss. Keys stay unchanged."""
+        """Compile the two hot parts: everything up to the last norm, and one chunk of the loss. Keys stay unchanged.
+
+        Call it when the model is on its device.
+        """
+        length = self.config.sequence_len
+        for attention in [block.attn for block in self.blocks]:
+            is_windowed = attention.window < length - 1
+            if is_windowed and self.attention_backends()[1] == "flex":
+                attention.window_masks[length] = window_block_mask(length, attention.window, self.device)
         self._features = torch.compile(self.features, dynamic=False)
         self._loss_kernel = torch.compile(softmax_and_slope, dynamic=False)
+
+    def attention_backends(self, *, is_compiling: bool = False) -> tuple[AttentionBackend, AttentionBackend]:
+        """The forms that training takes on this device: for full attention, for windows."""
+        kind, length, facts = self.device.type, self.config.sequence_len, cuda_facts(self.device)
+        choose = partial(choose_attention, kind, num_tokens=length, is_compiling=is_compiling, **facts)
+        return choose(is_windowed=False), choose(is_windowed=True)
 
     def features(self, inputs: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids."""
@@ -227,11 +267,16 @@ class GPT(nn.Module):
         x = norm(self.transformer["wte"](inputs).to(self.compute_dtype))
         x = self._smear(x, kv_cache)
         first, middle = x, x
+        is_checkpointing = self.activation_checkpointing and kv_cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
             x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * first
             table = self.value_embeds[str(layer)] if self.config.has_value_embedding(layer) else None
             value_embedding = None if table is None else table(inputs).to(x.dtype)
-            x = block(x, value_embedding, cos, sin, kv_cache)
+            if is_checkpointing:
+                # nothing in a block is random, so there is no state to put back before it is computed again
+                x = checkpoint(block, x, value_embedding, cos, sin, None, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, value_embedding, cos, sin, kv_cache)
             if layer == self.config.n_layer // 2:
                 middle = x
         if kv_cache is not None:

@@ -4,5 +4,15 @@ from nanochat_lit.optim.muon_adamw import MuonAdamW
 from nanochat_lit.optim.param_groups import param_groups
 from nanochat_lit.optim.scaling import TrainingPlan, derive_plan, micro_batches
 from nanochat_lit.optim.schedules import Schedule
+from nanochat_lit.optim.sharding import clip_grad_norm, global_grad_norm
 
-__all__ = ["MuonAdamW", "Schedule", "TrainingPlan", "derive_plan", "micro_batches", "param_groups"]
+__all__ = [
+    "MuonAdamW",
+    "Schedule",
+    "TrainingPlan",
+    "clip_grad_norm",
+    "derive_plan",
+    "global_grad_norm",
+    "micro_batches",
+    "param_groups",
+]

@@ -1,6 +1,7 @@
 """One optimizer for the whole model: Muon for the matrices of the blocks, AdamW for everything else."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.optim.adamw import adamw
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.optim.polar import equilibrate_rows, polar_express
+from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Pending, Shards
 
 
 def muon_direction(gradients: Tensor, momentum_buffer: Tensor, momentum: float, product_dtype: torch.dtype) -> Tensor:
@@ -69,6 +71,10 @@ class MuonAdamW(torch.optim.Optimizer):
     Every group has a `kind`: "muon" groups hold same-shaped matrices, updated as one stack, and read lr, momentum,
     beta2 and weight_decay; "adamw" groups read lr, betas, eps and weight_decay. Schedules may write any of them.
 
+    After `shard` each rank keeps and updates its part: of a muon group some of the matrices, of a large adamw tensor some
+    of the rows. `state_dict` and `load_state_dict` speak of the whole all the same, so a checkpoint fits any number of
+    ranks.
+
     Args:
         groups: As `param_groups` makes them.
         product_dtype: Dtype of Muon's matrix products; None means the gradient's own.
@@ -80,6 +86,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], product_dtype: torch.dtype | None = None) -> None:
         super().__init__(groups, {})
         self.product_dtype = product_dtype
+        self.shards = Shards()
         for group in self.param_groups:
             if group.get("kind") not in ("muon", "adamw"):
                 raise UserError(f"parameter group of kind {group.get('kind')!r}; it must be 'muon' or 'adamw'")
@@ -88,6 +95,20 @@ class MuonAdamW(torch.optim.Optimizer):
                 raise UserError(f"a muon group takes matrices of one shape, this one has {sorted(shapes)}")
             group.setdefault("initial_lr", group["lr"])
 
+    def shard(self, rank: int, world_size: int) -> None:
+        """Divide the work among ranks whose gradients are local: from now on `step` averages them.
+
+        Args:
+            rank: This process.
+            world_size: All processes of the default process group, each of which must call this.
+        """
+        shards = Shards(rank, world_size)
+        if shards != self.shards:
+            assert self.shards.world_size == 1, "the work is divided already"
+            whole = super().state_dict()
+            self.shards = shards
+            self.load_state_dict(whole)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; returns what the closure returned."""
@@ -95,50 +116,63 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            if group["kind"] == "muon":
-                self._step_muon(group)
-            else:
-                self._step_adamw(group)
+        averages: Iterable[list[Pending]] = map(self._average_gradients, self.param_groups)
+        if self.shards.world_size > 1:
+            averages = list(averages)  # all gradients are under way before the first is waited for
+        writes: list[Callable[[], None]] = []
+        for group, pending in zip(self.param_groups, averages, strict=True):
+            update = self._update_muon if group["kind"] == "muon" else self._update_adamw
+            writes += update(group, pending)
+            if self.shards.world_size == 1:
+                _run(writes)  # nothing to wait for, so no group's copy need be kept
+        _run(writes)  # each group was gathered while those after it were updated
         return loss
 
-    def _step_muon(self, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    def _average_gradients(self, group: dict[str, Any]) -> list[Pending]:
+        """This rank's part of the gradients, averaged over the ranks: of a muon group one stack."""
+        gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+        if group["kind"] == "muon":
+            assert len(gradients) in (0, len(group["params"])), "a muon group steps whole: it needs every gradient"
+            return [self.shards.average(torch.stack(gradients))] if gradients else []
+        return [
+            self.shards.average(gradient) if _is_divided(gradient) else self.shards.average_whole(gradient)
+            for gradient in gradients
+        ]
+
+    def _update_muon(self, group: dict[str, Any], averages: list[Pending]) -> list[Callable[[], None]]:
+        parameters = _with_gradient(group)
         if not parameters:
-            return
-        assert len(parameters) == len(group["params"]), "a muon group steps whole: every matrix needs its gradient"
-        gradients = torch.stack([parameter.grad for parameter in parameters])
+            return []
+        gradients = averages[0].wait()  # (K, m, n), K matrices of this rank
+        own = parameters[self.shards.span(len(parameters))]
+        stacked = torch.stack(own) if own else torch.empty_like(gradients)
         state = self.state[parameters[0]]
         if not state:
-            num_rows, num_columns = gradients.shape[-2:]
-            moment_shape = (
-                (len(parameters), num_rows, 1) if num_rows >= num_columns else (len(parameters), 1, num_columns)
-            )
             state["momentum_buffer"] = torch.zeros_like(gradients)
-            state["second_moment"] = gradients.new_zeros(moment_shape)
-        direction = muon_direction(
-            gradients, state["momentum_buffer"], group["momentum"], self.product_dtype or gradients.dtype
-        )
-        direction = normalise_neurons(direction, state["second_moment"], group["beta2"])
-        stacked = torch.stack(list(parameters))
-        cautious_update(stacked, direction, group["lr"], group["weight_decay"])
-        for parameter, updated in zip(parameters, stacked.unbind(), strict=True):
-            parameter.copy_(updated)
+            num_rows, num_columns = gradients.shape[-2:]
+            moment_shape = (num_rows, 1) if num_rows >= num_columns else (1, num_columns)
+            state["second_moment"] = gradients.new_zeros(len(own), *moment_shape)
+        if own:
+            direction = muon_direction(
+                gradients, state["momentum_buffer"], group["momentum"], self.product_dtype or gradients.dtype
+            )
+            direction = normalise_neurons(direction, state["second_moment"], group["beta2"])
+            cautious_update(stacked, direction, group["lr"], group["weight_decay"])
+        return [partial(_write_stack, parameters, self.shards.gather(stacked, len(parameters)))]
 
-    def _step_adamw(self, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        if not parameters:
-            return
-        for parameter in parameters:
+    def _update_adamw(self, group: dict[str, Any], averages: list[Pending]) -> list[Callable[[], None]]:
+        parameters = _with_gradient(group)
+        parts = [self.shards.own(parameter) if _is_divided(parameter) else parameter for parameter in parameters]
+        for parameter, part in zip(parameters, parts, strict=True):
             state = self.state[parameter]
             if not state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["exp_avg"] = torch.zeros_like(part)
+                state["exp_avg_sq"] = torch.zeros_like(part)
         states = [self.state[parameter] for parameter in parameters]
         adamw(
-            parameters,
-            [parameter.grad for parameter in parameters],
+            parts,
+            [gradient.wait() for gradient in averages],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -152,3 +186,82 @@ class MuonAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+        return [
+            partial(_write, parameter, self.shards.gather(part, len(parameter), into=parameter.data))
+            for parameter, part in zip(parameters, parts, strict=True)
+            if part is not parameter
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of all ranks, in the form that one rank alone would have.
+
+        When the work is divided this is a collective call: every rank must make it. The tensors come together on the CPU
+        of rank 0, one at a time; the other ranks get the hyper-parameters only.
+        """
+        whole = super().state_dict()
+        if self.shards.world_size > 1:
+            counts = dict(self._divided_counts())
+            for index, state in whole["state"].items():
+                if index in counts:
+                    gathered = {name: self._gather_state(name, value, counts[index]) for name, value in state.items()}
+                    whole["state"][index] = gathered
+            if self.shards.rank != 0:
+                whole["state"] = {}
+        return whole
+
+    def _gather_state(self, name: str, value: Tensor, count: int) -> Tensor:
+        if name == "step":
+            return value
+        gathered = self.shards.gather(value, count).wait()
+        return gathered.cpu() if self.shards.rank == 0 else value
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state that `state_dict` gave on any number of ranks; this rank keeps its part."""
+        state = dict(state_dict["state"])
+        for index, count in self._divided_counts():
+            if index in state:
+                rows = self.shards.span(count)
+                state[index] = {
+                    name: value if name == "step" else value[rows].clone() for name, value in state[index].items()
+                }
+        super().load_state_dict({**state_dict, "state": state})
+
+    def _divided_counts(self) -> Iterator[tuple[int, int]]:
+        """Number of a parameter whose state is divided, as state_dict counts them, and the rows that state has."""
+        index = 0
+        for group in self.param_groups:
+            if group["kind"] == "muon":
+                yield index, len(group["params"])  # the first parameter keeps the state of the stack
+            else:
+                yield from (
+                    (index + offset, len(parameter))
+                    for offset, parameter in enumerate(group["params"])
+                    if _is_divided(parameter)
+                )
+            index += len(group["params"])
+
+
+def _with_gradient(group: dict[str, Any]) -> list[Tensor]:
+    return [parameter for parameter in group["params"] if parameter.grad is not None]
+
+
+def _is_divided(tensor: Tensor) -> bool:
+    """Whether an AdamW tensor is divided by rows."""
+    return tensor.numel() >= MIN_SHARDED_ELEMENTS
+
+
+def _write_stack(parameters: list[Tensor], stack: Pending) -> None:
+    for parameter, value in zip(parameters, stack.wait().unbind(), strict=True):
+        parameter.copy_(value)
+
+
+def _write(parameter: Tensor, whole: Pending) -> None:
+    value = whole.wait()
+    if value.data_ptr() != parameter.data_ptr():
+        parameter.copy_(value)
+
+
+def _run(writes: list[Callable[[], None]]) -> None:
+    for write in writes:
+        write()
+    writes.clear()

@@ -6,6 +6,13 @@ from nanochat_lit.model.gpt import GPT
 
 ADAMW_EPS = 1e-10
 
+UNEMBEDDING_LR = 0.008
+EMBEDDING_LR = 0.3
+MATRIX_LR = 0.02
+SCALAR_LR = 0.5
+WEIGHT_DECAY = 0.28
+"""Tuned at depth 12 on batches of 2^19 tokens."""
+
 REFERENCE_WIDTH = 768
 """Width at which the AdamW learning rates of the tables were tuned; others scale by (n_embd / 768) ** -0.5."""
 
@@ -13,11 +20,11 @@ REFERENCE_WIDTH = 768
 def param_groups(
     model: GPT,
     *,
-    unembedding_lr: float = 0.008,
-    embedding_lr: float = 0.3,
-    matrix_lr: float = 0.02,
-    scalar_lr: float = 0.5,
-    weight_decay: float = 0.28,
+    unembedding_lr: float = UNEMBEDDING_LR,
+    embedding_lr: float = EMBEDDING_LR,
+    matrix_lr: float = MATRIX_LR,
+    scalar_lr: float = SCALAR_LR,
+    weight_decay: float = WEIGHT_DECAY,
 ) -> list[dict[str, Any]]:
     """Parameter groups for `MuonAdamW`; each has a `name`, a `kind` and its hyper-parameters.
 

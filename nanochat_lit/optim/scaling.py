@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.model.accounting import count_parameters, flops_per_token
 from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.optim.param_groups import WEIGHT_DECAY
 
 REFERENCE_DEPTH = 12
 REFERENCE_TOKENS_PER_STEP = 2**19
@@ -53,7 +54,7 @@ def derive_plan(
     tokens_per_step: int | None = None,
     num_steps: int | None = None,
     target_flops: float | None = None,
-    weight_decay: float = 0.28,
+    weight_decay: float = WEIGHT_DECAY,
 ) -> TrainingPlan:
     """Derive batch, steps, learning-rate scale and weight decay.
 

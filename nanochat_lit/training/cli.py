@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,9 +19,16 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
 from nanochat_lit.training.callbacks.export import ExportModel
 from nanochat_lit.training.callbacks.progress import RunProgress
+from nanochat_lit.training.callbacks.rank_state import RankState
 from nanochat_lit.training.callbacks.samples import SampleWriter
+from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, load, resolve
+from nanochat_lit.training.compiling import keep_compile_cache
+from nanochat_lit.training.launch import check_launch, reported_once
 from nanochat_lit.training.metrics_file import MetricsFile
 from nanochat_lit.training.precision import ExplicitPrecision
+from nanochat_lit.training.resume_config import KEY as CONFIG_KEY
+from nanochat_lit.training.resume_config import compare_configs
+from nanochat_lit.training.strategies import register_strategies
 
 # Warnings of Lightning about choices that are made on purpose here.
 _EXPECTED_WARNINGS = (
@@ -37,6 +44,7 @@ _EXPECTED_WARNINGS = (
     r".*consider setting .*val_check_interval.*",
     r".*You called `self.log.*have no logger configured.*",
     r".*It is recommended to use `self.log.*sync_dist=True.*",  # the metric has synchronised its own state
+    r".*your dataloader is not resumable.*",  # it is, through RankState
     r".*LightningCLI's args parameter is intended to run from within Python.*",
 )
 
@@ -58,20 +66,20 @@ REPLACED_OPTIONS: dict[str, tuple[Any, str]] = {
     "val_check_interval": (None, "model.eval_every"),
 }
 
-CHECKPOINT_WORDS = ("last", "best", "hpc")
-"""What Lightning takes in place of a path."""
-
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved config.yaml when a run starts to train; measuring a run leaves it as it is."""
+    """Writes the resolved config.yaml when a run starts to train, and into its checkpoints; measuring leaves it as it is."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_unset=False)
+
 
 class NanochatCLI(LightningCLI):
-    """LightningCLI that adds `run_dir`, `compute_dtype`, `log_every` and `checkpoint_every`, and the standard callbacks."""
+    """LightningCLI with a run folder, explicit precision, checkpoints that can be resumed and the standard callbacks."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of ours beside trainer, model and data."""
@@ -87,7 +95,23 @@ class NanochatCLI(LightningCLI):
         )
         parser.add_argument("--log_every", type=int, default=10, help="Steps between progress lines and log rows.")
         parser.add_argument(
-            "--checkpoint_every", type=int, default=250, help="Steps between checkpoints; the last is always kept."
+            "--checkpoint_every",
+            type=int,
+            default=250,
+            help="Steps between checkpoints; there is one before each validation and at the end, too.",
+        )
+        parser.add_argument(
+            "--checkpoint_minutes", type=float, default=None, help="Minutes between checkpoints, besides."
+        )
+        parser.add_argument("--keep_last", type=int, default=2, help="Checkpoints to keep, the newest.")
+        parser.add_argument(
+            "--keep_best", type=bool, default=True, help="Keep the checkpoint of the lowest val_bpb as best.ckpt."
+        )
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="Replace an earlier run in run_dir. Without it, fit refuses to, unless --ckpt_path continues the run.",
         )
 
     def _parse_ckpt_path(self) -> None:
@@ -99,24 +123,45 @@ class NanochatCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Look at the checkpoint before anything is built or trained."""
-        path = self._get(self.config, "ckpt_path")
-        if path is None:
-            if self.subcommand != "fit":
-                raise UserError(
-                    f"{self.subcommand} measures a checkpoint; give --ckpt_path RUN_DIR/checkpoints/last.ckpt"
-                )
-        elif path not in CHECKPOINT_WORDS:
-            check_checkpoint(path)
+        subcommand = cast(str, self.subcommand)
+        config = self.config[subcommand]
+        if config.ckpt_path is None:
+            if subcommand != "fit":
+                raise UserError(f"{subcommand} measures a checkpoint; give --ckpt_path with a .ckpt, last or best")
+            if not config.overwrite:
+                check_no_earlier_run(Path(config.run_dir) / "checkpoints")
+            return
+        path = resolve(config.ckpt_path, Path(config.run_dir))
+        if path is None and subcommand != "fit":
+            raise UserError(f"{config.run_dir} has no checkpoint to {subcommand}")
+        config.ckpt_path = None if path is None else str(path)
+        if path is not None:
+            checkpoint = load(path, mmap=True)
+            if subcommand == "fit" and CONFIG_KEY in checkpoint:
+                compare_configs(checkpoint[CONFIG_KEY], self._parser(subcommand).dump(config, skip_unset=False))
+
+    def before_fit(self) -> None:
+        """Look at processes and batch before any of them is started or reads data."""
+        cast(Any, self.model).is_resuming = self.config[cast(str, self.subcommand)].ckpt_path is not None
+        check_launch(self.trainer, self.model, self.datamodule)
+
+    def before_validate(self) -> None:
+        """As before fit."""
+        check_launch(self.trainer, self.model, self.datamodule)
+
+    def before_test(self) -> None:
+        """As before fit."""
+        check_launch(self.trainer, self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with our precision, loggers and callbacks."""
         run_dir = Path(self._get(self.config_init, "run_dir"))
-        log_every = self._get(self.config_init, "log_every")
-        checkpoint_every = self._get(self.config_init, "checkpoint_every")
         trainer_config = self._get(self.config_init, "trainer", default={})
-        for name, value in (("log_every", log_every), ("checkpoint_every", checkpoint_every)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1 step")
+        for name in ("log_every", "checkpoint_every", "keep_last"):
+            if (value := self._get(self.config_init, name)) < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if (minutes := self._get(self.config_init, "checkpoint_minutes")) is not None and minutes <= 0:
+            raise UserError(f"checkpoint_minutes is {minutes}; it must be positive")
         for name, (unset, instead) in REPLACED_OPTIONS.items():
             if trainer_config.get(name, unset) != unset:
                 raise UserError(f"trainer.{name} is {trainer_config[name]!r}, but runs do not use it; set {instead}")
@@ -125,23 +170,33 @@ class NanochatCLI(LightningCLI):
         device = "cpu" if trainer_config.get("accelerator") == "cpu" else None
         precision = ExplicitPrecision(self._get(self.config_init, "compute_dtype"), device)
         callbacks = [
-            # first the checkpoint, then whatever can fail
-            RunCheckpoint(run_dir / "checkpoints", checkpoint_every),
-            RunProgress(log_every),
+            RankState(),
+            RunProgress(self._get(self.config_init, "log_every")),
             SampleWriter(),
             ExportModel(),
+            self._run_checkpoint(run_dir),
         ]
         kwargs |= {
             "default_root_dir": str(run_dir),
             "logger": _loggers(run_dir, trainer_config.get("logger")) if self.subcommand == "fit" else False,
-            "plugins": [*(trainer_config.get("plugins") or []), precision],
+            "plugins": [*(trainer_config.get("plugins") or []), precision, AtomicCheckpointIO()],
         }
         config = {**trainer_config, **kwargs}
         config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
         try:
             return self._instantiate_trainer(config, [])
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise UserError(_explain(error, trainer_config)) from error
+
+    def _run_checkpoint(self, run_dir: Path) -> RunCheckpoint:
+        return RunCheckpoint(
+            run_dir / "checkpoints",
+            every_steps=self._get(self.config_init, "checkpoint_every"),
+            every_minutes=self._get(self.config_init, "checkpoint_minutes"),
+            keep_last=self._get(self.config_init, "keep_last"),
+            keep_best=self._get(self.config_init, "keep_best"),
+            overwrite=self._get(self.config_init, "overwrite"),
+        )
 
 
 def _loggers(run_dir: Path, more: Any) -> list[Logger]:
@@ -151,20 +206,6 @@ def _loggers(run_dir: Path, more: Any) -> list[Logger]:
     with contextlib.suppress(ModuleNotFoundError):  # TensorBoard is optional; metrics.csv always is there
         loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version=""))
     return loggers
-
-
-def check_checkpoint(path: str) -> None:
-    """Raise UserError unless the file is a checkpoint of ours; reads its table of contents, not its tensors."""
-    if not Path(path).is_file():
-        raise UserError(f"there is no checkpoint {path}; give a .ckpt file, such as RUN_DIR/checkpoints/last.ckpt")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a file of something else fails in many ways
-        raise UserError(
-            f"{path} is not a checkpoint, or is damaged ({type(error).__name__}); give another .ckpt"
-        ) from None
-    if not isinstance(checkpoint, dict) or "nanochat_lit" not in checkpoint:
-        raise UserError(f"{path} was not written by nanochat-lit; give a .ckpt from a run folder")
 
 
 def _explain(error: Exception, trainer_config: Any) -> str:
@@ -220,7 +261,9 @@ def main(argv: Sequence[str]) -> int:
         logging.getLogger(name).setLevel(
             logging.WARNING
         )  # devices found, seeds set, tips: the plan table says what counts
-    with warnings.catch_warnings(), _user_errors_unwrapped():
+    register_strategies()
+    keep_compile_cache()
+    with warnings.catch_warnings(), reported_once(), _user_errors_unwrapped():
         for pattern in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", pattern)
         NanochatCLI(

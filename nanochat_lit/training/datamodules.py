@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.chat_stream import ChatStream
+from nanochat_lit.data.loader import ResumableLoader, merged
 from nanochat_lit.data.pretrain_stream import PretrainStream
-from nanochat_lit.data.shards import check_source, conversations, documents
+from nanochat_lit.data.shards import FileSource, check_source, conversations, documents
 from nanochat_lit.data.sources import SourceLike
 from nanochat_lit.evaluation.bpb import document_batches
 from nanochat_lit.tokenizer import Tokenizer
@@ -29,15 +30,19 @@ Batch = dict[str, torch.Tensor]
 class LanguageDataModule(LightningDataModule):
     """What text and conversations share: where the tokenizer is, and loaders around streams."""
 
-    def __init__(self, path: str, tokenizer: str | None, micro_batch_size: int, num_workers: int, seed: int) -> None:
+    def __init__(
+        self, path: str, tokenizer: str | None, micro_batch_size: int | Literal["auto"], num_workers: int, seed: int
+    ) -> None:
         super().__init__()
-        if micro_batch_size < 1:
-            raise UserError(f"micro_batch_size is {micro_batch_size}; it must be at least 1")
+        if micro_batch_size != "auto" and micro_batch_size < 1:
+            raise UserError(f"micro_batch_size is {micro_batch_size}; it must be at least 1, or auto")
         self.path = path
         self.tokenizer_path = tokenizer
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size: int | Literal["auto"] = micro_batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self._loader: ResumableLoader | None = None
+        self._positions: list[dict[str, Any]] = []
 
     tokenizer: Tokenizer
 
@@ -53,6 +58,11 @@ class LanguageDataModule(LightningDataModule):
         return self.module.config.sequence_len
 
     @property
+    def rows(self) -> int:
+        """Rows per device per forward, once they are known; before that any number will do."""
+        return 1 if self.micro_batch_size == "auto" else self.micro_batch_size
+
+    @property
     def run_dir(self) -> Path:
         """Folder of the run."""
         assert self.trainer is not None
@@ -63,15 +73,54 @@ class LanguageDataModule(LightningDataModule):
         path = self.tokenizer_path or self.run_dir / "tokenizer"
         self.tokenizer = base if base is not None and self.tokenizer_path is None else Tokenizer.load(path)
 
-    def loader(self, stream: IterableDataset[Batch]) -> "DataLoader[Batch]":
-        """A DataLoader that passes the stream's batches on."""
-        return DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
+    def loader(self, stream: PretrainStream | ChatStream) -> ResumableLoader:
+        """A loader of the stream, at the place where the checkpoint was made if the run continues one."""
+        if isinstance(stream.source, FileSource):
+            self.check_ranks(stream.source.num_rows("train"))
+        self._loader = ResumableLoader(stream, self.num_workers, pin_memory=torch.cuda.is_available())
+        if self._positions:
+            self._loader.seek(self._own_position(self._positions, self._loader.num_readers))
+        return self._loader
+
+    def position(self) -> dict[str, Any]:
+        """This rank's place in the training data."""
+        assert self._loader is not None, "there is no place before training"
+        return self._loader.position()
+
+    def continue_from(self, positions: list[dict[str, Any]]) -> None:
+        """Let the training data begin where they were, by the `position` of every rank; call before `fit` asks for them."""
+        self._positions = positions
+
+    @staticmethod
+    def _own_position(positions: list[dict[str, Any]], num_readers: int) -> dict[str, Any]:
+        if len(positions) == world_size() and len(positions[0]["readers"]) == num_readers:
+            return positions[rank()]
+        if rank() == 0:
+            before = sum(len(position["readers"]) for position in positions)
+            print(
+                f"the data were read by {before} reader(s) (ranks x loader workers), now by {num_readers * world_size()}: "
+                "going on where the furthest was; what lay in their packing buffers is skipped",
+                file=sys.stderr,
+            )
+        return merged(positions, num_readers, world_size())
+
+    def measuring_loader(self, batches: Callable[[], Iterator[Batch]]) -> "DataLoader[Batch]":
+        """A DataLoader that deals the batches out to the ranks.
+
+        The batches are those of one rank, so that any number of ranks measures the same: none is dropped or read twice,
+        and each is computed in the same shape. Ranks may get different numbers of them, or none.
+        """
+        return DataLoader(Replay(lambda: islice(batches(), rank(), None, world_size())), batch_size=None)
+
+    def check_ranks(self, split_rows: int) -> None:
+        """Raise UserError on every rank unless each of its readers can have a training item of its own."""
+        readers = world_size() * max(1, self.num_workers)
+        if split_rows < readers:
+            workers = f" x {self.num_workers} loader workers" if self.num_workers else ""
+            raise UserError(
+                f"'{self.path}' has {split_rows} item(s) to train on, too few for {world_size()} rank(s){workers}; "
+                "give more data, or fewer ranks or workers"
+            )
 
 
 class TextDataModule(LanguageDataModule):
@@ -83,7 +132,7 @@ class TextDataModule(LanguageDataModule):
         path: File or folder.
         tokenizer: Folder of a tokenizer; None trains one on the training split into the run folder.
         vocab_size: Size of a tokenizer trained here: a number, or auto (by corpus and depth).
-        micro_batch_size: Rows per device per forward.
+        micro_batch_size: Rows per device per forward: a number, or auto (the most that fit the device's memory).
         long_documents: split cuts documents longer than a row into pieces that each begin with BOS; crop loses the rest.
         buffer_size: Documents that best-fit packing chooses from.
         val_docs: Documents of the validation split to measure on.
@@ -97,7 +146,7 @@ class TextDataModule(LanguageDataModule):
         path: str,
         tokenizer: str | None = None,
         vocab_size: int | Literal["auto"] = "auto",
-        micro_batch_size: int = 8,
+        micro_batch_size: int | Literal["auto"] = 8,
         long_documents: Literal["split", "crop"] = "split",
         buffer_size: int = 1000,
         val_docs: int = 100,
@@ -116,7 +165,7 @@ class TextDataModule(LanguageDataModule):
         """Check every file, and train the tokenizer if the run has none."""
         assert self.trainer is not None
         module = cast("PretrainModule", self.module)
-        module.check_batch(self.micro_batch_size, self.trainer.world_size)
+        module.check_batch(self.rows, self.trainer.world_size)
         check_source(self.path)
         if self.tokenizer_path is not None:
             return
@@ -141,13 +190,13 @@ class TextDataModule(LanguageDataModule):
             )
         print(f"tokenizer: {folder}, {found:,} tokens", file=sys.stderr)
 
-    def train_dataloader(self) -> "DataLoader[Batch]":
+    def train_dataloader(self) -> ResumableLoader:
         return self.loader(
             PretrainStream(
                 texts=self.path,
                 tokenizer=self.tokenizer,
                 sequence_len=self.sequence_len,
-                micro_batch_size=self.micro_batch_size,
+                micro_batch_size=self.rows,
                 seed=self.seed,
                 rank=rank(),
                 world_size=world_size(),
@@ -158,10 +207,10 @@ class TextDataModule(LanguageDataModule):
 
     def val_dataloader(self) -> "DataLoader[Batch]":
         def batches() -> Iterator[Batch]:
-            texts = islice(documents(self.path, "val"), rank(), self.val_docs, world_size())
-            yield from document_batches(texts, self.tokenizer, self.sequence_len, self.micro_batch_size)
+            texts = islice(documents(self.path, "val"), self.val_docs)
+            return document_batches(texts, self.tokenizer, self.sequence_len, self.rows)
 
-        return DataLoader(Replay(batches), batch_size=None)
+        return self.measuring_loader(batches)
 
     def test_dataloader(self) -> "DataLoader[Batch]":
         return self.val_dataloader()
@@ -173,7 +222,7 @@ class ChatDataModule(LanguageDataModule):
     Args:
         path: File or folder.
         tokenizer: Folder of a tokenizer; None takes that of the base export.
-        micro_batch_size: Rows per device per forward.
+        micro_batch_size: Rows per device per forward: a number, or auto (the most that fit the device's memory).
         buffer_size: Conversations that best-fit packing chooses from.
         val_rows: Packed rows of the validation split to measure on, at most.
         num_workers: Loader processes; 0 reads in the training process.
@@ -184,7 +233,7 @@ class ChatDataModule(LanguageDataModule):
         self,
         path: str,
         tokenizer: str | None = None,
-        micro_batch_size: int = 8,
+        micro_batch_size: int | Literal["auto"] = 8,
         buffer_size: int = 1000,
         val_rows: int = 256,
         num_workers: int = 0,
@@ -204,7 +253,7 @@ class ChatDataModule(LanguageDataModule):
             conversations=self.path if items is None else items,
             tokenizer=self.tokenizer,
             sequence_len=self.sequence_len,
-            micro_batch_size=self.micro_batch_size,
+            micro_batch_size=self.rows,
             split=split,
             seed=self.seed,
             rank=rank,
@@ -217,13 +266,13 @@ class ChatDataModule(LanguageDataModule):
         once = self.stream("all", lambda: conversations(self.path, "train"))
         return sum(batch["inputs"].numel() for batch in once)
 
-    def train_dataloader(self) -> "DataLoader[Batch]":
+    def train_dataloader(self) -> ResumableLoader:
         return self.loader(self.stream("train", rank=rank(), world_size=world_size()))
 
     def val_dataloader(self) -> "DataLoader[Batch]":
-        stream = self.stream("val", rank=rank(), world_size=world_size())
-        num_batches = max(1, self.val_rows // self.micro_batch_size // world_size())
-        return DataLoader(Replay(lambda: islice(stream, num_batches)), batch_size=None)
+        stream = self.stream("val")
+        num_batches = max(1, self.val_rows // self.rows)
+        return self.measuring_loader(lambda: islice(stream, num_batches))
 
     def test_dataloader(self) -> "DataLoader[Batch]":
         return self.val_dataloader()

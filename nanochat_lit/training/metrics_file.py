@@ -17,7 +17,7 @@ class MetricsFile(Logger):
     """One row per step in `metrics.csv`; columns appear as metrics do.
 
     Lightning's own CSVLogger deletes the file of an earlier run in the same folder, so a resumed run would lose its past.
-    Here rows from the step of the resume onwards are replaced and older ones stay.
+    Here a run that continues keeps the rows up to the step it continues from; one that starts anew keeps none.
 
     Args:
         folder: The run folder.
@@ -26,6 +26,7 @@ class MetricsFile(Logger):
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.path = Path(folder) / METRICS_FILE
+        self._start_step = 0
         self._rows: dict[int, dict[str, float]] | None = None
         self._columns: list[str] = ["step"]
 
@@ -44,13 +45,18 @@ class MetricsFile(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         pass  # the run folder has config.yaml
 
+    def start(self, step: int) -> None:
+        """Say which step the run continues from, 0 for a new one; before the first row."""
+        self._start_step = step
+
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add to the row of this step."""
         metrics = {name: value for name, value in metrics.items() if name != "epoch"}
         if not metrics or step is None or not is_rank_zero():
             return
         if self._rows is None:
-            self._rows = {at: row for at, row in read_metrics(self.path).items() if at < step}
+            earlier = read_metrics(self.path) if self._start_step else {}
+            self._rows = {at: row for at, row in earlier.items() if at <= self._start_step}
             for row in self._rows.values():
                 self._columns += [name for name in row if name not in self._columns]
         is_new_row, old_columns = step not in self._rows, len(self._columns)

@@ -5,22 +5,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import has_cpp_compiler
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model.flash import activate_flash_attention
 from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan, micro_batches, param_groups
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.callbacks.schedule import HyperparameterSchedule
+from nanochat_lit.training.compiling import decide_compile
 from nanochat_lit.training.datamodules import LanguageDataModule
-from nanochat_lit.training.summary import print_plan, save_plan
-
-CPU_COMPILE_PAYS_FLOPS = 8e12
-"""A CPU run shorter than this many operations would not earn back the half minute that compiling takes."""
+from nanochat_lit.training.float8 import check_float8, convert_to_float8
+from nanochat_lit.training.metrics_file import MetricsFile
+from nanochat_lit.training.micro_batch import choose_micro_batch_size
+from nanochat_lit.training.summary import print_plan, save_plan, saved_micro_batch_size
 
 
 class LanguageModule(LightningModule):
@@ -30,6 +31,8 @@ class LanguageModule(LightningModule):
         learning_rates: Keyword arguments of `param_groups`.
         compile: "auto", "true" or "false".
         eval_every: Steps between validations; 0 validates at the end only.
+        activation_checkpointing: Compute blocks again in the backward pass instead of keeping what they computed.
+        fp8: Matrix products of the blocks in float8 while training.
     """
 
     stage: str
@@ -40,8 +43,19 @@ class LanguageModule(LightningModule):
     schedule: Schedule
     token_bytes: Tensor
 
-    def __init__(self, *, learning_rates: dict[str, float], compile: str | bool, eval_every: int) -> None:
+    def __init__(
+        self,
+        *,
+        learning_rates: dict[str, float],
+        compile: str | bool,
+        eval_every: int,
+        activation_checkpointing: bool = False,
+        fp8: bool = False,
+    ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
+        self.fp8 = fp8
+        self.is_resuming = False
         self.learning_rates = learning_rates
         self.compile_mode = str(compile).lower()
         self.eval_every = eval_every
@@ -67,15 +81,33 @@ class LanguageModule(LightningModule):
         """The tokenizer this stage brings along; None leaves it to the data."""
         raise NotImplementedError
 
+    def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
+        """Raise UserError for a batch that the ranks' micro-batches cannot fill, as far as it is known before the data."""
+        raise NotImplementedError
+
     def adopt(self, model: GPT, tokenizer: Tokenizer) -> None:
         """Take the model to train and its tokenizer."""
         self.model, self.tokenizer = model, tokenizer
+        model.activation_checkpointing = self.activation_checkpointing
         self.register_buffer("token_bytes", tokenizer.token_bytes(), persistent=False)
 
-    def start_plan(self, plan: TrainingPlan, schedule: Schedule, micro_batch_size: int) -> None:
+    def check_hardware(self, trainer: Trainer) -> None:
+        """Raise UserError for a number format that the Trainer's device has not."""
+        device = trainer.strategy.root_device
+        if self.fp8:
+            capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+            dtype = getattr(trainer.precision_plugin, "compute_dtype", torch.float32)
+            check_float8(device.type, capability, dtype)
+
+    def start_plan(self, plan: TrainingPlan, schedule: Schedule) -> None:
         """Tell the Trainer what the plan means in its own terms: steps, accumulation, when to validate."""
-        trainer = self.trainer
-        self.plan, self.schedule, self.micro_batch_size = plan, schedule, micro_batch_size
+        trainer, datamodule = self.trainer, self.datamodule
+        self.plan, self.schedule = plan, schedule
+        if datamodule.micro_batch_size == "auto":
+            # A resumed run keeps the size it began with: another one would add up in another order.
+            saved = saved_micro_batch_size(self._plan_path) if self.is_resuming else None
+            datamodule.micro_batch_size = saved or choose_micro_batch_size(self, plan.tokens_per_step)
+        self.micro_batch_size = micro_batch_size = datamodule.micro_batch_size
         accumulate = micro_batches(plan.tokens_per_step, micro_batch_size, self.config.sequence_len, trainer.world_size)
         trainer.accumulate_grad_batches = accumulate
         trainer.fit_loop.epoch_loop.max_steps = plan.num_steps
@@ -88,19 +120,54 @@ class LanguageModule(LightningModule):
         return num_steps if self.trainer.max_steps == -1 else self.trainer.max_steps
 
     def on_fit_start(self) -> None:
+        will_compile, compile_reason = self._decide_compile()
+        notes = {**self._prepare_kernels(will_compile), "compile": compile_reason}
         if self.trainer.is_global_zero:
-            print_plan(self.config, self.plan, self.trainer.world_size, self.micro_batch_size)
-            save_plan(Path(self.trainer.default_root_dir) / "plan.json", self.plan)
+            print_plan(self.config, self.plan, self.trainer.world_size, self.micro_batch_size, notes)
+            save_plan(self._plan_path, self.plan, self.micro_batch_size)
         self.model.train()
-        if self._should_compile():
+        if will_compile:
             self.model.compile_for_training()
 
-    @torch.no_grad()
+    @property
+    def _plan_path(self) -> Path:
+        return Path(self.trainer.default_root_dir) / "plan.json"
+
+    def _prepare_kernels(self, will_compile: bool) -> dict[str, str]:
+        """Set up attention and float8 on the device; what was chosen, for the table of the run."""
+        full, windowed = self.model.attention_backends(is_compiling=will_compile)
+        if self.device.type == "cuda":
+            capability = torch.cuda.get_device_capability(self.device)
+            full = activate_flash_attention(capability, self.model.compute_dtype) or full
+        notes = {
+            "compute dtype": str(self.model.compute_dtype).removeprefix("torch."),
+            "attention": f"{full} (full), {windowed} (windows)",
+        }
+        if self.fp8:
+            converted, all_layers = convert_to_float8(self.model)
+            notes["float8"] = f"{converted} of {all_layers} linear layers"
+        if self.activation_checkpointing:
+            notes["activations"] = "computed again in the backward pass, block by block"
+        return notes
+
     def on_train_start(self) -> None:
-        """Measure where the stage starts from, so that its gain can be seen; a resumed run has done so already."""
+        """Measure where the stage starts from, or make up for a validation before which the run was stopped."""
         trainer = self.trainer
-        if trainer.global_step > 0 or not trainer.limit_val_batches:
-            return
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.start(trainer.global_step)
+        if trainer.global_step == 0 and trainer.limit_val_batches:
+            self._measure_start()
+        elif self.validates_after(trainer.global_step):
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
+
+    @torch.no_grad()
+    def _measure_start(self) -> None:
+        """Validation before the first step, so that the gain of the stage can be seen."""
         self.model.eval()
         for index, batch in enumerate(self.datamodule.val_dataloader()):
             self.validation_step({name: tensor.to(self.device) for name, tensor in batch.items()}, index)
@@ -108,15 +175,20 @@ class LanguageModule(LightningModule):
         val_bpb = float(self.metric.compute())
         self.metric.reset()
         self._log_val_bpb(val_bpb)
-        if trainer.is_global_zero:
+        if self.trainer.is_global_zero:
             print(f"step 0: val_bpb {val_bpb:.4f}", file=sys.stderr)
 
-    def _should_compile(self) -> bool:
-        if self.compile_mode in ("true", "false"):
-            return self.compile_mode == "true"
-        if self.device.type == "cuda":
-            return True
-        return self.device.type == "cpu" and has_cpp_compiler() and self.plan.total_flops > CPU_COMPILE_PAYS_FLOPS
+    def validates_after(self, step: int) -> bool:
+        """Whether the run is validated between this step and the next."""
+        is_due = step == self.plan.num_steps or (self.eval_every > 0 and step % self.eval_every == 0)
+        return bool(step > 0 and self.trainer.limit_val_batches and is_due)
+
+    def will_compile(self) -> bool:
+        """Whether this run's training steps are compiled."""
+        return self._decide_compile()[0]
+
+    def _decide_compile(self) -> tuple[bool, str]:
+        return decide_compile(self.compile_mode, self.trainer.strategy.root_device.type, self.plan.total_flops)
 
     def configure_callbacks(self) -> list[Callback]:
         return [HyperparameterSchedule()]
@@ -141,6 +213,15 @@ class LanguageModule(LightningModule):
         mean = torch.stack(self._losses).mean()
         self._losses.clear()
         return float(self.trainer.strategy.reduce(mean, reduce_op="mean"))
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """What this rank alone knows: the losses that are not averaged yet."""
+        return {"losses": torch.stack(self._losses).cpu() if self._losses else None}
+
+    def load_rank_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what `rank_state_dict` gave."""
+        losses = state["losses"]
+        self._losses = [] if losses is None else list(losses.to(self.device).unbind())
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         losses = self.model(batch["inputs"], batch["targets"], reduction="none")
@@ -176,8 +257,17 @@ class LanguageModule(LightningModule):
             raise UserError(f"the checkpoint is of another model than this run asks for: {differences}; use its recipe")
         if made["tokenizer"] != self.tokenizer.fingerprint:
             raise UserError("the checkpoint was trained with another tokenizer; use the tokenizer of its run folder")
+        if self.trainer.state.fn != "fit":
+            return
         step, num_steps = checkpoint["global_step"], self.plan.num_steps
-        if self.trainer.state.fn == "fit" and step >= num_steps and self.trainer.is_global_zero:
+        # Checkpoints lie between steps, so the micro-batches so far follow from the steps; another micro-batch size or
+        # number of ranks makes other micro-batches of them, and the next step must begin with its first.
+        micro_batches_so_far = step * self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for span in ("total", "current"):
+            progress[span] = dict.fromkeys(progress[span], micro_batches_so_far)
+            progress[span]["completed"] -= 1  # counted after the hook that saves
+        if step >= num_steps and self.trainer.is_global_zero:
             print(
                 f"the checkpoint is at step {step} of {num_steps}; --trainer.max_steps sets a later end",
                 file=sys.stderr,

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from nanochat_lit.common.hardware import default_device, resolve_compute_dtype
 from nanochat_lit.model.gpt import GPT
+from nanochat_lit.optim import clip_grad_norm
+from nanochat_lit.optim.sharding import average_gradients
 
 
 class _ComputeDtype:
@@ -26,6 +28,7 @@ class _ComputeDtype:
         device = torch.device(device) if device is not None else default_device()
         self.compute_dtype = resolve_compute_dtype(compute_dtype, device)
         self.scaler = torch.amp.GradScaler(device.type) if self.compute_dtype == torch.float16 else None
+        self._unscaled: set[int] = set()
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Set the compute dtype of every GPT inside; called once, before the optimizer is made."""
@@ -34,10 +37,17 @@ class _ComputeDtype:
                 part.set_compute_dtype(self.compute_dtype)
         return module
 
+    def unscale_gradients(self, optimizer: Any) -> None:
+        """Take the loss scale out of the gradients, in float16, unless that is done already: who clips needs it."""
+        if self.scaler is not None and id(optimizer) not in self._unscaled:
+            self.scaler.unscale_(optimizer)
+            self._unscaled.add(id(optimizer))
+
     def agree_on_overflow(self, optimizer: Any) -> None:
         """Unscale the gradients, then let every rank know whether any rank's overflowed, so that all skip or none."""
         assert self.scaler is not None
-        self.scaler.unscale_(optimizer)
+        self.unscale_gradients(optimizer)
+        self._unscaled.discard(id(optimizer))
         if dist.is_available() and dist.is_initialized():
             for found_inf in self.scaler._found_inf_per_device(optimizer).values():
                 dist.all_reduce(found_inf, op=dist.ReduceOp.MAX)
@@ -75,6 +85,15 @@ class ExplicitPrecision(_ComputeDtype, TrainerPrecision):
         self.scaler.step(optimizer, **kwargs)
         self.scaler.update()
         return result
+
+    def clip_grad_by_norm(self, optimizer: Any, clip_val: float) -> None:
+        """Clip by the norm over all ranks: under zero the gradients here are still those of this rank's batches."""
+        clip_grad_norm(optimizer, clip_val)
+
+    def clip_grad_by_value(self, optimizer: Any, clip_val: float) -> None:
+        """Clip the entries of the averaged gradients."""
+        average_gradients(optimizer)
+        super().clip_grad_by_value(optimizer, clip_val)
 
 
 class FabricExplicitPrecision(_ComputeDtype, FabricPrecision):

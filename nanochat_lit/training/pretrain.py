@@ -4,8 +4,12 @@ from typing import Any
 
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.optim import Schedule, derive_plan, micro_batches
+from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR, WEIGHT_DECAY
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.module import LanguageModule
+
+REFERENCE_VOCABULARY = 32768
+"""Stands in for the size of a vocabulary that is not known yet."""
 
 
 class PretrainModule(LanguageModule):
@@ -35,6 +39,8 @@ class PretrainModule(LanguageModule):
         momentum_warmup: Steps over which Muon momentum rises.
         eval_every: Steps between validations; 0 validates at the end only.
         compile: auto, true or false: torch.compile; auto compiles on CUDA, and on CPU when the run is long enough.
+        activation_checkpointing: Compute each block again in the backward pass: less memory, a third more arithmetic.
+        fp8: Products of large layers in float8: CUDA from compute capability 8.9, with torchao.
     """
 
     stage = "pretrain"
@@ -54,49 +60,42 @@ class PretrainModule(LanguageModule):
         target_param_data_ratio: float = 12.0,
         num_steps: int | None = None,
         target_flops: float | None = None,
-        unembedding_lr: float = 0.008,
-        embedding_lr: float = 0.3,
-        matrix_lr: float = 0.02,
-        scalar_lr: float = 0.5,
-        weight_decay: float = 0.28,
+        unembedding_lr: float = UNEMBEDDING_LR,
+        embedding_lr: float = EMBEDDING_LR,
+        matrix_lr: float = MATRIX_LR,
+        scalar_lr: float = SCALAR_LR,
+        weight_decay: float = WEIGHT_DECAY,
         warmup: int = 40,
         warmdown: float = 0.65,
         final_lr_fraction: float = 0.05,
         momentum_warmup: int = 400,
         eval_every: int = 250,
         compile: str = "auto",
+        activation_checkpointing: bool = False,
+        fp8: bool = False,
     ) -> None:
         learning_rates = {
-            "unembedding_lr": unembedding_lr,
-            "embedding_lr": embedding_lr,
-            "matrix_lr": matrix_lr,
-            "scalar_lr": scalar_lr,
-        }
-        super().__init__(learning_rates=learning_rates, compile=compile, eval_every=eval_every)
-        self.depth = depth
-        self.sequence_len = sequence_len
+            "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
+        }  # fmt: skip
+        super().__init__(
+            learning_rates=learning_rates, compile=compile, eval_every=eval_every,
+            activation_checkpointing=activation_checkpointing, fp8=fp8,
+        )  # fmt: skip
+        self.depth, self.sequence_len = depth, sequence_len
         self.shape: dict[str, Any] = {
-            "head_dim": head_dim,
-            "aspect_ratio": aspect_ratio,
-            "n_embd": n_embd,
-            "n_head": n_head,
-            "n_kv_head": n_kv_head,
+            "head_dim": head_dim, "aspect_ratio": aspect_ratio, "n_embd": n_embd, "n_head": n_head, "n_kv_head": n_kv_head,
             "window_pattern": window_pattern,
-        }
+        }  # fmt: skip
         self.horizon: dict[str, Any] = {
-            "tokens_per_step": tokens_per_step,
-            "target_param_data_ratio": target_param_data_ratio,
-            "target_flops": target_flops,
-            "weight_decay": weight_decay,
-        }
+            "tokens_per_step": tokens_per_step, "target_param_data_ratio": target_param_data_ratio,
+            "target_flops": target_flops, "weight_decay": weight_decay,
+        }  # fmt: skip
         self.num_steps = num_steps
         self.schedule_options: dict[str, Any] = {
-            "warmup": warmup,
-            "warmdown": warmdown,
-            "final_lr_fraction": final_lr_fraction,
+            "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
             "momentum_warmup": momentum_warmup,
-        }
-        self.build_config(vocab_size=32768)  # impossible dimensions are reported before any data is read
+        }  # fmt: skip
+        self.build_config(REFERENCE_VOCABULARY)  # impossible dimensions are reported before any data is read
 
     def build_config(self, vocab_size: int) -> GPTConfig:
         """Shape of the model for a vocabulary."""
@@ -106,10 +105,20 @@ class PretrainModule(LanguageModule):
         """Nothing: the tokenizer is the data's."""
         return None
 
-    def check_batch(self, micro_batch_size: int, world_size: int) -> None:
-        """Raise UserError for a batch set by hand that the micro-batches cannot fill."""
-        if self.horizon["tokens_per_step"] is not None:
-            micro_batches(self.horizon["tokens_per_step"], micro_batch_size, self.sequence_len, world_size)
+    def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
+        """Raise UserError for a batch that the ranks' micro-batches cannot fill.
+
+        A derived batch depends a little on the vocabulary. While that is unknown, only what holds for every batch is
+        checked: it is a power of two.
+        """
+        tokens_per_step = self.horizon["tokens_per_step"]
+        unit = micro_batch_size * self.sequence_len * world_size
+        if tokens_per_step is None:
+            if not isinstance(vocab_size, int) and unit & (unit - 1) == 0:
+                return
+            config = self.build_config(vocab_size if isinstance(vocab_size, int) else REFERENCE_VOCABULARY)
+            tokens_per_step = derive_plan(config, num_steps=self.num_steps, **self.horizon).tokens_per_step
+        micro_batches(tokens_per_step, micro_batch_size, self.sequence_len, world_size)
 
     def configure_model(self) -> None:
         """Build the model once data and tokenizer are ready."""
@@ -121,4 +130,4 @@ class PretrainModule(LanguageModule):
         model = GPT(config)  # the precision plugin sets its compute dtype
         model.init_weights()
         self.adopt(model, datamodule.tokenizer)
-        self.start_plan(plan, Schedule(num_steps=plan.num_steps, **self.schedule_options), datamodule.micro_batch_size)
+        self.start_plan(plan, Schedule(num_steps=plan.num_steps, **self.schedule_options))

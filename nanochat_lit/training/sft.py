@@ -6,9 +6,12 @@ from typing import Any
 import torch
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.export import load_export
 from nanochat_lit.model.accounting import flops_per_token
-from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan
+from nanochat_lit.model.export import CONFIG_FILE
+from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan, micro_batches
+from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import REFERENCE_TOKENS_PER_STEP
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.datamodules import ChatDataModule
@@ -35,6 +38,8 @@ class SFTModule(LanguageModule):
         eval_every: Steps between validations; 0 validates at the end only.
         temperature: What the export's chat samples at unless told otherwise; 0 always takes the likeliest token.
         compile: auto, true or false, as in pretraining.
+        activation_checkpointing: As in pretraining.
+        fp8: As in pretraining.
     """
 
     stage = "sft"
@@ -47,10 +52,10 @@ class SFTModule(LanguageModule):
         num_steps: int | None = None,
         tokens_per_step: int = 524288,
         init_lr_fraction: float = 0.8,
-        unembedding_lr: float = 0.008,
-        embedding_lr: float = 0.3,
-        matrix_lr: float = 0.02,
-        scalar_lr: float = 0.5,
+        unembedding_lr: float = UNEMBEDDING_LR,
+        embedding_lr: float = EMBEDDING_LR,
+        matrix_lr: float = MATRIX_LR,
+        scalar_lr: float = SCALAR_LR,
         warmup: int = 0,
         warmdown: float = 0.5,
         final_lr_fraction: float = 0.0,
@@ -58,6 +63,8 @@ class SFTModule(LanguageModule):
         eval_every: int = 250,
         temperature: float = 0.6,
         compile: str = "auto",
+        activation_checkpointing: bool = False,
+        fp8: bool = False,
     ) -> None:
         learning_rates = {
             "unembedding_lr": unembedding_lr * init_lr_fraction,
@@ -65,7 +72,13 @@ class SFTModule(LanguageModule):
             "matrix_lr": matrix_lr * init_lr_fraction,
             "scalar_lr": scalar_lr * init_lr_fraction,
         }
-        super().__init__(learning_rates=learning_rates, compile=compile, eval_every=eval_every)
+        super().__init__(
+            learning_rates=learning_rates,
+            compile=compile,
+            eval_every=eval_every,
+            activation_checkpointing=activation_checkpointing,
+            fp8=fp8,
+        )
         for path in filter(None, (base, optimizer_from)):
             if not Path(path).exists():
                 raise UserError(f"{path} does not exist; run the pretraining recipe first, or give its folder")
@@ -86,6 +99,12 @@ class SFTModule(LanguageModule):
     def start_from(self) -> Tokenizer | None:
         """The tokenizer of the base export, which the data must use."""
         return Tokenizer.load(self.base)
+
+    def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
+        """Raise UserError for a batch that the ranks' micro-batches cannot fill, at the context of the base."""
+        config = read_json(Path(self.base) / CONFIG_FILE)
+        if isinstance(config, dict) and isinstance(config.get("sequence_len"), int):
+            micro_batches(self.tokens_per_step, micro_batch_size, config["sequence_len"], world_size)
 
     def configure_model(self) -> None:
         """Load the base once the data is ready."""
@@ -113,7 +132,7 @@ class SFTModule(LanguageModule):
             weight_decay=0.0,
             flops_per_token=flops_per_token(model.config),
         )
-        self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options), datamodule.micro_batch_size)
+        self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options))
 
     def configure_optimizers(self) -> MuonAdamW:
         optimizer = super().configure_optimizers()

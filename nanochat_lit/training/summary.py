@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from nanochat_lit.common.paths import write_json
+from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.model import GPTConfig
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.optim import TrainingPlan
@@ -31,12 +31,23 @@ def plan_rows(config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batc
     ]
 
 
-def save_plan(path: Path, plan: TrainingPlan) -> None:
+def save_plan(path: Path, plan: TrainingPlan, micro_batch_size: int) -> None:
     """Keep every derived number with the run, as JSON."""
-    write_json(path, {**asdict(plan), "total_tokens": plan.total_tokens, "total_flops": plan.total_flops})
+    totals = {"total_tokens": plan.total_tokens, "total_flops": plan.total_flops}
+    write_json(path, {**asdict(plan), **totals, "micro_batch_size": micro_batch_size})
 
 
-def print_plan(config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batch_size: int) -> None:
-    """Print the table to stderr."""
-    for name, value in plan_rows(config, plan, world_size, micro_batch_size):
+def saved_micro_batch_size(path: Path) -> int | None:
+    """The size that a run began with, by its saved plan; None if there is none."""
+    if not path.exists():
+        return None
+    size = read_json(path).get("micro_batch_size")
+    return size if isinstance(size, int) and size >= 1 else None
+
+
+def print_plan(
+    config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batch_size: int, notes: dict[str, str]
+) -> None:
+    """Print the table to stderr, followed by the notes (what was chosen, by name)."""
+    for name, value in [*plan_rows(config, plan, world_size, micro_batch_size), *notes.items()]:
         print(f"  {name:<22}{value}", file=sys.stderr)

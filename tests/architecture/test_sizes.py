@@ -1,11 +1,14 @@
-"""One noun per file, readable in one sitting: files of at most 450 lines, functions of at most 60."""
+"""One noun per file, readable in one sitting: files of at most 450 lines, functions of at most 50 beside their docstring.
+
+Docstrings do not count: those of commands and modules are the text of --help, a line for every option.
+"""
 
 import ast
 
 import pytest
 
 MAX_FILE_LINES = 450
-MAX_FUNCTION_LINES = 60
+MAX_FUNCTION_LINES = 50
 
 
 def _sources(package_root):
@@ -18,7 +21,9 @@ def _functions(tree):
 
 def _num_lines(function):
     first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
-    return function.end_lineno - first + 1
+    head = function.body[0]
+    is_docstring = isinstance(head, ast.Expr) and isinstance(head.value, ast.Constant)
+    return function.end_lineno - first + 1 - (head.end_lineno - head.lineno + 1 if is_docstring else 0)
 
 
 def test_files_are_short(package_root):

@@ -1,5 +1,4 @@
 import math
-import os
 import platform
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import (
     default_device,
     gpu_peak_flops_per_s,
-    has_cpp_compiler,
     peak_flops_per_s,
     resolve_compute_dtype,
 )
@@ -105,16 +103,3 @@ def test_cpu_peak_is_measured_once_and_leaves_the_random_state(monkeypatch):
     assert 1e8 < first < 1e15
     monkeypatch.setattr(torch, "mm", None)  # a second measurement would call it
     assert peak_flops_per_s("cpu", torch.float32) == first
-
-
-def test_compiler_is_looked_up_on_the_path(monkeypatch, tmp_path):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert not has_cpp_compiler()
-    compiler = tmp_path / ("cl.exe" if platform.system() == "Windows" else "g++")
-    compiler.write_text("#!/bin/sh\n")
-    compiler.chmod(0o755)
-    assert has_cpp_compiler()
-    monkeypatch.setenv("CXX", "missing-compiler -O2")
-    assert not has_cpp_compiler()
-    assert os.environ["PATH"] == str(tmp_path)

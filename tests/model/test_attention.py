@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from nanochat_lit.model.attention import blocked_attention, causal_attention
+from nanochat_lit.model import attention, flash
+from nanochat_lit.model.attention import blocked_attention, causal_attention, choose_attention
 
 
 def naive(q, k, v, window):
@@ -50,19 +51,102 @@ def test_one_query_equals_naive(num_keys, window):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called")  # compiling it takes longer than the rest of the file
-def test_flex_window_mask_is_the_same_mask(monkeypatch):
-    """The CUDA form, run here by FlexAttention's own reference (forward only)."""
-    from torch.nn.attention.flex_attention import flex_attention
+@pytest.mark.parametrize("kv_heads", [4, 1])
+def test_flex_window_mask_is_the_same_mask(kv_heads, monkeypatch):
+    """The CUDA form, run here by FlexAttention's own reference (forward only: it has no backward pass on CPU)."""
+    from torch.nn.attention import flex_attention
 
-    from nanochat_lit.model import attention
+    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention.flex_attention)
+    inputs = [x.detach() for x in tensors(256, 256, kv_heads)]
+    mask = attention.window_block_mask(256, 100, torch.device("cpu"))
+    torch.testing.assert_close(causal_attention(*inputs, 100, mask), naive(*inputs, 100).float(), atol=1e-5, rtol=1e-4)
+    attention.window_block_mask.cache_clear()
 
-    monkeypatch.setattr(attention, "_compiled_flex_attention", lambda: flex_attention)
-    attention._window_block_mask.cache_clear()
-    inputs = [x.detach() for x in tensors(256, 256)]
-    torch.testing.assert_close(
-        attention._flex_attention(*inputs, 100), naive(*inputs, 100).float(), atol=1e-5, rtol=1e-4
-    )
-    attention._window_block_mask.cache_clear()
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("window", [100, 256])
+def test_cuda_forms_equal_naive(window, kv_heads):
+    """FlexAttention for the window, torch's fused kernel without one; float32 products may use TF32: tolerance 1e-2."""
+    inputs = [x.detach().cuda().requires_grad_() for x in tensors(256, 256, kv_heads)]
+    out, expected = causal_attention(*inputs, window), naive(*inputs, window)
+    torch.testing.assert_close(out, expected.float(), atol=1e-2, rtol=1e-2)
+    weight = torch.randn_like(out)
+    gradients = torch.autograd.grad((out * weight).sum(), inputs)
+    for mine, theirs in zip(gradients, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=5e-2, rtol=5e-2)
+
+
+BOTH = ("FA3", "FA4")
+HARDWARE = [
+    # device, capability, dtype, windowed, compiling, can compile, installed -> form
+    ("cpu", None, torch.bfloat16, False, False, True, (), "sdpa"),
+    ("cpu", None, torch.bfloat16, False, True, True, (), "blocked"),
+    ("cpu", None, torch.bfloat16, True, False, True, (), "blocked"),
+    ("cpu", None, torch.float32, True, True, True, BOTH, "blocked"),
+    ("mps", None, torch.float32, False, False, False, (), "sdpa"),
+    ("mps", None, torch.float32, True, False, False, (), "blocked"),
+    ("cuda", (7, 0), torch.float32, False, True, True, BOTH, "sdpa"),
+    ("cuda", (7, 5), torch.float16, True, True, True, BOTH, "blocked"),
+    ("cuda", (8, 0), torch.bfloat16, True, True, True, (), "flex"),
+    ("cuda", (8, 0), torch.bfloat16, True, False, True, (), "flex"),
+    ("cuda", (8, 9), torch.bfloat16, True, False, False, (), "blocked"),
+    ("cuda", (8, 9), torch.bfloat16, False, True, True, BOTH, "sdpa"),
+    ("cuda", (9, 0), torch.bfloat16, False, True, True, (), "sdpa"),
+    ("cuda", (9, 0), torch.bfloat16, False, True, True, ("FA3",), "FA3"),
+    ("cuda", (9, 0), torch.bfloat16, False, True, True, ("FA4",), "FA4"),
+    ("cuda", (9, 0), torch.bfloat16, False, True, True, BOTH, "FA3"),
+    ("cuda", (9, 0), torch.float32, False, True, True, BOTH, "sdpa"),
+    ("cuda", (9, 0), torch.bfloat16, True, True, True, BOTH, "flex"),
+    ("cuda", (10, 0), torch.bfloat16, False, True, True, ("FA3",), "sdpa"),
+    ("cuda", (10, 0), torch.bfloat16, False, True, True, BOTH, "FA4"),
+    ("cuda", (12, 0), torch.bfloat16, False, True, True, BOTH, "sdpa"),
+]
+
+
+@pytest.mark.parametrize("row", HARDWARE, ids=lambda row: "-".join(map(str, row)).replace("torch.", ""))
+def test_which_hardware_gets_which_form(row):
+    device, capability, dtype, is_windowed, is_compiling, can_compile, installed, form = row
+    facts = {
+        "capability": capability,
+        "dtype": dtype,
+        "can_compile": can_compile,
+        "installed": installed,
+        "num_tokens": 512,
+    }
+    assert choose_attention(device, is_windowed=is_windowed, is_compiling=is_compiling, **facts) == form
+
+
+def test_long_full_attention_on_cpu_is_fused():
+    assert choose_attention("cpu", is_windowed=False, num_tokens=1024, is_compiling=True) == "blocked"
+    assert choose_attention("cpu", is_windowed=False, num_tokens=1025, is_compiling=True) == "sdpa"
+
+
+@pytest.fixture
+def fake_flash(monkeypatch):
+    """Torch's registry with an FA3 that records whether it was activated, and find_spec finding its module."""
+    import torch.nn.attention as registry
+
+    activated = []
+    monkeypatch.setattr(registry, "activate_flash_attention_impl", activated.append)
+    monkeypatch.setattr(flash, "find_spec", lambda module: object() if module == "flash_attn_interface" else None)
+    return activated
+
+
+def test_an_installed_flash_attention_is_activated_where_it_runs(fake_flash):
+    assert flash.installed_flash_attention() == ("FA3",)
+    assert flash.activate_flash_attention((8, 0), torch.bfloat16) is None
+    assert flash.activate_flash_attention((9, 0), torch.float32) is None
+    assert fake_flash == []
+    assert flash.activate_flash_attention((9, 0), torch.bfloat16) == "FA3"
+    assert fake_flash == ["FA3"]
+
+
+def test_a_flash_attention_that_does_not_load_is_told(monkeypatch):
+    """Torch's real registry: the module it wants is not here."""
+    monkeypatch.setattr(flash, "find_spec", lambda module: object() if module == "flash_attn_interface" else None)
+    with pytest.warns(UserWarning, match="FA3 is installed but does not load"):
+        assert flash.activate_flash_attention((9, 0), torch.bfloat16) is None
 
 
 def test_a_narrow_window_costs_less_than_full_attention():

@@ -127,11 +127,17 @@ def test_a_finished_checkpoint_still_gives_an_export(pretrained, tmp_path, capsy
     assert read_json(run / "export" / "provenance.json")["steps"] == 4
 
 
-def test_a_used_folder_is_taken_over(write_recipe, tmp_path):
+def test_a_used_folder_is_taken_over_on_demand_only(write_recipe, tmp_path, capsys):
     options = ["--run_dir", str(tmp_path / "run"), "--trainer.max_steps"]
     recipe = str(write_recipe())
     assert cli.main(["fit", "--config", recipe, *options, "2"]) == 0
-    assert cli.main(["fit", "--config", recipe, *options, "1"]) == 0
+    capsys.readouterr()
+    assert cli.main(["fit", "--config", recipe, *options, "1"]) == 2
+    error = capsys.readouterr().err
+    assert "reached step 2" in error
+    assert "--overwrite true" in error
+    assert max(read_metrics(tmp_path / "run" / "metrics.csv")) == 2
+    assert cli.main(["fit", "--config", recipe, *options, "1", "--overwrite", "true"]) == 0
     assert max(read_metrics(tmp_path / "run" / "metrics.csv")) == 1
     assert (tmp_path / "run" / "samples.md").read_text("utf-8").count("## Step") == 1
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1

@@ -29,7 +29,8 @@ def test_a_resume_replaces_what_was_done_twice(tmp_path):
     first = MetricsFile(tmp_path)
     for step in range(1, 7):
         first.log_metrics({"loss": float(step)}, step)
-    resumed = MetricsFile(tmp_path)  # from a checkpoint at step 3; steps 4 to 6 are done again
+    resumed = MetricsFile(tmp_path)
+    resumed.start(3)  # the step of the checkpoint, so steps 4 to 6 are done again
     resumed.log_metrics({"loss": 40.0, "speed": 1.0}, 4)
     resumed.log_metrics({"loss": 50.0, "speed": 1.0}, 5)
     losses = {step: row["loss"] for step, row in read_metrics(first.path).items()}

@@ -1,42 +1,156 @@
-"""Checkpoints of a run: every so many steps, and always at the end."""
+"""Checkpoints of a run: every so many steps or minutes, before every validation, at the end, and when told to stop."""
 
+import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.training.checkpoint_files import (
+    BEST,
+    LAST,
+    AtomicCheckpointIO,
+    check_no_earlier_run,
+    give_name,
+    step_files,
+)
+from nanochat_lit.training.stop_request import StopRequest
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """Keeps the newest checkpoint and `last.ckpt`, which is written at the final step too, before it is evaluated.
+class RunCheckpoint(Checkpoint):
+    """Writes `stepNNNNNN.ckpt`, known as `last.ckpt` too, and as `best.ckpt` when its val_bpb is the lowest so far.
 
-    Lightning's own writes `last.ckpt` only on multiples of `every_n_train_steps`: the steps after the last multiple would
-    be lost to a resume, and to a fine-tuning that takes over the optimizer's state.
+    Checkpoints are written between optimizer steps only, so there are no gradients in flight to save. One is written
+    before each validation: what validation finds out decides only whether it is the best one. SIGTERM, SIGINT (Ctrl-C)
+    and SIGUSR1 let the step finish, write one, and end the process with status 128 + the signal's number.
+
+    A checkpoint that cannot be written (a full disk) is reported and training goes on, with the older ones untouched;
+    only the one at the end must succeed.
 
     Args:
         folder: Of the checkpoints.
-        every: Steps between checkpoints.
+        every_steps: Steps between checkpoints.
+        every_minutes: Minutes between checkpoints, besides; None for none.
+        keep_last: How many to keep, the newest.
+        keep_best: Whether to keep the best one as well.
+        overwrite: Replace the checkpoints of an earlier run in the folder, when this one does not continue it.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
-        super().__init__(
-            folder,
-            filename="step{step:06d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=every,
-            save_top_k=1,
-            monitor="step",
-            mode="max",
-            save_last=True,
-            enable_version_counter=False,  # last.ckpt is this run's, also in a folder that was used before
-        )
-        self.last_path = folder / "last.ckpt"
+    def __init__(
+        self,
+        folder: Path,
+        every_steps: int,
+        every_minutes: float | None = None,
+        keep_last: int = 2,
+        keep_best: bool = True,
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.every_steps = every_steps
+        self.every_minutes = every_minutes
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        self.overwrite = overwrite
+        self.best_val_bpb = float("inf")
+        self.stop_request = StopRequest()
+        self._step_seen = 0
+        self._saved_at_s = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0 and not self.overwrite:
+            check_no_earlier_run(self.folder)
+        if trainer.global_step == 0 and trainer.is_global_zero:
+            for path in [*step_files(self.folder).values(), self.folder / LAST, self.folder / BEST]:
+                path.unlink(missing_ok=True)
+        self._step_seen = trainer.global_step
+        self._saved_at_s = time.monotonic()
+        # After Lightning's own handler, which broadcasts inside of it and stops between micro-batches.
+        self.stop_request.listen()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        is_end = trainer.global_step == trainer.max_steps
-        if is_end and self._last_global_step_saved != trainer.global_step:
-            trainer.save_checkpoint(self.last_path, weights_only=False)  # here the word means: all of the state
-            self._last_global_step_saved = trainer.global_step
+        module, step = cast("LanguageModule", pl_module), trainer.global_step
+        if step == self._step_seen:
+            return  # this micro-batch only accumulated
+        self._step_seen = step
+        is_late = self.every_minutes is not None and time.monotonic() - self._saved_at_s > 60 * self.every_minutes
+        signum, is_late = self._agree(trainer, self.stop_request.signum, is_late)
+        is_end = step >= module.plan.num_steps
+        if signum or is_late or is_end or step % self.every_steps == 0 or module.validates_after(step):
+            self.save(trainer, must_succeed=is_end or signum > 0)
+        if signum and not is_end:
+            if trainer.is_global_zero:
+                path = self.folder / LAST
+                print(f"stopped after step {step}; --ckpt_path {path} or --ckpt_path last continues", file=sys.stderr)
+            raise SystemExit(128 + signum)
+
+    def save(self, trainer: Trainer, *, must_succeed: bool = False) -> None:
+        """Write a checkpoint of this step; every rank calls it.
+
+        Raises:
+            UserError: If it must succeed and did not.
+        """
+        path = self.folder / f"step{trainer.global_step:06d}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)  # the word is Lightning's for leaving the optimizer out
+        self._saved_at_s = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        checkpoint_io = trainer.strategy.checkpoint_io
+        error = checkpoint_io.error if isinstance(checkpoint_io, AtomicCheckpointIO) else None
+        if error is None:
+            give_name(path, LAST)
+            self._prune(trainer.global_step)
+        elif must_succeed:
+            raise UserError(
+                f"checkpoint {path} cannot be written: {error.strerror}; make room, then --ckpt_path last continues"
+            )
+        else:
+            print(
+                f"warning: checkpoint {path} could not be written ({error.strerror}); training goes on, "
+                "older checkpoints are untouched",
+                file=sys.stderr,
+            )
+
+    def _prune(self, step: int) -> None:
+        """Remove what is not to be kept: old steps, later ones from which a resume has turned back, remains of a kill."""
+        files = step_files(self.folder)
+        kept = [at for at in files if at <= step][: self.keep_last]
+        superseded = [path for at, path in files.items() if at not in kept]
+        for path in [*superseded, *self.folder.glob(".*.tmp")]:
+            path.unlink(missing_ok=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        val_bpb = trainer.callback_metrics.get("val_bpb")
+        if trainer.state.fn != "fit" or val_bpb is None or float(val_bpb) >= self.best_val_bpb:
+            return
+        self.best_val_bpb = float(val_bpb)
+        path = self.folder / f"step{trainer.global_step:06d}.ckpt"
+        if self.keep_best and trainer.is_global_zero and path.exists():
+            give_name(path, BEST)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.stop_request.ignore()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_val_bpb": self.best_val_bpb}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_val_bpb = state_dict["best_val_bpb"]
+
+    @staticmethod
+    def _agree(trainer: Trainer, signum: int, is_late: bool) -> tuple[int, bool]:
+        """What any rank has noticed: a signal need not reach all of them, and their clocks differ."""
+        if trainer.world_size == 1:
+            return signum, is_late
+        noticed = torch.tensor([signum, int(is_late)], device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(noticed, op=torch.distributed.ReduceOp.MAX)
+        signum, late = noticed.tolist()
+        return int(signum), bool(late)

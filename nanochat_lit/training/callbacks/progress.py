@@ -30,6 +30,7 @@ class RunProgress(Callback):
         self.loss: float | None = None
         self.val_bpb: float | None = None
         self.tokens_per_s: float | None = None
+        self._is_warm = False
         self._peak_flops_per_s = float("nan")
         self._step_seen = self._logged_step = 0
         self._logged_at_s = self._started_at_s = self._paused_s = 0.0
@@ -47,15 +48,15 @@ class RunProgress(Callback):
         if step == self._step_seen:
             return  # this micro-batch only accumulated
         self._step_seen = step
-        is_first = self.loss is None
-        if not (is_first or step % self.log_every == 0 or step == module.plan.num_steps):
+        if not (step == 1 or step % self.log_every == 0 or step == module.plan.num_steps):
             return
         self.loss = loss = module.pop_mean_loss()
         elapsed_s = time.perf_counter() - self._logged_at_s - self._paused_s
         speed = (step - self._logged_step) * module.plan.tokens_per_step / elapsed_s
-        if not is_first:  # the first step compiles and warms up
+        if self._is_warm:  # the first steps compile and warm up
             known = self.tokens_per_s
             self.tokens_per_s = speed if known is None else SPEED_SMOOTHING * known + (1 - SPEED_SMOOTHING) * speed
+        self._is_warm = True
         self._logged_step, self._logged_at_s, self._paused_s = step, time.perf_counter(), 0.0
         self._log(trainer, module, step, loss, speed)
         self._print(trainer, module, step)

@@ -1,5 +1,6 @@
 """Lets the model speak during training: samples beside the curves show what a loss does not."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -7,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from nanochat_lit.common.distributed import is_rank_zero
+from nanochat_lit.common.paths import atomic_write
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.evaluation.samples import BASE_PROMPTS, CHAT_PROMPTS, answer_messages, complete_texts
 
@@ -27,8 +29,12 @@ class SampleWriter(Callback):
         self.max_new_tokens = max_new_tokens
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == 0 and is_rank_zero():
-            self._path(trainer).unlink(missing_ok=True)  # of an earlier run in this folder
+        path = self._path(trainer)
+        if is_rank_zero() and path.exists():  # drop what is of an earlier run, or comes again after a resume
+            sections = re.split(r"(?=\n## Step \d+\n)", path.read_text(encoding="utf-8"))
+            kept = [section for section in sections[1:] if int(section.split()[2]) < trainer.global_step]
+            with atomic_write(path, "w") as file:
+                file.write("".join(sections[:1] + kept))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or not is_rank_zero():

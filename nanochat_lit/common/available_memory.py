@@ -1,0 +1,35 @@
+"""How much memory of the machine is free for this process."""
+
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
+    """Memory that can be taken without swapping, within a container's limit if there is one.
+
+    Args:
+        meminfo: Linux's list of what the machine has.
+        cgroup: Folder of this container's limits (cgroup v2).
+    """
+    available = _from_meminfo(meminfo)
+    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
+    return available if limit is None else min(available, limit - (used or 0))
+
+
+def _from_meminfo(meminfo: Path) -> int:
+    if meminfo.exists():
+        for line in meminfo.read_text("utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    # Not Linux: physical memory, of which half is taken to be in use.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text("utf-8").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None  # "max": no limit

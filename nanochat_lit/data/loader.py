@@ -1,0 +1,175 @@
+"""Batches of a stream, read ahead by worker processes if wanted, from a place that can be written down and returned to."""
+
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from nanochat_lit.data.chat_stream import ChatStream
+from nanochat_lit.data.pretrain_stream import Batch, PretrainStream
+
+Stream = PretrainStream | ChatStream
+
+ENDLESS = 10**9
+"""Length that an endless loader reports. Without a length Lightning fetches one batch ahead, and the place would be off by one."""
+
+SNAPSHOT_EVERY = 32
+"""Batches after which a worker sends its state along; to return to a place, fewer than these are read again."""
+
+
+class ResumableLoader:
+    """An endless loader that knows its place.
+
+    Workers take turns, so the order of the batches depends on their number, not on their speed. The place counts the
+    batches given out; what workers have read ahead is read again after a resume.
+
+    Args:
+        stream: The train split of a stream.
+        num_workers: Reading processes; 0 reads in this one.
+        pin_memory: Copy batches into page-locked memory, from which a GPU fetches faster.
+    """
+
+    def __init__(self, stream: Stream, num_workers: int = 0, pin_memory: bool = False) -> None:
+        self.stream = stream
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self._readers: list[dict[str, Any]] = [{"state": {}, "since": 0} for _ in range(self.num_readers)]
+        self._next_reader = 0
+        self._started = False
+
+    @property
+    def num_readers(self) -> int:
+        """Processes that read, of this rank."""
+        return max(1, self.num_workers)
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Not a generator: workers start, and the DataLoader draws from torch's generator, now and not at the first batch.
+        self._started = True
+        if self.num_workers == 0:
+            if state := self._readers[0]["state"]:
+                self.stream.load_state_dict(state)
+            return iter(DataLoader(self.stream, batch_size=None, pin_memory=self.pin_memory))
+        loader = DataLoader(
+            _Reader(self.stream, self._readers, self._next_reader),
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            collate_fn=_unchanged,
+        )
+        return self._counted(iter(loader))
+
+    def _counted(self, batches: Iterator[tuple[Batch, bytes | None]]) -> Iterator[Batch]:
+        for batch, snapshot in batches:
+            reader = self._readers[self._next_reader]
+            if snapshot is None:
+                reader["since"] += 1
+            else:  # bytes that a worker of this very process has pickled
+                reader["state"], reader["since"] = snapshot, 0
+            self._next_reader = (self._next_reader + 1) % self.num_workers
+            yield batch
+
+    def position(self) -> dict[str, Any]:
+        """The place after the last batch given out: tensors, numbers, lists and dicts, for a checkpoint."""
+        if self.num_workers == 0 and self._started:
+            readers = [{"state": pack_state(self.stream.state_dict()), "since": 0}]
+        else:
+            readers = [{**reader, "state": pack_state(_unpickled(reader["state"]))} for reader in self._readers]
+        return {"readers": readers, "next_reader": self._next_reader}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Let the next iteration continue from a place of a loader with as many readers and the same stream."""
+        assert len(position["readers"]) == self.num_readers, "places of other numbers of readers go through `merged`"
+        self._readers = [{**reader, "state": unpack_state(reader["state"])} for reader in position["readers"]]
+        self._next_reader = position["next_reader"]
+        self._started = False
+
+
+def merged(positions: list[dict[str, Any]], num_readers: int, world_size: int) -> dict[str, Any]:
+    """The place from which another number of ranks or workers goes on, not exactly but without reading much twice.
+
+    It is where the furthest reader was. What lay in the buffers of the packers is skipped, and so is what the other
+    readers had yet to read up to there; with workers the batches since their last snapshot are read again.
+
+    Args:
+        positions: Of all ranks.
+        num_readers: Readers of a rank that continues.
+        world_size: Ranks that continue.
+    """
+    states = [reader["state"] for position in positions for reader in position["readers"]]
+    cursors = [state["cursor"] for state in states if state]
+    epoch = max((cursor["epoch"] for cursor in cursors), default=0)
+    furthest = max((cursor["item"] for cursor in cursors if cursor["epoch"] == epoch), default=0)
+    item = -(-furthest * len(states) // (num_readers * world_size))
+    state = {"cursor": {"epoch": epoch, "item": item}, "packer": None}
+    return {"readers": [{"state": state, "since": 0} for _ in range(num_readers)], "next_reader": 0}
+
+
+def pack_state(state: dict[str, Any]) -> dict[str, Any]:
+    """A stream's state with its buffered documents as a few tensors: lists of a million numbers take seconds to load."""
+    if not state or state["packer"] is None:
+        return state
+    packer, buffer = state["packer"], state["packer"]["buffer"]
+    items = [item for _, _, item in buffer["items"]]
+    is_masked = bool(items) and isinstance(items[0], tuple)
+    parts = list(zip(*items, strict=True)) if is_masked else [items]
+    packed = {
+        **buffer,
+        "items": {
+            "lengths": torch.tensor([length for length, _, _ in buffer["items"]], dtype=torch.int64),
+            "numbers": torch.tensor([number for _, number, _ in buffer["items"]], dtype=torch.int64),
+            "parts": [
+                torch.tensor([token for part in column for token in part], dtype=torch.int32) for column in parts
+            ],
+        },
+    }
+    return {**state, "packer": {**packer, "buffer": packed}}
+
+
+def unpack_state(state: dict[str, Any]) -> dict[str, Any]:
+    """The state that `pack_state` was given."""
+    if not state or state["packer"] is None:
+        return state
+    packer, buffer = state["packer"], state["packer"]["buffer"]
+    packed = buffer["items"]
+    lengths, numbers = packed["lengths"].tolist(), packed["numbers"].tolist()
+    columns = [[part.tolist() for part in column.split(lengths)] for column in packed["parts"]]
+    items = list(zip(*columns, strict=True)) if len(columns) > 1 else columns[0]
+    entries = [list(entry) for entry in zip(lengths, numbers, items, strict=True)]
+    return {**state, "packer": {**packer, "buffer": {**buffer, "items": entries}}}
+
+
+def _unpickled(state: dict[str, Any] | bytes) -> dict[str, Any]:
+    return pickle.loads(state) if isinstance(state, bytes) else state  # noqa: S301 - our own worker's bytes
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+class _Reader(IterableDataset[tuple[Batch, bytes | None]]):
+    """In a worker: the batches of its share, now and then with its state."""
+
+    def __init__(self, stream: Stream, readers: list[dict[str, Any]], first: int) -> None:
+        self.stream = stream
+        self.readers = readers
+        self.first = first
+
+    def __iter__(self) -> Iterator[tuple[Batch, bytes | None]]:
+        worker = get_worker_info()
+        assert worker is not None
+        # The DataLoader asks worker 0 first; it reads for the reader whose turn it is.
+        self.stream.reader_shift = self.first
+        reader = self.readers[(worker.id + self.first) % worker.num_workers]
+        if state := _unpickled(reader["state"]):
+            self.stream.load_state_dict(state)
+        batches = iter(self.stream)
+        for _ in range(reader["since"]):
+            next(batches)
+        for count, batch in enumerate(batches, start=reader["since"] + 1):
+            is_due = count % SNAPSHOT_EVERY == 0
+            yield batch, pickle.dumps(self.stream.state_dict()) if is_due else None

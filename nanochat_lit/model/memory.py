@@ -1,0 +1,206 @@
+"""How much memory a device needs to train a model of a given shape, computed from the shape alone.
+
+The sums follow what the modules of this package keep. Per token of a micro-batch, in elements of the compute dtype: three
+residual states and three inputs of linear layers of C channels, queries and keys before their norm, the MLP's hidden layer
+before and after its square (8C), what attention keeps (below), and the value embedding where there is one. Without
+torch.compile a norm in 16 bits keeps its input in float32.
+
+Attention by blocks keeps the probabilities (in float32, and again in 16 bits) of every pair of a block's queries with the
+keys it meets, and copies of those keys and values. The fused kernels and FlexAttention keep queries, keys, values and output.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+
+from nanochat_lit.model.accounting import count_parameters
+from nanochat_lit.model.attention import QUERY_BLOCK, choose_attention
+from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.model.loss import rows_per_chunk
+
+CUDA_SLACK = 0.05
+"""Share of the live memory that torch's caching allocator holds beside it (an assumption)."""
+
+MASTER_BYTES = 4
+"""Matrices, their gradients and their optimizer state are float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingMemory:
+    """Estimated peak bytes on one device while training; the parts add up to `total`."""
+
+    weights: int
+    """Matrices in float32, tables in the compute dtype."""
+    gradients: int
+    """As the weights."""
+    optimizer_state: int
+    """Momentum of the matrices, two moments of everything else; divided among the ranks under zero."""
+    activations: int
+    """Kept for the backward pass of one micro-batch, with the matrices in the compute dtype."""
+    workspace: int
+    """The largest of what comes and goes beside that: a chunk of logits with its gradients, the backward pass of one layer,
+    the optimizer's step (which the activations do not overlap, so only what it needs beyond them counts)."""
+    allocator: int
+    """Freed memory that the allocator does not give back."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What the sums below depend on beside the model's shape."""
+
+    rows: int
+    element: int  # bytes of the compute dtype
+    device_type: str
+    is_compiled: bool
+
+
+def training_memory(
+    config: GPTConfig,
+    *,
+    micro_batch_size: int,
+    compute_dtype: torch.dtype = torch.bfloat16,
+    device_type: str = "cuda",
+    is_compiled: bool = True,
+    activation_checkpointing: bool = False,
+    strategy: str = "ddp",
+    world_size: int = 1,
+) -> TrainingMemory:
+    """Estimate the peak memory of one device; what the process or the CUDA context takes anyway is not counted.
+
+    Args:
+        config: Shape of the model.
+        micro_batch_size: Rows per device per forward.
+        compute_dtype: Of activations; tables are stored in it too (in float32 when it is float16).
+        device_type: "cuda" (of compute capability 8.0 or more) or "cpu"; they differ in attention and allocator.
+        is_compiled: Whether torch.compile is on.
+        activation_checkpointing: Whether blocks are computed again in the backward pass.
+        strategy: "ddp" (everything on every rank) or "zero" (optimizer state divided among the ranks).
+        world_size: Ranks.
+    """
+    counts = count_parameters(config)
+    run = _Run(
+        rows=micro_batch_size,
+        element=compute_dtype.itemsize,
+        device_type=device_type,
+        is_compiled=is_compiled,
+    )
+    tables = (counts.wte + counts.value_embeds) * (2 if compute_dtype == torch.bfloat16 else MASTER_BYTES)
+    matrices = (counts.transformer_matrices + counts.lm_head + counts.scalars) * MASTER_BYTES
+    state = 2 * tables + MASTER_BYTES * (counts.transformer_matrices + 2 * (counts.lm_head + counts.scalars))
+    activations = _activations(config, run, activation_checkpointing=activation_checkpointing)
+    # A compiled backward pass hands over all gradients at its end, beside those accumulated so far.
+    at_the_end = tables + counts.transformer_matrices * MASTER_BYTES if is_compiled else 0
+    beyond = max(at_the_end, _optimizer_step(config)) - activations
+    workspace = max(_loss(config, run), _backward_of_a_layer(config, run), beyond)
+    state //= world_size if strategy == "zero" else 1
+    if device_type == "cuda":
+        slack = CUDA_SLACK * (2 * (tables + matrices) + state + activations + workspace)
+    else:
+        slack = _glibc_slack(activations, workspace, run, activation_checkpointing=activation_checkpointing)
+    return TrainingMemory(
+        weights=tables + matrices,
+        gradients=tables + matrices,
+        optimizer_state=state,
+        activations=activations,
+        workspace=workspace,
+        allocator=int(slack),
+    )
+
+
+def _glibc_slack(activations: int, workspace: int, run: _Run, *, activation_checkpointing: bool) -> float:
+    """Holes in the heap of a CPU process: fitted to measurements of the peak resident memory, within 15%.
+
+    Pieces of up to 32 MB come from one heap, and what is freed between two live ones stays with the process. Eager steps
+    make many such pieces, so as much again as is live is lost; compiled ones make few.
+    """
+    if run.is_compiled:
+        return 0.34 * (activations + workspace)
+    lost = 2.5 if activation_checkpointing else 1.15
+    beside_chunks = 16e6 + 0.5 * activations if run.element == MASTER_BYTES else 3.0 * activations
+    return lost * activations + min(1.1 * workspace, beside_chunks)
+
+
+def _activations(config: GPTConfig, run: _Run, *, activation_checkpointing: bool) -> int:
+    """Kept from the forward for the backward pass."""
+    tokens = run.rows * config.sequence_len
+    layers = [_layer(config, run, layer) for layer in range(config.n_layer)]
+    outside = tokens * config.n_embd * (2 * run.element + 2 * _norm_bytes(run))  # embedding, smear, backout, last norm
+    copies = 0 if run.element == MASTER_BYTES else count_parameters(config).transformer_matrices * run.element
+    if not activation_checkpointing:
+        return outside + sum(layers) + copies
+    tables = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
+    entering = 2 * config.n_layer * config.n_embd + tables * config.n_kv_head * config.head_dim
+    kept = tokens * run.element * entering
+    return outside + kept + max(layers) + copies // config.n_layer
+
+
+def _norm_bytes(run: _Run) -> int:
+    """Of a norm's kept input, per element."""
+    return run.element if run.is_compiled else MASTER_BYTES
+
+
+def _layer(config: GPTConfig, run: _Run, layer: int) -> int:
+    """Kept by one block."""
+    tokens, width, kv_width = run.rows * config.sequence_len, config.n_embd, config.n_kv_head * config.head_dim
+    norm_bytes = _norm_bytes(run)
+    residual = width * (run.element + 2 * norm_bytes)
+    linear_inputs = 3 * width * run.element
+    queries_and_keys = (width + kv_width) * norm_bytes
+    mlp = 8 * width * run.element
+    value_embedding = kv_width * run.element if config.has_value_embedding(layer) else 0
+    per_token = residual + linear_inputs + queries_and_keys + mlp + value_embedding
+    return tokens * per_token + _attention(config, run, layer)
+
+
+def _attention(config: GPTConfig, run: _Run, layer: int) -> int:
+    """Kept by the form of attention that the hardware gets."""
+    length, window = config.sequence_len, config.windows[layer]
+    tokens, width, kv_width = run.rows * length, config.n_embd, config.n_kv_head * config.head_dim
+    form = choose_attention(
+        run.device_type,
+        is_windowed=window < length - 1,
+        capability=(8, 0),
+        num_tokens=length,
+        is_compiling=run.is_compiled,
+    )
+    if form != "blocked":
+        return tokens * ((2 * width + 2 * kv_width) * run.element + config.n_head * MASTER_BYTES)
+    probability = MASTER_BYTES + (run.element if run.element < MASTER_BYTES else 0)
+    total = tokens * width * run.element  # the blocks of queries
+    for start in range(0, length, QUERY_BLOCK):
+        end = min(start + QUERY_BLOCK, length)
+        num_keys = end - max(0, start - window)
+        total += run.rows * config.n_head * (end - start) * num_keys * probability
+        total += run.rows * num_keys * 2 * kv_width * run.element
+    return total
+
+
+def _loss(config: GPTConfig, run: _Run) -> int:
+    """A chunk of logits on its way to a gradient, and the gradients that the loss has ready when forward returns."""
+    tokens, vocabulary = run.rows * config.sequence_len, config.padded_vocab_size
+    # Without the compiler five float32 forms of a chunk live at once in `softmax_and_slope`.
+    per_logit = 2 * run.element if run.is_compiled else run.element + 5 * MASTER_BYTES
+    chunk = rows_per_chunk(tokens, config.vocab_size) * config.vocab_size * per_logit
+    copies = run.element if run.element < MASTER_BYTES else 0
+    head = vocabulary * config.n_embd
+    return chunk + head * (MASTER_BYTES + copies) + tokens * config.n_embd * run.element
+
+
+def _backward_of_a_layer(config: GPTConfig, run: _Run) -> int:
+    """The first steps back: gradients of the unembedding, scaled, and of the last MLP's hidden layer."""
+    tokens = run.rows * config.sequence_len
+    head = config.padded_vocab_size * config.n_embd * MASTER_BYTES
+    hidden = tokens * config.n_embd * run.element
+    return max(2 * head + 2 * hidden, (3 * 4 + 3) * hidden)
+
+
+def _optimizer_step(config: GPTConfig) -> int:
+    """Muon on the largest stack of one shape: gradients, parameters, direction and the products on the way."""
+    kv_width = config.n_kv_head * config.head_dim
+    square = 2 * config.n_embd**2 + (2 * config.n_embd**2 if kv_width == config.n_embd else 0)
+    return config.n_layer * max(square, 4 * config.n_embd**2) * 22

@@ -1,0 +1,147 @@
+"""Optimizer state divided among ranks (Rajbhandari et al. 2020, ZeRO stage 1. https://arxiv.org/abs/1910.02054).
+
+Something of `count` rows (the matrices of a stack, the rows of a table) is cut into as many spans as there are ranks.
+Gradients are averaged over the ranks while they are scattered, each rank updates its span, and the spans are gathered.
+Spans are of one size, so what is sent is padded when the count does not divide; what is kept is not.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+MIN_SHARDED_ELEMENTS = 1024
+"""Smaller tensors are averaged and updated whole on every rank: a message costs more than the work it would save."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A tensor that may still be on its way between the ranks."""
+
+    tensor: Tensor
+    """What `wait` gives; its content is not there before."""
+    work: Any = None
+    """What to wait for; None if the tensor is here."""
+
+    def wait(self) -> Tensor:
+        """The tensor, once it is here (on CUDA: once the current stream may read it)."""
+        if self.work is not None:
+            self.work.wait()  # not get_future(), which gloo does not have
+        return self.tensor
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Which rows are this rank's. With one rank everything is, and nothing is sent."""
+
+    rank: int = 0
+    """This process, from 0."""
+    world_size: int = 1
+    """All processes."""
+
+    def span(self, count: int) -> slice:
+        """This rank's rows among `count`; empty on the last ranks when there are fewer rows than ranks."""
+        size = self._size(count)
+        return slice(min(self.rank * size, count), min((self.rank + 1) * size, count))
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This rank's rows, a view."""
+        return whole[self.span(len(whole))]
+
+    def average(self, whole: Tensor) -> Pending:
+        """This rank's rows of the mean over the ranks; `whole` is left as it is."""
+        if self.world_size == 1:
+            return Pending(whole)
+        count, size = len(whole), self._size(len(whole))
+        padded = self._pad(whole.contiguous(), size * self.world_size)
+        rows = whole.new_empty(size, *whole.shape[1:])
+        work = dist.reduce_scatter_single(rows, padded, op=dist.ReduceOp.AVG, async_op=True)
+        span = self.span(count)
+        return Pending(rows[: span.stop - span.start], work)
+
+    def average_whole(self, whole: Tensor) -> Pending:
+        """All of the mean over the ranks, on every rank; `whole` is left as it is."""
+        if self.world_size == 1:
+            return Pending(whole)
+        mean = whole.clone()
+        return Pending(mean, dist.all_reduce(mean, op=dist.ReduceOp.AVG, async_op=True))
+
+    def gather(self, own: Tensor, count: int, into: Tensor | None = None) -> Pending:
+        """All `count` rows from the ranks that hold them.
+
+        Args:
+            own: This rank's rows.
+            count: How many rows all ranks have together.
+            into: Where to put them, if that needs no padding; else a new tensor is made.
+        """
+        if self.world_size == 1:
+            return Pending(own)
+        size = self._size(count)
+        fits = into is not None and count == size * self.world_size and into.is_contiguous()
+        whole = into if fits and into is not None else own.new_empty(size * self.world_size, *own.shape[1:])
+        # A copy, because `own` may be a part of `into`, which not every backend allows.
+        work = dist.all_gather_single(whole, self._pad(own.clone(), size), async_op=True)
+        return Pending(whole[:count], work)
+
+    def _size(self, count: int) -> int:
+        return -(-count // self.world_size)
+
+    @staticmethod
+    def _pad(rows: Tensor, size: int) -> Tensor:
+        if len(rows) == size:
+            return rows
+        return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
+
+
+def global_grad_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """L2 norm of all gradients, averaged over the ranks first where they are not yet: float32, on their device.
+
+    Under `zero` every rank holds the gradients of its own batches until the optimizer steps; the norm of those would be
+    another number on every rank. There this is a collective call (a reduce-scatter of all gradients, so call it on the
+    steps that are logged, on every rank); under `ddp` and on one rank it is local.
+    """
+    shards: Shards = getattr(optimizer, "shards", Shards())
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    if shards.world_size == 1:
+        return torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]).norm()
+    divided = torch.zeros((), device=gradients[0].device)
+    whole = torch.zeros_like(divided)
+    for gradient in gradients:
+        if gradient.numel() < MIN_SHARDED_ELEMENTS:
+            whole += shards.average_whole(gradient).wait().float().square().sum()
+        else:
+            divided += shards.average(gradient).wait().float().square().sum()
+    dist.all_reduce(divided)
+    return (divided + whole).sqrt()
+
+
+@torch.no_grad()
+def clip_grad_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Scale all gradients so that their global norm is at most `max_norm`; returns the norm before.
+
+    As `torch.nn.utils.clip_grad_norm_`, but right under every strategy, and collective where `global_grad_norm` is.
+    """
+    norm = global_grad_norm(optimizer)
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor.to(parameter.grad.device))
+    return norm
+
+
+@torch.no_grad()
+def average_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Replace local gradients by their mean over the ranks, in place; does nothing where they are global already.
+
+    What must see single gradient entries (clipping by value) needs this; the step itself does not.
+    """
+    shards: Shards = getattr(optimizer, "shards", Shards())
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and shards.world_size > 1:
+                dist.all_reduce(parameter.grad, op=dist.ReduceOp.AVG)

@@ -1,0 +1,73 @@
+"""What Lightning's checkpoints leave out: for each rank, its place in the data, its random numbers, its open figures."""
+
+import random
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from nanochat_lit.common.distributed import rank, world_size
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
+
+KEY = "ranks"
+
+
+class RankState(Callback):
+    """Puts the state of all ranks into the one checkpoint file, and gives each its own back."""
+
+    def __init__(self) -> None:
+        self._own: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        module = cast("LanguageModule", pl_module)
+        own = {
+            "random": random_state(),
+            "position": module.datamodule.position(),
+            "module": module.rank_state_dict(),
+        }
+        states: list[Any] = [own]
+        if world_size() > 1:  # a collective, which Lightning calls on every rank
+            states = [None] * world_size()
+            dist.all_gather_object(states, own)
+        checkpoint[KEY] = states
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != "fit":
+            return
+        states = checkpoint[KEY]
+        module = cast("LanguageModule", pl_module)
+        module.datamodule.continue_from([state["position"] for state in states])
+        self._own = states[rank()] if len(states) == world_size() else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._own is not None:
+            set_random_state(self._own["random"])
+            cast("LanguageModule", pl_module).load_rank_state_dict(self._own["module"])
+            self._own = None
+
+
+def random_state() -> dict[str, Any]:
+    """The generators of torch (CPU, and this process's GPU), numpy and Python, as a restricted unpickler takes them."""
+    name, keys, *rest = cast("tuple[Any, ...]", numpy.random.get_state(legacy=True))  # noqa: NPY002 - the global generator is what others may use
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype("int64")), *rest),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Take up what `random_state` gave."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    numpy.random.set_state((name, keys.numpy().astype("uint32"), *rest))  # noqa: NPY002

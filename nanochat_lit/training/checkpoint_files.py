@@ -1,0 +1,200 @@
+"""Checkpoints on disk: whole or absent, checked before they are trusted, the newest intact one found again."""
+
+import contextlib
+import os
+import re
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from nanochat_lit.common.distributed import is_rank_zero
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import atomic_write
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+STEP_FILE = re.compile(r"step(\d+)\.ckpt")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint under a temporary name, syncs it to disk, renames it; a failure leaves no trace but `error`.
+
+    An exception here would be raised on rank 0 alone, while the others wait for it: whoever asked for the checkpoint
+    looks at `error` instead.
+    """
+
+    def __init__(self) -> None:
+        self.error: OSError | None = None
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write it; storage_options is Lightning's and unused."""
+        self.error = None
+        try:
+            with atomic_write(path, "wb") as file:
+                _save(checkpoint, file)
+            _sync_folder(Path(path).parent)
+        except OSError as error:
+            self.error = error
+
+
+def _save(checkpoint: dict[str, Any], file: Any) -> None:
+    """torch.save, but a full disk is an OSError: torch's writer notices only that its positions do not fit any more."""
+    guarded = _Guarded(file)
+    try:
+        torch.save(checkpoint, cast("IO[bytes]", guarded))
+    except RuntimeError:
+        if guarded.error is None:
+            raise
+    if guarded.error is not None:
+        raise guarded.error
+
+
+class _Guarded:
+    """A file that after its first error swallows what is written, and remembers the error."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write, or pretend to."""
+        if self.error is None:
+            try:
+                self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Pass what is buffered on."""
+        if self.error is None:
+            try:
+                self.file.flush()
+            except OSError as error:
+                self.error = error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renames in a folder last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def give_name(path: Path, name: str) -> None:
+    """Let the file also be known by another name in its folder, which changes hands in one instant."""
+    other = path.with_name(name)
+    temporary = path.with_name(f".{name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without hard links
+        temporary.unlink(missing_ok=True)
+        with atomic_write(other, "wb") as file, path.open("rb") as source:
+            while block := source.read(1 << 24):
+                file.write(block)
+        return
+    temporary.replace(other)
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file; None if every byte is as it was written (by the CRC32 of each part)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        return f"cannot be read to its end, {size:,} bytes ({error or type(error).__name__})"
+    return None if part is None else f"the bytes of its part {part} have changed"
+
+
+def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """A checkpoint of ours, with a restricted unpickler.
+
+    Args:
+        path: The file.
+        mmap: Leave the tensors on disk until they are used.
+
+    Raises:
+        UserError: If it is damaged or something else.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a file of something else fails in many ways
+        raise UserError(
+            f"{path} is not a checkpoint, or is damaged ({type(error).__name__}); give another .ckpt"
+        ) from None
+    if not isinstance(checkpoint, dict) or "nanochat_lit" not in checkpoint:
+        raise UserError(f"{path} was not written by nanochat-lit; give a .ckpt from a run folder")
+    return checkpoint
+
+
+def step_files(folder: Path) -> dict[int, Path]:
+    """Checkpoints of a folder by step, newest first."""
+    found = {int(match[1]): path for path in folder.glob("step*.ckpt") if (match := STEP_FILE.fullmatch(path.name))}
+    return dict(sorted(found.items(), reverse=True))
+
+
+def check_no_earlier_run(folder: Path) -> None:
+    """Raise UserError if the folder has checkpoints, which a run that starts anew would replace."""
+    if files := step_files(folder):
+        raise UserError(
+            f"{folder} has a run that reached step {next(iter(files))}; continue it with --ckpt_path last, "
+            "replace it with --overwrite true, or give another run_dir"
+        )
+
+
+def resolve(ckpt_path: str, run_dir: Path) -> Path | None:
+    """The file that `--ckpt_path` means: a path, or the words last and best.
+
+    Args:
+        ckpt_path: What was asked for.
+        run_dir: Whose checkpoints the words mean.
+
+    Returns:
+        An intact file; None for `last` in a run that has none yet, so that the same command starts and continues.
+
+    Raises:
+        UserError: If there is no such file, or none intact.
+    """
+    folder = run_dir / "checkpoints"
+    if ckpt_path == "last":
+        return _newest_intact(folder)
+    path = folder / BEST if ckpt_path == "best" else Path(ckpt_path)
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; give a .ckpt file, or the word last or best")
+    with path.open("rb") as file:
+        if file.read(2) not in (b"PK", b""):  # how every zip archive begins, also half of one
+            raise UserError(f"{path} is not a checkpoint; give a .ckpt file, or the word last or best")
+    if problem := damage(path):
+        raise UserError(f"checkpoint {path} is damaged: {problem}; try --ckpt_path last, which looks for an intact one")
+    return path
+
+
+def _newest_intact(folder: Path) -> Path | None:
+    candidates = list(step_files(folder).values())
+    candidates += [path for path in (folder / LAST, folder / BEST) if path.is_file()]
+    for path in candidates:
+        problem = damage(path)
+        if problem is None:
+            _say(f"continuing from {path}")
+            return path
+        _say(f"checkpoint {path} is damaged: {problem}; trying the one before")
+    if candidates:
+        raise UserError(f"no checkpoint in {folder} is intact; start anew without --ckpt_path, in another run_dir")
+    _say(f"no checkpoint in {folder} yet: starting from step 0")
+    return None
+
+
+def _say(text: str) -> None:
+    if is_rank_zero():
+        print(text, file=sys.stderr)

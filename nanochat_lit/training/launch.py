@@ -1,0 +1,77 @@
+"""Before anything is started or read: do the processes, the Trainer and the batch fit together?"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch.distributed as dist
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from nanochat_lit.common.distributed import is_srun, rank, world_size
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.training.datamodules import LanguageDataModule
+from nanochat_lit.training.module import LanguageModule
+
+
+def check_processes(trainer: Trainer) -> None:
+    """Compare the processes that torchrun or srun has started with those the Trainer is set up for.
+
+    Otherwise processes would each train alone in one run folder, or wait for others that nobody starts.
+
+    Raises:
+        UserError: If they differ; it says what to set.
+    """
+    is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if not (is_torchrun or is_srun()):
+        return
+    found, wanted = world_size(), trainer.num_devices * trainer.num_nodes
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE" if is_torchrun else "SLURM_NTASKS_PER_NODE", found))
+    num_nodes = max(1, found // per_node)
+    if (per_node, num_nodes) != (trainer.num_devices, trainer.num_nodes):
+        raise UserError(
+            f"{'torchrun' if is_torchrun else 'srun'} has started {found} process(es), {per_node} a node, but the Trainer "
+            f"is set up for {wanted}; give --trainer.devices {per_node} --trainer.num_nodes {num_nodes}"
+        )
+
+
+def check_hardware(trainer: Trainer, module: LightningModule) -> None:
+    """Make sure that the device has the number formats that are asked for.
+
+    Raises:
+        UserError: If not.
+    """
+    if isinstance(module, LanguageModule):
+        module.check_hardware(trainer)
+
+
+def check_batch(module: LightningModule, datamodule: LightningDataModule | None, num_ranks: int) -> None:
+    """Make sure that the ranks can fill a batch, as far as that is known before there is a tokenizer.
+
+    Raises:
+        UserError: Proposes the nearest batches.
+    """
+    if isinstance(module, LanguageModule) and isinstance(datamodule, LanguageDataModule):
+        module.check_batch(datamodule.rows, num_ranks, getattr(datamodule, "vocab_size", "auto"))
+
+
+@contextlib.contextmanager
+def reported_once() -> Iterator[None]:
+    """Let rank 0 alone print a UserError of a running job: the others have told it what went wrong (see rank_watch)."""
+    try:
+        yield
+    except UserError:
+        if dist.is_initialized() and rank() != 0:
+            raise SystemExit(2) from None
+        raise
+
+
+def check_launch(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None) -> None:
+    """Both checks; they come out the same on every rank, so that only rank 0 reports."""
+    try:
+        check_processes(trainer)
+        check_hardware(trainer, module)
+        check_batch(module, datamodule, trainer.num_devices * trainer.num_nodes)
+    except UserError:
+        if rank() != 0:
+            raise SystemExit(2) from None
+        raise

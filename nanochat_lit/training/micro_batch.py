@@ -1,0 +1,148 @@
+"""`micro_batch_size: auto`: the most rows per forward pass that fit the device, the same on every rank.
+
+On CUDA sizes are tried, and one that runs out of memory is given up. On a CPU, where running out of memory ends the
+process, the estimate of `nanochat_lit.model.memory` is held against what the machine has free.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from nanochat_lit.common.available_memory import available_memory_bytes
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model.memory import training_memory
+from nanochat_lit.optim import micro_batches
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
+
+CPU_ENOUGH_TOKENS = 8192
+"""Tokens per forward pass beyond which a CPU gains no speed: its products are large enough long before."""
+
+CPU_MEMORY_SHARE = 0.8
+"""Share of the free memory that a run may plan with; other programs want some too."""
+
+
+def possible_sizes(tokens_per_step: int, sequence_len: int, world_size: int) -> list[int]:
+    """Micro-batch sizes, ascending, of which a whole number makes tokens_per_step.
+
+    Raises:
+        UserError: If not even one row per rank does.
+    """
+    rows = micro_batches(tokens_per_step, 1, sequence_len, world_size)
+    return [size for size in range(1, rows + 1) if rows % size == 0]
+
+
+def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
+    """The largest of ascending sizes that fits, found by bisection; 0 if none does.
+
+    Args:
+        sizes: In ascending order.
+        fits: Whether a size does; whoever fits, all smaller ones do too.
+    """
+    low, high = -1, len(sizes)  # sizes[low] fits, sizes[high] does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(sizes[middle]):
+            low = middle
+        else:
+            high = middle
+    return sizes[low] if low >= 0 else 0
+
+
+def cpu_fits(
+    config: GPTConfig, available_bytes: float, *, compute_dtype: torch.dtype, is_compiled: bool, checkpointing: bool
+) -> Callable[[int], bool]:
+    """Whether the estimated memory of a size is there, and the size is not beyond all use."""
+
+    def fits(size: int) -> bool:
+        estimate = training_memory(
+            config,
+            micro_batch_size=size,
+            compute_dtype=compute_dtype,
+            device_type="cpu",
+            is_compiled=is_compiled,
+            activation_checkpointing=checkpointing,
+        )
+        is_useful = size == 1 or size * config.sequence_len <= CPU_ENOUGH_TOKENS
+        return is_useful and estimate.total <= available_bytes
+
+    return fits
+
+
+def trial_fits(model: GPT, reserved_bytes: int) -> Callable[[int], bool]:
+    """Whether a forward and a backward pass of a size go through on the model's device.
+
+    Args:
+        model: On its device, in its compute dtype; its gradients are dropped.
+        reserved_bytes: Taken beside the trial: what the optimizer will need.
+    """
+
+    def fits(size: int) -> bool:
+        try:
+            reserved = torch.empty(reserved_bytes, dtype=torch.uint8, device=model.device)
+            tokens = torch.zeros(size, model.config.sequence_len, dtype=torch.int64, device=model.device)
+            for _ in range(2):  # the second beside the gradients of the first, as when accumulating
+                model(tokens, tokens).backward()
+            del reserved
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            model.zero_grad(set_to_none=True)
+            gc.collect()  # a traceback may hold on to activations
+            if model.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return True
+
+    return fits
+
+
+def choose_micro_batch_size(module: "LanguageModule", tokens_per_step: int) -> int:
+    """The size for this run, agreed by all ranks.
+
+    Raises:
+        UserError: If not even one row fits.
+    """
+    trainer, model = module.trainer, module.model
+    device = trainer.strategy.root_device
+    sizes = possible_sizes(tokens_per_step, model.config.sequence_len, trainer.world_size)
+    dtype = getattr(trainer.precision_plugin, "compute_dtype", model.compute_dtype)
+    if device.type == "cuda":
+        model.to(device).set_compute_dtype(dtype)
+        memory = training_memory(
+            model.config,
+            micro_batch_size=1,
+            compute_dtype=dtype,
+            strategy=_strategy(module),
+            world_size=trainer.world_size,
+        )
+        bucket_bytes = memory.gradients if _strategy(module) == "ddp" and trainer.world_size > 1 else 0
+        fits = trial_fits(model, memory.optimizer_state + bucket_bytes)
+    else:
+        available = CPU_MEMORY_SHARE * available_memory_bytes() / trainer.num_devices
+        fits = cpu_fits(
+            model.config,
+            available,
+            compute_dtype=dtype,
+            is_compiled=module.will_compile(),
+            checkpointing=model.activation_checkpointing,
+        )
+    size = largest_that_fits(sizes, fits)
+    if dist.is_available() and dist.is_initialized():
+        smallest = torch.tensor(size, device=device)
+        dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+        size = int(smallest)
+    if size == 0:
+        raise UserError(
+            f"not even one row of {model.config.sequence_len} tokens fits this machine's memory; use a smaller depth or "
+            "sequence_len, or activation_checkpointing: true"
+        )
+    return size
+
+
+def _strategy(module: "LanguageModule") -> str:
+    return "zero" if "Zero" in type(module.trainer.strategy).__name__ else "ddp"

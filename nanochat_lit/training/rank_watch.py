@@ -1,0 +1,172 @@
+"""Notices within seconds that a rank has died, whatever the others are waiting for, and ends them with one clear line.
+
+Without it a dead rank shows only in the collective that the others wait in: at once with gloo, after the timeout of the
+process group with NCCL (half an hour), where neither Lightning's launcher nor SLURM sees every case. Here every rank keeps
+an idle connection to rank 0. The system closes it when a process ends, however it ends; TCP keep-alive tells of a machine
+that is gone.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+import torch.distributed as dist
+
+KEEP_ALIVE_S = 10
+"""Seconds of silence before the system asks whether the other machine still lives, and between three such questions."""
+
+CONNECT_TIMEOUT_S = 60
+
+GRACE_S = 3.0
+"""How long a rank that hears of another's failure waits for its own: an error that all ranks meet is reported once."""
+
+EXIT_STATUS = 1
+
+
+class RankWatch:
+    """Connects this rank with the others and watches them from a thread.
+
+    Use between the making of the process group and its end; with one rank it does nothing.
+
+    Args:
+        rank: This process.
+        world_size: All processes.
+    """
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self._peers: dict[socket.socket, int] = {}
+        self._lock = threading.Lock()
+        self._over = False  # this rank has ended well, or has a failure of its own to report
+        self._rank_zero_ended = threading.Event()
+        if world_size > 1:
+            self._connect()
+            threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
+
+    def finish(self) -> None:
+        """Say goodbye: from now on this rank may end without being missed."""
+        self._leave({"done": True})
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this rank fails and why; they end, and rank 0 prints it."""
+        self._leave({"failed": self.rank, "why": f"{type(error).__name__}: {error}".splitlines()[0]})
+        if self.rank != 0:
+            self._rank_zero_ended.wait(2 * GRACE_S)  # or its launcher, which kills everything, would be faster
+
+    def wait_for_blame(self) -> None:
+        """Call when a collective failed: if that is because another rank died, this does not return."""
+        time.sleep(GRACE_S)
+
+    def _connect(self) -> None:
+        """Rank 0 listens, the others connect; the address travels through the process group."""
+        if self.rank == 0:
+            self._accept()
+        else:
+            address: list[Any] = [None]
+            dist.broadcast_object_list(address, src=0)
+            host, port, token = address[0]
+            peer = socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S)
+            peer.settimeout(None)
+            peer.sendall(token + self.rank.to_bytes(4, "big"))
+            self._peers[peer] = 0
+        for peer in self._peers:
+            _keep_alive(peer)
+
+    def _accept(self) -> None:
+        has_ipv6 = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if has_ipv6 else socket.AF_INET
+        token = secrets.token_bytes(16)  # whoever else knocks at the port is not counted as a rank
+        with socket.create_server(("", 0), family=family, backlog=self.world_size, dualstack_ipv6=has_ipv6) as server:
+            server.settimeout(CONNECT_TIMEOUT_S)
+            dist.broadcast_object_list([(_own_address(), server.getsockname()[1], token)], src=0)
+            while len(self._peers) < self.world_size - 1:
+                peer, _ = server.accept()
+                peer.settimeout(CONNECT_TIMEOUT_S)
+                hello = _read(peer, len(token) + 4)
+                if hello[: len(token)] == token:
+                    peer.settimeout(None)
+                    self._peers[peer] = int.from_bytes(hello[len(token) :], "big")
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for peer in self._peers:
+                selector.register(peer, selectors.EVENT_READ)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    peer = key.fileobj
+                    assert isinstance(peer, socket.socket)
+                    news = _receive(peer)
+                    if news.get("done"):
+                        selector.unregister(peer)
+                    else:
+                        self._end(self._peers[peer], news)
+                        return
+
+    def _end(self, peer: int, news: dict[str, Any]) -> None:
+        """Another rank is gone: pass it on, say so, end this process."""
+        if peer == 0:
+            self._rank_zero_ended.set()
+        if self._over:
+            return
+        failed = news.get("failed", peer)
+        self._tell({"failed": failed, "why": news.get("why", "")})
+        if "failed" in news:
+            time.sleep(GRACE_S)  # the same error may be about to be reported by this rank's own main thread
+        if self._over:
+            return
+        if self.rank == 0 or "failed" not in news:
+            if reason := news.get("why"):
+                text = f"rank {failed} failed with {reason}"
+            else:
+                text = f"rank {failed} has died without a word (killed, or out of memory?)"
+            line = f"error: {text}; rank {self.rank} ends too. Continue from the last checkpoint with --ckpt_path last"
+            with contextlib.suppress(OSError, ValueError):
+                os.write(sys.stderr.fileno(), (line + "\n").encode())
+        os._exit(EXIT_STATUS)  # the main thread may wait for a collective that will never come back
+
+    def _leave(self, news: dict[str, Any]) -> None:
+        if not self._over:
+            self._over = True
+            self._tell(news)
+
+    def _tell(self, news: dict[str, Any]) -> None:
+        with self._lock:
+            for peer in self._peers:
+                with contextlib.suppress(OSError):
+                    peer.sendall((json.dumps(news) + "\n").encode())
+
+
+def _own_address() -> str:
+    """Where the others reach rank 0: where they have found its process group."""
+    return os.environ.get("MASTER_ADDR", "127.0.0.1")
+
+
+def _keep_alive(peer: socket.socket) -> None:
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", KEEP_ALIVE_S), ("TCP_KEEPINTVL", KEEP_ALIVE_S), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # the names differ between systems
+            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _read(peer: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count and (more := peer.recv(count - len(data))):
+        data += more
+    return data
+
+
+def _receive(peer: socket.socket) -> dict[str, Any]:
+    """The one line a rank sends before it goes; empty if it went without."""
+    line = b""
+    with contextlib.suppress(OSError):
+        while not line.endswith(b"\n") and (more := peer.recv(4096)):
+            line += more
+    return json.loads(line) if line.endswith(b"\n") else {}

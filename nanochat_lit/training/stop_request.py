@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM as a request: finish the step, save, go. A second one ends the process at once."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+"""SIGUSR1 is what SLURM is commonly told to send before the time is up; not every system has it."""
+
+
+class StopRequest:
+    """Listens for signals between `listen` and `ignore`.
+
+    Attributes:
+        signum: Number of the signal that came, 0 before.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._before: dict[int, Any] = {}
+
+    def listen(self) -> None:
+        """Take the signals over; does nothing outside the main thread, where Python cannot."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in SIGNALS:
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                before = signal.signal(number, self._note)
+                self._before.setdefault(number, before)
+
+    def ignore(self) -> None:
+        """Give the signals back."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        self._before.clear()
+
+    def _note(self, signum: int, _: FrameType | None) -> None:
+        if self.signum:
+            os._exit(128 + signum)
+        self.signum = signum
+        text = f"\n{signal.Signals(signum).name}: finishing this step, then saving a checkpoint (once more: stop at once)\n"
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno(), text.encode())  # print could be what was interrupted

@@ -1,0 +1,98 @@
+"""The memory estimate against the peak of real training processes on CPU, and its behaviour where it cannot be measured."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat_lit.model import GPTConfig
+from nanochat_lit.model.memory import training_memory
+
+PROGRAM = Path(__file__).with_name("peak_memory.py")
+TOLERANCE = 0.15
+
+
+def measured_growth(**options):
+    """How far a process that trains two steps rises above what its libraries take."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "8"}
+    out = subprocess.run(
+        [sys.executable, str(PROGRAM), json.dumps(options)], capture_output=True, text=True, check=True, env=environment
+    )
+    return json.loads(out.stdout.splitlines()[-1])["growth"]
+
+
+def estimated(
+    *,
+    depth,
+    vocab_size,
+    sequence_len,
+    micro_batch_size,
+    dtype="float32",
+    compile=False,  # noqa: A002
+    checkpointing=False,
+):
+    config = GPTConfig.from_depth(depth, vocab_size=vocab_size, sequence_len=sequence_len, head_dim=64)
+    return training_memory(
+        config,
+        micro_batch_size=micro_batch_size,
+        compute_dtype=getattr(torch, dtype),
+        device_type="cpu",
+        is_compiled=compile,
+        activation_checkpointing=checkpointing,
+    )
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
+SMALL = {"depth": 2, "vocab_size": 2048, "sequence_len": 256, "micro_batch_size": 8}
+SHAPES = [
+    {"depth": 2, "vocab_size": 2048, "sequence_len": 256, "micro_batch_size": 32},
+    {"depth": 2, "vocab_size": 32768, "sequence_len": 256, "micro_batch_size": 2},
+    {"depth": 4, "vocab_size": 8192, "sequence_len": 512, "micro_batch_size": 8},
+    {"depth": 6, "vocab_size": 8192, "sequence_len": 1024, "micro_batch_size": 2},
+    {"depth": 4, "vocab_size": 8192, "sequence_len": 512, "micro_batch_size": 8, "checkpointing": True},
+    {"depth": 2, "vocab_size": 2048, "sequence_len": 256, "micro_batch_size": 32, "compile": True},
+]
+
+
+@linux
+def test_a_small_run_takes_what_was_estimated():
+    growth = measured_growth(**SMALL, head_dim=64, dtype="float32")
+    assert estimated(**SMALL).total == pytest.approx(growth, rel=TOLERANCE)
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape.values())))
+def test_runs_take_what_was_estimated(shape):
+    growth = measured_growth(**shape, head_dim=64, dtype="float32")
+    assert estimated(**shape).total == pytest.approx(growth, rel=TOLERANCE)
+
+
+def test_activations_grow_with_the_micro_batch_and_fall_with_checkpointing():
+    shape = {"depth": 6, "vocab_size": 8192, "sequence_len": 1024}
+    one, two = (estimated(**shape, micro_batch_size=size).activations for size in (4, 8))
+    assert two == 2 * one
+    assert estimated(**shape, micro_batch_size=8, checkpointing=True).activations < 0.4 * two
+
+
+def test_blocks_of_attention_cost_probabilities():
+    """A window of 128 in a context of 1024 keeps far fewer of them than a window of all."""
+
+    def activations(pattern, device_type):
+        config = GPTConfig.from_depth(4, vocab_size=2048, sequence_len=1024, head_dim=64, window_pattern=pattern)
+        return training_memory(config, micro_batch_size=8, device_type=device_type).activations
+
+    assert activations("S", "cpu") < 0.9 * activations("L", "cpu")
+    assert activations("S", "cuda") == activations("L", "cuda")  # kernels that keep no probabilities
+
+
+def test_zero_divides_the_state_alone():
+    config = GPTConfig.from_depth(12)
+    one, four = (training_memory(config, micro_batch_size=8, strategy="zero", world_size=size) for size in (1, 4))
+    assert four.optimizer_state == one.optimizer_state // 4
+    assert (four.weights, four.gradients, four.activations) == (one.weights, one.gradients, one.activations)
+    assert four.total < one.total

@@ -1,0 +1,180 @@
+"""Real `fit` processes that are killed, told to stop, or run out of disk, and continue with --ckpt_path last."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from nanochat_lit import cli
+from nanochat_lit.training.checkpoint_files import damage, step_files
+from nanochat_lit.training.metrics_file import read_metrics
+
+FIGURES = ("train_loss", "val_bpb")
+TIMEOUT_S = 240
+
+
+def start(recipe, *options):
+    """A fit process in a group of its own, so that its loader workers can be killed with it."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "nanochat_lit", "fit", "--config", str(recipe), *options],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def fit(recipe, *options):
+    """Run to the end; the exit status and what was said."""
+    process = start(recipe, *options)
+    _, err = process.communicate(timeout=TIMEOUT_S)
+    return process.returncode, err
+
+
+def figures(run):
+    rows = read_metrics(run / "metrics.csv")
+    return {step: {name: row[name] for name in FIGURES if name in row} for step, row in rows.items()}
+
+
+def assert_same(run, whole):
+    assert figures(run) == figures(whole)
+    ours, theirs = (
+        torch.load(max((folder / "checkpoints").glob("step*.ckpt")), weights_only=True)["state_dict"]
+        for folder in (run, whole)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.fixture(scope="module")
+def make(write_recipe, pretrained):
+    """Recipes of one run: eight steps of two micro-batches, validated after every third, saved after every second."""
+
+    def recipe(*callbacks, num_workers=0, **model):
+        trainer = {"accelerator": "cpu", "devices": 1, "callbacks": list(callbacks)}
+        data = {"tokenizer": str(pretrained / "tokenizer"), "num_workers": num_workers, "buffer_size": 20}
+        model = {"num_steps": 8, "eval_every": 3, **model}
+        return write_recipe(model, data, trainer=trainer, checkpoint_every=2)
+
+    return recipe
+
+
+def callback(name, /, **arguments):
+    return {"class_path": f"reliability_callbacks.{name}", "init_args": arguments}
+
+
+@pytest.fixture(scope="module")
+def whole(make):
+    """The run that nobody disturbs, in this process: what a process does must not depend on which it is."""
+    recipe = make()
+    assert cli.main(["fit", "--config", str(recipe)]) == 0
+    return recipe.parent / "run"
+
+
+# The fast suite kills in the two most awkward moments.
+MOMENTS = [
+    pytest.param("write", 4),
+    pytest.param("accumulation", 5, marks=pytest.mark.slow),
+    pytest.param("backward", 2, marks=pytest.mark.slow),
+    pytest.param("validation", 3),
+    pytest.param("validation", 8, marks=pytest.mark.slow),
+    pytest.param("write", 8, marks=pytest.mark.slow),
+    pytest.param("backward", 0, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("moment", "step"), MOMENTS)
+def test_a_kill_changes_nothing(make, whole, moment, step):
+    recipe = make(callback("Signal", moment=moment, step=step))
+    run = recipe.parent / "run"
+    code, err = fit(recipe)
+    assert code == -signal.SIGKILL, err
+    assert (moment == "write") is bool(list(run.glob("checkpoints/.step*.tmp")))
+    plain = yaml.safe_load(recipe.read_text("utf-8"))
+    plain["trainer"]["callbacks"] = []
+    recipe.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    code, err = fit(recipe, "--ckpt_path", "last")
+    assert code == 0, err
+    assert_same(run, whole)
+    assert not list(run.glob("checkpoints/.*")), "what the kill left behind is cleared away"
+
+
+@pytest.mark.parametrize(
+    ("name", "moment"), [("SIGTERM", "accumulation"), pytest.param("SIGINT", "validation", marks=pytest.mark.slow)]
+)
+def test_a_signal_lets_the_step_finish_and_saves(make, whole, name, moment):
+    recipe = make(callback("Signal", moment=moment, step=3, name=name))
+    run = recipe.parent / "run"
+    code, err = fit(recipe)
+    assert code == 128 + getattr(signal, name)
+    assert f"{name}: finishing this step, then saving a checkpoint" in err
+    assert "stopped after step 4; --ckpt_path" in err
+    assert "Traceback" not in err
+    assert next(iter(step_files(run / "checkpoints"))) == 4
+    code, err = fit(recipe, "--ckpt_path", "last", "--trainer.callbacks", "[]")
+    assert code == 0, err
+    assert_same(run, whole)
+
+
+def test_a_full_disk_costs_only_the_checkpoints_it_hits(make, whole):
+    recipe = make(callback("SmallDisk", first=4, last=4, limit=100_000))
+    run = recipe.parent / "run"
+    code, err = fit(recipe)
+    assert code == 0, err
+    (warning,) = [line for line in err.splitlines() if line.startswith("warning:")]
+    assert "step000004.ckpt could not be written" in warning
+    assert "training goes on" in warning
+    assert_same(run, whole)
+
+
+@pytest.mark.slow
+def test_a_disk_that_stays_full_is_an_error_at_the_end(make):
+    recipe = make(callback("SmallDisk", first=4, last=9, limit=100_000))
+    run = recipe.parent / "run"
+    code, err = fit(recipe)
+    assert code == 2
+    assert "step000008.ckpt cannot be written" in err.splitlines()[-1]
+    assert "Traceback" not in err
+    files = step_files(run / "checkpoints")
+    assert list(files) == [3, 2]
+    assert [damage(path) for path in files.values()] == [None, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_twenty_random_kills(make, num_workers):
+    """Whenever it comes: the run needs longer, and that is all."""
+    rng = random.Random(num_workers)
+    whole = make(num_workers=num_workers, num_steps=40)
+    assert fit(whole)[0] == 0
+    recipe = make(num_workers=num_workers, num_steps=40)
+    run, kills = recipe.parent / "run", 0
+    while kills < 10:
+        process = start(recipe, "--ckpt_path", "last")
+        _wait_for_training(process, run)
+        time.sleep(rng.random() * 0.5)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    code, err = fit(recipe, "--ckpt_path", "last")
+    assert code == 0, err
+    assert_same(run, whole.parent / "run")
+
+
+def _wait_for_training(process, run):
+    """Until this process has written a row, or has ended."""
+    path = run / "metrics.csv"
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    deadline = time.monotonic() + TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and path.stat().st_mtime_ns != before:
+            return
+        time.sleep(0.01)
