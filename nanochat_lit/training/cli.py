@@ -1,6 +1,7 @@
 """`nanochat-lit fit|validate|test`: LightningCLI with a run folder, explicit precision and defaults that work."""
 
 import contextlib
+import itertools
 import logging
 import sys
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -234,6 +236,26 @@ def _find_recipe(argument: str) -> str:
     return argument
 
 
+def _check_recipes(argv: Sequence[str]) -> None:
+    """Say which recipe is not YAML, and where; the parser's own message has no file name."""
+    options = [*argv, ""]
+    named = [value for option, value in itertools.pairwise(options) if option == "--config"]
+    named += [option.partition("=")[2] for option in options if option.startswith("--config=")]
+    for path in map(Path, named):
+        if not path.is_file():
+            continue
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f"{path}, line {mark.line + 1}" if mark else str(path)
+            raise UserError(f"{place} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not text; give a recipe, a .yaml file") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path} has no keys; a recipe looks like those in recipes/")
+
+
 @contextlib.contextmanager
 def _user_errors_unwrapped() -> Iterator[None]:
     """Raise the UserError that jsonargparse has wrapped into its own, whose text is about type annotations."""
@@ -266,6 +288,8 @@ def main(argv: Sequence[str]) -> int:
     with warnings.catch_warnings(), reported_once(), _user_errors_unwrapped():
         for pattern in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", pattern)
+        argv = [_find_recipe(argument) for argument in argv]
+        _check_recipes(argv)
         NanochatCLI(
             LightningModule,
             LightningDataModule,
@@ -277,7 +301,7 @@ def main(argv: Sequence[str]) -> int:
             seed_everything_default=42,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=[_find_recipe(argument) for argument in argv],
+            args=argv,
             parser_kwargs={"prog": "nanochat-lit", "exit_on_error": False},
         )
     sys.stderr.flush()

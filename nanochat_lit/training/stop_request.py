@@ -6,7 +6,9 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, cast
+
+from lightning.pytorch import Trainer
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 """SIGUSR1 is what SLURM is commonly told to send before the time is up; not every system has it."""
@@ -47,3 +49,15 @@ class StopRequest:
         text = f"\n{signal.Signals(signum).name}: finishing this step, then saving a checkpoint (once more: stop at once)\n"
         with contextlib.suppress(OSError, ValueError):
             os.write(sys.stderr.fileno(), text.encode())  # print could be what was interrupted
+
+
+def silence_lightning(trainer: Trainer) -> None:
+    """Keep the Trainer from handling signals itself.
+
+    Its handler kills the other ranks, broadcasts from inside the handler, requeues SLURM jobs from checkpoints that do not
+    end with a step, and on several ranks asks for signals, with a wait for the GPU, in every micro-batch. Before training
+    starts a signal just ends the process: there is nothing to save yet.
+    """
+    internals = cast(Any, trainer)
+    internals._signal_connector.register_signal_handlers = lambda: None
+    internals.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None

@@ -40,9 +40,11 @@ class WatchedDDPStrategy(DDPStrategy):
             self._watch = RankWatch(self.global_rank, self.world_size)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Let the other ranks know."""
+        """Let the other ranks know; a SystemExit is an end that all ranks have agreed on."""
         super().on_exception(exception)
-        if self._watch is not None:
+        if self._watch is not None and isinstance(exception, SystemExit):
+            self._watch.finish()
+        elif self._watch is not None:
             if is_communication_error(exception):
                 self._watch.wait_for_blame()
             self._watch.fail(exception)

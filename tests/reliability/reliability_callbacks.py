@@ -25,7 +25,7 @@ class Draws(Callback):
 
 
 class Signal(Callback):
-    """Sends its own process a signal at one moment of the run.
+    """Sends its own process a signal at one moment of the run; with several ranks rank 0 does.
 
     Args:
         moment: "accumulation" (between the micro-batches of a step), "backward", "validation", or "write" (half of a
@@ -40,7 +40,7 @@ class Signal(Callback):
         self.signum = getattr(signal, name)
 
     def _at(self, moment, trainer):
-        if moment == self.moment and trainer.global_step == self.step:
+        if moment == self.moment and trainer.global_step == self.step and trainer.is_global_zero:
             self.moment = "over"
             os.kill(os.getpid(), self.signum)
 

@@ -136,6 +136,31 @@ def test_a_full_disk_costs_only_the_checkpoints_it_hits(make, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.multi_rank
+@pytest.mark.parametrize("strategy", ["zero", "ddp"])
+def test_two_ranks_are_killed_and_stopped_and_continue(make, tmp_path, strategy):
+    """The process that people see is killed, then asked to stop: both ranks end, and go on bit for bit together."""
+    ranks = ("--trainer.devices", "2", "--trainer.strategy", strategy, "--data.micro_batch_size", "2")
+    whole = make()
+    code, err = fit(whole, *ranks)
+    assert code == 0, err
+    recipe, without = make(callback("Signal", moment="accumulation", step=5)), ("--trainer.callbacks", "[]")
+    run = recipe.parent / "run"
+    code, err = fit(recipe, *ranks)
+    assert code == -signal.SIGKILL
+    assert "rank 0 has died" in err
+    assert max(step_files(run / "checkpoints")) == 4
+    recipe = make(callback("Signal", moment="accumulation", step=6, name="SIGTERM"))
+    code, err = fit(recipe, *ranks, "--run_dir", str(run), "--ckpt_path", "last")
+    assert code == 128 + signal.SIGTERM, err
+    assert err.count("stopped after step 7; --ckpt_path") == 1
+    assert "failed" not in err
+    code, err = fit(recipe, *ranks, *without, "--run_dir", str(run), "--ckpt_path", "last")
+    assert code == 0, err
+    assert_same(run, whole.parent / "run")
+
+
+@pytest.mark.slow
 def test_a_disk_that_stays_full_is_an_error_at_the_end(make):
     recipe = make(callback("SmallDisk", first=4, last=9, limit=100_000))
     run = recipe.parent / "run"

@@ -99,8 +99,22 @@ def test_recipes_that_cannot_be_read(tmp_path, write_recipe, refused):
     refused(["fit"], "required")
     refused(["fit", "--config", write_recipe(nope=3)], "'nope'")
     (tmp_path / "broken.yaml").write_text("model: [", encoding="utf-8")
-    refused(["fit", "--config", tmp_path / "broken.yaml"], "parsing config", "line")
+    refused(["fit", "--config", tmp_path / "broken.yaml"], "broken.yaml, line 1 is not valid YAML")
     refused(["fit", "--config", write_recipe(), "--model.class_path", "nanochat_lit.training.Nope"], "Nope")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"model:\n  depth: 2\n bad: [1\n", "recipe.yaml, line 3 is not valid YAML"),
+        (b"- a\n- b\n", "has no keys"),
+        (b"\x80\x81\xff", "is not text"),
+    ],
+)
+def test_files_that_are_no_recipes(content, words, tmp_path, refused):
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    refused(["fit", "--config", tmp_path / "recipe.yaml"], words)
+    refused(["fit", f"--config={tmp_path / 'recipe.yaml'}"], words)
 
 
 def test_an_empty_folder(tmp_path, write_recipe, refused):

@@ -18,7 +18,7 @@ from nanochat_lit.training.checkpoint_files import (
     give_name,
     step_files,
 )
-from nanochat_lit.training.stop_request import StopRequest
+from nanochat_lit.training.stop_request import StopRequest, silence_lightning
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
@@ -62,6 +62,11 @@ class RunCheckpoint(Checkpoint):
         self.stop_request = StopRequest()
         self._step_seen = 0
         self._saved_at_s = 0.0
+        self._group: Any = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            silence_lightning(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0 and not self.overwrite:
@@ -71,7 +76,8 @@ class RunCheckpoint(Checkpoint):
                 path.unlink(missing_ok=True)
         self._step_seen = trainer.global_step
         self._saved_at_s = time.monotonic()
-        # After Lightning's own handler, which broadcasts inside of it and stops between micro-batches.
+        if trainer.world_size > 1:  # of CPU tensors: asking each other must not wait for the GPU
+            self._group = torch.distributed.new_group(backend="gloo")
         self.stop_request.listen()
 
     def on_train_batch_end(
@@ -145,12 +151,11 @@ class RunCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_val_bpb = state_dict["best_val_bpb"]
 
-    @staticmethod
-    def _agree(trainer: Trainer, signum: int, is_late: bool) -> tuple[int, bool]:
+    def _agree(self, trainer: Trainer, signum: int, is_late: bool) -> tuple[int, bool]:
         """What any rank has noticed: a signal need not reach all of them, and their clocks differ."""
         if trainer.world_size == 1:
             return signum, is_late
-        noticed = torch.tensor([signum, int(is_late)], device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(noticed, op=torch.distributed.ReduceOp.MAX)
+        noticed = torch.tensor([signum, int(is_late)])
+        torch.distributed.all_reduce(noticed, op=torch.distributed.ReduceOp.MAX, group=self._group)
         signum, late = noticed.tolist()
         return int(signum), bool(late)

@@ -1,0 +1,54 @@
+"""Continuing with another configuration: what has changed is said, what may not change is refused."""
+
+import shutil
+
+import pytest
+
+from nanochat_lit import cli
+
+
+@pytest.fixture
+def resume(pretrained, tmp_path, capsys):
+    """Continue a finished toy run (4 steps) with more options; (exit status, what was said)."""
+    run = shutil.copytree(pretrained, tmp_path / "run")
+
+    def go(*options):
+        capsys.readouterr()
+        fixed = ["--config", str(run / "config.yaml"), "--run_dir", str(run), "--ckpt_path", "last"]
+        return cli.main(["fit", *fixed, *options]), capsys.readouterr().err
+
+    return go
+
+
+def test_nothing_changed_nothing_said(resume):
+    code, err = resume()
+    assert code == 0
+    assert "changed since the checkpoint" not in err
+
+
+def test_allowed_changes_are_said(resume):
+    code, err = resume("--trainer.max_steps", "5", "--model.matrix_lr", "0.03", "--log_every", "3")
+    assert code == 0
+    lines = [line for line in err.splitlines() if line.startswith("changed since the checkpoint: ")]
+    assert lines == [
+        "changed since the checkpoint: model.matrix_lr 0.02 -> 0.03",
+        "changed since the checkpoint: trainer.max_steps -1 -> 5",
+    ]
+    assert "step 5/5" in err
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("model.depth", "3", "the model"),
+        ("model.window_pattern", "L", "the model"),
+        ("model.sequence_len", "32", "the packed rows"),
+        ("data.vocab_size", "400", "the tokenizer"),
+    ],
+)
+def test_changes_that_would_make_another_run_are_refused(resume, key, value, why):
+    code, err = resume(f"--{key}", value)
+    assert code == 2
+    assert f"{key} is {value}, the checkpoint was made with" in err
+    assert f"{why} cannot change within a run" in err
+    assert len(err.splitlines()) <= 2
