@@ -68,7 +68,7 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) 
         seed=seed,
     )
     quick = ["--model.compile", "false"] if fast else []
-    _say(2, "tokenizer and pretraining")
+    _say(2, "tokenizer and pretraining: a quarter of the work")
     trainer(
         [
             *("fit", "--config", "recipes/quickstart_pretrain.yaml", "--run_dir", str(pretrain), "--overwrite", "true"),
@@ -77,7 +77,7 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) 
     )
     _say(3, "examining the base model")
     before = _examine(pretrain / "export", data / "test.jsonl", size["max_new_tokens"], limit=10)
-    _say(4, "fine-tuning on conversations")
+    _say(4, "fine-tuning on conversations: three quarters of the work")
     trainer(
         [
             *("fit", "--config", "recipes/quickstart_sft.yaml", "--run_dir", str(folder), "--overwrite", "true"),

@@ -1,6 +1,7 @@
 """`quickstart`: the whole path, smaller than --fast, in an empty folder outside the checkout."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,16 @@ def check(out, stdout, capsys):
     answer = capsys.readouterr().out
     assert answer.endswith("\n")
     assert not re.search(r"<\|\w+\|>", answer)
+    run_readme_code(out)
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def run_readme_code(out):
+    """What the README says to type in Python works with the export that it says is there."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert "runs/quickstart/export" in code
+    exec(code.replace("runs/quickstart", out.as_posix()), {})
 
 
 def test_quickstart_leaves_everything(tmp_path, monkeypatch, capsys):
