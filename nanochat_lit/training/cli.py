@@ -22,6 +22,7 @@ from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
 from nanochat_lit.training.callbacks.export import ExportModel
 from nanochat_lit.training.callbacks.progress import RunProgress
 from nanochat_lit.training.callbacks.rank_state import RankState
+from nanochat_lit.training.callbacks.run_start import RunStart
 from nanochat_lit.training.callbacks.samples import SampleWriter
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, load, resolve
 from nanochat_lit.training.compiling import keep_compile_cache
@@ -173,6 +174,7 @@ class NanochatCLI(LightningCLI):
         precision = ExplicitPrecision(self._get(self.config_init, "compute_dtype"), device)
         callbacks = [
             RankState(),
+            RunStart(),
             RunProgress(self._get(self.config_init, "log_every")),
             SampleWriter(),
             ExportModel(),

@@ -19,7 +19,6 @@ from nanochat_lit.training.callbacks.schedule import HyperparameterSchedule
 from nanochat_lit.training.compiling import decide_compile
 from nanochat_lit.training.datamodules import LanguageDataModule
 from nanochat_lit.training.float8 import check_float8, convert_to_float8
-from nanochat_lit.training.metrics_file import MetricsFile
 from nanochat_lit.training.micro_batch import choose_micro_batch_size
 from nanochat_lit.training.summary import print_plan, save_plan, saved_micro_batch_size
 
@@ -150,34 +149,6 @@ class LanguageModule(LightningModule):
             notes["activations"] = "computed again in the backward pass, block by block"
         return notes
 
-    def on_train_start(self) -> None:
-        """Measure where the stage starts from, or make up for a validation before which the run was stopped."""
-        trainer = self.trainer
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.start(trainer.global_step)
-        if trainer.global_step == 0 and trainer.limit_val_batches:
-            self._measure_start()
-        elif self.validates_after(trainer.global_step):
-            loop = trainer.fit_loop.epoch_loop.val_loop
-            loop.restarting = False
-            trainer.validating = True
-            loop.run()
-            trainer.training = True
-
-    @torch.no_grad()
-    def _measure_start(self) -> None:
-        """Validation before the first step, so that the gain of the stage can be seen."""
-        self.model.eval()
-        for index, batch in enumerate(self.datamodule.val_dataloader()):
-            self.validation_step({name: tensor.to(self.device) for name, tensor in batch.items()}, index)
-        self.model.train()
-        val_bpb = float(self.metric.compute())
-        self.metric.reset()
-        self._log_val_bpb(val_bpb)
-        if self.trainer.is_global_zero:
-            print(f"step 0: val_bpb {val_bpb:.4f}", file=sys.stderr)
-
     def validates_after(self, step: int) -> bool:
         """Whether the run is validated between this step and the next."""
         is_due = step == self.plan.num_steps or (self.eval_every > 0 and step % self.eval_every == 0)
@@ -234,9 +205,10 @@ class LanguageModule(LightningModule):
         in_fit = self.trainer.state.fn == "fit"
         self.log("val_bpb", val_bpb, sync_dist=False, logger=not in_fit)
         if in_fit:
-            self._log_val_bpb(float(val_bpb))
+            self.log_val_bpb(float(val_bpb))
 
-    def _log_val_bpb(self, val_bpb: float) -> None:
+    def log_val_bpb(self, val_bpb: float) -> None:
+        """Add it to the row of this step."""
         for logger in self.trainer.loggers:
             logger.log_metrics({"val_bpb": val_bpb}, self.trainer.global_step)
 

@@ -29,12 +29,8 @@ class SampleWriter(Callback):
         self.max_new_tokens = max_new_tokens
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        path = self._path(trainer)
-        if is_rank_zero() and path.exists():  # drop what is of an earlier run, or comes again after a resume
-            sections = re.split(r"(?=\n## Step \d+\n)", path.read_text(encoding="utf-8"))
-            kept = [section for section in sections[1:] if int(section.split()[2]) < trainer.global_step]
-            with atomic_write(path, "w") as file:
-                file.write("".join(sections[:1] + kept))
+        if trainer.global_step == 0 and is_rank_zero():
+            self._path(trainer).unlink(missing_ok=True)  # of an earlier run in this folder
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or not is_rank_zero():
@@ -47,8 +43,16 @@ class SampleWriter(Callback):
         module.model.train(was_training)
         lines = [f"\n## Step {trainer.global_step}\n"]
         lines += [f"- **{prompt}** {answer.strip()}" for prompt, answer in zip(prompts, answers, strict=True)]
-        with self._path(trainer).open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        with atomic_write(self._path(trainer), "w", encoding="utf-8") as file:
+            file.write(self._sections_before(trainer) + "\n".join(lines) + "\n")
+
+    def _sections_before(self, trainer: Trainer) -> str:
+        """What the file has of earlier steps; later sections are of a run from which this one has turned back."""
+        path = self._path(trainer)
+        if not path.exists():
+            return ""
+        sections = re.split(r"(?=\n## Step \d+\n)", path.read_text(encoding="utf-8"))
+        return "".join(section for section in sections if section and int(section.split()[2]) < trainer.global_step)
 
     def _path(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / "samples.md"

@@ -1,0 +1,61 @@
+"""What happens before the first step of a run, or of its continuation."""
+
+import sys
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from nanochat_lit.training.metrics_file import MetricsFile
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
+
+
+class RunStart(Callback):
+    """Measures where a new run starts from; makes up for the validation before which a run was stopped.
+
+    Checkpoints are written before validations, so one whose step is followed by a validation does not have its figure.
+    """
+
+    def __init__(self) -> None:
+        self._is_done = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_done = True
+        module = cast("LanguageModule", pl_module)
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.start(trainer.global_step)
+        if trainer.global_step == 0 and trainer.limit_val_batches:
+            measure_start(trainer, module)
+        elif module.validates_after(trainer.global_step):
+            validate(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._is_done:  # no step was left, so training has not started
+            self.on_train_start(trainer, pl_module)
+
+
+def validate(trainer: Trainer) -> None:
+    """Run the validation that follows this step, with all its hooks."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+
+
+@torch.no_grad()
+def measure_start(trainer: Trainer, module: "LanguageModule") -> None:
+    """Validation before the first step, so that the gain of the stage can be seen."""
+    module.model.eval()
+    for index, batch in enumerate(cast(Any, module.datamodule.val_dataloader())):
+        module.validation_step({name: tensor.to(module.device) for name, tensor in batch.items()}, index)
+    module.model.train()
+    val_bpb = float(module.metric.compute())
+    module.metric.reset()
+    module.log_val_bpb(val_bpb)
+    if trainer.is_global_zero:
+        print(f"step 0: val_bpb {val_bpb:.4f}", file=sys.stderr)
