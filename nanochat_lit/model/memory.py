@@ -41,7 +41,7 @@ class TrainingMemory:
     """The largest of what comes and goes beside that: a chunk of logits with its gradients, the backward pass of one layer,
     the optimizer's step (which the activations do not overlap, so only what it needs beyond them counts)."""
     allocator: int
-    """Freed memory that the allocator does not give back."""
+    """Freed memory that the allocator does not give back: on CPU a guess, see `_glibc_slack`."""
 
     @property
     def total(self) -> int:
@@ -113,9 +113,9 @@ def training_memory(
 
 
 def _glibc_slack(activations: int, workspace: int, run: _Run, *, activation_checkpointing: bool) -> float:
-    """Holes in the heap of a CPU process: fitted to measurements of the peak resident memory, within 15%.
+    """Holes in the heap of a CPU process: fitted to measurements of the peak resident memory.
 
-    Pieces of up to 32 MB come from one heap, and what is freed between two live ones stays with the process. Eager steps
+    The same program has up to half more or less of them from run to run. Pieces of up to 32 MB come from one heap, and what is freed between two live ones stays with the process. Eager steps
     make many such pieces, so as much again as is live is lost; compiled ones make few.
     """
     if run.is_compiled:

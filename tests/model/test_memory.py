@@ -17,8 +17,12 @@ TOLERANCE = 0.15
 
 
 def measured_growth(**options):
-    """How far a process that trains two steps rises above what its libraries take."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "8"}
+    """How far a process that trains two steps rises above what its libraries take.
+
+    With a fixed threshold glibc gives back whatever is freed, so this is what is alive at the peak, within 1% from run to
+    run. With its own moving threshold the heap keeps holes, whose size the same program changes by half between runs.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     out = subprocess.run(
         [sys.executable, str(PROGRAM), json.dumps(options)], capture_output=True, text=True, check=True, env=environment
     )
@@ -46,6 +50,11 @@ def estimated(
     )
 
 
+def alive(estimate):
+    """Of an estimate, what does not depend on the allocator."""
+    return estimate.total - estimate.allocator
+
+
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 SMALL = {"depth": 2, "vocab_size": 2048, "sequence_len": 256, "micro_batch_size": 8}
 SHAPES = [
@@ -61,7 +70,7 @@ SHAPES = [
 @linux
 def test_a_small_run_takes_what_was_estimated():
     growth = measured_growth(**SMALL, head_dim=64, dtype="float32")
-    assert estimated(**SMALL).total == pytest.approx(growth, rel=TOLERANCE)
+    assert alive(estimated(**SMALL)) == pytest.approx(growth, rel=TOLERANCE)
 
 
 @linux
@@ -69,7 +78,7 @@ def test_a_small_run_takes_what_was_estimated():
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape.values())))
 def test_runs_take_what_was_estimated(shape):
     growth = measured_growth(**shape, head_dim=64, dtype="float32")
-    assert estimated(**shape).total == pytest.approx(growth, rel=TOLERANCE)
+    assert alive(estimated(**shape)) == pytest.approx(growth, rel=TOLERANCE)
 
 
 def test_activations_grow_with_the_micro_batch_and_fall_with_checkpointing():
