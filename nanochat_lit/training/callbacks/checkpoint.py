@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.training.callbacks.loss_guard import LossGuard
 from nanochat_lit.training.checkpoint_files import (
     BEST,
     LAST,
@@ -71,8 +72,10 @@ class RunCheckpoint(Checkpoint):
                 path.unlink(missing_ok=True)
         self._step_seen = trainer.global_step
         self._saved_at_s = time.monotonic()
-        # After Lightning's own handler, which broadcasts inside of it and stops between micro-batches.
+        # After Lightning's own handler, which broadcasts inside of it and stops between micro-batches. It never hears of a
+        # signal now, so the broadcast that tells the ranks of it, for which every micro-batch waits, can be left out.
         self.stop_request.listen()
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -107,7 +110,7 @@ class RunCheckpoint(Checkpoint):
         error = checkpoint_io.error if isinstance(checkpoint_io, AtomicCheckpointIO) else None
         if error is None:
             give_name(path, LAST)
-            self._prune(trainer.global_step)
+            self._prune(trainer)
         elif must_succeed:
             raise UserError(
                 f"checkpoint {path} cannot be written: {error.strerror}; make room, then --ckpt_path last continues"
@@ -119,10 +122,13 @@ class RunCheckpoint(Checkpoint):
                 file=sys.stderr,
             )
 
-    def _prune(self, step: int) -> None:
+    def _prune(self, trainer: Trainer) -> None:
         """Remove what is not to be kept: old steps, later ones from which a resume has turned back, remains of a kill."""
         files = step_files(self.folder)
-        kept = [at for at in files if at <= step][: self.keep_last]
+        kept = [at for at in files if at <= trainer.global_step][: self.keep_last]
+        for guard in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(guard, LossGuard) and guard.high_since is not None:  # it may be exploding
+                kept += [at for at in files if at < guard.high_since][:1]
         superseded = [path for at, path in files.items() if at not in kept]
         for path in [*superseded, *self.folder.glob(".*.tmp")]:
             path.unlink(missing_ok=True)
@@ -154,3 +160,7 @@ class RunCheckpoint(Checkpoint):
         torch.distributed.all_reduce(noticed, op=torch.distributed.ReduceOp.MAX)
         signum, late = noticed.tolist()
         return int(signum), bool(late)
+
+
+def _do_nothing() -> None:
+    pass
