@@ -1,6 +1,5 @@
 """`nanochat-lit quickstart`: the whole path once, offline: data, tokenizer, pretraining, SFT, evaluation, a report."""
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -49,6 +48,7 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) 
         seed: Of the generated data.
     """
     from nanochat_lit.commands.quickstart_report import write_report
+    from nanochat_lit.common.peak_memory import peak_memory_bytes
     from nanochat_lit.data.tiny_world_files import write_tiny_world
     from nanochat_lit.training.cli import main as trainer
 
@@ -88,7 +88,9 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) 
     _say(5, "examining the chat model")
     after = _examine(folder / "export", data / "test.jsonl", size["max_new_tokens"])
     dialogues = [_converse(folder / "export", questions, size["max_new_tokens"]) for questions in DIALOGUES]
-    write_report(folder, before, after, dialogues, seconds=time.perf_counter() - start_s, peak_bytes=_peak_bytes())
+    write_report(
+        folder, before, after, dialogues, seconds=time.perf_counter() - start_s, peak_bytes=peak_memory_bytes()
+    )
     print((folder / "report.md").read_text(encoding="utf-8").split("## Curves")[0])
     print(f"Report: {folder / 'report.md'}\nChat:   nanochat-lit chat --model {folder / 'export'}")
 
@@ -148,8 +150,3 @@ def _converse(export: Path, questions: tuple[str, ...], max_new_tokens: int) -> 
         completion = engine.generate(prompt, max_new_tokens=max_new_tokens)[0]
         messages.append({"role": "assistant", "content": parse_completion(engine.tokenizer, completion)})
     return messages
-
-
-def _peak_bytes() -> int:
-    """Most memory this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,6 +1,7 @@
 """Batches of a stream, read ahead by worker processes if wanted, from a place that can be written down and returned to."""
 
 import pickle
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,6 +30,10 @@ class ResumableLoader:
         stream: The train split of a stream.
         num_workers: Reading processes; 0 reads in this one.
         pin_memory: Copy batches into page-locked memory, from which a GPU fetches faster.
+
+    Attributes:
+        asked_at_s: When the last batch was asked for, by `time.perf_counter`.
+        waited_s: Seconds that all batches so far took to come.
     """
 
     def __init__(self, stream: Stream, num_workers: int = 0, pin_memory: bool = False) -> None:
@@ -38,6 +43,7 @@ class ResumableLoader:
         self._readers: list[dict[str, Any]] = [{"state": {}, "since": 0} for _ in range(self.num_readers)]
         self._next_reader = 0
         self._started = False
+        self.asked_at_s = self.waited_s = 0.0
 
     @property
     def num_readers(self) -> int:
@@ -53,7 +59,7 @@ class ResumableLoader:
         if self.num_workers == 0:
             if state := self._readers[0]["state"]:
                 self.stream.load_state_dict(state)
-            return iter(DataLoader(self.stream, batch_size=None, pin_memory=self.pin_memory))
+            return _Timed(self, iter(DataLoader(self.stream, batch_size=None, pin_memory=self.pin_memory)))
         loader = DataLoader(
             _Reader(self.stream, self._readers, self._next_reader),
             batch_size=None,
@@ -61,7 +67,7 @@ class ResumableLoader:
             pin_memory=self.pin_memory,
             collate_fn=_unchanged,
         )
-        return self._counted(iter(loader))
+        return _Timed(self, self._counted(iter(loader)))
 
     def _counted(self, batches: Iterator[tuple[Batch, bytes | None]]) -> Iterator[Batch]:
         for batch, snapshot in batches:
@@ -149,6 +155,20 @@ def _unpickled(state: dict[str, Any] | bytes) -> dict[str, Any]:
 
 def _unchanged(item: Any) -> Any:
     return item
+
+
+class _Timed(Iterator[Batch]):
+    """Lets the loader know how long its batches take."""
+
+    def __init__(self, loader: ResumableLoader, batches: Iterator[Batch]) -> None:
+        self.loader = loader
+        self.batches = batches
+
+    def __next__(self) -> Batch:
+        self.loader.asked_at_s = time.perf_counter()
+        batch = next(self.batches)
+        self.loader.waited_s += time.perf_counter() - self.loader.asked_at_s
+        return batch
 
 
 class _Reader(IterableDataset[tuple[Batch, bytes | None]]):

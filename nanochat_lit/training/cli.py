@@ -15,11 +15,13 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
 from nanochat_lit.training.callbacks.export import ExportModel
+from nanochat_lit.training.callbacks.garbage import FreezeGarbage
+from nanochat_lit.training.callbacks.loss_guard import LossGuard
 from nanochat_lit.training.callbacks.progress import RunProgress
 from nanochat_lit.training.callbacks.rank_state import RankState
 from nanochat_lit.training.callbacks.run_start import RunStart
@@ -116,6 +118,13 @@ class NanochatCLI(LightningCLI):
             default=False,
             help="Replace an earlier run in run_dir. Without it, fit refuses to, unless --ckpt_path continues the run.",
         )
+        parser.add_argument(
+            "--stop_on_explosion",
+            type=float,
+            default=3.0,
+            help="Stop when the loss of ten steps in a row exceeds its average by so many nats; 0 goes on whatever it is. "
+            "A loss that is no finite number always stops the run.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Do not read the whole checkpoint in search of hyper-parameters, as Lightning does: the recipe has them."""
@@ -165,6 +174,8 @@ class NanochatCLI(LightningCLI):
                 raise UserError(f"{name} is {value}; it must be at least 1")
         if (minutes := self._get(self.config_init, "checkpoint_minutes")) is not None and minutes <= 0:
             raise UserError(f"checkpoint_minutes is {minutes}; it must be positive")
+        if (margin := self._get(self.config_init, "stop_on_explosion")) < 0:
+            raise UserError(f"stop_on_explosion is {margin}; it must be positive, or 0 to go on whatever the loss is")
         for name, (unset, instead) in REPLACED_OPTIONS.items():
             if trainer_config.get(name, unset) != unset:
                 raise UserError(f"trainer.{name} is {trainer_config[name]!r}, but runs do not use it; set {instead}")
@@ -172,12 +183,15 @@ class NanochatCLI(LightningCLI):
             raise UserError(f"run_dir {run_dir} is a file; give a folder")
         device = "cpu" if trainer_config.get("accelerator") == "cpu" else None
         precision = ExplicitPrecision(self._get(self.config_init, "compute_dtype"), device)
+        log_every = self._get(self.config_init, "log_every")
         callbacks = [
             RankState(),
             RunStart(),
-            RunProgress(self._get(self.config_init, "log_every")),
+            RunProgress(log_every),
+            LossGuard(margin, log_every),
             SampleWriter(),
             ExportModel(),
+            FreezeGarbage(),
             self._run_checkpoint(run_dir),
         ]
         kwargs |= {
@@ -204,12 +218,15 @@ class NanochatCLI(LightningCLI):
 
 
 def _loggers(run_dir: Path, more: Any) -> list[Logger]:
-    """Ours, and those of the recipe."""
-    loggers: list[Logger] = [MetricsFile(run_dir)]
-    loggers += more if isinstance(more, list) else [more] if isinstance(more, Logger) else []
-    with contextlib.suppress(ModuleNotFoundError):  # TensorBoard is optional; metrics.csv always is there
-        loggers.append(TensorBoardLogger(run_dir, name="tensorboard", version=""))
-    return loggers
+    """Ours, which always is there, and those of the recipe, each once.
+
+    Raises:
+        UserError: If a logger is asked for without saying which.
+    """
+    if more is True:
+        raise UserError("trainer.logger is true, which does not say which; give a class_path, or a list of them")
+    found = [more] if isinstance(more, Logger) else list(more or [])
+    return [MetricsFile(run_dir), *(logger for logger in found if not isinstance(logger, MetricsFile))]
 
 
 def _explain(error: Exception, trainer_config: Any) -> str:

@@ -82,10 +82,15 @@ class LanguageDataModule(LightningDataModule):
             self._loader.seek(self._own_position(self._positions, self._loader.num_readers))
         return self._loader
 
+    @property
+    def train_loader(self) -> ResumableLoader:
+        """The loader that training reads from, once it does."""
+        assert self._loader is not None, "there is no loader before training"
+        return self._loader
+
     def position(self) -> dict[str, Any]:
         """This rank's place in the training data."""
-        assert self._loader is not None, "there is no place before training"
-        return self._loader.position()
+        return self.train_loader.position()
 
     def continue_from(self, positions: list[dict[str, Any]]) -> None:
         """Let the training data begin where they were, by the `position` of every rank; call before `fit` asks for them."""

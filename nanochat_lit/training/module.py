@@ -20,6 +20,7 @@ from nanochat_lit.training.compiling import decide_compile
 from nanochat_lit.training.datamodules import LanguageDataModule
 from nanochat_lit.training.float8 import check_float8, convert_to_float8
 from nanochat_lit.training.micro_batch import choose_micro_batch_size
+from nanochat_lit.training.step_losses import StepLosses
 from nanochat_lit.training.summary import print_plan, save_plan, saved_micro_batch_size
 
 
@@ -61,7 +62,9 @@ class LanguageModule(LightningModule):
         self.metric = BitsPerByte()
         self.micro_batch_size = 0
         self.generation: dict[str, float] = {}
-        self._losses: list[Tensor] = []
+        self.losses = StepLosses()
+        self.logged_losses: list[float] = []
+        """Mean loss of each step of the last log window, over all ranks."""
 
     @property
     def config(self) -> GPTConfig:
@@ -176,23 +179,25 @@ class LanguageModule(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self.model(batch["inputs"], batch["targets"])
-        self._losses.append(loss.detach())
+        self.losses.add(loss)
         return loss
 
-    def pop_mean_loss(self) -> float:
-        """Mean loss of the micro-batches since the last call, nats per token, over all ranks."""
-        mean = torch.stack(self._losses).mean()
-        self._losses.clear()
-        return float(self.trainer.strategy.reduce(mean, reduce_op="mean"))
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.losses.end_step()
+
+    def pop_step_losses(self) -> list[float]:
+        """Mean loss of each step since the last call, nats per token, over all ranks; kept as `logged_losses`."""
+        losses = self.trainer.strategy.reduce(self.losses.pop(), reduce_op="mean")
+        self.logged_losses = cast(Tensor, losses).tolist()
+        return self.logged_losses
 
     def rank_state_dict(self) -> dict[str, Any]:
-        """What this rank alone knows: the losses that are not averaged yet."""
-        return {"losses": torch.stack(self._losses).cpu() if self._losses else None}
+        """What this rank alone knows: the losses that are not averaged over the ranks yet."""
+        return {"losses": self.losses.pending()}
 
     def load_rank_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `rank_state_dict` gave."""
-        losses = state["losses"]
-        self._losses = [] if losses is None else list(losses.to(self.device).unbind())
+        self.losses.restore(state["losses"], self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         losses = self.model(batch["inputs"], batch["targets"], reduction="none")

@@ -27,7 +27,7 @@ FIXED = {
 
 FREE = (
     *("ckpt_path", "run_dir", "overwrite", "weights_only", "log_every", "checkpoint_every", "checkpoint_minutes"),
-    *("keep_last", "keep_best", "config", "trainer.callbacks", "trainer.logger"),
+    *("keep_last", "keep_best", "stop_on_explosion", "config", "trainer.callbacks", "trainer.logger"),
 )
 """Keys whose change is nobody's concern."""
 

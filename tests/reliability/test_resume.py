@@ -11,11 +11,11 @@ from nanochat_lit import cli
 from nanochat_lit.training.metrics_file import read_metrics
 
 KEEP_ALL = ["--keep_last", "100", "--checkpoint_every", "1"]
-FIGURES = ("train_loss", "val_bpb")
+FIGURES = ("train_loss", "train_loss_ema", "grad_norm", "total_flops", "lr/wte", "val_bpb")
 
 
 def figures(run):
-    """The loss and bits-per-byte of every step, which no clock changes."""
+    """The figures of every step that no clock changes."""
     rows = read_metrics(run / "metrics.csv")
     return {step: {name: row[name] for name in FIGURES if name in row} for step, row in rows.items()}
 

@@ -77,15 +77,17 @@ def test_the_environment_variable_reaches_a_run(write_recipe, monkeypatch):
 @pytest.mark.parametrize("word", ["bfloat16", "float16"])
 def test_half_precision_trains_as_float32_does(word, write_recipe):
     """From the same seed; at most 1e-3 of loss apart after 4 steps. Measured: 2e-5 (float16), 4e-5 (bfloat16)."""
-    final = {}
+    final, norms = {}, []
     for dtype in ("float32", word):
         recipe = write_recipe()
         assert cli.main(["fit", "--config", str(recipe), "--compute_dtype", dtype, "--model.matrix_lr", "0.3"]) == 0
         metrics = read_metrics(recipe.parent / "run" / "metrics.csv")
         assert metrics[4]["train_loss"] < metrics[1]["train_loss"]
         final[dtype] = metrics[4]["train_loss"]
+        norms.append(metrics[1]["grad_norm"])
         assert load_export(recipe.parent / "run/export", "cpu", "float32")[0].lm_head.weight.isfinite().all()
     assert final[word] == pytest.approx(final["float32"], abs=1e-3)
+    assert norms[1] == pytest.approx(norms[0], rel=0.02), "of the gradients, without float16's loss scale"
 
 
 def test_the_loss_scale_is_saved(write_recipe):

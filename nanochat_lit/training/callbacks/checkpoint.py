@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.training.callbacks.loss_guard import LossGuard
 from nanochat_lit.training.checkpoint_files import (
     BEST,
     LAST,
@@ -113,7 +114,7 @@ class RunCheckpoint(Checkpoint):
         error = checkpoint_io.error if isinstance(checkpoint_io, AtomicCheckpointIO) else None
         if error is None:
             give_name(path, LAST)
-            self._prune(trainer.global_step)
+            self._prune(trainer)
         elif must_succeed:
             raise UserError(
                 f"checkpoint {path} cannot be written: {error.strerror}; make room, then --ckpt_path last continues"
@@ -125,10 +126,13 @@ class RunCheckpoint(Checkpoint):
                 file=sys.stderr,
             )
 
-    def _prune(self, step: int) -> None:
+    def _prune(self, trainer: Trainer) -> None:
         """Remove what is not to be kept: old steps, later ones from which a resume has turned back, remains of a kill."""
         files = step_files(self.folder)
-        kept = [at for at in files if at <= step][: self.keep_last]
+        kept = [at for at in files if at <= trainer.global_step][: self.keep_last]
+        for guard in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(guard, LossGuard) and guard.high_since is not None:  # it may be exploding
+                kept += [at for at in files if at < guard.high_since][:1]
         superseded = [path for at, path in files.items() if at not in kept]
         for path in [*superseded, *self.folder.glob(".*.tmp")]:
             path.unlink(missing_ok=True)

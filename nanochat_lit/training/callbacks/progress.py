@@ -1,25 +1,36 @@
-"""Says how the run is going: step, loss, bits per byte, speed, share of the hardware's peak, time left."""
+"""Says how the run is going: step, loss, bits per byte, speed, share of the hardware's peak, memory, time left."""
 
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
 
 from nanochat_lit.common.hardware import peak_flops_per_s
+from nanochat_lit.common.peak_memory import peak_memory_bytes
+from nanochat_lit.optim import global_grad_norm
+from nanochat_lit.training.progress_line import ProgressLine, bar, duration
+from nanochat_lit.training.smoothed_loss import SmoothedLoss
+from nanochat_lit.training.step_times import StepTimes, WindowTimes
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
 
 SPEED_SMOOTHING = 0.8
 
+NOTABLE_WAIT = 0.05
+"""Share of the time spent waiting for data from which on the line says so."""
+
 
 class RunProgress(Callback):
-    """Prints a progress line and logs metrics every few steps.
+    """Shows a progress line and logs a row of metrics every few steps.
 
-    In a terminal the line rewrites itself; piped, one line is printed per `log_every` steps.
+    Losses stay on the device until a step that is logged, and nothing else waits for it. Times are those of this rank's
+    host, losses and the gradient norm those of all ranks.
 
     Args:
         log_every: Steps between log rows.
@@ -27,19 +38,29 @@ class RunProgress(Callback):
 
     def __init__(self, log_every: int = 10) -> None:
         self.log_every = log_every
-        self.loss: float | None = None
+        self.smoothed_loss = SmoothedLoss()
         self.val_bpb: float | None = None
         self.tokens_per_s: float | None = None
+        self.times = StepTimes()
+        self.line = ProgressLine()
         self._is_warm = False
-        self._peak_flops_per_s = float("nan")
-        self._step_seen = self._logged_step = 0
-        self._logged_at_s = self._started_at_s = self._paused_s = 0.0
+        self._peak_flops_per_s = math.nan
+        self._grad_norm: Tensor | None = None
+        self._first_step = self._step_seen = 0
+        self._started_at_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = cast("LanguageModule", pl_module)
         self._peak_flops_per_s = peak_flops_per_s(module.device, module.model.compute_dtype)
-        self._step_seen = self._logged_step = trainer.global_step
-        self._started_at_s = self._logged_at_s = time.perf_counter()
+        self._first_step = self._step_seen = trainer.global_step
+        self._started_at_s = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.times.begin(cast("LanguageModule", pl_module).datamodule.train_loader.asked_at_s)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if is_logged(trainer.global_step + 1, self.log_every, cast("LanguageModule", pl_module)):
+            self._grad_norm = global_grad_norm(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -48,87 +69,109 @@ class RunProgress(Callback):
         if step == self._step_seen:
             return  # this micro-batch only accumulated
         self._step_seen = step
-        if not (step == 1 or step % self.log_every == 0 or step == module.plan.num_steps):
-            return
-        self.loss = loss = module.pop_mean_loss()
-        elapsed_s = time.perf_counter() - self._logged_at_s - self._paused_s
-        speed = (step - self._logged_step) * module.plan.tokens_per_step / elapsed_s
+        is_row = is_logged(step, self.log_every, module)
+        losses = (
+            module.pop_step_losses() if is_row else []
+        )  # waits for the device, so the window's time is the device's
+        self.times.end(time.perf_counter(), module.datamodule.train_loader.waited_s)
+        for loss in losses:
+            self.smoothed_loss.add(loss)
+        if is_row:
+            window = self.times.close_window()
+            self._note_speed(window.num_steps * module.plan.tokens_per_step / window.seconds)
+            self._log(trainer, module, losses, window)
+            self._draw(trainer, module, window.data_wait)
+        elif self.line.is_due:
+            self._draw(trainer, module)
+
+    def _note_speed(self, speed: float) -> None:
         if self._is_warm:  # the first steps compile and warm up
             known = self.tokens_per_s
             self.tokens_per_s = speed if known is None else SPEED_SMOOTHING * known + (1 - SPEED_SMOOTHING) * speed
         self._is_warm = True
-        self._logged_step, self._logged_at_s, self._paused_s = step, time.perf_counter(), 0.0
-        self._log(trainer, module, step, loss, speed)
-        self._print(trainer, module, step)
 
-    def _log(self, trainer: Trainer, module: "LanguageModule", step: int, loss: float, speed: float) -> None:
-        groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
-        muon = next(group for group in groups.values() if group["kind"] == "muon")
+    def _log(self, trainer: Trainer, module: "LanguageModule", losses: list[float], window: WindowTimes) -> None:
+        groups = trainer.optimizers[0].param_groups
+        muon = next(group for group in groups if group["kind"] == "muon")
+        tokens = trainer.global_step * module.plan.tokens_per_step
+        speed = window.num_steps * module.plan.tokens_per_step / window.seconds
         metrics = {
-            "train_loss": loss,
-            "tokens": step * module.plan.tokens_per_step,
+            "train_loss": math.fsum(losses) / len(losses),
+            "train_loss_ema": self.smoothed_loss.value,
+            "grad_norm": math.nan if self._grad_norm is None else float(self._grad_norm),
+            "tokens": tokens,
+            "total_flops": tokens * module.plan.flops_per_token,
             "seconds": time.perf_counter() - self._started_at_s,
             "tokens_per_s": speed,
             "mfu": self._mfu(module, trainer, speed),
+            "step_time_p50": window.p50_s,
+            "step_time_p95": window.p95_s,
+            "data_wait": window.data_wait,
+            "memory_gib": peak_memory_bytes(module.device) / 2**30,
             "lr_multiplier": muon["lr"] / muon["initial_lr"],
             "muon_momentum": muon["momentum"],
+            **{f"lr/{group['name']}": group["lr"] for group in groups},
         }
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step)
+            logger.log_metrics(metrics, trainer.global_step)
 
     def _mfu(self, module: "LanguageModule", trainer: Trainer, tokens_per_s: float) -> float:
         return tokens_per_s * module.plan.flops_per_token / (self._peak_flops_per_s * trainer.world_size)
 
-    def _print(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
+    def _draw(self, trainer: Trainer, module: "LanguageModule", data_wait: float = 0.0) -> None:
         if not trainer.is_global_zero:
             return
-        num_steps = module.plan.num_steps
-        parts = [f"step {step}/{num_steps}", f"loss {self.loss:.4f}"]
+        step, num_steps = trainer.global_step, module.plan.num_steps
+        at = f"step {step}/{num_steps}"
+        parts = [f"{at} {bar(step / num_steps)}" if sys.stderr.isatty() else at]
+        if (loss := self.smoothed_loss.value) == loss:
+            parts.append(f"loss {loss:.4f}")
         if self.val_bpb is not None:
             parts.append(f"val_bpb {self.val_bpb:.4f}")
         if self.tokens_per_s is not None:
+            parts += self._speed_parts(trainer, module, self.tokens_per_s)
+        if data_wait > NOTABLE_WAIT:
+            parts.append(f"data wait {data_wait:.0%}")
+        if self.tokens_per_s is not None:
             left_s = (num_steps - step) * module.plan.tokens_per_step / self.tokens_per_s
-            mfu = self._mfu(module, trainer, self.tokens_per_s)
-            parts.append(f"{self.tokens_per_s:,.0f} tok/s")
-            if mfu == mfu:
-                parts.append(f"mfu {mfu:.0%}")
-            parts.append(f"ETA {_duration(left_s)}")
-        _write_line(" | ".join(parts), is_last=step >= num_steps)
+            parts.append(f"ETA {duration(left_s)}")
+        self.line.draw(" | ".join(parts))
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._pause_began_s = time.perf_counter()
+    def _speed_parts(self, trainer: Trainer, module: "LanguageModule", tokens_per_s: float) -> list[str]:
+        mfu = self._mfu(module, trainer, tokens_per_s)
+        return [f"{tokens_per_s:,.0f} tok/s", *([f"mfu {mfu:.0%}"] if mfu == mfu else [])]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._paused_s += time.perf_counter() - self._pause_began_s
         value = trainer.callback_metrics.get("val_bpb")
         if value is not None:
             self.val_bpb = float(value)
             if trainer.is_global_zero and trainer.state.fn == "fit":
-                _write_line(f"step {trainer.global_step}: val_bpb {self.val_bpb:.4f}", is_last=True)
+                self.line.keep(f"step {trainer.global_step}: val_bpb {self.val_bpb:.4f}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
-            peak = (
-                f", peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB" if _on_cuda(pl_module) else ""
-            )
-            took = _duration(time.perf_counter() - self._started_at_s)
-            _write_line(f"trained {trainer.global_step} steps in {took}{peak}", is_last=True)
+        module, num_steps = cast("LanguageModule", pl_module), len(self.times)
+        if not trainer.is_global_zero:
+            return
+        parts = [f"trained {num_steps} steps in {duration(time.perf_counter() - self._started_at_s)}"]
+        if self._first_step:
+            parts[0] += f" (from step {self._first_step} on)"
+        if num_steps:
+            tokens, median_s = num_steps * module.plan.tokens_per_step, self.times.median_s()
+            parts += [f"{tokens:,} tokens", f"{tokens * module.plan.flops_per_token:.3g} FLOPs"]
+            parts += self._speed_parts(trainer, module, module.plan.tokens_per_step / median_s)
+        parts.append(f"peak memory {peak_memory_bytes(module.device) / 2**30:.2f} GiB")
+        self.line.keep(" | ".join(parts))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.line.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"smoothed_loss": self.smoothed_loss.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.smoothed_loss.load_state_dict(state_dict["smoothed_loss"])
 
 
-def _on_cuda(pl_module: LightningModule) -> bool:
-    return pl_module.device.type == "cuda"
-
-
-def _write_line(text: str, *, is_last: bool) -> None:
-    """One line on stderr; in a terminal the next one overwrites it unless it is the last."""
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[2K" + text + ("\n" if is_last else ""))
-    else:
-        sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+def is_logged(step: int, log_every: int, module: "LanguageModule") -> bool:
+    """Whether a step ends with a row of metrics: on every rank, since some figures take all of them."""
+    return step == 1 or step % log_every == 0 or step == module.plan.num_steps

@@ -1,0 +1,25 @@
+"""How much memory this process has held at most."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+
+def peak_memory_bytes(device: str | torch.device = "cpu", status: Path = Path("/proc/self/status")) -> int:
+    """Most memory that was held at once: on a CUDA device by tensors, else by this process (its resident pages).
+
+    Args:
+        device: Where the tensors are.
+        status: Linux's account of a process.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if status.exists():  # getrusage would give the peak of the process that started this one, if that was higher
+        for line in status.read_text("utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource  # not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,173 @@
+"""Stops a run whose loss is no longer a number, or has exploded, and keeps what shows why."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+
+from nanochat_lit.common.distributed import is_rank_zero, world_size
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import atomic_write
+from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.training.callbacks.progress import is_logged
+from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO
+from nanochat_lit.training.explosion import Explosion
+from nanochat_lit.training.worst_batch import WorstBatch
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
+
+BATCH_FILE = "bad_batch.md"
+
+SHOWN_CHARS = 100
+"""How much of the first document the message shows."""
+
+
+class LossGuard(Callback):
+    """Ends fit with a UserError when a micro-batch's loss is NaN or infinite, or when the loss explodes.
+
+    A loss that is not finite is found before the optimizer steps: with one rank on a CPU in every step, else in the steps
+    that are logged, where all ranks agree and nobody waits more than they do anyway. No checkpoint is written with such a
+    loss behind it, so those that are there are from before. Gradients that overflow in float16 are not a matter of this:
+    the loss is finite then.
+
+    What an explosion is, `Explosion` says; it is looked for in the steps that are logged, after `RunProgress`, which must
+    come before this callback.
+
+    The run folder then has the batch with the highest loss of each rank, as text, and the state at the stop in
+    `checkpoints/nan-stepNNNNNN.ckpt` or `checkpoints/exploded-stepNNNNNN.ckpt`, which `--ckpt_path last` does not find.
+
+    Args:
+        stop_on_explosion: By how many nats the loss must exceed its average to count as exploding; 0 never stops for that.
+        log_every: As for RunProgress.
+    """
+
+    def __init__(self, stop_on_explosion: float = 3.0, log_every: int = 10) -> None:
+        self.log_every = log_every
+        self.explosion = Explosion(stop_on_explosion)
+        self.worst = WorstBatch()
+        self.high_since: int | None = None
+        """First of the last steps in a row whose loss was high; None if the last was not."""
+        self._inputs: torch.Tensor | None = None
+        self._step_seen = 0
+        self._is_stopping = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step_seen = trainer.global_step
+        if trainer.global_step == 0 and is_rank_zero():
+            for path in [*_folder(trainer).glob("*-step*.ckpt"), _batch_file(trainer)]:
+                path.unlink(missing_ok=True)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._inputs = batch["inputs"]
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._inputs is not None
+        self.worst.add(cast("LanguageModule", pl_module).losses.latest, self._inputs, trainer.global_step + 1)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        module = cast("LanguageModule", pl_module)
+        is_cheap = trainer.world_size == 1 and module.device.type == "cpu"
+        if is_cheap or is_logged(trainer.global_step + 1, self.log_every, module):
+            self._check_finite(trainer, module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.training and not self._is_stopping:
+            self._check_finite(trainer, cast("LanguageModule", pl_module))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module, step = cast("LanguageModule", pl_module), trainer.global_step
+        if step == self._step_seen:
+            return  # this micro-batch only accumulated
+        self._step_seen = step
+        if not is_logged(step, self.log_every, module):
+            return
+        is_explosion = self.explosion.found_in(module.logged_losses)  # averages over the ranks: all find the same
+        self.high_since = step - self.explosion.num_high + 1 if self.explosion.num_high else None
+        if is_explosion:
+            rise = f"has been more than {self.explosion.margin:g} above its average of {self.explosion.usual:.4f}"
+            what = f"the loss of step {step} is {module.logged_losses[-1]:.4f} and {rise}"
+            self._stop(trainer, module, "exploded", f"{what} for {self.explosion.num_high} steps")
+        self.worst.clear()
+
+    def _check_finite(self, trainer: Trainer, module: "LanguageModule") -> None:
+        loss = self.worst.loss
+        if loss is None:
+            return
+        if trainer.world_size > 1:
+            loss = loss.clone()
+            dist.all_reduce(loss, op=dist.ReduceOp.MAX)
+        if not math.isfinite(float(loss)):
+            self._stop(trainer, module, "nan", "the loss of step {step} is not a finite number")
+
+    def _stop(self, trainer: Trainer, module: "LanguageModule", kind: str, what: str) -> None:
+        """Keep everything, then raise; every rank comes here in the same step."""
+        self._is_stopping = True
+        loss, step, rows = self.worst.fetch()
+        found: list[Any] = [(loss, step, _documents(module.tokenizer, rows))]
+        if world_size() > 1:
+            own, found = found[0], [None] * world_size()
+            dist.all_gather_object(found, own)
+        path = _folder(trainer) / f"{kind}-step{trainer.global_step:06d}.ckpt"
+        trainer.save_checkpoint(path, weights_only=False)
+        if is_rank_zero():
+            _write_batches(_batch_file(trainer), found)
+        # The earliest of the worst: once a rank's loss is NaN, so are those of all ranks from the next step on.
+        loss, step, documents = min(found, key=lambda batch: (-batch[0], batch[1]))
+        first = documents[0][1].strip() if documents else ""
+        raise UserError(
+            f"{what.format(step=step)}; training has stopped\n"
+            f"  its batch is in {_batch_file(trainer)} and begins: {first[:SHOWN_CHARS]!r}\n"
+            f"  the state at the stop is {_saved(trainer, path)}; --ckpt_path last continues from the checkpoint before it, "
+            "with lower learning rates or without those documents"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"explosion": self.explosion.state_dict(), "high_since": self.high_since}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.explosion.load_state_dict(state_dict["explosion"])
+        self.high_since = state_dict["high_since"]
+
+
+def _folder(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def _batch_file(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / BATCH_FILE
+
+
+def _saved(trainer: Trainer, path: Path) -> str:
+    """The path, or why it is not there."""
+    checkpoint_io = trainer.strategy.checkpoint_io
+    error = checkpoint_io.error if isinstance(checkpoint_io, AtomicCheckpointIO) else None
+    return str(path) if error is None else f"lost ({path} cannot be written: {error.strerror})"
+
+
+def _documents(tokenizer: Tokenizer, rows: list[list[int]]) -> list[tuple[str, str]]:
+    """Names and texts of the documents, or pieces of some, in rows of token ids."""
+    documents = []
+    for number, row in enumerate(rows, start=1):
+        starts = [at for at, token in enumerate(row) if token == tokenizer.bos_id and at > 0]
+        for count, (start, end) in enumerate(zip([0, *starts], [*starts, len(row)], strict=True), start=1):
+            documents.append((f"row {number}, document {count}", tokenizer.decode(row[start:end])))
+    return documents
+
+
+def _write_batches(path: Path, found: list[tuple[float, int, list[tuple[str, str]]]]) -> None:
+    """A chapter for each rank."""
+    with atomic_write(path, "w") as file:
+        for rank, (loss, step, documents) in enumerate(found):
+            shown = f"{loss:.4f}" if math.isfinite(loss) else "not finite"
+            file.write(f"# Rank {rank}: the micro-batch with the highest loss, in step {step}: {shown}\n")
+            for name, text in documents:
+                file.write(f"\n## Rank {rank}, {name}\n\n{text}\n")
+            file.write("\n")
