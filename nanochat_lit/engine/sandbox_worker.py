@@ -35,7 +35,8 @@ def main() -> None:
     """Read the policy, isolate this process or refuse, run the program, report how it ended."""
     # Copies, because the program may close 0 and 2.
     control, reports = os.dup(0), os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.close(0)
+    os.open(os.devnull, os.O_RDONLY)  # takes the lowest number that is free, 0
     policy = marshal.loads(_read(control, int.from_bytes(_read(control, 4), "little")))  # noqa: S302 - from our parent
     with open("program.py", "rb") as file:  # noqa: PTH123 - pathlib would double the time this takes to start
         source = file.read()
