@@ -175,7 +175,7 @@ class _Collector:
 
 
 def _start_worker(folder: str) -> subprocess.Popen[bytes]:
-    # Two variables an interpreter may need to start; the worker clears them.
+    # Two variables an interpreter may need to start. The worker clears them, but a program can still find them in its memory.
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
     return subprocess.Popen(  # noqa: S603 - this interpreter on a file of this package
         [sys.executable, "-I", "-S", "-B", "-X", "utf8", sandbox_worker.__file__],

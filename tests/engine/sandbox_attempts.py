@@ -188,6 +188,14 @@ popen(['/bin/true']).wait()
 ctypes.CDLL(None).getenv.restype = ctypes.c_char_p
 assert ctypes.CDLL(None).getenv(b'SANDBOX_SECRET')
 """,
+    "secret on the stack": """
+address = ctypes.c_void_p.in_dll(ctypes.CDLL(None), 'program_invocation_name').value
+texts = []
+while texts[-1:] != [b'']:  # the arguments lie there, after them the environment as the process got it
+    texts.append(ctypes.string_at(address))
+    address += len(texts[-1]) + 1
+assert any(b'SANDBOX_SECRET' in text for text in texts)
+""",
     "inherited handle": "os.write(INHERITED, b'x')",
 }
 
@@ -287,5 +295,5 @@ NOT_OUTSIDE = {
     *("become root", "become somebody else", "more memory", "more time", "host name", "clock", "bpf", "page faults"),
     *("performance counters", "keys", "kernel module", "extended attribute", "locked memory", "unnamed file outside"),
     *("own memory", "import of an installed package", "installed packages", "packages inside the library"),
-    *("inherited handle", "shared library from outside"),
+    *("inherited handle", "secret on the stack", "shared library from outside"),
 }
