@@ -2,7 +2,8 @@
 
 Each program gets a fresh interpreter, which before it runs a line of it gives up, for good and without needing privileges:
 
-- files, but for its own temporary folder and the standard library (Landlock, `sandbox_landlock`);
+- files, but for its own temporary folder, the standard library and the system's shared libraries (Landlock,
+  `sandbox_landlock`);
 - every system call outside a list of some seventy: no sockets, processes, threads or signals (seccomp, `sandbox_seccomp`);
 - all capabilities, if it was started by root;
 - memory, CPU time, size of files, number of open files (resource limits).

@@ -294,6 +294,12 @@ NOT_OUTSIDE = {
     *("socket by the x32 table", "32-bit system call", "make a device", "chroot", "mount", "namespace", "system log"),
     *("become root", "become somebody else", "more memory", "more time", "host name", "clock", "bpf", "page faults"),
     *("performance counters", "keys", "kernel module", "extended attribute", "locked memory", "unnamed file outside"),
-    *("own memory", "import of an installed package", "installed packages", "packages inside the library"),
+    *(
+        "own memory",
+        "memory of the parent",
+        "import of an installed package",
+        "installed packages",
+        "packages inside the library",
+    ),
     *("inherited handle", "secret on the stack", "shared library from outside"),
 }

@@ -1,6 +1,7 @@
 """How programs end in the sandbox, and when nothing runs at all. The ways out are tried in test_sandbox_escapes.py."""
 
 import concurrent.futures
+import contextlib
 import os
 import re
 import struct
@@ -155,9 +156,10 @@ def test_many_threads_at_once_and_nothing_stays_behind(run, monkeypatch, tmp_pat
 def _workers(parent: int) -> list[Path]:
     """Folders in /proc of the children that have a filter of system calls."""
     found = []
-    for child in Path(f"/proc/{parent}/task").glob("*/children"):
-        folders = [Path("/proc", number) for number in child.read_text().split()]
-        found += [folder for folder in folders if "Seccomp:\t2" in (folder / "status").read_text()]
+    for children in Path(f"/proc/{parent}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread or child that has just ended
+            folders = [Path("/proc", number) for number in children.read_text().split()]
+            found += [folder for folder in folders if "Seccomp:\t2" in (folder / "status").read_text()]
     return found
 
 
