@@ -1,8 +1,20 @@
-"""Inference: sampling, tool calls, cached generation, and the portable export it reads."""
+"""Inference: sampling, tool calls, cached generation, the portable export it reads, the sandbox for model-written code."""
 
 from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export, load_generation_defaults, save_export
 from nanochat_lit.engine.sampling import sample_next
+from nanochat_lit.engine.sandbox import SandboxLimits, SandboxResult, missing_isolation, run_python
 
-__all__ = ["Engine", "calculate", "load_export", "load_generation_defaults", "sample_next", "save_export"]
+__all__ = [
+    "Engine",
+    "SandboxLimits",
+    "SandboxResult",
+    "calculate",
+    "load_export",
+    "load_generation_defaults",
+    "missing_isolation",
+    "run_python",
+    "sample_next",
+    "save_export",
+]
