@@ -41,8 +41,9 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
             "samples": "nanochat_lit.commands.evaluate:samples",
             "tiny_world": "nanochat_lit.commands.evaluate:tiny_world",
             "core": "nanochat_lit.commands.evaluate_tasks:core",
+            "chat": "nanochat_lit.commands.evaluate_tasks:chat",
         },
-        "measure an export: bits per byte, samples, accuracy in the tiny world, CORE",
+        "measure an export: bits per byte, samples, accuracy in the tiny world, CORE, ChatCORE",
     ),
     "chat": ("nanochat_lit.commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
 }

@@ -11,9 +11,9 @@ import torch
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.evaluation.core_bundle import CoreTask
 from nanochat_lit.evaluation.core_prompts import Encoder, encode_examples, is_right
-from nanochat_lit.evaluation.ranks import from_rank_zero, sum_over_ranks
+from nanochat_lit.evaluation.ranks import sum_over_ranks
 from nanochat_lit.evaluation.scoring import Scorer
-from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest
+from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
 
 EXAMPLES_PER_WINDOW = 2048
 """Examples whose tokens are held at a time; large, because examples of equal lengths run together."""
@@ -40,19 +40,7 @@ def evaluate_core(
     Returns:
         One result a task, in their order, on every rank.
     """
-    results = results or ResultsFile(None, {})
-    finished: dict[str, TaskResult] = from_rank_zero(results.results)
-    outcome = []
-    for task in tasks:
-        result = finished.get(task.label)
-        if result is None:
-            result = evaluate_task(scorer, tokenizer, task, device)
-            if rank() == 0:
-                results.add(result)
-        if on_task is not None and rank() == 0:
-            on_task(result)
-        outcome.append(result)
-    return outcome
+    return measure_tasks(tasks, lambda task: evaluate_task(scorer, tokenizer, task, device), results, on_task)
 
 
 def evaluate_task(scorer: Scorer, tokenizer: Encoder, task: CoreTask, device: torch.device | str = "cpu") -> TaskResult:

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from nanochat_lit.common.distributed import rank
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
+from nanochat_lit.evaluation.ranks import from_rank_zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,47 @@ class ResultsFile:
         """Delete the file: the evaluation is finished, and the next one measures anew."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+class Labelled(Protocol):
+    """A task with a name."""
+
+    @property
+    def label(self) -> str:
+        """The name, which no other task of the evaluation has."""
+        ...
+
+
+T = TypeVar("T", bound=Labelled)
+
+
+def measure_tasks(
+    tasks: Sequence[T],
+    measure: Callable[[T], TaskResult],
+    results: ResultsFile | None = None,
+    on_task: Callable[[TaskResult], None] | None = None,
+) -> list[TaskResult]:
+    """Measure the tasks that are not finished; every rank of a process group calls this, and all get all results.
+
+    Args:
+        tasks: In the order of the results.
+        measure: Gives a task's result, on every rank.
+        results: Of an earlier evaluation that was killed; takes the new ones. Only rank 0's counts.
+        on_task: Called on rank 0 when a task is done, or was done already.
+    """
+    results = results or ResultsFile(None, {})
+    finished: dict[str, TaskResult] = from_rank_zero(results.results)
+    outcome = []
+    for task in tasks:
+        result = finished.get(task.label)
+        if result is None:
+            result = measure(task)
+            if rank() == 0:
+                results.add(result)
+        if on_task is not None and rank() == 0:
+            on_task(result)
+        outcome.append(result)
+    return outcome
 
 
 def digest(value: Any) -> str:

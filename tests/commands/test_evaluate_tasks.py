@@ -134,3 +134,53 @@ def test_mistakes(folder, core_bundle, arguments, message, capsys):
     assert message in captured.err
     assert len(captured.err.splitlines()) <= 2
     assert not folder.with_name("export_evaluation").exists()
+
+
+@pytest.fixture
+def gsm8k(tmp_path):
+    rows = [{"question": f"What is {number} + 1?", "answer": f"#### {number + 1}"} for number in range(12)]
+    (tmp_path / "gsm8k.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path / "gsm8k.jsonl"
+
+
+def test_chat(folder, gsm8k, capsys):
+    options = (
+        "chat",
+        "--model",
+        folder,
+        "--tasks",
+        '["gsm8k", "identity"]',
+        "--paths",
+        json.dumps({"gsm8k": str(gsm8k)}),
+    )
+    options = (*options, "--max_per_task", 4, "--max_new_tokens", 5, "--device", "cpu")
+    printed = run(capsys, *options)
+    assert "mean of 1 task, partial ChatCORE: 0.0000" in printed.out
+    assert "arc_easy, arc_challenge, mmlu, humaneval" in printed.out
+    sampled = ("--num_samples", 3, "--k", 2, "--temperature", 1, "--json")
+    report = json.loads(run(capsys, *options, *sampled).out)
+    assert [(t["label"], t["examples"], t["is_member"]) for t in report["tasks"]] == [
+        ("gsm8k", 4, True),
+        ("identity", 4, False),
+    ]
+    assert {(t["num_samples"], t["k"], t["pass_at_k"]) for t in report["tasks"]} == {(3, 2, 0.0)}
+    results = folder.with_name("export_evaluation")
+    assert sorted(path.name for path in results.iterdir()) == ["chat_core.json", "chat_core.md", "chat_core.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", '["humaneval"]'], "no sandbox for it yet; leave it out"),
+        (["--tasks", '["identity"]', "--k", "2"], "k is 2; with num_samples 1 it must be from 1 to 1"),
+        (["--tasks", '["identity"]', "--num_samples", "2"], "2 samples at temperature 0"),
+        (["--tasks", '["mmlu"]', "--paths", '{"mmlu": "{gsm8k}"}'], "gsm8k.jsonl:1: the choices must be a list"),
+    ],
+)
+def test_mistakes_in_chat(folder, gsm8k, arguments, message, capsys):
+    filled = [argument.replace("{gsm8k}", str(gsm8k)) for argument in arguments]
+    assert cli.main(["evaluate", "chat", "--model", str(folder), *filled]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.splitlines()) <= 2
+    assert not folder.with_name("export_evaluation").exists()

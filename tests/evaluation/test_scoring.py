@@ -87,6 +87,20 @@ def test_what_rows_share_is_computed_once(random_model, monkeypatch):
     assert sum(seen) <= 3 * (160 + 4 * (BUCKET + 5))  # whole rows would be 3 * 4 * 164
 
 
+def test_no_pass_is_larger_than_allowed(random_model, monkeypatch):
+    model, sizes = random_model(sequence_len=128), []
+    features = model.features
+
+    def counted(inputs, kv_cache=None):
+        sizes.append(inputs.numel())
+        return features(inputs, kv_cache)
+
+    monkeypatch.setattr(model, "features", counted)
+    GPTScorer(model, tokens_per_pass=800).score(examples(60))
+    assert max(sizes) <= 800
+    assert len(sizes) < 60
+
+
 def test_logits_are_made_for_scored_tokens_alone(random_model, monkeypatch):
     model, made = random_model(sequence_len=256), []
     linear = torch.nn.functional.linear
