@@ -228,7 +228,7 @@ def _plot(file: Any, report: Mapping[str, Any]) -> None:
     axes = figure.subplots()
     axes.barh([task["label"] for task in tasks], values, xerr=errors, color="#4878a8", ecolor="#333333", capsize=2)
     axes.axvline(0.0, color="black", linewidth=0.8)
-    axes.set(xlabel="centered accuracy (0 is guessing, 1 is perfect)", title=headline(report)[0])
-    axes.title.set_fontsize(9)
+    axes.set(xlabel="centered accuracy (0 is guessing, 1 is perfect)")
+    figure.suptitle(headline(report)[0].replace(" (95%", "\n(95%"), fontsize=9)  # two lines, or it is cut off
     axes.grid(alpha=0.3, axis="x")
     figure.savefig(file, dpi=120, format="png")
