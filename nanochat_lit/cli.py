@@ -40,8 +40,10 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
             "bpb": "nanochat_lit.commands.evaluate:bpb",
             "samples": "nanochat_lit.commands.evaluate:samples",
             "tiny_world": "nanochat_lit.commands.evaluate:tiny_world",
+            "core": "nanochat_lit.commands.evaluate_tasks:core",
+            "chat": "nanochat_lit.commands.evaluate_tasks:chat",
         },
-        "measure an export: bits per byte, samples, accuracy in the tiny world",
+        "measure an export: bits per byte, samples, accuracy in the tiny world, CORE, ChatCORE",
     ),
     "chat": ("nanochat_lit.commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
 }

@@ -125,6 +125,39 @@ def random_model() -> Callable[..., GPT]:
 
 
 @pytest.fixture(scope="session")
+def core_bundle(tmp_path_factory) -> Path:
+    """An evaluation bundle with a task of every kind, 60 rows each, the right answers spread evenly."""
+    rng = random.Random(3)
+
+    def words(count: int) -> str:
+        return " ".join(rng.choices(WORDS, k=count))
+
+    rows = {
+        "copa": [{"query": words(9), "choices": [words(2), words(3)], "gold": i % 2} for i in range(60)],
+        "arc_easy": [{"query": words(7), "choices": [words(2) for _ in range(4)], "gold": i % 4} for i in range(60)],
+        "winograd": [
+            {"context_options": [words(4), words(5)], "continuation": words(4), "gold": i % 2} for i in range(60)
+        ],
+        "lambada_openai": [{"context": words(12) + " ", "continuation": words(2)} for _ in range(60)],
+    }
+    kinds = ["multiple_choice", "multiple_choice", "schema", "language_modeling"]
+    shots = dict(zip(rows, (0, 3, 0, 2), strict=True))
+    folder = tmp_path_factory.mktemp("eval_bundle")
+    tasks = [
+        {"label": label, "dataset_uri": f"a/{label}.jsonl", "num_fewshot": [shots[label]], "icl_task_type": kind}
+        for label, kind in zip(rows, kinds, strict=True)
+    ]
+    tasks[1]["continuation_delimiter"] = "\nAnswer: "
+    (folder / "core.yaml").write_text(yaml.safe_dump({"icl_tasks": tasks}))
+    baselines = "copa,50\narc_easy,25\nwinograd,50\nlambada_openai,0\n"
+    (folder / "eval_meta_data.csv").write_text("Eval Task,Random baseline\n" + baselines)
+    (folder / "eval_data" / "a").mkdir(parents=True)
+    for label, table in rows.items():
+        (folder / "eval_data" / "a" / f"{label}.jsonl").write_text("\n".join(map(json.dumps, table)) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def text_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     rng = random.Random(0)

@@ -1,23 +1,171 @@
-"""What every task offers: a number of conversations, and a judgement of what a model answered."""
+"""What every task offers, parts of a task, and mixtures of several.
+
+A task is a sequence of conversations. Training reads them; evaluation drops the last answer, asks a model for it, and lets
+the task judge. A task whose answer is one of a few letters says so with `letters` in its conversations: then the model's
+logits of those letters decide, and nothing has to be generated.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
+from random import Random
 from typing import Any, Protocol, runtime_checkable
+
+from nanochat_lit.common.errors import UserError
+
+Conversation = dict[str, Any]
 
 
 @runtime_checkable
-class Task(Protocol):
-    """A sequence of conversations whose last answer can be judged."""
+class Conversations(Protocol):
+    """A sequence of conversations: what training needs."""
 
     def __len__(self) -> int:
         """How many conversations there are."""
         ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Conversation:
         """The conversation at this place: {"messages": [...], ...}."""
         ...
 
-    def evaluate(self, conversation: dict[str, Any], completion: str, tool_calls: Sequence[str] = ()) -> bool:
+
+@runtime_checkable
+class Task(Conversations, Protocol):
+    """A sequence of conversations whose last answer can be judged."""
+
+    def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
         """Whether the completion, with the tool calls made for it, is a right answer to the conversation."""
         ...
+
+
+class TaskSlice:
+    """Some conversations of a task, as Python slices a list.
+
+    Args:
+        task: The whole; one that cannot judge gives a slice that can only be learnt from.
+        start: First place; None is the beginning.
+        stop: Place after the last; None is the end.
+        step: Distance between places.
+
+    Raises:
+        UserError: If nothing is left, or the step is below 1.
+    """
+
+    def __init__(self, task: Conversations, start: int | None = None, stop: int | None = None, step: int = 1) -> None:
+        if step < 1:
+            raise UserError(f"the step of a slice is {step}; it must be at least 1")
+        self.task = task
+        self.places = range(*slice(start, stop, step).indices(len(task)))
+        if not self.places:
+            raise UserError(f"the slice {start}:{stop}:{step} of a task with {len(task)} conversations holds none")
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Conversation:
+        return self.task[self.places[index]]
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return (self.task[place] for place in self.places)
+
+    def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """As the whole task judges.
+
+        Raises:
+            UserError: If it cannot.
+        """
+        if not isinstance(self.task, Task):
+            raise UserError(f"{type(self.task).__name__} has conversations to learn from and nothing to judge them by")
+        return self.task.evaluate(conversation, completion, tool_calls)
+
+
+class TaskMixture:
+    """Several tasks as one, every conversation as often as its task is repeated, in an order drawn from the seed.
+
+    The conversations of all tasks are spread evenly, so that training meets every source all the time. The same tasks,
+    repeats and seed give the same order everywhere.
+
+    Args:
+        tasks: The sources by name.
+        repeats: How often each is read; sources that are not named are read once.
+        seed: Of the order.
+
+    Raises:
+        UserError: If there is no source, a name is unknown, or a repeat is not a whole number of at least 1.
+    """
+
+    def __init__(self, tasks: dict[str, Conversations], repeats: dict[str, int] | None = None, seed: int = 42) -> None:
+        repeats = repeats or {}
+        if not tasks:
+            raise UserError("the mixture has no tasks; give at least one")
+        if unknown := sorted(set(repeats) - set(tasks)):
+            raise UserError(f"repeats names {', '.join(unknown)}, but the tasks are {', '.join(tasks)}")
+        self.tasks = tasks
+        self.repeats = {name: repeats.get(name, 1) for name in tasks}
+        for name, times in self.repeats.items():
+            if not isinstance(times, int) or isinstance(times, bool) or times < 1:
+                raise UserError(f"repeats of {name} is {times!r}; use a whole number of at least 1")
+        self._names = list(tasks)
+        places = array("q")  # two numbers in one, task * 2^40 + place: a million conversations take 8 MB
+        for number, (name, task) in enumerate(tasks.items()):
+            for _ in range(self.repeats[name]):
+                places.extend(range(number << 40, (number << 40) + len(task)))
+        Random(seed).shuffle(places)
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def source(self, index: int) -> str:
+        """Name of the task that the conversation at this place comes from."""
+        return self._names[self._places[index] >> 40]
+
+    def __getitem__(self, index: int) -> Conversation:
+        code = self._places[index]
+        return {**self.tasks[self._names[code >> 40]][code & (1 << 40) - 1], "source": self._names[code >> 40]}
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return (self[index] for index in range(len(self)))
+
+    def counts(self) -> dict[str, int]:
+        """Conversations of each source, repeats included."""
+        return {name: self.repeats[name] * len(task) for name, task in self.tasks.items()}
+
+
+def multiple_choice_prompt(question: str, choices: Sequence[str], letters: Sequence[str]) -> str:
+    """The question of a categorical task; the letter comes after its choice, so that it follows what it stands for.
+
+    Args:
+        question: What is asked.
+        choices: Possible answers.
+        letters: One for each choice.
+    """
+    lines = [f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True)]
+    return (
+        f"Multiple Choice question: {question}\n{''.join(lines)}\nRespond only with the letter of the correct answer."
+    )
+
+
+def multiple_choice_conversation(
+    question: str, choices: Sequence[str], letters: Sequence[str], answer: str
+) -> Conversation:
+    """A categorical question with its right letter.
+
+    Args:
+        question: What is asked.
+        choices: Possible answers.
+        letters: One for each choice.
+        answer: The right letter.
+
+    Returns:
+        {"messages", "letters"}.
+    """
+    assert answer in letters, f"the answer {answer!r} is not among the letters {letters}"
+    return {
+        "messages": [
+            {"role": "user", "content": multiple_choice_prompt(question, choices, letters)},
+            {"role": "assistant", "content": answer},
+        ],
+        "letters": list(letters),
+    }

@@ -1,0 +1,169 @@
+"""nanochat-lit evaluate core and chat: tasks with right answers; intervals, a table and a plot."""
+
+import sys
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat_lit.common.distributed import is_rank_zero, world_size
+from nanochat_lit.common.errors import UserError
+
+if TYPE_CHECKING:
+    from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult
+
+
+def core(
+    model: str,
+    bundle: str | None = None,
+    max_per_task: int | None = None,
+    tasks: list[str] | None = None,
+    out: str | None = None,
+    bundle_sha256: str | None = None,
+    device: str | None = None,
+    compute_dtype: str = "auto",
+    json: bool = False,
+) -> None:
+    """CORE: the mean centered accuracy over 22 few-shot tasks, with both versions of the baselines.
+
+    The folder of --out gets core.json, core.md and core.png. After a kill the same command goes on with the tasks that
+    are not finished. Under torchrun every process takes its share of the examples.
+
+    Args:
+        model: Export folder.
+        bundle: Folder of an evaluation bundle (core.yaml, eval_meta_data.csv, eval_data/); null downloads it once. If it
+            lacks tasks, the mean of the others is called partial.
+        max_per_task: Most examples of a task, drawn from all; null takes all.
+        tasks: Only these tasks, as in '["copa", "piqa"]'; null takes all that the bundle has.
+        out: Folder for the results; null is the model's folder with "_evaluation" added to its name.
+        bundle_sha256: Checksum that a downloaded bundle must have; null trusts the address.
+        device: cpu, cuda or mps; null is the fastest there is.
+        compute_dtype: auto, bfloat16, float16 or float32.
+        json: Print the result as JSON alone.
+    """
+    from nanochat_lit.engine.export import load_export
+    from nanochat_lit.evaluation.bundle_download import fetch_bundle
+    from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, load_bundle
+    from nanochat_lit.evaluation.core_metric import bundle_digest, evaluate_core
+    from nanochat_lit.evaluation.ranks import joined_ranks
+    from nanochat_lit.evaluation.score_report import summarize
+    from nanochat_lit.evaluation.scoring import GPTScorer
+
+    # the data first, because what is wrong with it shows at once
+    folder = Path(bundle) if bundle is not None else fetch_bundle(sha256=bundle_sha256)
+    core_tasks = load_bundle(folder, max_per_task, tasks)
+    with joined_ranks() as own_device:
+        gpt, tokenizer = load_export(model, device or own_device, compute_dtype, cast_weights=True)
+        dtype = str(gpt.compute_dtype).removeprefix("torch.")
+        key = {"data": bundle_digest(core_tasks), "compute_dtype": dtype}
+        results = _results_file("core", model, out, key)
+        outcome = evaluate_core(GPTScorer(gpt), tokenizer, core_tasks, results, _report_task, gpt.device)
+    if not is_rank_zero():
+        return
+    about = {"model": model, "bundle": str(folder), "max_per_task": max_per_task, "compute_dtype": dtype}
+    baselines = {version: {task.label: task.baselines()[version] for task in core_tasks} for version in BASELINES}
+    report = summarize("core", CORE_LABELS, outcome, baselines, {**about, "world_size": world_size()})
+    _finish(report, results, _out_folder(model, out), json)
+
+
+def chat(  # noqa: PLR0913 - every option of the command is a parameter
+    model: str,
+    tasks: list[str] | None = None,
+    paths: dict[str, str] | None = None,
+    max_per_task: int | None = None,
+    num_samples: int = 1,
+    k: int = 1,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+    out: str | None = None,
+    device: str | None = None,
+    compute_dtype: str = "auto",
+    json: bool = False,
+) -> None:
+    """ChatCORE: the mean centered accuracy over ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval.
+
+    Of multiple choice questions the likeliest letter counts; the others are answered with the calculator at hand. HumanEval
+    is left out, and the mean called partial, until there is a sandbox for the programs that a model writes. The folder of
+    --out gets chat_core.json, chat_core.md and chat_core.png; after a kill the same command goes on with the tasks that are
+    not finished. Under torchrun every process takes its share of the questions.
+
+    Args:
+        model: Export folder of a chat model.
+        tasks: Only these, as in '["gsm8k", "count_letters"]': arc_easy, arc_challenge, mmlu, gsm8k; count_letters,
+            spell_word and identity stand in the table and do not count in the mean.
+        paths: Local files of tasks, as in '{"gsm8k": "test.jsonl"}'; the others come from the Hugging Face hub.
+        max_per_task: Most questions of a task, drawn from all; null takes all.
+        num_samples: Answers to each generative question; the accuracy is their mean.
+        k: With several samples, also report the share of questions that one of k samples solves (pass@k).
+        temperature: 0 takes the likeliest token, higher is more varied.
+        top_k: Sample among this many likeliest tokens; null or 0 is all.
+        max_new_tokens: Longest answer in tokens.
+        seed: The same seed gives the same answers.
+        out: Folder for the results; null is the model's folder with "_evaluation" added to its name.
+        device: cpu, cuda or mps; null is the fastest there is.
+        compute_dtype: auto, bfloat16, float16 or float32.
+        json: Print the result as JSON alone.
+    """
+    from nanochat_lit.engine.engine import Engine
+    from nanochat_lit.engine.export import load_export
+    from nanochat_lit.evaluation.chat_core import Answering, chat_digest, evaluate_chat
+    from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, load_chat_tasks
+    from nanochat_lit.evaluation.ranks import joined_ranks
+    from nanochat_lit.evaluation.score_report import summarize
+
+    if not 1 <= k <= max(num_samples, 1):
+        raise UserError(f"k is {k}; with num_samples {num_samples} it must be from 1 to {num_samples}")
+    answering = Answering(
+        num_samples=num_samples, temperature=temperature, top_k=top_k, max_new_tokens=max_new_tokens, seed=seed
+    )
+    chat_tasks = load_chat_tasks(tasks, paths, max_per_task)
+    with joined_ranks() as own_device:
+        gpt, tokenizer = load_export(model, device or own_device, compute_dtype, cast_weights=True)
+        dtype = str(gpt.compute_dtype).removeprefix("torch.")
+        key = {"data": chat_digest(chat_tasks), "compute_dtype": dtype, "answering": asdict(answering)}
+        results = _results_file("chat_core", model, out, key)
+        outcome = evaluate_chat(Engine(gpt, tokenizer), chat_tasks, answering, results, _report_task)
+    if not is_rank_zero():
+        return
+    about = {"model": model, "paths": paths, "max_per_task": max_per_task, "compute_dtype": dtype, **asdict(answering)}
+    baselines = {"chat_core": {task.label: task.baseline for task in chat_tasks}}
+    report = summarize("chat_core", list(CHAT_BASELINES), outcome, baselines, {**about, "world_size": world_size()}, k)
+    _finish(report, results, _out_folder(model, out), json)
+
+
+def _out_folder(model: str, out: str | None) -> Path:
+    folder = Path(model).resolve()
+    return folder.with_name(f"{folder.name}_evaluation") if out is None else Path(out)
+
+
+def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any]) -> "ResultsFile":
+    """What is finished of this evaluation; a changed model, data or setting makes it another evaluation."""
+    from nanochat_lit.evaluation.task_results import ResultsFile, file_digest
+
+    path = _out_folder(model, out) / f"{metric}_progress.json" if is_rank_zero() else None
+    files = {name: file_digest(Path(model) / name) for name in ("config.json", "model.safetensors", "tokenizer.model")}
+    results = ResultsFile(path, {**files, **key})
+    if results.replaces_other:
+        print(f"{path} is of another evaluation and is begun anew", file=sys.stderr)
+    return results
+
+
+def _report_task(result: "TaskResult") -> None:
+    count = len(result.correct)
+    line = f"{result.label}: accuracy {result.accuracy:.4f}, {count:,} examples in {result.seconds:.1f} s"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _finish(report: dict[str, Any], results: "ResultsFile", folder: Path, json: bool) -> None:
+    from nanochat_lit.evaluation.score_report import headline, plain_table, write_report
+
+    write_report(folder, report)
+    results.remove()
+    if json:
+        print(dumps(report))
+        return
+    print(plain_table(report))
+    print("\n".join(headline(report)))
+    print(f"written to {folder}/{report['metric']}.json, .md and .png")

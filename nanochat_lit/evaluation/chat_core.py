@@ -1,0 +1,197 @@
+"""ChatCORE: the mean centered accuracy of a chat model over tasks that it answers in a conversation.
+
+A categorical question is answered by the letter with the highest logit among its own, in one forward pass; a generative
+one by what the engine writes. A conversation that does not fit the model's context counts as answered wrongly.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from nanochat_lit.common.distributed import rank, world_size
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.sampling import check_sampling
+from nanochat_lit.evaluation.chat_tasks import ChatTask
+from nanochat_lit.evaluation.ranks import sum_over_ranks
+from nanochat_lit.evaluation.scoring import TOKENS_PER_PASS
+from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
+from nanochat_lit.tasks.base import Conversation, Task
+from nanochat_lit.tokenizer import Tokenizer, parse_completion, render_for_completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """How generative questions are answered."""
+
+    num_samples: int = 1
+    """Answers to each question."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; several samples need more."""
+    top_k: int | None = None
+    """Sample among this many likeliest tokens; None or 0 is all."""
+    max_new_tokens: int = 512
+    """Longest answer in tokens."""
+    seed: int = 0
+    """The same seed gives the same answers, on any number of ranks."""
+
+
+def evaluate_chat(
+    engine: Engine,
+    tasks: Sequence[ChatTask],
+    answering: Answering,
+    results: ResultsFile | None = None,
+    on_task: Callable[[TaskResult], None] | None = None,
+) -> list[TaskResult]:
+    """Ask and judge every task; with a process group, every rank takes its share of the questions.
+
+    Args:
+        engine: Model and tokenizer.
+        tasks: Of `load_chat_tasks`.
+        answering: How generative questions are answered.
+        results: Holds what an earlier evaluation has finished, and takes what this one finishes; only rank 0's counts.
+        on_task: Called on rank 0 when a task is done, or was done already.
+
+    Returns:
+        One result a task, in their order, on every rank.
+
+    Raises:
+        UserError: If a letter is not one token, or a setting is impossible; before anything is asked.
+    """
+    check_sampling(answering.temperature, answering.top_k)
+    for name in ("num_samples", "max_new_tokens"):
+        if getattr(answering, name) < 1:
+            raise UserError(f"{name} is {getattr(answering, name)}; it must be at least 1")
+    if answering.num_samples > 1 and answering.temperature == 0:
+        raise UserError(f"{answering.num_samples} samples at temperature 0 would all be equal; raise the temperature")
+    for chat_task in tasks:
+        if chat_task.kind == "categorical":
+            check_letters(engine.tokenizer, chat_task)
+    return measure_tasks(tasks, lambda task: evaluate_chat_task(engine, task, answering), results, on_task)
+
+
+def evaluate_chat_task(engine: Engine, chat_task: ChatTask, answering: Answering) -> TaskResult:
+    """Ask and judge one task.
+
+    Args:
+        engine: Model and tokenizer.
+        chat_task: The task.
+        answering: How generative questions are answered.
+    """
+    start_s = time.perf_counter()
+    task, size = chat_task.task, len(chat_task.task)
+    prompts: dict[int, list[int]] = {}
+    counts = torch.zeros(size + 1, dtype=torch.int64)  # right samples by question; the last place counts the cut ones
+    for index in range(rank(), size, world_size()):
+        prompt = render_for_completion(engine.tokenizer, task[index])
+        if len(prompt) <= engine.model.config.sequence_len:
+            prompts[index] = prompt
+        else:
+            counts[-1] += 1
+    is_categorical = chat_task.kind == "categorical"
+    judged = _categorical(engine, task, prompts) if is_categorical else _generative(engine, task, prompts, answering)
+    for index, num_right in judged:
+        counts[index] = num_right
+    *correct, num_cut = sum_over_ranks(counts.to(engine.model.device)).tolist()
+    return TaskResult(
+        label=chat_task.label,
+        kind=chat_task.kind,
+        num_fewshot=0,
+        correct=correct,
+        num_samples=1 if is_categorical else answering.num_samples,
+        num_cut=num_cut,
+        seconds=time.perf_counter() - start_s,
+    )
+
+
+def check_letters(tokenizer: Tokenizer, chat_task: ChatTask) -> None:
+    """See that the letters of every question are single, different tokens, which is what their logits stand for.
+
+    Args:
+        tokenizer: The model's.
+        chat_task: A categorical task.
+
+    Raises:
+        UserError: If not; it names the task and the letter.
+    """
+    for letters in {tuple(chat_task.task[index]["letters"]) for index in range(len(chat_task.task))}:
+        token_ids = [tokenizer.encode(letter) for letter in letters]
+        for letter, own in zip(letters, token_ids, strict=True):
+            if len(own) != 1:
+                raise UserError(
+                    f"{chat_task.label}: the letter {letter!r} is {len(own)} tokens of this tokenizer and not one; "
+                    "leave the task out"
+                )
+        if len({own[0] for own in token_ids}) < len(letters):
+            raise UserError(f"{chat_task.label}: the letters {', '.join(letters)} are not all different")
+
+
+def _categorical(engine: Engine, task: Task, prompts: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
+    """(index, 1 if the likeliest letter is right), in batches of similar lengths."""
+    tokens_per_pass = TOKENS_PER_PASS.get(engine.model.device.type, 4096)
+    for members in _batches(prompts, tokens_per_pass):
+        conversations = [task[index] for index in members]
+        token_ids = [[engine.tokenizer.encode(letter)[0] for letter in c["letters"]] for c in conversations]
+        best = _likeliest(engine, [prompts[index] for index in members], token_ids)
+        for index, conversation, place in zip(members, conversations, best, strict=True):
+            yield index, int(task.evaluate(conversation, conversation["letters"][place]))
+
+
+def _batches(prompts: dict[int, list[int]], tokens_per_pass: int) -> Iterator[list[int]]:
+    members: list[int] = []
+    for index in sorted(prompts, key=lambda index: len(prompts[index]), reverse=True):
+        if members and (len(members) + 1) * len(prompts[members[0]]) > tokens_per_pass:
+            yield members
+            members = []
+        members.append(index)
+    if members:
+        yield members
+
+
+@torch.inference_mode()
+def _likeliest(engine: Engine, prompts: Sequence[Sequence[int]], choices: Sequence[Sequence[int]]) -> list[int]:
+    """Which of each prompt's choices of a next token has the highest logit; the first of equal ones."""
+    model = engine.model
+    length = max(map(len, prompts))
+    padded = [[*prompt, *[0] * (length - len(prompt))] for prompt in prompts]  # on the right, where nobody sees it
+    hidden = model.features(torch.tensor(padded, device=model.device))
+    places = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
+    states = hidden[torch.arange(len(prompts), device=model.device), places].float()  # (N, C)
+    # the softcap keeps the order of logits, so the largest is found without it
+    scores = [
+        (model.lm_head.weight[list(own)].float() @ state).tolist() for own, state in zip(choices, states, strict=True)
+    ]
+    return [own.index(max(own)) for own in scores]
+
+
+def _generative(
+    engine: Engine, task: Task, prompts: dict[int, list[int]], answering: Answering
+) -> Iterator[tuple[int, int]]:
+    """(index, number of right samples)."""
+    limit, temperature, top_k = answering.max_new_tokens, answering.temperature, answering.top_k
+    if temperature == 0:
+        completions = engine.generate_batch(list(prompts.values()), limit)
+        for index, completion in zip(prompts, completions, strict=True):
+            yield index, int(_is_right(engine, task, task[index], completion))
+        return
+    for index, prompt in prompts.items():
+        seed = answering.seed * 1_000_003 + index  # the question's own, so that ranks don't matter
+        samples = engine.generate(prompt, answering.num_samples, limit, temperature, top_k, seed)
+        yield index, sum(_is_right(engine, task, task[index], sample) for sample in samples)
+
+
+def _is_right(engine: Engine, task: Task, conversation: Conversation, completion: Sequence[int]) -> bool:
+    parts = parse_completion(engine.tokenizer, completion)
+    text = "".join(part["text"] for part in parts if part["type"] == "text")
+    return task.evaluate(conversation, text, [part["text"] for part in parts if part["type"] == "python"])
+
+
+def chat_digest(tasks: Sequence[ChatTask]) -> str:
+    """A fingerprint of the tasks: results of equal tasks may be joined.
+
+    Args:
+        tasks: Of `load_chat_tasks`.
+    """
+    return digest([[task.label, [task.task[index] for index in range(len(task.task))]] for task in tasks])

@@ -1,0 +1,96 @@
+"""The tasks of ChatCORE and a few more for chat models, loaded and checked before a model runs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.tasks.arc import ARC
+from nanochat_lit.tasks.base import Task, TaskSlice
+from nanochat_lit.tasks.gsm8k import GSM8K
+from nanochat_lit.tasks.humaneval import HumanEval, RunCode
+from nanochat_lit.tasks.identity import Identity
+from nanochat_lit.tasks.mmlu import MMLU
+from nanochat_lit.tasks.spelling import CountLetters, SpellWord
+
+CHAT_BASELINES = {"arc_easy": 0.25, "arc_challenge": 0.25, "mmlu": 0.25, "gsm8k": 0.0, "humaneval": 0.0}
+"""The tasks whose mean is ChatCORE, with the accuracy of guessing."""
+
+OTHER_TASKS = ("count_letters", "spell_word", "identity")
+"""Tasks that can be asked for besides; none can be guessed."""
+
+DEFAULT_LABELS = tuple(label for label in CHAT_BASELINES if label != "humaneval")
+"""What is measured unless asked otherwise: HumanEval waits for a sandbox."""
+
+NUM_SPELLING = 256
+"""Questions of count_letters and of spell_word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTask:
+    """One task for chat models."""
+
+    label: str
+    """Its name."""
+    kind: str
+    """categorical (the likeliest letter is the answer) or generative."""
+    task: Task
+    """Its conversations and its judgement."""
+
+    @property
+    def baseline(self) -> float:
+        """Accuracy of guessing."""
+        return CHAT_BASELINES.get(self.label, 0.0)
+
+
+def load_chat_tasks(
+    labels: Sequence[str] | None = None,
+    paths: Mapping[str, str | Path] | None = None,
+    max_per_task: int | None = None,
+    run_code: RunCode | None = None,
+) -> list[ChatTask]:
+    """Test splits of the tasks, from local files or from the Hugging Face hub.
+
+    Args:
+        labels: Of CHAT_BASELINES or OTHER_TASKS; None or none is DEFAULT_LABELS.
+        paths: Local files by label; other tasks come from the hub, or need no file.
+        max_per_task: Most questions of a task; None takes all.
+        run_code: Runs the programs of HumanEval where they can do no harm.
+
+    Raises:
+        UserError: If a label is unknown or named twice, data cannot be had or is malformed, or HumanEval is asked for
+            without `run_code`.
+    """
+    labels, paths = list(labels or DEFAULT_LABELS), dict(paths or {})
+    known = (*CHAT_BASELINES, *OTHER_TASKS)
+    if unknown := sorted({*labels, *paths} - set(known)):
+        raise UserError(f"there is no task {', '.join(unknown)}; use {', '.join(known)}")
+    if unused := sorted(set(paths) - set(labels)):
+        raise UserError(f"paths names {', '.join(unused)}, which is not among the tasks {', '.join(labels)}")
+    if len(set(labels)) < len(labels):
+        raise UserError(f"the tasks {', '.join(labels)} name one twice")
+    if max_per_task is not None and max_per_task < 1:
+        raise UserError(f"max_per_task is {max_per_task}; it must be at least 1")
+    if "humaneval" in labels and run_code is None:
+        raise UserError("humaneval runs what a model has written, and there is no sandbox for it yet; leave it out")
+    return [_load(label, paths.get(label), max_per_task, run_code) for label in labels]
+
+
+def _load(label: str, path: str | Path | None, max_per_task: int | None, run_code: RunCode | None) -> ChatTask:
+    if label == "identity" and path is not None:
+        raise UserError("paths names identity, whose questions come from no file; leave it out")
+    loaders: dict[str, Callable[[], Task]] = {
+        "arc_easy": lambda: ARC("ARC-Easy", "test", path),
+        "arc_challenge": lambda: ARC("ARC-Challenge", "test", path),
+        "mmlu": lambda: MMLU("test", path),
+        "gsm8k": lambda: GSM8K("test", path),
+        "humaneval": lambda: HumanEval(run_code, path),
+        "count_letters": lambda: CountLetters(NUM_SPELLING, "test", path),
+        "spell_word": lambda: SpellWord(NUM_SPELLING, "test", path),
+        "identity": Identity,
+    }
+    task = loaders[label]()
+    kind = "categorical" if "letters" in task[0] else "generative"
+    if max_per_task is not None:
+        task = TaskSlice(task, 0, max_per_task)
+    return ChatTask(label=label, kind=kind, task=task)

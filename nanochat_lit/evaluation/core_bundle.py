@@ -1,0 +1,195 @@
+"""The CORE tasks as an evaluation bundle holds them: core.yaml, eval_meta_data.csv, eval_data/.
+
+Everything is checked when it is loaded, before any model runs.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.tasks.rows import missing_text, read_jsonl, wrong_choices, wrong_place
+
+CORE_LABELS = (
+    "hellaswag_zeroshot",
+    "jeopardy",
+    "bigbench_qa_wikidata",
+    "arc_easy",
+    "arc_challenge",
+    "copa",
+    "commonsense_qa",
+    "piqa",
+    "openbook_qa",
+    "lambada_openai",
+    "hellaswag",
+    "winograd",
+    "winogrande",
+    "bigbench_dyck_languages",
+    "agi_eval_lsat_ar",
+    "bigbench_cs_algorithms",
+    "bigbench_operators",
+    "bigbench_repeat_copy_logic",
+    "squad",
+    "coqa",
+    "boolq",
+    "bigbench_language_identification",
+)
+"""The tasks whose mean is CORE."""
+
+BASELINES = {
+    "v1": {"commonsense_qa": 0.20, "bigbench_language_identification": 0.091, "agi_eval_lsat_ar": 0.20},
+    "v2": {"commonsense_qa": 0.403, "bigbench_language_identification": 0.25, "agi_eval_lsat_ar": 0.25},
+}
+"""Where the two versions of DCLM's baselines differ: v1 until September 2025 (nanochat's leaderboard), v2 since."""
+
+KINDS = ("multiple_choice", "schema", "language_modeling")
+SHUFFLE_SEED = 1337
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoreTask:
+    """One task of a bundle."""
+
+    label: str
+    """Its name."""
+    kind: str
+    """multiple_choice, schema or language_modeling."""
+    num_fewshot: int
+    """Solved examples before each question."""
+    delimiter: str
+    """Between context and continuation."""
+    baseline: float
+    """Accuracy of guessing, 0 to 1, as the bundle gives it."""
+    rows: list[dict[str, Any]]
+    """In the order of the evaluation: shuffled, then capped."""
+
+    def baselines(self) -> dict[str, float]:
+        """The baseline of each version."""
+        return {version: changed.get(self.label, self.baseline) for version, changed in BASELINES.items()}
+
+
+def load_bundle(
+    folder: str | Path, max_per_task: int | None = None, labels: Sequence[str] | None = None
+) -> list[CoreTask]:
+    """The tasks of a bundle.
+
+    Args:
+        folder: Holds core.yaml, eval_meta_data.csv and eval_data/.
+        max_per_task: Most rows of a task; None takes all.
+        labels: Only these tasks; None or none takes all that are there.
+
+    Returns:
+        The tasks of CORE that the bundle has, in its order; tasks that it names and has no file of are left out.
+
+    Raises:
+        UserError: If a file of the bundle is missing or malformed, a row is, a task named in `labels` is not there, or a
+            task has too few rows for its few-shot examples.
+    """
+    folder = Path(folder)
+    if max_per_task is not None and max_per_task < 1:
+        raise UserError(f"max_per_task is {max_per_task}; it must be at least 1")
+    entries = _entries(folder / "core.yaml")
+    baselines = _baselines(folder / "eval_meta_data.csv")
+    data = folder / "eval_data"
+    there = {
+        entry["label"]: entry
+        for entry in entries
+        if entry["label"] in CORE_LABELS and (data / entry["dataset_uri"]).is_file()
+    }
+    if not there:
+        raise UserError(f"{folder} holds no tasks of CORE: none of the files that core.yaml names is in {data}")
+    if unknown := sorted(set(labels or ()) - set(there)):
+        raise UserError(f"{folder} has no task {', '.join(unknown)} of CORE; it has {', '.join(there)}")
+    chosen = [entry for label, entry in there.items() if not labels or label in labels]
+    return [_task(entry, data, baselines, max_per_task) for entry in chosen]
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}; give the folder of an evaluation bundle, or leave it out") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from None
+    entries = content.get("icl_tasks") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: has no list of tasks called icl_tasks")
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}: task {number}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{where} is not a table of keys")
+        if problem := missing_text(entry, "label", "dataset_uri", "icl_task_type"):
+            raise UserError(f"{where}: {problem}")
+        if entry["icl_task_type"] not in KINDS:
+            raise UserError(f"{where}: icl_task_type is {entry['icl_task_type']!r}; use one of {', '.join(KINDS)}")
+        shots = entry.get("num_fewshot")
+        if not isinstance(shots, list) or not shots or not isinstance(shots[0], int) or shots[0] < 0:
+            raise UserError(f"{where}: num_fewshot must be a list that begins with a number, got {shots!r}")
+    labels = [entry["label"] for entry in entries]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise UserError(f"{path}: names {', '.join(twice)} twice")
+    return entries
+
+
+def _baselines(path: Path) -> dict[str, float]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); it gives the baselines of the tasks") from None
+    return dict(_baseline(row, f"{path}:{number}") for number, row in enumerate(table, 2))
+
+
+def _baseline(row: dict[str, str], where: str) -> tuple[str, float]:
+    try:
+        baseline = float(row["Random baseline"]) / 100.0
+        if not 0 <= baseline < 1:
+            raise ValueError
+        return row["Eval Task"], baseline
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{where}: needs the columns 'Eval Task' and 'Random baseline', a percentage from 0 to below 100"
+        ) from None
+
+
+def _task(entry: dict[str, Any], data: Path, baselines: dict[str, float], max_per_task: int | None) -> CoreTask:
+    label, kind, num_fewshot = entry["label"], entry["icl_task_type"], entry["num_fewshot"][0]
+    path = data / entry["dataset_uri"]
+    if label not in baselines:
+        raise UserError(f"eval_meta_data.csv has no baseline for the task {label}")
+    rows, lines = read_jsonl(path)
+    for row, line in zip(rows, lines, strict=True):
+        if problem := _problem(kind, row):
+            raise UserError(f"{path}:{line}: {problem}")
+    Random(SHUFFLE_SEED).shuffle(rows)
+    kept = rows[:max_per_task]  # few-shot examples come from these too, as in nanochat
+    if len(kept) <= num_fewshot:
+        cap = "" if len(kept) == len(rows) else f" (max_per_task; raise it to {num_fewshot + 1} or more)"
+        raise UserError(
+            f"the task {label} has {len(kept)} rows{cap} and shows {num_fewshot} other rows as examples before each; "
+            f"it needs at least {num_fewshot + 1}"
+        )
+    return CoreTask(
+        label=label,
+        kind=kind,
+        num_fewshot=num_fewshot,
+        delimiter=entry.get("continuation_delimiter", " "),
+        baseline=baselines[label],
+        rows=kept,
+    )
+
+
+def _problem(kind: str, row: dict[str, Any]) -> str | None:
+    """What is wrong with a row, or None."""
+    if kind == "language_modeling":
+        return missing_text(row, "context", "continuation")
+    if kind == "schema":
+        problem = missing_text(row, "continuation") or wrong_choices(row.get("context_options"))
+        return problem or wrong_place("gold", row.get("gold"), row["context_options"])
+    problem = missing_text(row, "query") or wrong_choices(row.get("choices"))
+    return problem or wrong_place("gold", row.get("gold"), row["choices"])

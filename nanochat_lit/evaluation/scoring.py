@@ -1,0 +1,203 @@
+"""Losses of given continuations, computed once for what they share.
+
+An example is a few rows of tokens that begin alike and end with what is to be scored: the choices of a question, say. The
+shared beginning goes through the model once; its keys and values then serve all rows, of which only the rest is computed.
+Examples whose shared parts are equally long, rounded down to BUCKET tokens, run together: so no row is padded on the left,
+and the model needs no mask. Logits are made only for the tokens that are scored.
+
+Shapes: N rows, P shared tokens, S tokens after them, C channels, V vocabulary.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.model import GPT, KVCache
+from nanochat_lit.model.loss import softcap
+
+BUCKET = 8
+"""Shared beginnings are cut to a multiple of this many tokens; what is cut off is computed in every row."""
+
+MIN_SHARED = 16
+"""A shorter shared beginning is not worth a second forward pass."""
+
+TOKENS_PER_PASS = {"cpu": 4096, "cuda": 16384}
+"""Tokens of a forward pass: enough to keep the device busy, few enough for its memory."""
+
+CACHED_PASSES = 4
+"""The cache of all rows, shared beginnings repeated, holds at most this many passes' tokens."""
+
+LOGITS_PER_PASS = 1 << 25
+"""Logits made at a time (128 MB in float32)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """Rows of tokens whose ends are scored."""
+
+    rows: list[np.ndarray]
+    """Token ids of each row, <|bos|> first, (length,) int32."""
+    starts: list[int]
+    """Where the scored part of each row begins, at least 1; it goes to the row's end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowScore:
+    """What a model makes of the scored part of a row."""
+
+    mean_loss: float
+    """Mean over its tokens, nats."""
+    is_greedy: bool
+    """Whether every token of it is the likeliest."""
+
+
+class Scorer(Protocol):
+    """Anything that can score rows: our model, another library's, a stand-in with known answers."""
+
+    sequence_len: int
+    """Longest row in tokens."""
+
+    def score(self, examples: Sequence[Example]) -> list[list[RowScore]]:
+        """The score of every row of every example."""
+        ...
+
+
+class GPTScorer:
+    """Scores rows with a GPT, on its device and in its compute dtype.
+
+    Args:
+        model: In evaluation mode.
+        tokens_per_pass: Tokens of a forward pass; None is what suits the device.
+    """
+
+    def __init__(self, model: GPT, tokens_per_pass: int | None = None) -> None:
+        self.model = model
+        self.sequence_len = model.config.sequence_len
+        self.tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS.get(model.device.type, 4096)
+
+    def score(self, examples: Sequence[Example]) -> list[list[RowScore]]:
+        """The score of every row of every example.
+
+        Args:
+            examples: In any order; no row longer than `sequence_len`.
+
+        Raises:
+            UserError: If the model gives losses that are not numbers.
+        """
+        scores: list[list[RowScore]] = [[] for _ in examples]
+        shared = [shared_length(example) for example in examples]
+        for members in _batches(examples, shared, self.tokens_per_pass):
+            batch = [examples[index] for index in members]
+            row_scores = iter(self._score_batch(batch, shared[members[0]]))
+            for index, example in zip(members, batch, strict=True):
+                scores[index] = [next(row_scores) for _ in example.rows]
+        return scores
+
+    @torch.inference_mode()
+    def _score_batch(self, batch: list[Example], shared: int) -> list[RowScore]:
+        """Scores of all rows of examples that share `shared` tokens each, in order."""
+        rows = [row for example in batch for row in example.rows]
+        starts = [start for example in batch for start in example.starts]
+        length = max(map(len, rows)) - 1 - shared  # the last token is only a target
+        device = self.model.device
+        cache = None
+        if shared:
+            room = shared + length
+            cache = KVCache(self.model.config, len(batch), room, device, self.model.compute_dtype)
+            beginnings = np.stack([example.rows[0][:shared] for example in batch])
+            self.model.features(torch.from_numpy(beginnings).long().to(device), cache)
+            owners = [number for number, example in enumerate(batch) for _ in example.rows]
+            cache.keep_rows(torch.tensor(owners, device=device))
+        inputs = np.zeros((len(rows), length), dtype=np.int64)  # padding is on the right, where nobody sees it
+        for number, row in enumerate(rows):
+            inputs[number, : len(row) - 1 - shared] = row[shared:-1]
+        hidden = self.model.features(torch.from_numpy(inputs).to(device), cache)  # (N, S, C)
+        places = [
+            number * length + place - 1 - shared
+            for number, (row, start) in enumerate(zip(rows, starts, strict=True))
+            for place in range(start, len(row))
+        ]
+        targets = np.concatenate([row[start:] for row, start in zip(rows, starts, strict=True)])
+        losses, hits = self._target_losses(
+            hidden.flatten(0, 1)[torch.tensor(places, device=device)], torch.from_numpy(targets).long().to(device)
+        )
+        counts = [len(row) - start for row, start in zip(rows, starts, strict=True)]
+        return _row_scores(losses, hits, counts)
+
+    def _target_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each target and whether it is the likeliest token, (K,) each, of (K, C) states before them."""
+        weight = self.model.lm_head.weight[: self.model.config.vocab_size].to(hidden.dtype)
+        losses, hits = [], []
+        chunk = max(1, LOGITS_PER_PASS // weight.shape[0])
+        for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+            logits = softcap(F.linear(states, weight))
+            losses.append(F.cross_entropy(logits, wanted, reduction="none"))
+            hits.append(logits.argmax(dim=-1) == wanted)
+        return torch.cat(losses), torch.cat(hits)
+
+
+def shared_length(example: Example) -> int:
+    """How many tokens all rows begin with that need no score: 0, or a multiple of BUCKET.
+
+    At least one token before each scored part stays in the rows: its state predicts the first scored token.
+
+    Args:
+        example: With one row there is nothing to share.
+    """
+    if len(example.rows) == 1:
+        return 0
+    limit = min(common_prefix(example.rows), *example.starts) - 1
+    return 0 if limit < MIN_SHARED else limit // BUCKET * BUCKET
+
+
+def common_prefix(rows: Sequence[np.ndarray]) -> int:
+    """How many tokens all rows begin with.
+
+    Args:
+        rows: Token ids.
+    """
+    shortest = min(map(len, rows))
+    differs = np.zeros(shortest, dtype=bool)
+    for row in rows[1:]:
+        differs |= row[:shortest] != rows[0][:shortest]
+    return int(differs.argmax()) if differs.any() else shortest
+
+
+def _batches(examples: Sequence[Example], shared: list[int], tokens_per_pass: int) -> Iterator[list[int]]:
+    """Indices of examples with equal shared lengths and similar rests, longest first (what is too large shows at once)."""
+    longest = [max(map(len, example.rows)) for example in examples]
+    members: list[int] = []
+    num_rows = 0
+    for index in sorted(range(len(examples)), key=lambda index: (shared[index], longest[index]), reverse=True):
+        if members:
+            beginning, rows = shared[members[0]], num_rows + len(examples[index].rows)
+            is_full = (
+                (len(members) + 1) * beginning > tokens_per_pass
+                or rows * (longest[members[0]] - beginning) > tokens_per_pass
+                or rows * longest[members[0]] > CACHED_PASSES * tokens_per_pass
+            )
+            if is_full or shared[index] != beginning:
+                yield members
+                members, num_rows = [], 0
+        members.append(index)
+        num_rows += len(examples[index].rows)
+    if members:
+        yield members
+
+
+def _row_scores(losses: Tensor, hits: Tensor, counts: list[int]) -> list[RowScore]:
+    if not bool(losses.isfinite().all()):
+        raise UserError("the model gives losses that are not numbers (NaN or infinite); its weights are damaged")
+    all_losses, all_hits = losses.double().cpu().numpy(), hits.cpu().numpy()
+    bounds = np.cumsum([0, *counts])
+    return [
+        RowScore(mean_loss=float(all_losses[start:stop].mean()), is_greedy=bool(all_hits[start:stop].all()))
+        for start, stop in itertools.pairwise(bounds)
+    ]

@@ -1,0 +1,69 @@
+"""ARC: science questions of school exams, an easy and a hard set (Clark et al. 2018). https://arxiv.org/abs/1803.05457."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.tasks.base import Conversation, multiple_choice_conversation
+from nanochat_lit.tasks.rows import Row, load_rows, missing_text, wrong_choices, wrong_place
+
+SUBSETS = ("ARC-Easy", "ARC-Challenge")
+_PREFIX = "Question: "
+
+
+class ARC:
+    """Questions with three to five choices, to be answered by a letter.
+
+    Args:
+        subset: "ARC-Easy" or "ARC-Challenge".
+        split: "train", "validation" or "test".
+        path: A local file with the hub's fields `question`, `choices` ({"text", "label"}) and `answerKey`, or with those of
+            an evaluation bundle: `query`, `choices` and `gold`. None reads the hub's allenai/ai2_arc.
+        seed: Of the order; None keeps that of the data set.
+    """
+
+    def __init__(
+        self, subset: str = "ARC-Easy", split: str = "test", path: str | Path | None = None, seed: int | None = 42
+    ) -> None:
+        if subset not in SUBSETS:
+            raise UserError(f"subset is {subset!r}; use one of {', '.join(SUBSETS)}")
+        self.rows = load_rows(path=path, hub="allenai/ai2_arc", subset=subset, split=split, check=_problem, seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Conversation:
+        return multiple_choice_conversation(*_fields(self.rows[index]))
+
+    def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """Whether the completion is the right letter."""
+        del tool_calls
+        return completion.strip() == conversation["messages"][-1]["content"]
+
+
+def _fields(row: Row) -> tuple[str, list[str], list[str], str]:
+    """Question, choices, letters, right letter, from either kind of row; some of the hub's label with numbers."""
+    if "query" in row:
+        letters = [chr(ord("A") + place) for place in range(len(row["choices"]))]
+        return row["query"].removeprefix(_PREFIX), row["choices"], letters, letters[row["gold"]]
+    return row["question"], row["choices"]["text"], row["choices"]["label"], row["answerKey"]
+
+
+def _problem(row: Row) -> str | None:
+    if "query" in row:
+        problem = missing_text(row, "query") or wrong_choices(row.get("choices"))
+        return problem or wrong_place("gold", row.get("gold"), row["choices"])
+    if problem := missing_text(row, "question", "answerKey"):
+        return problem
+    choices = row.get("choices")
+    if not isinstance(choices, dict) or not {"text", "label"} <= set(choices):
+        return "'choices' must hold the lists 'text' and 'label'"
+    if problem := wrong_choices(choices["text"]) or wrong_choices(choices["label"]):
+        return problem
+    if len(choices["text"]) != len(choices["label"]):
+        return f"{len(choices['text'])} choices with {len(choices['label'])} labels"
+    if row["answerKey"] not in choices["label"]:
+        return f"'answerKey' is {row['answerKey']!r}, which is none of the labels {', '.join(choices['label'])}"
+    return None

@@ -1,0 +1,41 @@
+"""Conversations of a file: anything in the format of `tokenizer.chat`, one JSON object a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.tasks.base import Conversation
+from nanochat_lit.tasks.rows import Row, load_rows
+from nanochat_lit.tokenizer.chat import validate_conversation
+
+
+class FileConversations:
+    """The conversations of a local file; they can be learnt from, not judged.
+
+    Args:
+        path: A .jsonl, .jsonl.gz or .parquet file with `messages` in each row.
+        seed: Of the order; None keeps that of the file.
+    """
+
+    def __init__(self, path: str | Path, seed: int | None = None) -> None:
+        self.rows = load_rows(path=path, hub="", subset=None, split="train", check=messages_problem, seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Conversation:
+        return self.rows[index]
+
+
+def messages_problem(row: Row) -> str | None:
+    """What is wrong with a row that should be a conversation.
+
+    Args:
+        row: The row.
+    """
+    try:
+        validate_conversation(row, "not a conversation")
+    except UserError as error:
+        return str(error)
+    return None

@@ -1,0 +1,102 @@
+"""GSM8K: word problems of primary school, solved step by step with a calculator (Cobbe et al. 2021).
+
+https://arxiv.org/abs/2110.14168
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from nanochat_lit.tasks.base import Conversation
+from nanochat_lit.tasks.rows import Row, load_rows, missing_text
+
+_CALL = re.compile(r"<<([^<>]*)>>")
+_ANSWER = re.compile(r"####\s*\$?(-?[\d.,]+)")
+
+
+class GSM8K:
+    """Questions with worked answers: calculator calls as tool parts, the number after "####" at the end.
+
+    Args:
+        split: "train" or "test".
+        path: A local file with the hub's fields `question` and `answer`; None reads the hub's openai/gsm8k.
+        seed: Of the order; None keeps that of the data set.
+    """
+
+    def __init__(self, split: str = "test", path: str | Path | None = None, seed: int | None = 42) -> None:
+        self.rows = load_rows(path=path, hub="openai/gsm8k", subset="main", split=split, check=_problem, seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Conversation:
+        row = self.rows[index]
+        return {
+            "messages": [
+                {"role": "user", "content": row["question"]},
+                {"role": "assistant", "content": answer_parts(row["answer"])},
+            ]
+        }
+
+    def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """Whether the completion ends with the right number."""
+        del tool_calls
+        return self.reward(conversation, completion) == 1.0
+
+    def reward(self, conversation: Conversation, completion: str) -> float:
+        """1 if the number after "####" in the completion is that of the answer, else 0.
+
+        Args:
+            conversation: One of this task's.
+            completion: Visible text of an answer.
+        """
+        wanted = extract_answer(_text(conversation["messages"][-1]["content"]))
+        return float(wanted is not None and extract_answer(completion) == wanted)
+
+
+def answer_parts(answer: str) -> list[dict[str, str]]:
+    """A worked answer as parts: <<12/60=0.2>> becomes the call 12/60 and its result 0.2.
+
+    Args:
+        answer: As the data set writes it.
+    """
+    parts: list[dict[str, str]] = []
+    for index, piece in enumerate(_CALL.split(answer)):
+        if index % 2 == 0:
+            parts += [{"type": "text", "text": piece}] if piece else []
+            continue
+        expression, equals, result = piece.rpartition("=")
+        parts.append({"type": "python", "text": expression if equals else result})
+        parts.append({"type": "python_output", "text": result if equals else ""})
+    return parts
+
+
+def extract_answer(text: str) -> Decimal | None:
+    """The first number after "####", commas left out; None if there is none.
+
+    Args:
+        text: A worked answer.
+    """
+    match = _ANSWER.search(text)
+    if match is None:
+        return None
+    try:
+        return Decimal(match[1].replace(",", "").rstrip("."))
+    except InvalidOperation:
+        return None
+
+
+def _text(content: str | list[dict[str, Any]]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def _problem(row: Row) -> str | None:
+    if problem := missing_text(row, "question", "answer"):
+        return problem
+    return None if extract_answer(row["answer"]) is not None else "'answer' has no number after ####"

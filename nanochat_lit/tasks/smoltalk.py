@@ -1,0 +1,32 @@
+"""SmolTalk for small models: half a million conversations made for fine-tuning (Ben Allal et al. 2025, SmolLM2).
+
+https://arxiv.org/abs/2502.02737
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanochat_lit.tasks.base import Conversation
+from nanochat_lit.tasks.conversations import messages_problem
+from nanochat_lit.tasks.rows import load_rows
+
+
+class SmolTalk:
+    """Conversations to learn from; there is nothing to judge.
+
+    Args:
+        split: "train" (460 thousand) or "test" (24 thousand).
+        path: A local file with `messages` in each row; None reads the hub's HuggingFaceTB/smol-smoltalk.
+        seed: Of the order; None keeps that of the data set.
+    """
+
+    def __init__(self, split: str = "train", path: str | Path | None = None, seed: int | None = 42) -> None:
+        hub = "HuggingFaceTB/smol-smoltalk"
+        self.rows = load_rows(path=path, hub=hub, subset=None, split=split, check=messages_problem, seed=seed)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Conversation:
+        return {"messages": self.rows[index]["messages"]}

@@ -1,0 +1,130 @@
+"""Letters: count one in a word, with the tool, or spell the word. Models see tokens, so both have to be taught.
+
+Every question is made from its number, so the tasks need no file; a list of words may be given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.tasks.base import Conversation
+from nanochat_lit.tasks.words import WORDS
+
+_ASK_COUNT = (
+    "How many {letter} are in the word {word}?",
+    "How many times does the letter {letter} appear in {word}?",
+    "Count the number of {letter} in {word}",
+    "how many {letter}s in {word}",
+    "In the word {word}, how often is there a {letter}?",
+    "What is the number of the letter {letter} in {word}?",
+)
+_ASK_SPELLING = ("Spell the word: {word}", "How is {word} spelled?", "Spell {word}, letter by letter.")
+_ANSWER = re.compile(r"####\s*(\d+)")
+_SEEDS = {"train": 0, "test": 10_000_000}
+"""The questions of the splits are drawn from different seeds; with few words some will still be equal."""
+
+
+class CountLetters:
+    """How often is a letter in a word? Spelled out, then counted with the tool; the number comes after "####".
+
+    Args:
+        size: Questions; question i is the same for every size above i.
+        split: "train" or "test".
+        path: A file of words, one a line; None has a list of its own.
+    """
+
+    def __init__(self, size: int = 1000, split: str = "train", path: str | Path | None = None) -> None:
+        self.size, self.seed, self.words = size, _seed(size, split), _words(path)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Conversation:
+        rng = Random(self.seed + _place(index, self.size))
+        word = rng.choice(self.words)
+        letter = rng.choice(word) if rng.random() < 0.9 else rng.choice("abcdefghijklmnopqrstuvwxyz")
+        count = word.count(letter)
+        shown = rng.choice(("{}", "'{}'", '"{}"')).format(letter)
+        question = rng.choice(_ASK_COUNT).format(letter=shown, word=word)
+        spelled = ",".join(word)
+        parts = [
+            {"type": "text", "text": f"We count the letter '{letter}' in '{word}'. Its letters are {spelled}.\n"},
+            {"type": "python", "text": f"'{word}'.count('{letter}')"},
+            {"type": "python_output", "text": str(count)},
+            {"type": "text", "text": f"\n#### {count}"},
+        ]
+        return {
+            "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": parts}],
+            "count": count,
+        }
+
+    def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """Whether the number after "####" is right."""
+        del tool_calls
+        match = _ANSWER.search(completion)
+        return match is not None and int(match[1]) == conversation["count"]
+
+
+class SpellWord:
+    """Spell a word, with commas between the letters.
+
+    Args:
+        size: Questions; question i is the same for every size above i.
+        split: "train" or "test".
+        path: A file of words, one a line; None has a list of its own.
+    """
+
+    def __init__(self, size: int = 1000, split: str = "train", path: str | Path | None = None) -> None:
+        self.size, self.seed, self.words = size, _seed(size, split), _words(path)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Conversation:
+        rng = Random(self.seed + _place(index, self.size))
+        word = rng.choice(self.words)
+        question = rng.choice(_ASK_SPELLING).format(word=word)
+        answer = f"{word}: {','.join(word)}"
+        return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+    def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """Whether the letters after the colon are the word's, whatever separates them."""
+        del tool_calls
+        word, _, _ = conversation["messages"][-1]["content"].partition(":")
+        spelled = completion.rpartition(":")[2]
+        letters = re.findall(r"[^\W\d_]+", spelled.lower())
+        return letters == list(word)
+
+
+def _seed(size: int, split: str) -> int:
+    if size < 1:
+        raise UserError(f"size is {size}; it must be at least 1")
+    if split not in _SEEDS:
+        raise UserError(f"split is {split!r}; use one of {', '.join(_SEEDS)}")
+    return _SEEDS[split]
+
+
+def _place(index: int, size: int) -> int:
+    if not -size <= index < size:
+        raise IndexError(index)
+    return index % size
+
+
+def _words(path: str | Path | None) -> Sequence[str]:
+    if path is None:
+        return WORDS
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error}); give a file of words, one a line") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not re.fullmatch(r"[a-z]+", line.strip().lower()):
+            raise UserError(f"{path}:{number}: {line.strip()[:40]!r} is not a word of the letters a to z")
+    words = [line.strip().lower() for line in lines if line.strip()]
+    if not words:
+        raise UserError(f"{path}: holds no words")
+    return words

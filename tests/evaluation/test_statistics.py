@@ -1,0 +1,39 @@
+"""Numbers against formulas and simulations."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from nanochat_lit.evaluation.statistics import NUM_RESAMPLES, centered, interval, pass_at_k, resampled_accuracies
+
+
+def test_centered():
+    assert centered(0.25, 0.25) == 0
+    assert centered(1.0, 0.62) == 1
+    assert centered(0.0, 0.2) == pytest.approx(-0.25)
+
+
+def test_the_interval_is_that_of_a_bootstrap():
+    right = np.repeat([1, 0], [30, 70])
+    rng = np.random.default_rng(1)
+    drawn = right[rng.integers(0, 100, (NUM_RESAMPLES, 100))].mean(axis=1)
+    found = interval(resampled_accuracies(30, 100, np.random.default_rng(2)))
+    assert found == pytest.approx(interval(drawn), abs=0.011)  # one answer
+    assert found == pytest.approx((0.3 - 1.96 * 0.0458, 0.3 + 1.96 * 0.0458), abs=0.011)
+
+
+def test_all_right_leaves_nothing_to_vary():
+    assert interval(resampled_accuracies(5, 5, np.random.default_rng(0))) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("num_correct", "num_samples", "k"), [(0, 5, 2), (2, 5, 1), (2, 5, 3), (3, 5, 5), (5, 5, 1)])
+def test_pass_at_k_counts_the_choices_of_k(num_correct, num_samples, k):
+    samples = [1] * num_correct + [0] * (num_samples - num_correct)
+    choices = list(itertools.combinations(samples, k))
+    expected = sum(any(choice) for choice in choices) / len(choices)
+    assert pass_at_k([num_correct], num_samples, k) == pytest.approx(expected)
+
+
+def test_pass_at_k_is_a_mean_over_questions():
+    assert pass_at_k([0, 4], 4, 2) == 0.5
