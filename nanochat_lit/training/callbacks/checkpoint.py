@@ -149,6 +149,9 @@ class RunCheckpoint(Checkpoint):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.stop_request.ignore()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.stop_request.ignore()  # Lightning leaves teardown out then
+
     def state_dict(self) -> dict[str, Any]:
         return {"best_val_bpb": self.best_val_bpb}
 
