@@ -11,6 +11,7 @@ from nanochat_lit.common.errors import UserError
 
 if TYPE_CHECKING:
     from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult
+    from nanochat_lit.tasks.humaneval import RunCode
 
 
 def core(
@@ -78,20 +79,21 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     max_new_tokens: int = 512,
     seed: int = 0,
     out: str | None = None,
+    allow_unsafe_code: bool = False,
     device: str | None = None,
     compute_dtype: str = "auto",
     json: bool = False,
 ) -> None:
     """ChatCORE: the mean centered accuracy over ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval.
 
-    Of multiple choice questions the likeliest letter counts; the others are answered with the calculator at hand. HumanEval
-    is left out, and the mean called partial, until there is a sandbox for the programs that a model writes. The folder of
+    Of multiple choice questions the likeliest letter counts; the others are answered with the calculator at hand. The programs
+    of HumanEval run in a sandbox; where the system has none, HumanEval is left out and the mean called partial. The folder of
     --out gets chat_core.json, chat_core.md and chat_core.png; after a kill the same command goes on with the tasks that are
     not finished. Under torchrun every process takes its share of the questions.
 
     Args:
         model: Export folder of a chat model.
-        tasks: Only these, as in '["gsm8k", "count_letters"]': arc_easy, arc_challenge, mmlu, gsm8k; count_letters,
+        tasks: Only these, as in '["gsm8k", "count_letters"]': arc_easy, arc_challenge, mmlu, gsm8k, humaneval; count_letters,
             spell_word and identity stand in the table and do not count in the mean.
         paths: Local files of tasks, as in '{"gsm8k": "test.jsonl"}'; the others come from the Hugging Face hub.
         max_per_task: Most questions of a task, drawn from all; null takes all.
@@ -102,6 +104,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         max_new_tokens: Longest answer in tokens.
         seed: The same seed gives the same answers.
         out: Folder for the results; null is the model's folder with "_evaluation" added to its name.
+        allow_unsafe_code: Run the programs of HumanEval also where they cannot be isolated: they can do what you can.
         device: cpu, cuda or mps; null is the fastest there is.
         compute_dtype: auto, bfloat16, float16 or float32.
         json: Print the result as JSON alone.
@@ -118,7 +121,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     answering = Answering(
         num_samples=num_samples, temperature=temperature, top_k=top_k, max_new_tokens=max_new_tokens, seed=seed
     )
-    chat_tasks = load_chat_tasks(tasks, paths, max_per_task)
+    chat_tasks = load_chat_tasks(tasks, paths, max_per_task, _code_runner(tasks, allow_unsafe_code))
     with joined_ranks() as own_device:
         gpt, tokenizer = load_export(model, device or own_device, compute_dtype, cast_weights=True)
         dtype = str(gpt.compute_dtype).removeprefix("torch.")
@@ -131,6 +134,25 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     baselines = {"chat_core": {task.label: task.baseline for task in chat_tasks}}
     report = summarize("chat_core", list(CHAT_BASELINES), outcome, baselines, {**about, "world_size": world_size()}, k)
     _finish(report, results, _out_folder(model, out), json)
+
+
+def _code_runner(tasks: list[str] | None, allow_unsafe: bool) -> "RunCode | None":
+    """What runs the programs of HumanEval; None where they cannot be isolated, or none are asked for.
+
+    Raises:
+        UserError: If HumanEval is asked for by name and cannot be run.
+    """
+    from nanochat_lit.engine.sandbox import missing_isolation, run_python
+
+    if tasks and "humaneval" not in tasks:
+        return None
+    problem = None if allow_unsafe else missing_isolation()
+    if problem and tasks:
+        raise UserError(f"humaneval: {problem}")
+    if problem:
+        print(f"humaneval is left out: {problem}", file=sys.stderr)
+        return None
+    return lambda program: run_python(program, allow_unsafe=allow_unsafe).ok
 
 
 def _out_folder(model: str, out: str | None) -> Path:

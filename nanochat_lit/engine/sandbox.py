@@ -272,7 +272,10 @@ def _outcome(report: str, status: int) -> tuple[SandboxError | None, str]:
     if outcome == "ok":
         return None, ""
     if outcome == "refused":
-        return "refused", f"not run, for want of isolation: {message}; --allow-unsafe-code runs it all the same"
+        return (
+            "refused",
+            f"not run, for want of isolation: {message}; --allow_unsafe_code true (allow_unsafe=True) runs it all the same",
+        )
     errors: dict[str, SandboxError] = {name: name for name in get_args(SandboxError)}
     if outcome in errors:
         return errors[outcome], message

@@ -20,7 +20,7 @@ OTHER_TASKS = ("count_letters", "spell_word", "identity")
 """Tasks that can be asked for besides; none can be guessed."""
 
 DEFAULT_LABELS = tuple(label for label in CHAT_BASELINES if label != "humaneval")
-"""What is measured unless asked otherwise: HumanEval waits for a sandbox."""
+"""What is measured without being asked for where programs cannot be run; elsewhere HumanEval is, too."""
 
 NUM_SPELLING = 256
 """Questions of count_letters and of spell_word."""
@@ -52,7 +52,7 @@ def load_chat_tasks(
     """Test splits of the tasks, from local files or from the Hugging Face hub.
 
     Args:
-        labels: Of CHAT_BASELINES or OTHER_TASKS; None or none is DEFAULT_LABELS.
+        labels: Of CHAT_BASELINES or OTHER_TASKS; None or none is DEFAULT_LABELS, and HumanEval if there is a `run_code`.
         paths: Local files by label; other tasks come from the hub, or need no file.
         max_per_task: Most questions of a task; None takes all.
         run_code: Runs the programs of HumanEval where they can do no harm.
@@ -61,7 +61,7 @@ def load_chat_tasks(
         UserError: If a label is unknown or named twice, data cannot be had or is malformed, or HumanEval is asked for
             without `run_code`.
     """
-    labels, paths = list(labels or DEFAULT_LABELS), dict(paths or {})
+    labels, paths = list(labels or (CHAT_BASELINES if run_code else DEFAULT_LABELS)), dict(paths or {})
     known = (*CHAT_BASELINES, *OTHER_TASKS)
     if unknown := sorted({*labels, *paths} - set(known)):
         raise UserError(f"there is no task {', '.join(unknown)}; use {', '.join(known)}")
@@ -72,7 +72,9 @@ def load_chat_tasks(
     if max_per_task is not None and max_per_task < 1:
         raise UserError(f"max_per_task is {max_per_task}; it must be at least 1")
     if "humaneval" in labels and run_code is None:
-        raise UserError("humaneval runs what a model has written, and there is no sandbox for it yet; leave it out")
+        raise UserError(
+            "humaneval runs what a model has written, which needs a run_code that isolates it; leave it out"
+        )
     return [_load(label, paths.get(label), max_per_task, run_code) for label in labels]
 
 

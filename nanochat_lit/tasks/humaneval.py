@@ -57,7 +57,7 @@ class HumanEval:
         del tool_calls
         if self.run_code is None:
             raise UserError(
-                "HumanEval runs what a model has written, and there is no sandbox for it yet; give it a run_code that isolates it"
+                "HumanEval runs what a model has written; give it a run_code that isolates it, such as engine.run_python"
             )
         return self.run_code(program(conversation, completion))
 

@@ -6,10 +6,14 @@ import sys
 import pytest
 
 from nanochat_lit import cli
+from nanochat_lit.commands import evaluate_tasks
+from nanochat_lit.engine import sandbox
 from nanochat_lit.engine.export import save_export
+from nanochat_lit.engine.sandbox import missing_isolation
 from nanochat_lit.evaluation import core_metric
 from nanochat_lit.evaluation.core_bundle import load_bundle
 from nanochat_lit.evaluation.scoring import GPTScorer
+from nanochat_lit.tasks.humaneval import program
 
 
 @pytest.fixture
@@ -171,7 +175,7 @@ def test_chat(folder, gsm8k, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tasks", '["humaneval"]'], "no sandbox for it yet; leave it out"),
+        (["--tasks", '["humaneval"]', "--paths", '{"humaneval": "{gsm8k}"}'], "gsm8k.jsonl:1: "),
         (["--tasks", '["identity"]', "--k", "2"], "k is 2; with num_samples 1 it must be from 1 to 1"),
         (["--tasks", '["identity"]', "--num_samples", "2"], "2 samples at temperature 0"),
         (["--tasks", '["mmlu"]', "--paths", '{"mmlu": "{gsm8k}"}'], "gsm8k.jsonl:1: the choices must be a list"),
@@ -184,3 +188,44 @@ def test_mistakes_in_chat(folder, gsm8k, arguments, message, capsys):
     assert message in captured.err
     assert len(captured.err.splitlines()) <= 2
     assert not folder.with_name("export_evaluation").exists()
+
+
+PROBLEM = {
+    "prompt": "def add_one(number):\n",
+    "canonical_solution": "    return number + 1\n",
+    "test": "def check(candidate):\n    assert candidate(1) == 2\n",
+    "entry_point": "add_one",
+}
+
+
+@pytest.fixture
+def humaneval(tmp_path):
+    (tmp_path / "humaneval.jsonl").write_text(json.dumps(PROBLEM) + "\n")
+    return ("--tasks", '["humaneval"]', "--paths", json.dumps({"humaneval": str(tmp_path / "humaneval.jsonl")}))
+
+
+def test_programs_run_in_the_sandbox(folder, humaneval, capsys, monkeypatch):
+    """The model's own answer is nonsense; the author's, put in its place, passes."""
+    if problem := missing_isolation():
+        pytest.skip(problem)
+    options = ("chat", "--model", folder, *humaneval, "--max_new_tokens", 5, "--device", "cpu", "--json")
+    assert json.loads(run(capsys, *options).out)["tasks"][0]["accuracy"] == 0.0
+    solved = program(
+        {"messages": [{"content": PROBLEM["prompt"]}], **PROBLEM}, PROBLEM["prompt"] + PROBLEM["canonical_solution"]
+    )
+    runner = evaluate_tasks._code_runner(["humaneval"], False)
+    assert runner(solved)
+    assert not runner(solved.replace("+ 1", "+ 2"))
+    assert not runner("open('/etc/passwd').read()")
+
+
+def test_without_isolation_programs_are_refused(folder, humaneval, capsys, monkeypatch):
+    monkeypatch.setattr(sandbox, "missing_isolation", lambda: "not run, no Landlock; --allow_unsafe_code true runs it")
+    arguments = ["evaluate", "chat", "--model", str(folder), *humaneval]
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "no Landlock" in error
+    assert "--allow_unsafe_code true" in error
+    assert evaluate_tasks._code_runner(None, False) is None
+    assert "humaneval is left out" in capsys.readouterr().err
+    assert evaluate_tasks._code_runner(None, True) is not None

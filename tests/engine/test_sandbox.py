@@ -243,7 +243,7 @@ def test_on_a_kernel_that_lacks_something_nothing_runs_unless_allowed(run, numbe
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"not run, for want of isolation: {message}")
-    assert "--allow-unsafe-code" in done.stdout
+    assert "--allow_unsafe_code" in done.stdout
     assert len(done.stdout.splitlines()) == 1
 
 

@@ -152,7 +152,7 @@ def test_what_does_not_fit_is_wrong(paths, random_model, tokenizer):
 
 def test_humaneval_takes_a_sandbox(shared, tokenizer):
     path = {"humaneval": shared / "data/humaneval/HumanEval.jsonl.gz"}
-    with pytest.raises(UserError, match="no sandbox for it yet; leave it out"):
+    with pytest.raises(UserError, match="needs a run_code that isolates it"):
         load_chat_tasks(["humaneval"], path)
     tasks = load_chat_tasks(["humaneval"], path, max_per_task=3, run_code=lambda program: "check(" in program)
     (result,) = evaluate_chat(Oracle(tokenizer, tasks), tasks, Answering())
