@@ -8,7 +8,7 @@ from nanochat_lit.data.shards import documents
 
 NUM_STEPS = 200
 DISTANCE = 0.02
-"""Nats by which the mean losses of 50 steps may differ. Measured: see the assertion's message when it fails."""
+"""Nats by which the mean losses of 50 steps may differ. Measured: 0.0013, and 0.013 in a single step."""
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +23,22 @@ def token_ids(shared):
 
 
 def train(token_ids, dtype):
-    """Losses of the steps, on the same batches from the same weights."""
+    """Losses of the steps, on the same batches from the same weights.
+
+    Three layers, because with two the gradient of backout_lambda is nothing but rounding, which AdamW makes large.
+    """
     generator = torch.Generator().manual_seed(0)
-    model = GPT(GPTConfig(sequence_len=32, vocab_size=512, n_layer=2, n_head=2, n_kv_head=2, n_embd=32), dtype)
+    model = GPT(GPTConfig(sequence_len=64, vocab_size=512, n_layer=3, n_head=2, n_kv_head=2, n_embd=64), dtype)
     model.init_weights(torch.Generator().manual_seed(1))
-    groups = param_groups(model, unembedding_lr=0.02, embedding_lr=0.2, matrix_lr=0.02, weight_decay=0.0)
+    rates = {"unembedding_lr": 0.008, "embedding_lr": 0.1, "matrix_lr": 0.02, "scalar_lr": 0.1}
+    groups = param_groups(model, **rates, weight_decay=0.0)
     optimizer = MuonAdamW(groups, torch.bfloat16 if dtype == torch.bfloat16 else None)
     losses = []
-    for _ in range(NUM_STEPS):
-        starts = torch.randint(len(token_ids) - 33, (4,), generator=generator).tolist()
-        rows = torch.stack([token_ids[start : start + 33] for start in starts])
+    for step in range(NUM_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * min(1, (step + 1) / 40, (NUM_STEPS - step) / (0.65 * NUM_STEPS))
+        starts = torch.randint(len(token_ids) - 65, (8,), generator=generator).tolist()
+        rows = torch.stack([token_ids[start : start + 65] for start in starts])
         loss = model(rows[:, :-1], rows[:, 1:])
         loss.backward()
         optimizer.step()
@@ -48,4 +54,3 @@ def test_the_loss_stays_near_float32(token_ids):
     apart = (exact.view(-1, 50).mean(dim=1) - rough.view(-1, 50).mean(dim=1)).abs()
     assert apart.max() < DISTANCE, f"mean losses of each 50 steps are {apart.tolist()} apart"
     assert not torch.equal(exact, rough)
-    print(apart.tolist(), (exact - rough).abs().max().item())
