@@ -92,11 +92,11 @@ def training_memory(
     tables = (counts.wte + counts.value_embeds) * (2 if compute_dtype == torch.bfloat16 else MASTER_BYTES)
     matrices = (counts.transformer_matrices + counts.lm_head + counts.scalars) * MASTER_BYTES
     state = 2 * tables + MASTER_BYTES * (counts.transformer_matrices + 2 * (counts.lm_head + counts.scalars))
-    activations = _activations(config, run, activation_checkpointing=activation_checkpointing)
+    activations, again = _activations(config, run, activation_checkpointing=activation_checkpointing)
     # A compiled backward pass hands over all gradients at its end, beside those accumulated so far.
     at_the_end = tables + counts.transformer_matrices * MASTER_BYTES if is_compiled else 0
     beyond = max(at_the_end, _optimizer_step(config)) - activations
-    workspace = max(_loss(config, run), _backward_of_a_layer(config, run), beyond)
+    workspace = max(_loss(config, run), again + _backward_of_a_layer(config, run), beyond)
     state //= world_size if strategy == "zero" else 1
     if device_type == "cuda":
         slack = CUDA_SLACK * (2 * (tables + matrices) + state + activations + workspace)
@@ -125,18 +125,19 @@ def _glibc_slack(activations: int, workspace: int, run: _Run, *, activation_chec
     return lost * activations + min(1.1 * workspace, beside_chunks)
 
 
-def _activations(config: GPTConfig, run: _Run, *, activation_checkpointing: bool) -> int:
-    """Kept from the forward for the backward pass."""
+def _activations(config: GPTConfig, run: _Run, *, activation_checkpointing: bool) -> tuple[int, int]:
+    """Kept from the forward for the backward pass; and what of one block is there again while its gradients are made."""
     tokens = run.rows * config.sequence_len
     layers = [_layer(config, run, layer) for layer in range(config.n_layer)]
     outside = tokens * config.n_embd * (2 * run.element + 2 * _norm_bytes(run))  # embedding, smear, backout, last norm
     copies = 0 if run.element == MASTER_BYTES else count_parameters(config).transformer_matrices * run.element
     if not activation_checkpointing:
-        return outside + sum(layers) + copies
+        return outside + sum(layers) + copies, 0
     tables = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
-    entering = 2 * config.n_layer * config.n_embd + tables * config.n_kv_head * config.head_dim
+    # What enters each block, and the embedding, which enters all.
+    entering = (config.n_layer + 1) * config.n_embd + tables * config.n_kv_head * config.head_dim
     kept = tokens * run.element * entering
-    return outside + kept + max(layers) + copies // config.n_layer
+    return outside + kept, max(layers) + copies // config.n_layer
 
 
 def _norm_bytes(run: _Run) -> int:

@@ -3,8 +3,7 @@
 A held-out item is the pair, in either order and either direction. Numbers go through the calculator: the sign of their
 difference says which is larger, and a small model reads a sign far more surely than it compares digits (77% of held-out
 pairs without the calculator after as many steps as give 100% on sums). Animals are compared through their sizes, said
-first: two facts that are taught and one small step, where the order of all the names would have to be known by heart. There
-are many animals, because with few the pairs are learned instead of that step.
+first: two facts that are taught and one small step, where the order of all the names would have to be known by heart.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from nanochat_lit.data.tiny_world.turns import (
 )
 
 _ANIMALS_BY_SIZE = {
-    "tiny": ("ant", "bee", "fly", "flea", "beetle", "spider"),
-    "small": ("mouse", "frog", "squirrel", "sparrow", "lizard", "crab"),
-    "medium": ("rabbit", "cat", "fox", "goose", "monkey", "badger"),
-    "big": ("pig", "horse", "cow", "deer", "lion", "bear"),
-    "huge": ("giraffe", "elephant", "whale", "camel", "mammoth", "dinosaur"),
+    "tiny": ("ant", "bee"),
+    "small": ("mouse", "frog"),
+    "medium": ("rabbit", "cat", "wolf"),
+    "big": ("pig", "horse", "cow"),
+    "huge": ("giraffe", "elephant", "whale"),
 }
 SIZES = {animal: size for size, animals in _ANIMALS_BY_SIZE.items() for animal in animals}
 """Animal -> the word for its size."""
