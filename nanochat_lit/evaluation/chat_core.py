@@ -14,12 +14,13 @@ from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.sampling import check_sampling
+from nanochat_lit.evaluation.answers import answer_of
 from nanochat_lit.evaluation.chat_tasks import ChatTask
 from nanochat_lit.evaluation.ranks import sum_over_ranks
 from nanochat_lit.evaluation.scoring import TOKENS_PER_PASS
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
 from nanochat_lit.tasks.base import Conversation, Task
-from nanochat_lit.tokenizer import Tokenizer, parse_completion, render_for_completion
+from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +184,7 @@ def _generative(
 
 
 def _is_right(engine: Engine, task: Task, conversation: Conversation, completion: Sequence[int]) -> bool:
-    parts = parse_completion(engine.tokenizer, completion)
-    text = "".join(part["text"] for part in parts if part["type"] == "text")
-    return task.evaluate(conversation, text, [part["text"] for part in parts if part["type"] == "python"])
+    return task.evaluate(conversation, *answer_of(engine.tokenizer, completion))
 
 
 def chat_digest(tasks: Sequence[ChatTask]) -> str:

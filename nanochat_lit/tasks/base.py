@@ -39,6 +39,15 @@ class Task(Conversations, Protocol):
         ...
 
 
+@runtime_checkable
+class FormTask(Task, Protocol):
+    """A task that also knows what an answer to it looks like, right or wrong."""
+
+    def has_form(self, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """Whether the completion, with the tool calls made for it, looks like an answer."""
+        ...
+
+
 class TaskSlice:
     """Some conversations of a task, as Python slices a list.
 

@@ -2,6 +2,8 @@
 
 from nanochat_lit.training.datamodules import ChatDataModule, TextDataModule
 from nanochat_lit.training.pretrain import PretrainModule
+from nanochat_lit.training.rl import RLModule
+from nanochat_lit.training.rollout_data import RolloutDataModule
 from nanochat_lit.training.sft import SFTModule
 
-__all__ = ["ChatDataModule", "PretrainModule", "SFTModule", "TextDataModule"]
+__all__ = ["ChatDataModule", "PretrainModule", "RLModule", "RolloutDataModule", "SFTModule", "TextDataModule"]

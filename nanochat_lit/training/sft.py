@@ -7,30 +7,27 @@ import torch
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
-from nanochat_lit.engine.export import load_export
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.export import CONFIG_FILE
 from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan, micro_batches
-from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR
-from nanochat_lit.optim.scaling import REFERENCE_TOKENS_PER_STEP
-from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.datamodules import ChatDataModule
-from nanochat_lit.training.module import LanguageModule, describe_differences
+from nanochat_lit.training.module import describe_differences
 
 
-class SFTModule(LanguageModule):
+class SFTModule(ContinuedModule):
     """Fine-tune an export on conversations.
 
     Args:
         base: Export folder to start from (a pretraining run's `export`).
         optimizer_from: Checkpoint (.ckpt) of the pretraining run whose optimizer moments are kept; None starts cold.
         num_steps: Optimizer steps; trainer.max_steps wins over it. None trains one epoch of the conversations.
-        tokens_per_step: Tokens per optimizer step over all ranks.
+        tokens_per_step: Tokens per optimizer step over all ranks; None takes what the base was trained with.
         init_lr_fraction: Start at this share of the pretraining learning rates.
-        unembedding_lr: As in pretraining.
-        embedding_lr: As in pretraining.
-        matrix_lr: As in pretraining.
-        scalar_lr: As in pretraining.
+        unembedding_lr: As in pretraining; None takes what the base was trained with.
+        embedding_lr: Likewise.
+        matrix_lr: Likewise.
+        scalar_lr: Likewise.
         warmup: Steps of linear learning-rate warmup.
         warmdown: Share of the run over which learning rates fall.
         final_lr_fraction: Share of the learning rate left at the end.
@@ -43,19 +40,18 @@ class SFTModule(LanguageModule):
     """
 
     stage = "sft"
-    speaks_chat = True
 
     def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
         self,
         base: str,
         optimizer_from: str | None = None,
         num_steps: int | None = None,
-        tokens_per_step: int = 524288,
+        tokens_per_step: int | None = None,
         init_lr_fraction: float = 0.8,
-        unembedding_lr: float = UNEMBEDDING_LR,
-        embedding_lr: float = EMBEDDING_LR,
-        matrix_lr: float = MATRIX_LR,
-        scalar_lr: float = SCALAR_LR,
+        unembedding_lr: float | None = None,
+        embedding_lr: float | None = None,
+        matrix_lr: float | None = None,
+        scalar_lr: float | None = None,
         warmup: int = 0,
         warmdown: float = 0.5,
         final_lr_fraction: float = 0.0,
@@ -66,27 +62,20 @@ class SFTModule(LanguageModule):
         activation_checkpointing: bool = False,
         fp8: bool = False,
     ) -> None:
-        learning_rates = {
-            "unembedding_lr": unembedding_lr * init_lr_fraction,
-            "embedding_lr": embedding_lr * init_lr_fraction,
-            "matrix_lr": matrix_lr * init_lr_fraction,
-            "scalar_lr": scalar_lr * init_lr_fraction,
-        }
+        rates = {
+            "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
+        }  # fmt: skip
         super().__init__(
-            learning_rates=learning_rates,
-            compile=compile,
-            eval_every=eval_every,
-            activation_checkpointing=activation_checkpointing,
-            fp8=fp8,
-        )
-        for path in filter(None, (base, optimizer_from)):
-            if not Path(path).exists():
-                raise UserError(f"{path} does not exist; run the pretraining recipe first, or give its folder")
-        self.generation = {"temperature": temperature}
-        self.base = base
+            base=base, rates=rates, tokens_per_step=tokens_per_step, init_lr_fraction=init_lr_fraction,
+            temperature=temperature, compile=compile, eval_every=eval_every,
+            activation_checkpointing=activation_checkpointing, fp8=fp8,
+        )  # fmt: skip
+        if optimizer_from is not None and not Path(optimizer_from).exists():
+            raise UserError(
+                f"{optimizer_from} does not exist; run the pretraining recipe first, or give its checkpoint"
+            )
         self.optimizer_from = optimizer_from
         self.num_steps = num_steps
-        self.tokens_per_step = tokens_per_step
         self.schedule_options: dict[str, Any] = {
             "warmup": warmup,
             "warmdown": warmdown,
@@ -95,10 +84,6 @@ class SFTModule(LanguageModule):
             "momentum_peak": 0.95,
             "momentum_final": 0.95,
         }
-
-    def start_from(self) -> Tokenizer | None:
-        """The tokenizer of the base export, which the data must use."""
-        return Tokenizer.load(self.base)
 
     def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
         """Raise UserError for a batch that the ranks' micro-batches cannot fill, at the context of the base."""
@@ -110,27 +95,20 @@ class SFTModule(LanguageModule):
         """Load the base once the data is ready."""
         if hasattr(self, "model"):
             return
-        model, tokenizer = load_export(self.base, device="cpu", compute_dtype="float32")
-        self.adopt(model, tokenizer)
         datamodule = self.datamodule
         if not isinstance(datamodule, ChatDataModule):
             raise UserError("SFTModule learns from conversations; give it a ChatDataModule")
-        if datamodule.tokenizer.fingerprint != tokenizer.fingerprint:
-            raise UserError(
-                f"the tokenizer {datamodule.tokenizer_path} is not that of the base {self.base}; leave data.tokenizer out"
-            )
-        num_steps = self.requested_steps(self.num_steps)
+        self.load_base()
+        num_steps = self.checked_steps(self.num_steps)
         if num_steps is None:
             num_steps = max(1, datamodule.epoch_tokens() // self.tokens_per_step)
-        elif num_steps < 1:
-            raise UserError(f"num_steps is {num_steps}; it must be positive")
         plan = TrainingPlan(
             target_tokens=num_steps * self.tokens_per_step,
             tokens_per_step=self.tokens_per_step,
             num_steps=num_steps,
-            lr_scale=(self.tokens_per_step / REFERENCE_TOKENS_PER_STEP) ** 0.5,
+            lr_scale=self.lr_scale,
             weight_decay=0.0,
-            flops_per_token=flops_per_token(model.config),
+            flops_per_token=flops_per_token(self.config),
         )
         self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options))
 
