@@ -253,10 +253,17 @@ class ChatDataModule(LanguageDataModule):
         """Check every file."""
         check_source(self.path, "messages")
 
+    names: list[str] | None = None
+    """Where conversations may come from, when they say so in "source"."""
+
+    def source(self) -> SourceLike:
+        """Where the conversations are."""
+        return self.path
+
     def stream(self, split: str, items: SourceLike | None = None, rank: int = 0, world_size: int = 1) -> ChatStream:
         """Packed conversations of a split; the train split is endless."""
         return ChatStream(
-            conversations=self.path if items is None else items,
+            conversations=self.source() if items is None else items,
             tokenizer=self.tokenizer,
             sequence_len=self.sequence_len,
             micro_batch_size=self.rows,
@@ -265,6 +272,7 @@ class ChatDataModule(LanguageDataModule):
             rank=rank,
             world_size=world_size,
             buffer_size=self.buffer_size,
+            names=self.names,
         )
 
     def epoch_tokens(self) -> int:

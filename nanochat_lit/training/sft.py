@@ -1,18 +1,24 @@
 """Supervised fine-tuning: a pretrained export learns to converse."""
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
+from torch.nn import ModuleList
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
+from nanochat_lit.evaluation.bpb import BitsPerByte
+from nanochat_lit.model import IGNORE_INDEX
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.export import CONFIG_FILE
 from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan, micro_batches
 from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.datamodules import ChatDataModule
 from nanochat_lit.training.module import describe_differences
+from nanochat_lit.training.token_accounts import TokenAccounts
 
 
 class SFTModule(ContinuedModule):
@@ -97,8 +103,10 @@ class SFTModule(ContinuedModule):
             return
         datamodule = self.datamodule
         if not isinstance(datamodule, ChatDataModule):
-            raise UserError("SFTModule learns from conversations; give it a ChatDataModule")
+            raise UserError("SFTModule learns from conversations; give it a ChatDataModule or a MixtureDataModule")
         self.load_base()
+        self.accounts = TokenAccounts(datamodule.names, datamodule.tokenizer.bos_id)
+        self.source_metrics = ModuleList([BitsPerByte() for _ in datamodule.names or ()])
         num_steps = self.checked_steps(self.num_steps)
         if num_steps is None:
             num_steps = max(1, datamodule.epoch_tokens() // self.tokens_per_step)
@@ -111,6 +119,41 @@ class SFTModule(ContinuedModule):
             flops_per_token=flops_per_token(self.config),
         )
         self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.accounts.add(batch)
+        return super().training_step(batch, batch_idx)
+
+    def pop_step_figures(self) -> dict[str, float]:
+        assert self.accounts.counts is not None, "a row of metrics follows a step"
+        counts = self.accounts.counts.float()
+        self.accounts.counts = None
+        return self.accounts.shares(cast(Tensor, self.trainer.strategy.reduce(counts, reduce_op="sum")).tolist())
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        counts = self.accounts.counts
+        return {**super().rank_state_dict(), "accounts": None if counts is None else counts.cpu()}
+
+    def load_rank_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_rank_state_dict(state)
+        counts = state.get("accounts")
+        self.accounts.counts = None if counts is None else counts.to(self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        losses = self.model(batch["inputs"], batch["targets"], reduction="none")
+        self.metric.update(losses, batch["targets"], self.token_bytes)
+        for number, metric in enumerate(self.source_metrics, start=1):
+            own = batch["targets"].masked_fill(batch["sources"] != number, IGNORE_INDEX)
+            cast(BitsPerByte, metric).update(losses, own, self.token_bytes)
+
+    def pop_validation_figures(self) -> dict[str, float]:
+        figures = super().pop_validation_figures()
+        for name, metric in zip(self.accounts.names, self.source_metrics, strict=True):
+            value = float(cast(BitsPerByte, metric).compute())
+            cast(BitsPerByte, metric).reset()
+            if not math.isnan(value):  # it has no held-out conversations
+                figures[f"val_bpb/{name}"] = value
+        return figures
 
     def configure_optimizers(self) -> MuonAdamW:
         optimizer = super().configure_optimizers()

@@ -69,6 +69,10 @@ def test_batches_come_out_whole(name):
         base = resolved(f"{BASES[Path(name).stem]}.yaml")
         assert model["base"] == base["run_dir"] + "/export"
         sequence_len, tokens = base["model"]["init_args"]["sequence_len"], model["tokens_per_step"]
+        if tokens is None:  # what the base was trained with
+            module = PretrainModule(**base["model"]["init_args"])
+            shape = module.build_config(base["data"]["init_args"]["vocab_size"])
+            tokens = derive_plan(shape, num_steps=module.num_steps, **module.horizon).tokens_per_step
     else:
         module = PretrainModule(**model)
         plan = derive_plan(module.build_config(data["vocab_size"]), num_steps=model["num_steps"], **module.horizon)
