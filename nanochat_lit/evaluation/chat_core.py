@@ -19,7 +19,7 @@ from nanochat_lit.evaluation.chat_tasks import ChatTask
 from nanochat_lit.evaluation.ranks import sum_over_ranks
 from nanochat_lit.evaluation.scoring import TOKENS_PER_PASS
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
-from nanochat_lit.tasks.base import Conversation, FormTask, Task, TaskSlice
+from nanochat_lit.tasks.base import Conversation, Task, form_of
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
 
@@ -108,16 +108,6 @@ def evaluate_chat_task(engine: Engine, chat_task: ChatTask, answering: Answering
         seconds=time.perf_counter() - start_s,
         num_formed=num_formed if not is_categorical and form_of(task) else None,
     )
-
-
-def form_of(task: Task) -> FormTask | None:
-    """The task itself, or that of which it is a slice, if it knows what an answer looks like.
-
-    Args:
-        task: Any task.
-    """
-    whole = task.task if isinstance(task, TaskSlice) else task
-    return whole if isinstance(whole, FormTask) else None
 
 
 def check_letters(tokenizer: Tokenizer, chat_task: ChatTask) -> None:

@@ -89,6 +89,16 @@ class TaskSlice:
         return self.task.evaluate(conversation, completion, tool_calls)
 
 
+def form_of(task: Conversations) -> FormTask | None:
+    """The task itself, or that of which it is a slice, if it knows what an answer looks like.
+
+    Args:
+        task: Any task.
+    """
+    whole = task.task if isinstance(task, TaskSlice) else task
+    return whole if isinstance(whole, FormTask) else None
+
+
 class TaskMixture:
     """Several tasks as one, every conversation as often as its task is repeated, in an order drawn from the seed.
 

@@ -24,7 +24,7 @@ from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.export import CONFIG_FILE
 from nanochat_lit.optim import Schedule, TrainingPlan
 from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_advantages, policy_gradient_loss
-from nanochat_lit.tasks.base import Conversation, FormTask, Task
+from nanochat_lit.tasks.base import Conversation, Task, form_of
 from nanochat_lit.tokenizer import parse_completion
 from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.rollout_data import RolloutDataModule
@@ -189,7 +189,7 @@ class RLModule(ContinuedModule):
         if hasattr(self, "model"):
             return
         questions = self.questions
-        if self.reward_shape.format_reward and not isinstance(questions.train, FormTask):
+        if self.reward_shape.format_reward and form_of(questions.train) is None:
             name = type(questions.train).__name__
             raise UserError(f"format_reward is set, but {name} does not say what form its answers have; use 0")
         self.load_base()
@@ -251,10 +251,11 @@ class RLModule(ContinuedModule):
     def _judge(self, conversation: Conversation, group: Sequence[Rollout]) -> list[float]:
         """Rewards of the answers to one question; what they say about the policy is added up."""
         task, rewards = self.questions.train, []
+        form = form_of(task)
         for rollout in group:
             answer = answer_of(self.tokenizer, rollout.token_ids)
             is_right = task.evaluate(conversation, *answer)
-            has_form = isinstance(task, FormTask) and task.has_form(*answer)
+            has_form = form is not None and form.has_form(*answer)
             length = rollout.num_sampled
             reward = self.reward_shape.reward(
                 is_right=is_right, has_form=has_form, length=length, max_length=self.max_new_tokens
