@@ -230,7 +230,7 @@ def write_rl_recipe(tmp_path_factory, pretrained) -> Callable[..., Path]:
         {
             "messages": [{"role": "user", "content": f"say {word}"}],
             "category": "talk",
-            "expect": {"min_words": 9},
+            "expect": {"min_words": 12},
         }
         for word in WORDS
     ]

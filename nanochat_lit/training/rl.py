@@ -212,6 +212,11 @@ class RLModule(ContinuedModule):
         )
         self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options))
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        for reference in self._reference:
+            reference.to(self.device).set_compute_dtype(self.model.compute_dtype, cast_weights=True)
+
     def collect(self, number: int) -> dict[str, Tensor]:
         """Rollouts of this rank, judged, as rows: inputs, targets, advantages, num_tokens, and what the options need.
 
@@ -243,9 +248,7 @@ class RLModule(ContinuedModule):
         if self.updates_per_batch > 1:
             rows["old_logprobs"] = self._logprobs(self.model, rows)
         if self._reference:
-            (reference,) = self._reference
-            reference.to(self.device).set_compute_dtype(self.model.compute_dtype, cast_weights=True)
-            rows["reference_logprobs"] = self._logprobs(reference, rows)
+            rows["reference_logprobs"] = self._logprobs(self._reference[0], rows)
         return rows
 
     def _judge(self, conversation: Conversation, group: Sequence[Rollout]) -> list[float]:

@@ -62,7 +62,7 @@ def test_rates_come_from_the_base(finished):
 
 
 def test_it_learns(write_rl_recipe):
-    """Answers of nine words are right, which a few are at the start."""
+    """Answers of twelve words are right, which a few are at the start."""
     model = {"num_steps": 15, "eval_every": 0, "questions_per_step": 8, "num_samples": 8, "matrix_lr": 0.3}
     model |= {"embedding_lr": 3.0, "unembedding_lr": 0.1, "warmdown": 0.0}
     metrics = fit(write_rl_recipe(model, {"micro_batch_size": 64, "val_samples": 0}))
@@ -88,6 +88,24 @@ def test_two_updates_on_the_same_answers(write_rl_recipe):
     assert "reward" in metrics[3]
     assert "reward" not in metrics[2]
     assert "reward" not in metrics[4]
+
+
+@pytest.mark.parametrize("dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
+def test_other_precisions_learn_too(write_rl_recipe, dtype):
+    """Finite figures and weights that move; rollouts are sampled from other roundings, so nothing is compared closely."""
+    recipe = write_rl_recipe({"num_steps": 2, "eval_every": 0, "kl_coefficient": 0.1})
+    metrics = fit(recipe, "--compute_dtype", dtype)
+    assert all(metrics[step]["grad_norm"] > 0 for step in (1, 2))
+    assert all(abs(metrics[step]["train_loss"]) < 10 and 0 <= metrics[step]["reward"] <= 1 for step in (1, 2))
+    assert metrics[1]["kl"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_checkpoint_is_validated(finished, capsys):
+    recipe, metrics = finished
+    assert cli.main(["validate", "--config", str(recipe), "--ckpt_path", "last"]) == 0
+    shown = capsys.readouterr().out
+    assert "val_accuracy" in shown
+    assert str(metrics[4]["val_accuracy"])[:6] in shown
 
 
 def test_rewards_of_options(finished, write_rl_recipe):
