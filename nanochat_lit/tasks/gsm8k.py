@@ -45,6 +45,11 @@ class GSM8K(RowTask):
         del tool_calls
         return self.reward(conversation, completion) == 1.0
 
+    def has_form(self, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """Whether the completion ends as the data set's answers do, with a number after "####"."""
+        del tool_calls
+        return extract_answer(completion) is not None
+
     def reward(self, conversation: Conversation, completion: str) -> float:
         """1 if the number after "####" in the completion is that of the answer, else 0.
 

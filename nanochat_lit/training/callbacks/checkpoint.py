@@ -1,9 +1,10 @@
 """Checkpoints of a run: every so many steps or minutes, before every validation, at the end, and when told to stop."""
 
+import math
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class RunCheckpoint(StepCallback, Checkpoint):
-    """Writes `stepNNNNNN.ckpt`, known as `last.ckpt` too, and as `best.ckpt` when its val_bpb is the lowest so far.
+    """Writes `stepNNNNNN.ckpt`, known as `last.ckpt` too, and as `best.ckpt` when the module's figure (val_bpb) is the best so far.
 
     Checkpoints are written between optimizer steps only, so there are no gradients in flight to save. One is written
     before each validation: what validation finds out decides only whether it is the best one. SIGTERM, SIGINT (Ctrl-C)
@@ -60,7 +61,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.overwrite = overwrite
-        self.best_val_bpb = float("inf")
+        self.best: float | None = None
         self.stop_request = StopRequest()
         self._saved_at_s = 0.0
         self._group: Any = None
@@ -132,10 +133,14 @@ class RunCheckpoint(StepCallback, Checkpoint):
             path.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        val_bpb = trainer.callback_metrics.get("val_bpb")
-        if trainer.state.fn != "fit" or val_bpb is None or float(val_bpb) >= self.best_val_bpb:
+        module = cast("LanguageModule", pl_module)
+        value = trainer.callback_metrics.get(module.figure)
+        if trainer.state.fn != "fit" or value is None or math.isnan(value):
             return
-        self.best_val_bpb = float(val_bpb)
+        sign = 1.0 if module.higher_is_better else -1.0
+        if self.best is not None and sign * float(value) <= sign * self.best:
+            return
+        self.best = float(value)
         path = self.folder / f"step{trainer.global_step:06d}.ckpt"
         if self.keep_best and trainer.is_global_zero and path.exists():
             give_name(path, BEST)
@@ -147,10 +152,10 @@ class RunCheckpoint(StepCallback, Checkpoint):
         self.stop_request.ignore()  # Lightning leaves teardown out then
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_val_bpb": self.best_val_bpb}
+        return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_val_bpb = state_dict["best_val_bpb"]
+        self.best = state_dict["best"]
 
     def _agree(self, trainer: Trainer, signum: int, is_late: bool) -> tuple[int, bool]:
         """What any rank has noticed: a signal need not reach all of them, and their clocks differ."""

@@ -39,7 +39,10 @@ class RunProgress(StepCallback):
     def __init__(self, log_every: int = 10) -> None:
         self.log_every = log_every
         self.smoothed_loss = SmoothedLoss()
-        self.val_bpb: float | None = None
+        self.figure: float | None = None
+        """Of the last validation."""
+        self.shown: dict[str, float] = {}
+        """What the line says besides, of the last row."""
         self.tokens_per_s: float | None = None
         self.times = StepTimes()
         self.line = ProgressLine()
@@ -90,7 +93,10 @@ class RunProgress(StepCallback):
         muon = next(group for group in groups if group["kind"] == "muon")
         tokens = trainer.global_step * module.plan.tokens_per_step
         speed = window.num_steps * module.plan.tokens_per_step / window.seconds
+        figures = module.pop_step_figures()
+        self.shown = {name: figures[name] for name in module.shown_figures if name in figures}
         metrics = {
+            **figures,
             "train_loss": math.fsum(losses) / len(losses),
             "train_loss_ema": self.smoothed_loss.value,
             "grad_norm": math.nan if self._grad_norm is None else float(self._grad_norm),
@@ -121,8 +127,9 @@ class RunProgress(StepCallback):
         parts = [f"{at} {bar(step / num_steps)}" if sys.stderr.isatty() else at]
         if (loss := self.smoothed_loss.value) == loss:
             parts.append(f"loss {loss:.4f}")
-        if self.val_bpb is not None:
-            parts.append(f"val_bpb {self.val_bpb:.4f}")
+        parts += [f"{name} {value:.3f}" for name, value in self.shown.items()]
+        if self.figure is not None:
+            parts.append(f"{module.figure} {self.figure:.4f}")
         if self.tokens_per_s is not None:
             parts += self._speed_parts(trainer, module, self.tokens_per_s)
         if data_wait > NOTABLE_WAIT:
@@ -137,11 +144,12 @@ class RunProgress(StepCallback):
         return [f"{tokens_per_s:,.0f} tok/s", *([f"mfu {mfu:.0%}"] if mfu == mfu else [])]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        value = trainer.callback_metrics.get("val_bpb")
+        name = cast("LanguageModule", pl_module).figure
+        value = trainer.callback_metrics.get(name)
         if value is not None:
-            self.val_bpb = float(value)
+            self.figure = float(value)
             if trainer.is_global_zero and trainer.state.fn == "fit":
-                self.line.keep(f"step {trainer.global_step}: val_bpb {self.val_bpb:.4f}")
+                self.line.keep(f"step {trainer.global_step}: {name} {self.figure:.4f}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, num_steps = cast("LanguageModule", pl_module), len(self.times)
