@@ -45,6 +45,7 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         },
         "measure an export: bits per byte, samples, accuracy in the tiny world, CORE, ChatCORE",
     ),
+    "bench": ({"infer": "nanochat_lit.commands.bench_infer:bench_infer"}, "measure speed: of the engine"),
     "chat": ("nanochat_lit.commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
 }
 
