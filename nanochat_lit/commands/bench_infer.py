@@ -78,39 +78,39 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
         )
     if packed or quantize:
         pack_linears(gpt, quantize)
-    bandwidth = read_bandwidth_bytes_per_s(target)
     weight_bytes = _weight_bytes(gpt.config, gpt.compute_dtype, quantize)
-    prefill_s, rows = [], []
-    for count in counts:
-        step_s = []
-        for repeat in range(repeats + 1):
-            first_s, steps_s = _run(gpt, count, prompt_len, new_tokens, repeat)
-            if repeat:  # the first warms up
-                prefill_s.append(first_s)
-                step_s += steps_s
-        read_bytes = weight_bytes + count * _key_bytes(gpt, prompt_len + new_tokens // 2)
-        median_s = statistics.median(step_s)
-        rows.append(
-            DecodeRow(
-                streams=count,
-                step_ms=median_s * 1e3,
-                tokens_per_s=count / median_s,
-                mbu=read_bytes / median_s / bandwidth,
-            )
-        )
     report = {
         "config": asdict(gpt.config),
         "compute_dtype": str(gpt.compute_dtype).removeprefix("torch."),
         "quantize": quantize,
         "packed": packed or quantize is not None,
-        "bandwidth_gb_per_s": bandwidth / 1e9,
         "weight_bytes": weight_bytes,
+        **_measure(gpt, weight_bytes, counts, prompt_len, new_tokens, repeats),
         "peak_memory_bytes": peak_memory_bytes(target),
-        "first_token_ms": statistics.median(prefill_s) * 1e3,
-        "prefill_tokens_per_s": prompt_len / statistics.median(prefill_s),
-        "decode": [asdict(row) for row in rows],
     }
     print(json_format.dumps(report) if json else _table(report, prompt_len))
+
+
+def _measure(
+    gpt: GPT, weight_bytes: int, counts: list[int], prompt_len: int, new_tokens: int, repeats: int
+) -> dict[str, Any]:
+    """Medians over the repeats, after one run that warms up."""
+    bandwidth = read_bandwidth_bytes_per_s(gpt.device)
+    prefill_s, rows = [], []
+    for count in counts:
+        runs = [_run(gpt, count, prompt_len, new_tokens, repeat) for repeat in range(repeats + 1)][1:]
+        prefill_s += [first_s for first_s, _ in runs]
+        step_s = statistics.median(step_s for _, steps_s in runs for step_s in steps_s)
+        read_bytes = weight_bytes + count * _key_bytes(gpt, prompt_len + new_tokens // 2)
+        mbu = read_bytes / step_s / bandwidth
+        rows.append(DecodeRow(streams=count, step_ms=step_s * 1e3, tokens_per_s=count / step_s, mbu=mbu))
+    first_s = statistics.median(prefill_s)
+    return {
+        "bandwidth_gb_per_s": bandwidth / 1e9,
+        "first_token_ms": first_s * 1e3,
+        "prefill_tokens_per_s": prompt_len / first_s,
+        "decode": [asdict(row) for row in rows],
+    }
 
 
 def _model(
