@@ -146,7 +146,7 @@ def test_a_conversation(serve, browser, model, screenshots) -> None:
     chat.send("a sum")
     chat.wait_for("42\\.")
     chat.wait_until_done()
-    assert chat.said("bot")[1:] == ["It is", "12+30 = 42", "42."]
+    assert chat.said("bot")[1:] == ["It is", "Calculator\n12+30 = 42", "42."]
     assert chat.page.locator("#chat").get_by_text("Calculator").is_visible()
     screenshots(chat, "calculator")
 
