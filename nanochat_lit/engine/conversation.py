@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
@@ -93,9 +94,11 @@ class Conversation:
         """Write the conversation as JSON: {"messages", "settings"}; the messages are also a row of chat training data.
 
         Raises:
-            UserError: If there is nothing to save, or the file cannot be written.
+            UserError: If there is nothing to save, the file cannot be written, or it holds something else already.
         """
         self._check_not_empty()
+        if Path(path).exists():
+            Conversation.load(path)  # raises if what would be lost is no saved conversation
         saved = {"messages": self._with_system(self.messages), "settings": dataclasses.asdict(self.settings)}
         try:
             write_json(path, saved)
