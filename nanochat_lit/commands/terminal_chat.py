@@ -60,22 +60,27 @@ class TerminalChat:
             note("/help lists the commands, Ctrl-C stops an answer, /quit leaves")
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401 (line editing and history in input())
-        while True:
-            try:
-                line = input("\n> " if is_terminal else "").strip()
-                if line == "/quit":
-                    return
-                self._obey(line)
-            except EOFError:
-                write("\n" if is_terminal else "")
-                return
-            except KeyboardInterrupt:
-                if not is_terminal:
-                    raise
-                write("\n")
-                note("/quit or Ctrl-D leaves")
-            except UserError as error:
-                note(f"error: {error}")
+        while self._turn(is_terminal):
+            pass
+
+    def _turn(self, is_terminal: bool) -> bool:
+        """One line of input and what it brings; whether there is to be another."""
+        try:
+            line = input("\n> " if is_terminal else "").strip()
+            if line == "/quit":
+                return False
+            self._obey(line)
+        except EOFError:
+            write("\n" if is_terminal else "")
+            return False
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            write("\n")
+            note("/quit or Ctrl-D leaves")
+        except UserError as error:
+            note(f"error: {error}")
+        return True
 
     def _obey(self, line: str) -> None:
         if line.startswith("/") and not line.startswith("//"):
