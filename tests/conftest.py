@@ -6,7 +6,7 @@ The toy run is text and conversations generated into a folder, and the recipes t
 import json
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -276,7 +276,7 @@ class ScriptedModel:
         answer.pieces = self._say(answer, text, stopped, settings)
         return answer
 
-    def _say(self, answer: Answer, text: str, stopped: threading.Event, settings: ChatSettings) -> Iterator[Piece]:
+    def _say(self, answer: Answer, text: str, stopped: threading.Event, settings: ChatSettings) -> Generator[Piece, None, None]:
         with self._lock:
             self.num_running += 1
         try:
@@ -290,7 +290,7 @@ class ScriptedModel:
             with self._lock:
                 self.num_running -= 1
 
-    def _script(self, text: str, settings: ChatSettings) -> Iterator[Piece]:
+    def _script(self, text: str, settings: ChatSettings) -> Generator[Piece, None, None]:
         if "sum" in text:
             yield from SUM
             return

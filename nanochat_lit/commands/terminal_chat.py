@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from nanochat_lit.common.errors import UserError
@@ -51,6 +51,7 @@ class TerminalChat:
             "save": self._save,
             "load": self._load,
             "help": lambda _: print(HELP, file=sys.stderr),
+            "quit": self._quit,
         }
 
     def run(self) -> None:
@@ -66,10 +67,7 @@ class TerminalChat:
     def _turn(self, is_terminal: bool) -> bool:
         """One line of input and what it brings; whether there is to be another."""
         try:
-            line = input("\n> " if is_terminal else "").strip()
-            if line == "/quit":
-                return False
-            self._obey(line)
+            self._obey(input("\n> " if is_terminal else "").strip())
         except EOFError:
             write("\n" if is_terminal else "")
             return False
@@ -86,13 +84,13 @@ class TerminalChat:
         if line.startswith("/") and not line.startswith("//"):
             name, _, argument = line[1:].partition(" ")
             if name not in self._commands:
-                near = difflib.get_close_matches(name, [*self._commands, "quit"], n=1)
+                near = difflib.get_close_matches(name, self._commands, n=1)
                 raise UserError(f"there is no /{name}{f'; did you mean /{near[0]}?' if near else ''}; see /help")
             self._commands[name](argument.strip())
         elif line:
             self._hear(self._conversation.ask(self._model, line.removeprefix("/")))
 
-    def _hear(self, pieces: Iterator[Piece]) -> None:
+    def _hear(self, pieces: Generator[Piece, None, None]) -> None:
         """Show an answer as it comes, calculator calls dimly; Ctrl-C ends it, and what was said stays said."""
         answer = self._conversation.answer
         assert answer is not None
@@ -112,8 +110,12 @@ class TerminalChat:
             pass
         finally:
             answer.stop()
+            pieces.close()
             write(brackets[kind][1] + "\n", is_model_text=False)
         note_cut(answer)
+
+    def _quit(self, _: str) -> None:
+        raise EOFError  # as Ctrl-D
 
     def _retry(self, _: str) -> None:
         pieces = self._conversation.retry(self._model)

@@ -1,6 +1,6 @@
 """What a conversation talks to: an engine in this process, or a server elsewhere."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 from nanochat_lit.engine.answer_text import Piece
@@ -11,7 +11,7 @@ Message = dict[str, Any]
 
 
 class Answer:
-    """One answer while it is being said. Its pieces can be iterated over once; `stop` ends it early.
+    """One answer while it is being said. Its pieces are iterated over once; `stop` ends it early.
 
     Args:
         num_dropped_turns: Oldest turns that the model does not see, because they do not fit into its context.
@@ -25,11 +25,8 @@ class Answer:
         self.finish_reason: str | None = None
         """"stop" when the model ended it, "length" when tokens ran out; None while it goes on or when it was stopped."""
         self.stop = stop
-        self.pieces: Iterable[Piece] = ()
-
-    def __iter__(self) -> Iterator[Piece]:
-        """Piece by piece, each as soon as it is certain."""
-        return iter(self.pieces)
+        self.pieces: Generator[Piece, None, None]
+        """The answer piece by piece, each as soon as it is certain; set by who makes the answer."""
 
 
 class ChatModel(Protocol):

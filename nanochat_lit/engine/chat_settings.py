@@ -24,7 +24,7 @@ class ChatSettings:
     """The same seed gives the same answers to the same messages."""
 
     def __post_init__(self) -> None:
-        check_sampling(self.temperature, self.top_k)
+        check_sampling(self.temperature, self.top_k, self.top_p)
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; ask for at least 1")
 

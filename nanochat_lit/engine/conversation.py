@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Conversation:
     num_answers: int = 0
     """Answers so far, also those that were taken back. Each draws from another seed, so that a retry says something else."""
 
-    def ask(self, model: ChatModel, text: str) -> Iterator[Piece]:
+    def ask(self, model: ChatModel, text: str) -> Generator[Piece, None, None]:
         """Say something, and hear the answer.
 
         Args:
@@ -49,7 +49,7 @@ class Conversation:
         """
         return self._reply(model, self.messages, text)
 
-    def retry(self, model: ChatModel) -> Iterator[Piece]:
+    def retry(self, model: ChatModel) -> Generator[Piece, None, None]:
         """Another answer to the last question, instead of the last one.
 
         Raises:
@@ -58,7 +58,7 @@ class Conversation:
         self._check_not_empty()
         return self.edit(model, len(self.messages) - 2, self.messages[-2]["content"])
 
-    def edit(self, model: ChatModel, index: int, text: str) -> Iterator[Piece]:
+    def edit(self, model: ChatModel, index: int, text: str) -> Generator[Piece, None, None]:
         """Ask something else in place of an earlier question; what followed it is forgotten.
 
         Args:
@@ -137,7 +137,7 @@ class Conversation:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *messages]
 
-    def _reply(self, model: ChatModel, before: list[Message], text: str) -> Iterator[Piece]:
+    def _reply(self, model: ChatModel, before: list[Message], text: str) -> Generator[Piece, None, None]:
         messages: list[Message] = [*before, {"role": "user", "content": text}]
         seed = (self.settings.seed + self.num_answers) % 2**63
         answer = model.answer(self._with_system(messages), dataclasses.replace(self.settings, seed=seed))
@@ -148,13 +148,14 @@ class Conversation:
         return _collected(answer, parts)
 
 
-def _collected(answer: Answer, parts: list[dict[str, Any]]) -> Iterator[Piece]:
+def _collected(answer: Answer, parts: list[dict[str, Any]]) -> Generator[Piece, None, None]:
     """The pieces, gathered in `parts` on their way."""
     try:
-        for piece in answer:
+        for piece in answer.pieces:
             if not parts or parts[-1]["type"] != piece.type:
                 parts.append({"type": piece.type, "text": ""})
             parts[-1]["text"] += piece.text
             yield piece
     finally:  # also when the listener leaves
         answer.stop()
+        answer.pieces.close()

@@ -4,7 +4,7 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from types import TracebackType
 
 from nanochat_lit.engine.answer_text import Piece
@@ -34,6 +34,8 @@ class EngineChat:
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outboxes: dict[int, _Outbox] = {}
         self._keys = itertools.count()
+        self._lock = threading.Lock()  # nothing is ordered after the end, or it would be waited for in vain
+        self._has_ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -52,8 +54,6 @@ class EngineChat:
         Raises:
             UserError: If the message is too long.
         """
-        if not self._thread.is_alive():
-            raise RuntimeError("the engine has ended; its first error was told where it happened")
         context = self._engine.model.config.sequence_len
         prompt_ids, num_dropped = fit_chat_prompt(self._engine.tokenizer, messages, context, settings.max_new_tokens)
         request = Request(
@@ -73,10 +73,13 @@ class EngineChat:
 
         answer = Answer(num_dropped_turns=num_dropped, stop=stop)
         answer.pieces = self._pieces(answer, outbox)
-        self._orders.put(lambda: self._submit(key, request, outbox))
+        with self._lock:
+            if self._has_ended:
+                raise RuntimeError("the engine has ended; if by an error, it was told to those who were waiting")
+            self._orders.put(lambda: self._submit(key, request, outbox))
         return answer
 
-    def _pieces(self, answer: Answer, outbox: _Outbox) -> Iterator[Piece]:
+    def _pieces(self, answer: Answer, outbox: _Outbox) -> Generator[Piece, None, None]:
         answer.num_tokens = 0
         while (item := outbox.get()) is not None:
             if isinstance(item, Exception):
@@ -88,6 +91,7 @@ class EngineChat:
                 return
 
     def _run(self) -> None:
+        last: Exception | None = None
         try:
             while True:
                 for order in self._next_orders():
@@ -96,12 +100,18 @@ class EngineChat:
                     order()
                 self._step()
         except Exception as error:
-            for key in list(self._outboxes):
-                self._deliver(key, error)
+            last = error
             raise
         finally:
-            for outbox in self._outboxes.values():
-                outbox.put(None)
+            with self._lock:
+                self._has_ended = True
+                while not self._orders.empty():
+                    if (order := self._orders.get()) is not None:
+                        order()
+            for key in list(self._slots):
+                self._engine.release(self._slots.pop(key))
+            for key in list(self._outboxes):
+                self._deliver(key, last)
 
     def _next_orders(self) -> Iterator[Callable[[], None] | None]:
         """All that wait; when there is nothing to compute, the next one is waited for."""

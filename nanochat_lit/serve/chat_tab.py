@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 from nanochat_lit.common.errors import UserError
@@ -95,7 +95,7 @@ class ChatTab:
         shown = shown_messages(self._conversation.messages, self.is_markdown)
         return TabView([message for _, message in shown], status, is_running)
 
-    def _answering(self, begin: Callable[[], Iterator[Piece]]) -> Iterator[TabView]:
+    def _answering(self, begin: Callable[[], Generator[Piece, None, None]]) -> Iterator[TabView]:
         with self._lock:
             self.stop()
             pieces = begin()
@@ -111,6 +111,7 @@ class ChatTab:
                     yield self.view(status_line(answer, now_s - started_s, is_running=True), is_running=True)
         finally:  # also when the tab is closed
             answer.stop()
+            pieces.close()
         if self._conversation.answer is answer:
             yield self.view(status_line(answer, time.perf_counter() - started_s, is_running=False))
 

@@ -8,7 +8,7 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -96,7 +96,7 @@ class ServerChat:
                 with contextlib.suppress(OSError):  # it has ended by itself
                     wanted.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads; closing would not
 
-        def pieces() -> Iterator[Piece]:
+        def pieces() -> Generator[Piece, None, None]:
             try:
                 for chunk in _events(response):
                     yield from _take(chunk, answer)
@@ -166,7 +166,7 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
         yield json.loads(data)
 
 
-def _take(chunk: dict[str, Any], answer: Answer) -> Iterator[Piece]:
+def _take(chunk: dict[str, Any], answer: Answer) -> Generator[Piece, None, None]:
     """The pieces in a chunk; what else it tells goes into the answer."""
     if "error" in chunk:
         raise UserError(f"the server says: {chunk['error'].get('message')}")
