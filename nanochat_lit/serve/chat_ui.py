@@ -8,6 +8,7 @@ A tab's conversation is kept here, by the tab's session. Answers end by their ow
 events, which would lose what the page shows of them.
 """
 
+import html
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, MutableMapping, Sequence
@@ -238,7 +239,7 @@ def _answering(
             yield messages, gr.skip() if was_running and view.is_running else box, status
             refilled, emptied, was_running = {}, {}, view.is_running
     except UserError as error:
-        gr.Warning(str(error))
+        gr.Warning(html.escape(str(error)), duration=6)
         yield _updates(tab.view(), **refilled)
 
 

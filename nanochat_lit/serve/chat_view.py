@@ -39,6 +39,7 @@ def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> li
             elif part["type"] == "python_output" and call is not None:
                 call["content"] = literal(f"{expression} = {part['text']}")
                 call["metadata"]["log"] = call["content"]
+                call = None
             else:
                 expression = part["text"]
                 metadata = {"title": "Calculator", "log": literal(expression), "status": "done"}
@@ -57,7 +58,7 @@ def status_line(answer: Answer, elapsed_s: float, is_running: bool) -> str:
     """
     notes = []
     if answer.num_tokens and elapsed_s > 0:
-        notes.append(f"{answer.num_tokens} tokens")
+        notes.append(f"{answer.num_tokens} token{'s' * (answer.num_tokens > 1)}")
         notes.append(f"{answer.num_tokens / elapsed_s:,.0f} tokens/s")
     if answer.finish_reason == "length":
         notes.append("cut: the new tokens allowed, or the model's context, were used up")

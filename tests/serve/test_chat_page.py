@@ -110,6 +110,11 @@ class Chat:
         self.page.locator("#message [data-testid=stop-button]").click()
         self.wait_until_done()
 
+    def close_messages(self) -> None:
+        """They lie over the corner of the conversation for some seconds."""
+        self.page.evaluate("document.querySelectorAll('.toast-close').forEach(button => button.click())")
+        self.page.wait_for_function("document.querySelectorAll('.toast-close').length == 0")
+
     def said(self, who: str) -> list[str]:
         return [text.strip() for text in self.page.locator(f"#chat [data-testid={who}]").all_inner_texts()]
 
@@ -189,6 +194,7 @@ def test_a_conversation(serve, browser, model, screenshots) -> None:
     chat.send("break")
     chat.page.get_by_text("the model fell silent").wait_for()
     assert chat.said("bot")[-1] == "half of"
+    chat.close_messages()
 
     chat.click("Clear")
     chat.page.get_by_text("Say something to").wait_for()
