@@ -6,7 +6,7 @@ The toy run is text and conversations generated into a folder, and the recipes t
 import json
 import random
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -269,14 +269,16 @@ class ScriptedModel:
     def answer(self, messages: Sequence[dict], settings: ChatSettings) -> Answer:
         text = messages[-1]["content"]
         if text == "fail":
-            raise UserError("this cannot be answered")
+            raise UserError("this cannot be answered: it's <b>")
         self.asked.append((list(messages), settings))
         stopped = threading.Event()
         answer = Answer(stop=stopped.set)
         answer.pieces = self._say(answer, text, stopped, settings)
         return answer
 
-    def _say(self, answer: Answer, text: str, stopped: threading.Event, settings: ChatSettings) -> Generator[Piece, None, None]:
+    def _say(
+        self, answer: Answer, text: str, stopped: threading.Event, settings: ChatSettings
+    ) -> Generator[Piece, None, None]:
         with self._lock:
             self.num_running += 1
         try:

@@ -7,12 +7,12 @@ from nanochat_lit.engine.conversation import Conversation
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
 from nanochat_lit.engine.export import load_export, load_generation_defaults
+from nanochat_lit.model.packed import Quantization
 
 
 def chat(
     model: str,
     prompt: str | None = None,
-    system: str = "",
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -20,13 +20,13 @@ def chat(
     seed: int = 0,
     device: str | None = None,
     compute_dtype: str = "auto",
+    quantize: Quantization | None = None,
 ) -> None:
     """Talk to a chat model, or print one answer with -p.
 
     Args:
         model: Export folder.
         prompt: Answer this message alone on stdout and leave; null starts a conversation.
-        system: What the model is told before the first message.
         temperature: 0 takes the likeliest token, higher is more varied; null is the export's default.
         top_k: Sample among this many likeliest tokens, 0 is all; null is the export's default.
         top_p: Sample among the likeliest tokens that together have this probability, 1 is all; null is 1.
@@ -34,6 +34,7 @@ def chat(
         seed: The same seed gives the same answers to the same messages.
         device: cpu, cuda or mps; null is the fastest there is.
         compute_dtype: auto, bfloat16, float16 or float32.
+        quantize: int8 keeps the weights in 8 bits (CPU); null keeps them in compute_dtype.
     """
     given = {
         "temperature": temperature,
@@ -43,10 +44,10 @@ def chat(
         "seed": seed,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    conversation = Conversation(settings=ChatSettings.of({**load_generation_defaults(model), **chosen}), system=system)
+    conversation = Conversation(settings=ChatSettings.of({**load_generation_defaults(model), **chosen}))
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write a message after -p, or leave -p out for a conversation")
-    gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True)
+    gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
     with EngineChat(Engine(gpt, tokenizer, num_slots=1)) as chat_model:
         if prompt is None:
             TerminalChat(chat_model, conversation).run()

@@ -9,6 +9,7 @@ from pathlib import Path
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.chat_model import ChatModel
 from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.model.packed import Quantization
 
 MAX_NEW_TOKENS = 4096
 """Where the slider ends for a server, whose context is not known here."""
@@ -23,6 +24,7 @@ def ui(
     slots: int = 8,
     device: str | None = None,
     compute_dtype: str = "auto",
+    quantize: Quantization | None = None,
 ) -> None:
     """Chat in the browser: with an export, or through a running server. Ctrl-C ends it.
 
@@ -35,6 +37,7 @@ def ui(
         slots: Conversations that are answered at once; further ones wait. For --model.
         device: cpu, cuda or mps; null is the fastest there is. For --model.
         compute_dtype: auto, bfloat16, float16 or float32. For --model.
+        quantize: int8 keeps the weights in 8 bits (CPU); null keeps them in compute_dtype. For --model.
     """
     if (model is None) == (url is None):
         raise UserError("give either --model EXPORT or --url URL, as in --model runs/quickstart/export")
@@ -55,7 +58,7 @@ def ui(
         from nanochat_lit.engine.export import load_export, load_generation_defaults
 
         settings = ChatSettings.of(load_generation_defaults(model))
-        gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True)
+        gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
         chat_model = stack.enter_context(EngineChat(Engine(gpt, tokenizer, num_slots=slots)))
         _serve(listener, chat_model, _name_of(model), settings, gpt.config.sequence_len)
 

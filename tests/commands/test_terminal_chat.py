@@ -75,7 +75,7 @@ def test_mistakes_take_one_line(converse) -> None:
     out, err = converse("fail", "break", "/undp", "/nonsense", "hello", "/help", "/quit", "never")
     assert out == "half of \nhello! (seed 1)\n"
     assert err[:4] == [
-        "(error: this cannot be answered)",
+        "(error: this cannot be answered: it's <b>)",
         "(error: the model fell silent)",
         "(error: there is no /undp; did you mean /undo?; see /help)",
         "(error: there is no /nonsense; see /help)",

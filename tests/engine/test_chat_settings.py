@@ -20,7 +20,7 @@ def test_one_setting_is_changed(name: str, value: object, expected: float) -> No
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("temprature", "1", "there is no setting 'temprature'; use temperature, top_k"),
+        ("warmth", "1", "there is no setting 'warmth'; use temperature, top_k"),
         ("temperature", "warm", "temperature is 'warm'; use a number"),
         ("temperature", "nan", "temperature is nan"),
         ("temperature", "-1", "temperature is -1"),

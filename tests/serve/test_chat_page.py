@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -189,7 +188,7 @@ def test_a_conversation(serve, browser, model, screenshots) -> None:
 
     # what cannot be answered is told, and comes back into the box
     chat.send("fail")
-    chat.page.get_by_text("this cannot be answered").wait_for()
+    chat.page.get_by_text("this cannot be answered: it's <b>").wait_for()
     assert chat.box.input_value() == "fail"
     chat.send("break")
     chat.page.get_by_text("the model fell silent").wait_for()

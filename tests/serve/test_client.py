@@ -109,7 +109,11 @@ def test_an_answer_and_what_was_asked(server: Server) -> None:
     ]
     model = ServerChat(server.url, api_key="secret")
     assert model.name == "toy"
-    earlier = [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}, {"type": "text", "text": "2."}]
+    earlier = [
+        {"type": "python", "text": "1+1"},
+        {"type": "python_output", "text": "2"},
+        {"type": "text", "text": "2."},
+    ]
     system = {"role": "system", "content": "be brief"}
     answer = model.answer([system, user("1+1?"), {"role": "assistant", "content": earlier}, user("?")], SETTINGS)
     pieces = [tuple(piece) for piece in answer.pieces]
