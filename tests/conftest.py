@@ -286,6 +286,7 @@ class ScriptedModel:
                 if stopped.wait(self.pause_s):
                     return
                 answer.num_tokens = (answer.num_tokens or 0) + 1
+                answer.elapsed_s += 0.01
                 yield piece
             answer.finish_reason = "stop"
         finally:

@@ -81,9 +81,11 @@ def _serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65_535:
+        raise UserError(f"port is {port}; use 1 to 65535, or 0 for a free one")
     try:
         return socket.create_server((host, port))
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(f"cannot listen on {host}, port {port} ({error}); choose another with --port") from None
 
 

@@ -22,6 +22,8 @@ class Answer:
         self.num_dropped_turns = num_dropped_turns
         self.num_tokens: int | None = 0
         """Tokens so far; None if it is not known."""
+        self.elapsed_s = 0.0
+        """From the question to the newest token, whenever that was listened to."""
         self.finish_reason: str | None = None
         """"stop" when the model ended it, "length" when tokens ran out; None while it goes on or when it was stopped."""
         self.stop = stop

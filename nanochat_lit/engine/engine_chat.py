@@ -3,6 +3,7 @@
 import itertools
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from types import TracebackType
@@ -14,8 +15,8 @@ from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.engine.engine import Emitted, Engine
 from nanochat_lit.engine.request import Request
 
-_Outbox = queue.SimpleQueue[Emitted | Exception | None]
-"""What becomes of one request: its tokens, or what went wrong; None when nobody waits for more."""
+_Outbox = queue.SimpleQueue[tuple[float, Emitted] | Exception | None]
+"""What becomes of one request: its tokens and when they came, or what went wrong; None when nobody waits for more."""
 
 
 class EngineChat:
@@ -72,22 +73,24 @@ class EngineChat:
             outbox.put(None)
 
         answer = Answer(num_dropped_turns=num_dropped, stop=stop)
-        answer.pieces = self._pieces(answer, outbox)
+        answer.pieces = self._pieces(answer, outbox, time.perf_counter())
         with self._lock:
             if self._has_ended:
                 raise RuntimeError("the engine has ended; if by an error, it was told to those who were waiting")
             self._orders.put(lambda: self._submit(key, request, outbox))
         return answer
 
-    def _pieces(self, answer: Answer, outbox: _Outbox) -> Generator[Piece, None, None]:
+    def _pieces(self, answer: Answer, outbox: _Outbox, started_s: float) -> Generator[Piece, None, None]:
         answer.num_tokens = 0
         while (item := outbox.get()) is not None:
             if isinstance(item, Exception):
                 raise item
-            answer.num_tokens += item.token_id not in self._engine.end_ids
-            answer.finish_reason = item.finish_reason
-            yield from item.pieces
-            if item.finish_reason is not None:
+            time_s, emitted = item
+            answer.elapsed_s = time_s - started_s
+            answer.num_tokens += emitted.token_id not in self._engine.end_ids
+            answer.finish_reason = emitted.finish_reason
+            yield from emitted.pieces
+            if emitted.finish_reason is not None:
                 return
 
     def _run(self) -> None:
@@ -144,6 +147,6 @@ class EngineChat:
         outbox = self._outboxes.get(key)
         if outbox is None:
             return
-        outbox.put(item)
+        outbox.put((time.perf_counter(), item) if isinstance(item, Emitted) else item)
         if not isinstance(item, Emitted) or item.finish_reason is not None:
             del self._outboxes[key]

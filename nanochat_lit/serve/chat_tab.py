@@ -101,19 +101,19 @@ class ChatTab:
             pieces = begin()
             answer = self._conversation.answer
         assert answer is not None
-        started_s = shown_s = time.perf_counter()
+        shown_s = time.perf_counter()
         try:
             yield self.view(is_running=True)
             for _ in pieces:
                 now_s = time.perf_counter()
                 if now_s - shown_s >= REFRESH_S and self._conversation.answer is answer:
                     shown_s = now_s
-                    yield self.view(status_line(answer, now_s - started_s, is_running=True), is_running=True)
+                    yield self.view(status_line(answer, is_running=True), is_running=True)
         finally:  # also when the tab is closed
             answer.stop()
             pieces.close()
         if self._conversation.answer is answer:
-            yield self.view(status_line(answer, time.perf_counter() - started_s, is_running=False))
+            yield self.view(status_line(answer, is_running=False))
 
 
 def _typed(text: str) -> str:

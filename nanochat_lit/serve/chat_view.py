@@ -48,18 +48,17 @@ def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> li
     return shown
 
 
-def status_line(answer: Answer, elapsed_s: float, is_running: bool) -> str:
+def status_line(answer: Answer, is_running: bool) -> str:
     """Speed of an answer, and what a person should know about it.
 
     Args:
         answer: The last one.
-        elapsed_s: Since it was asked for.
         is_running: Whether there is more to come.
     """
     notes = []
-    if answer.num_tokens and elapsed_s > 0:
+    if answer.num_tokens and answer.elapsed_s > 0:
         notes.append(f"{answer.num_tokens} token{'s' * (answer.num_tokens > 1)}")
-        notes.append(f"{answer.num_tokens / elapsed_s:,.0f} tokens/s")
+        notes.append(f"{answer.num_tokens / answer.elapsed_s:,.0f} tokens/s")
     if answer.finish_reason == "length":
         notes.append("cut: the new tokens allowed, or the model's context, were used up")
     elif answer.finish_reason is None and not is_running:

@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import json
 import socket
+import time
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -86,6 +87,7 @@ class ServerChat:
     def _answer(
         self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, num_dropped: int
     ) -> Answer:
+        started_s = time.perf_counter()
         wanted = connection.sock  # http.client forgets it when the response has been read
         has_stopped = False
 
@@ -99,6 +101,7 @@ class ServerChat:
         def pieces() -> Generator[Piece, None, None]:
             try:
                 for chunk in _events(response):
+                    answer.elapsed_s = time.perf_counter() - started_s
                     yield from _take(chunk, answer)
                     if has_stopped:
                         return

@@ -65,6 +65,7 @@ def test_stopped_answers_free_their_slots(engine: Engine) -> None:
         assert all(len(list(rest)) < 90 for rest in pieces)
         after = model.answer(question(9), SETTINGS)
         assert list(after.pieces)
+        assert 0 < after.elapsed_s < 60
         assert after.finish_reason in ("stop", "length")
     assert engine.num_free == 2
 

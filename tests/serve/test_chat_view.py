@@ -56,11 +56,11 @@ def test_other_text_is_left_alone(text: str) -> None:
 
 def test_status_line() -> None:
     answer = Answer(num_dropped_turns=2, stop=lambda: None)
-    answer.num_tokens = 30
+    answer.num_tokens, answer.elapsed_s = 30, 2.0
     sight = "the oldest 2 turns are out of the model's sight: its context is full"
-    assert status_line(answer, 2.0, is_running=True) == f"30 tokens · 15 tokens/s · {sight}"
-    assert status_line(answer, 2.0, is_running=False) == f"30 tokens · 15 tokens/s · stopped · {sight}"
-    answer.finish_reason, answer.num_dropped_turns, answer.num_tokens = "stop", 0, 1
-    assert status_line(answer, 0.5, is_running=False) == "1 token · 2 tokens/s"
+    assert status_line(answer, is_running=True) == f"30 tokens · 15 tokens/s · {sight}"
+    assert status_line(answer, is_running=False) == f"30 tokens · 15 tokens/s · stopped · {sight}"
+    answer.finish_reason, answer.num_dropped_turns, answer.num_tokens, answer.elapsed_s = "stop", 0, 1, 0.5
+    assert status_line(answer, is_running=False) == "1 token · 2 tokens/s"
     answer.finish_reason, answer.num_tokens = "length", None
-    assert status_line(answer, 0.5, is_running=False).startswith("cut: ")
+    assert status_line(answer, is_running=False).startswith("cut: ")
