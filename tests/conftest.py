@@ -4,6 +4,7 @@ The toy run is text and conversations generated into a folder, and the recipes t
 """
 
 import json
+import os
 import random
 import threading
 from collections.abc import Callable, Generator, Sequence
@@ -79,6 +80,13 @@ def _fixed_seeds():
 def _no_dtype_override(monkeypatch):
     """NANOCHAT_DTYPE in the developer's shell must not decide what the tests compute in."""
     monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
+
+
+def pytest_configure(config):
+    """One of several test processes computes in one thread, as do the processes that it starts: each has one core."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
@@ -225,6 +233,49 @@ def pretrained(write_recipe) -> Path:
     recipe = write_recipe()
     assert cli.main(["fit", "--config", str(recipe), "--checkpoint_every", "2"]) == 0
     return recipe.parent / "run"
+
+
+@pytest.fixture(scope="session")
+def write_rl_recipe(tmp_path_factory, pretrained) -> Callable[..., Path]:
+    """Write a recipe of reinforcement learning, in which answers of several words are right."""
+    folder = tmp_path_factory.mktemp("questions")
+    questions = [
+        {
+            "messages": [{"role": "user", "content": f"say {word}"}],
+            "category": "talk",
+            "expect": {"min_words": 12},
+        }
+        for word in WORDS
+    ]
+    for name, rows in (("train", questions[:40]), ("val", questions[40:])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+    def task(name: str) -> dict:
+        load = "nanochat_lit.tasks.tiny_world.TinyWorldTask.load"
+        return {"class_path": load, "init_args": {"path": str(folder / f"{name}.jsonl")}}
+
+    def write(model: dict | None = None, data: dict | None = None, **top: object) -> Path:
+        run = tmp_path_factory.mktemp("rl")
+        settings = {"base": str(pretrained / "export"), "num_steps": 4, "eval_every": 2, "questions_per_step": 4}
+        settings |= {"num_samples": 4, "max_new_tokens": 20, "init_lr_fraction": 0.5}
+        tasks = {"train": task("train"), "val": task("val")}
+        recipe = {
+            "run_dir": str(run / "run"),
+            "compute_dtype": "float32",
+            "log_every": 1,
+            "model": {"class_path": "nanochat_lit.training.RLModule", "init_args": {**settings, **(model or {})}},
+            "data": {
+                "class_path": "nanochat_lit.training.RolloutDataModule",
+                "init_args": {**tasks, "micro_batch_size": 4, "val_samples": 2, **(data or {})},
+            },
+            "trainer": {"accelerator": "cpu", "devices": 1},
+            **top,
+        }
+        path = run / "rl.yaml"
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        return path
+
+    return write
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ def generate(
 ) -> None:
     """Write the tiny world: pretraining texts, conversations and an examination, in English, endless and free.
 
-    The folder gets pretrain/shard_*.parquet (the last shard is validation), sft/train.jsonl, sft/val.jsonl and
-    test.jsonl. The three splits share no item.
+    The folder gets pretrain/shard_*.parquet (the last shard is validation), sft/train.jsonl, sft/val.jsonl,
+    test.jsonl, and harder/*.jsonl, questions of harder arithmetic for reinforcement learning. The splits share no item.
 
     Args:
         out: Folder to write into; files of these names are replaced.
@@ -26,6 +26,11 @@ def generate(
     """
     write_tiny_world(out, num_documents, num_conversations, per_category, seed)
     for path in sorted(
-        [*Path(out).glob("pretrain/*.parquet"), *Path(out).glob("sft/*.jsonl"), Path(out) / "test.jsonl"]
+        [
+            *Path(out).glob("pretrain/*.parquet"),
+            *Path(out).glob("sft/*.jsonl"),
+            *Path(out).glob("harder/*.jsonl"),
+            Path(out) / "test.jsonl",
+        ]
     ):
         print(f"{path.stat().st_size:>12,} bytes  {path}")

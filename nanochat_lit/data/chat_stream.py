@@ -1,7 +1,7 @@
 """Conversations as batches for fine-tuning: rendered, packed whole, padded; targets -1 where nothing is to be learned."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ class ChatStream(IterableDataset[Batch]):
         rank: This process among `world_size`; they read disjoint conversations.
         world_size: Number of processes.
         buffer_size: Conversations that best fit chooses from.
+        names: Where conversations may come from, as their "source" says; None does not keep apart. With names, batches
+            have "sources" too, (B, T) uint8: 0 where nothing is to be learned, k where the target is of the k-th name.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class ChatStream(IterableDataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
         buffer_size: int = 1000,
+        names: Sequence[str] | None = None,
     ) -> None:
         check_stream_sizes(sequence_len, micro_batch_size, rank, world_size)
         self.source = as_source(conversations, "messages", seed)
@@ -62,6 +65,7 @@ class ChatStream(IterableDataset[Batch]):
         self.rank = rank
         self.world_size = world_size
         self.buffer_size = buffer_size
+        self.numbers = None if names is None else {name: number for number, name in enumerate(names, start=1)}
         self.reader_shift = 0
         """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
         self._has_warned = False
@@ -91,9 +95,10 @@ class ChatStream(IterableDataset[Batch]):
                 warned = True
                 _log.warning("conversations longer than sequence_len %d are cut there", self.sequence_len)
             tokens = torch.tensor([token_ids for token_ids, _ in rows], dtype=torch.int64)  # (B, T + 1)
-            trained = torch.tensor([loss_mask for _, loss_mask in rows], dtype=torch.bool)
-            targets = tokens[:, 1:].masked_fill(~trained[:, 1:], IGNORE_INDEX)
-            yield {"inputs": tokens[:, :-1].contiguous(), "targets": targets}
+            sources = torch.tensor([loss_mask for _, loss_mask in rows], dtype=torch.uint8)[:, 1:]
+            targets = tokens[:, 1:].masked_fill(sources == 0, IGNORE_INDEX)
+            batch = {"inputs": tokens[:, :-1].contiguous(), "targets": targets}
+            yield batch if self.numbers is None else {**batch, "sources": sources.contiguous()}
         if warn and self.counts.items_cut:
             _log.warning(
                 "%d of %d conversations were cut at sequence_len %d, %d tokens lost",
@@ -113,4 +118,8 @@ class ChatStream(IterableDataset[Batch]):
     def _rendered(self, cursor: ItemCursor) -> Iterator[Masked]:
         for conversation in cursor:
             cursor.num_taken += 1
-            yield render_conversation(self.tokenizer, conversation)
+            token_ids, loss_mask = render_conversation(self.tokenizer, conversation)
+            if self.numbers is not None:
+                number = self.numbers[conversation["source"]]
+                loss_mask = [mask * number for mask in loss_mask]
+            yield token_ids, loss_mask

@@ -1,6 +1,7 @@
 """Anything that yields documents, as a source: files, lists, generators, or an object with `iterate`."""
 
 import random
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,18 @@ from typing import Any, Protocol, runtime_checkable
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import VALIDATION_FRACTION, Column, FileSource
+
+
+class Items(Protocol):
+    """Anything with a length and places."""
+
+    def __len__(self) -> int:
+        """How many items there are."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """The item at this place."""
+        ...
 
 
 @runtime_checkable
@@ -36,6 +49,24 @@ class MemorySource:
         if split == "train":
             random.Random(f"{self.seed}-{epoch}").shuffle(order)
         return (self.items[index] for index in order[rank::world_size])
+
+
+class SplitSource:
+    """Two lists of items, one to train on and one to validate on; any object with a length and places is a list."""
+
+    def __init__(self, train: "Items", val: "Items", seed: int = 0) -> None:
+        self.splits = {"train": train, "val": val}
+        self.seed = seed
+
+    def iterate(self, split: str, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        """The items of one epoch; 'train' in an order drawn from the seed and the epoch."""
+        if split not in self.splits:
+            raise UserError(f"split is {split!r}; use one of {', '.join(self.splits)}")
+        items = self.splits[split]
+        order = array("q", range(len(items)))
+        if split == "train":
+            random.Random(f"{self.seed}-{epoch}").shuffle(order)
+        return (items[index] for index in order[rank::world_size])
 
 
 class CallableSource:

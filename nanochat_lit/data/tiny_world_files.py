@@ -10,6 +10,9 @@ from nanochat_lit.common.paths import atomic_write
 
 ROW_GROUP_SIZE = 1024
 
+HARDER_PROBLEMS = {"train": 8000, "val": 400, "test": 1000}
+"""Questions of harder arithmetic in each split."""
+
 
 def write_tiny_world(
     out: str | Path,
@@ -19,7 +22,9 @@ def write_tiny_world(
     seed: int = 0,
     documents_per_shard: int = 16_384,
 ) -> None:
-    """Write pretrain/shard_*.parquet, sft/train.jsonl, sft/val.jsonl and test.jsonl (the examination) under `out`.
+    """Write pretrain/shard_*.parquet, sft/train.jsonl, sft/val.jsonl, test.jsonl (the examination) and harder/*.jsonl.
+
+    harder/ has train, val and test questions of harder arithmetic, for reinforcement learning.
 
     The validation parts come on top, one for every 50 training items, from splits that share no item with training;
     among the shards the last is validation. The same arguments give the same bytes.
@@ -53,6 +58,8 @@ def write_tiny_world(
     for split, count in (("train", num_conversations), ("val", _num_val(num_conversations))):
         _write_jsonl(out / "sft" / f"{split}.jsonl", islice(tiny_world.conversations(split, seed), count))
     _write_jsonl(out / "test.jsonl", iter(tiny_world.examination("test", seed, per_category)))
+    for split, count in HARDER_PROBLEMS.items():
+        _write_jsonl(out / "harder" / f"{split}.jsonl", iter(tiny_world.problems(split, count, seed)))
 
 
 def _num_val(num_train: int) -> int:

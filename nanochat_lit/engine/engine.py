@@ -123,9 +123,16 @@ class Engine(SlotEngine):
         Raises:
             UserError: If a request cannot be served; nothing is generated then.
         """
+        return [
+            [token.token_id for token in tokens if token.token_id not in self.end_ids]
+            for tokens in self.run(requests, num_samples)
+        ]
+
+    def run(self, requests: Sequence[Request], num_samples: int = 1) -> list[list[Emitted]]:
+        """The same as `complete` with all that is known of each token, the ending one included; more rows than slots take turns."""
         for request in requests:
             self.check(request)
-        completions: list[list[int]] = [[] for _ in range(len(requests) * num_samples)]
+        completions: list[list[Emitted]] = [[] for _ in range(len(requests) * num_samples)]
         waiting = deque((index, first) for index in range(len(requests)) for first in range(num_samples))
         inbox = _Inbox(slots=[])
         self._inboxes.append(inbox)
@@ -144,8 +151,7 @@ class Engine(SlotEngine):
                     self._watch(inbox, slots)
                     owners.update({slot: index * num_samples + first + i for i, slot in enumerate(slots)})
                 for token in self._next_tokens(inbox):
-                    if token.token_id not in self.end_ids:
-                        completions[owners[token.slot]].append(token.token_id)
+                    completions[owners[token.slot]].append(token)
         finally:
             self._close(inbox)
         return completions

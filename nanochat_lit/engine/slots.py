@@ -191,7 +191,8 @@ class SlotEngine:
     def _num_computed_rows(self) -> int:
         """Rows that a decode step computes at least, for sums that do not depend on how many there are.
 
-        Measured on CPU: products in bfloat16 have that property at any number of rows, those in float32 from 4 rows on. A
+        Measured on CPU: products in bfloat16 have that property at any number of rows, packed ones in float32 from 4 rows on
+        (plain ones in float32 have not, with several threads). A
         GPU's libraries choose their kernels by the number of rows, so there it is always the same.
         """
         if self.model.device.type != "cpu":

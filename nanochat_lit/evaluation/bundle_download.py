@@ -1,14 +1,17 @@
 """The CORE bundle from the internet, kept on this machine."""
 
+import hashlib
 import shutil
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from nanochat_lit.common.downloads import cache_folder, download, locked
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import atomic_write
 
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 
@@ -20,15 +23,16 @@ def fetch_bundle(
 
     Args:
         cache: Where it is kept; None is the user's cache folder.
-        sha256: Checksum of the archive; None trusts the address, and checks the archive against its own checksums.
+        sha256: Checksum of the archive, also of one that was downloaded earlier; None trusts the address, and checks the
+            archive against its own checksums.
         url: Of a zip file with the folder eval_bundle.
         fetch: Downloads (url, path, sha256).
 
     Raises:
-        UserError: If it cannot be had, or is not such an archive.
+        UserError: If it cannot be had, is not such an archive, or the one that is kept has another checksum.
     """
     cache = cache_folder() if cache is None else cache
-    folder = cache / "eval_bundle"
+    folder, record = cache / "eval_bundle", cache / "eval_bundle.sha256"
     with locked(cache / "eval_bundle.lock"):
         if not folder.is_dir():
             with tempfile.TemporaryDirectory(dir=cache, prefix=".eval_bundle.") as workplace:
@@ -37,8 +41,17 @@ def fetch_bundle(
                     fetch(url, archive, sha256)
                 except UserError as error:
                     raise UserError(f"{error}; download it elsewhere and give the folder with bundle") from None
+                with archive.open("rb") as file:
+                    found = _sha256(file)
                 _unpack(archive, Path(workplace) / "unpacked", url)
+                with atomic_write(record, "w") as file:
+                    file.write(found + "\n")
                 shutil.move(Path(workplace) / "unpacked" / "eval_bundle", folder)
+        kept = record.read_text(encoding="utf-8").strip() if record.is_file() else "unknown"
+        if sha256 is not None and kept != sha256.lower():
+            raise UserError(
+                f"the bundle in {folder} came from an archive with the sha256 {kept}, not {sha256}; delete it"
+            )
     return folder
 
 
@@ -50,3 +63,10 @@ def _unpack(archive: Path, folder: Path, url: str) -> None:
         raise UserError(f"{url} is no whole zip file ({error})") from None
     if not (folder / "eval_bundle" / "core.yaml").is_file():
         raise UserError(f"{url} holds no eval_bundle/core.yaml; it is not the CORE bundle")
+
+
+def _sha256(file: IO[bytes]) -> str:
+    hasher = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        hasher.update(chunk)
+    return hasher.hexdigest()

@@ -14,12 +14,13 @@ from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.sampling import check_sampling
+from nanochat_lit.evaluation.answers import answer_of
 from nanochat_lit.evaluation.chat_tasks import ChatTask
 from nanochat_lit.evaluation.ranks import sum_over_ranks
 from nanochat_lit.evaluation.scoring import TOKENS_PER_PASS
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
-from nanochat_lit.tasks.base import Conversation, Task
-from nanochat_lit.tokenizer import Tokenizer, parse_completion, render_for_completion
+from nanochat_lit.tasks.base import Conversation, Task, form_of
+from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,8 @@ def evaluate_chat_task(engine: Engine, chat_task: ChatTask, answering: Answering
     start_s = time.perf_counter()
     task, size = chat_task.task, len(chat_task.task)
     prompts: dict[int, list[int]] = {}
-    counts = torch.zeros(size + 1, dtype=torch.int64)  # right samples by question; the last place counts the cut ones
+    # right samples by question; then samples that have the task's form; then questions that are cut
+    counts = torch.zeros(size + 2, dtype=torch.int64)
     for index in range(rank(), size, world_size()):
         prompt = render_for_completion(engine.tokenizer, task[index])
         if len(prompt) <= engine.model.config.sequence_len:
@@ -92,9 +94,10 @@ def evaluate_chat_task(engine: Engine, chat_task: ChatTask, answering: Answering
             counts[-1] += 1
     is_categorical = chat_task.kind == "categorical"
     judged = _categorical(engine, task, prompts) if is_categorical else _generative(engine, task, prompts, answering)
-    for index, num_right in judged:
+    for index, num_right, num_formed in judged:
         counts[index] = num_right
-    *correct, num_cut = sum_over_ranks(counts.to(engine.model.device)).tolist()
+        counts[-2] += num_formed
+    *correct, num_formed, num_cut = sum_over_ranks(counts.to(engine.model.device)).tolist()
     return TaskResult(
         label=chat_task.label,
         kind=chat_task.kind,
@@ -103,6 +106,7 @@ def evaluate_chat_task(engine: Engine, chat_task: ChatTask, answering: Answering
         num_samples=1 if is_categorical else answering.num_samples,
         num_cut=num_cut,
         seconds=time.perf_counter() - start_s,
+        num_formed=num_formed if not is_categorical and form_of(task) else None,
     )
 
 
@@ -128,15 +132,15 @@ def check_letters(tokenizer: Tokenizer, chat_task: ChatTask) -> None:
             raise UserError(f"{chat_task.label}: the letters {', '.join(letters)} are not all different")
 
 
-def _categorical(engine: Engine, task: Task, prompts: dict[int, list[int]]) -> Iterator[tuple[int, int]]:
-    """(index, 1 if the likeliest letter is right), in batches of similar lengths."""
+def _categorical(engine: Engine, task: Task, prompts: dict[int, list[int]]) -> Iterator[tuple[int, int, int]]:
+    """(index, 1 if the likeliest letter is right, 0 for a form that needs no care), in batches of similar lengths."""
     tokens_per_pass = TOKENS_PER_PASS.get(engine.model.device.type, 4096)
     for members in _batches(prompts, tokens_per_pass):
         conversations = [task[index] for index in members]
         token_ids = [[engine.tokenizer.encode(letter)[0] for letter in c["letters"]] for c in conversations]
         best = _likeliest(engine, [prompts[index] for index in members], token_ids)
         for index, conversation, place in zip(members, conversations, best, strict=True):
-            yield index, int(task.evaluate(conversation, conversation["letters"][place]))
+            yield index, int(task.evaluate(conversation, conversation["letters"][place])), 0
 
 
 def _batches(prompts: dict[int, list[int]], tokens_per_pass: int) -> Iterator[list[int]]:
@@ -166,24 +170,25 @@ def _likeliest(engine: Engine, prompts: Sequence[Sequence[int]], choices: Sequen
 
 def _generative(
     engine: Engine, task: Task, prompts: dict[int, list[int]], answering: Answering
-) -> Iterator[tuple[int, int]]:
-    """(index, number of right samples)."""
+) -> Iterator[tuple[int, int, int]]:
+    """(index, number of right samples, number of samples that have the task's form)."""
     limit, temperature, top_k = answering.max_new_tokens, answering.temperature, answering.top_k
     if temperature == 0:
         completions = engine.generate_batch(list(prompts.values()), limit)
         for index, completion in zip(prompts, completions, strict=True):
-            yield index, int(_is_right(engine, task, task[index], completion))
+            yield index, *_judge(engine, task, task[index], [completion])
         return
     for index, prompt in prompts.items():
         seed = answering.seed * 1_000_003 + index  # the question's own, so that ranks don't matter
         samples = engine.generate(prompt, answering.num_samples, limit, temperature, top_k, seed)
-        yield index, sum(_is_right(engine, task, task[index], sample) for sample in samples)
+        yield index, *_judge(engine, task, task[index], samples)
 
 
-def _is_right(engine: Engine, task: Task, conversation: Conversation, completion: Sequence[int]) -> bool:
-    parts = parse_completion(engine.tokenizer, completion)
-    text = "".join(part["text"] for part in parts if part["type"] == "text")
-    return task.evaluate(conversation, text, [part["text"] for part in parts if part["type"] == "python"])
+def _judge(engine: Engine, task: Task, conversation: Conversation, samples: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """How many samples are right, and how many have the task's form."""
+    answers, form = [answer_of(engine.tokenizer, sample) for sample in samples], form_of(task)
+    num_right = sum(task.evaluate(conversation, *answer) for answer in answers)
+    return num_right, sum(form.has_form(*answer) for answer in answers) if form else 0
 
 
 def chat_digest(tasks: Sequence[ChatTask]) -> str:

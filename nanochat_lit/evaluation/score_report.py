@@ -36,7 +36,7 @@ def summarize(
     Returns:
         `metric`; `scores` by version: value, low, high (95% bootstrap interval), None if no member was measured;
         `is_partial`, `missing`; `tasks`: label, is_member, kind, num_fewshot, examples, accuracy with low and high, and by
-        version baseline and centered, cut, seconds; `examples`, `seconds`, `examples_per_s`.
+        version baseline and centered, format_rate where the task knows a form, cut, seconds; `examples`, `seconds`, `examples_per_s`.
     """
     rng = np.random.default_rng(SEED)
     samples = {result.label: _samples(result, rng) for result in results}
@@ -93,6 +93,8 @@ def _entry(
         "cut": result.num_cut,
         "seconds": result.seconds,
     }
+    if result.format_rate is not None:
+        entry["format_rate"] = result.format_rate
     if result.num_samples > 1:
         entry |= {"num_samples": result.num_samples, "k": k}
         entry["pass_at_k"] = pass_at_k(result.correct, result.num_samples, k)
@@ -142,16 +144,19 @@ def table_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """
     versions = list(report["scores"])
     several = any("k" in task for task in report["tasks"])
+    formed = any("format_rate" in task for task in report["tasks"])
     differ = len(versions) > 1
     heading = ["task", "kind", "shots", "examples", "accuracy", "95% interval"]
     heading += [f"baseline {version}" if differ else "baseline" for version in versions]
     heading += [f"centered {version}" if differ else "centered" for version in versions]
-    rows = [heading + (["pass@k"] if several else []) + ["cut", "seconds"]]
+    rows = [heading + (["form"] if formed else []) + (["pass@k"] if several else []) + ["cut", "seconds"]]
     for task in report["tasks"]:
         cells = [task["label"], task["kind"], str(task["num_fewshot"]), str(task["examples"])]
         cells += [f"{task['accuracy']:.4f}", f"{task['low']:.3f} to {task['high']:.3f}"]
         cells += [f"{task['baseline'][version]:.3f}" for version in versions]
         cells += [f"{task['centered'][version]:.4f}" for version in versions]
+        if formed:
+            cells.append(f"{task['format_rate']:.3f}" if "format_rate" in task else "")
         if several:
             cells.append(f"{task['pass_at_k']:.4f} (k {task['k']})" if "k" in task else "")
         rows.append([*cells, str(task["cut"]), f"{task['seconds']:.1f}"])

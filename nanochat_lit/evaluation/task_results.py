@@ -31,11 +31,18 @@ class TaskResult:
     """Examples that did not fit the context whole."""
     seconds: float
     """Wall-clock time, loading of the model left out."""
+    num_formed: int | None = None
+    """Samples that have the form of an answer, right or wrong; None where the task does not know its form."""
 
     @property
     def accuracy(self) -> float:
         """Share of right samples."""
         return sum(self.correct) / (len(self.correct) * self.num_samples)
+
+    @property
+    def format_rate(self) -> float | None:
+        """Share of samples that have the form of an answer."""
+        return None if self.num_formed is None else self.num_formed / (len(self.correct) * self.num_samples)
 
 
 class ResultsFile:

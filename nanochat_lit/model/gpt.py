@@ -33,6 +33,7 @@ from nanochat_lit.model.loss import (
     reduce_losses,
     softcap,
     softcapped_cross_entropy,
+    softcapped_logprobs,
     softmax_and_slope,
     token_losses,
 )
@@ -344,17 +345,34 @@ class GPT(nn.Module):
         if not isinstance(self.lm_head, Linear):  # packed for inference: it has no weight that could be taken apart
             losses = token_losses(self.features(inputs, kv_cache), targets, self.unembed, self.config.vocab_size)
             return reduce_losses(losses, targets, reduction)
-        # compiled for training alone: evaluation comes in many shapes, and each would be compiled anew
-        is_training = torch.is_grad_enabled() and kv_cache is None
-        hidden = self._features(inputs) if is_training else self.features(inputs, kv_cache)
-        weight = self.lm_head.weight
-        if self.config.vocab_size != weight.shape[0]:
-            weight = weight[: self.config.vocab_size]
-        return softcapped_cross_entropy(hidden, weight, targets, reduction, self._loss_kernel)
+        hidden = self._training_features(inputs) if kv_cache is None else self.features(inputs, kv_cache)
+        return softcapped_cross_entropy(hidden, self._unembedding(), targets, reduction, self._loss_kernel)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Raw logits (..., V) of final states (..., C)."""
         return self.lm_head(hidden)[..., : self.config.vocab_size]
+
+    def logprobs(self, inputs: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """How likely each next token is, for objectives that weigh tokens differently.
+
+        Args:
+            inputs: (B, T) token ids.
+            targets: (B, T) ids of the next tokens; IGNORE_INDEX (-1) gives 0.
+            temperature: That the tokens are thought to be sampled at.
+
+        Returns:
+            (B, T) float32 log-probabilities in nats, and (B, T) entropies of the distributions, without gradient.
+        """
+        return softcapped_logprobs(self._training_features(inputs), self._unembedding(), targets, temperature)
+
+    def _training_features(self, inputs: Tensor) -> Tensor:
+        """Compiled for training alone: evaluation comes in many shapes, and each would be compiled anew."""
+        return self._features(inputs) if torch.is_grad_enabled() else self.features(inputs)
+
+    def _unembedding(self) -> Tensor:
+        """The rows of lm_head that are real tokens, (V, C)."""
+        weight = self.lm_head.weight
+        return weight if self.config.vocab_size == weight.shape[0] else weight[: self.config.vocab_size]
 
 
 def _table(num_rows: int, width: int) -> nn.Embedding:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 IGNORE_INDEX = -1
 """Target that is not trained on."""
@@ -162,3 +163,42 @@ def softcapped_cross_entropy(
         compute_weight = weight.to(hidden.dtype)
         losses = token_losses(hidden, targets, lambda rows: F.linear(rows, compute_weight), weight.shape[0])
     return reduce_losses(losses, targets, reduction)
+
+
+def chunk_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the targets of a few rows at a temperature, and the entropies there, which have no gradient."""
+    logits = softcap(F.linear(hidden, weight)) / temperature
+    logprobs = torch.log_softmax(logits, dim=-1)
+    entropies = -(logprobs.detach().exp() * logprobs.detach()).sum(dim=-1)
+    return logprobs.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1), entropies
+
+
+def softcapped_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """How likely each target is by itself, for losses that weigh tokens differently.
+
+    With gradients, each chunk's logits are made again in the backward pass and never held together.
+
+    Args:
+        hidden: (B, T, C) final states in the compute dtype.
+        weight: (V, C) unembedding rows that are real tokens.
+        targets: (B, T) token ids; IGNORE_INDEX gives 0.
+        temperature: Divides the softcapped logits.
+
+    Returns:
+        (B, T) float32 log-probabilities, nats, and (B, T) float32 entropies of the distributions they come from, without
+        gradient; both 0 where the target is ignored.
+    """
+    rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
+    compute_weight = weight.to(hidden.dtype)
+    parts = [
+        checkpoint(
+            chunk_logprobs, part, compute_weight, own, temperature, use_reentrant=False, preserve_rng_state=False
+        )
+        for part, own in zip(rows.split(chunk), flat_targets.split(chunk), strict=True)
+    ]
+    is_kept = flat_targets != IGNORE_INDEX
+    logprobs, entropies = (torch.cat(column) * is_kept for column in zip(*parts, strict=True))
+    return logprobs.view(targets.shape), entropies.view(targets.shape)

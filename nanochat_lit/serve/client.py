@@ -1,7 +1,8 @@
 """A `ChatModel` elsewhere: a client of `nanochat-lit serve`, or of any server that speaks OpenAI's chat completions.
 
-Standard library only. What goes beyond that interface: `top_k` in the request, and in a chunk's delta `nanochat`, a piece of
-the calculator's use as {"type": "python" | "python_output", "text": ...}. Other clients and servers ignore both.
+Standard library only. What goes beyond that interface, for the calculator's use: a chunk's delta may hold `nanochat`, a piece
+{"type": "python" | "python_output", "text": ...}, and an earlier answer that used it is sent back with `nanochat`, its
+{"parts": [...]}. Also `top_k` in the request.
 """
 
 import contextlib
@@ -73,7 +74,7 @@ class ServerChat:
     def _body(self, messages: Sequence[Message], settings: ChatSettings) -> bytes:
         request = {
             "model": self.name,
-            "messages": [{"role": message["role"], "content": _text(message["content"])} for message in messages],
+            "messages": [_plain(message) for message in messages],
             "temperature": settings.temperature,
             "top_k": settings.top_k,
             "top_p": settings.top_p,
@@ -151,11 +152,16 @@ def _port(url: str, parts: Any) -> int | None:
         raise UserError(f"{url} has a port that is none; use one such as http://127.0.0.1:8000") from None
 
 
-def _text(content: str | list[dict[str, str]]) -> str:
-    """A message as plain text: the interface has no place for calculator calls of earlier answers."""
+def _plain(message: Message) -> dict[str, Any]:
+    """A message as the interface has it: content is text."""
+    content = message["content"]
     if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
+        return {"role": message["role"], "content": content}
+    plain: dict[str, Any] = {"role": message["role"]}
+    plain["content"] = "".join(part["text"] for part in content if part["type"] == "text")
+    if any(part["type"] != "text" for part in content):  # only a server that knows them has sent such
+        plain["nanochat"] = {"parts": content}
+    return plain
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:

@@ -39,6 +39,15 @@ class Task(Conversations, Protocol):
         ...
 
 
+@runtime_checkable
+class FormTask(Task, Protocol):
+    """A task that also knows what an answer to it looks like, right or wrong."""
+
+    def has_form(self, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """Whether the completion, with the tool calls made for it, looks like an answer."""
+        ...
+
+
 class TaskSlice:
     """Some conversations of a task, as Python slices a list.
 
@@ -78,6 +87,16 @@ class TaskSlice:
         if not isinstance(self.task, Task):
             raise UserError(f"{type(self.task).__name__} has conversations to learn from and nothing to judge them by")
         return self.task.evaluate(conversation, completion, tool_calls)
+
+
+def form_of(task: Conversations) -> FormTask | None:
+    """The task itself, or that of which it is a slice, if it knows what an answer looks like.
+
+    Args:
+        task: Any task.
+    """
+    whole = task.task if isinstance(task, TaskSlice) else task
+    return whole if isinstance(whole, FormTask) else None
 
 
 class TaskMixture:

@@ -6,6 +6,7 @@ An item's "expect" says what a right answer holds; every key present must be sat
     all        every one of these phrases
     none       not one of these phrases
     tool       a calculator call in "expressions", and its value in the answer with no number that nobody asked about
+    number     this number in the answer, with no number that nobody asked about
     spelled    the letters of this word, one by one, and nothing spelled besides
     refuses    says that it doesn't know, in one or two short sentences
     min_words  at least as many words
@@ -23,7 +24,7 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 
-EXPECT_KEYS = frozenset({"any", "all", "none", "tool", "expressions", "spelled", "refuses", "min_words"})
+EXPECT_KEYS = frozenset({"any", "all", "none", "tool", "expressions", "number", "spelled", "refuses", "min_words"})
 _REFUSALS = ("i dont know", "i do not know", "i am not sure", "im not sure", "i have no information", "i cant say")
 _MAX_REFUSAL_WORDS = 30
 _APOSTROPHES = re.compile("['\u2019]")
@@ -58,7 +59,11 @@ def _used_tool(item: dict[str, Any], completion: str, tool_calls: Sequence[str])
     accepted = {expression.replace(" ", "") for expression in expect["expressions"]}
     if not any(call.replace(" ", "").replace('"', "'") in accepted for call in tool_calls):
         return False
-    value = float(expect["tool"])
+    return _says_number(item, completion, float(expect["tool"]))
+
+
+def _says_number(item: dict[str, Any], completion: str, value: float) -> bool:
+    """Whether the answer has the value, and no other number that nobody asked about."""
     said = _numbers(completion)
     return value in said and said <= {value} | _asked_numbers(item)
 
@@ -95,6 +100,8 @@ def judge(item: dict[str, Any], completion: str, tool_calls: Sequence[str] = ())
     if any(_has(text, phrase) for phrase in expect.get("none", ())):
         return False
     if "tool" in expect and not _used_tool(item, completion, tool_calls):
+        return False
+    if "number" in expect and not _says_number(item, completion, float(expect["number"])):
         return False
     if "spelled" in expect and not _spelled(expect["spelled"], text):
         return False
@@ -157,3 +164,7 @@ class TinyWorldTask:
     def evaluate(self, conversation: dict[str, Any], completion: str, tool_calls: Sequence[str] = ()) -> bool:
         """Whether the completion is a right answer to the item."""
         return judge(conversation, completion, tool_calls)
+
+    def has_form(self, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """Whether the completion says a number after asking the calculator, as an answer to a calculation does."""
+        return bool(tool_calls) and bool(_numbers(completion))

@@ -110,7 +110,10 @@ class NanochatCLI(LightningCLI):
         )
         parser.add_argument("--keep_last", type=int, default=2, help="Checkpoints to keep, the newest.")
         parser.add_argument(
-            "--keep_best", type=bool, default=True, help="Keep the checkpoint of the lowest val_bpb as best.ckpt."
+            "--keep_best",
+            type=bool,
+            default=True,
+            help="Keep the checkpoint of the best validation (lowest val_bpb) as best.ckpt.",
         )
         parser.add_argument(
             "--overwrite",

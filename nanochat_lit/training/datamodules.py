@@ -31,12 +31,11 @@ class LanguageDataModule(LightningDataModule):
     """What text and conversations share: where the tokenizer is, and loaders around streams."""
 
     def __init__(
-        self, path: str, tokenizer: str | None, micro_batch_size: int | Literal["auto"], num_workers: int, seed: int
+        self, tokenizer: str | None, micro_batch_size: int | Literal["auto"], num_workers: int, seed: int
     ) -> None:
         super().__init__()
         if micro_batch_size != "auto" and micro_batch_size < 1:
             raise UserError(f"micro_batch_size is {micro_batch_size}; it must be at least 1, or auto")
-        self.path = path
         self.tokenizer_path = tokenizer
         self.micro_batch_size: int | Literal["auto"] = micro_batch_size
         self.num_workers = num_workers
@@ -76,7 +75,7 @@ class LanguageDataModule(LightningDataModule):
     def loader(self, stream: PretrainStream | ChatStream) -> ResumableLoader:
         """A loader of the stream, at the place where the checkpoint was made if the run continues one."""
         if isinstance(stream.source, FileSource):
-            self.check_ranks(stream.source.num_rows("train"))
+            self.check_ranks(stream.source.num_rows("train"), f"'{stream.source.path}'")
         self._loader = ResumableLoader(stream, self.num_workers, pin_memory=torch.cuda.is_available())
         if self._positions:
             self._loader.seek(self._own_position(self._positions, self._loader.num_readers))
@@ -117,13 +116,13 @@ class LanguageDataModule(LightningDataModule):
         """
         return DataLoader(Replay(lambda: islice(batches(), rank(), None, world_size())), batch_size=None)
 
-    def check_ranks(self, split_rows: int) -> None:
+    def check_ranks(self, split_rows: int, name: str) -> None:
         """Raise UserError on every rank unless each of its readers can have a training item of its own."""
         readers = world_size() * max(1, self.num_workers)
         if split_rows < readers:
             workers = f" x {self.num_workers} loader workers" if self.num_workers else ""
             raise UserError(
-                f"'{self.path}' has {split_rows} item(s) to train on, too few for {world_size()} rank(s){workers}; "
+                f"{name} has {split_rows} item(s) to train on, too few for {world_size()} rank(s){workers}; "
                 "give more data, or fewer ranks or workers"
             )
 
@@ -159,7 +158,8 @@ class TextDataModule(LanguageDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(path, tokenizer, micro_batch_size, num_workers, seed)
+        super().__init__(tokenizer, micro_batch_size, num_workers, seed)
+        self.path = path
         self.vocab_size: int | Literal["auto"] = vocab_size
         self.long_documents: Literal["split", "crop"] = long_documents
         self.buffer_size = buffer_size
@@ -244,7 +244,8 @@ class ChatDataModule(LanguageDataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(path, tokenizer, micro_batch_size, num_workers, seed)
+        super().__init__(tokenizer, micro_batch_size, num_workers, seed)
+        self.path = path
         self.buffer_size = buffer_size
         self.val_rows = val_rows
 
@@ -252,10 +253,17 @@ class ChatDataModule(LanguageDataModule):
         """Check every file."""
         check_source(self.path, "messages")
 
+    names: list[str] | None = None
+    """Where conversations may come from, when they say so in "source"."""
+
+    def source(self) -> SourceLike:
+        """Where the conversations are."""
+        return self.path
+
     def stream(self, split: str, items: SourceLike | None = None, rank: int = 0, world_size: int = 1) -> ChatStream:
         """Packed conversations of a split; the train split is endless."""
         return ChatStream(
-            conversations=self.path if items is None else items,
+            conversations=self.source() if items is None else items,
             tokenizer=self.tokenizer,
             sequence_len=self.sequence_len,
             micro_batch_size=self.rows,
@@ -264,6 +272,7 @@ class ChatDataModule(LanguageDataModule):
             rank=rank,
             world_size=world_size,
             buffer_size=self.buffer_size,
+            names=self.names,
         )
 
     def epoch_tokens(self) -> int:

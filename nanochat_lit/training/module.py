@@ -43,6 +43,13 @@ class LanguageModule(LightningModule):
     schedule: Schedule
     token_bytes: Tensor
 
+    figure = "val_bpb"
+    """The figure of a validation by which its checkpoints are compared."""
+    higher_is_better = False
+    """Whether a higher figure is a better one."""
+    shown_figures: tuple[str, ...] = ()
+    """Which of `pop_step_figures` the progress line shows."""
+
     def __init__(
         self,
         *,
@@ -72,11 +79,21 @@ class LanguageModule(LightningModule):
         return self.model.config
 
     @property
+    def row_len(self) -> int:
+        """Tokens in a row of a training batch."""
+        return self.config.sequence_len
+
+    @property
+    def hyper_parameters(self) -> dict[str, float]:
+        """What the export says of the rates, for the stages that start from it."""
+        return self.learning_rates | {"tokens_per_step": self.plan.tokens_per_step}
+
+    @property
     def datamodule(self) -> LanguageDataModule:
         """The data of this run."""
         datamodule = cast(Any, self.trainer).datamodule
         if not isinstance(datamodule, LanguageDataModule):
-            raise UserError("train with a TextDataModule or a ChatDataModule: trainer.fit(module, datamodule=...)")
+            raise UserError("train with a DataModule of nanochat_lit.training: trainer.fit(module, datamodule=...)")
         return datamodule
 
     def start_from(self) -> Tokenizer | None:
@@ -110,7 +127,7 @@ class LanguageModule(LightningModule):
             saved = saved_micro_batch_size(self._plan_path) if self.is_resuming else None
             datamodule.micro_batch_size = saved or choose_micro_batch_size(self, plan.tokens_per_step)
         self.micro_batch_size = micro_batch_size = datamodule.micro_batch_size
-        accumulate = micro_batches(plan.tokens_per_step, micro_batch_size, self.config.sequence_len, trainer.world_size)
+        accumulate = micro_batches(plan.tokens_per_step, micro_batch_size, self.row_len, trainer.world_size)
         trainer.accumulate_grad_batches = accumulate
         trainer.fit_loop.epoch_loop.max_steps = plan.num_steps
         if trainer.limit_val_batches:
@@ -125,7 +142,8 @@ class LanguageModule(LightningModule):
         will_compile, compile_reason = self._decide_compile()
         notes = {**self._prepare_kernels(will_compile), "compile": compile_reason}
         if self.trainer.is_global_zero:
-            print_plan(self.config, self.plan, self.trainer.world_size, self.micro_batch_size, notes)
+            rows = (self.trainer.world_size, self.micro_batch_size, self.row_len)
+            print_plan(self.config, self.plan, *rows, notes)
             save_plan(self._plan_path, self.plan, self.micro_batch_size)
         self.model.train()
         if will_compile:
@@ -204,18 +222,31 @@ class LanguageModule(LightningModule):
         self.metric.update(losses, batch["targets"], self.token_bytes)
 
     def on_validation_epoch_end(self) -> None:
-        val_bpb = self.metric.compute().float()
-        self.metric.reset()
+        figures = self.pop_validation_figures()
         # In fit, Lightning's own row would carry the number of the step before: it counts a step after validating.
         in_fit = self.trainer.state.fn == "fit"
-        self.log("val_bpb", val_bpb, sync_dist=False, logger=not in_fit)
+        self.log_dict(figures, sync_dist=False, logger=not in_fit)
         if in_fit:
-            self.log_val_bpb(float(val_bpb))
+            self.log_figures(figures)
 
-    def log_val_bpb(self, val_bpb: float) -> None:
-        """Add it to the row of this step."""
+    def pop_validation_figures(self) -> dict[str, float]:
+        """What the validation steps since the last call have found, over all ranks; `figure` is among them."""
+        val_bpb = float(self.metric.compute())
+        self.metric.reset()
+        return {"val_bpb": val_bpb}
+
+    def pop_step_figures(self) -> dict[str, float]:
+        """What the steps since the last row of metrics have found besides their losses; every rank is asked."""
+        return {}
+
+    def transcripts(self) -> list[str]:
+        """Lines on what the last validation has seen, for samples.md; none lets the model answer a few prompts."""
+        return []
+
+    def log_figures(self, figures: dict[str, float]) -> None:
+        """Add them to the row of this step."""
         for logger in self.trainer.loggers:
-            logger.log_metrics({"val_bpb": val_bpb}, self.trainer.global_step)
+            logger.log_metrics(figures, self.trainer.global_step)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)

@@ -1,36 +1,39 @@
 """Supervised fine-tuning: a pretrained export learns to converse."""
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
+from torch.nn import ModuleList
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
-from nanochat_lit.engine.export import load_export
+from nanochat_lit.evaluation.bpb import BitsPerByte
+from nanochat_lit.model import IGNORE_INDEX
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.export import CONFIG_FILE
 from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan, micro_batches
-from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR
-from nanochat_lit.optim.scaling import REFERENCE_TOKENS_PER_STEP
-from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.datamodules import ChatDataModule
-from nanochat_lit.training.module import LanguageModule, describe_differences
+from nanochat_lit.training.module import describe_differences
+from nanochat_lit.training.token_accounts import TokenAccounts
 
 
-class SFTModule(LanguageModule):
+class SFTModule(ContinuedModule):
     """Fine-tune an export on conversations.
 
     Args:
         base: Export folder to start from (a pretraining run's `export`).
         optimizer_from: Checkpoint (.ckpt) of the pretraining run whose optimizer moments are kept; None starts cold.
         num_steps: Optimizer steps; trainer.max_steps wins over it. None trains one epoch of the conversations.
-        tokens_per_step: Tokens per optimizer step over all ranks.
+        tokens_per_step: Tokens per optimizer step over all ranks; None takes what the base was trained with.
         init_lr_fraction: Start at this share of the pretraining learning rates.
-        unembedding_lr: As in pretraining.
-        embedding_lr: As in pretraining.
-        matrix_lr: As in pretraining.
-        scalar_lr: As in pretraining.
+        unembedding_lr: As in pretraining; None takes what the base was trained with.
+        embedding_lr: Likewise.
+        matrix_lr: Likewise.
+        scalar_lr: Likewise.
         warmup: Steps of linear learning-rate warmup.
         warmdown: Share of the run over which learning rates fall.
         final_lr_fraction: Share of the learning rate left at the end.
@@ -43,19 +46,18 @@ class SFTModule(LanguageModule):
     """
 
     stage = "sft"
-    speaks_chat = True
 
     def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
         self,
         base: str,
         optimizer_from: str | None = None,
         num_steps: int | None = None,
-        tokens_per_step: int = 524288,
+        tokens_per_step: int | None = None,
         init_lr_fraction: float = 0.8,
-        unembedding_lr: float = UNEMBEDDING_LR,
-        embedding_lr: float = EMBEDDING_LR,
-        matrix_lr: float = MATRIX_LR,
-        scalar_lr: float = SCALAR_LR,
+        unembedding_lr: float | None = None,
+        embedding_lr: float | None = None,
+        matrix_lr: float | None = None,
+        scalar_lr: float | None = None,
         warmup: int = 0,
         warmdown: float = 0.5,
         final_lr_fraction: float = 0.0,
@@ -66,27 +68,20 @@ class SFTModule(LanguageModule):
         activation_checkpointing: bool = False,
         fp8: bool = False,
     ) -> None:
-        learning_rates = {
-            "unembedding_lr": unembedding_lr * init_lr_fraction,
-            "embedding_lr": embedding_lr * init_lr_fraction,
-            "matrix_lr": matrix_lr * init_lr_fraction,
-            "scalar_lr": scalar_lr * init_lr_fraction,
-        }
+        rates = {
+            "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
+        }  # fmt: skip
         super().__init__(
-            learning_rates=learning_rates,
-            compile=compile,
-            eval_every=eval_every,
-            activation_checkpointing=activation_checkpointing,
-            fp8=fp8,
-        )
-        for path in filter(None, (base, optimizer_from)):
-            if not Path(path).exists():
-                raise UserError(f"{path} does not exist; run the pretraining recipe first, or give its folder")
-        self.generation = {"temperature": temperature}
-        self.base = base
+            base=base, rates=rates, tokens_per_step=tokens_per_step, init_lr_fraction=init_lr_fraction,
+            temperature=temperature, compile=compile, eval_every=eval_every,
+            activation_checkpointing=activation_checkpointing, fp8=fp8,
+        )  # fmt: skip
+        if optimizer_from is not None and not Path(optimizer_from).exists():
+            raise UserError(
+                f"{optimizer_from} does not exist; run the pretraining recipe first, or give its checkpoint"
+            )
         self.optimizer_from = optimizer_from
         self.num_steps = num_steps
-        self.tokens_per_step = tokens_per_step
         self.schedule_options: dict[str, Any] = {
             "warmup": warmup,
             "warmdown": warmdown,
@@ -95,10 +90,6 @@ class SFTModule(LanguageModule):
             "momentum_peak": 0.95,
             "momentum_final": 0.95,
         }
-
-    def start_from(self) -> Tokenizer | None:
-        """The tokenizer of the base export, which the data must use."""
-        return Tokenizer.load(self.base)
 
     def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
         """Raise UserError for a batch that the ranks' micro-batches cannot fill, at the context of the base."""
@@ -110,29 +101,59 @@ class SFTModule(LanguageModule):
         """Load the base once the data is ready."""
         if hasattr(self, "model"):
             return
-        model, tokenizer = load_export(self.base, device="cpu", compute_dtype="float32")
-        self.adopt(model, tokenizer)
         datamodule = self.datamodule
         if not isinstance(datamodule, ChatDataModule):
-            raise UserError("SFTModule learns from conversations; give it a ChatDataModule")
-        if datamodule.tokenizer.fingerprint != tokenizer.fingerprint:
-            raise UserError(
-                f"the tokenizer {datamodule.tokenizer_path} is not that of the base {self.base}; leave data.tokenizer out"
-            )
-        num_steps = self.requested_steps(self.num_steps)
+            raise UserError("SFTModule learns from conversations; give it a ChatDataModule or a MixtureDataModule")
+        self.load_base()
+        self.accounts = TokenAccounts(datamodule.names, datamodule.tokenizer.bos_id)
+        self.source_metrics = ModuleList([BitsPerByte() for _ in datamodule.names or ()])
+        num_steps = self.checked_steps(self.num_steps)
         if num_steps is None:
             num_steps = max(1, datamodule.epoch_tokens() // self.tokens_per_step)
-        elif num_steps < 1:
-            raise UserError(f"num_steps is {num_steps}; it must be positive")
         plan = TrainingPlan(
             target_tokens=num_steps * self.tokens_per_step,
             tokens_per_step=self.tokens_per_step,
             num_steps=num_steps,
-            lr_scale=(self.tokens_per_step / REFERENCE_TOKENS_PER_STEP) ** 0.5,
+            lr_scale=self.lr_scale,
             weight_decay=0.0,
-            flops_per_token=flops_per_token(model.config),
+            flops_per_token=flops_per_token(self.config),
         )
         self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.accounts.add(batch)
+        return super().training_step(batch, batch_idx)
+
+    def pop_step_figures(self) -> dict[str, float]:
+        assert self.accounts.counts is not None, "a row of metrics follows a step"
+        counts = self.accounts.counts.float()
+        self.accounts.counts = None
+        return self.accounts.shares(cast(Tensor, self.trainer.strategy.reduce(counts, reduce_op="sum")).tolist())
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        counts = self.accounts.counts
+        return {**super().rank_state_dict(), "accounts": None if counts is None else counts.cpu()}
+
+    def load_rank_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_rank_state_dict(state)
+        counts = state.get("accounts")
+        self.accounts.counts = None if counts is None else counts.to(self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        losses = self.model(batch["inputs"], batch["targets"], reduction="none")
+        self.metric.update(losses, batch["targets"], self.token_bytes)
+        for number, metric in enumerate(self.source_metrics, start=1):
+            own = batch["targets"].masked_fill(batch["sources"] != number, IGNORE_INDEX)
+            cast(BitsPerByte, metric).update(losses, own, self.token_bytes)
+
+    def pop_validation_figures(self) -> dict[str, float]:
+        figures = super().pop_validation_figures()
+        for name, metric in zip(self.accounts.names, self.source_metrics, strict=True):
+            value = float(cast(BitsPerByte, metric).compute())
+            cast(BitsPerByte, metric).reset()
+            if not math.isnan(value):  # it has no held-out conversations
+                figures[f"val_bpb/{name}"] = value
+        return figures
 
     def configure_optimizers(self) -> MuonAdamW:
         optimizer = super().configure_optimizers()

@@ -10,10 +10,12 @@ from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.optim import TrainingPlan
 
 
-def plan_rows(config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batch_size: int) -> list[tuple[str, str]]:
+def plan_rows(
+    config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batch_size: int, row_len: int
+) -> list[tuple[str, str]]:
     """Names and values of the derived numbers."""
     counts = count_parameters(config)
-    accumulate = plan.tokens_per_step // (micro_batch_size * config.sequence_len * world_size)
+    accumulate = plan.tokens_per_step // (micro_batch_size * row_len * world_size)
     return [
         ("layers x width", f"{config.n_layer} x {config.n_embd}"),
         ("heads (kv)", f"{config.n_head} ({config.n_kv_head}) of {config.head_dim}"),
@@ -46,8 +48,13 @@ def saved_micro_batch_size(path: Path) -> int | None:
 
 
 def print_plan(
-    config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batch_size: int, notes: dict[str, str]
+    config: GPTConfig,
+    plan: TrainingPlan,
+    world_size: int,
+    micro_batch_size: int,
+    row_len: int,
+    notes: dict[str, str],
 ) -> None:
     """Print the table to stderr, followed by the notes (what was chosen, by name)."""
-    for name, value in [*plan_rows(config, plan, world_size, micro_batch_size), *notes.items()]:
+    for name, value in [*plan_rows(config, plan, world_size, micro_batch_size, row_len), *notes.items()]:
         print(f"  {name:<22}{value}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """The bundle's archive becomes a folder once; broken archives leave nothing."""
 
+import hashlib
 import zipfile
 
 import pytest
@@ -23,10 +24,27 @@ def test_it_is_downloaded_once(tmp_path):
         archive(path)
 
     for _ in range(2):
-        folder = fetch_bundle(tmp_path, "ab", fetch=fetch)
+        folder = fetch_bundle(tmp_path, fetch=fetch)
         assert (folder / "eval_data/x/copa.jsonl").read_text() == "content of eval_bundle/eval_data/x/copa.jsonl"
-    assert asked == [(BUNDLE_URL, "ab")]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["eval_bundle", "eval_bundle.lock"]
+    assert asked == [(BUNDLE_URL, None)]
+    names = ["eval_bundle", "eval_bundle.lock", "eval_bundle.sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_checksum_also_holds_for_what_is_kept(tmp_path):
+    digests = []
+
+    def fetch(url, path, sha256):
+        digests.append(hashlib.sha256(archive(path)).hexdigest())
+
+    fetch_bundle(tmp_path, fetch=fetch)
+    assert fetch_bundle(tmp_path, digests[0].upper(), fetch=fetch) == tmp_path / "eval_bundle"
+    with pytest.raises(UserError, match=f"sha256 {digests[0]}, not abc; delete it"):
+        fetch_bundle(tmp_path, "abc", fetch=fetch)
+    (tmp_path / "eval_bundle.sha256").unlink()
+    with pytest.raises(UserError, match="sha256 unknown, not abc"):
+        fetch_bundle(tmp_path, "abc", fetch=fetch)
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize(

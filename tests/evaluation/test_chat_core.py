@@ -99,6 +99,16 @@ def test_a_uniform_model_gets_the_baseline(paths, tokenizer):
     assert made["scores"]["x"]["low"] <= 0 <= made["scores"]["x"]["high"]
 
 
+def test_the_form_of_answers_is_counted_beside_their_truth(paths, tokenizer, random_model, monkeypatch):
+    """A model that ends with a number after #### every other time, never the right one; of a slice, too."""
+    (chat_task,) = load_chat_tasks(["gsm8k"], {"gsm8k": paths["gsm8k"]}, max_per_task=4)
+    said = [tokenizer.encode("#### 123456789" if number % 2 else "no idea") for number in range(4)]
+    engine = Engine(random_model(sequence_len=1024), tokenizer)
+    monkeypatch.setattr(engine, "generate_batch", lambda prompts, limit: said)
+    result = evaluate_chat_task(engine, chat_task, Answering())
+    assert (sum(result.correct), result.num_formed, result.format_rate) == (0, 2, 0.5)
+
+
 @pytest.mark.parametrize("tokens_per_pass", [1, 1000])
 def test_letters_are_chosen_by_their_logits(tokens_per_pass, paths, random_model, tokenizer, monkeypatch):
     monkeypatch.setattr(chat_core, "TOKENS_PER_PASS", {"cpu": tokens_per_pass})

@@ -80,3 +80,21 @@ def test_chunks_never_hold_all_logits(case, monkeypatch):
     softcapped_cross_entropy(hidden, weight, targets, kernel=spy)
     assert len(seen) > 10
     assert max(seen) <= 501 * 16
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_and_their_gradients(temperature, monkeypatch):
+    """Against log_softmax of all logits at once, with the rows in several chunks."""
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 150)
+    hidden, weight = torch.randn(2, 7, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    targets, factors = torch.randint(0, 50, (2, 7)), torch.randn(2, 7)
+    targets[0, 3] = -1
+    logprobs, entropies = loss_module.softcapped_logprobs(hidden, weight, targets, temperature)
+    found = torch.autograd.grad((logprobs * factors).sum(), [hidden, weight])
+    plain = torch.log_softmax(loss_module.softcap(hidden @ weight.T) / temperature, dim=-1)
+    wanted = plain.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) * (targets != -1)
+    torch.testing.assert_close(logprobs, wanted)
+    torch.testing.assert_close(found, torch.autograd.grad((wanted * factors).sum(), [hidden, weight]))
+    exact = torch.distributions.Categorical(logits=plain.detach()).entropy() * (targets != -1)
+    torch.testing.assert_close(entropies, exact)
+    assert not entropies.requires_grad

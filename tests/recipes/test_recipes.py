@@ -16,6 +16,8 @@ from nanochat_lit.training import PretrainModule
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 WRITTEN = {"cpu_chat", "cpu_text", "d12", "gpt2_speedrun", "quickstart_pretrain", "quickstart_sft"}
+WRITTEN |= {"cpu_sft", "gsm8k_rl", "sft", "tiny_world_rl"}
+BASES = {"cpu_chat": "cpu_text", "cpu_sft": "cpu_text", "quickstart_sft": "quickstart_pretrain", "sft": "gpt2_speedrun"}
 ONE_GPU = {"one_gpu_8gb": 8, "one_gpu_12gb": 12, "one_gpu_16gb": 16, "one_gpu_24gb": 24}  # GiB
 
 
@@ -59,10 +61,18 @@ def test_an_unknown_key_would_be_found(name, tmp_path, capsys):
 def test_batches_come_out_whole(name):
     config = resolved(name)
     model, data = config["model"]["init_args"], config["data"]["init_args"]
+    if config["model"]["class_path"].endswith("RLModule"):
+        rows = model["questions_per_step"] // int(config["trainer"]["devices"]) * model["num_samples"]
+        assert rows % data["micro_batch_size"] == model["questions_per_step"] % int(config["trainer"]["devices"]) == 0
+        return
     if config["model"]["class_path"].endswith("SFTModule"):
-        base = resolved({"cpu_chat.yaml": "cpu_text.yaml", "quickstart_sft.yaml": "quickstart_pretrain.yaml"}[name])
+        base = resolved(f"{BASES[Path(name).stem]}.yaml")
         assert model["base"] == base["run_dir"] + "/export"
         sequence_len, tokens = base["model"]["init_args"]["sequence_len"], model["tokens_per_step"]
+        if tokens is None:  # what the base was trained with
+            module = PretrainModule(**base["model"]["init_args"])
+            shape = module.build_config(base["data"]["init_args"]["vocab_size"])
+            tokens = derive_plan(shape, num_steps=module.num_steps, **module.horizon).tokens_per_step
     else:
         module = PretrainModule(**model)
         plan = derive_plan(module.build_config(data["vocab_size"]), num_steps=model["num_steps"], **module.horizon)

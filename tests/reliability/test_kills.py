@@ -106,6 +106,41 @@ def test_a_kill_changes_nothing(make, whole, moment, step):
     assert not list(run.glob("checkpoints/.*")), "what the kill left behind is cleared away"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "step"), [("accumulation", 3), ("write", 4), ("validation", 4)])
+def test_a_kill_changes_nothing_in_reinforcement_learning(write_rl_recipe, moment, step):
+    model = {"num_steps": 6, "eval_every": 2}
+    undisturbed = write_rl_recipe(model, checkpoint_every=2)
+    assert cli.main(["fit", "--config", str(undisturbed)]) == 0
+    trainer = {"accelerator": "cpu", "devices": 1, "callbacks": [callback("Signal", moment=moment, step=step)]}
+    recipe = write_rl_recipe(model, trainer=trainer, checkpoint_every=2)
+    code, err = fit(recipe)
+    assert code == -signal.SIGKILL, err
+    code, err = fit(recipe, "--ckpt_path", "last", "--trainer.callbacks", "[]")
+    assert code == 0, err
+    runs = [path.parent / "run" for path in (recipe, undisturbed)]
+    assert_same(*runs)
+    rewards = [[row.get("reward") for row in read_metrics(run / "metrics.csv").values()] for run in runs]
+    assert rewards[0] == rewards[1]
+
+
+@pytest.mark.slow
+@pytest.mark.multi_rank
+@pytest.mark.parametrize("strategy", ["zero", "ddp"])
+def test_reinforcement_learning_on_two_ranks_is_that_on_one(write_rl_recipe, strategy):
+    """The same questions, answers and rewards; losses and norms within 1e-5, as sums come in another order."""
+    one, two = write_rl_recipe(), write_rl_recipe()
+    assert cli.main(["fit", "--config", str(one)]) == 0
+    code, err = fit(two, "--trainer.devices", "2", "--trainer.strategy", strategy)
+    assert code == 0, err
+    wanted, found = (read_metrics(path.parent / "run" / "metrics.csv") for path in (one, two))
+    assert found.keys() == wanted.keys()
+    for step, row in wanted.items():
+        for name in ("train_loss", "grad_norm", "reward", "entropy", "mixed_groups", "val_accuracy", "val_pass@1"):
+            if name in row:
+                assert found[step][name] == pytest.approx(row[name], abs=1e-5), (step, name)
+
+
 @pytest.mark.parametrize(
     ("name", "moment"), [("SIGTERM", "accumulation"), pytest.param("SIGINT", "validation", marks=pytest.mark.slow)]
 )

@@ -72,6 +72,26 @@ def test_fine_tuning_continues_bit_for_bit(sft_recipe, tmp_path):
     assert_same(run, whole)
 
 
+@pytest.mark.parametrize("step", [3, 4])
+def test_reinforcement_learning_continues_bit_for_bit(write_rl_recipe, tmp_path, step):
+    """After 3 (half-way through the answers in use, figures not yet logged) and 4 (before its validation)."""
+    model = {"num_steps": 6, "eval_every": 2, "updates_per_batch": 2, "clip_ratio": 0.2, "kl_coefficient": 0.1}
+    recipe, run = write_rl_recipe(model), tmp_path / "again"
+    options = ["--config", str(recipe), "--log_every", "4"]
+    assert cli.main(["fit", *options, *KEEP_ALL]) == 0
+    whole = recipe.parent / "run"
+    at_step(whole, step, run)
+    torch.manual_seed(12345)
+    assert cli.main(["fit", *options, "--run_dir", str(run), "--ckpt_path", "last"]) == 0
+    assert_same(run, whole)
+    names = ("reward", "entropy", "kl", "mixed_groups", "val_accuracy", "val_pass@1")
+    rows, wanted = (read_metrics(folder / "metrics.csv") for folder in (run, whole))
+    found = {(at, name) for at, row in wanted.items() for name in names if row.get(name) != rows[at].get(name)}
+    assert not found
+    assert sum(name in row for row in wanted.values() for name in names) > 12
+    assert (run / "samples.md").read_text("utf-8") == (whole / "samples.md").read_text("utf-8")
+
+
 def test_random_numbers_continue(write_recipe, tmp_path, monkeypatch):
     """A callback that draws is the stand-in for dropout: it gets the numbers it would have got."""
     monkeypatch.syspath_prepend(Path(__file__).parent)

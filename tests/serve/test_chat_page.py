@@ -214,6 +214,7 @@ def test_settings_and_system_prompt(serve, browser, model, screenshots) -> None:
         chat.page.get_by_label(f"number input for {label}").fill(value)
     chat.page.get_by_label("Seed").fill("11")
     chat.page.get_by_label("System prompt").fill("Be brief.")
+    chat.page.wait_for_timeout(500)  # it slides
     screenshots(chat, "settings")
     chat.send("hello")
     chat.wait_for("seed 11")

@@ -115,6 +115,7 @@ def test_an_answer_and_what_was_asked(server: Server) -> None:
         {"type": "text", "text": "2."},
     ]
     system = {"role": "system", "content": "be brief"}
+    as_sent = {"role": "assistant", "content": "2.", "nanochat": {"parts": earlier}}
     answer = model.answer([system, user("1+1?"), {"role": "assistant", "content": earlier}, user("?")], SETTINGS)
     pieces = [tuple(piece) for piece in answer.pieces]
     assert pieces == [("text", "It is "), ("python", "12+30"), ("python_output", "42"), ("text", "42 日本.")]
@@ -123,7 +124,7 @@ def test_an_answer_and_what_was_asked(server: Server) -> None:
     assert server.asked == [
         {
             "model": "toy",
-            "messages": [system, user("1+1?"), {"role": "assistant", "content": "2."}, user("?")],
+            "messages": [system, user("1+1?"), as_sent, user("?")],
             "temperature": 0.3,
             "top_k": 7,
             "top_p": 0.9,

@@ -95,3 +95,12 @@ def _number(text):
         return float(text.replace(",", ""))
     except ValueError:
         return float("nan")
+
+
+def test_form_is_not_truth(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"question": "1 + 1?", "answer": "<<1+1=2>>\n#### 2"}), encoding="utf-8")
+    task = GSM8K("test", path)
+    assert task.has_form("so it is\n#### 3")
+    assert not task.has_form("so it is 2")
+    assert not task.evaluate(task[0], "#### 3")

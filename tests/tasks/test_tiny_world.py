@@ -165,3 +165,10 @@ def test_a_missing_or_empty_file_is_named(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"empty\.jsonl.*no items"):
         TinyWorldTask.load(tmp_path / "empty.jsonl")
+
+
+def test_the_form_of_an_answer_to_a_calculation():
+    task = TinyWorldTask([])
+    assert task.has_form("The answer is 7.", ["3+5"])
+    assert not task.has_form("The answer is 7.", [])
+    assert not task.has_form("I don't know.", ["3+5"])

@@ -7,5 +7,6 @@ from a split name and a seed; train, validation and test never share an item (se
 from nanochat_lit.data.tiny_world.corpus import documents
 from nanochat_lit.data.tiny_world.dialogues import conversations
 from nanochat_lit.data.tiny_world.exam import examination
+from nanochat_lit.data.tiny_world.harder_arithmetic import problems
 
-__all__ = ["conversations", "documents", "examination"]
+__all__ = ["conversations", "documents", "examination", "problems"]

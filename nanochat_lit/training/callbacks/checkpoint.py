@@ -1,5 +1,6 @@
 """Checkpoints of a run: every so many steps or minutes, before every validation, at the end, and when told to stop."""
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.training.callbacks.loss_guard import LossGuard
+from nanochat_lit.training.callbacks.step_callback import StepCallback
 from nanochat_lit.training.checkpoint_files import (
     BEST,
     LAST,
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
 
 
-class RunCheckpoint(Checkpoint):
-    """Writes `stepNNNNNN.ckpt`, known as `last.ckpt` too, and as `best.ckpt` when its val_bpb is the lowest so far.
+class RunCheckpoint(StepCallback, Checkpoint):
+    """Writes `stepNNNNNN.ckpt`, known as `last.ckpt` too, and as `best.ckpt` when the module's figure (val_bpb) is the best so far.
 
     Checkpoints are written between optimizer steps only, so there are no gradients in flight to save. One is written
     before each validation: what validation finds out decides only whether it is the best one. SIGTERM, SIGINT (Ctrl-C)
@@ -59,9 +61,8 @@ class RunCheckpoint(Checkpoint):
         self.keep_last = keep_last
         self.keep_best = keep_best
         self.overwrite = overwrite
-        self.best_val_bpb = float("inf")
+        self.best: float | None = None
         self.stop_request = StopRequest()
-        self._step_seen = 0
         self._saved_at_s = 0.0
         self._group: Any = None
 
@@ -70,24 +71,18 @@ class RunCheckpoint(Checkpoint):
             silence_lightning(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0 and not self.overwrite:
             check_no_earlier_run(self.folder)
         if trainer.global_step == 0 and trainer.is_global_zero:
             for path in [*step_files(self.folder).values(), self.folder / LAST, self.folder / BEST]:
                 path.unlink(missing_ok=True)
-        self._step_seen = trainer.global_step
         self._saved_at_s = time.monotonic()
         if trainer.world_size > 1:  # of CPU tensors: asking each other must not wait for the GPU
             self._group = torch.distributed.new_group(backend="gloo")
         self.stop_request.listen()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module, step = cast("LanguageModule", pl_module), trainer.global_step
-        if step == self._step_seen:
-            return  # this micro-batch only accumulated
-        self._step_seen = step
+    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         is_late = self.every_minutes is not None and time.monotonic() - self._saved_at_s > 60 * self.every_minutes
         signum, is_late = self._agree(trainer, self.stop_request.signum, is_late)
         is_end = step >= module.plan.num_steps
@@ -138,10 +133,14 @@ class RunCheckpoint(Checkpoint):
             path.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        val_bpb = trainer.callback_metrics.get("val_bpb")
-        if trainer.state.fn != "fit" or val_bpb is None or float(val_bpb) >= self.best_val_bpb:
+        module = cast("LanguageModule", pl_module)
+        value = trainer.callback_metrics.get(module.figure)
+        if trainer.state.fn != "fit" or value is None or math.isnan(value):
             return
-        self.best_val_bpb = float(val_bpb)
+        sign = 1.0 if module.higher_is_better else -1.0
+        if self.best is not None and sign * float(value) <= sign * self.best:
+            return
+        self.best = float(value)
         path = self.folder / f"step{trainer.global_step:06d}.ckpt"
         if self.keep_best and trainer.is_global_zero and path.exists():
             give_name(path, BEST)
@@ -153,10 +152,10 @@ class RunCheckpoint(Checkpoint):
         self.stop_request.ignore()  # Lightning leaves teardown out then
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_val_bpb": self.best_val_bpb}
+        return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_val_bpb = state_dict["best_val_bpb"]
+        self.best = state_dict["best"]
 
     def _agree(self, trainer: Trainer, signum: int, is_late: bool) -> tuple[int, bool]:
         """What any rank has noticed: a signal need not reach all of them, and their clocks differ."""

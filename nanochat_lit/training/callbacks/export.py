@@ -23,14 +23,14 @@ class ExportModel(Callback):
         if not is_rank_zero():
             return
         module = cast("LanguageModule", pl_module)
-        val_bpb = trainer.callback_metrics.get("val_bpb")
+        value = trainer.callback_metrics.get(module.figure)
         provenance = {
             "stage": module.stage,
             "steps": trainer.global_step,
             "tokens": trainer.global_step * module.plan.tokens_per_step,
-            "val_bpb": None if val_bpb is None else float(val_bpb),
+            module.figure: None if value is None else float(value),
             "compute_dtype": str(module.model.compute_dtype).removeprefix("torch."),
-            "hyper_parameters": module.learning_rates | {"tokens_per_step": module.plan.tokens_per_step},
+            "hyper_parameters": module.hyper_parameters,
         }
         folder = Path(trainer.default_root_dir) / "export"
         save_export(folder, module.model, module.tokenizer, module.generation, provenance)

@@ -6,13 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
 from nanochat_lit.common.hardware import peak_flops_per_s
 from nanochat_lit.common.peak_memory import peak_memory_bytes
 from nanochat_lit.optim import global_grad_norm
+from nanochat_lit.training.callbacks.step_callback import StepCallback
 from nanochat_lit.training.progress_line import ProgressLine, bar, duration
 from nanochat_lit.training.smoothed_loss import SmoothedLoss
 from nanochat_lit.training.step_times import StepTimes, WindowTimes
@@ -26,7 +26,7 @@ NOTABLE_WAIT = 0.05
 """Share of the time spent waiting for data from which on the line says so."""
 
 
-class RunProgress(Callback):
+class RunProgress(StepCallback):
     """Shows a progress line and logs a row of metrics every few steps.
 
     Losses stay on the device until a step that is logged, and nothing else waits for it. Times are those of this rank's
@@ -39,20 +39,24 @@ class RunProgress(Callback):
     def __init__(self, log_every: int = 10) -> None:
         self.log_every = log_every
         self.smoothed_loss = SmoothedLoss()
-        self.val_bpb: float | None = None
+        self.figure: float | None = None
+        """Of the last validation."""
+        self.shown: dict[str, float] = {}
+        """What the line says besides, of the last row."""
         self.tokens_per_s: float | None = None
         self.times = StepTimes()
         self.line = ProgressLine()
         self._is_warm = False
         self._peak_flops_per_s = math.nan
         self._grad_norm: Tensor | None = None
-        self._first_step = self._step_seen = 0
+        self._first_step = 0
         self._started_at_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         module = cast("LanguageModule", pl_module)
         self._peak_flops_per_s = peak_flops_per_s(module.device, module.model.compute_dtype)
-        self._first_step = self._step_seen = trainer.global_step
+        self._first_step = trainer.global_step
         self._started_at_s = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -62,13 +66,7 @@ class RunProgress(Callback):
         if is_logged(trainer.global_step + 1, self.log_every, cast("LanguageModule", pl_module)):
             self._grad_norm = global_grad_norm(optimizer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module, step = cast("LanguageModule", pl_module), trainer.global_step
-        if step == self._step_seen:
-            return  # this micro-batch only accumulated
-        self._step_seen = step
+    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         is_row = is_logged(step, self.log_every, module)
         losses = (
             module.pop_step_losses() if is_row else []
@@ -95,7 +93,10 @@ class RunProgress(Callback):
         muon = next(group for group in groups if group["kind"] == "muon")
         tokens = trainer.global_step * module.plan.tokens_per_step
         speed = window.num_steps * module.plan.tokens_per_step / window.seconds
+        figures = module.pop_step_figures()
+        self.shown = {name: figures[name] for name in module.shown_figures if name in figures}
         metrics = {
+            **figures,
             "train_loss": math.fsum(losses) / len(losses),
             "train_loss_ema": self.smoothed_loss.value,
             "grad_norm": math.nan if self._grad_norm is None else float(self._grad_norm),
@@ -126,8 +127,9 @@ class RunProgress(Callback):
         parts = [f"{at} {bar(step / num_steps)}" if sys.stderr.isatty() else at]
         if (loss := self.smoothed_loss.value) == loss:
             parts.append(f"loss {loss:.4f}")
-        if self.val_bpb is not None:
-            parts.append(f"val_bpb {self.val_bpb:.4f}")
+        parts += [f"{name} {value:.3f}" for name, value in self.shown.items()]
+        if self.figure is not None:
+            parts.append(f"{module.figure} {self.figure:.4f}")
         if self.tokens_per_s is not None:
             parts += self._speed_parts(trainer, module, self.tokens_per_s)
         if data_wait > NOTABLE_WAIT:
@@ -142,11 +144,12 @@ class RunProgress(Callback):
         return [f"{tokens_per_s:,.0f} tok/s", *([f"mfu {mfu:.0%}"] if mfu == mfu else [])]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        value = trainer.callback_metrics.get("val_bpb")
+        name = cast("LanguageModule", pl_module).figure
+        value = trainer.callback_metrics.get(name)
         if value is not None:
-            self.val_bpb = float(value)
+            self.figure = float(value)
             if trainer.is_global_zero and trainer.state.fn == "fit":
-                self.line.keep(f"step {trainer.global_step}: val_bpb {self.val_bpb:.4f}")
+                self.line.keep(f"step {trainer.global_step}: {name} {self.figure:.4f}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, num_steps = cast("LanguageModule", pl_module), len(self.times)

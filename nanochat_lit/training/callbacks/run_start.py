@@ -54,8 +54,7 @@ def measure_start(trainer: Trainer, module: "LanguageModule") -> None:
     for index, batch in enumerate(cast(Any, module.datamodule.val_dataloader())):
         module.validation_step({name: tensor.to(module.device) for name, tensor in batch.items()}, index)
     module.model.train()
-    val_bpb = float(module.metric.compute())
-    module.metric.reset()
-    module.log_val_bpb(val_bpb)
+    figures = module.pop_validation_figures()
+    module.log_figures(figures)
     if trainer.is_global_zero:
-        print(f"step 0: val_bpb {val_bpb:.4f}", file=sys.stderr)
+        print(f"step 0: {module.figure} {figures[module.figure]:.4f}", file=sys.stderr)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class SampleWriter(Callback):
     """After every validation, appends greedy answers to fixed prompts to `samples.md` in the run folder.
 
+    A module that has transcripts of the validation itself is shown with those instead.
+
     Args:
         prompts: What to complete (pretraining) or ask (SFT); None takes a few that tell.
         max_new_tokens: Longest answer.
@@ -36,15 +38,17 @@ class SampleWriter(Callback):
         if trainer.state.fn != "fit" or not is_rank_zero():
             return
         module = cast("LanguageModule", pl_module)
+        lines = [f"\n## Step {trainer.global_step}\n", *(module.transcripts() or self._answers(module))]
+        with atomic_write(self._path(trainer), "w", encoding="utf-8") as file:
+            file.write(self._sections_before(trainer) + "\n".join(lines) + "\n")
+
+    def _answers(self, module: "LanguageModule") -> list[str]:
         prompts = self.prompts or list(CHAT_PROMPTS if module.speaks_chat else BASE_PROMPTS)
         complete = answer_messages if module.speaks_chat else complete_texts
         was_training = module.model.training
         answers = complete(Engine(module.model.eval(), module.tokenizer), prompts, self.max_new_tokens)
         module.model.train(was_training)
-        lines = [f"\n## Step {trainer.global_step}\n"]
-        lines += [f"- **{prompt}** {answer.strip()}" for prompt, answer in zip(prompts, answers, strict=True)]
-        with atomic_write(self._path(trainer), "w", encoding="utf-8") as file:
-            file.write(self._sections_before(trainer) + "\n".join(lines) + "\n")
+        return [f"- **{prompt}** {answer.strip()}" for prompt, answer in zip(prompts, answers, strict=True)]
 
     def _sections_before(self, trainer: Trainer) -> str:
         """What the file has of earlier steps; later sections are of a run from which this one has turned back."""

@@ -1,0 +1,70 @@
+"""Many samples of many prompts, with every token and who chose it: what reinforcement learning needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.request import Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """One sampled completion."""
+
+    token_ids: list[int]
+    """Without the prompt, with the token that ended it."""
+    mask: list[int]
+    """As long: 1 where the model sampled the token, 0 where a tool forced it."""
+    has_ended: bool
+    """Whether the model ended it, and not the limit or the context."""
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that the model chose."""
+        return sum(self.mask)
+
+
+def roll_out(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    num_samples: int = 1,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+) -> list[list[Rollout]]:
+    """Sample completions of every prompt, with the calculator at hand.
+
+    A prompt's samples depend on its own seed alone, not on the other prompts.
+
+    Args:
+        engine: Model and tokenizer.
+        prompts: Token ids, of any lengths.
+        seeds: One for each prompt.
+        num_samples: Completions of each prompt.
+        max_new_tokens: Longest completion in tokens, tool results included.
+        temperature: 0 is greedy.
+        top_k: Sample among this many likeliest tokens; None or 0 is all.
+
+    Returns:
+        `num_samples` rollouts for each prompt, in the order of the prompts.
+
+    Raises:
+        UserError: As `Engine.stream`, or if there are not as many seeds as prompts.
+    """
+    if len(seeds) != len(prompts):
+        raise UserError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
+    requests = [
+        Request(prompt_ids=prompt, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    rollouts = [
+        Rollout(
+            token_ids=[token.token_id for token in tokens],
+            mask=[1 - token.is_forced for token in tokens],
+            has_ended=tokens[-1].token_id in engine.end_ids,
+        )
+        for tokens in engine.run(requests, num_samples)
+    ]
+    return [rollouts[start : start + num_samples] for start in range(0, len(rollouts), num_samples)]

@@ -1,0 +1,51 @@
+"""ChatCORE while a chat model trains."""
+
+from typing import TYPE_CHECKING, Any
+
+from nanochat_lit.common.distributed import world_size
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.sandbox import missing_isolation, run_python
+from nanochat_lit.evaluation.chat_core import Answering, evaluate_chat
+from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, ChatTask, load_chat_tasks
+from nanochat_lit.evaluation.score_report import summarize
+from nanochat_lit.training.callbacks.task_evaluator import TaskEvaluator
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
+
+
+class ChatCoreEvaluator(TaskEvaluator):
+    """Evaluates ChatCORE, greedily, as `nanochat-lit evaluate chat` does.
+
+    Args:
+        tasks: Only these; None takes ARC-Easy, ARC-Challenge, MMLU, GSM8K, and HumanEval where its programs can be isolated.
+        paths: Local files of tasks; the others come from the Hugging Face hub.
+        max_per_task: Most questions of a task, drawn from all; None takes all.
+        every: Steps between evaluations; 0 evaluates after the last step only.
+        max_new_tokens: Longest answer in tokens.
+    """
+
+    def __init__(
+        self,
+        tasks: list[str] | None = None,
+        paths: dict[str, str] | None = None,
+        max_per_task: int | None = 200,
+        every: int = 0,
+        max_new_tokens: int = 512,
+    ) -> None:
+        super().__init__(every)
+        self.tasks, self.paths, self.max_per_task = tasks, paths, max_per_task
+        self.answering = Answering(max_new_tokens=max_new_tokens)
+        self.chat_tasks: list[ChatTask] = []
+
+    def load(self) -> None:
+        """Load the tasks."""
+        run_code = None if missing_isolation() else lambda program: run_python(program).ok
+        self.chat_tasks = load_chat_tasks(self.tasks, self.paths, self.max_per_task, run_code)
+
+    def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
+        """Ask the model in training."""
+        results = evaluate_chat(Engine(module.model, module.tokenizer), self.chat_tasks, self.answering)
+        baselines = {"chat_core": {task.label: task.baseline for task in self.chat_tasks}}
+        about = {"max_per_task": self.max_per_task, "world_size": world_size()}
+        return summarize("chat_core", list(CHAT_BASELINES), results, baselines, about)

@@ -1,0 +1,359 @@
+"""Reinforcement learning with verifiable rewards: a chat model tries, and what was right becomes likelier."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nanochat_lit.common.distributed import rank, world_size
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import read_json
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.export import load_export
+from nanochat_lit.engine.rollout import Rollout, roll_out
+from nanochat_lit.engine.sampling import check_sampling
+from nanochat_lit.evaluation.answers import answer_of
+from nanochat_lit.evaluation.pass_rates import PassRates
+from nanochat_lit.evaluation.samples import readable
+from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
+from nanochat_lit.model.accounting import flops_per_token
+from nanochat_lit.model.export import CONFIG_FILE
+from nanochat_lit.optim import Schedule, TrainingPlan
+from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_advantages, policy_gradient_loss
+from nanochat_lit.tasks.base import Conversation, Task, form_of
+from nanochat_lit.tokenizer import parse_completion
+from nanochat_lit.training.continued import ContinuedModule
+from nanochat_lit.training.rollout_data import RolloutDataModule
+from nanochat_lit.training.rollout_rows import RolloutFigures, rollout_rows
+
+MAX_SLOTS = 128
+"""Most answers decoded together; bounds the KV cache."""
+
+ROW_UNIT = 32
+"""Rows are as long as the longest prompt with the longest answer, rounded up to a multiple of this."""
+
+NUM_TRANSCRIPTS = 8
+"""Held-out questions whose answers samples.md shows."""
+
+
+class RLModule(ContinuedModule):
+    """Let a chat model answer questions, and make what earned more than the mean of its question likelier.
+
+    Args:
+        base: Export folder to start from (a fine-tuning run's `export`).
+        num_steps: Optimizer steps; trainer.max_steps wins over it. None asks every question once.
+        questions_per_step: Questions over all ranks from one set of weights.
+        num_samples: Answers to each; the mean of their rewards is what each is compared with.
+        max_new_tokens: Longest answer in tokens, tool results included.
+        temperature: That answers are sampled at, in training and for pass@k.
+        top_k: Sample among this many likeliest tokens; 0 is all.
+        updates_per_batch: Optimizer steps on the same answers; more than 1 needs clip_ratio.
+        clip_ratio: How far probabilities may move from those that sampled before a token no longer counts; 0 is off.
+        kl_coefficient: Weight of the divergence from the start model; 0 is off, and no second model is kept.
+        format_reward: Earned by an answer that has the task's form, right or wrong; 0 is off.
+        length_penalty: Lost by an answer as long as allowed, in proportion by shorter ones; 0 is off.
+        init_lr_fraction: Start at this share of the learning rates that the base was pretrained with.
+        unembedding_lr: As in pretraining; None takes what the base was trained with.
+        embedding_lr: Likewise.
+        matrix_lr: Likewise.
+        scalar_lr: Likewise.
+        warmup: Steps of linear learning-rate warmup.
+        warmdown: Share of the run over which learning rates fall.
+        final_lr_fraction: Share of the learning rate left at the end.
+        eval_every: Steps between validations; 0 validates at the end only.
+        chat_temperature: What the export's chat samples at unless told otherwise; 0 always takes the likeliest token.
+        compile: auto, true or false, as in pretraining.
+        activation_checkpointing: As in pretraining.
+        fp8: As in pretraining.
+    """
+
+    stage = "rl"
+    figure = "val_accuracy"
+    higher_is_better = True
+    shown_figures = ("reward",)
+
+    def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
+        self,
+        base: str,
+        num_steps: int | None = None,
+        questions_per_step: int = 16,
+        num_samples: int = 16,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        updates_per_batch: int = 1,
+        clip_ratio: float = 0.0,
+        kl_coefficient: float = 0.0,
+        format_reward: float = 0.0,
+        length_penalty: float = 0.0,
+        init_lr_fraction: float = 0.05,
+        unembedding_lr: float | None = None,
+        embedding_lr: float | None = None,
+        matrix_lr: float | None = None,
+        scalar_lr: float | None = None,
+        warmup: int = 0,
+        warmdown: float = 1.0,
+        final_lr_fraction: float = 0.0,
+        eval_every: int = 60,
+        chat_temperature: float = 0.6,
+        compile: str = "false",
+        activation_checkpointing: bool = False,
+        fp8: bool = False,
+    ) -> None:
+        rates = {
+            "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
+        }  # fmt: skip
+        super().__init__(
+            base=base, rates=rates, tokens_per_step=None, init_lr_fraction=init_lr_fraction, temperature=chat_temperature,
+            compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8,
+        )  # fmt: skip
+        self.reward_shape = RewardShape(format_reward=format_reward, length_penalty=length_penalty)
+        self.num_steps = num_steps
+        self.questions_per_step, self.num_samples = questions_per_step, num_samples
+        self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
+        self.updates_per_batch, self.clip_ratio, self.kl_coefficient = updates_per_batch, clip_ratio, kl_coefficient
+        self._check_settings()
+        self.schedule_options: dict[str, Any] = {
+            "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
+            "momentum_start": 0.95, "momentum_peak": 0.95, "momentum_warmup": 0, "momentum_final": 0.95,
+        }  # fmt: skip
+        self.rollout_figures = RolloutFigures()
+        self._token_sums: Tensor | None = None  # tokens, entropy, divergence; on the device
+        self._reference: list[GPT] = []  # a list, so that it is no submodule: it neither learns nor is saved
+        self._transcripts: list[str] = []
+
+    def _check_settings(self) -> None:
+        for name in ("questions_per_step", "max_new_tokens", "updates_per_batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_samples < 2:
+            raise UserError(
+                f"num_samples is {self.num_samples}; an answer is compared with others, so ask for 2 or more"
+            )
+        check_sampling(self.temperature, self.top_k)
+        if self.temperature == 0:
+            raise UserError(
+                "temperature is 0, so all answers to a question would be equal; use 1 or another positive one"
+            )
+        if not 0 <= self.clip_ratio < 1:
+            raise UserError(f"clip_ratio is {self.clip_ratio}; use 0 (off) or a share below 1 such as 0.2")
+        if self.kl_coefficient < 0:
+            raise UserError(f"kl_coefficient is {self.kl_coefficient}; use 0 (off) or a positive number such as 0.01")
+        if self.updates_per_batch > 1 and self.clip_ratio == 0:
+            raise UserError(
+                f"updates_per_batch is {self.updates_per_batch}, but after the first the answers are no longer the policy's "
+                "own; set clip_ratio, such as 0.2, or use 1"
+            )
+
+    @cached_property
+    def context(self) -> int:
+        """Longest sequence of the base in tokens; known before the model is loaded."""
+        content = read_json(Path(self.base) / CONFIG_FILE)
+        if not isinstance(content, dict):
+            raise UserError(f"{Path(self.base) / CONFIG_FILE} does not hold a model config")
+        return GPTConfig.from_dict(content).sequence_len
+
+    @property
+    def questions(self) -> RolloutDataModule:
+        """The data of this run."""
+        datamodule = self.datamodule
+        if not isinstance(datamodule, RolloutDataModule):
+            raise UserError("RLModule asks questions and judges answers; give it a RolloutDataModule")
+        return datamodule
+
+    @cached_property
+    def row_len(self) -> int:  # type: ignore[override]
+        """Tokens in a row: room for the longest prompt and the longest answer, if the context has it."""
+        longest = max(map(len, self.questions.prompts.values()))
+        return min(self.context, -(-(longest + self.max_new_tokens - 1) // ROW_UNIT) * ROW_UNIT)
+
+    def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
+        """Raise UserError if the ranks cannot share the questions, or their micro-batches not the answers."""
+        if self.questions_per_step % world_size:
+            nearest = -(-self.questions_per_step // world_size) * world_size
+            raise UserError(
+                f"questions_per_step {self.questions_per_step} cannot be shared by {world_size} ranks; use {nearest}"
+            )
+        rows = self.questions_per_step // world_size * self.num_samples
+        if rows % micro_batch_size:
+            fitting = max(size for size in range(1, micro_batch_size + 1) if rows % size == 0)
+            raise UserError(
+                f"{rows} answers a step on each rank (questions_per_step {self.questions_per_step} x num_samples "
+                f"{self.num_samples} / {world_size} rank(s)) are not a multiple of micro_batch_size {micro_batch_size}; "
+                f"use {fitting}"
+            )
+
+    def configure_model(self) -> None:
+        """Load the base once the questions are ready."""
+        if hasattr(self, "model"):
+            return
+        questions = self.questions
+        if self.reward_shape.format_reward and form_of(questions.train) is None:
+            name = type(questions.train).__name__
+            raise UserError(f"format_reward is set, but {name} does not say what form its answers have; use 0")
+        self.load_base()
+        self.metric = PassRates(questions.val_samples)
+        if self.kl_coefficient:
+            self._reference = [load_export(self.base, device="cpu", compute_dtype="float32")[0].requires_grad_(False)]
+        if self.trainer.state.fn != "fit":
+            return
+        num_steps = self.checked_steps(self.num_steps)
+        if num_steps is None:
+            num_steps = max(1, len(questions.prompts) * self.updates_per_batch // self.questions_per_step)
+        tokens_per_step = self.questions_per_step * self.num_samples * self.row_len
+        plan = TrainingPlan(
+            target_tokens=num_steps * tokens_per_step,
+            tokens_per_step=tokens_per_step,
+            num_steps=num_steps,
+            lr_scale=self.lr_scale,
+            weight_decay=0.0,
+            flops_per_token=flops_per_token(self.config),
+        )
+        self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options))
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        for reference in self._reference:
+            reference.to(self.device).set_compute_dtype(self.model.compute_dtype, cast_weights=True)
+
+    def collect(self, number: int) -> dict[str, Tensor]:
+        """Rollouts of this rank, judged, as rows: inputs, targets, advantages, num_tokens, and what the options need.
+
+        Args:
+            number: Of the rollouts in this run; it decides the questions and what is sampled.
+        """
+        data, share = self.questions, self.questions_per_step // world_size()
+        numbers = range(
+            number * self.questions_per_step + rank() * share, number * self.questions_per_step + (rank() + 1) * share
+        )
+        places = [data.question(own) for own in numbers]
+        prompts = [data.prompts[place] for place in places]
+        groups = roll_out(
+            Engine(self.model, self.tokenizer, num_slots=min(MAX_SLOTS, len(prompts) * self.num_samples)),
+            prompts, [(data.seed << 40) + own for own in numbers],
+            self.num_samples, self.max_new_tokens, self.temperature, self.top_k,
+        )  # fmt: skip
+        rewards = torch.tensor(
+            [self._judge(data.train[place], group) for place, group in zip(places, groups, strict=True)]
+        )  # (G, S)
+        rollouts = [rollout for group in groups for rollout in group]
+        repeated = [prompt for prompt in prompts for _ in range(self.num_samples)]
+        rows = rollout_rows(repeated, rollouts, self.row_len, self.tokenizer.bos_id)
+        rows["advantages"] = group_advantages(rewards).flatten()
+        rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
+        num_tokens = (rows["targets"] != IGNORE_INDEX).sum()
+        if world_size() > 1:
+            dist.all_reduce(num_tokens)
+        rows["num_tokens"] = num_tokens.expand(len(rollouts)).clone()
+        if self.updates_per_batch > 1:
+            rows["old_logprobs"] = self._logprobs(self.model, rows)
+        if self._reference:
+            rows["reference_logprobs"] = self._logprobs(self._reference[0], rows)
+        return rows
+
+    def _judge(self, conversation: Conversation, group: Sequence[Rollout]) -> list[float]:
+        """Rewards of the answers to one question; what they say about the policy is added up."""
+        task, rewards = self.questions.train, []
+        form = form_of(task)
+        for rollout in group:
+            answer = answer_of(self.tokenizer, rollout.token_ids)
+            is_right = task.evaluate(conversation, *answer)
+            has_form = form is not None and form.has_form(*answer)
+            length = rollout.num_sampled
+            reward = self.reward_shape.reward(
+                is_right=is_right, has_form=has_form, length=length, max_length=self.max_new_tokens
+            )
+            rewards.append(reward)
+            self.rollout_figures.add(
+                completions=1, tokens=length, reward=reward, right=is_right, form=has_form,
+                tool_use=bool(answer.tool_calls), unfinished=not rollout.has_ended,
+            )  # fmt: skip
+        self.rollout_figures.add(groups=1, mixed_groups=max(rewards) > min(rewards))
+        return rewards
+
+    @torch.no_grad()
+    def _logprobs(self, model: GPT, rows: dict[str, Tensor]) -> Tensor:
+        """(rows, T) log-probabilities of the sampled tokens."""
+        size = self.micro_batch_size
+        pairs = zip(rows["inputs"].split(size), rows["targets"].split(size), strict=True)
+        return torch.cat([model.logprobs(inputs, targets, self.temperature)[0] for inputs, targets in pairs])
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        logprobs, entropies = self.model.logprobs(batch["inputs"], batch["targets"], self.temperature)
+        is_sampled, num_tokens = batch["targets"] != IGNORE_INDEX, batch["num_tokens"][0]
+        loss = policy_gradient_loss(
+            logprobs, batch["advantages"], is_sampled, num_tokens, batch.get("old_logprobs"), self.clip_ratio
+        )
+        drift = torch.zeros_like(loss)
+        if "reference_logprobs" in batch:
+            drift = divergence(logprobs, batch["reference_logprobs"], is_sampled, num_tokens)
+            loss = loss + self.kl_coefficient * drift
+        sums = torch.stack([is_sampled.sum(), entropies.sum(), drift.detach() * num_tokens])
+        self._token_sums = sums if self._token_sums is None else self._token_sums + sums
+        # The Trainer and the strategies take the mean over micro-batches and ranks, where the parts are to be added up.
+        loss = loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        self.losses.add(loss)
+        return loss
+
+    def pop_step_figures(self) -> dict[str, float]:
+        figures, token_sums = self.rollout_figures, self._token_sums
+        if token_sums is None:
+            token_sums = torch.zeros(3, device=self.device)
+        own = torch.cat([figures.sums.float().to(self.device), token_sums.float()])
+        sums = cast(Tensor, self.trainer.strategy.reduce(own, reduce_op="sum")).tolist()
+        self.rollout_figures, self._token_sums = RolloutFigures(), None
+        means = figures.means(sums[:-3])
+        num_tokens, entropy, drift = sums[-3:]
+        if num_tokens:
+            means["entropy"] = entropy / num_tokens
+        if num_tokens and self.kl_coefficient:
+            means["kl"] = drift / num_tokens
+        return means
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        token_sums = None if self._token_sums is None else self._token_sums.cpu()
+        return {**super().rank_state_dict(), "rollouts": self.rollout_figures.sums, "tokens": token_sums}
+
+    def load_rank_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_rank_state_dict(state)
+        self.rollout_figures.sums = state["rollouts"]
+        self._token_sums = None if state["tokens"] is None else state["tokens"].to(self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        task, places = self.questions.val, batch["questions"].tolist()
+        asked = {place: prompt for place in places if (prompt := self.questions.prompt(task[place])) is not None}
+        num_samples, prompts = self.questions.val_samples, list(asked.values())
+        engine = Engine(self.model, self.tokenizer)
+        greedy = engine.generate_batch(prompts, self.max_new_tokens)
+        repeated = [prompt for prompt in prompts for _ in range(num_samples)]
+        samples = engine.generate_batch(repeated, self.max_new_tokens, self.temperature, self.top_k, places[0])
+        if places[0] == 0:
+            self._transcripts.clear()
+        for number, place in enumerate(asked):
+            own = samples[number * num_samples : (number + 1) * num_samples]
+            is_right = self._is_right(task, place, greedy[number])
+            self.metric.update(is_right, sum(self._is_right(task, place, sample) for sample in own))
+            if place < NUM_TRANSCRIPTS:
+                self._transcripts.append(self._transcript(task[place], greedy[number], is_right))
+        for _ in range(len(places) - len(asked)):
+            self.metric.update(False, 0)  # a question that leaves no room counts as answered wrongly
+
+    def _is_right(self, task: Task, place: int, token_ids: Sequence[int]) -> bool:
+        return task.evaluate(task[place], *answer_of(self.tokenizer, token_ids))
+
+    def _transcript(self, conversation: Conversation, token_ids: Sequence[int], is_right: bool) -> str:
+        question = [message for message in conversation["messages"] if message["role"] == "user"][-1]["content"]
+        said = readable(parse_completion(self.tokenizer, token_ids)).strip()
+        return f"- **{question}** {said} ({'right' if is_right else 'wrong'})"
+
+    def pop_validation_figures(self) -> dict[str, float]:
+        figures = cast("dict[str, float]", self.metric.compute())
+        self.metric.reset()
+        return {f"val_{name}": value for name, value in figures.items()}
+
+    def transcripts(self) -> list[str]:
+        return self._transcripts
