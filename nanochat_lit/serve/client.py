@@ -49,9 +49,15 @@ class ServerChat:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self.name = self._first_model()
         """What the server calls its model."""
+        # A server tells neither its context nor how it counts; both show in what it tells of its answers.
+        self._context: int | None = None
+        self._tokens_per_char = 0.0
 
     def answer(self, messages: Sequence[Message], settings: ChatSettings) -> Answer:
-        """Begin an answer; see `ChatModel`. Oldest turns are left out, one by one, while the server says it is too long.
+        """Begin an answer; see `ChatModel`.
+
+        Oldest turns are left out while the server says that it is too long. A server may also take what leaves no room for
+        an answer; once one was cut for that reason the context is known, and later conversations leave a quarter of it.
 
         Raises:
             UserError: What the server says, or that it cannot be reached.
@@ -60,21 +66,24 @@ class ServerChat:
         turns = list(messages[has_system:])
         num_dropped = 0
         while True:
-            body = self._body([*messages[:has_system], *turns], settings)
-            connection, response = self._request("POST", "/chat/completions", body)
-            if response.status == 200:
-                return self._answer(connection, response, num_dropped)
-            message, code = _error_of(response)
-            connection.close()
-            if code != "context_length_exceeded" or len(turns) < 3:
-                raise UserError(f"{self._url} says: {message}")
+            sent = [_plain(message) for message in [*messages[:has_system], *turns]]
+            num_chars = len(json.dumps(sent, ensure_ascii=False))
+            is_too_long = self._context is not None and num_chars * self._tokens_per_char > 0.75 * self._context
+            if not is_too_long or len(turns) < 3:
+                connection, response = self._request("POST", "/chat/completions", self._body(sent, settings))
+                if response.status == 200:
+                    return self._answer(connection, response, num_dropped, num_chars, settings.max_new_tokens)
+                message, code = _error_of(response)
+                connection.close()
+                if code != "context_length_exceeded" or len(turns) < 3:
+                    raise UserError(f"{self._url} says: {message}")
             del turns[:2]
             num_dropped += 1
 
-    def _body(self, messages: Sequence[Message], settings: ChatSettings) -> bytes:
+    def _body(self, messages: Sequence[dict[str, Any]], settings: ChatSettings) -> bytes:
         request = {
             "model": self.name,
-            "messages": [_plain(message) for message in messages],
+            "messages": messages,
             "temperature": settings.temperature,
             "top_k": settings.top_k,
             "top_p": settings.top_p,
@@ -86,7 +95,12 @@ class ServerChat:
         return json.dumps(request).encode()
 
     def _answer(
-        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, num_dropped: int
+        self,
+        connection: http.client.HTTPConnection,
+        response: http.client.HTTPResponse,
+        num_dropped: int,
+        num_chars: int,
+        max_new_tokens: int,
     ) -> Answer:
         started_s = time.perf_counter()
         wanted = connection.sock  # http.client forgets it when the response has been read
@@ -104,6 +118,8 @@ class ServerChat:
                 for chunk in _events(response):
                     answer.elapsed_s = time.perf_counter() - started_s
                     yield from _take(chunk, answer)
+                    if usage := chunk.get("usage"):
+                        self._learn(usage, answer, num_chars, max_new_tokens)
                     if has_stopped:
                         return
                 if not has_stopped and answer.finish_reason is None:
@@ -121,6 +137,11 @@ class ServerChat:
         answer.num_tokens = None  # known when the server tells its usage
         answer.pieces = pieces()
         return answer
+
+    def _learn(self, usage: dict[str, Any], answer: Answer, num_chars: int, max_new_tokens: int) -> None:
+        self._tokens_per_char = usage["prompt_tokens"] / num_chars
+        if answer.finish_reason == "length" and usage["completion_tokens"] < max_new_tokens:
+            self._context = usage["prompt_tokens"] + usage["completion_tokens"]
 
     def _first_model(self) -> str:
         connection, response = self._request("GET", "/models")

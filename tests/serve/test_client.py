@@ -176,6 +176,24 @@ def test_oldest_turns_are_left_out_until_it_fits(server: Server) -> None:
         ServerChat(server.url).answer([system, *turns, user("3")], SETTINGS)
 
 
+def test_room_is_left_for_answers_once_the_context_is_known(server: Server) -> None:
+    """A server of one token a character and 1000 tokens: the first answer is cut, the next are not."""
+    model = ServerChat(server.url)
+    turns = [user("x" * 200), {"role": "assistant", "content": "y" * 200}] * 2
+    messages = [*turns, user("z" * 100)]
+    num_tokens = len(json.dumps(messages))
+    usage = {"prompt_tokens": num_tokens, "completion_tokens": 1000 - num_tokens}
+    server.chunks = [chunk({"content": "half"}, "length"), {"choices": [], "usage": usage}, b"data: [DONE]"]
+    settings = SETTINGS.changed("max_new_tokens", 500)
+    first = model.answer(messages, settings)
+    list(first.pieces)
+    assert first.num_dropped_turns == 0
+    second = model.answer(messages, settings)
+    list(second.pieces)
+    assert second.num_dropped_turns == 1
+    assert server.asked[-1]["messages"] == messages[2:], "750 of 1000: no more than is needed"
+
+
 @pytest.mark.parametrize(
     ("refused", "message"),
     [
