@@ -47,10 +47,11 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
     ),
     "bench": ({"infer": "nanochat_lit.commands.bench_infer:bench_infer"}, "measure speed: of the engine"),
     "chat": ("nanochat_lit.commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
+    "ui": ("nanochat_lit.commands.ui:ui", "chat in the browser: --model EXPORT, or --url of a running server"),
 }
 
 # short options, which a function signature cannot name: verb -> {short: long}
-SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}}
+SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

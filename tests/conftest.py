@@ -6,7 +6,8 @@ The toy run is text and conversations generated into a folder, and the recipes t
 import json
 import os
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ import torch
 import yaml
 
 from nanochat_lit import cli
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.answer_text import Piece
+from nanochat_lit.engine.chat_model import Answer
+from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.tokenizer import Tokenizer
 
@@ -298,3 +303,60 @@ def sft_recipe(tmp_path, pretrained, conversation_file) -> Path:
     path = tmp_path / "sft.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+SUM = [Piece("text", "It is "), Piece("python", "12+30"), Piece("python_output", "42"), Piece("text", "42.")]
+
+
+class ScriptedModel:
+    """A `ChatModel` that repeats the last message; "endless" goes on until it is stopped, "sum" calls the calculator, "fail" is refused."""
+
+    def __init__(self, pause_s: float = 0.0) -> None:
+        self.pause_s = pause_s
+        self.asked: list[tuple[list[dict], ChatSettings]] = []
+        self.num_running = 0
+        self._lock = threading.Lock()
+
+    def answer(self, messages: Sequence[dict], settings: ChatSettings) -> Answer:
+        text = messages[-1]["content"]
+        if text == "fail":
+            raise UserError("this cannot be answered: it's <b>")
+        self.asked.append((list(messages), settings))
+        stopped = threading.Event()
+        answer = Answer(stop=stopped.set)
+        answer.pieces = self._say(answer, text, stopped, settings)
+        return answer
+
+    def _say(
+        self, answer: Answer, text: str, stopped: threading.Event, settings: ChatSettings
+    ) -> Generator[Piece, None, None]:
+        with self._lock:
+            self.num_running += 1
+        try:
+            for piece in self._script(text, settings):
+                if stopped.wait(self.pause_s):
+                    return
+                answer.num_tokens = (answer.num_tokens or 0) + 1
+                answer.elapsed_s += 0.01
+                yield piece
+            answer.finish_reason = "stop"
+        finally:
+            with self._lock:
+                self.num_running -= 1
+
+    def _script(self, text: str, settings: ChatSettings) -> Generator[Piece, None, None]:
+        if "sum" in text:
+            yield from SUM
+            return
+        if "break" in text:
+            yield Piece("text", "half of ")
+            raise UserError("the model fell silent")
+        yield Piece("text", f"{text}! ")
+        yield Piece("text", f"(seed {settings.seed})")
+        while "endless" in text:
+            yield Piece("text", " more")
+
+
+@pytest.fixture
+def scripted_model() -> type[ScriptedModel]:
+    return ScriptedModel

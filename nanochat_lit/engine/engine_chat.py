@@ -1,0 +1,152 @@
+"""An engine in a thread of its own, which several conversations talk to at once."""
+
+import itertools
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from types import TracebackType
+
+from nanochat_lit.engine.answer_text import Piece
+from nanochat_lit.engine.chat_model import Answer, Message
+from nanochat_lit.engine.chat_prompt import fit_chat_prompt
+from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.engine.engine import Emitted, Engine
+from nanochat_lit.engine.request import Request
+
+_Outbox = queue.SimpleQueue[tuple[float, Emitted] | Exception | None]
+"""What becomes of one request: its tokens and when they came, or what went wrong; None when nobody waits for more."""
+
+
+class EngineChat:
+    """A `ChatModel` for this process. A context manager: leaving it ends all answers and the thread.
+
+    The thread is what keeps Ctrl-C and a slow reader away from the engine: they only ever meet a queue.
+
+    Args:
+        engine: From now on used by the thread alone.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._slots: dict[int, int] = {}  # key -> slot
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._outboxes: dict[int, _Outbox] = {}
+        self._keys = itertools.count()
+        self._lock = threading.Lock()  # nothing is ordered after the end, or it would be waited for in vain
+        self._has_ended = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "EngineChat":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._orders.put(None)
+        self._thread.join()
+
+    def answer(self, messages: Sequence[Message], settings: ChatSettings) -> Answer:
+        """Begin an answer; see `ChatModel`.
+
+        Raises:
+            UserError: If the message is too long.
+        """
+        context = self._engine.model.config.sequence_len
+        prompt_ids, num_dropped = fit_chat_prompt(self._engine.tokenizer, messages, context, settings.max_new_tokens)
+        request = Request(
+            prompt_ids=prompt_ids,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            seed=settings.seed,
+        )
+        self._engine.check(request)
+        key, outbox = next(self._keys), _Outbox()
+
+        def stop() -> None:
+            self._orders.put(lambda: self._cancel(key))
+            outbox.put(None)
+
+        answer = Answer(num_dropped_turns=num_dropped, stop=stop)
+        answer.pieces = self._pieces(answer, outbox, time.perf_counter())
+        with self._lock:
+            if self._has_ended:
+                raise RuntimeError("the engine has ended; if by an error, it was told to those who were waiting")
+            self._orders.put(lambda: self._submit(key, request, outbox))
+        return answer
+
+    def _pieces(self, answer: Answer, outbox: _Outbox, started_s: float) -> Generator[Piece, None, None]:
+        answer.num_tokens = 0
+        while (item := outbox.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            time_s, emitted = item
+            answer.elapsed_s = time_s - started_s
+            answer.num_tokens += emitted.token_id not in self._engine.end_ids
+            answer.finish_reason = emitted.finish_reason
+            yield from emitted.pieces
+            if emitted.finish_reason is not None:
+                return
+
+    def _run(self) -> None:
+        last: Exception | None = None
+        try:
+            while True:
+                for order in self._next_orders():
+                    if order is None:
+                        return
+                    order()
+                self._step()
+        except Exception as error:
+            last = error
+            raise
+        finally:
+            with self._lock:
+                self._has_ended = True
+                while not self._orders.empty():
+                    if (order := self._orders.get()) is not None:
+                        order()
+            for key in list(self._slots):
+                self._engine.release(self._slots.pop(key))
+            for key in list(self._outboxes):
+                self._deliver(key, last)
+
+    def _next_orders(self) -> Iterator[Callable[[], None] | None]:
+        """All that wait; when there is nothing to compute, the next one is waited for."""
+        if not self._waiting and not self._slots:
+            yield self._orders.get()
+        while not self._orders.empty():
+            yield self._orders.get()
+
+    def _submit(self, key: int, request: Request, outbox: _Outbox) -> None:
+        self._outboxes[key] = outbox
+        self._waiting.append((key, request))
+
+    def _cancel(self, key: int) -> None:
+        self._outboxes.pop(key, None)
+        self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != key)
+        if (slot := self._slots.pop(key, None)) is not None:
+            self._engine.release(slot)
+
+    def _step(self) -> None:
+        while self._waiting and self._engine.num_free:
+            key, request = self._waiting.popleft()
+            self._slots[key] = self._engine.admit(request)
+        keys = {slot: key for key, slot in self._slots.items()}
+        for emitted in self._engine.step():
+            if emitted.finish_reason is not None:
+                del self._slots[keys[emitted.slot]]
+            self._deliver(keys[emitted.slot], emitted)
+
+    def _deliver(self, key: int, item: Emitted | Exception | None) -> None:
+        outbox = self._outboxes.get(key)
+        if outbox is None:
+            return
+        outbox.put((time.perf_counter(), item) if isinstance(item, Emitted) else item)
+        if not isinstance(item, Emitted) or item.finish_reason is not None:
+            del self._outboxes[key]

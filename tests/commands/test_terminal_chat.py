@@ -1,0 +1,167 @@
+"""The terminal chat, piped and in a pseudo terminal."""
+
+import io
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nanochat_lit.commands.terminal_chat import TerminalChat
+from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.engine.conversation import Conversation
+
+
+@pytest.fixture
+def converse(
+    scripted_model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, list[str]]]:
+    """What is shown (stdout, lines of stderr) when these lines are typed."""
+
+    def run(*lines: str, **settings: float) -> tuple[str, list[str]]:
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        TerminalChat(scripted_model(), Conversation(settings=ChatSettings(**settings))).run()
+        out, err = capsys.readouterr()
+        return out, err.splitlines()
+
+    return run
+
+
+def test_answers_and_calculator(converse) -> None:
+    out, err = converse("hello", "", "a sum", "//slash")
+    assert out == "hello! (seed 0)\nIt is [12+30][= 42]42.\n/slash! (seed 2)\n"
+    assert err == []
+
+
+def test_retry_undo_clear(converse) -> None:
+    out, err = converse("one", "/retry", "two", "/undo", "/clear", "three", "/undo", "/undo", "/retry")
+    assert out == "one! (seed 0)\none! (seed 1)\ntwo! (seed 2)\nthree! (seed 0)\n"
+    empty = "(error: the conversation is empty)"
+    assert err == ["(taken back: two)", "(conversation forgotten)", "(taken back: three)", empty, empty]
+    assert converse("one", "/retry", temperature=0.0)[1] == [
+        "(at temperature 0 the answer is always the same; /set temperature 0.8 varies it)"
+    ]
+
+
+def test_settings_and_system_prompt(converse) -> None:
+    out, err = converse("/set seed 7", "hello", "/set", "/set warmth 1", "/set top_p", "/system be kind", "/system")
+    assert out == "hello! (seed 7)\n"
+    settings = "(temperature 0.6, top_k 50, top_p 1.0, max_new_tokens 256, seed 7)"
+    assert err[:2] == [settings, settings]
+    assert err[2].startswith("(error: there is no setting 'warmth'; use temperature")
+    assert err[3] == "(error: top_p is ''; use a number)"
+    assert err[4:] == ["(system prompt: be kind)", "(system prompt: none)"]
+
+
+def test_save_and_load(converse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "c.json"
+    _, err = converse("/save ~/c.json", "hello", "/save", "/save ~/c.json")
+    name_one = "(error: name a file, as in /save chat.json)"
+    assert err == ["(error: the conversation is empty)", name_one, f"(saved to {path})"]
+    out, err = converse("/load ~/c.json", "again", "/undo", "/undo", f"/load {tmp_path}/none.json")
+    assert out == "again! (seed 1)\n"
+    assert err[:3] == ["(1 turn(s) loaded)", "(taken back: again)", "(taken back: hello)"]
+    assert err[3].endswith("none.json: no such file)")
+
+
+def test_mistakes_take_one_line(converse) -> None:
+    out, err = converse("fail", "break", "/undp", "/nonsense", "hello", "/help", "/quit", "never")
+    assert out == "half of \nhello! (seed 1)\n"
+    assert err[:4] == [
+        "(error: this cannot be answered: it's <b>)",
+        "(error: the model fell silent)",
+        "(error: there is no /undp; did you mean /undo?; see /help)",
+        "(error: there is no /nonsense; see /help)",
+    ]
+    commands = re.findall(r"^/(\w+)", "\n".join(err[4:]), re.MULTILINE)
+    assert commands == ["retry", "undo", "clear", "system", "set", "save", "load", "help", "quit"]
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {tests!r})
+from conftest import ScriptedModel
+from nanochat_lit.commands.terminal_chat import TerminalChat
+from nanochat_lit.engine.conversation import Conversation
+TerminalChat(ScriptedModel(pause_s=0.02), Conversation()).run()
+"""
+
+
+class Terminal:
+    """A program in a pseudo terminal."""
+
+    def __init__(self) -> None:
+        import pty
+
+        self.master, slave = pty.openpty()
+        tests = Path(__file__).parents[1]
+        environment = {**os.environ, "PYTHONPATH": str(tests.parent), "TERM": "xterm"}
+        environment.pop("NO_COLOR", None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM.format(tests=str(tests))],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def wait_for(self, text: str, timeout_s: float = 30) -> str:
+        """What was shown since the last time, up to this text."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.shown:
+            assert time.monotonic() < deadline, f"{text!r} is not in {self.shown!r}"
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.shown += os.read(self.master, 4096).decode()
+        before, _, self.shown = self.shown.partition(text)
+        return before + text
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    pytest.importorskip("pty")
+    terminal = Terminal()
+    yield terminal
+    terminal.process.kill()
+    terminal.process.wait()
+    os.close(terminal.master)
+
+
+def test_a_terminal(terminal: Terminal) -> None:
+    terminal.wait_for("/help lists the commands")
+    terminal.wait_for("> ")
+    terminal.type("endless\n")
+    terminal.wait_for("more more")
+    os.kill(terminal.process.pid, signal.SIGINT)
+    terminal.wait_for("\n> ")
+    # nothing is lost: the conversation goes on, and the stopped answer is part of it
+    terminal.type("a sum\n")
+    assert "\x1b[2m[12+30]\x1b[0m\x1b[2m[= 42]\x1b[0m42." in terminal.wait_for("42.\r\n")
+    terminal.wait_for("> ")
+    terminal.type("/undo\n")
+    terminal.wait_for("(taken back: a sum)")
+    terminal.type("/undo\n")
+    terminal.wait_for("(taken back: endless)")
+    terminal.wait_for("> ")
+    terminal.type("\x16\x1b[31mred\n")  # Ctrl-V: the next key as it is
+    shown = terminal.wait_for("red! (seed 2)")
+    assert "[31mred! (seed 2)" in shown
+    assert "\x1b[31m" not in shown, "what a model says does not steer the terminal"
+    terminal.wait_for("> ")
+    os.kill(terminal.process.pid, signal.SIGINT)  # at the prompt: a person who meant to stop an answer loses nothing
+    terminal.wait_for("(/quit or Ctrl-D leaves)")
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.process.wait(20) == 0

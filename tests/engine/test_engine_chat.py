@@ -1,0 +1,98 @@
+"""The engine's thread: the answers of the engine alone, several at once, ended at any moment."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.engine_chat import EngineChat
+from nanochat_lit.model import GPT
+from nanochat_lit.tokenizer import Tokenizer, render_for_completion
+
+SETTINGS = ChatSettings(temperature=0.9, top_k=0, max_new_tokens=20)
+
+
+def question(number: int) -> list[dict]:
+    return [{"role": "user", "content": f"say {number}"}]
+
+
+@pytest.fixture
+def engine(random_model: Callable[..., GPT], tokenizer: Tokenizer) -> Engine:
+    return Engine(random_model(sequence_len=96), tokenizer, num_slots=2)
+
+
+def test_several_conversations_at_once(engine: Engine, tokenizer: Tokenizer) -> None:
+    """More than there are slots; each hears what the engine alone would have said."""
+    expected = []
+    for number in range(5):
+        prompt = render_for_completion(tokenizer, {"messages": question(number)})
+        (token_ids,) = engine.generate(prompt, max_new_tokens=20, temperature=0.9, seed=number)
+        expected.append(token_ids)
+    heard: dict[int, str] = {}
+    counts: dict[int, int | None] = {}
+    with EngineChat(engine) as model:
+
+        def listen(number: int) -> None:
+            answer = model.answer(question(number), SETTINGS.changed("seed", number))
+            heard[number] = "".join(piece.text for piece in answer.pieces)
+            counts[number] = answer.num_tokens
+
+        threads = [threading.Thread(target=listen, args=(number,)) for number in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+    special = set(tokenizer.special_ids.values())
+    for number, token_ids in enumerate(expected):
+        assert counts[number] == len(token_ids)
+        if not special & set(token_ids):
+            assert heard[number] == tokenizer.decode(token_ids)
+    assert engine.num_free == 2
+
+
+def test_stopped_answers_free_their_slots(engine: Engine) -> None:
+    endless = ChatSettings(temperature=0.9, max_new_tokens=10_000)
+    with EngineChat(engine) as model:
+        answers = [model.answer(question(number), endless) for number in range(4)]  # two of them wait
+        pieces = [answer.pieces for answer in answers]
+        next(pieces[0])
+        for answer in answers:
+            answer.stop()
+            answer.stop()
+        assert all(len(list(rest)) < 90 for rest in pieces)
+        after = model.answer(question(9), SETTINGS)
+        assert list(after.pieces)
+        assert 0 < after.elapsed_s < 60
+        assert after.finish_reason in ("stop", "length")
+    assert engine.num_free == 2
+
+
+def test_leaving_ends_what_is_being_said(engine: Engine) -> None:
+    with EngineChat(engine) as model:
+        pieces = model.answer(question(0), ChatSettings(max_new_tokens=10_000)).pieces
+    list(pieces)  # does not wait for ever
+    with pytest.raises(RuntimeError, match="has ended"):
+        model.answer(question(0), SETTINGS)
+    assert engine.num_free == 2
+
+
+def test_mistakes_are_told_at_once(engine: Engine) -> None:
+    with EngineChat(engine) as model, pytest.raises(UserError, match="context is 96"):
+        model.answer([{"role": "user", "content": "word " * 100}], SETTINGS)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_fails_is_no_silence(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> list:
+        raise ZeroDivisionError("of the engine")
+
+    monkeypatch.setattr(engine, "step", fail)
+    with EngineChat(engine) as model:
+        with pytest.raises(ZeroDivisionError, match="of the engine"):
+            list(model.answer(question(0), SETTINGS).pieces)
+        model._thread.join(10)
+        with pytest.raises(RuntimeError, match="has ended"):
+            model.answer(question(0), SETTINGS)
