@@ -46,6 +46,7 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         "measure an export: bits per byte, samples, accuracy in the tiny world, CORE, ChatCORE",
     ),
     "chat": ("nanochat_lit.commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
+    "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
 }
 
 # short options, which a function signature cannot name: verb -> {short: long}
