@@ -55,8 +55,8 @@ class ServeSettings:
             raise UserError(f"max_queue is {self.max_queue}; use 0 (nobody waits) or more")
         if self.request_timeout_s <= 0 or self.drain_timeout_s < 0:
             raise UserError("request_timeout_s must be above 0 and drain_timeout_s at least 0")
-        if self.api_key == "":
-            raise UserError("the API key is empty; give one, or leave it out for a server without a check")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()):
+            raise UserError("the API key must be printable ASCII, which is all that clients can send, and not empty")
 
 
 class ChatAPI(litserve.LitAPI):
@@ -110,8 +110,8 @@ class ChatAPI(litserve.LitAPI):
         if key is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # compared in constant time, so that the time tells nothing about the key
-        is_right = hmac.compare_digest(given.strip().encode(), key.encode())
+        # compared in constant time, so that the time tells nothing about the key; headers are read as latin-1, whatever was sent
+        is_right = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
         if scheme.lower() != "bearer" or not is_right:
             raise ApiError(401, "this server wants its API key as 'Authorization: Bearer KEY'", code="invalid_api_key")
 
