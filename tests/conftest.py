@@ -4,6 +4,7 @@ The toy run is text and conversations generated into a folder, and the recipes t
 """
 
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,13 @@ def _fixed_seeds():
 def _no_dtype_override(monkeypatch):
     """NANOCHAT_DTYPE in the developer's shell must not decide what the tests compute in."""
     monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
+
+
+def pytest_configure(config):
+    """One of several test processes computes in one thread, as do the processes that it starts: each has one core."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):

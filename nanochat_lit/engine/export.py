@@ -18,6 +18,7 @@ from nanochat_lit.common.hardware import default_device
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.model import GPT
 from nanochat_lit.model.export import load_model, save_model
+from nanochat_lit.model.packed import Quantization, pack_linears
 from nanochat_lit.tokenizer import Tokenizer
 
 EXPORT_FILES = (
@@ -72,6 +73,7 @@ def load_export(
     compute_dtype: str = "auto",
     *,
     cast_weights: bool = False,
+    quantize: Quantization | None = None,
 ) -> tuple[GPT, Tokenizer]:
     """Read an export: the model in evaluation mode, and its tokenizer.
 
@@ -79,10 +81,12 @@ def load_export(
         folder: What `save_export` wrote.
         device: Where to put the model; None is the fastest device there is.
         compute_dtype: "auto", "bfloat16", "float16" or "float32".
-        cast_weights: Also store the matrices in it: faster, same results, but no longer fit for training.
+        cast_weights: Also store the matrices in it, in the form that this device multiplies fastest: same results, but no
+            longer fit for training.
+        quantize: "int8" stores and multiplies the matrices in 8 bits (CPU); cast_weights is implied.
 
     Raises:
-        UserError: If a file is missing, broken or of another export.
+        UserError: If a file is missing, broken or of another export, or this device cannot quantize.
     """
     folder = Path(folder)
     _check_files(folder)
@@ -94,6 +98,8 @@ def load_export(
     device = default_device() if device is None else device
     model = load_model(folder, device, compute_dtype, cast_weights=cast_weights)
     _check_vocabulary(model, tokenizer, folder)
+    if cast_weights or quantize:
+        pack_linears(model, quantize)
     return model.eval(), tokenizer
 
 

@@ -1,9 +1,13 @@
-"""From logits to the next token: greedy, or by temperature and top-k. Pure functions.
+"""From logits to the next token: greedy, or by temperature, top-k and top-p. Pure functions.
+
+Randomness comes in as one uniform number per row, so that a row's token depends on nothing but its own logits and number,
+on every device.
 
 Legend: B rows, V vocabulary.
 """
 
 import math
+import random
 from collections.abc import Sequence
 
 import torch
@@ -15,23 +19,26 @@ MIN_TEMPERATURE = 1e-6
 """Lower temperatures above zero are computed as this one: below it float32 has nothing left to tell apart."""
 
 
-def check_sampling(temperature: float, top_k: int | None) -> None:
+def check_sampling(temperature: float, top_k: int | None, top_p: float = 1.0) -> None:
     """Refuse settings that mean nothing.
 
     Raises:
-        UserError: If the temperature is negative or not finite, or top_k is negative.
+        UserError: If the temperature is negative or not finite, top_k is negative, or top_p is not in (0, 1].
     """
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature is {temperature}; use 0 (the likeliest token) or a positive number such as 0.6")
     if top_k is not None and top_k < 0:
         raise UserError(f"top_k is {top_k}; use 0 (off) or the number of likeliest tokens to choose from")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}; use 1 (off) or the share of probability to choose from, such as 0.9")
 
 
 def sample_next(
     logits: Tensor,
     temperature: float = 0.0,
     top_k: int | None = None,
-    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    top_p: float = 1.0,
+    uniforms: Sequence[float] = (),
 ) -> Tensor:
     """Choose one token per row.
 
@@ -39,42 +46,49 @@ def sample_next(
         logits: (B, V).
         temperature: 0 takes the likeliest token (the first one on a tie); higher is more varied.
         top_k: Choose among this many likeliest tokens; None or 0 is all of them, as is more than V.
-        generator: Source of randomness on the device of the logits: one for all rows, or one per row, which makes a row's
-            tokens independent of its neighbours; None is torch's global one.
+        top_p: Of those, choose among the likeliest whose probabilities sum up to this, the one that passes it included
+            (Holtzman et al. 2019. https://arxiv.org/abs/1904.09751).
+        uniforms: A number in [0, 1) per row; not needed if temperature is 0.
 
     Returns:
         (B,) token ids.
 
     Raises:
-        UserError: If temperature or top_k is impossible.
+        UserError: If a setting is impossible.
     """
-    check_sampling(temperature, top_k)
+    check_sampling(temperature, top_k, top_p)
     if temperature == 0:
         return logits.argmax(dim=-1)
-    if top_k:
-        logits, candidates = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-    else:
-        candidates = None
+    assert len(uniforms) == len(logits), "one random number per row"
+    candidates = None
+    if top_k and top_k < logits.shape[-1]:
+        logits, candidates = logits.topk(top_k, dim=-1)
+    elif top_p < 1:
+        logits, candidates = logits.sort(dim=-1, descending=True, stable=True)
     # the maximum goes first so that no division by a small temperature overflows
     logits = logits.float() - logits.amax(dim=-1, keepdim=True).float()
-    probabilities = torch.softmax(logits / max(temperature, MIN_TEMPERATURE), dim=-1)
-    if generator is None or isinstance(generator, torch.Generator):
-        chosen = torch.multinomial(probabilities, 1, generator=generator)
+    # in float64, the sum over a large vocabulary leaves no token without its share; not every device has it
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    shares = torch.softmax(logits / max(temperature, MIN_TEMPERATURE), dim=-1, dtype=torch.float32).to(wide)
+    cumulative = shares.cumsum(dim=-1)  # (B, candidates)
+    if top_p < 1:
+        # kept: every candidate before which less than top_p of the probability lies
+        kept = (cumulative - shares < top_p * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
+        total = cumulative.gather(-1, kept - 1)
     else:
-        assert len(generator) == len(probabilities), "one generator per row"
-        rows = zip(probabilities, generator, strict=True)
-        chosen = torch.stack([torch.multinomial(row, 1, generator=own) for row, own in rows])
+        total = cumulative[:, -1:].contiguous()
+    thresholds = torch.tensor(uniforms, dtype=wide, device=logits.device)[:, None] * total
+    # clamped to the last candidate that has any share: a product rounded up must not choose an impossible token
+    chosen = torch.searchsorted(cumulative, thresholds, right=True)
+    chosen = torch.minimum(chosen, torch.searchsorted(cumulative, total))
     return (chosen if candidates is None else candidates.gather(-1, chosen)).squeeze(-1)
 
 
-def row_generators(seed: int, num_rows: int, device: torch.device | str) -> list[torch.Generator]:
-    """One source of randomness per row, so that a row draws the same numbers whatever else is in the batch.
+def row_random(seed: int, sample: int) -> random.Random:
+    """The source of randomness of one sample of a request, the same on every device and beside any neighbours.
 
     Args:
         seed: The request's seed.
-        num_rows: Rows; row i of a seed is the same for every num_rows above i.
-        device: Where the logits live.
+        sample: Which of its samples; sample i of a seed is the same however many are asked for.
     """
-    # the multiplier keeps row 1 of seed 0 apart from row 0 of seed 1
-    seeds = [(seed * 1_000_003 + row) % 2**63 for row in range(num_rows)]
-    return [torch.Generator(device=device).manual_seed(own) for own in seeds]
+    return random.Random(f"{seed}/{sample}")

@@ -158,11 +158,9 @@ def _likeliest(engine: Engine, prompts: Sequence[Sequence[int]], choices: Sequen
     padded = [[*prompt, *[0] * (length - len(prompt))] for prompt in prompts]  # on the right, where nobody sees it
     hidden = model.features(torch.tensor(padded, device=model.device))
     places = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
-    states = hidden[torch.arange(len(prompts), device=model.device), places].float()  # (N, C)
+    states = hidden[torch.arange(len(prompts), device=model.device), places]  # (N, C)
     # the softcap keeps the order of logits, so the largest is found without it
-    scores = [
-        (model.lm_head.weight[list(own)].float() @ state).tolist() for own, state in zip(choices, states, strict=True)
-    ]
+    scores = [row[list(own)].tolist() for own, row in zip(choices, model.unembed(states), strict=True)]
     return [own.index(max(own)) for own in scores]
 
 

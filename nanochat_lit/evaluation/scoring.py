@@ -133,11 +133,10 @@ class GPTScorer:
 
     def _target_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each target and whether it is the likeliest token, (K,) each, of (K, C) states before them."""
-        weight = self.model.lm_head.weight[: self.model.config.vocab_size].to(hidden.dtype)
         losses, hits = [], []
-        chunk = max(1, LOGITS_PER_PASS // weight.shape[0])
+        chunk = max(1, LOGITS_PER_PASS // self.model.config.vocab_size)
         for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logits = softcap(F.linear(states, weight))
+            logits = softcap(self.model.unembed(states))
             losses.append(F.cross_entropy(logits, wanted, reduction="none"))
             hits.append(logits.argmax(dim=-1) == wanted)
         return torch.cat(losses), torch.cat(hits)

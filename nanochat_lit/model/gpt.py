@@ -12,7 +12,7 @@ Shapes: B rows, T tokens, C channels (n_embd), H heads, Hkv key/value heads, D h
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,17 @@ from nanochat_lit.model.attention import (
 )
 from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 from nanochat_lit.model.kv_cache import KVCache
-from nanochat_lit.model.loss import softcap, softcapped_cross_entropy, softmax_and_slope
+from nanochat_lit.model.loss import (
+    reduce_losses,
+    softcap,
+    softcapped_cross_entropy,
+    softmax_and_slope,
+    token_losses,
+)
 from nanochat_lit.model.rotary import rotary_tables, rotate
+from nanochat_lit.model.slot_cache import SlotCache
+
+Cache: TypeAlias = KVCache | SlotCache
 
 QK_SCALE = 1.2
 """Queries and keys are sharpened by this after QK-norm."""
@@ -81,7 +90,7 @@ class Attention(nn.Module):
             self.ve_gate = Linear(min(VALUE_GATE_CHANNELS, config.n_embd), config.n_kv_head)
 
     def forward(
-        self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, kv_cache: KVCache | None
+        self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, kv_cache: Cache | None
     ) -> Tensor:
         """Attend; with a cache, x holds the positions after those in it. (B, T, C) -> (B, T, C)."""
         rows, length, _ = x.shape
@@ -93,9 +102,10 @@ class Attention(nn.Module):
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
         q = norm(rotate(q, cos, sin)) * QK_SCALE
         k = norm(rotate(k, cos, sin)) * QK_SCALE
-        if kv_cache is not None:
-            k, v = kv_cache.append(self.layer, k, v)
-        mixed = causal_attention(q, k, v, self.window, self.window_masks.get(length))
+        if kv_cache is None:
+            mixed = causal_attention(q, k, v, self.window, self.window_masks.get(length))
+        else:
+            mixed = kv_cache.attend(self.layer, q, k, v, self.window)
         return self.c_proj(mixed.reshape(rows, length, -1))
 
 
@@ -121,7 +131,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, kv_cache: KVCache | None
+        self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, kv_cache: Cache | None
     ) -> Tensor:
         """Both parts, each added to the residual stream. (B, T, C) -> (B, T, C)."""
         x = x + self.attn(norm(x), value_embedding, cos, sin, kv_cache)
@@ -181,7 +191,7 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.lm_head.weight.device
+        return self.resid_lambdas.device
 
     def set_compute_dtype(self, dtype: torch.dtype, *, cast_weights: bool = False) -> "GPT":
         """Choose the dtype of activations; moves the embedding tables to their storage dtype and returns self.
@@ -259,11 +269,12 @@ class GPT(nn.Module):
         choose = partial(choose_attention, kind, num_tokens=length, is_compiling=is_compiling, **facts)
         return choose(is_windowed=False), choose(is_windowed=True)
 
-    def features(self, inputs: Tensor, kv_cache: KVCache | None = None) -> Tensor:
+    def features(self, inputs: Tensor, kv_cache: Cache | None = None) -> Tensor:
         """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids."""
-        position = 0 if kv_cache is None else kv_cache.position
         length = inputs.shape[1]
-        cos, sin = self.cos[position : position + length], self.sin[position : position + length]
+        cos, sin = self.cos[:length], self.sin[:length]
+        if kv_cache is not None:
+            cos, sin = kv_cache.rotary(self.cos, self.sin, length)
         x = norm(self.transformer["wte"](inputs).to(self.compute_dtype))
         x = self._smear(x, kv_cache)
         first, middle = x, x
@@ -280,25 +291,29 @@ class GPT(nn.Module):
             if layer == self.config.n_layer // 2:
                 middle = x
         if kv_cache is not None:
-            kv_cache.position = position + length
+            kv_cache.advance(length)
         return norm(x - self.backout_lambda.to(x.dtype) * middle)
 
-    def _smear(self, x: Tensor, kv_cache: KVCache | None) -> Tensor:
+    def _smear(self, x: Tensor, kv_cache: Cache | None) -> Tensor:
         """Add to each token a gated share of the un-smeared token before it; the very first has none."""
-        gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., :SMEAR_GATE_CHANNELS]))  # (B, T, 1)
-        previous = None
+        # a sum, not a product with one column: libraries compute that differently for different numbers of rows
+        opening = (x[..., :SMEAR_GATE_CHANNELS] * self.smear_gate.weight[0].to(x.dtype)).sum(dim=-1, keepdim=True)
+        gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(opening)  # (B, T, 1)
+        previous = None if kv_cache is None else kv_cache.previous_embedding
+        if previous is None:
+            smeared = torch.cat((x[:, :1], x[:, 1:] + gate[:, 1:] * x[:, :-1]), dim=1)
+        else:
+            smeared = x + gate * torch.cat((previous, x[:, :-1]), dim=1)
         if kv_cache is not None:
-            previous, kv_cache.previous_embedding = kv_cache.previous_embedding, x[:, -1:]
-        if previous is not None:
-            return x + gate * torch.cat((previous, x[:, :-1]), dim=1)
-        return torch.cat((x[:, :1], x[:, 1:] + gate[:, 1:] * x[:, :-1]), dim=1)
+            kv_cache.previous_embedding = x[:, -1:]
+        return smeared
 
     def forward(
         self,
         inputs: Tensor,
         targets: Tensor | None = None,
         reduction: str = "mean",
-        kv_cache: KVCache | None = None,
+        kv_cache: Cache | None = None,
         last_only: bool = False,
     ) -> Tensor:
         """Logits, or the loss when targets are given.
@@ -323,18 +338,23 @@ class GPT(nn.Module):
             )
         if reduction not in REDUCTIONS:
             raise UserError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+        if targets is None:
+            hidden = self.features(inputs, kv_cache)
+            return softcap(self.unembed(hidden[:, -1:] if last_only else hidden))
+        if not isinstance(self.lm_head, Linear):  # packed for inference: it has no weight that could be taken apart
+            losses = token_losses(self.features(inputs, kv_cache), targets, self.unembed, self.config.vocab_size)
+            return reduce_losses(losses, targets, reduction)
+        # compiled for training alone: evaluation comes in many shapes, and each would be compiled anew
+        is_training = torch.is_grad_enabled() and kv_cache is None
+        hidden = self._features(inputs) if is_training else self.features(inputs, kv_cache)
         weight = self.lm_head.weight
         if self.config.vocab_size != weight.shape[0]:
             weight = weight[: self.config.vocab_size]
-        if targets is not None:
-            # compiled for training alone: evaluation comes in many shapes, and each would be compiled anew
-            is_training = torch.is_grad_enabled() and kv_cache is None
-            hidden = self._features(inputs) if is_training else self.features(inputs, kv_cache)
-            return softcapped_cross_entropy(hidden, weight, targets, reduction, self._loss_kernel)
-        hidden = self.features(inputs, kv_cache)
-        if last_only:
-            hidden = hidden[:, -1:]
-        return softcap(F.linear(hidden, weight.to(hidden.dtype)))
+        return softcapped_cross_entropy(hidden, weight, targets, reduction, self._loss_kernel)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Raw logits (..., V) of final states (..., C)."""
+        return self.lm_head(hidden)[..., : self.config.vocab_size]
 
 
 def _table(num_rows: int, width: int) -> nn.Embedding:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from nanochat_lit.model.attention import causal_attention
 from nanochat_lit.model.config import GPTConfig
 
 
@@ -44,39 +45,33 @@ class KVCache:
         """Positions there is room for."""
         return self.keys.shape[2]
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new tokens of one layer and return all of that layer's keys and values.
+    def rotary(self, cos: Tensor, sin: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Rows of the rotary tables for the new tokens, (T, D/2) each."""
+        end = self.position + num_tokens
+        return cos[self.position : end], sin[self.position : end]
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
+        """Store the new tokens of one layer and let them attend to all in their window.
 
         Args:
             layer: Layer index.
-            keys: (B, T, Hkv, D) of the new tokens, at `position` and after.
+            queries: (B, T, H, D) of the new tokens, at `position` and after.
+            keys: (B, T, Hkv, D).
             values: As keys.
+            window: Tokens before itself that a token sees.
 
         Returns:
-            (B, position + T, Hkv, D) each; views, not copies.
+            (B, T, H, D).
         """
         end = self.position + keys.shape[1]
         assert end <= self.max_len, f"cache of {self.max_len} positions asked to hold {end}"
         self.keys[layer, :, self.position : end] = keys
         self.values[layer, :, self.position : end] = values
-        return self.keys[layer, :, :end], self.values[layer, :, :end]
+        return causal_attention(queries, self.keys[layer, :, :end], self.values[layer, :, :end], window)
 
-    def expand(self, num_rows: int, max_len: int | None = None) -> "KVCache":
-        """A new cache whose rows all continue from this cache's only row.
-
-        Args:
-            num_rows: Rows of the new cache.
-            max_len: Its room; None keeps this cache's.
-        """
-        assert self.batch_size == 1, f"only a cache of one row can be expanded, this one has {self.batch_size}"
-        room = self.max_len if max_len is None else max_len
-        other = KVCache(self.config, num_rows, room, self.keys.device, self.keys.dtype)
-        other.keys[:, :, : self.position] = self.keys[:, :, : self.position]
-        other.values[:, :, : self.position] = self.values[:, :, : self.position]
-        if self.previous_embedding is not None:
-            other.previous_embedding = self.previous_embedding.expand(num_rows, -1, -1).clone()
-        other.position = self.position
-        return other
+    def advance(self, num_tokens: int) -> None:
+        """Count the tokens that every layer has taken in."""
+        self.position += num_tokens
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop every row but these (finished samples cost nothing any more)."""

@@ -28,10 +28,33 @@ def softcap(logits: Tensor) -> Tensor:
     return SOFTCAP * torch.tanh(logits.float() / SOFTCAP)
 
 
-def chunk_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Losses of a few rows by the plain formula, nats; 0 where the target is ignored."""
-    logits = softcap(F.linear(hidden, weight))
-    return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
+def token_losses(hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Tensor], vocab_size: int) -> Tensor:
+    """Loss of every token by the plain formula, in chunks.
+
+    Args:
+        hidden: (..., C) final states.
+        targets: (...) token ids or IGNORE_INDEX.
+        unembed: From (N, C) states to (N, V) raw logits.
+        vocab_size: V.
+
+    Returns:
+        (...) float32 nats, 0 where the target is ignored.
+    """
+    rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    chunk = rows_per_chunk(len(rows), vocab_size)
+    losses = [
+        F.cross_entropy(softcap(unembed(part)), part_targets, ignore_index=IGNORE_INDEX, reduction="none")
+        for part, part_targets in zip(rows.split(chunk), flat_targets.split(chunk), strict=True)
+    ]
+    return torch.cat(losses).view(targets.shape)
+
+
+def reduce_losses(losses: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """Losses of tokens as they are ("none"), their "sum", or their "mean" over the kept targets (0 when there are none)."""
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total if reduction == "sum" else total / (targets != IGNORE_INDEX).sum().clamp(min=1)
 
 
 def softmax_and_slope(logits: Tensor, is_kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,16 +156,9 @@ def softcapped_cross_entropy(
     Returns:
         Float32 loss in nats: a scalar, or (B, T) with 0 for ignored targets.
     """
-    rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    if reduction == "none":
-        chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
-        compute_weight = weight.to(hidden.dtype)
-        parts = zip(rows.split(chunk), flat_targets.split(chunk), strict=True)
-        return torch.cat([chunk_losses(part, compute_weight, part_targets) for part, part_targets in parts]).view(
-            targets.shape
-        )
-    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        total = _ChunkedLoss.apply(rows, weight, flat_targets, kernel)
+    if reduction != "none" and torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        losses = _ChunkedLoss.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), kernel)
     else:
-        total = softcapped_cross_entropy(hidden, weight, targets, "none").sum()
-    return total if reduction == "sum" else total / (flat_targets != IGNORE_INDEX).sum().clamp(min=1)
+        compute_weight = weight.to(hidden.dtype)
+        losses = token_losses(hidden, targets, lambda rows: F.linear(rows, compute_weight), weight.shape[0])
+    return reduce_losses(losses, targets, reduction)

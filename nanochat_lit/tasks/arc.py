@@ -7,13 +7,13 @@ from pathlib import Path
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation, multiple_choice_conversation
-from nanochat_lit.tasks.rows import Row, load_rows, missing_text, wrong_choices, wrong_place
+from nanochat_lit.tasks.rows import Row, RowTask, load_rows, missing_text, wrong_choices, wrong_place
 
 SUBSETS = ("ARC-Easy", "ARC-Challenge")
 _PREFIX = "Question: "
 
 
-class ARC:
+class ARC(RowTask):
     """Questions with three to five choices, to be answered by a letter.
 
     Args:
@@ -29,13 +29,12 @@ class ARC:
     ) -> None:
         if subset not in SUBSETS:
             raise UserError(f"subset is {subset!r}; use one of {', '.join(SUBSETS)}")
-        self.rows = load_rows(path=path, hub="allenai/ai2_arc", subset=subset, split=split, check=_problem, seed=seed)
+        super().__init__(
+            load_rows(path=path, hub="allenai/ai2_arc", subset=subset, split=split, check=_problem, seed=seed)
+        )
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Conversation:
-        return multiple_choice_conversation(*_fields(self.rows[index]))
+    def _conversation(self, row: Row) -> Conversation:
+        return multiple_choice_conversation(*_fields(row))
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
         """Whether the completion is the right letter."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation
-from nanochat_lit.tasks.rows import Row, load_rows
+from nanochat_lit.tasks.rows import Row, RowTask, load_rows
 from nanochat_lit.tokenizer.chat import validate_conversation
 
 
-class FileConversations:
+class FileConversations(RowTask):
     """The conversations of a local file; they can be learnt from, not judged.
 
     Args:
@@ -19,13 +19,10 @@ class FileConversations:
     """
 
     def __init__(self, path: str | Path, seed: int | None = None) -> None:
-        self.rows = load_rows(path=path, hub="", subset=None, split="train", check=messages_problem, seed=seed)
+        super().__init__(load_rows(path=path, hub="", subset=None, split="train", check=messages_problem, seed=seed))
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Conversation:
-        return self.rows[index]
+    def _conversation(self, row: Row) -> Conversation:
+        return row
 
 
 def messages_problem(row: Row) -> str | None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lit.tasks.base import Conversation
-from nanochat_lit.tasks.rows import Row, load_rows, missing_text
+from nanochat_lit.tasks.rows import Row, RowTask, load_rows, missing_text
 
 _CALL = re.compile(r"<<([^<>]*)>>")
 _ANSWER = re.compile(r"####\s*\$?(-?[\d.,]+)")
 
 
-class GSM8K:
+class GSM8K(RowTask):
     """Questions with worked answers: calculator calls as tool parts, the number after "####" at the end.
 
     Args:
@@ -28,13 +28,11 @@ class GSM8K:
     """
 
     def __init__(self, split: str = "test", path: str | Path | None = None, seed: int | None = 42) -> None:
-        self.rows = load_rows(path=path, hub="openai/gsm8k", subset="main", split=split, check=_problem, seed=seed)
+        super().__init__(
+            load_rows(path=path, hub="openai/gsm8k", subset="main", split=split, check=_problem, seed=seed)
+        )
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Conversation:
-        row = self.rows[index]
+    def _conversation(self, row: Row) -> Conversation:
         return {
             "messages": [
                 {"role": "user", "content": row["question"]},

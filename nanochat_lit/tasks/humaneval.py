@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation
-from nanochat_lit.tasks.rows import Row, load_rows, missing_text
+from nanochat_lit.tasks.rows import Row, RowTask, load_rows, missing_text
 
 RunCode = Callable[[str], bool]
 """Runs a program and says whether it ended without an error. What it runs is untrusted: give it a sandbox."""
@@ -19,7 +19,7 @@ RunCode = Callable[[str], bool]
 _FENCED = re.compile(r"```(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
-class HumanEval:
+class HumanEval(RowTask):
     """Programming problems.
 
     Args:
@@ -32,13 +32,9 @@ class HumanEval:
     def __init__(self, run_code: RunCode | None = None, path: str | Path | None = None, seed: int | None = 42) -> None:
         self.run_code = run_code
         hub = "openai/openai_humaneval"
-        self.rows = load_rows(path=path, hub=hub, subset=None, split="test", check=_problem, seed=seed)
+        super().__init__(load_rows(path=path, hub=hub, subset=None, split="test", check=_problem, seed=seed))
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Conversation:
-        row = self.rows[index]
+    def _conversation(self, row: Row) -> Conversation:
         return {
             "messages": [
                 {"role": "user", "content": row["prompt"]},

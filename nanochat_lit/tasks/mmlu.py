@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanochat_lit.tasks.base import Conversation, multiple_choice_conversation
-from nanochat_lit.tasks.rows import Row, load_rows, missing_text, wrong_choices, wrong_place
+from nanochat_lit.tasks.rows import Row, RowTask, load_rows, missing_text, wrong_choices, wrong_place
 
 LETTERS = ("A", "B", "C", "D")
 
 
-class MMLU:
+class MMLU(RowTask):
     """Questions with four choices, to be answered by a letter.
 
     Args:
@@ -24,13 +24,12 @@ class MMLU:
     def __init__(self, split: str = "test", path: str | Path | None = None, seed: int | None = 42) -> None:
         subset = "auxiliary_train" if split == "auxiliary_train" else "all"
         hub_split = "train" if split == "auxiliary_train" else split
-        self.rows = load_rows(path=path, hub="cais/mmlu", subset=subset, split=hub_split, check=_problem, seed=seed)
+        super().__init__(
+            load_rows(path=path, hub="cais/mmlu", subset=subset, split=hub_split, check=_problem, seed=seed)
+        )
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Conversation:
-        row = _inner(self.rows[index])
+    def _conversation(self, row: Row) -> Conversation:
+        row = _inner(row)
         conversation = multiple_choice_conversation(row["question"], row["choices"], LETTERS, LETTERS[row["answer"]])
         return {**conversation, "subject": row.get("subject") or ""}
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.tasks.base import Conversation
 
 Row = dict[str, Any]
 Check = Callable[[Row], str | None]
@@ -52,6 +54,27 @@ class Rows:
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
+
+
+class RowTask(ABC):
+    """A sequence of conversations, each made of one row of a data set.
+
+    Args:
+        rows: The rows.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Conversation:
+        return self._conversation(self.rows[index])
+
+    @abstractmethod
+    def _conversation(self, row: Row) -> Conversation:
+        """The conversation that a row gives."""
 
 
 def load_rows(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from nanochat_lit.tasks.base import Conversation
 from nanochat_lit.tasks.conversations import messages_problem
-from nanochat_lit.tasks.rows import load_rows
+from nanochat_lit.tasks.rows import Row, RowTask, load_rows
 
 
-class SmolTalk:
+class SmolTalk(RowTask):
     """Conversations to learn from; there is nothing to judge.
 
     Args:
@@ -23,10 +23,7 @@ class SmolTalk:
 
     def __init__(self, split: str = "train", path: str | Path | None = None, seed: int | None = 42) -> None:
         hub = "HuggingFaceTB/smol-smoltalk"
-        self.rows = load_rows(path=path, hub=hub, subset=None, split=split, check=messages_problem, seed=seed)
+        super().__init__(load_rows(path=path, hub=hub, subset=None, split=split, check=messages_problem, seed=seed))
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Conversation:
-        return {"messages": self.rows[index]["messages"]}
+    def _conversation(self, row: Row) -> Conversation:
+        return {"messages": row["messages"]}

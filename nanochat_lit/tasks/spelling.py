@@ -6,12 +6,14 @@ Every question is made from its number, so the tasks need no file; a list of wor
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation
+from nanochat_lit.tasks.tiny_world import judge
 from nanochat_lit.tasks.words import WORDS
 
 _ASK_COUNT = (
@@ -28,8 +30,8 @@ _SEEDS = {"train": 0, "test": 10_000_000}
 """The questions of the splits are drawn from different seeds; with few words some will still be equal."""
 
 
-class CountLetters:
-    """How often is a letter in a word? Spelled out, then counted with the tool; the number comes after "####".
+class WordTask(ABC):
+    """Questions about words, each drawn from its number.
 
     Args:
         size: Questions; question i is the same for every size above i.
@@ -38,14 +40,28 @@ class CountLetters:
     """
 
     def __init__(self, size: int = 1000, split: str = "train", path: str | Path | None = None) -> None:
-        self.size, self.seed, self.words = size, _seed(size, split), _words(path)
+        if size < 1:
+            raise UserError(f"size is {size}; it must be at least 1")
+        if split not in _SEEDS:
+            raise UserError(f"split is {split!r}; use one of {', '.join(_SEEDS)}")
+        self.size, self.seed, self.words = size, _SEEDS[split], _words(path)
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Conversation:
-        rng = Random(self.seed + _place(index, self.size))
-        word = rng.choice(self.words)
+        rng = Random(self.seed + range(self.size)[index])
+        return self._conversation(rng.choice(self.words), rng)
+
+    @abstractmethod
+    def _conversation(self, word: str, rng: Random) -> Conversation:
+        """A question about the word, and its answer."""
+
+
+class CountLetters(WordTask):
+    """How often is a letter in a word? Spelled out, then counted with the tool; the number comes after "####"."""
+
+    def _conversation(self, word: str, rng: Random) -> Conversation:
         letter = rng.choice(word) if rng.random() < 0.9 else rng.choice("abcdefghijklmnopqrstuvwxyz")
         count = word.count(letter)
         shown = rng.choice(("{}", "'{}'", '"{}"')).format(letter)
@@ -69,49 +85,18 @@ class CountLetters:
         return match is not None and int(match[1]) == conversation["count"]
 
 
-class SpellWord:
-    """Spell a word, with commas between the letters.
+class SpellWord(WordTask):
+    """Spell a word, with commas between the letters."""
 
-    Args:
-        size: Questions; question i is the same for every size above i.
-        split: "train" or "test".
-        path: A file of words, one a line; None has a list of its own.
-    """
-
-    def __init__(self, size: int = 1000, split: str = "train", path: str | Path | None = None) -> None:
-        self.size, self.seed, self.words = size, _seed(size, split), _words(path)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Conversation:
-        rng = Random(self.seed + _place(index, self.size))
-        word = rng.choice(self.words)
+    def _conversation(self, word: str, rng: Random) -> Conversation:
         question = rng.choice(_ASK_SPELLING).format(word=word)
         answer = f"{word}: {','.join(word)}"
         return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the letters after the colon are the word's, whatever separates them."""
-        del tool_calls
+        """Whether the word's letters are in the completion, one by one, whatever separates them."""
         word, _, _ = conversation["messages"][-1]["content"].partition(":")
-        spelled = completion.rpartition(":")[2]
-        letters = re.findall(r"[^\W\d_]+", spelled.lower())
-        return letters == list(word)
-
-
-def _seed(size: int, split: str) -> int:
-    if size < 1:
-        raise UserError(f"size is {size}; it must be at least 1")
-    if split not in _SEEDS:
-        raise UserError(f"split is {split!r}; use one of {', '.join(_SEEDS)}")
-    return _SEEDS[split]
-
-
-def _place(index: int, size: int) -> int:
-    if not -size <= index < size:
-        raise IndexError(index)
-    return index % size
+        return judge({"expect": {"spelled": word}}, completion, tool_calls)
 
 
 def _words(path: str | Path | None) -> Sequence[str]:

@@ -1,6 +1,6 @@
 """What the Trainer and all our callbacks cost beside a loop of ten lines.
 
-    pytest -m slow -s tests/benchmarks/test_trainer_overhead.py
+    pytest -n0 -m slow -s tests/benchmarks/test_trainer_overhead.py
 
 The target is 1.5% of a d4 step on CPU. On a shared machine steps of a second scatter by more than that, so what is asserted
 is the absolute cost, in processor time, as a toy of some ten milliseconds a step shows it: no part of it grows with the model.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.sampling import row_generators, sample_next
+from nanochat_lit.engine.sampling import row_random, sample_next
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -14,42 +14,76 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_greedy_takes_the_likeliest_token() -> None:
     logits = torch.randn(5, 11, generator=generator())
     assert sample_next(logits).tolist() == logits.argmax(-1).tolist()
-    assert sample_next(logits, temperature=1.0, top_k=1).tolist() == logits.argmax(-1).tolist()
+    assert sample_next(logits, 1.0, 1, 1.0, [0.5] * 5).tolist() == logits.argmax(-1).tolist()
 
 
-@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (1.0, 0), (2.0, 3), (1.0, 99)])
-def test_frequencies_follow_the_softmax(temperature: float, top_k: int | None) -> None:
-    logits = torch.tensor([2.0, -1.0, 0.5, 1.0, 0.0])
-    scores = [math.exp(x / temperature) for x in logits.tolist()]
-    if top_k:
-        least = sorted(scores)[-min(top_k, 5)]
-        scores = [s if s >= least else 0.0 for s in scores]
-    expected = torch.tensor(scores) / sum(scores)
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [
+        (1.0, None, 1),
+        (0.5, None, 1),
+        (1.0, 0, 1),
+        (2.0, 3, 1),
+        (1.0, 99, 1),
+        (1.0, None, 0.7),
+        (1.0, 4, 0.95),
+        (1.0, None, 0.01),
+    ],
+)
+def test_frequencies_follow_the_softmax(temperature: float, top_k: int | None, top_p: float) -> None:
+    logits = [2.0, -1.0, 0.5, 1.0, 0.0]
+    expected = naive_shares(logits, temperature, top_k or 5, top_p)
     count = 40_000
-    drawn = sample_next(logits.expand(count, -1), temperature, top_k, generator())
+    uniforms = torch.rand(count, generator=generator(), dtype=torch.float64).tolist()
+    drawn = sample_next(torch.tensor(logits).expand(count, -1), temperature, top_k, top_p, uniforms)
     frequencies = torch.bincount(drawn, minlength=5) / count
     assert (frequencies - expected).abs().max() < 0.01  # 4 standard deviations at p = 0.5
     assert (frequencies[expected == 0] == 0).all()
 
 
+def naive_shares(logits: list[float], temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+    """Probabilities by the definitions: the k likeliest, of these the fewest that have top_p together."""
+    scores = {i: math.exp(x / temperature) for i, x in enumerate(logits)}
+    kept = sorted(scores, key=lambda i: -scores[i])[:top_k]
+    total = sum(scores[i] for i in kept)
+    nucleus: list[int] = []
+    while sum(scores[i] for i in nucleus) < top_p * total - 1e-12:
+        nucleus.append(kept[len(nucleus)])
+    whole = sum(scores[i] for i in nucleus)
+    return torch.tensor([scores[i] / whole if i in nucleus else 0.0 for i in range(len(logits))])
+
+
 def test_tiny_temperature_is_greedy_and_finite() -> None:
     logits = torch.randn(4, 9, generator=generator()) * 15
-    assert sample_next(logits, 1e-30, None, generator()).tolist() == logits.argmax(-1).tolist()
+    assert sample_next(logits, 1e-30, None, 1.0, [0.1, 0.5, 0.7, 0.99]).tolist() == logits.argmax(-1).tolist()
 
 
-def test_a_row_with_its_own_generator_does_not_depend_on_its_neighbours() -> None:
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
     logits = torch.randn(4, 50, generator=generator())
-    together = sample_next(logits, 1.0, None, row_generators(3, 4, "cpu"))
-    alone = [sample_next(logits[i : i + 1], 1.0, None, row_generators(3, i + 1, "cpu")[i:]) for i in range(4)]
-    assert together.tolist() == [int(one) for one in alone]
+    uniforms = [0.1, 0.9, 0.5, 0.3]
+    for top_k, top_p in ((None, 1.0), (7, 1.0), (None, 0.8), (7, 0.8)):
+        together = sample_next(logits, 1.0, top_k, top_p, uniforms)
+        alone = [sample_next(logits[i : i + 1], 1.0, top_k, top_p, uniforms[i : i + 1]) for i in range(4)]
+        assert together.tolist() == [int(one) for one in alone]
 
 
-def test_seeds_and_rows_draw_different_numbers() -> None:
-    first = {own.initial_seed() for seed in range(20) for own in row_generators(seed, 50, "cpu")}
-    assert len(first) == 20 * 50
+def test_seeds_and_samples_draw_different_numbers() -> None:
+    assert len({row_random(seed, sample).random() for seed in range(20) for sample in range(50)}) == 20 * 50
+    assert row_random(3, 4).random() == row_random(3, 4).random()
 
 
-@pytest.mark.parametrize(("temperature", "top_k"), [(-0.1, None), (math.nan, None), (math.inf, None), (1.0, -1)])
-def test_impossible_settings(temperature: float, top_k: int | None) -> None:
-    with pytest.raises(UserError, match=r"temperature is|top_k is"):
-        sample_next(torch.zeros(1, 3), temperature, top_k)
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, 1.0), (3, 1.0), (None, 0.5), (4, 0.5)])
+def test_the_ends_of_the_unit_interval_choose_possible_tokens(top_k: int | None, top_p: float) -> None:
+    logits = torch.tensor([[1.0, -math.inf, 0.0, 0.5, -math.inf, -20.0]])
+    likeliest, last = (sample_next(logits, 1.0, top_k, top_p, [u]).item() for u in (0.0, 1 - 2**-53))
+    assert likeliest == 0
+    assert last in {0, 2, 3, 5}
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(-0.1, None, 1), (math.nan, None, 1), (math.inf, None, 1), (1.0, -1, 1), (1.0, None, 0.0), (1.0, None, 1.1)],
+)
+def test_impossible_settings(temperature: float, top_k: int | None, top_p: float) -> None:
+    with pytest.raises(UserError, match=r"temperature is|top_k is|top_p is"):
+        sample_next(torch.zeros(1, 3), temperature, top_k, top_p, [0.5])

@@ -40,19 +40,6 @@ def test_cached_forward_equals_full_forward(changes, cuts):
     assert cache.position == 200
 
 
-def test_expanded_cache_continues_every_row_alike():
-    model = build()
-    inputs = tokens(model, rows=1, length=30)
-    with torch.no_grad():
-        cache = KVCache(model.config, 1, 64)
-        model(inputs[:, :20], kv_cache=cache)
-        rows = cache.expand(3)
-        out = model(inputs[:, 20:].expand(3, -1), kv_cache=rows)
-        expected = model(inputs)[:, 20:]
-    for row in out:
-        torch.testing.assert_close(row, expected[0], atol=2e-5, rtol=1e-4)
-
-
 def test_smear_adds_a_gated_share_of_the_token_before():
     model = build()
     x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))

@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.training.callbacks.loss_guard import LossGuard
+from nanochat_lit.training.callbacks.step_callback import StepCallback
 from nanochat_lit.training.checkpoint_files import (
     BEST,
     LAST,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
 
 
-class RunCheckpoint(Checkpoint):
+class RunCheckpoint(StepCallback, Checkpoint):
     """Writes `stepNNNNNN.ckpt`, known as `last.ckpt` too, and as `best.ckpt` when its val_bpb is the lowest so far.
 
     Checkpoints are written between optimizer steps only, so there are no gradients in flight to save. One is written
@@ -61,7 +62,6 @@ class RunCheckpoint(Checkpoint):
         self.overwrite = overwrite
         self.best_val_bpb = float("inf")
         self.stop_request = StopRequest()
-        self._step_seen = 0
         self._saved_at_s = 0.0
         self._group: Any = None
 
@@ -70,24 +70,18 @@ class RunCheckpoint(Checkpoint):
             silence_lightning(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0 and not self.overwrite:
             check_no_earlier_run(self.folder)
         if trainer.global_step == 0 and trainer.is_global_zero:
             for path in [*step_files(self.folder).values(), self.folder / LAST, self.folder / BEST]:
                 path.unlink(missing_ok=True)
-        self._step_seen = trainer.global_step
         self._saved_at_s = time.monotonic()
         if trainer.world_size > 1:  # of CPU tensors: asking each other must not wait for the GPU
             self._group = torch.distributed.new_group(backend="gloo")
         self.stop_request.listen()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module, step = cast("LanguageModule", pl_module), trainer.global_step
-        if step == self._step_seen:
-            return  # this micro-batch only accumulated
-        self._step_seen = step
+    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         is_late = self.every_minutes is not None and time.monotonic() - self._saved_at_s > 60 * self.every_minutes
         signum, is_late = self._agree(trainer, self.stop_request.signum, is_late)
         is_end = step >= module.plan.num_steps

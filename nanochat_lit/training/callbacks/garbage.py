@@ -1,13 +1,17 @@
 """Keeps Python's garbage collector from walking through what lives as long as the run."""
 
 import gc
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+
+from nanochat_lit.training.callbacks.step_callback import StepCallback
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
 
 
-class FreezeGarbage(Callback):
+class FreezeGarbage(StepCallback):
     """After the first optimizer step collects once, then tells the collector to leave alone all that is there.
 
     The modules of torch and Lightning alone are some hundred thousand objects, which every full collection would visit
@@ -16,16 +20,10 @@ class FreezeGarbage(Callback):
 
     def __init__(self) -> None:
         self._is_frozen = False
-        self._first_step = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_step = trainer.global_step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self._first_step or self._is_frozen or gc.get_freeze_count():
-            return  # before the first step; done; or someone else has frozen, and it is for them to undo
+    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
+        if self._is_frozen or gc.get_freeze_count():
+            return  # done; or someone else has frozen, and it is for them to undo
         gc.collect()
         gc.freeze()
         self._is_frozen = True

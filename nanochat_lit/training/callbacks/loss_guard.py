@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
 from nanochat_lit.common.distributed import is_rank_zero, world_size
@@ -15,6 +14,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.callbacks.progress import is_logged
+from nanochat_lit.training.callbacks.step_callback import StepCallback
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO
 from nanochat_lit.training.explosion import Explosion
 from nanochat_lit.training.worst_batch import WorstBatch
@@ -28,7 +28,7 @@ SHOWN_CHARS = 100
 """How much of the first document the message shows."""
 
 
-class LossGuard(Callback):
+class LossGuard(StepCallback):
     """Ends fit with a UserError when a micro-batch's loss is NaN or infinite, or when the loss explodes.
 
     A loss that is not finite is found before the optimizer steps: with one rank on a CPU in every step, else in the steps
@@ -54,11 +54,10 @@ class LossGuard(Callback):
         self.high_since: int | None = None
         """First of the last steps in a row whose loss was high; None if the last was not."""
         self._inputs: torch.Tensor | None = None
-        self._step_seen = 0
         self._is_stopping = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step_seen = trainer.global_step
+        super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0 and is_rank_zero():
             for path in [*_folder(trainer).glob("*-step*.ckpt"), _batch_file(trainer)]:
                 path.unlink(missing_ok=True)
@@ -80,13 +79,7 @@ class LossGuard(Callback):
         if trainer.training and not self._is_stopping:
             self._check_finite(trainer, cast("LanguageModule", pl_module))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module, step = cast("LanguageModule", pl_module), trainer.global_step
-        if step == self._step_seen:
-            return  # this micro-batch only accumulated
-        self._step_seen = step
+    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         if not is_logged(step, self.log_every, module):
             return
         is_explosion = self.explosion.found_in(module.logged_losses)  # averages over the ranks: all find the same

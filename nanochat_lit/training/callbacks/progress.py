@@ -6,13 +6,13 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
 from nanochat_lit.common.hardware import peak_flops_per_s
 from nanochat_lit.common.peak_memory import peak_memory_bytes
 from nanochat_lit.optim import global_grad_norm
+from nanochat_lit.training.callbacks.step_callback import StepCallback
 from nanochat_lit.training.progress_line import ProgressLine, bar, duration
 from nanochat_lit.training.smoothed_loss import SmoothedLoss
 from nanochat_lit.training.step_times import StepTimes, WindowTimes
@@ -26,7 +26,7 @@ NOTABLE_WAIT = 0.05
 """Share of the time spent waiting for data from which on the line says so."""
 
 
-class RunProgress(Callback):
+class RunProgress(StepCallback):
     """Shows a progress line and logs a row of metrics every few steps.
 
     Losses stay on the device until a step that is logged, and nothing else waits for it. Times are those of this rank's
@@ -46,13 +46,14 @@ class RunProgress(Callback):
         self._is_warm = False
         self._peak_flops_per_s = math.nan
         self._grad_norm: Tensor | None = None
-        self._first_step = self._step_seen = 0
+        self._first_step = 0
         self._started_at_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
         module = cast("LanguageModule", pl_module)
         self._peak_flops_per_s = peak_flops_per_s(module.device, module.model.compute_dtype)
-        self._first_step = self._step_seen = trainer.global_step
+        self._first_step = trainer.global_step
         self._started_at_s = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -62,13 +63,7 @@ class RunProgress(Callback):
         if is_logged(trainer.global_step + 1, self.log_every, cast("LanguageModule", pl_module)):
             self._grad_norm = global_grad_norm(optimizer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module, step = cast("LanguageModule", pl_module), trainer.global_step
-        if step == self._step_seen:
-            return  # this micro-batch only accumulated
-        self._step_seen = step
+    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         is_row = is_logged(step, self.log_every, module)
         losses = (
             module.pop_step_losses() if is_row else []

@@ -1,0 +1,177 @@
+"""Keys and values of many sequences at different positions, which a decode step extends by one token each.
+
+Slots in use are the first `num_active` ones, so a step works on plain slices of the cache and costs what they need. A layer
+with a window w keeps a ring of w + 1 positions: keys carry their rotation, and attention does not care about their order.
+
+Shapes: B active slots, L visible keys, Hkv key/value heads, D head dim, C channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.model.kv_cache import KVCache
+
+LENGTH_STEP = 64
+"""Keys are read in whole multiples of this many: few different shapes occur, and sums over a sequence's keys do not depend
+on how many masked ones follow them."""
+
+
+class SlotCache:
+    """Preallocated room for `num_slots` sequences of up to `max_len` tokens.
+
+    Args:
+        config: Shape of the model it serves.
+        num_slots: Sequences.
+        max_len: Positions of each.
+        device: Where it lives.
+        dtype: The model's compute dtype.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        num_slots: int,
+        max_len: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.max_len = max_len
+        self.num_active = 0
+        self._rooms = [min(window + 1, max_len) for window in config.windows]
+        shapes = [(num_slots, config.n_kv_head, _whole_steps(room), config.head_dim) for room in self._rooms]
+        # zeros, not empty: what lies beyond a sequence's end is masked, and a mask does not hide a NaN
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for shape in shapes]
+        self._embeddings = torch.zeros((num_slots, 1, config.n_embd), device=device, dtype=dtype)
+        self._lengths: list[int] = [0] * num_slots
+        self._rows = torch.arange(num_slots, device=device)
+        self._positions = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._masks: dict[int, Tensor] = {}  # of the keys that are read, by room
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences there is room for."""
+        return len(self._lengths)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of keys and values."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def length(self, slot: int) -> int:
+        """Tokens stored in a slot."""
+        return self._lengths[slot]
+
+    def insert(self, prefilled: KVCache) -> int:
+        """Copy a sequence from a cache of one row into the next free slot.
+
+        Args:
+            prefilled: What the model has read of it.
+
+        Returns:
+            Its slot, the last of the active ones.
+        """
+        assert prefilled.batch_size == 1, f"one sequence is inserted at a time, this cache has {prefilled.batch_size}"
+        assert prefilled.previous_embedding is not None, "only a sequence that was read can be inserted"
+        assert self.num_active < self.num_slots, f"all {self.num_slots} slots are in use"
+        slot, length = self.num_active, prefilled.position
+        assert length <= self.max_len, f"a slot has room for {self.max_len} tokens, the sequence has {length}"
+        for layer, (keys, values, room) in enumerate(zip(self.keys, self.values, self._rooms, strict=True)):
+            start = max(0, length - room)  # older ones have left the window
+            places = torch.arange(start, length, device=keys.device) % room
+            keys[slot, :, places] = prefilled.keys[layer, 0, start:length].transpose(0, 1)
+            values[slot, :, places] = prefilled.values[layer, 0, start:length].transpose(0, 1)
+        self._embeddings[slot] = prefilled.previous_embedding[0]
+        self._lengths[slot] = length
+        self.num_active += 1
+        return slot
+
+    def remove(self, slot: int) -> None:
+        """Free a slot; the last active sequence moves into it."""
+        self.num_active -= 1
+        last = self.num_active
+        if slot != last:
+            for tensor in (*self.keys, *self.values):
+                used = min(self._lengths[last], tensor.shape[2])
+                tensor[slot, :, :used] = tensor[last, :, :used]
+            self._embeddings[slot] = self._embeddings[last]
+            self._lengths[slot] = self._lengths[last]
+        self._lengths[last] = 0
+
+    def begin_step(self, num_rows: int | None = None) -> None:
+        """Prepare for one more token of every active slot.
+
+        Args:
+            num_rows: Compute this many rows at least, which some kernels need to give a row the same result whatever is
+                beside it; those beyond the active ones are scratch.
+        """
+        rows = max(self.num_active, num_rows or 0)
+        longest = max(self._lengths[:rows])
+        assert longest < self.max_len, f"a slot has room for {self.max_len} tokens and is full"
+        positions = torch.tensor(self._lengths[:rows], device=self._rows.device)
+        self._positions = positions
+        places = torch.arange(_whole_steps(longest + 1), device=positions.device)
+        # of a ring that is full every place is visible: all are at or below the position
+        visible = (places <= positions[:, None])[:, None, None]
+        self._masks = {room: (visible & (places < room))[..., : _whole_steps(room)] for room in set(self._rooms)}
+
+    # what GPT asks of a cache while it runs
+
+    @property
+    def position(self) -> int:
+        """The longest sequence's tokens."""
+        return max(self._lengths)
+
+    @property
+    def previous_embedding(self) -> Tensor:
+        """(B, 1, C) normalised, un-smeared embedding of each slot's last token."""
+        return self._embeddings[: len(self._positions)]
+
+    @previous_embedding.setter
+    def previous_embedding(self, embedding: Tensor) -> None:
+        self._embeddings[: len(self._positions)] = embedding
+
+    def rotary(self, cos: Tensor, sin: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Rows of the rotary tables for the new tokens, (B, 1, D/2) each."""
+        assert num_tokens == 1, "slots are extended by one token at a time"
+        return cos[self._positions].unsqueeze(1), sin[self._positions].unsqueeze(1)
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:  # noqa: ARG002
+        """Store the new token of each slot and let it attend to what its slot holds in its window.
+
+        Args:
+            layer: Layer index.
+            queries: (B, 1, H, D).
+            keys: (B, 1, Hkv, D) of the new tokens.
+            values: As keys.
+            window: Tokens before itself that a token sees; the ring already forgets the others.
+
+        Returns:
+            (B, 1, H, D).
+        """
+        all_keys, all_values, room = self.keys[layer], self.values[layer], self._rooms[layer]
+        rows, num_heads, head_dim = queries.shape[0], queries.shape[2], queries.shape[3]
+        places = self._positions if room == self.max_len else self._positions % room
+        all_keys[self._rows[:rows], :, places] = keys[:, 0]
+        all_values[self._rows[:rows], :, places] = values[:, 0]
+        mask = self._masks[room]
+        num_keys = mask.shape[-1]
+        # a group of query heads that shares its keys is attended to like several queries of one head: nothing is copied
+        mixed = F.scaled_dot_product_attention(
+            queries.reshape(rows, all_keys.shape[1], -1, head_dim),
+            all_keys[:rows, :, :num_keys],
+            all_values[:rows, :, :num_keys],
+            attn_mask=mask,
+        )
+        return mixed.reshape(rows, 1, num_heads, head_dim)
+
+    def advance(self, num_tokens: int) -> None:
+        """Count the tokens of the step that just ran."""
+        for slot in range(self.num_active):
+            self._lengths[slot] += num_tokens
+
+
+def _whole_steps(num_keys: int) -> int:
+    return -(-num_keys // LENGTH_STEP) * LENGTH_STEP

@@ -1,0 +1,34 @@
+"""When has an optimizer step ended? Lightning's hook comes after every micro-batch, also after those that only accumulate."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
+
+
+class StepCallback(Callback):
+    """A callback with a hook for the end of an optimizer step. Who overrides `on_train_start` calls this one's too."""
+
+    _step_seen = 0
+
+    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
+        """Called once when an optimizer step is complete.
+
+        Args:
+            trainer: Of the run.
+            module: Of the run.
+            step: How many steps there have been, this one included.
+        """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step_seen = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._step_seen:
+            self._step_seen = trainer.global_step
+            self.on_step_end(trainer, cast("LanguageModule", pl_module), self._step_seen)
