@@ -46,6 +46,10 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         "measure an export: bits per byte, samples, accuracy in the tiny world, CORE, ChatCORE",
     ),
     "chat": ("nanochat_lit.commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
+    "bench": (
+        {"serve": "nanochat_lit.commands.bench_serve:bench_serve"},
+        "how fast an export answers, behind a server",
+    ),
     "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
 }
 

@@ -56,7 +56,9 @@ class QueueFull(Exception):  # noqa: N818 (it is no defect)
     """As many requests wait as may; ask again in `retry_after_s` seconds, an estimate."""
 
     def __init__(self, max_queue: int, retry_after_s: int) -> None:
-        super().__init__(f"{max_queue} requests are waiting already, which is the limit; try again in {retry_after_s} s")
+        super().__init__(
+            f"{max_queue} requests are waiting already, which is the limit; try again in {retry_after_s} s"
+        )
         self.retry_after_s = retry_after_s
 
 
@@ -103,7 +105,9 @@ class Scheduler:
         self._clock = clock
         self._jobs: dict[Hashable, _Job] = {}
         self._running: dict[int, _Job] = {}  # by slot
-        self._waiting: dict[Hashable, deque[_Job]] = {}  # by client, none empty; the order of the keys is whose turn it is
+        self._waiting: dict[
+            Hashable, deque[_Job]
+        ] = {}  # by client, none empty; the order of the keys is whose turn it is
         self._num_queued = 0
         self._service_s = 1.0  # what a request takes in its slot, a moving average
 

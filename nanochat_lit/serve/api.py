@@ -55,7 +55,9 @@ class ServeSettings:
             raise UserError(f"max_queue is {self.max_queue}; use 0 (nobody waits) or more")
         if self.request_timeout_s <= 0 or self.drain_timeout_s < 0:
             raise UserError("request_timeout_s must be above 0 and drain_timeout_s at least 0")
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()):
+        if self.api_key is not None and not (
+            self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
+        ):
             raise UserError("the API key must be printable ASCII, which is all that clients can send, and not empty")
 
 

@@ -119,7 +119,9 @@ def parse_chat_request(body: Mapping[str, Any], model_name: str, defaults: Mappi
         raise _bad("user", f"user must be a string of at most {MAX_USER_CHARS} characters")
     top_p = _number(body, "top_p", 1.0, 0, 1)
     if top_p == 0:
-        raise _bad("top_p", "top_p is 0, which leaves no token; use a number above 0, or temperature 0 for the likeliest")
+        raise _bad(
+            "top_p", "top_p is 0, which leaves no token; use a number above 0, or temperature 0 for the likeliest"
+        )
     return ChatRequest(
         messages=_messages(body.get("messages")),
         max_new_tokens=_integer(body, length, min(defaults["max_new_tokens"], MAX_NEW_TOKENS), 1, MAX_NEW_TOKENS),

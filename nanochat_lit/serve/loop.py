@@ -5,6 +5,7 @@ ends at the first exception; measured, so only its interface is kept. Here a thr
 main thread, to which the engine belongs, never waits while there is work.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterable
@@ -14,7 +15,6 @@ from typing import Any
 from litserve.loops import LitLoop
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.serve.api import ChatAPI
 from nanochat_lit.serve.messages import Cancel, Close, Failed, Report, Submit, Update
 
 REPORT_EVERY_S = 0.02
@@ -25,9 +25,9 @@ messages would cost more than the tokens; 50 times a second is smooth to the eye
 class ChatLoop(LitLoop):
     """LitServe calls `run` in the worker, once the model is loaded; it returns when the server says so."""
 
-    def run(  # noqa: PLR0913 - LitServe's signature
+    def run(
         self,
-        lit_api: ChatAPI,
+        lit_api: Any,  # a ChatAPI
         device: str | None,  # noqa: ARG002
         worker_id: int,  # noqa: ARG002
         request_queue: Any,
@@ -127,23 +127,19 @@ class EngineWork:
 
 
 def _collect(request_queue: Any, inbox: SimpleQueue[Any]) -> None:
-    while True:
-        try:
+    with contextlib.suppress(EOFError, OSError):  # the server is gone
+        while True:
             inbox.put(request_queue.get())
-        except (EOFError, OSError):  # the server is gone
-            inbox.put(Close())
-            return
+    inbox.put(Close())
 
 
 def _messages(inbox: SimpleQueue[Any], wait: bool) -> Iterable[Any]:
     """What has arrived; waits for the first if there is nothing else to do."""
     if wait:
         yield inbox.get()
-    while True:
-        try:
+    with contextlib.suppress(Empty):
+        while True:
             yield inbox.get_nowait()
-        except Empty:
-            return
 
 
 def _status_of(error: Exception) -> tuple[int, str]:

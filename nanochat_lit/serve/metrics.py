@@ -82,7 +82,9 @@ class ServerMetrics:
         self.workers = Gauge("nanochat_workers_ready", "Workers that are ready.")
         self.in_flight = Gauge("nanochat_requests_in_flight", "Chat completions between their request and their end.")
         self.first_token = Histogram("nanochat_time_to_first_token_seconds", "From the request to its first token.")
-        self.between_tokens = Histogram("nanochat_inter_token_seconds", "Between two tokens of an answer.", TOKEN_SECONDS)
+        self.between_tokens = Histogram(
+            "nanochat_inter_token_seconds", "Between two tokens of an answer.", TOKEN_SECONDS
+        )
         self.request = Histogram("nanochat_request_seconds", "From a request to the end of its answer.")
 
     def render(self) -> str:

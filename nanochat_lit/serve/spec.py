@@ -37,16 +37,14 @@ class ChatSpec(LitSpec):
         metrics: Where to count.
     """
 
-    def __init__(
-        self, settings: ServeSettings, tokenizer: Tokenizer, pool: WorkerPool, metrics: ServerMetrics
-    ) -> None:
+    def __init__(self, settings: ServeSettings, tokenizer: Tokenizer, pool: WorkerPool, metrics: ServerMetrics) -> None:
         super().__init__()
         self.api_path = "/v1/chat/completions"
         self._settings, self._tokenizer, self._pool, self._metrics = settings, tokenizer, pool, metrics
         self._created = int(time.time())
 
     @property
-    def stream(self) -> bool:
+    def stream(self) -> Any:  # LitServe declares False
         """Whether answers can come in parts."""
         return True
 
@@ -71,7 +69,7 @@ class ChatSpec(LitSpec):
     async def model(self, name: str) -> Response:
         """GET /v1/models/NAME."""
         if name != self._settings.name:
-            message = f"the model {ascii(name)} does not exist; this server has {self._settings.name!r}"
+            message = f"the model {name!a} does not exist; this server has {self._settings.name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
         return JSONResponse(self._model())
 

@@ -38,7 +38,9 @@ class Server:
 
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         with contextlib.closing(connection):
-            connection.request("GET" if body is None else "POST", path, body, {"Authorization": f"Bearer {KEY}", **headers})
+            connection.request(
+                "GET" if body is None else "POST", path, body, {"Authorization": f"Bearer {KEY}", **headers}
+            )
             response = connection.getresponse()
             return response.status, {k.lower(): v for k, v in response.headers.items()}, response.read()
 

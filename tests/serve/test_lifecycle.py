@@ -106,7 +106,7 @@ def test_health_is_red_while_the_model_is_loaded(start_server):
     while 200 not in answers and time.monotonic() < deadline:
         try:
             answers.append(server.request("/health")[0])
-        except OSError:
+        except OSError:  # noqa: PERF203
             time.sleep(0.01)
     assert set(answers) == {503, 200}
 

@@ -31,12 +31,22 @@ class Client(threading.Thread):
         self.failures: list[str] = []
 
     def run(self) -> None:
-        acts = [self.ask, self.ask, self.ask, self.leave, self.leave, self.break_off, self.nonsense, self.too_much, self.stray]
+        acts = [
+            self.ask,
+            self.ask,
+            self.ask,
+            self.leave,
+            self.leave,
+            self.break_off,
+            self.nonsense,
+            self.too_much,
+            self.stray,
+        ]
         while time.monotonic() < self.until_s:
             act = self.rng.choice(acts)
             try:
                 act()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (all are reported)
                 self.failures.append(f"{act.__name__}: {error!r}")
 
     def check(self, status: int, text: bytes) -> None:
@@ -48,8 +58,16 @@ class Client(threading.Thread):
 
     def ask(self) -> None:
         stream = self.rng.random() < 0.5
-        fields = {"max_tokens": self.rng.randint(1, 60), "temperature": self.rng.choice([0, 1]), "user": self.rng.choice("abc")}
-        body = {"messages": [{"role": "user", "content": "hello " * self.rng.randint(1, 40)}], "stream": stream, **fields}
+        fields = {
+            "max_tokens": self.rng.randint(1, 60),
+            "temperature": self.rng.choice([0, 1]),
+            "user": self.rng.choice("abc"),
+        }
+        body = {
+            "messages": [{"role": "user", "content": "hello " * self.rng.randint(1, 40)}],
+            "stream": stream,
+            **fields,
+        }
         status, _, text = self.server.request("/v1/chat/completions", json.dumps(body).encode())
         self.check(status, text)
         if status == 200 and stream and not text.endswith(b"data: [DONE]\n\n"):

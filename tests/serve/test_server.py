@@ -132,8 +132,7 @@ def test_too_large_a_body_is_413(server, stated):
         size = 1_200_000
         length = b"Content-Length: %d" % size if stated else b"Transfer-Encoding: chunked"
         connection.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n%s\r\n\r\n"
-            % length
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n%s\r\n\r\n" % length
         )
         connection.sendall(b"x" * size if stated else b"%x\r\n%s\r\n0\r\n\r\n" % (size, b"x" * size))
         response = b""
@@ -166,7 +165,23 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-NAMES = "model messages stream stream_options temperature top_p top_k seed stop user n max_tokens logprobs tools x".split()
+NAMES = [
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "stop",
+    "user",
+    "n",
+    "max_tokens",
+    "logprobs",
+    "tools",
+    "x",
+]
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "system", "developer", "tool"]), "content": JSON | st.text()}
 )
