@@ -48,6 +48,11 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
     "bench": ({"infer": "nanochat_lit.commands.bench_infer:bench_infer"}, "measure speed: of the engine"),
     "chat": ("nanochat_lit.commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
     "ui": ("nanochat_lit.commands.ui:ui", "chat in the browser: --model EXPORT, or --url of a running server"),
+    "bench": (
+        {"serve": "nanochat_lit.commands.bench_serve:bench_serve"},
+        "how fast an export answers, behind a server",
+    ),
+    "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
 }
 
 # short options, which a function signature cannot name: verb -> {short: long}
