@@ -103,7 +103,9 @@ class EngineWork:
         from nanochat_lit.engine.scheduler import QueueFull
 
         try:
-            self._scheduler.submit(message.key, Request(**message.fields), message.client, message.timeout_s)
+            self._scheduler.submit(
+                message.key, Request(**message.fields), message.client, message.deadline_s - self._clock()
+            )
         except QueueFull as full:
             self._fail(message.key, 429, str(full), full.retry_after_s)
 
@@ -146,7 +148,7 @@ def _status_of(error: Exception) -> tuple[int, str]:
     from nanochat_lit.engine.scheduler import DeadlineExceeded
 
     if isinstance(error, DeadlineExceeded):
-        return 504, f"the request was {error}; ask for fewer tokens, or start the server with a longer request timeout"
+        return 504, str(error)
     if isinstance(error, UserError):
         return 400, str(error)
     return 500, f"the engine refused the request ({type(error).__name__})"

@@ -10,7 +10,8 @@ class Submit(NamedTuple):
     fields: dict[str, Any]
     """Arguments of `nanochat_lit.engine.request.Request`; the server's process does without torch."""
     client: str
-    timeout_s: float
+    deadline_s: float
+    """When it is given up, by time.monotonic, which all processes of a machine share: time in the pipe counts, too."""
 
 
 class Cancel(NamedTuple):

@@ -7,6 +7,7 @@ those who wait for it, and no fourth process is needed.
 
 import asyncio
 import contextlib
+import math
 import multiprocessing
 import signal
 import sys
@@ -58,7 +59,7 @@ class _Worker:
         self.streams: dict[int, asyncio.Queue[Update]] = {}
         self.report = Report(0, 0, [])
         self.ready: Ready | None = None
-        self.ready_s = 0.0
+        self.ready_s = math.inf  # so that one that never was ready has died quickly
         self.connection, theirs = context.Pipe(duplex=False)
         api = ChatAPI(settings, loop=ChatLoop())
         arguments = (api, device, index, self.messages, PipeTransport(theirs), {}, CallbackRunner(), False)
@@ -153,20 +154,23 @@ class WorkerPool:
         worker = min(able, key=lambda worker: len(worker.streams))
         key = self._next_key = self._next_key + 1
         stream = worker.streams[key] = asyncio.Queue()
-        timeout_s = self._settings.request_timeout_s
-        give_up_s = time.monotonic() + timeout_s + HANG_S
-        worker.messages.put(Submit(key, fields, client, timeout_s))
+        deadline_s = time.monotonic() + self._settings.request_timeout_s
+        worker.messages.put(Submit(key, fields, client, deadline_s))
         is_over = False
         try:
             while not is_over:
                 try:
-                    update = await asyncio.wait_for(stream.get(), max(0.0, give_up_s - time.monotonic()))
+                    update = await asyncio.wait_for(stream.get(), max(0.0, deadline_s + HANG_S - time.monotonic()))
                 except asyncio.TimeoutError:  # not the builtin before Python 3.11
+                    worker.ready = None  # no new requests
                     worker.process.kill()  # its end is noticed and it is replaced
                     raise ApiError(504, "the model does not answer; it is started again", retry_after_s=5) from None
                 is_over = update.finish_reason is not None or update.error is not None
                 if update.error is not None:
                     status, message, retry_after_s = update.error
+                    if status == 504:
+                        limit = f"{self._settings.request_timeout_s:g} s (--request_timeout_s)"
+                        message = f"the answer was not finished within {limit}; ask for fewer tokens, or later"
                     raise ApiError(status, message, code=_CODES.get(status), retry_after_s=retry_after_s)
                 yield update
         finally:
@@ -215,9 +219,8 @@ class WorkerPool:
         """A worker has died: tell its clients, start another."""
         self._fail(worker, 503, "the process that computed this answer has died; try again")
         worker.end()
-        was_ready = worker.ready is not None
         worker.ready, worker.report = None, Report(0, 0, [])
-        is_quick = not was_ready or time.monotonic() - worker.ready_s < QUICK_DEATH_S
+        is_quick = time.monotonic() - worker.ready_s < QUICK_DEATH_S
         self._num_quick_deaths = self._num_quick_deaths + 1 if is_quick else 0
         status = worker.process.exitcode
         if self.ready is None or self._num_quick_deaths >= MAX_QUICK_DEATHS:

@@ -124,6 +124,7 @@ def test_damaged_weights_end_the_server_with_a_message(make_export, start_server
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_takes_too_long_is_504(start_server, stream):
     server = start_server("--request_timeout_s", "1", "--slots", "1")
+    assert server.chat(max_tokens=2)[0] == 200
     (worker,) = server.workers()
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         os.kill(worker, signal.SIGSTOP)  # as if the model were slow

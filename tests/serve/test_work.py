@@ -61,8 +61,8 @@ class Clock:
         return self.now_s
 
 
-def submit(key, length, timeout_s=1e9) -> Submit:
-    return Submit(key, {"prompt_ids": [length]}, "me", timeout_s)
+def submit(key, length, deadline_s=1e9) -> Submit:
+    return Submit(key, {"prompt_ids": [length]}, "me", deadline_s)
 
 
 def make(max_queue=2) -> tuple[EngineWork, Clock]:
@@ -103,7 +103,7 @@ def test_cancelled_requests_are_silent_and_their_slots_reported():
 
 def test_errors_have_their_status_and_harm_nobody_else():
     work, clock = make(max_queue=1)
-    work.take([submit(1, 50), submit(2, -1), submit(3, 50, timeout_s=3), submit(4, 1)])
+    work.take([submit(1, 50), submit(2, -1), submit(3, 50, deadline_s=3), submit(4, 1)])
     updates = {update.key: update for update in work.step().updates}
     assert updates[4].error[0] == 429
     assert updates[4].error[2] >= 1
