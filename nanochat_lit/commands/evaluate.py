@@ -14,6 +14,7 @@ def bpb(
     micro_batch_size: int = 8,
     device: str | None = None,
     compute_dtype: str = "auto",
+    quantize: Literal["int8"] | None = None,
     json: bool = False,
 ) -> None:
     """Bits per byte of the documents of a file or folder, every document whole.
@@ -25,6 +26,7 @@ def bpb(
         micro_batch_size: Pieces of sequence_len tokens per forward pass.
         device: cpu, cuda or mps; null is the fastest there is.
         compute_dtype: auto, bfloat16, float16 or float32.
+        quantize: int8 measures the model as it is with 8-bit matrices (CPU); null does not round.
         json: Print the result as JSON alone.
     """
     from nanochat_lit.data.shards import documents
@@ -32,7 +34,7 @@ def bpb(
     from nanochat_lit.evaluation.bpb import evaluate_documents
 
     texts = documents(data)  # first, because a wrong path shows at once
-    gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True)
+    gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
     result = evaluate_documents(gpt, tokenizer, texts, max_docs, micro_batch_size)
     if json:
         print(dumps({**result, "model": model, "data": data}))
