@@ -234,6 +234,7 @@ def test_markdown_on_demand_loads_nothing_from_elsewhere(serve, browser, model) 
     chat.page.get_by_label("Show Markdown").check()
     chat.page.locator("#chat strong").first.wait_for()
     time.sleep(0.3)
+    assert chat.complaints
     assert all("Content Security Policy" in complaint for complaint in chat.complaints)
     assert chat.page.evaluate("document.querySelectorAll('#chat img').length") > 0
     assert chat.page.evaluate("[...document.querySelectorAll('#chat img')].every(image => image.naturalWidth == 0)")
