@@ -47,6 +47,14 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
     ),
     "chat": ("nanochat_lit.commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
     "ui": ("nanochat_lit.commands.ui:ui", "chat in the browser: --model EXPORT, or --url of a running server"),
+    "bench": (
+        {
+            "infer": "nanochat_lit.commands.bench_infer:bench_infer",
+            "serve": "nanochat_lit.commands.bench_serve:bench_serve",
+        },
+        "measure speed: of the engine alone, of a server and its clients",
+    ),
+    "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
 }
 
 # short options, which a function signature cannot name: verb -> {short: long}

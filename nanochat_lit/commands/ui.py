@@ -31,7 +31,7 @@ def ui(
     Args:
         model: Export folder; leave it out with --url.
         url: Address of a server, such as http://127.0.0.1:8000; leave it out with --model.
-        api_key: The server's key, if it has one.
+        api_key: The server's key, if it has one; null takes it from the environment variable NANOCHAT_API_KEY.
         host: Address to listen on. 0.0.0.0 lets the whole network chat: there is no password.
         port: Port to listen on; 0 is a free one.
         slots: Conversations that are answered at once; further ones wait. For --model.
@@ -49,7 +49,7 @@ def ui(
         if url is not None:
             from nanochat_lit.serve.client import ServerChat
 
-            chat_model = ServerChat(url, api_key)
+            chat_model = ServerChat(url, api_key or os.environ.get("NANOCHAT_API_KEY"))
             _serve(listener, chat_model, chat_model.name, ChatSettings(), MAX_NEW_TOKENS)
             return
         assert model is not None

@@ -154,3 +154,24 @@ def _product_s(size: int, dtype: torch.dtype, repeats: int) -> float:
             torch.mm(left, right, out=out)
             best_s = min(best_s, time.perf_counter() - start_s)
     return best_s
+
+
+def read_bandwidth_bytes_per_s(device: str | torch.device, num_bytes: int = 1 << 28, repeats: int = 5) -> float:
+    """How fast a device reads its memory, measured; the denominator of MBU.
+
+    Args:
+        device: Where.
+        num_bytes: Read at once; more than the caches hold.
+        repeats: The fastest of these counts.
+
+    Returns:
+        Bytes per second.
+    """
+    # random, because fresh pages of zeros are one and the same page, which the cache holds
+    values = torch.randn(num_bytes // 4, device=device)
+    best_s = math.inf
+    for _ in range(repeats + 1):
+        start_s = time.perf_counter()
+        float(values.sum())  # waits for the device
+        best_s = min(best_s, time.perf_counter() - start_s)
+    return values.nbytes / best_s

@@ -4,16 +4,17 @@ import itertools
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from types import TracebackType
 
+from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_model import Answer, Message
 from nanochat_lit.engine.chat_prompt import fit_chat_prompt
 from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.engine.engine import Emitted, Engine
 from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.scheduler import QueueFull, Scheduler
 
 _Outbox = queue.SimpleQueue[tuple[float, Emitted] | Exception | None]
 """What becomes of one request: its tokens and when they came, or what went wrong; None when nobody waits for more."""
@@ -26,14 +27,14 @@ class EngineChat:
 
     Args:
         engine: From now on used by the thread alone.
+        max_queue: Most answers that wait for a slot.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, max_queue: int = 64) -> None:
         self._engine = engine
-        self._waiting: deque[tuple[int, Request]] = deque()
-        self._slots: dict[int, int] = {}  # key -> slot
+        self._scheduler = Scheduler(engine, max_queue)
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._outboxes: dict[int, _Outbox] = {}
+        self._outboxes: dict[Hashable, _Outbox] = {}
         self._keys = itertools.count()
         self._lock = threading.Lock()  # nothing is ordered after the end, or it would be waited for in vain
         self._has_ended = False
@@ -101,7 +102,8 @@ class EngineChat:
                     if order is None:
                         return
                     order()
-                self._step()
+                for event in self._scheduler.step():
+                    self._deliver(event.key, event.error or event.emitted)
         except Exception as error:
             last = error
             raise
@@ -111,39 +113,29 @@ class EngineChat:
                 while not self._orders.empty():
                     if (order := self._orders.get()) is not None:
                         order()
-            for key in list(self._slots):
-                self._engine.release(self._slots.pop(key))
             for key in list(self._outboxes):
+                self._scheduler.cancel(key)
                 self._deliver(key, last)
 
     def _next_orders(self) -> Iterator[Callable[[], None] | None]:
         """All that wait; when there is nothing to compute, the next one is waited for."""
-        if not self._waiting and not self._slots:
+        if not self._scheduler.has_work:
             yield self._orders.get()
         while not self._orders.empty():
             yield self._orders.get()
 
     def _submit(self, key: int, request: Request, outbox: _Outbox) -> None:
         self._outboxes[key] = outbox
-        self._waiting.append((key, request))
+        try:
+            self._scheduler.submit(key, request)
+        except QueueFull as full:
+            self._deliver(key, UserError(f"too many wait for an answer: {full}"))
 
     def _cancel(self, key: int) -> None:
         self._outboxes.pop(key, None)
-        self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != key)
-        if (slot := self._slots.pop(key, None)) is not None:
-            self._engine.release(slot)
+        self._scheduler.cancel(key)
 
-    def _step(self) -> None:
-        while self._waiting and self._engine.num_free:
-            key, request = self._waiting.popleft()
-            self._slots[key] = self._engine.admit(request)
-        keys = {slot: key for key, slot in self._slots.items()}
-        for emitted in self._engine.step():
-            if emitted.finish_reason is not None:
-                del self._slots[keys[emitted.slot]]
-            self._deliver(keys[emitted.slot], emitted)
-
-    def _deliver(self, key: int, item: Emitted | Exception | None) -> None:
+    def _deliver(self, key: Hashable, item: Emitted | Exception | None) -> None:
         outbox = self._outboxes.get(key)
         if outbox is None:
             return

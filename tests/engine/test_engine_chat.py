@@ -84,6 +84,14 @@ def test_mistakes_are_told_at_once(engine: Engine) -> None:
         model.answer([{"role": "user", "content": "word " * 100}], SETTINGS)
 
 
+def test_no_more_wait_than_may(engine: Engine) -> None:
+    endless = ChatSettings(temperature=0.9, max_new_tokens=10_000)
+    with EngineChat(engine, max_queue=1) as model:
+        answers = [model.answer(question(number), endless) for number in range(40)]
+        with pytest.raises(UserError, match="too many wait for an answer"):
+            [next(answer.pieces) for answer in answers]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_that_fails_is_no_silence(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> list:

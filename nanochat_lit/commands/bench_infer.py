@@ -1,0 +1,197 @@
+"""nanochat-lit bench infer: how fast an export, or a model of random weights, reads prompts and writes answers."""
+
+import json as json_format
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.hardware import default_device, read_bandwidth_bytes_per_s, resolve_compute_dtype
+from nanochat_lit.common.peak_memory import peak_memory_bytes
+from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.slots import SlotEngine
+from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model.accounting import count_parameters
+from nanochat_lit.model.export import load_model
+from nanochat_lit.model.packed import Quantization, pack_linears
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeRow:
+    """Decoding with a number of streams."""
+
+    streams: int
+    """Answers written together."""
+    step_ms: float
+    """Median time of a decode step: one token for each stream."""
+    tokens_per_s: float
+    """Of all streams together."""
+    mbu: float
+    """Bytes of weights and cached keys that a step must read, per second, as a share of the measured bandwidth."""
+
+
+def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
+    model: str | None = None,
+    depth: int = 4,
+    vocab_size: int = 8192,
+    sequence_len: int = 512,
+    streams: list[int] | None = None,
+    prompt_len: int = 128,
+    new_tokens: int = 64,
+    repeats: int = 5,
+    device: str | None = None,
+    compute_dtype: str = "auto",
+    quantize: Literal["int8"] | None = None,
+    packed: bool = True,
+    json: bool = False,
+) -> None:
+    """Measure prefill and decoding.
+
+    Args:
+        model: Export folder; null makes a model of random weights of the given depth.
+        depth: Of the random model.
+        vocab_size: Of the random model.
+        sequence_len: Of the random model.
+        streams: Numbers of answers written together, as in '[1, 16]'; null is 1, 4, 16.
+        prompt_len: Tokens of each prompt.
+        new_tokens: Tokens of each answer.
+        repeats: Runs; the median counts.
+        device: cpu, cuda or mps; null is the fastest there is.
+        compute_dtype: auto, bfloat16, float16 or float32.
+        quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
+        packed: Lay the weights out for this processor, as chat and serve do; false is for comparison.
+        json: Print the result as JSON alone.
+    """
+    counts = [1, 4, 16] if streams is None else streams
+    target = torch.device(device) if device else default_device()
+    gpt = _model(model, depth, vocab_size, sequence_len, target, compute_dtype)
+    if not counts or min(counts) < 1 or repeats < 1:
+        raise UserError(f"streams is {counts} and repeats {repeats}; use 1 or more of each")
+    context = gpt.config.sequence_len
+    if prompt_len < 1 or new_tokens < 2 or prompt_len + new_tokens > context + 1:
+        raise UserError(
+            f"prompt_len {prompt_len} and new_tokens {new_tokens} must be at least 1 and 2 and fit the model's context "
+            f"of {context} together"
+        )
+    if packed or quantize:
+        pack_linears(gpt, quantize)
+    weight_bytes = _weight_bytes(gpt.config, gpt.compute_dtype, quantize)
+    report = {
+        "config": asdict(gpt.config),
+        "compute_dtype": str(gpt.compute_dtype).removeprefix("torch."),
+        "quantize": quantize,
+        "packed": packed or quantize is not None,
+        "weight_bytes": weight_bytes,
+        **_measure(gpt, weight_bytes, counts, prompt_len, new_tokens, repeats),
+        "peak_memory_bytes": peak_memory_bytes(target),
+    }
+    print(json_format.dumps(report) if json else _table(report, prompt_len))
+
+
+def _measure(
+    gpt: GPT, weight_bytes: int, counts: list[int], prompt_len: int, new_tokens: int, repeats: int
+) -> dict[str, Any]:
+    """Medians over the repeats, after one run that warms up."""
+    bandwidth = read_bandwidth_bytes_per_s(gpt.device)
+    prefill_s, rows = [], []
+    for count in counts:
+        runs = [_run(gpt, count, prompt_len, new_tokens, repeat) for repeat in range(repeats + 1)][1:]
+        prefill_s += [first_s for first_s, _ in runs]
+        step_s = statistics.median(step_s for _, steps_s in runs for step_s in steps_s)
+        read_bytes = weight_bytes + count * _key_bytes(gpt, prompt_len + new_tokens // 2)
+        mbu = read_bytes / step_s / bandwidth
+        rows.append(DecodeRow(streams=count, step_ms=step_s * 1e3, tokens_per_s=count / step_s, mbu=mbu))
+    first_s = statistics.median(prefill_s)
+    return {
+        "bandwidth_gb_per_s": bandwidth / 1e9,
+        "first_token_ms": first_s * 1e3,
+        "prefill_tokens_per_s": prompt_len / first_s,
+        "decode": [asdict(row) for row in rows],
+    }
+
+
+def _model(
+    folder: str | None, depth: int, vocab_size: int, sequence_len: int, device: torch.device, compute_dtype: str
+) -> GPT:
+    if folder is not None:
+        return load_model(folder, device, compute_dtype, cast_weights=True).eval()
+    config = GPTConfig.from_depth(depth, vocab_size=vocab_size, sequence_len=sequence_len)
+    gpt = GPT(config).to(device)
+    generator = torch.Generator(device=device).manual_seed(0)
+    gpt.init_weights(generator)
+    for parameter in gpt.parameters():  # the initial zeros would let a processor skip work
+        if parameter.ndim == 2 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+    return gpt.set_compute_dtype(resolve_compute_dtype(compute_dtype, device), cast_weights=True).eval()
+
+
+def _run(gpt: GPT, streams: int, prompt_len: int, new_tokens: int, seed: int) -> tuple[float, list[float]]:
+    """Seconds from admitting the first request, alone, to its first token, and of each decode step of all streams."""
+    engine = SlotEngine(gpt, _NoText(), num_slots=streams)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(gpt.config.vocab_size, (streams, prompt_len), generator=generator).tolist()
+    first_s = []
+    for number, prompt in enumerate(prompts):
+        # those that are read first go on writing for the last one; nobody ends before the steps that are measured
+        start_s = time.perf_counter()
+        engine.admit(Request(prompt_ids=prompt, max_new_tokens=new_tokens + streams))
+        while not any(token.slot == number for token in engine.step()):
+            pass
+        first_s.append(time.perf_counter() - start_s)
+    steps_s = []
+    for _ in range(new_tokens - 1):
+        start_s = time.perf_counter()
+        engine.step()
+        steps_s.append(time.perf_counter() - start_s)
+    return first_s[0], steps_s
+
+
+class _NoText:
+    """Stands where the tokenizer does: nothing ends an answer, nothing calls a tool, and no text is made."""
+
+    bos_id = -1
+    special_ids = dict.fromkeys(
+        ("<|assistant_end|>", "<|python_start|>", "<|python_end|>", "<|output_start|>", "<|output_end|>"), -1
+    )
+
+    def stream_decoder(self) -> "_NoText":
+        return self
+
+    def push(self, _token_id: int) -> str:
+        return ""
+
+
+def _weight_bytes(config: GPTConfig, dtype: torch.dtype, quantize: Quantization | None) -> int:
+    """Bytes of matrices that a decode step reads; of the tables it reads a row."""
+    counts = count_parameters(config)
+    return (counts.transformer_matrices + counts.lm_head) * (1 if quantize else dtype.itemsize)
+
+
+def _key_bytes(gpt: GPT, position: int) -> int:
+    """Bytes of keys and values that a step of one stream reads at a position."""
+    visible = sum(min(position, window + 1) for window in gpt.config.windows)
+    itemsize = 4 if gpt.device.type == "cpu" else gpt.compute_dtype.itemsize  # see SlotCache
+    return 2 * visible * gpt.config.n_kv_head * gpt.config.head_dim * itemsize
+
+
+def _table(report: dict[str, Any], prompt_len: int) -> str:
+    heading = (
+        f"{report['compute_dtype']}, quantize {report['quantize']}, packed {report['packed']}; "
+        f"weights {report['weight_bytes'] / 1e6:.1f} MB, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB, "
+        f"measured bandwidth {report['bandwidth_gb_per_s']:.1f} GB/s\n"
+        f"prefill of {prompt_len} tokens: {report['first_token_ms']:.1f} ms to the first token, "
+        f"{report['prefill_tokens_per_s']:,.0f} tokens/s\n"
+    )
+    lines = [
+        heading,
+        "| streams | step ms | tokens/s | MBU |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['streams']} | {row['step_ms']:.2f} | {row['tokens_per_s']:,.0f} | {row['mbu']:.0%} |"
+        for row in report["decode"]
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""nanochat-lit bench serve: what clients of a server wait, and what the server costs beside its engine."""
+
+import asyncio
+import contextlib
+import json as json_format
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from nanochat_lit.common.errors import UserError
+
+_PROMPTS = (
+    "Tell me a story about a fox.",
+    "Who are you?",
+    "What is 12 + 30?",
+    "Tell me a story about a river and a bridge.",
+    "How many letters are in the word garden?",
+    "Which is larger, 17 or 71?",
+)
+
+
+def bench_serve(
+    model: str,
+    concurrency: list[int] | None = None,
+    requests_per_client: int = 8,
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    slots: int = 16,
+    device: str | None = None,
+    compute_dtype: str = "auto",
+    quantize: Literal["int8"] | None = None,
+    json: bool = False,
+) -> None:
+    """Start a server on an export, send it the same requests that the engine alone answers, compare.
+
+    Per concurrency: tokens per second of the server and of the engine alone, which answers the same requests in this process
+    just before; time to first token; time per token of an answer; the gaps that a reader sees between two pieces of text.
+
+    Args:
+        model: Export folder.
+        concurrency: Numbers of clients, as in '[1, 16]'; null is 1, 2, 4, 8, 16, 32. Each asks again at once.
+        requests_per_client: Requests per client.
+        max_tokens: Longest answer in tokens.
+        temperature: 0 is greedy; then server and engine say the same.
+        slots: Of the server and of the engine.
+        device: cpu, cuda or mps; null is the fastest there is.
+        compute_dtype: auto, bfloat16, float16 or float32.
+        quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
+        json: Print the result as JSON alone.
+    """
+    from nanochat_lit.engine.engine import Engine
+    from nanochat_lit.engine.export import load_export
+    from nanochat_lit.serve.load import run_load
+
+    counts = [1, 2, 4, 8, 16, 32] if concurrency is None else concurrency
+    if not counts or min(counts) < 1 or requests_per_client < 1:
+        raise UserError(f"concurrency is {counts}, requests_per_client {requests_per_client}; use 1 or more of each")
+    gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
+    engine = Engine(gpt, tokenizer, num_slots=slots)
+    options = [f"--slots={slots}", f"--compute_dtype={compute_dtype}", f"--max_queue={max(counts)}"]
+    options += [f"--device={device}"] if device else []
+    options += [f"--quantize={quantize}"] if quantize else []
+    rows: list[dict[str, Any]] = []
+    with _server(model, options) as url:
+        for count in [counts[0], *counts]:  # the first warms up
+            bodies = [_body(i, max_tokens, temperature) for i in range(count * requests_per_client)]
+            alone = _engine_tokens_per_s(engine, bodies, count)
+            row = asyncio.run(run_load(url, bodies, count, None)).row()
+            rows.append({**row, "engine_tokens_per_s": alone, "overhead": 1 - row["tokens_per_s"] / alone})
+    report = {"model": model, "slots": slots, "max_tokens": max_tokens, "rows": rows[1:]}
+    print(json_format.dumps(report, indent=2) if json else _table(rows[1:]))
+
+
+def _body(index: int, max_tokens: int, temperature: float) -> dict[str, Any]:
+    messages = [{"role": "user", "content": _PROMPTS[index % len(_PROMPTS)]}]
+    return {"messages": messages, "max_tokens": max_tokens, "temperature": temperature, "seed": index}
+
+
+def _engine_tokens_per_s(engine: Any, bodies: list[dict[str, Any]], count: int) -> float:
+    """The engine alone, `count` requests at a time at most."""
+    from nanochat_lit.engine.request import Request
+    from nanochat_lit.tokenizer import render_for_completion
+
+    requests = [
+        Request(
+            prompt_ids=render_for_completion(engine.tokenizer, {"messages": body["messages"]}),
+            max_new_tokens=body["max_tokens"],
+            temperature=body["temperature"],
+            seed=body["seed"],
+        )
+        for body in bodies
+    ][::-1]
+    num_tokens = num_running = 0
+    start_s = time.perf_counter()
+    while requests or num_running:
+        while requests and num_running < count and engine.num_free:
+            engine.admit(requests.pop())
+            num_running += 1
+        for emitted in engine.step():
+            num_tokens += emitted.token_id not in engine.end_ids
+            num_running -= emitted.finish_reason is not None
+    return num_tokens / (time.perf_counter() - start_s)
+
+
+@contextlib.contextmanager
+def _server(model: str, options: list[str]) -> Iterator[str]:
+    """The address of a server of its own."""
+    command = [sys.executable, "-m", "nanochat_lit", "serve", "--model", model, "--port=0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 (this program itself)
+        try:
+            assert process.stderr is not None
+            lines = []
+            for line in process.stderr:
+                lines.append(line)
+                if found := re.search(r"ready at (http://\S+)/v1", line):
+                    yield found[1]
+                    return
+            raise UserError(f"the server did not start: {''.join(lines[-3:]).strip()}")
+        finally:
+            process.terminate()
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    head = "clients  tokens/s  engine  overhead  first token ms p50/p99  per token ms p50/p99  gap ms p99  errors"
+    lines = [head]
+    for row in rows:
+        first, token, gap = row["first_token_ms"], row["inter_token_ms"], row["gap_ms"]
+        lines.append(
+            f"{row['concurrency']:7d}  {row['tokens_per_s']:8.0f}  {row['engine_tokens_per_s']:6.0f}  {row['overhead']:8.1%}  "
+            f"{_ms(first['p50']):>11} / {_ms(first['p99']):<9} {_ms(token['p50']):>10} / {_ms(token['p99']):<8} "
+            f"{_ms(gap['p99']):>10}  {row['errors']:6d}"
+        )
+    return "\n".join(lines)
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

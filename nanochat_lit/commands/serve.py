@@ -1,0 +1,86 @@
+"""nanochat-lit serve: an export behind OpenAI's chat completions interface."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from nanochat_lit.common.errors import UserError
+
+
+def serve(  # noqa: PLR0913 - every option of the command is a parameter
+    model: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    name: str | None = None,
+    slots: int = 16,
+    max_queue: int = 64,
+    workers: int = 1,
+    devices: int = 1,
+    request_timeout_s: float = 120.0,
+    drain_timeout_s: float = 20.0,
+    max_body_bytes: int = 1_000_000,
+    cors_origins: list[str] | None = None,
+    device: str | None = None,
+    compute_dtype: str = "auto",
+    quantize: Literal["int8"] | None = None,
+) -> None:
+    """Serve a chat model over HTTP, as OpenAI's clients expect it, until SIGTERM or Ctrl-C.
+
+    Endpoints: POST /v1/chat/completions (streamed or not), GET /v1/models, /health, /metrics.
+
+    Args:
+        model: Export folder.
+        host: Address to listen at; 0.0.0.0 lets other machines in.
+        port: Port to listen at; 0 is any that is free.
+        api_key: What clients must send as Bearer token; null is the environment variable NANOCHAT_API_KEY (which other users
+            of the machine cannot see, unlike an option), and no check if there is none.
+        name: What requests call the model; null is the folder's name, or that of its run.
+        slots: Requests that a worker answers at once; each holds a KV cache of the whole context.
+        max_queue: Most requests that wait for a slot of a worker; more are refused with 429.
+        workers: Processes per device, each with a model of its own.
+        devices: CUDA devices to use, one or more workers on each.
+        request_timeout_s: Longest time for a request, waiting included; then it gets 504.
+        drain_timeout_s: Longest time that running requests get to finish after SIGTERM.
+        max_body_bytes: Longest body of a request; more gets 413.
+        cors_origins: Origins whose web pages may call the server, as in '["https://example.org"]', '["*"]' for all.
+        device: cpu, cuda or mps; null is the fastest there is.
+        compute_dtype: auto, bfloat16, float16 or float32.
+        quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
+    """
+    if workers < 1 or devices < 1:
+        raise UserError(f"workers is {workers} and devices {devices}; use at least 1 of each")
+    if devices > 1 and device not in (None, "cuda"):
+        raise UserError(f"devices is {devices}, but there is one device {device}; leave --devices or --device out")
+    try:
+        from nanochat_lit.serve.api import ServeSettings
+        from nanochat_lit.serve.server import ChatServer
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs the package {error.name}; pip install 'nanochat-lit[serve]'") from None
+
+    settings = ServeSettings(
+        model=model,
+        name=model_name(model) if name is None else name,
+        num_slots=slots,
+        max_queue=max_queue,
+        request_timeout_s=request_timeout_s,
+        drain_timeout_s=drain_timeout_s,
+        max_body_bytes=max_body_bytes,
+        api_key=os.environ.get("NANOCHAT_API_KEY") if api_key is None else api_key,
+        cors_origins=tuple(cors_origins or ()),
+        compute_dtype=compute_dtype,
+        quantize=quantize,
+        # several models on one CPU share its cores: all of them with all threads would wait for each other
+        num_threads=max(1, (os.cpu_count() or 1) // workers) if workers > 1 and device in (None, "cpu") else None,
+    )
+    names = [f"cuda:{index}" for index in range(devices)] if devices > 1 else [device]
+    server = ChatServer(settings, names * workers)
+    print(f"loading {model}", file=sys.stderr, flush=True)
+    server.run(host, port)
+
+
+def model_name(model: str) -> str:
+    """What requests call an export: its folder, or the run's folder when that is called export."""
+    folder = Path(model).resolve()
+    return folder.parent.name if folder.name == "export" and folder.parent.name else folder.name

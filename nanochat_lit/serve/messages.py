@@ -1,0 +1,61 @@
+"""What the server and its workers say to each other through pipes."""
+
+from typing import Any, NamedTuple
+
+
+class Submit(NamedTuple):
+    """To a worker: a new request."""
+
+    key: int
+    fields: dict[str, Any]
+    """Arguments of `nanochat_lit.engine.request.Request`; the server's process does without torch."""
+    client: str
+    deadline_s: float
+    """When it is given up, by time.monotonic, which all processes of a machine share: time in the pipe counts, too."""
+
+
+class Cancel(NamedTuple):
+    """To a worker: nobody waits for this any more."""
+
+    key: int
+
+
+class Close(NamedTuple):
+    """To a worker: end."""
+
+
+class Ready(NamedTuple):
+    """From a worker: the model is loaded and warm."""
+
+    num_slots: int
+    context: int
+    """The model's sequence_len."""
+    defaults: dict[str, Any]
+    """Generation settings of the export."""
+
+
+class Failed(NamedTuple):
+    """From a worker: it cannot start, by a mistake of the user."""
+
+    message: str
+
+
+class Update(NamedTuple):
+    """News of one request."""
+
+    key: int
+    parts: list[tuple[str, str]]
+    """(type, text) that became certain."""
+    num_tokens: int
+    """New tokens, the one that ends the answer not counted."""
+    finish_reason: str | None
+    error: tuple[int, str, int | None] | None
+    """HTTP status, message, and seconds after which to try again; nothing follows it."""
+
+
+class Report(NamedTuple):
+    """From a worker: all news since the last report."""
+
+    num_queued: int
+    num_active: int
+    updates: list[Update]

@@ -1,0 +1,204 @@
+"""The server: LitServe's application, with one process for HTTP and one for each worker."""
+
+import contextlib
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import litserve
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.serve.api import ChatAPI, ServeSettings
+from nanochat_lit.serve.api_error import ApiError
+from nanochat_lit.serve.loop import ChatLoop
+from nanochat_lit.serve.messages import Ready
+from nanochat_lit.serve.metrics import ServerMetrics
+from nanochat_lit.serve.spec import ChatSpec
+from nanochat_lit.serve.workers import WorkerPool
+from nanochat_lit.tokenizer import Tokenizer
+
+_PATHS = ("/v1/chat/completions", "/v1/models", "/health", "/metrics")
+
+
+class ChatServer(litserve.LitServer):
+    """Chat completions over HTTP.
+
+    LitServer gives the application, its endpoints, middleware and authorization. Its `run` is replaced, because SIGTERM
+    orphans its workers, its /health is green without any, and several HTTP processes could count neither requests nor tokens.
+
+    Args:
+        settings: Of the server.
+        devices: One per worker; None is the fastest there is.
+    """
+
+    def __init__(self, settings: ServeSettings, devices: Sequence[str | None]) -> None:
+        self.settings = settings
+        self.metrics = ServerMetrics()
+        self.pool = WorkerPool(settings, devices, self.metrics, self._announce, self._give_up)
+        self.failure: tuple[str, int] | None = None
+        self._address = ""
+        self._start_s = time.monotonic()
+        self._uvicorn: _Uvicorn | None = None
+        spec = ChatSpec(settings, Tokenizer.load(settings.model), self.pool, self.metrics)
+        middlewares: list[Any] = [(_RequestCounter, {"metrics": self.metrics})]
+        if settings.cors_origins:
+            cors = {"allow_origins": list(settings.cors_origins), "allow_methods": ["*"], "allow_headers": ["*"]}
+            middlewares.append((CORSMiddleware, {**cors, "expose_headers": ["Retry-After"]}))
+        super().__init__(
+            ChatAPI(settings, loop=ChatLoop(), spec=spec),
+            accelerator="cpu",  # devices are the pool's business
+            devices=1,
+            max_payload_size=settings.max_body_bytes,
+            middlewares=middlewares,
+            disable_openapi_url=True,
+        )
+        self.app.add_exception_handler(ApiError, _tell)
+        self.app.add_exception_handler(StarletteHTTPException, _tell)
+        self.app.add_exception_handler(Exception, _tell)
+
+    def _register_internal_endpoints(self) -> None:
+        """LitServe's own ask for the key before they tell the health, and call a server healthy whose workers are dead."""
+        from fastapi import Depends
+
+        self.app.add_api_route("/health", self.health, methods=["GET"])
+        self.app.add_api_route(
+            "/metrics", self.metrics_page, methods=["GET"], dependencies=[Depends(self.setup_auth())]
+        )
+
+    async def health(self) -> Response:
+        """200 if a request would be answered now."""
+        pool = self.pool
+        status = "ok" if pool.num_ready == pool.num_workers else "degraded" if pool.num_ready else "not ready"
+        body = {"status": status, "model": self.settings.name, "ready": pool.num_ready, "workers": pool.num_workers}
+        return JSONResponse(body, 200 if pool.num_ready else 503)
+
+    async def metrics_page(self) -> Response:
+        """Everything in Prometheus' text format."""
+        return PlainTextResponse(self.metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG002 - LitServe's signature
+        """Workers live as long as the application."""
+        self.pool.start()
+        try:
+            yield
+        finally:
+            await self.pool.close()
+
+    def run(self, host: str = "127.0.0.1", port: int = 8000) -> None:  # type: ignore[override]
+        """Serve until SIGTERM or Ctrl-C.
+
+        Args:
+            host: Address to listen at.
+            port: 0 is any that is free.
+
+        Raises:
+            UserError: If the port is taken or a worker cannot start.
+            SystemExit: With status 1 if workers die again and again.
+        """
+        listener = _listen(host, port)
+        shown = f"[{host}]" if ":" in host else host
+        self._address = f"http://{shown}:{listener.getsockname()[1]}"
+        config = uvicorn.Config(
+            self.app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=int(self.settings.drain_timeout_s) + 3,
+        )
+        self._uvicorn = _Uvicorn(config, self.pool, self.settings.drain_timeout_s)
+        # uvicorn ends gracefully at a signal, then raises it again for whoever was there before: nobody, the work is done
+        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._uvicorn.run(sockets=[listener])
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.failure is not None:
+            message, status = self.failure
+            if status == 2:
+                raise UserError(message)
+            print(f"error: {message}", file=sys.stderr)
+            raise SystemExit(status)
+
+    def _announce(self, ready: Ready) -> None:
+        seconds = time.monotonic() - self._start_s
+        print(
+            f"{self.settings.name} is ready at {self._address}/v1 after {seconds:.1f} s: "
+            f"{self.pool.num_workers} worker(s) with {ready.num_slots} slots of {ready.context} tokens",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _give_up(self, message: str, status: int) -> None:
+        self.failure = message, status
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+        self.pool.fail_all(503, "the server is ending")
+
+
+class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, pool: WorkerPool, drain_timeout_s: float) -> None:
+        super().__init__(config)
+        self._pool, self._drain_timeout_s = pool, drain_timeout_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What runs may finish; what takes too long is told so before its connection is closed."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._drain_timeout_s, self._pool.fail_all, 503, "the server is ending")
+        await super().shutdown(sockets)
+        timer.cancel()
+
+
+class _RequestCounter:
+    """Counts requests by path and status, those that never reach an endpoint, too."""
+
+    def __init__(self, app: Any, metrics: ServerMetrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 499  # unless an answer begins, the client has left before
+
+        async def watch(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        finally:
+            path = scope["path"] if scope["path"] in _PATHS else "other"  # a label of anyone's making would never end
+            self.metrics.requests.add(path, str(status))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise UserError(f"port is {port}; use 1 to 65535, or 0 for any that is free")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise UserError(f"cannot listen at {host}:{port} ({error.strerror or error}); choose another --port") from None
+
+
+async def _tell(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    """Every error in OpenAI's shape."""
+    if isinstance(error, StarletteHTTPException | HTTPException):
+        detail = {404: "there is nothing at this path", 413: "the body is too large; send less"}
+        error = ApiError(error.status_code, detail.get(error.status_code, str(error.detail)))
+    if not isinstance(error, ApiError):
+        error = ApiError(500, "internal error", code="internal_error")
+    return JSONResponse(error.body, error.status, headers=error.headers)

@@ -1,0 +1,160 @@
+"""Ends and deaths of servers and workers: nothing is orphaned, health tells the truth, exit statuses mean something."""
+
+import concurrent.futures
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from nanochat_lit.commands.serve import serve
+from nanochat_lit.common.errors import UserError
+
+LONG = {"max_tokens": 400, "temperature": 1, "seed": 1}
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ready(server) -> int:
+    return json.loads(server.request("/health")[2])["ready"]
+
+
+def test_a_worker_dies_then_the_server_ends(start_server):
+    """A dead worker's requests get 503 and it is replaced; SIGTERM lets answers finish; status 0, nobody is left."""
+    server = start_server("--slots", "2")
+    (first,) = server.workers()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        os.kill(first, signal.SIGSTOP)
+        answers = [pool.submit(server.chat, **LONG, stream=stream) for stream in (False, True)]
+        server.wait(lambda: server.metric("nanochat_requests_in_flight") == 2)
+        os.kill(first, signal.SIGKILL)
+        assert [answer.result()[0] for answer in answers] == [503, 503]
+        assert server.request("/health")[0] == 503
+        server.wait(server.is_healthy, 120)
+        assert server.metric("nanochat_worker_restarts_total") == 1
+        (second,) = server.workers()
+        answers = [pool.submit(server.chat, **LONG) for _ in range(3)]  # one of them waits
+        server.wait(lambda: server.metric("nanochat_requests_in_flight") == 3)
+        os.killpg(server.process.pid, signal.SIGTERM)  # to all, as systemd does
+        assert [answer.result()[0] for answer in answers] == [200] * 3
+    assert server.process.wait(30) == 0
+    assert not any(map(is_alive, (first, second)))
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.slow
+def test_sigterm_tells_those_who_take_too_long(start_server):
+    server = start_server("--drain_timeout_s", "0.2")
+    (worker,) = server.workers()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        os.kill(worker, signal.SIGSTOP)  # the answer never comes
+        answer = pool.submit(server.chat, **LONG)
+        server.wait(lambda: server.metric("nanochat_requests_in_flight") == 1)
+        server.process.send_signal(signal.SIGTERM)
+        status, body = answer.result()
+    assert (status, body["error"]["message"]) == (503, "the server is ending")
+    assert server.process.wait(30) == 0
+    assert not is_alive(worker)
+
+
+@pytest.mark.slow
+def test_workers_that_die_are_replaced_until_it_is_hopeless(start_server):
+    server = start_server("--workers", "2")
+    first, second = server.workers()
+    assert json.loads(server.request("/health")[2])["workers"] == 2
+    server.wait(lambda: json.loads(server.request("/health")[2])["ready"] == 2, 120)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for worker in (first, second):
+            os.kill(worker, signal.SIGSTOP)
+        answers = [pool.submit(server.chat, **LONG) for _ in range(4)]  # two for each
+        server.wait(lambda: server.metric("nanochat_requests_in_flight") == 4)
+        os.kill(first, signal.SIGKILL)
+        os.kill(second, signal.SIGCONT)
+        outcomes = sorted(answer.result()[0] for answer in answers)
+    assert outcomes == [200, 200, 503, 503]  # only the dead worker's requests suffer
+    server.wait(lambda: json.loads(server.request("/health")[2])["ready"] == 2, 120)
+    assert server.metric("nanochat_worker_restarts_total") == 1
+    # all at once: nobody is left to answer, and health says so; again and again: the server ends
+    for worker in server.workers():
+        os.kill(worker, signal.SIGKILL)
+    server.wait(lambda: server.process.poll() is not None or server.request("/health")[0] == 503, 10)
+    assert server.process.wait(30) == 1
+    assert "would do so again" in server.log.read_text()
+    assert not server.workers()
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_killed_server(start_server):
+    server = start_server()
+    workers = server.workers()
+    server.process.kill()
+    server.wait(lambda: not any(map(is_alive, workers)), 10)
+
+
+@pytest.mark.slow
+def test_health_is_red_while_the_model_is_loaded(start_server):
+    server = start_server(wait=False)
+    answers = []
+    deadline = time.monotonic() + 120
+    while 200 not in answers and time.monotonic() < deadline:
+        try:
+            answers.append(server.request("/health")[0])
+        except OSError:  # noqa: PERF203
+            time.sleep(0.01)
+    assert set(answers) == {503, 200}
+
+
+@pytest.mark.slow
+def test_damaged_weights_end_the_server_with_a_message(make_export, start_server):
+    export = make_export(sequence_len=65)
+    (export / "config.json").unlink()
+    server = start_server(model=export, wait=False)
+    assert server.process.wait(120) == 2
+    assert "config.json missing" in server.log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_takes_too_long_is_504(start_server, stream):
+    server = start_server("--request_timeout_s", "1", "--slots", "1")
+    assert server.chat(max_tokens=2)[0] == 200
+    (worker,) = server.workers()
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        os.kill(worker, signal.SIGSTOP)  # as if the model were slow
+        answers = [pool.submit(server.chat, **LONG, stream=stream) for _ in range(3)]
+        time.sleep(1.5)
+        os.kill(worker, signal.SIGCONT)
+        for answer in answers:
+            status, body = answer.result()
+            assert (status, body["error"]["code"]) == (504, "timeout")
+    assert server.chat(max_tokens=2)[0] == 200
+    # one that hangs altogether is noticed, too, and replaced
+    os.kill(worker, signal.SIGSTOP)
+    assert server.chat(**LONG)[0] == 504
+    server.wait(server.is_healthy, 120)
+    assert server.chat(max_tokens=2)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slots": 0}, "num_slots is 0"),
+        ({"workers": 0}, "workers is 0"),
+        ({"devices": 2, "device": "cpu"}, "devices is 2"),
+        ({"port": 70000}, "port is 70000"),
+        ({"host": "256.0.0.1"}, "cannot listen at 256.0.0.1"),
+        ({"api_key": ""}, "printable ASCII"),
+        ({"api_key": "schlüssel"}, "printable ASCII"),
+        ({"model": "nowhere"}, "no tokenizer.model in 'nowhere'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(make_export, options, message):
+    with pytest.raises(UserError, match=message):
+        serve(**{"model": str(make_export()), "port": 0, **options})

@@ -1,0 +1,274 @@
+"""The server over real connections, by OpenAI's own client and by clients that misbehave."""
+
+import concurrent.futures
+import json
+import socket
+
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.export import load_export
+from nanochat_lit.tokenizer import render_for_completion
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def errors(body):
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    return body["error"]
+
+
+def test_the_answer_is_the_engines(client, make_export):
+    """Against the engine in this process, which has no slots beside it, and its true counts."""
+    model, tokenizer = load_export(make_export(), "cpu", "float32", cast_weights=True)
+    prompt = render_for_completion(tokenizer, {"messages": HELLO})
+    (expected,) = Engine(model, tokenizer).generate(prompt, max_new_tokens=24)
+    answer = client.chat.completions.create(model="tiny", messages=HELLO, temperature=0, max_completion_tokens=24)
+    assert answer.choices[0].message.content == tokenizer.decode(expected)
+    assert answer.choices[0].finish_reason == ("length" if len(expected) == 24 else "stop")
+    assert answer.usage.model_dump(include={"prompt_tokens", "completion_tokens", "total_tokens"}) == {
+        "prompt_tokens": len(prompt),
+        "completion_tokens": len(expected),
+        "total_tokens": len(prompt) + len(expected),
+    }
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_stream_says_the_same(client, temperature):
+    arguments = {"model": "tiny", "messages": HELLO, "temperature": temperature, "seed": 3, "max_tokens": 20}
+    whole = client.chat.completions.create(**arguments)
+    chunks = list(client.chat.completions.create(**arguments, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    content = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert content == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    bare = list(client.chat.completions.create(**arguments, stream=True))
+    assert all(chunk.usage is None and chunk.choices for chunk in bare)
+
+
+def test_seed_and_sampling(client):
+    def ask(**fields):
+        extra = {"extra_body": {"top_k": fields.pop("top_k")}} if "top_k" in fields else {}
+        answer = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=16, **fields, **extra)
+        return answer.choices[0].message.content
+
+    assert ask(temperature=1, seed=1) == ask(temperature=1, seed=1) != ask(temperature=1, seed=2)
+    assert ask(temperature=1.5) != ask(temperature=1.5)
+    greedy = ask(temperature=0)
+    assert ask(temperature=1, seed=1, top_k=1) == ask(temperature=1, seed=1, top_p=1e-6) == greedy
+
+
+def test_stop_strings(client):
+    plain = client.chat.completions.create(model="tiny", messages=HELLO, temperature=0, max_tokens=40)
+    text = plain.choices[0].message.content
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    assert stop.isprintable()
+    cut = client.chat.completions.create(model="tiny", messages=HELLO, temperature=0, max_tokens=40, stop=stop)
+    assert cut.choices[0].message.content == text[: text.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+    assert cut.usage.completion_tokens < plain.usage.completion_tokens
+
+
+def test_models_and_health_and_metrics(client, server):
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "nanochat-lit"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+    status, _, body = server.request("/health")
+    assert (status, json.loads(body)) == (200, {"status": "ok", "model": "tiny", "ready": 1, "workers": 1})
+    before = server.metric("nanochat_completion_tokens_total")
+    usage = server.chat(max_tokens=5, temperature=0)[1]["usage"]
+    server.wait(server.is_idle)
+    assert server.metric("nanochat_completion_tokens_total") == before + usage["completion_tokens"]
+    status, headers, body = server.request("/metrics")
+    assert headers["content-type"].startswith("text/plain; version=0.0.4")
+    page = body.decode()
+    assert 'nanochat_requests_total{path="/v1/chat/completions",status="200"}' in page
+    assert 'nanochat_time_to_first_token_seconds_bucket{le="+Inf"}' in page
+    assert server.metric("nanochat_slots") == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"messages": []}, openai.BadRequestError, "messages"),
+        ({"model": "gpt-5"}, openai.NotFoundError, "model"),
+        ({"temperature": 3}, openai.BadRequestError, "temperature"),
+        ({"logprobs": True}, openai.BadRequestError, "logprobs"),
+        ({"n": 2}, openai.BadRequestError, "n"),
+        ({"max_tokens": 5000}, openai.BadRequestError, "max_tokens"),
+        ({"messages": [{"role": "user", "content": "é" * 600}]}, openai.BadRequestError, "messages"),  # > context
+    ],
+)
+def test_refusals_by_the_client(client, fields, error, param):
+    with pytest.raises(error) as caught:
+        client.chat.completions.create(**{"model": "tiny", "messages": HELLO, **fields})
+    assert caught.value.param == param
+
+
+def test_too_long_a_prompt_has_openais_code(server):
+    status, body = server.chat(messages=[{"role": "user", "content": "é" * 6000}])
+    assert status == 400
+    assert errors(body)["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["content-length", "chunked"])
+def test_too_large_a_body_is_413(server, stated):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        size = 1_200_000
+        length = b"Content-Length: %d" % size if stated else b"Transfer-Encoding: chunked"
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n%s\r\n\r\n" % length
+        )
+        connection.sendall(b"x" * size if stated else b"%x\r\n%s\r\n0\r\n\r\n" % (size, b"x" * size))
+        response = b""
+        while b"}}" not in response:
+            got = connection.recv(65536)
+            assert got, response
+            response += got
+    assert response.startswith(b"HTTP/1.1 413")
+    errors(json.loads(response.partition(b"\r\n\r\n")[2]))
+
+
+def test_other_paths_and_methods_have_the_same_shape(server):
+    status, _, body = server.request("/v1/nothing")
+    assert status == 404
+    errors(json.loads(body))
+    status, _, body = server.request("/v1/chat/completions")
+    assert status == 405
+    errors(json.loads(body))
+
+
+def test_pages_of_the_named_origin_may_call(server):
+    _, headers, _ = server.request("/v1/models", Origin="https://page.example")
+    assert headers["access-control-allow-origin"] == "https://page.example"
+    _, headers, _ = server.request("/v1/models", Origin="https://other.example")
+    assert "access-control-allow-origin" not in headers
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+NAMES = [
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "stop",
+    "user",
+    "n",
+    "max_tokens",
+    "logprobs",
+    "tools",
+    "x",
+]
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "developer", "tool"]), "content": JSON | st.text()}
+)
+BODIES = st.dictionaries(st.sampled_from(NAMES), JSON, max_size=5).flatmap(
+    lambda body: st.sampled_from([body, {**body, "messages": HELLO, "max_tokens": 2}])
+) | st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=4), "max_tokens": st.just(2)})
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=BODIES.map(lambda body: json.dumps(body).encode()) | st.binary(max_size=60))
+def test_no_body_gives_a_500(server, raw):
+    status, _, text = server.request("/v1/chat/completions", raw)
+    assert status in (200, 400, 404)
+    if status != 200:
+        errors(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"messages":' + b"[" * 5000,
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"temperature": 1e999, "messages": [{"role": "user", "content": "x"}]}',
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"messages": [{"role": "\\ud800", "content": "x"}]}',
+        b'{"\\ud800": 1}',
+        b'{"model": "\\ud800"}',
+        b'{"messages": [{"role": "user", "content": "x"}], "stop": "\\ud800", "max_tokens": 2}',
+        b'{"messages": [{"role": "user", "content": "x"}], "user": "\\ud800", "max_tokens": 2}',
+    ],
+)
+def test_odd_bodies(server, raw):
+    status, _, text = server.request("/v1/chat/completions", raw)
+    assert status in ((200, 400) if b"max_tokens" in raw else (400, 404))
+    if status != 200:
+        errors(json.loads(text))
+
+
+def test_a_full_queue_is_429_and_others_go_on(server):
+    def ask(number):
+        body = json.dumps({"messages": HELLO, "max_tokens": 400, "temperature": 1, "seed": number}).encode()
+        return server.request("/v1/chat/completions", body, timeout_s=120)
+
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(ask, range(24)))
+    statuses = [status for status, _, _ in answers]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 8  # four slots and four that wait
+    for status, headers, text in answers:
+        if status == 429:
+            assert int(headers["retry-after"]) >= 1
+            assert errors(json.loads(text))["code"] == "queue_full"
+    server.wait(server.is_idle)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_slot(server, stream):
+    disconnects, tokens = server.metric("nanochat_disconnects_total"), server.metric("nanochat_completion_tokens_total")
+    connections = [server.open_stream(max_tokens=480, temperature=1, seed=n, stream=stream) for n in range(4)]
+    server.wait(lambda: server.metric("nanochat_slots_active") == 4)
+    for connection in connections:
+        connection.close()
+    server.wait(server.is_idle, 10)
+    assert server.metric("nanochat_disconnects_total") == disconnects + 4
+    assert server.metric("nanochat_completion_tokens_total") - tokens < 4 * 480
+    assert server.chat(max_tokens=2)[0] == 200
+
+
+@pytest.mark.parametrize("given", ["", "Bearer wrong", "Bearer secre\xfc", "Basic secret", "secret", "Bearer"])
+@pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/v1/chat/completions"])
+def test_a_key_is_asked_for(server, path, given):
+    body = None if "chat" not in path else b"not even JSON"
+    status, headers, text = server.request(path, body, Authorization=given)
+    assert (status, headers["www-authenticate"]) == (401, "Bearer")
+    assert errors(json.loads(text))["code"] == "invalid_api_key"
+
+
+def test_openais_client_knows_what_a_wrong_key_is(server):
+    with (
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        client.models.list()
+
+
+def test_health_needs_no_key(server):
+    assert server.request("/health", Authorization="")[0] == 200

@@ -1,0 +1,170 @@
+"""A worker's loop without processes, the shape of answers, and the metrics page."""
+
+import json
+from typing import NamedTuple
+
+from nanochat_lit.engine.answer_text import Piece
+from nanochat_lit.engine.scheduler import Scheduler
+from nanochat_lit.serve.chat_response import AnswerParts, ChunkWriter, completion, usage
+from nanochat_lit.serve.loop import REPORT_EVERY_S, EngineWork
+from nanochat_lit.serve.messages import Cancel, Close, Submit
+from nanochat_lit.serve.metrics import Counter, Histogram, ServerMetrics
+
+END = 99
+
+
+class Token(NamedTuple):
+    slot: int
+    token_id: int
+    pieces: list[Piece]
+    finish_reason: str | None
+
+
+class Speaker:
+    """Says token n with the text "n"; the prompt's first id is how many, then it ends."""
+
+    num_slots = 2
+
+    def __init__(self) -> None:
+        self.rows: dict[int, list[int]] = {}
+
+    @property
+    def num_free(self) -> int:
+        return self.num_slots - len(self.rows)
+
+    def admit(self, request) -> int:
+        if request.prompt_ids[0] < 0:
+            raise RuntimeError("broken")
+        slot = next(slot for slot in range(self.num_slots) if slot not in self.rows)
+        self.rows[slot] = [0, request.prompt_ids[0]]
+        return slot
+
+    def release(self, slot) -> None:
+        del self.rows[slot]
+
+    def step(self) -> list[Token]:
+        tokens = []
+        for slot, row in list(self.rows.items()):
+            row[0] += 1
+            if row[0] > row[1]:
+                del self.rows[slot]
+                tokens.append(Token(slot, END, [], "stop"))
+            else:
+                tokens.append(Token(slot, row[0], [Piece("text", str(row[0]))], None))
+        return tokens
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def submit(key, length, deadline_s=1e9) -> Submit:
+    return Submit(key, {"prompt_ids": [length]}, "me", deadline_s)
+
+
+def make(max_queue=2) -> tuple[EngineWork, Clock]:
+    clock = Clock()
+    return EngineWork(Scheduler(Speaker(), max_queue, clock), frozenset({END}), clock), clock
+
+
+def test_first_and_last_tokens_are_sent_at_once_and_others_together():
+    work, clock = make()
+    assert work.take([submit(1, 5)])
+    assert [update[1:] for update in work.step().updates] == [([("text", "1")], 1, None, None)]
+    assert work.step() is None
+    assert work.step() is None
+    clock.now_s = REPORT_EVERY_S
+    report = work.step()
+    assert report.updates[0].parts == [("text", "2"), ("text", "3"), ("text", "4")]
+    assert work.step() is None
+    last = work.step()
+    assert last.updates[0][1:] == ([("text", "5")], 1, "stop", None)  # the token that ends it is not counted
+    assert (last.num_queued, last.num_active) == (0, 0)
+
+
+def test_cancelled_requests_are_silent_and_their_slots_reported():
+    work, clock = make()
+    work.take([submit(1, 50), submit(2, 50)])
+    assert (work.step().num_active, work.step()) == (2, None)
+    work.take([Cancel(1), Cancel(77)])
+    clock.now_s = 1
+    report = work.step()
+    assert report.num_active == 1
+    assert [update.key for update in report.updates] == [2]
+    work.take([Cancel(2)])
+    report = work.step()
+    assert (report.num_active, report.updates) == (0, [])
+    assert work.step() is None  # nothing new
+    assert not work.take([Close()])
+
+
+def test_errors_have_their_status_and_harm_nobody_else():
+    work, clock = make(max_queue=1)
+    work.take([submit(1, 50), submit(2, -1), submit(3, 50, deadline_s=3), submit(4, 1)])
+    updates = {update.key: update for update in work.step().updates}
+    assert updates[4].error[0] == 429
+    assert updates[4].error[2] >= 1
+    assert updates[2].error == (500, "the engine refused the request (RuntimeError)", None)
+    assert updates[1].error is updates[3].error is None
+    clock.now_s = 3
+    errors = {update.key: update.error for update in work.step().updates}
+    assert errors[3][:1] == (504,)
+    assert errors[1] is None
+
+
+def test_a_whole_answer_and_its_stream_have_the_same_parts():
+    parts = [("text", "So "), ("python", "1"), ("python", "+1"), ("python_output", "2"), ("text", "it is 2")]
+    head = {"id": "x", "created": 1, "model": "m"}
+    answer = AnswerParts(num_tokens=9, finish_reason="stop")
+    for part in parts:
+        answer.add([part])
+    whole = completion(head, answer, 4)
+    message = whole["choices"][0]["message"]
+    assert message["content"] == "So it is 2"
+    joined = [("text", "So "), ("python", "1+1"), ("python_output", "2"), ("text", "it is 2")]
+    assert [(part["type"], part["text"]) for part in message["nanochat"]["parts"]] == joined
+    assert whole["usage"] == {"prompt_tokens": 4, "completion_tokens": 9, "total_tokens": 13}
+    writer = ChunkWriter(head, include_usage=True)
+    text = writer.start() + writer.parts(parts) + writer.end("stop", usage(4, 9))
+    *events, done = [line.removeprefix("data: ") for line in text.split("\n\n")[:-1]]
+    assert done == "[DONE]"
+    deltas = [choice["delta"] for event in events for choice in json.loads(event)["choices"]]
+    assert [d["nanochat"] for d in deltas if "nanochat" in d] == [
+        {"type": "python", "text": "1+1"},
+        {"type": "python_output", "text": "2"},
+    ]
+    assert "".join(delta.get("content", "") for delta in deltas) == "So it is 2"
+    plain = AnswerParts(1, "stop", [("text", "hi")])
+    assert "nanochat" not in completion(head, plain, 1)["choices"][0]["message"]
+
+
+def test_histograms_are_cumulative():
+    histogram = Histogram("h", "Help.", (0.1, 1.0))
+    for value in (0.05, 0.1, 0.5):
+        histogram.observe(value)
+    histogram.observe(7, 2)
+    assert histogram.lines() == [
+        'h_bucket{le="0.1"} 2',
+        'h_bucket{le="1.0"} 3',
+        'h_bucket{le="+Inf"} 5',
+        "h_sum 14.650000",
+        "h_count 5",
+    ]
+
+
+def test_labels_are_escaped_and_large_counts_exact():
+    counter = Counter("c", "Help.", ("path",))
+    counter.add('a"\\\n')
+    counter.add("big", by=123_456_789)
+    assert counter.lines() == ['c{path="a\\"\\\\\\n"} 1', 'c{path="big"} 123456789']
+
+
+def test_every_metric_is_described():
+    page = ServerMetrics().render().splitlines()
+    names = {line.split()[2] for line in page if line.startswith("# TYPE")}
+    assert len(names) == len(vars(ServerMetrics()))
+    for line in page:
+        assert line.startswith("#") or any(line.startswith(name) for name in names)
