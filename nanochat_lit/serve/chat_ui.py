@@ -132,7 +132,7 @@ def build_page(model: ChatModel, name: str, settings: ChatSettings, max_new_toke
         )
         tabs, outputs = OpenTabs(model, settings), [chatbot, box, status]
         _connect_answers(tabs, chatbot, box, controls, outputs)
-        _connect_changes(page, tabs, chatbot, box, markdown, outputs)
+        _connect_changes(tabs, chatbot, box, markdown, outputs)
     return page
 
 
@@ -184,7 +184,6 @@ def _connect_answers(
 
 
 def _connect_changes(
-    page: "gradio.Blocks",
     tabs: OpenTabs,
     chatbot: "gradio.Chatbot",
     box: "gradio.Textbox",
@@ -213,7 +212,6 @@ def _connect_changes(
     chatbot.clear(clear, None, outputs, **_QUIET)
     box.stop(stop, None, None, queue=False, **_QUIET)
     markdown.change(render_markdown, markdown, chatbot, **_QUIET)
-    page.unload(stop)
 
 
 def _answering(
