@@ -1,14 +1,20 @@
 """A worker's loop without processes, the shape of answers, and the metrics page."""
 
+import asyncio
 import json
+from types import SimpleNamespace
 from typing import NamedTuple
+
+import pytest
 
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.scheduler import Scheduler
+from nanochat_lit.serve.api import ServeSettings
 from nanochat_lit.serve.chat_response import AnswerParts, ChunkWriter, completion, usage
 from nanochat_lit.serve.loop import REPORT_EVERY_S, EngineWork
-from nanochat_lit.serve.messages import Cancel, Close, Submit
+from nanochat_lit.serve.messages import Cancel, Close, Ready, Submit, Update
 from nanochat_lit.serve.metrics import Counter, Histogram, ServerMetrics
+from nanochat_lit.serve.workers import WorkerPool
 
 END = 99
 
@@ -168,3 +174,25 @@ def test_every_metric_is_described():
     assert len(names) == len(vars(ServerMetrics()))
     for line in page:
         assert line.startswith("#") or any(line.startswith(name) for name in names)
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_reader_that_stops_cancels_what_is_not_over(is_over):
+    sent = []
+    worker = SimpleNamespace(ready=Ready(1, 64, {}), streams={}, messages=SimpleNamespace(put=sent.append))
+    pool = WorkerPool(ServeSettings(model="m", name="m"), [None], ServerMetrics(), print, print)
+    pool._workers = [worker]
+
+    async def read() -> None:
+        updates = pool.updates({"prompt_ids": [1]}, "me")
+        first = asyncio.ensure_future(updates.__anext__())
+        await asyncio.sleep(0)
+        (key,) = worker.streams
+        worker.streams[key].put_nowait(Update(key, [], 1, "stop" if is_over else None, None))
+        assert (await first).num_tokens == 1
+        await updates.aclose()
+        assert worker.streams == {}
+
+    asyncio.run(read())
+    assert [type(message) for message in sent] == ([Submit] if is_over else [Submit, Cancel])
+    assert is_over or sent[1].key == sent[0].key
