@@ -46,6 +46,7 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
     compute_dtype: str = "auto",
     quantize: Literal["int8"] | None = None,
     packed: bool = True,
+    compile: bool = False,  # noqa: A002
     json: bool = False,
 ) -> None:
     """Measure prefill and decoding.
@@ -63,6 +64,7 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
         packed: Lay the weights out for this processor, as chat and serve do; false is for comparison.
+        compile: Compile the decode step (the weights stay plain otherwise); its time is not counted.
         json: Print the result as JSON alone.
     """
     counts = [1, 4, 16] if streams is None else streams
@@ -76,29 +78,36 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
             f"prompt_len {prompt_len} and new_tokens {new_tokens} must be at least 1 and 2 and fit the model's context "
             f"of {context} together"
         )
-    if packed or quantize:
+    if quantize or (packed and not compile):
         pack_linears(gpt, quantize)
     weight_bytes = _weight_bytes(gpt.config, gpt.compute_dtype, quantize)
     report = {
         "config": asdict(gpt.config),
         "compute_dtype": str(gpt.compute_dtype).removeprefix("torch."),
         "quantize": quantize,
-        "packed": packed or quantize is not None,
+        "packed": quantize is not None or (packed and not compile),
+        "compiled": compile,
         "weight_bytes": weight_bytes,
-        **_measure(gpt, weight_bytes, counts, prompt_len, new_tokens, repeats),
+        **_measure(gpt, weight_bytes, counts, prompt_len, new_tokens, repeats, compile),
         "peak_memory_bytes": peak_memory_bytes(target),
     }
     print(json_format.dumps(report) if json else _table(report, prompt_len))
 
 
 def _measure(
-    gpt: GPT, weight_bytes: int, counts: list[int], prompt_len: int, new_tokens: int, repeats: int
+    gpt: GPT,
+    weight_bytes: int,
+    counts: list[int],
+    prompt_len: int,
+    new_tokens: int,
+    repeats: int,
+    compile: bool,  # noqa: A002
 ) -> dict[str, Any]:
     """Medians over the repeats, after one run that warms up."""
     bandwidth = read_bandwidth_bytes_per_s(gpt.device)
     prefill_s, rows = [], []
     for count in counts:
-        runs = [_run(gpt, count, prompt_len, new_tokens, repeat) for repeat in range(repeats + 1)][1:]
+        runs = [_run(gpt, count, prompt_len, new_tokens, repeat, compile) for repeat in range(repeats + 1)][1:]
         prefill_s += [first_s for first_s, _ in runs]
         step_s = statistics.median(step_s for _, steps_s in runs for step_s in steps_s)
         read_bytes = weight_bytes + count * _key_bytes(gpt, prompt_len + new_tokens // 2)
@@ -128,9 +137,16 @@ def _model(
     return gpt.set_compute_dtype(resolve_compute_dtype(compute_dtype, device), cast_weights=True).eval()
 
 
-def _run(gpt: GPT, streams: int, prompt_len: int, new_tokens: int, seed: int) -> tuple[float, list[float]]:
+def _run(
+    gpt: GPT,
+    streams: int,
+    prompt_len: int,
+    new_tokens: int,
+    seed: int,
+    compile: bool,  # noqa: A002
+) -> tuple[float, list[float]]:
     """Seconds from admitting the first request, alone, to its first token, and of each decode step of all streams."""
-    engine = SlotEngine(gpt, _NoText(), num_slots=streams)  # type: ignore[arg-type]
+    engine = SlotEngine(gpt, _NoText(), num_slots=streams, compile=compile)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.randint(gpt.config.vocab_size, (streams, prompt_len), generator=generator).tolist()
     first_s = []
@@ -179,7 +195,8 @@ def _key_bytes(gpt: GPT, position: int) -> int:
 
 def _table(report: dict[str, Any], prompt_len: int) -> str:
     heading = (
-        f"{report['compute_dtype']}, quantize {report['quantize']}, packed {report['packed']}; "
+        f"{report['compute_dtype']}, quantize {report['quantize']}, packed {report['packed']}, "
+        f"compiled {report['compiled']}; "
         f"weights {report['weight_bytes'] / 1e6:.1f} MB, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB, "
         f"measured bandwidth {report['bandwidth_gb_per_s']:.1f} GB/s\n"
         f"prefill of {prompt_len} tokens: {report['first_token_ms']:.1f} ms to the first token, "

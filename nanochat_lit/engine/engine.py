@@ -35,13 +35,23 @@ class Engine(SlotEngine):
         tokenizer: The one it was trained with.
         num_slots: Requests that are decoded together at most; each holds a KV cache of the whole context.
         prefill_chunk: Tokens of a prompt read between two decode steps; fewer let neighbours wait less.
+        compile: Compile the decode step, for a fixed number of rows: num_slots, used or not. Pays where many tokens are
+            generated; `warm_up` waits for the compiler.
 
     Raises:
         UserError: If num_slots or prefill_chunk is below 1.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, num_slots: int = 32, prefill_chunk: int = 256) -> None:
-        super().__init__(model, tokenizer, num_slots, prefill_chunk)
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        num_slots: int = 32,
+        prefill_chunk: int = 256,
+        *,
+        compile: bool = False,  # noqa: A002
+    ) -> None:
+        super().__init__(model, tokenizer, num_slots, prefill_chunk, compile=compile)
         self._inboxes: list[_Inbox] = []
 
     def generate(

@@ -15,6 +15,7 @@ from nanochat_lit.engine.request import Request, check_request
 from nanochat_lit.engine.sampling import row_random, sample_next
 from nanochat_lit.engine.tool_use import ToolRow
 from nanochat_lit.model import GPT, KVCache, SlotCache
+from nanochat_lit.model.slot_cache import LENGTH_STEP
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 
@@ -70,12 +71,22 @@ class SlotEngine:
         tokenizer: The one it was trained with.
         num_slots: Requests that are decoded together at most; each holds a KV cache of the whole context.
         prefill_chunk: Tokens of a prompt read between two decode steps; fewer let neighbours wait less.
+        compile: Compile the decode step, for a fixed number of rows: num_slots, used or not. Pays where many tokens are
+            generated; `warm_up` waits for the compiler.
 
     Raises:
         UserError: If num_slots or prefill_chunk is below 1.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, num_slots: int = 32, prefill_chunk: int = 256) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        num_slots: int = 32,
+        prefill_chunk: int = 256,
+        *,
+        compile: bool = False,  # noqa: A002
+    ) -> None:
         if num_slots < 1 or prefill_chunk < 1:
             raise UserError(f"num_slots is {num_slots} and prefill_chunk {prefill_chunk}; both must be at least 1")
         self.model = model
@@ -83,10 +94,21 @@ class SlotEngine:
         self.num_slots = num_slots
         self.prefill_chunk = prefill_chunk
         self.end_ids = frozenset((tokenizer.special_ids[ASSISTANT_END], tokenizer.bos_id))
+        self.is_compiled = compile
+        if compile:
+            model.compile_for_decoding()
         self._free = list(range(num_slots))[::-1]
         self._prefills: deque[_Prefill] = deque()
         self._rows: list[_Row] = []  # in the order of the cache's slots
         self._caches: tuple[KVCache, SlotCache] | None = None  # one prompt being read; all that are decoded
+
+    def warm_up(self) -> None:
+        """Run a request of no one's, so that what is compiled or allocated at its first use is so before anyone waits."""
+        # long enough for a second shape of the keys, which the compiler meets with a general form
+        prompt = [self.tokenizer.bos_id] * min(8, self.model.config.sequence_len)
+        slot = self.admit(Request(prompt_ids=prompt, max_new_tokens=LENGTH_STEP + 8 if self.is_compiled else 4))
+        while slot not in self._free:
+            self.step()
 
     @property
     def num_free(self) -> int:
@@ -195,7 +217,7 @@ class SlotEngine:
         (plain ones in float32 have not, with several threads). A
         GPU's libraries choose their kernels by the number of rows, so there it is always the same.
         """
-        if self.model.device.type != "cpu":
+        if self.is_compiled or self.model.device.type != "cpu":
             return self.num_slots
         return 1 if self.model.compute_dtype == torch.bfloat16 else 4
 

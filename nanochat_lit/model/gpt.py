@@ -187,6 +187,7 @@ class GPT(nn.Module):
         self.compute_dtype = compute_dtype
         self.set_compute_dtype(compute_dtype)
         self._features: Callable[..., Tensor] = self.features
+        self._decode_states: Callable[..., Tensor] = self._states
         self._loss_kernel = softmax_and_slope
 
     @property
@@ -270,8 +271,33 @@ class GPT(nn.Module):
         choose = partial(choose_attention, kind, num_tokens=length, is_compiling=is_compiling, **facts)
         return choose(is_windowed=False), choose(is_windowed=True)
 
+    def compile_for_decoding(self) -> None:
+        """Compile the step that adds a token to every slot of a SlotCache; the model must not be trained any more.
+
+        On a CPU the compiler packs the weights itself (so they must be plain here, and are kept twice), and fuses what lies
+        between the products. Each number of rows is compiled anew; the number of keys becomes a variable when it first changes.
+
+        Raises:
+            UserError: If the weights are packed already.
+        """
+        if not isinstance(self.lm_head, Linear):
+            raise UserError(
+                "a model whose weights are packed or quantized cannot be compiled; load it without cast_weights"
+            )
+        if self.device.type == "cpu":
+            self._decode_states = torch.compile(self._states, options={"freezing": True})
+        else:
+            self._decode_states = torch.compile(self._states)
+
     def features(self, inputs: Tensor, kv_cache: Cache | None = None) -> Tensor:
         """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids."""
+        if kv_cache is None:
+            return self._states(inputs, None)
+        hidden = (self._decode_states if isinstance(kv_cache, SlotCache) else self._states)(inputs, kv_cache)
+        kv_cache.advance(inputs.shape[1])  # not under the compiler, which would take each length for a constant
+        return hidden
+
+    def _states(self, inputs: Tensor, kv_cache: Cache | None) -> Tensor:
         length = inputs.shape[1]
         cos, sin = self.cos[:length], self.sin[:length]
         if kv_cache is not None:
@@ -291,8 +317,6 @@ class GPT(nn.Module):
                 x = block(x, value_embedding, cos, sin, kv_cache)
             if layer == self.config.n_layer // 2:
                 middle = x
-        if kv_cache is not None:
-            kv_cache.advance(length)
         return norm(x - self.backout_lambda.to(x.dtype) * middle)
 
     def _smear(self, x: Tensor, kv_cache: Cache | None) -> Tensor:

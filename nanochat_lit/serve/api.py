@@ -97,8 +97,7 @@ class ChatAPI(litserve.LitAPI):
                 settings.model, device, settings.compute_dtype, cast_weights=True, quantize=settings.quantize
             )
             engine = Engine(model, tokenizer, num_slots=settings.num_slots)
-            # what is compiled or allocated at the first use is so before anyone waits for it
-            engine.generate([tokenizer.bos_id] * min(8, model.config.sequence_len // 2), max_new_tokens=4)
+            engine.warm_up()
         except UserError as error:
             self.failure = str(error)  # the loop tells the server, which ends with the message
             return

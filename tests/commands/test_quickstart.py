@@ -46,7 +46,8 @@ def check(out, stdout, capsys):
 def run_readme_code(out):
     """What the README says to type in Python works with the export that it says is there."""
     readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    (code,) = [block for block in blocks if "load_export" in block]
     assert "runs/quickstart/export" in code
     exec(code.replace("runs/quickstart", out.as_posix()), {})
 
