@@ -104,11 +104,18 @@ class SlotEngine:
 
     def warm_up(self) -> None:
         """Run a request of no one's, so that what is compiled or allocated at its first use is so before anyone waits."""
-        # long enough for a second shape of the keys, which the compiler meets with a general form
-        prompt = [self.tokenizer.bos_id] * min(8, self.model.config.sequence_len)
-        slot = self.admit(Request(prompt_ids=prompt, max_new_tokens=LENGTH_STEP + 8 if self.is_compiled else 4))
-        while slot not in self._free:
-            self.step()
+        context = self.model.config.sequence_len
+        lengths = {min(8, context - 1)}
+        if self.is_compiled:
+            # the compiler meets every kind of shape: few keys, more of them, windows that are full, the longest
+            windows = [window + LENGTH_STEP for window in self.model.config.windows]
+            lengths |= {
+                min(length, context - 2) for length in (LENGTH_STEP + 8, 2 * LENGTH_STEP + 8, *windows, context)
+            }
+        for length in sorted(lengths):
+            slot = self.admit(Request(prompt_ids=[self.tokenizer.bos_id] * max(1, length), max_new_tokens=2))
+            while slot not in self._free:
+                self.step()
 
     @property
     def num_free(self) -> int:

@@ -284,10 +284,8 @@ class GPT(nn.Module):
             raise UserError(
                 "a model whose weights are packed or quantized cannot be compiled; load it without cast_weights"
             )
-        if self.device.type == "cpu":
-            self._decode_states = torch.compile(self._states, options={"freezing": True})
-        else:
-            self._decode_states = torch.compile(self._states)
+        compiled = torch.compile(self._states)
+        self._decode_states = _with_frozen_weights(compiled) if self.device.type == "cpu" else compiled
 
     def features(self, inputs: Tensor, kv_cache: Cache | None = None) -> Tensor:
         """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids."""
@@ -397,6 +395,17 @@ class GPT(nn.Module):
         """The rows of lm_head that are real tokens, (V, C)."""
         weight = self.lm_head.weight
         return weight if self.config.vocab_size == weight.shape[0] else weight[: self.config.vocab_size]
+
+
+def _with_frozen_weights(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let the compiler, whenever it runs, take weights for constants, which it packs; as an option it would come too late."""
+    from torch._inductor import config
+
+    def call(*args: Any) -> Tensor:
+        with config.patch(freezing=True):
+            return compiled(*args)
+
+    return call
 
 
 def _table(num_rows: int, width: int) -> nn.Embedding:
