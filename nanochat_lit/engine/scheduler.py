@@ -26,7 +26,7 @@ class Emission(Protocol):
         ...
 
 
-class SlotEngine(Protocol):
+class HasSlots(Protocol):
     """What is scheduled: a fixed number of slots, a request in each."""
 
     @property
@@ -99,7 +99,7 @@ class Scheduler:
         Yu et al. 2022, Orca: iteration-level scheduling. https://www.usenix.org/conference/osdi22/presentation/yu
     """
 
-    def __init__(self, engine: SlotEngine, max_queue: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, engine: HasSlots, max_queue: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.engine = engine
         self.max_queue = max_queue
         self._clock = clock
