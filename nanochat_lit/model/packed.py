@@ -20,8 +20,8 @@ from nanochat_lit.common.errors import UserError
 
 Quantization = Literal["int8"]
 
-MIN_PACKED_WEIGHTS = 4096
-"""Smaller matrices (the gates) stay plain: there is nothing to gain."""
+MIN_QUANTIZED_WEIGHTS = 4096
+"""Smaller matrices (the gates of the value embeddings) are packed, but not rounded to 8 bits: there is nothing to gain."""
 
 INT8_ZERO = 128
 """Inputs are stored as uint8 around this: oneDNN's fast kernels take no signed inputs."""
@@ -97,7 +97,7 @@ def can_quantize(device: torch.device) -> bool:
 
 
 def pack_linears(model: nn.Module, quantize: Quantization | None = None) -> None:
-    """Replace a model's large linear layers, in place, by packed or 8-bit ones; elsewhere than on CPU nothing changes.
+    """Replace a model's linear layers, in place, by packed or 8-bit ones; elsewhere than on CPU nothing changes.
 
     Args:
         model: For inference from now on.
@@ -111,8 +111,9 @@ def pack_linears(model: nn.Module, quantize: Quantization | None = None) -> None
         raise UserError(f"quantize: {quantize} needs a CPU with AVX512-VNNI, this is {device}; leave quantize out")
     if not can_pack(device):
         return
-    layer: type[nn.Module] = PackedLinear if quantize is None else Int8Linear
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and child.weight.numel() >= MIN_PACKED_WEIGHTS:
-                setattr(parent, name, layer(child.weight))
+            # one output (the smear gate) is no product of matrices; the model takes its weight for a sum
+            if isinstance(child, nn.Linear) and child.out_features > 1:
+                is_rounded = quantize is not None and child.weight.numel() >= MIN_QUANTIZED_WEIGHTS
+                setattr(parent, name, Int8Linear(child.weight) if is_rounded else PackedLinear(child.weight))

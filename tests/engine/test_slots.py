@@ -1,0 +1,144 @@
+"""Requests that enter and leave a running batch, against the same requests alone."""
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.slots import Emitted, SlotEngine
+from nanochat_lit.model import GPT
+from nanochat_lit.model.packed import can_pack, pack_linears
+from nanochat_lit.tokenizer import Tokenizer
+
+MakeModel = Callable[..., GPT]
+
+
+def requests(count: int) -> list[Request]:
+    """Greedy and sampled ones, prompts shorter and longer than a chunk and a window."""
+    rng = random.Random(0)
+    return [
+        Request(
+            prompt_ids=[rng.randrange(10, 320) for _ in range(rng.choice([1, 5, 40, 150]))],
+            max_new_tokens=rng.choice([1, 3, 30]),
+            temperature=rng.choice([0.0, 0.8, 1.2]),
+            top_k=rng.choice([None, 20]),
+            top_p=rng.choice([1.0, 0.9]),
+            seed=number,
+            logprobs=number % 2 == 0,
+        )
+        for number in range(count)
+    ]
+
+
+def run_alone(engine: SlotEngine, request: Request) -> list[Emitted]:
+    slot = engine.admit(request)
+    tokens: list[Emitted] = []
+    while not tokens or tokens[-1].finish_reason is None:
+        tokens += engine.step()
+        assert all(token.slot == slot for token in tokens)
+    return tokens
+
+
+def run_mixed(engine: SlotEngine, wanted: Sequence[Request], seed: int) -> dict[int, list[Emitted]]:
+    """All requests, admitted at random steps; some that nobody wants come and are released on the way."""
+    rng = random.Random(seed)
+    waiting, owners = list(range(len(wanted))), {}
+    got: dict[int, list[Emitted]] = defaultdict(list)
+    intruders: set[int] = set()
+    while waiting or owners:
+        while waiting and engine.num_free and rng.random() < 0.6:
+            number = waiting.pop(0)
+            owners[engine.admit(wanted[number])] = number
+        if engine.num_free and rng.random() < 0.3:
+            intruders.add(engine.admit(Request(prompt_ids=[5] * rng.randrange(1, 200), max_new_tokens=50)))
+        if intruders and rng.random() < 0.3:
+            engine.release(intruders.pop())
+        for token in engine.step():
+            if token.slot in owners:
+                got[owners[token.slot]].append(token)
+                if token.finish_reason:
+                    del owners[token.slot]
+            elif token.finish_reason:
+                intruders.discard(token.slot)
+    for slot in intruders:
+        engine.release(slot)
+    return got
+
+
+@pytest.mark.skipif(not can_pack(torch.device("cpu")), reason="needs oneDNN")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_request_says_the_same_in_any_company(
+    random_model: MakeModel, tokenizer: Tokenizer, dtype: torch.dtype
+) -> None:
+    model = random_model(sequence_len=200, n_layer=3, n_embd=128, window_pattern="SL")
+    model.set_compute_dtype(dtype, cast_weights=True)
+    pack_linears(model)
+    wanted = requests(14)
+    lonely = SlotEngine(model, tokenizer, num_slots=1, prefill_chunk=64)
+    expected = [run_alone(lonely, request) for request in wanted]
+    engine = SlotEngine(model, tokenizer, num_slots=5, prefill_chunk=64)
+    for seed in range(2):
+        got = run_mixed(engine, wanted, seed)
+        for number, tokens in enumerate(expected):
+            assert [token._replace(slot=0) for token in got[number]] == [token._replace(slot=0) for token in tokens]
+        assert engine.num_free == 5
+    assert {tokens[-1].finish_reason for tokens in expected} >= {"length"}
+
+
+def test_logprobs_are_those_of_the_full_forward(random_model: MakeModel, tokenizer: Tokenizer) -> None:
+    model = random_model(sequence_len=64)
+    prompt = [11, 12, 13]
+    tokens = run_alone(
+        SlotEngine(model, tokenizer),
+        Request(prompt_ids=prompt, max_new_tokens=8, temperature=1.0, seed=3, logprobs=True),
+    )
+    said = [token.token_id for token in tokens]
+    logprobs = model(torch.tensor([prompt + said]))[0].log_softmax(dim=-1)
+    expected = [logprobs[len(prompt) - 1 + i, token].item() for i, token in enumerate(said)]
+    assert [token.logprob for token in tokens] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_stop_string_ends_the_answer_before_it(random_model: MakeModel, tokenizer: Tokenizer) -> None:
+    engine = SlotEngine(random_model(sequence_len=64), tokenizer)
+    settings = Request(prompt_ids=[11, 12], max_new_tokens=40, temperature=1.5, seed=1)
+    whole = "".join(piece.text for token in run_alone(engine, settings) for piece in token.pieces)
+    stop = whole[10:13]
+    tokens = run_alone(engine, Request(**{**vars(settings), "stop": (stop,)}))
+    assert "".join(piece.text for token in tokens for piece in token.pieces) == whole[: whole.index(stop)]
+    assert tokens[-1].finish_reason == "stop"
+
+
+def test_a_prompt_is_read_in_chunks_between_the_steps_of_others(random_model: MakeModel, tokenizer: Tokenizer) -> None:
+    engine = SlotEngine(random_model(sequence_len=200), tokenizer, num_slots=2, prefill_chunk=50)
+    first = engine.admit(Request(prompt_ids=[7], max_new_tokens=100))
+    engine.step()
+    second = engine.admit(Request(prompt_ids=[9] * 120, max_new_tokens=5))
+    steps = [[token.slot for token in engine.step()] for _ in range(4)]
+    assert [sorted(slots) for slots in steps] == [[first], [first], sorted([first, second]), sorted([first, second])]
+
+
+def test_what_is_released_while_it_is_read_leaves_nothing_behind(random_model: MakeModel, tokenizer: Tokenizer) -> None:
+    engine = SlotEngine(random_model(sequence_len=200), tokenizer, num_slots=2, prefill_chunk=50)
+    wanted = Request(prompt_ids=list(range(20, 90)), max_new_tokens=20)
+    expected = run_alone(engine, wanted)
+    half_read = engine.admit(Request(prompt_ids=[9] * 120))
+    engine.step()
+    engine.release(half_read)
+    assert [token.token_id for token in run_alone(engine, wanted)] == [token.token_id for token in expected]
+    engine.release(half_read)  # once more is no mistake
+    assert engine.num_free == 2
+
+
+def test_more_requests_than_slots_are_refused(random_model: MakeModel, tokenizer: Tokenizer) -> None:
+    engine = SlotEngine(random_model(), tokenizer, num_slots=1)
+    engine.admit(Request(prompt_ids=[1]))
+    with pytest.raises(UserError, match="all 1 slots are in use"):
+        engine.admit(Request(prompt_ids=[1]))
+    with pytest.raises(UserError, match="num_slots is 0"):
+        SlotEngine(random_model(), tokenizer, num_slots=0)
+    with pytest.raises(UserError, match="stop takes up to"):
+        engine.check(Request(prompt_ids=[1], stop=("",)))
