@@ -81,7 +81,6 @@ class Engine(SlotEngine):
         Raises:
             UserError: If the prompt is empty, foreign or longer than the context, or a setting is impossible.
         """
-        _check_samples(num_samples)
         request = Request(
             prompt_ids=prompt_ids,
             max_new_tokens=max_new_tokens,
@@ -140,6 +139,7 @@ class Engine(SlotEngine):
 
     def run(self, requests: Sequence[Request], num_samples: int = 1) -> list[list[Emitted]]:
         """The same as `complete` with all that is known of each token, the ending one included; more rows than slots take turns."""
+        _check_samples(num_samples)
         for request in requests:
             self.check(request)
         completions: list[list[Emitted]] = [[] for _ in range(len(requests) * num_samples)]
@@ -207,25 +207,6 @@ class Engine(SlotEngine):
         if num_samples > self.num_free:
             raise UserError(f"{num_samples} samples need as many slots, {self.num_free} are free; raise num_slots")
         return self._lockstep(request, num_samples)
-
-    def stream_one(self, request: Request) -> Iterator[Emitted]:
-        """One request, token by token.
-
-        Raises:
-            UserError: If it cannot be served, when called, not at the first step.
-        """
-        self.check(request)
-        return self._tokens(request)
-
-    def _tokens(self, request: Request) -> Iterator[Emitted]:
-        inbox = _Inbox(slots=[])
-        self._inboxes.append(inbox)
-        try:
-            self._watch(inbox, self._admit(request, 1))
-            while inbox.slots:
-                yield from self._next_tokens(inbox)
-        finally:  # also when the reader stops listening
-            self._close(inbox)
 
     def _lockstep(self, request: Request, num_samples: int) -> Iterator[tuple[list[int], list[int]]]:
         inbox = _Inbox(slots=[])
