@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import difflib
 import inspect
+import json
 import os
 import re
 import sys
@@ -55,10 +56,14 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         "measure speed: of the engine alone, of a server and its clients",
     ),
     "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
+    "report": ("nanochat_lit.commands.report:report", "a page on one run or several: curves, scores, samples, cost"),
 }
 
 # short options, which a function signature cannot name: verb -> {short: long}
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
+
+# options that may be given without their name, as the first words: verb -> (option, whether it takes all of them)
+FIRST_WORDS = {"report": ("--runs", True)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,6 +135,7 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
     shorts = SHORT_OPTIONS.get(" ".join(words), {})
+    args = _name_first_words(args, FIRST_WORDS.get(" ".join(words)))
     try:
         auto_cli(
             function,
@@ -161,6 +167,17 @@ def _expand_short_options(args: list[str], short_options: dict[str, str]) -> lis
             value = next(rest, None)
         expanded.append(arg if option is None or value is None else f"{option}={value}")
     return expanded
+
+
+def _name_first_words(args: list[str], option: tuple[str, bool] | None) -> list[str]:
+    """Give the words before the first option the name of the option that they are meant for."""
+    count = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args))
+    if option is None or not count:
+        return args
+    name, takes_all = option
+    if takes_all:
+        return [f"{name}={json.dumps(args[:count])}", *args[count:]]
+    return [f"{name}={args[0]}", *args[1:]]
 
 
 def _complete_flags(args: list[str], function: Callable[..., Any]) -> list[str]:

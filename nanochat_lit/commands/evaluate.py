@@ -2,9 +2,11 @@
 
 import itertools
 from json import dumps
+from pathlib import Path
 from typing import Any, Literal
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import write_json
 
 
 def bpb(
@@ -15,6 +17,7 @@ def bpb(
     device: str | None = None,
     compute_dtype: str = "auto",
     quantize: Literal["int8"] | None = None,
+    out: str | None = None,
     json: bool = False,
 ) -> None:
     """Bits per byte of the documents of a file or folder, every document whole.
@@ -27,6 +30,7 @@ def bpb(
         device: cpu, cuda or mps; null is the fastest there is.
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 measures the model as it is with 8-bit matrices (CPU); null does not round.
+        out: Folder that gets bpb.json, such as runs/X/export_evaluation, where `report` finds it; null writes no file.
         json: Print the result as JSON alone.
     """
     from nanochat_lit.data.shards import documents
@@ -36,8 +40,11 @@ def bpb(
     texts = documents(data)  # first, because a wrong path shows at once
     gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
     result = evaluate_documents(gpt, tokenizer, texts, max_docs, micro_batch_size)
+    whole = {**result, "model": model, "data": data}
+    if out is not None:
+        write_json(Path(out) / "bpb.json", whole)
     if json:
-        print(dumps({**result, "model": model, "data": data}))
+        print(dumps(whole))
         return
     print(
         f"{result['bpb']:.4f} bits per byte: {result['documents']:,} documents, {result['tokens']:,} tokens, "
@@ -90,6 +97,7 @@ def tiny_world(
     seed: int = 0,
     max_new_tokens: int = 128,
     show_failures: int = 3,
+    out: str | None = None,
     json: bool = False,
 ) -> None:
     """Accuracy by category on held-out questions of the tiny world, answered greedily.
@@ -102,6 +110,7 @@ def tiny_world(
         seed: Of the generated items.
         max_new_tokens: Longest answer in tokens.
         show_failures: How many wrong answers to print per category.
+        out: Folder that gets tiny_world.json, such as runs/X/export_evaluation, where `report` finds it; null writes no file.
         json: Print the result as JSON alone, every failure included.
     """
     from nanochat_lit.data.tiny_world import examination
@@ -114,6 +123,8 @@ def tiny_world(
         raise UserError(f"per_category is {per_category}; it must be at least 1")
     items = TinyWorldTask.load(data).items if data is not None else examination(split, seed, per_category)
     result = examine(Engine(*load_export(model, cast_weights=True)), items, max_new_tokens)
+    if out is not None:
+        write_json(Path(out) / "tiny_world.json", result)
     if json:
         print(dumps(result))
         return

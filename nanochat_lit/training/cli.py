@@ -26,6 +26,7 @@ from nanochat_lit.training.callbacks.progress import RunProgress
 from nanochat_lit.training.callbacks.rank_state import RankState
 from nanochat_lit.training.callbacks.run_start import RunStart
 from nanochat_lit.training.callbacks.samples import SampleWriter
+from nanochat_lit.training.callbacks.session_record import SessionRecord
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, load, resolve
 from nanochat_lit.training.compiling import keep_compile_cache
 from nanochat_lit.training.launch import check_launch, reported_once
@@ -129,6 +130,11 @@ class NanochatCLI(LightningCLI):
             "A loss that is no finite number always stops the run.",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse them, and keep them as they were given."""
+        self._arguments = list(args or [])
+        super().parse_arguments(parser, args)
+
     def _parse_ckpt_path(self) -> None:
         """Do not read the whole checkpoint in search of hyper-parameters, as Lightning does: the recipe has them."""
 
@@ -190,6 +196,7 @@ class NanochatCLI(LightningCLI):
         callbacks = [
             RankState(),
             RunStart(),
+            SessionRecord(["nanochat-lit", *self._arguments]),
             RunProgress(log_every),
             LossGuard(margin, log_every),
             SampleWriter(),
