@@ -133,7 +133,7 @@ class NanochatCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse them, and keep them as they were given."""
         self._arguments = list(args or [])
-        super().parse_arguments(parser, args)
+        super().parse_arguments(parser, [_find_recipe(argument) for argument in self._arguments])
 
     def _parse_ckpt_path(self) -> None:
         """Do not read the whole checkpoint in search of hyper-parameters, as Lightning does: the recipe has them."""
@@ -317,8 +317,7 @@ def main(argv: Sequence[str]) -> int:
     with warnings.catch_warnings(), reported_once(), _user_errors_unwrapped():
         for pattern in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", pattern)
-        argv = [_find_recipe(argument) for argument in argv]
-        _check_recipes(argv)
+        _check_recipes([_find_recipe(argument) for argument in argv])
         NanochatCLI(
             LightningModule,
             LightningDataModule,
@@ -330,7 +329,7 @@ def main(argv: Sequence[str]) -> int:
             seed_everything_default=42,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=argv,
+            args=list(argv),
             parser_kwargs={"prog": "nanochat-lit", "exit_on_error": False},
         )
     sys.stderr.flush()
