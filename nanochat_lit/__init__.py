@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nanochat_lit.optim.muon_adamw import MuonAdamW
     from nanochat_lit.optim.param_groups import param_groups
     from nanochat_lit.tokenizer.chat import Conversation, render_conversation, render_for_completion
-    from nanochat_lit.tokenizer.sentencepiece_bpe import Tokenizer
+    from nanochat_lit.tokenizer.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _HOMES = {
     "GPT": "nanochat_lit.model.gpt",
     "GPTConfig": "nanochat_lit.model.config",
     "MuonAdamW": "nanochat_lit.optim.muon_adamw",
-    "Tokenizer": "nanochat_lit.tokenizer.sentencepiece_bpe",
+    "Tokenizer": "nanochat_lit.tokenizer.tokenizer",
     "UserError": "nanochat_lit.common.errors",
     "load_export": "nanochat_lit.engine.export",
     "param_groups": "nanochat_lit.optim.param_groups",

@@ -145,7 +145,7 @@ def test_damaged_or_foreign_files_are_refused(tokenizer, tmp_path):
         tokenizer.save(tmp_path)
         return tmp_path / "tokenizer.model", tmp_path / "tokenizer.json"
 
-    with pytest.raises(UserError, match=r"no tokenizer\.model"):
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
         Tokenizer.load(tmp_path / "nothing")
     model, description = saved()
     model.write_bytes(model.read_bytes()[:-5])
