@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def _check_vocabulary(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replaced_whole(target: Path, known_names: Collection[str]) -> Iterator[Path]:
+def replaced_whole(target: Path, known_names: set[str]) -> Iterator[Path]:
     """A temporary sibling folder that takes the target's name when the block ends without an error.
 
     Args:

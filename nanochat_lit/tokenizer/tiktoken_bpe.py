@@ -59,11 +59,15 @@ class TiktokenTokenizer(Tokenizer):
             raise UserError(f"no {RANKS_FILE} in '{folder}'; copy both files of the tokenizer")
         pattern, special_tokens = description.get("pattern"), description.get("special_ids")
         if not isinstance(pattern, str) or not isinstance(special_tokens, dict):
-            raise UserError(f"'{folder / JSON_FILE}' has no pattern or special_ids; copy both files of the tokenizer again")
+            raise UserError(
+                f"'{folder / JSON_FILE}' has no pattern or special_ids; copy both files of the tokenizer again"
+            )
         try:
             ranks = _parse_ranks(path.read_bytes())
         except (ValueError, binascii.Error):
-            raise UserError(f"'{path}' is not a list of tokens in base64; copy both files of the tokenizer again") from None
+            raise UserError(
+                f"'{path}' is not a list of tokens in base64; copy both files of the tokenizer again"
+            ) from None
         tokenizer = cls(pattern, ranks, special_tokens)
         if tokenizer.fingerprint != description.get("fingerprint"):
             raise UserError(
