@@ -9,10 +9,12 @@ Layout of the ids, the same for every vocabulary size:
 
 Every id stands for a fixed string of bytes (none for 0 to 9), and decoding joins them; so lengths in bytes are exact
 for every text, and decoding any sequence of ids is defined. sentencepiece writes a space as U+2581 and would read a
-real U+2581 as a space: text is cut at that character, which is emitted as its three bytes.
+real U+2581 as a space: text is cut at that character, which is emitted as its three bytes. Where no piece holds a space,
+because the corpus has next to none, text is cut at spaces too.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +29,6 @@ from nanochat_lit.tokenizer.training import FIRST_BYTE_ID, NUM_BYTES, UNK_ID, tr
 
 MODEL_FILE = "tokenizer.model"
 _SPACE_MARK = "\u2581"
-_SPACE_MARK_IDS = [FIRST_BYTE_ID + byte for byte in _SPACE_MARK.encode("utf-8")]
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -41,6 +42,8 @@ class SentencePieceTokenizer(Tokenizer):
             token_bytes = _piece_bytes(self._processor)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"this is not a tokenizer of nanochat-lit: {error}; train one or give its folder") from None
+        has_space = self._processor.PieceToId(_SPACE_MARK) != UNK_ID
+        self._cut_at = _SPACE_MARK if has_space else f"{_SPACE_MARK} "  # else a space would come back as U+2581
         super().__init__(token_bytes, {token: index for index, token in enumerate(SPECIAL_TOKENS)})
 
     @classmethod
@@ -101,30 +104,31 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str, prepend_bos: bool = False) -> list[int]:
         """As in `Tokenizer`."""
-        if _SPACE_MARK in text:
-            token_ids = self._encode_with_space_marks(text)
-        else:
-            token_ids = self._processor.EncodeAsIds(utf8(text))
+        token_ids = self._encode_in_parts(text) if self._is_cut(text) else self._processor.EncodeAsIds(utf8(text))
         return [self.bos_id, *token_ids] if prepend_bos else token_ids
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
         """As in `Tokenizer`."""
-        plain = [b"" if _SPACE_MARK in text else utf8(text, index) for index, text in enumerate(texts)]
+        plain = [b"" if self._is_cut(text) else utf8(text, index) for index, text in enumerate(texts)]
         if not plain:
             return []
         batch = self._processor.Encode(plain, out_type=int, num_threads=max(1, num_threads))
         for index, text in enumerate(texts):
-            if _SPACE_MARK in text:
-                batch[index] = self._encode_with_space_marks(text, index)
+            if self._is_cut(text):
+                batch[index] = self._encode_in_parts(text, index)
         return batch
 
-    def _encode_with_space_marks(self, text: str, index: int | None = None) -> list[int]:
+    def _is_cut(self, text: str) -> bool:
+        return any(character in text for character in self._cut_at)
+
+    def _encode_in_parts(self, text: str, index: int | None = None) -> list[int]:
         utf8(text, index)  # an error must count characters from the start of the whole text
         token_ids: list[int] = []
-        for number, segment in enumerate(text.split(_SPACE_MARK)):
-            if number:
-                token_ids += _SPACE_MARK_IDS
-            token_ids += self._processor.EncodeAsIds(utf8(segment))
+        for segment in re.split(f"([{self._cut_at}])", text):
+            if segment and segment in self._cut_at:
+                token_ids += [FIRST_BYTE_ID + byte for byte in segment.encode()]
+            else:
+                token_ids += self._processor.EncodeAsIds(utf8(segment))
         return token_ids
 
     def __reduce__(self) -> tuple[type["SentencePieceTokenizer"], tuple[bytes]]:
