@@ -68,7 +68,14 @@ class NanochatLitConfig(PreTrainedConfig):
         self.value_gate_scale = value_gate_scale
         self.final_logit_softcapping = final_logit_softcapping
         self.use_cache = True
-        for derived in ("intermediate_size", "num_hidden_layers", "head_dim", "sliding_window", "layer_types", "use_cache"):
+        for derived in (
+            "intermediate_size",
+            "num_hidden_layers",
+            "head_dim",
+            "sliding_window",
+            "layer_types",
+            "use_cache",
+        ):
             kwargs.pop(derived, None)  # a saved config names them too
         super().__init__(tie_word_embeddings=kwargs.pop("tie_word_embeddings", False), **kwargs)
 

@@ -70,16 +70,30 @@ class NanochatLitCachedAttention(nn.Module):
         self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None, **kwargs: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Store keys and values (B, Hkv, T, D), and attend with queries (B, H, T, D) to all of them; (B, T, H, D)."""
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
-        attention: Callable[..., Any] = eager_attention_forward
-        if self.config._attn_implementation != "eager":
-            attention = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        attention: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         return attention(
-            self, q, k, v, attention_mask, dropout=0.0, scaling=self.scaling, sliding_window=self.sliding_window, **kwargs
+            self,
+            q,
+            k,
+            v,
+            attention_mask,
+            dropout=0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
         )
 
 
@@ -209,6 +223,11 @@ class NanochatLitPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations; transformers would take that of the first parameter, a scalar kept in float32."""
+        return self.get_input_embeddings().weight.dtype
+
     def _init_weights(self, module: nn.Module) -> None:
         """Small random weights for models that are not loaded; those to be trained come from nanochat-lit."""
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -265,7 +284,9 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
             ValueError: If embeddings are given in place of token ids, which the value embeddings need.
         """
         if input_ids is None or inputs_embeds is not None:
-            raise ValueError("give input_ids: this model looks up value embeddings by token, inputs_embeds are not enough")
+            raise ValueError(
+                "give input_ids: this model looks up value embeddings by token, inputs_embeds are not enough"
+            )
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
