@@ -77,7 +77,8 @@ class NanochatLitConfig(PreTrainedConfig):
             "use_cache",
         ):
             kwargs.pop(derived, None)  # a saved config names them too
-        super().__init__(tie_word_embeddings=kwargs.pop("tie_word_embeddings", False), **kwargs)
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
 
     def has_value_embedding(self, layer: int) -> bool:
         """Whether this block adds a value embedding: every second one, the last always."""

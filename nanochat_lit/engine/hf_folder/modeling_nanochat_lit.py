@@ -38,7 +38,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -82,7 +82,7 @@ class NanochatLitCachedAttention(nn.Module):
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         attention: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            str(self.config._attn_implementation), eager_attention_forward
         )
         return attention(
             self,
@@ -226,7 +226,8 @@ class NanochatLitPreTrainedModel(PreTrainedModel):
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations; transformers would take that of the first parameter, a scalar kept in float32."""
-        return self.get_input_embeddings().weight.dtype
+        embedding: Any = self.get_input_embeddings()
+        return embedding.weight.dtype
 
     def _init_weights(self, module: nn.Module) -> None:
         """Small random weights for models that are not loaded; those to be trained come from nanochat-lit."""
@@ -256,6 +257,11 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
         self.previous_token = NanochatLitPreviousToken(config, config.n_layer)
         self.gradient_checkpointing = False
         self.post_init()
+
+    @property
+    def blocks(self) -> list[Any]:
+        """The transformer layers, first to last."""
+        return list(self.transformer["h"])  # type: ignore[arg-type]
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
@@ -301,7 +307,7 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
         first, middle = x, x
         rotary = self._rotary(position_ids, x.dtype)
         states, attentions = [x], []
-        for layer, block in enumerate(self.transformer["h"]):
+        for layer, block in enumerate(self.blocks):
             x = self.resid_lambdas[layer] * x + self.x0_lambdas[layer] * first
             table = self.value_embeds[str(layer)] if self.config.has_value_embedding(layer) else None
             value_embedding = None if table is None else table(input_ids)
