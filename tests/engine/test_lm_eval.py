@@ -45,9 +45,7 @@ def _ours(export: Path, rows: list[dict]) -> float:
 
 @pytest.mark.slow
 def test_a_local_task(tmp_path, random_model, tokenizer):
-    pytest.importorskip(
-        "lm_eval", reason="large: pip install 'lm_eval[hf]' to run this"
-    )
+    pytest.importorskip("lm_eval", reason="large: pip install 'lm_eval[hf]' to run this")
     save_export(tmp_path / "export", random_model(sequence_len=256), tokenizer)
     export_hf(tmp_path / "export", tmp_path / "hf")
     rng = random.Random(0)
