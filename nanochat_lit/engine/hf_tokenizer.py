@@ -2,6 +2,7 @@
 
 * sentencepiece BPE: pieces keep their spaces as spaces, so that a real U+2581 is what it is to ours, three bytes. A merge
   there is any pair of neighbours whose joined text is a piece; here every such pair is listed, in the order of the pieces.
+  Ids that do not make UTF-8 decode to one U+FFFD a byte, to ours one a broken character.
 * tiktoken BPE: words are cut by the same pattern, bytes are written as the printable characters that GPT-2 chose for them, and
   the one merge that makes a token is found by doing the merges before it.
 
@@ -33,7 +34,8 @@ from nanochat_lit.tokenizer.training import FIRST_BYTE_ID, NUM_BYTES, UNK_ID
 PARTING_MARK = "\U0010fffe\U0010ffff\U0010fffe"
 """Noncharacters, which Unicode keeps out of texts."""
 
-UNKNOWN = "<unk>"
+UNKNOWN = ""
+"""Name of sentencepiece's unknown token, which no text encodes to and which stands for no bytes."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -143,7 +145,7 @@ def _sentencepiece_parts(tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
-        "model": _bpe(vocab, merges, unk_token=UNKNOWN, byte_fallback=True, ignore_merges=False),
+        "model": _bpe(vocab, merges, unk_token=None, byte_fallback=True, ignore_merges=False),
     }
 
 

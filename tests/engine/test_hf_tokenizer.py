@@ -79,6 +79,11 @@ def test_special_tokens(pairs):
         assert theirs.decode(ids, skip_special_tokens=True) == "the cat"
         assert theirs("<|bos|>x", add_special_tokens=False)["input_ids"] == [ours.bos_id, *ours.encode("x")]
         assert theirs.padding_side == "left"
+        for index in range(ours.vocab_size):  # every token that is whole characters, the unknown one included
+            if (piece := ours.bytes_of(index).decode("utf-8", "replace")).count(
+                "\ufffd"
+            ) == 0 and index not in theirs.all_special_ids:
+                assert theirs.decode([index]) == piece
 
 
 TEXTS = st.one_of(
