@@ -46,6 +46,10 @@ def load(folder, **options):
     return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **options).eval()
 
 
+def cache_of(output):
+    return output["cache" if "cache" in output else "past_key_values"]  # renamed in transformers 5.24
+
+
 def test_logits_are_equal(pair):
     export, folder = pair
     ours, _ = load_export(export, "cpu", "float32")
@@ -59,7 +63,7 @@ def test_logits_are_equal(pair):
             torch.testing.assert_close(theirs(inputs).logits, expected, atol=1e-4, rtol=0)
         pieces = [theirs(inputs[:, :50])]
         for start, end in ((50, 51), (51, 52), (52, 256)):
-            pieces.append(theirs(inputs[:, start:end], past_key_values=pieces[0].past_key_values))
+            pieces.append(theirs(inputs[:, start:end], past_key_values=cache_of(pieces[0])))
     torch.testing.assert_close(torch.cat([p.logits for p in pieces], dim=1), expected[:, :256], atol=1e-4, rtol=0)
     labels = inputs.clone()
     labels[:, :9] = -100
@@ -74,10 +78,10 @@ def test_the_smear_is_noticed(pair):
     inputs = torch.randint(0, 300, (1, 40))
     with torch.no_grad():
         first = theirs(inputs[:, :30])
-        with_it = theirs(inputs[:, 30:31], past_key_values=first.past_key_values).logits
+        with_it = theirs(inputs[:, 30:31], past_key_values=cache_of(first)).logits
         again = theirs(inputs[:, :30])
         theirs.model.previous_token.forward = lambda ids, *_, **__: ids
-        without = theirs(inputs[:, 30:31], past_key_values=again.past_key_values).logits
+        without = theirs(inputs[:, 30:31], past_key_values=cache_of(again)).logits
     assert (with_it - without).abs().max() > 1e-2
 
 
@@ -96,7 +100,7 @@ def test_in_bfloat16(pair):
         theirs.model.previous_token.forward = lambda *args, **options: seen.append(inner(*args, **options)) or seen[-1]
         theirs(inputs)
     assert torch.equal(seen[0][:, 1:], inputs[:, :-1])  # ids survive the rounding
-    options = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None, "disable_compile": True}
+    options = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": [10**6], "disable_compile": True}
     static = theirs.generate(inputs[:, :20], cache_implementation="static", **options)
     assert static.shape == (1, 28)
 
@@ -127,7 +131,7 @@ def _until(token_ids, ends):
 def test_every_cache_gives_the_same_tokens(pair):
     theirs = load(pair[1])
     prompt = torch.tensor([[0, 5, 301, 302, 17]])
-    options = {"do_sample": False, "max_new_tokens": 24, "eos_token_id": None}
+    options = {"do_sample": False, "max_new_tokens": 24, "eos_token_id": [10**6]}
     plain = theirs.generate(prompt, use_cache=False, **options)
     for extra in ({}, {"cache_implementation": "static", "disable_compile": True}, {"prompt_lookup_num_tokens": 4}):
         assert torch.equal(theirs.generate(prompt, **options, **extra), plain), extra
@@ -159,7 +163,8 @@ def test_the_way_back_loses_nothing(pair, tmp_path):
 def test_the_way_back_after_training_in_transformers(pair, tmp_path):
     export, folder = pair
     theirs = load(folder).train()
-    theirs.activation_checkpointing_enable()
+    checkpointing = "activation_checkpointing_enable"  # its name since 5.20
+    getattr(theirs, checkpointing if hasattr(theirs, checkpointing) else "gradient_checkpointing_enable")()
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1)
     inputs = torch.randint(0, 300, (2, 60))
     losses = []

@@ -29,7 +29,7 @@ class NanochatLitConfig(PreTrainedConfig):
     """
 
     model_type = "nanochat_lit"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (the name and form that transformers knows)
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012 (the name and form that transformers knows)
 
     def __init__(  # noqa: PLR0913 (a field each)
         self,

@@ -24,6 +24,8 @@ POSITION_BITS = 20
 ID_DIGITS = 3
 DIGIT_BITS = 8
 """A token id is remembered as digits below 256, which bfloat16 holds exactly."""
+CACHE_FIELD = {True: "cache", False: "past_key_values"}["cache" in BaseModelOutputWithPast.__dataclass_fields__]
+"""What outputs call the cache: it was renamed in transformers 5.24."""
 
 
 def norm(x: Tensor) -> Tensor:
@@ -215,7 +217,7 @@ class NanochatLitPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["NanochatLitBlock"]  # noqa: RUF012 (transformers' names and forms, here and below)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = ["resid_lambdas", "x0_lambdas"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -278,6 +280,7 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
         attention_mask: Tensor | dict[str, Any] | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool = False,
@@ -293,6 +296,7 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
             raise ValueError(
                 "give input_ids: this model looks up value embeddings by token, inputs_embeds are not enough"
             )
+        past_key_values = past_key_values if cache is None else cache  # its name from transformers 5.24 on
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
@@ -320,7 +324,7 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
         x = norm(x - self.backout_lambda.to(x.dtype) * middle)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=past_key_values,
+            **{CACHE_FIELD: past_key_values},
             hidden_states=(*states[:-1], x) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
@@ -349,11 +353,11 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
     ) -> dict[str, Tensor | None]:
         if isinstance(attention_mask, dict):  # `generate` has made them for a static cache
             return attention_mask
-        about: dict[str, Any] = {"config": self.config, "inputs_embeds": x, "attention_mask": attention_mask}
-        about |= {"past_key_values": past_key_values, "position_ids": position_ids}
+        # by position: the fourth has had other names in other versions
+        about = (self.config, x, attention_mask, past_key_values)
         return {
-            "full_attention": create_causal_mask(**about),
-            "sliding_attention": create_sliding_window_causal_mask(**about),
+            "full_attention": create_causal_mask(*about, position_ids=position_ids),
+            "sliding_attention": create_sliding_window_causal_mask(*about, position_ids=position_ids),
         }
 
     def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -405,7 +409,7 @@ class NanochatLitForCausalLM(NanochatLitPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE_FIELD: outputs.get(CACHE_FIELD)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
