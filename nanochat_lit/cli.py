@@ -55,10 +55,19 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         "measure speed: of the engine alone, of a server and its clients",
     ),
     "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
+    "export": ("nanochat_lit.commands.export:export", "write an export in another format: a folder for Hugging Face"),
+    "import-hf": ("nanochat_lit.commands.import_hf:import_hf", "make an export of a folder that `export` wrote"),
+    "import-nanochat": (
+        "nanochat_lit.commands.import_nanochat:import_nanochat",
+        "make an export of a nanochat checkpoint and its tokenizer",
+    ),
 }
 
 # short options, which a function signature cannot name: verb -> {short: long}
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
+
+# verbs with one obvious object, which needs no name: verb -> the option that a first bare word stands for
+FIRST_WORDS = {"import-hf": "--folder", "import-nanochat": "--folder"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,6 +139,9 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
     shorts = SHORT_OPTIONS.get(" ".join(words), {})
+    first_word = FIRST_WORDS.get(words[0])
+    if first_word and args and not args[0].startswith("-"):
+        args = [f"{first_word}={args[0]}", *args[1:]]
     try:
         auto_cli(
             function,
@@ -138,7 +150,8 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
             as_positional=False,  # a position would change its meaning when a signature grows; every value has a name
             allow_abbrev=False,  # `--temp` would change its meaning when an option is added
             exit_on_error=False,  # raise, instead of printing the usage of every option
-            epilog="; ".join(f"{short} is short for {long}" for short, long in shorts.items()),
+            epilog="; ".join(f"{short} is short for {long}" for short, long in shorts.items())
+            or (f"the first word may stand without {first_word}" if first_word else ""),
         )
     except argparse.ArgumentError as error:
         return _fail(_shorten(str(error)), hint=f"{' '.join(words)} --help")

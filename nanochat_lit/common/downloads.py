@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.file_lock import lock_file
 from nanochat_lit.common.paths import atomic_write
 
 NUM_ATTEMPTS = 5
@@ -33,11 +34,9 @@ def locked(path: Path) -> Iterator[None]:
     Args:
         path: The lock file, kept.
     """
-    import fcntl  # not on Windows; there nothing needs downloads at the same time
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_file(file)
         yield
 
 

@@ -46,7 +46,7 @@ def test_user_errors(corpus, tmp_path):
     with pytest.raises(UserError, match="is too large"):
         train(str(corpus), str(tmp_path / "out"), vocab_size=8192)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match=r"no tokenizer\.model"):
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
         evaluate(str(tmp_path), str(corpus))
     with pytest.raises(UserError, match="max_docs is 0"):
         evaluate(str(tmp_path), str(corpus), max_docs=0)

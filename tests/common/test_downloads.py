@@ -4,8 +4,10 @@ import functools
 import hashlib
 import http.server
 import itertools
+import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -104,3 +106,18 @@ def test_one_at_a_time_is_in_a_lock(tmp_path):
         thread.join()
     assert len(spans) == 3
     assert all(after[0] >= before[1] for before, after in itertools.pairwise(spans))
+
+
+def test_the_lock_where_there_is_no_fcntl(tmp_path, monkeypatch):
+    """Windows' call gives up after ten seconds and is asked again."""
+    answers = [OSError("held"), OSError("held"), None]
+
+    def locking(number, mode, num_bytes):
+        assert (mode, num_bytes) == (1, 1)
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_LOCK=1))
+    with locked(tmp_path / "lock"):
+        assert answers == []

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nanochat_lit.common.hardware import peak_flops_per_s
-from nanochat_lit.common.peak_memory import peak_memory_bytes
+from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
 from nanochat_lit.optim import global_grad_norm
 from nanochat_lit.training.callbacks.step_callback import StepCallback
 from nanochat_lit.training.progress_line import ProgressLine, bar, duration
@@ -162,7 +162,7 @@ class RunProgress(StepCallback):
             tokens, median_s = num_steps * module.plan.tokens_per_step, self.times.median_s()
             parts += [f"{tokens:,} tokens", f"{tokens * module.plan.flops_per_token:.3g} FLOPs"]
             parts += self._speed_parts(trainer, module, module.plan.tokens_per_step / median_s)
-        parts.append(f"peak memory {peak_memory_bytes(module.device) / 2**30:.2f} GiB")
+        parts.append(f"peak memory {memory_text(peak_memory_bytes(module.device))}")
         self.line.keep(" | ".join(parts))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
