@@ -33,7 +33,10 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         {"train": "nanochat_lit.commands.tokenizer:train", "evaluate": "nanochat_lit.commands.tokenizer:evaluate"},
         "train a tokenizer; compare its compression with others",
     ),
-    "data": ({"generate": "nanochat_lit.commands.data:generate"}, "write the generated corpus to files"),
+    "data": (
+        {"generate": "nanochat_lit.commands.data:generate", "download": "nanochat_lit.commands.data:download"},
+        "write the generated corpus to files; download data sets",
+    ),
     "plan": ("nanochat_lit.commands.plan:plan", "what a depth costs: dimensions, tokens, batch, memory, hours, money"),
     "evaluate": (
         {
@@ -59,6 +62,9 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
 
 # short options, which a function signature cannot name: verb -> {short: long}
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
+
+# the option that a first word without a dash is for
+FIRST_WORDS = {"data download": "--source"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,6 +136,9 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
     shorts = SHORT_OPTIONS.get(" ".join(words), {})
+    first_word = FIRST_WORDS.get(" ".join(words))
+    if first_word and args and not args[0].startswith("-"):
+        args = [f"{first_word}={args[0]}", *args[1:]]
     try:
         auto_cli(
             function,

@@ -1,8 +1,16 @@
-"""`nanochat-lit data`: write the generated corpus to files."""
+"""`nanochat-lit data`: write the generated corpus to files, download data sets."""
 
+import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.data.hub_files import DCLM, ClimbMix, FineWebEdu, HubFiles
 from nanochat_lit.data.tiny_world_files import write_tiny_world
+
+SOURCES: dict[str, type[HubFiles]] = {"climbmix": ClimbMix, "fineweb-edu": FineWebEdu, "dclm": DCLM}
 
 
 def generate(
@@ -34,3 +42,81 @@ def generate(
         ]
     ):
         print(f"{path.stat().st_size:>12,} bytes  {path}")
+
+
+def download(
+    source: str,
+    shards: int = 8,
+    folder: str | None = None,
+    mirror: str | None = None,
+    pattern: str | None = None,
+    validation: str | None = None,
+    revision: str | None = None,
+    connections: int = 8,
+) -> None:
+    """Download shards of a data set, several at once; what was begun before is continued.
+
+    Every file is checked: by the checksum that the hub or the mirror states, else by its length and, if it is parquet,
+    by opening it. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected. Recipes that name the same source find the
+    files.
+
+    Args:
+        source: climbmix, fineweb-edu, dclm, or OWNER/NAME of a data set on the Hugging Face hub.
+        shards: Files to train on; the one for validation comes besides.
+        folder: Where to; None is a folder of the user's cache, where recipes look too.
+        mirror: Address to download from instead of the hub: a folder with the same files, best with SHA256SUMS.
+        pattern: Which files of OWNER/NAME, as in a shell; * goes across folders. None is *.parquet.
+        validation: Path of the file of OWNER/NAME to validate with; None takes the last by name.
+        revision: Branch, tag or commit of OWNER/NAME; None is main.
+        connections: Downloads at the same time.
+    """
+    options: dict[str, Any] = {"num_shards": shards, "folder": folder, "connections": connections}
+    more = {"pattern": pattern, "validation": validation, "revision": revision}
+    more = {name: value for name, value in more.items() if value is not None}
+    if source in SOURCES:
+        if more:
+            raise UserError(f"{', '.join(more)} cannot be chosen for {source}; give OWNER/NAME of a data set instead")
+        files = SOURCES[source](**options)
+    elif "/" in source:
+        files = HubFiles(source, **options, **more)
+    else:
+        raise UserError(f"source is {source!r}; use {', '.join(SOURCES)}, or OWNER/NAME of a data set on the hub")
+    progress = Progress(shards + 1)
+    files.download(mirror, progress.report)
+    progress.end()
+    print(f"{shards} shards to train on and {files.files[-1].path.name} to validate with are in {files.path}")
+
+
+class Progress:
+    """A line on stderr that says what has arrived: rewritten in a terminal, else a new one every half minute.
+
+    Args:
+        num_files: Files that are expected.
+    """
+
+    def __init__(self, num_files: int) -> None:
+        self.num_files = num_files
+        self._lock = threading.Lock()
+        self._num_done = self._num_bytes = 0
+        self._start_s = self._last_s = time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
+
+    def report(self, num_done: int, num_bytes: int) -> None:
+        """Add files that are complete, and bytes."""
+        with self._lock:
+            self._num_done += num_done
+            self._num_bytes += num_bytes
+            now_s = time.monotonic()
+            if now_s - self._last_s >= (0.2 if self._is_terminal else 30.0):
+                self._last_s = now_s
+                self._write("\r" if self._is_terminal else "", "" if self._is_terminal else "\n")
+
+    def end(self) -> None:
+        """The last line."""
+        self._write("\r" if self._is_terminal else "", "\n")
+
+    def _write(self, before: str, after: str) -> None:
+        elapsed_s = max(1e-9, time.monotonic() - self._start_s)
+        rate = self._num_bytes / elapsed_s / 1e6
+        line = f"{self._num_done} of {self.num_files} files, {self._num_bytes / 1e6:,.1f} MB fetched, {rate:,.1f} MB/s"
+        print(f"{before}{line:<60}", end=after, file=sys.stderr, flush=True)

@@ -59,7 +59,7 @@ def download(
     url: str | Request,
     path: Path,
     sha256: str | None = None,
-    pause: Callable[[float], None] = time.sleep,
+    pause: Callable[[float], object] = time.sleep,
     progress: Callable[[int], None] | None = None,
 ) -> str:
     """Fetch a file, on from where it broke off after an error, and put it in place when it is whole.
@@ -90,7 +90,7 @@ def download(
         raise
 
 
-def _attempts(transfer: "_Transfer", pause: Callable[[float], None]) -> str:
+def _attempts(transfer: "_Transfer", pause: Callable[[float], object]) -> str:
     url = transfer.request.url
     attempt = num_tries = 0
     while True:
@@ -118,6 +118,10 @@ def _give_up(url: str, error: Exception, num_tries: int) -> UserError:
     if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
         hint = "; if it needs permission, set HF_TOKEN to a token that has it"
     return UserError(f"{url} cannot be downloaded (tried {times}; {error}){hint}")
+
+
+class DiskFullError(UserError):
+    """There is no room for a file."""
 
 
 class _Transfer:
@@ -161,11 +165,11 @@ class _Transfer:
         self.progress(-self._counted)
         self._counted = 0
 
-    def disk_full(self) -> UserError:
+    def disk_full(self) -> DiskFullError:
         """The error for a disk that is full; what has arrived is given up, to make room for others."""
         self.discard()
         free = shutil.disk_usage(self.path.parent).free
-        return UserError(
+        return DiskFullError(
             f"no space left for '{self.path}' ({free:,} bytes free); make room or give another folder, "
             "then start again: what is complete stays"
         )
@@ -213,7 +217,7 @@ class _Transfer:
             self._counted = num_bytes
 
 
-def fetch_bytes(request: Request, limit: int, pause: Callable[[float], None] = time.sleep) -> tuple[bytes, str]:
+def fetch_bytes(request: Request, limit: int, pause: Callable[[float], object] = time.sleep) -> tuple[bytes, str]:
     """A small answer, such as a list of files, and the value of its Link header.
 
     Args:

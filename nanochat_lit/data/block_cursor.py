@@ -9,12 +9,14 @@ rows: with fewer blocks than readers all of it. A place is (epoch, window, block
 it without reading what came before, and another number of readers can share what these have left (see `BlockCursor.merge`).
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
+from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.cursor import State, nothing_to_read
 
 Block = tuple[int, int, int]
@@ -23,6 +25,11 @@ Block = tuple[int, int, int]
 
 class BlockSource(Protocol):
     """Documents in blocks, whose order is known without reading them."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
 
     def num_windows(self, split: Any) -> int:
         """Windows of an epoch."""
@@ -38,6 +45,10 @@ class BlockSource(Protocol):
 
     def read(self, file: int, rows: Sequence[int]) -> Iterator[Any]:
         """Items of rows of one block; None for a row without an item."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the same place would be another row."""
         ...
 
 
@@ -75,6 +86,7 @@ class BlockCursor:
         self._read_ahead: deque[tuple[_Unit, int]] = deque()  # items given out and not yet taken, as the last one taken
         self._last: tuple[_Unit, int] | None = None
         self._num_settled = 0
+        self._fingerprint: str | None = None
         self.num_taken = 0
 
     def __iter__(self) -> Iterator[Any]:
@@ -100,16 +112,29 @@ class BlockCursor:
     def state_dict(self) -> State:
         """The place after the last item that was taken: numbers and lists of them."""
         self._settle()
-        if self._last is None:
-            return self._state
-        unit, done = self._last
-        if unit.piece >= 0:
-            return {**self._state, "piece": unit.piece, "done": done}
-        at = [unit.epoch, unit.window, unit.block]
-        return {"pending": [], "piece": 0, "start": self._state["start"], "at": at, "done": done}
+        state = self._state
+        if self._last is not None:
+            unit, done = self._last
+            if unit.piece >= 0:
+                state = {**state, "piece": unit.piece, "done": done}
+            else:
+                at = [unit.epoch, unit.window, unit.block]
+                state = {"pending": [], "piece": 0, "start": state["start"], "at": at, "done": done}
+        return {**state, "files": self._files()}
 
     def load_state_dict(self, state: State) -> None:
-        """Begin the next iteration at the place of `state`."""
+        """Begin the next iteration at the place of `state`.
+
+        Raises:
+            UserError: If the files are not those that the place is in.
+        """
+        if "at" not in state:
+            raise UserError("the checkpoint's place in the data was written by an earlier version; start the run again")
+        if state.get("files", self._files()) != self._files():
+            raise UserError(
+                f"the files of {self._source.name} are not those that the checkpoint was made with (names or lengths "
+                "differ), so its place cannot be found; put them back, or start a new run"
+            )
         self._state, self._last = state, None
 
     def last_place(self) -> list[int]:
@@ -151,6 +176,11 @@ class BlockCursor:
                 if left := unit.places[done:]:
                     pieces.append([unit.epoch, unit.window, unit.block, left.start, left.stop, left.step])
         return start_state(*start, pieces)
+
+    def _files(self) -> str:
+        if self._fingerprint is None:
+            self._fingerprint = hashlib.sha256(self._source.fingerprint().encode()).hexdigest()[:16]
+        return self._fingerprint
 
     def _next_round(self, until: tuple[int, ...], start: Sequence[int], num_readers: int) -> tuple[int, int, int]:
         """Where the round ends that the furthest reader is in: nobody has read anything behind it."""

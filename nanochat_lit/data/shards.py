@@ -22,31 +22,27 @@ THOROUGH_CHECK_BYTES = 512 * 2**20
 VALIDATION_FRACTION = 0.01
 
 
-class FileSource(TextSource):
-    """Documents (strings) or conversations (dicts) in one file or in the files of a folder.
+class ShardSource(TextSource):
+    """Rows of several files, the last of which is for validation, or of one, whose last hundredth is.
 
     Args:
-        path: File, or folder of files of one kind: .parquet, .jsonl (also .gz or .zst) or .txt.
+        path: File or folder, for messages.
         column: 'text' for documents, 'messages' for conversations.
         seed: Order of the training epochs.
-        validation: Name of the file to validate with; None takes the last by name, of a single file the last hundredth.
+        window: Files whose blocks are shuffled together; None for all.
     """
 
-    def __init__(self, path: str | Path, column: Column = "text", seed: int = 0, validation: str | None = None) -> None:
+    def __init__(self, path: str | Path, column: Column = "text", seed: int = 0, window: int | None = None) -> None:
         if column not in ("text", "messages"):
             raise UserError(f"column is {column!r}; use 'text' or 'messages'")
         self.path = Path(path)
         self.column: Column = column
         self.seed = seed
+        self.window = window
         self.num_skipped = 0
-        """Null or empty rows passed over so far."""
-        self.window: int | None = None
-        """Files whose blocks are shuffled together; None for all."""
-        self._validation = validation
+        """Rows passed over so far: null, empty, or no text to learn from."""
         self._order: tuple[tuple[str, int, int], list[Block]] | None = None
         self._files: list[RecordFile] | None = None
-        if type(self).find_files is FileSource.find_files:
-            self.files  # noqa: B018 - a path that does not exist shows at once
 
     @property
     def name(self) -> str:
@@ -57,23 +53,21 @@ class FileSource(TextSource):
     def files(self) -> list[RecordFile]:
         """The files, that for validation last."""
         if self._files is None:
-            paths = self.find_files()
-            self._files = [record_file(path, self.column) for path in paths]
-            if self.column == "messages" and paths[0].suffix == ".txt":
-                raise UserError(f"'{self.path}': conversations need .jsonl or .parquet files with 'messages', not .txt")
+            self._files = [record_file(path, self.field) for path in self.find_files()]
         return self._files
+
+    @property
+    def field(self) -> str:
+        """Column or field that has what is read."""
+        return self.column
 
     def find_files(self) -> list[Path]:
         """The files to read, that for validation last."""
-        paths = _find_files(self.path)
-        if self._validation is not None:
-            chosen = [path for path in paths if path.name == self._validation]
-            if not chosen or len(paths) == 1:
-                raise UserError(
-                    f"'{self.path}' has no validation file '{self._validation}' beside others (files: {_listed(paths)})"
-                )
-            paths = [path for path in paths if path.name != self._validation] + chosen
-        return paths
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Changes when a place in the files would become another one: their names and lengths."""
+        return "\n".join(f"{file.path.name} {file.path.stat().st_size}" for file in self.files)
 
     def num_rows(self, split: Split, enough: int | None = None) -> int:
         """Rows of a split, null and empty ones included; counted until there are `enough`."""
@@ -179,7 +173,7 @@ class FileSource(TextSource):
     def _ranges(self, split: str, chosen: Sequence[int] | None = None) -> Iterator[tuple[int, int, int]]:
         """(file, first row, last row + 1) of a split, or of some of its files."""
         total = 0
-        for file in self._split_files(split) if chosen is None else chosen:
+        for file in self.file_order(split, 0) if chosen is None else chosen:
             num_rows = self.opened(file).num_rows
             total += num_rows
             if split == "all" or len(self.files) > 1:
@@ -196,6 +190,35 @@ class FileSource(TextSource):
             )
         num_train = total - max(1, int(total * VALIDATION_FRACTION))
         yield (0, 0, num_train) if split == "train" else (0, num_train, total)
+
+
+class FileSource(ShardSource):
+    """Documents (strings) or conversations (dicts) in one file or in the files of a folder.
+
+    Args:
+        path: File, or folder of files of one kind: .parquet, .jsonl (also .gz or .zst) or .txt.
+        column: 'text' for documents, 'messages' for conversations.
+        seed: Order of the training epochs.
+        validation: Name of the file to validate with; None takes the last by name, of a single file the last hundredth.
+    """
+
+    def __init__(self, path: str | Path, column: Column = "text", seed: int = 0, validation: str | None = None) -> None:
+        super().__init__(path, column, seed)
+        self.validation_name = validation
+        if self.files[0].path.suffix == ".txt" and column == "messages":
+            raise UserError(f"'{self.path}': conversations need .jsonl or .parquet files with 'messages', not .txt")
+
+    def find_files(self) -> list[Path]:
+        """The files of the folder, that for validation last."""
+        paths = _find_files(self.path)
+        if self.validation_name is None:
+            return paths
+        chosen = [path for path in paths if path.name == self.validation_name]
+        if not chosen or len(paths) == 1:
+            raise UserError(
+                f"'{self.path}' has no validation file '{self.validation_name}' beside others (files: {_listed(paths)})"
+            )
+        return [path for path in paths if path.name != self.validation_name] + chosen
 
 
 def open_source(path: str | Path, column: Column = "text", seed: int = 0) -> FileSource:

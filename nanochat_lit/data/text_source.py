@@ -42,6 +42,9 @@ class TextSource(ABC):
             UserError: Names the file that is damaged, and the row where there is one.
         """
 
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
+        """End what `prepare` has left running."""
+
     def validation(self) -> dict[str, str]:
         """The sha256 of the content that validation reads, by name; empty where it is nothing that could be pinned."""
         return {}
