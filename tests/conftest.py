@@ -6,9 +6,11 @@ The toy run is text and conversations generated into a folder, and the recipes t
 import json
 import os
 import random
+import runpy
 import threading
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +137,21 @@ def random_model() -> Callable[..., GPT]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def fault_server(tmp_path, monkeypatch) -> Generator[Any, None, None]:
+    """A web server of the folder `tmp_path / "served"`; the environment does not know of any hub."""
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = Path(__file__).with_name("data") / "fault_server.py"
+    program: dict[str, Any] = runpy.run_path(str(path))
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = program["Server"](folder)
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

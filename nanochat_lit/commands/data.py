@@ -71,8 +71,8 @@ def download(
         connections: Downloads at the same time.
     """
     options: dict[str, Any] = {"num_shards": shards, "folder": folder, "connections": connections}
-    more = {"pattern": pattern, "validation": validation, "revision": revision}
-    more = {name: value for name, value in more.items() if value is not None}
+    chosen = {"pattern": pattern, "validation": validation, "revision": revision}
+    more: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if source in SOURCES:
         if more:
             raise UserError(f"{', '.join(more)} cannot be chosen for {source}; give OWNER/NAME of a data set instead")

@@ -166,6 +166,8 @@ def _entries(content: bytes, url: str) -> list[RemoteFile]:
                 large = entry.get("lfs") or {}
                 size = large.get("size", entry.get("size"))
                 files.append(RemoteFile(path=_checked_path(entry["path"]), size=int(size), sha256=large.get("oid")))
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{url} does not answer with a list of files; is it a Hugging Face hub?") from None
     return files
