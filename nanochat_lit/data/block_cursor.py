@@ -21,6 +21,8 @@ from nanochat_lit.data.cursor import State, nothing_to_read
 
 Block = tuple[int, int, int]
 """File, first row, last row + 1."""
+MAX_EMPTY_EPOCHS = 10
+"""A reader whose rows were all null for so long will not find a document."""
 
 
 class BlockSource(Protocol):
@@ -90,16 +92,14 @@ class BlockCursor:
         self.num_taken = 0
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, num_items = -1, 0
+        last_found = self._state["at"][0]
         for unit, done in self._units():
-            if unit.epoch != epoch and unit.piece < 0:
-                if epoch >= 0 and num_items == 0:
-                    nothing_to_read(self._split, self._rank, self._world_size)
-                epoch, num_items = unit.epoch, 0
+            if unit.epoch > last_found + MAX_EMPTY_EPOCHS:
+                nothing_to_read(self._split, self._rank, self._world_size)
             for number, item in enumerate(self._items(unit, done), start=done + 1):
                 if item is None:
                     continue
-                num_items += 1
+                last_found = unit.epoch
                 self._settle()
                 self._read_ahead.append((unit, number))
                 yield item

@@ -4,6 +4,7 @@ With several files the last by name is the validation split, as with nanochat's 
 of rows. Rows go to ranks by their place in the order of the epoch, so that every rank has its share.
 """
 
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ Column = Literal["text", "messages"]
 SPLITS = ("train", "val", "all")
 THOROUGH_CHECK_BYTES = 512 * 2**20
 VALIDATION_FRACTION = 0.01
+_log = logging.getLogger(__name__)
 
 
 class ShardSource(TextSource):
@@ -104,6 +106,25 @@ class ShardSource(TextSource):
             file.check(thorough=size <= THOROUGH_CHECK_BYTES)
         for split in ("train", "val") if len(self.files) > 1 else ("all",):
             self.num_rows(split)
+        self._check_duplicates()
+
+    def _check_duplicates(self) -> None:
+        """Report training files with the same content, and refuse one that is also the validation file."""
+        by_size: dict[int, list[Path]] = {}
+        for file in self.files:
+            by_size.setdefault(file.path.stat().st_size, []).append(file.path)
+        first: dict[str, Path] = {}
+        for size, paths in by_size.items():
+            for path in paths if size and len(paths) > 1 else ():
+                other = first.setdefault(file_sha256(path), path)
+                if path is other:
+                    continue
+                if path == self.files[-1].path:
+                    raise UserError(
+                        f"'{path}', which is for validation, has the same content as '{other}': "
+                        "figures would tell what was memorised; remove one of them, or name another for validation"
+                    )
+                _log.warning("'%s' has the same content as '%s', which is read as often again", path, other)
 
     def validation(self) -> dict[str, str]:
         """The sha256 of the file that validation reads, by name."""
