@@ -34,8 +34,12 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         "train a tokenizer; compare its compression with others",
     ),
     "data": (
-        {"generate": "nanochat_lit.commands.data:generate", "download": "nanochat_lit.commands.data:download"},
-        "write the generated corpus to files; download data sets",
+        {
+            "generate": "nanochat_lit.commands.data:generate",
+            "download": "nanochat_lit.commands.data:download",
+            "info": "nanochat_lit.commands.data_info:info",
+        },
+        "write the generated corpus to files; download data sets; what a corpus is made of",
     ),
     "plan": ("nanochat_lit.commands.plan:plan", "what a depth costs: dimensions, tokens, batch, memory, hours, money"),
     "evaluate": (
@@ -64,7 +68,7 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
 
 # the option that a first word without a dash is for
-FIRST_WORDS = {"data download": "--source"}
+FIRST_WORDS = {"data download": "--source", "data info": "--path"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tokenizer.chat import validate_conversation
+from nanochat_lit.tokenizer.foreign_chat import as_conversation
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -25,6 +26,8 @@ MAX_DOC_CHARS = 10_000_000
 """A longer row is no document: encoding it would take minutes and many times its length in memory."""
 _MAX_BLOCKS = 2**18
 _QUICK_CHECK_ROWS = 1000
+SHAREGPT = "conversations"
+"""What ShareGPT's rows have instead of `messages`."""
 _LOOK_CHARS = 1000
 _MAX_CONTROL_SHARE = 0.1
 _FEW_CONTROLS = 8
@@ -72,10 +75,11 @@ class RecordFile:
             return None
         if self.column == "messages":
             try:
-                validate_conversation(row, "")
+                conversation = as_conversation(row)
+                validate_conversation(conversation, "")
             except UserError as error:
                 raise UserError(f"{where()}{error}") from None
-            return row
+            return conversation
         if isinstance(value, bytes):
             try:
                 value = value.decode("utf-8")
@@ -223,6 +227,7 @@ class ParquetFile(RecordFile):
     def __init__(self, path: Path, column: str) -> None:
         super().__init__(path, column)
         self._groups: list[tuple[int, int]] | None = None
+        self._names: list[str] | None = None
 
     @property
     def num_rows(self) -> int:
@@ -247,13 +252,24 @@ class ParquetFile(RecordFile):
         """Items of rows of one row group."""
         if not rows:
             return
-        column = self.values(rows, [self.column])[self.column]
+        name = self.column
+        if name == "messages" and name not in self.names() and SHAREGPT in self.names():
+            name = SHAREGPT
+        column = self.values(rows, [name])[name]
         try:
             values = column.to_pylist()
         except UnicodeDecodeError:  # as bytes, so that only the row that is no UTF-8 is lost
             values = column.cast("binary" if str(column.type) == "string" else "large_binary").to_pylist()
         for row, value in zip(rows, values, strict=True):
-            yield self.item(value, {self.column: value}, lambda row=row: f"{self.path}, row {row}")
+            yield self.item(value, {name: value}, lambda row=row: f"{self.path}, row {row}")
+
+    def names(self) -> list[str]:
+        """The columns."""
+        names = self._names
+        if names is None:
+            with self._open() as file:
+                names = self._names = list(file.schema_arrow.names)
+        return names
 
     def values(self, rows: Sequence[int], columns: list[str]) -> "pyarrow.Table":
         """Rows of one row group, in the order asked for."""
@@ -284,7 +300,7 @@ class ParquetFile(RecordFile):
                 f"'{self.path}' is not a whole parquet file ({reason}); delete it and get it again"
             ) from None
         names = file.schema_arrow.names
-        if self.column not in names:
+        if self.column not in names and (self.column != "messages" or SHAREGPT not in names):
             file.close()
             raise UserError(f"'{self.path}' has no column {self.column!r} (columns: {', '.join(names) or 'none'})")
         return file
@@ -309,6 +325,8 @@ def parse_json_row(data: bytes, file: RecordFile, where: Callable[[], str]) -> A
     column = file.column
     if not isinstance(row, dict):
         raise UserError(f"{where()}: expected an object with {column!r}, got {text.strip()[:60]}")
+    if column == "messages" and column not in row and SHAREGPT in row:
+        column = SHAREGPT
     if column not in row:
         raise UserError(f"{where()}: no field {column!r} (fields: {', '.join(map(repr, row)) or 'none'})")
     if "\\ud" in text or "\\uD" in text:  # only an escape can bring a lone surrogate into valid UTF-8

@@ -253,6 +253,8 @@ class TextDataModule(LanguageDataModule):
 class ChatDataModule(LanguageDataModule):
     """Conversations for fine-tuning: a .jsonl file or a folder of them, `messages` in each row.
 
+    OpenAI's format, tool calls included, and ShareGPT's are converted on reading; see `tokenizer.foreign_chat`.
+
     Args:
         path: File or folder.
         tokenizer: Folder of a tokenizer; None takes that of the base export.

@@ -101,7 +101,7 @@ def test_errors_in_compressed_files_name_the_line_of_the_file(tmp_path):
     path.write_bytes(gzip.compress(b'{"text": "fine"}\n' * 1000)[:40])
     with pytest.raises(UserError, match=r"a\.jsonl\.gz' cannot be unpacked"):
         check_source(path)
-    assert [file for file in (tmp_path / "cache").rglob("*.parquet*")] == []
+    assert list((tmp_path / "cache").rglob("*.parquet*")) == []
 
 
 def test_no_space_for_the_unpacked_copy(tmp_path, monkeypatch):
