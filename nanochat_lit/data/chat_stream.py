@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import IterableDataset
 
+from nanochat_lit.data.cursor import Cursor
 from nanochat_lit.data.packing import Masked, PackingCounts, PaddedRows, padded_rows
-from nanochat_lit.data.pretrain_stream import Batch, ItemCursor, check_stream_sizes, reader_share
-from nanochat_lit.data.sources import SourceLike, as_source
+from nanochat_lit.data.pretrain_stream import Batch, check_stream_sizes, reader_share
+from nanochat_lit.data.sources import SourceLike, as_source, make_cursor
 from nanochat_lit.tokenizer.chat import render_conversation
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class ChatStream(IterableDataset[Batch]):
         self.reader_shift = 0
         """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
         self._has_warned = False
-        self._cursor: ItemCursor | None = None
+        self._cursor: Cursor | None = None
         self._rows: PaddedRows | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -81,7 +82,7 @@ class ChatStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         state, self._restored = self._restored, None
         rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
-        self._cursor = ItemCursor(self.source, self.split, rank, world_size)
+        self._cursor = make_cursor(self.source, self.split, rank, world_size)
         row_len = self.sequence_len + 1
         self._rows = padded_rows(self._rendered(self._cursor), row_len, self.tokenizer.bos_id, self.buffer_size)
         if state is not None:
@@ -115,7 +116,12 @@ class ChatStream(IterableDataset[Batch]):
         """The next iteration continues from `state`, made with the same source and settings (batch size excepted)."""
         self._restored = state or None
 
-    def _rendered(self, cursor: ItemCursor) -> Iterator[Masked]:
+    def merge(self, states: Sequence[dict[str, Any]], num_readers: int) -> dict[str, Any]:
+        """As `PretrainStream.merge`."""
+        cursor = make_cursor(self.source, self.split, 0, 1)
+        return {"cursor": cursor.merge([state["cursor"] for state in states], num_readers), "packer": None}
+
+    def _rendered(self, cursor: Cursor) -> Iterator[Masked]:
         for conversation in cursor:
             cursor.num_taken += 1
             token_ids, loss_mask = render_conversation(self.tokenizer, conversation)

@@ -95,23 +95,19 @@ class ResumableLoader:
         self._started = False
 
 
-def merged(positions: list[dict[str, Any]], num_readers: int, world_size: int) -> dict[str, Any]:
-    """The place from which another number of ranks or workers goes on, not exactly but without reading much twice.
+def merged(stream: Stream, positions: list[dict[str, Any]], num_readers: int, world_size: int) -> dict[str, Any]:
+    """The place from which another number of ranks or workers goes on with what has not been read.
 
-    It is where the furthest reader was. What lay in the buffers of the packers is skipped, and so is what the other
-    readers had yet to read up to there; with workers the batches since their last snapshot are read again.
+    What lay in the buffers of the packers is skipped; with workers the batches since their last snapshot are read again.
 
     Args:
+        stream: Whose places they are.
         positions: Of all ranks.
         num_readers: Readers of a rank that continues.
         world_size: Ranks that continue.
     """
     states = [reader["state"] for position in positions for reader in position["readers"]]
-    cursors = [state["cursor"] for state in states if state]
-    epoch = max((cursor["epoch"] for cursor in cursors), default=0)
-    furthest = max((cursor["item"] for cursor in cursors if cursor["epoch"] == epoch), default=0)
-    item = -(-furthest * len(states) // (num_readers * world_size))
-    state = {"cursor": {"epoch": epoch, "item": item}, "packer": None}
+    state = stream.merge(states, num_readers * world_size) if all(states) else {}
     return {"readers": [{"state": state, "since": 0} for _ in range(num_readers)], "next_reader": 0}
 
 

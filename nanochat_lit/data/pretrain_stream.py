@@ -1,15 +1,16 @@
 """Text as batches for pretraining: source -> tokens -> best-fit rows -> {"inputs", "targets"}, each (B, T) int64."""
 
-from collections.abc import Iterator
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.data.cursor import Cursor
 from nanochat_lit.data.packing import BestFitRows, PackingCounts, best_fit_rows
-from nanochat_lit.data.sources import Source, SourceLike, as_source
+from nanochat_lit.data.sources import SourceLike, as_source, make_cursor
 
 if TYPE_CHECKING:
     from nanochat_lit.tokenizer import Tokenizer
@@ -65,7 +66,7 @@ class PretrainStream(IterableDataset[Batch]):
         self.long_documents: Literal["crop", "split"] = long_documents
         self.reader_shift = 0
         """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
-        self._cursor: ItemCursor | None = None
+        self._cursor: Cursor | None = None
         self._rows: BestFitRows | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -77,7 +78,7 @@ class PretrainStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         state, self._restored = self._restored, None
         rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
-        self._cursor = ItemCursor(self.source, self.split, rank, world_size)
+        self._cursor = make_cursor(self.source, self.split, rank, world_size)
         self._rows = best_fit_rows(
             self._token_lists(self._cursor), self.sequence_len + 1, self.buffer_size, self.long_documents
         )
@@ -105,66 +106,17 @@ class PretrainStream(IterableDataset[Batch]):
         """
         self._restored = state or None
 
-    def _token_lists(self, cursor: "ItemCursor") -> Iterator[list[int]]:
+    def merge(self, states: Sequence[dict[str, Any]], num_readers: int) -> dict[str, Any]:
+        """The state from which `num_readers` readers go on, by those of all readers so far; buffers are empty."""
+        cursor = make_cursor(self.source, self.split, 0, 1)
+        return {"cursor": cursor.merge([state["cursor"] for state in states], num_readers), "packer": None}
+
+    def _token_lists(self, cursor: Cursor) -> Iterator[list[int]]:
         bos_id = self.tokenizer.bos_id
         for texts in batched(cursor, ENCODE_BATCH_SIZE):
             for token_ids in self.tokenizer.encode_batch(texts):
                 cursor.num_taken += 1
                 yield [bos_id, *token_ids]
-
-
-class ItemCursor:
-    """Items of a source over the epochs, with the place that has been reached.
-
-    `num_taken` is advanced by the reader, when an item has gone into its buffer: items that were only read ahead are
-    read again after a resume.
-    """
-
-    def __init__(self, source: Source, split: str, rank: int, world_size: int) -> None:
-        self._source = source
-        self._split = split
-        self._rank = rank
-        self._world_size = world_size
-        self._start_epoch = 0
-        self._start_item = 0
-        self._ends: list[int] = []  # items after which epochs ended that nobody has passed yet
-        self.num_taken = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        epoch = self._start_epoch
-        num_read = 0
-        while True:
-            items = self._source.iterate(self._split, epoch, self._rank, self._world_size)
-            first = next(items, None)
-            if first is None:
-                self._nothing_to_read()
-            skip = self._start_item if epoch == self._start_epoch else 0
-            num_read -= skip
-            for index, item in enumerate(chain([first], items)):
-                num_read += 1
-                if index >= skip:
-                    yield item
-            if self._split != "train":
-                return
-            self._ends.append(num_read)
-            epoch += 1
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of this reader's items of it have been taken."""
-        passed = [end for end in self._ends if end <= self.num_taken]
-        if passed:
-            return {"epoch": self._start_epoch + len(passed), "item": self.num_taken - passed[-1]}
-        return {"epoch": self._start_epoch, "item": self._start_item + self.num_taken}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration at the place of `state`."""
-        self._start_epoch, self._start_item = state["epoch"], state["item"]
-
-    def _nothing_to_read(self) -> None:
-        raise UserError(
-            f"the {self._split} split has no item for reader {self._rank} of {self._world_size} "
-            "(processes times DataLoader workers); give more documents or use fewer readers"
-        )
 
 
 def reader_share(rank: int, world_size: int, shift: int = 0) -> tuple[int, int]:
@@ -185,7 +137,7 @@ def check_stream_sizes(sequence_len: int, micro_batch_size: int, rank: int, worl
         raise UserError(f"rank {rank} is not one of {world_size} processes (0 to {world_size - 1})")
 
 
-def batched(items: Iterator[Any] | ItemCursor, size: int) -> Iterator[list[Any]]:
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of up to `size` items (itertools.batched needs Python 3.12)."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):

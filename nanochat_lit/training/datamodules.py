@@ -78,7 +78,7 @@ class LanguageDataModule(LightningDataModule):
             self.check_ranks(stream.source.num_rows("train"), f"'{stream.source.path}'")
         self._loader = ResumableLoader(stream, self.num_workers, pin_memory=torch.cuda.is_available())
         if self._positions:
-            self._loader.seek(self._own_position(self._positions, self._loader.num_readers))
+            self._loader.seek(self._own_position(stream, self._positions, self._loader.num_readers))
         return self._loader
 
     @property
@@ -96,17 +96,19 @@ class LanguageDataModule(LightningDataModule):
         self._positions = positions
 
     @staticmethod
-    def _own_position(positions: list[dict[str, Any]], num_readers: int) -> dict[str, Any]:
+    def _own_position(
+        stream: PretrainStream | ChatStream, positions: list[dict[str, Any]], num_readers: int
+    ) -> dict[str, Any]:
         if len(positions) == world_size() and len(positions[0]["readers"]) == num_readers:
             return positions[rank()]
         if rank() == 0:
             before = sum(len(position["readers"]) for position in positions)
             print(
                 f"the data were read by {before} reader(s) (ranks x loader workers), now by {num_readers * world_size()}: "
-                "going on where the furthest was; what lay in their packing buffers is skipped",
+                "going on with what nobody has read; what lay in their packing buffers is skipped",
                 file=sys.stderr,
             )
-        return merged(positions, num_readers, world_size())
+        return merged(stream, positions, num_readers, world_size())
 
     def measuring_loader(self, batches: Callable[[], Iterator[Batch]]) -> "DataLoader[Batch]":
         """A DataLoader that deals the batches out to the ranks.
