@@ -33,7 +33,10 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         {"train": "nanochat_lit.commands.tokenizer:train", "evaluate": "nanochat_lit.commands.tokenizer:evaluate"},
         "train a tokenizer; compare its compression with others",
     ),
-    "data": ({"generate": "nanochat_lit.commands.data:generate"}, "write the generated corpus to files"),
+    "data": (
+        {"generate": "nanochat_lit.commands.data:generate", "prepare": "nanochat_lit.commands.data_prepare:prepare"},
+        "write the generated corpus to files; prepare text for repeated runs",
+    ),
     "plan": ("nanochat_lit.commands.plan:plan", "what a depth costs: dimensions, tokens, batch, memory, hours, money"),
     "evaluate": (
         {

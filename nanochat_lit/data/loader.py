@@ -2,9 +2,10 @@
 
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -118,15 +119,14 @@ def pack_state(state: dict[str, Any]) -> dict[str, Any]:
     packer, buffer = state["packer"], state["packer"]["buffer"]
     items = [item for _, _, item in buffer["items"]]
     is_masked = bool(items) and isinstance(items[0], tuple)
-    parts = list(zip(*items, strict=True)) if is_masked else [items]
+    columns = list(zip(*items, strict=True)) if is_masked else [items]
     packed = {
         **buffer,
         "items": {
             "lengths": torch.tensor([length for length, _, _ in buffer["items"]], dtype=torch.int64),
             "numbers": torch.tensor([number for _, number, _ in buffer["items"]], dtype=torch.int64),
-            "parts": [
-                torch.tensor([token for part in column for token in part], dtype=torch.int32) for column in parts
-            ],
+            "parts": [_joined(column) for column in columns],
+            "is_masked": is_masked,
         },
     }
     return {**state, "packer": {**packer, "buffer": packed}}
@@ -139,10 +139,22 @@ def unpack_state(state: dict[str, Any]) -> dict[str, Any]:
     packer, buffer = state["packer"], state["packer"]["buffer"]
     packed = buffer["items"]
     lengths, numbers = packed["lengths"].tolist(), packed["numbers"].tolist()
-    columns = [[part.tolist() for part in column.split(lengths)] for column in packed["parts"]]
-    items = list(zip(*columns, strict=True)) if len(columns) > 1 else columns[0]
+    columns = [np.split(part.numpy(), np.cumsum(lengths[:-1])) if lengths else [] for part in packed["parts"]]
+    if packed["is_masked"]:
+        items = [tuple(part.tolist() for part in parts) for parts in zip(*columns, strict=True)]
+    else:
+        items = columns[0]
     entries = [list(entry) for entry in zip(lengths, numbers, items, strict=True)]
     return {**state, "packer": {**packer, "buffer": {**buffer, "items": entries}}}
+
+
+def _joined(parts: Sequence[Any]) -> torch.Tensor:
+    """Token ids or masks one after the other, two bytes each where that is what they have."""
+    if not parts:
+        return torch.zeros(0, dtype=torch.int32)
+    if isinstance(parts[0], np.ndarray):
+        return torch.from_numpy(np.concatenate(parts))
+    return torch.tensor([value for part in parts for value in part], dtype=torch.int32)
 
 
 def _unpickled(state: dict[str, Any] | bytes) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from typing import Any, Literal
 from nanochat_lit.common.downloads import file_sha256
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.block_cursor import Block, BlockCursor
+from nanochat_lit.data.prepared import is_prepared, prepared_paths
+from nanochat_lit.data.prepared_file import PreparedFile
 from nanochat_lit.data.record_files import RecordFile
 from nanochat_lit.data.record_kinds import KINDS, kind_of, record_file
 from nanochat_lit.data.text_source import Split, TextSource
 
-Column = Literal["text", "messages"]
+Column = Literal["text", "messages", "tokens"]
 SPLITS = ("train", "val", "all")
 THOROUGH_CHECK_BYTES = 512 * 2**20
 VALIDATION_FRACTION = 0.01
@@ -27,14 +29,14 @@ class FileSource(TextSource):
 
     Args:
         path: File, or folder of files of one kind: .parquet, .jsonl (also .gz or .zst) or .txt.
-        column: 'text' for documents, 'messages' for conversations.
+        column: 'text' for documents, 'messages' for conversations, 'tokens' for a folder of prepared shards.
         seed: Order of the training epochs.
         validation: Name of the file to validate with; None takes the last by name, of a single file the last hundredth.
     """
 
     def __init__(self, path: str | Path, column: Column = "text", seed: int = 0, validation: str | None = None) -> None:
-        if column not in ("text", "messages"):
-            raise UserError(f"column is {column!r}; use 'text' or 'messages'")
+        if column not in ("text", "messages", "tokens"):
+            raise UserError(f"column is {column!r}; use 'text', 'messages' or 'tokens'")
         self.path = Path(path)
         self.column: Column = column
         self.seed = seed
@@ -58,14 +60,15 @@ class FileSource(TextSource):
         """The files, that for validation last."""
         if self._files is None:
             paths = self.find_files()
-            self._files = [record_file(path, self.column) for path in paths]
+            tokens = self.column == "tokens"
+            self._files = [PreparedFile(path) if tokens else record_file(path, self.column) for path in paths]
             if self.column == "messages" and paths[0].suffix == ".txt":
                 raise UserError(f"'{self.path}': conversations need .jsonl or .parquet files with 'messages', not .txt")
         return self._files
 
     def find_files(self) -> list[Path]:
         """The files to read, that for validation last."""
-        paths = _find_files(self.path)
+        paths = prepared_paths(self.path) if self.column == "tokens" else _find_files(self.path)
         if self._validation is not None:
             chosen = [path for path in paths if path.name == self._validation]
             if not chosen or len(paths) == 1:
@@ -198,6 +201,11 @@ class FileSource(TextSource):
         yield (0, 0, num_train) if split == "train" else (0, num_train, total)
 
 
+def text_column(path: object) -> Column:
+    """What a path for pretraining holds: 'tokens' in a folder of prepared shards, else 'text'."""
+    return "tokens" if is_prepared(path) else "text"
+
+
 def open_source(path: str | Path, column: Column = "text", seed: int = 0) -> FileSource:
     """A source on a file or folder; raises UserError if there is nothing to read, but does not look into the files."""
     return FileSource(path, column, seed)
@@ -236,6 +244,8 @@ def _find_files(path: Path) -> list[Path]:
     files = sorted(
         file for file in path.iterdir() if file.is_file() and kind_of(file) and not file.name.startswith(".")
     )
+    if is_prepared(path):
+        raise UserError(f"the folder '{path}' holds prepared token ids; give the folder of the text")
     if not files:
         inside = next((child.name for child in sorted(path.iterdir()) if child.is_dir()), None)
         hint = f"; subfolders such as '{inside}' are not searched" if inside else ""

@@ -14,8 +14,9 @@ from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.loader import ResumableLoader, merged
+from nanochat_lit.data.prepared import TOKENIZER_FOLDER
 from nanochat_lit.data.pretrain_stream import PretrainStream
-from nanochat_lit.data.shards import FileSource, check_source, conversations, documents
+from nanochat_lit.data.shards import FileSource, check_source, conversations, documents, text_column
 from nanochat_lit.data.sources import SourceLike
 from nanochat_lit.evaluation.bpb import document_batches
 from nanochat_lit.tokenizer import Tokenizer
@@ -130,13 +131,14 @@ class LanguageDataModule(LightningDataModule):
 
 
 class TextDataModule(LanguageDataModule):
-    """Text for pretraining: a folder or file of .parquet, .jsonl or .txt.
+    """Text for pretraining: a folder or file of .parquet, .jsonl or .txt, or a folder that `data prepare` has written.
 
     With several files the last one (by name) is for validation, with one its last hundredth.
 
     Args:
         path: File or folder.
-        tokenizer: Folder of a tokenizer; None trains one on the training split into the run folder.
+        tokenizer: Folder of a tokenizer; None trains one on the training split into the run folder, or takes that of
+            the prepared shards.
         vocab_size: Size of a tokenizer trained here: a number, or auto (by corpus and depth).
         micro_batch_size: Rows per device per forward: a number, or auto (the most that fit the device's memory).
         long_documents: split cuts documents longer than a row into pieces that each begin with BOS; crop loses the rest.
@@ -173,9 +175,12 @@ class TextDataModule(LanguageDataModule):
         assert self.trainer is not None
         module = cast("PretrainModule", self.module)
         module.check_batch(self.rows, self.trainer.world_size)
-        check_source(self.path)
+        column = text_column(self.path)
+        check_source(self.path, column)
         if self.tokenizer_path is not None:
             return
+        if column == "tokens" and not (self.run_dir / "tokenizer").exists():
+            Tokenizer.load(Path(self.path) / TOKENIZER_FOLDER).save(self.run_dir / "tokenizer")
         if (self.run_dir / "tokenizer").exists():
             self._check_own_tokenizer()
             return
@@ -214,8 +219,8 @@ class TextDataModule(LanguageDataModule):
 
     def val_dataloader(self) -> "DataLoader[Batch]":
         def batches() -> Iterator[Batch]:
-            texts = islice(documents(self.path, "val"), self.val_docs)
-            return document_batches(texts, self.tokenizer, self.sequence_len, self.rows)
+            held_out = FileSource(self.path, text_column(self.path)).documents("val")
+            return document_batches(islice(held_out, self.val_docs), self.tokenizer, self.sequence_len, self.rows)
 
         return self.measuring_loader(batches)
 
