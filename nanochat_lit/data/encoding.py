@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from nanochat_lit.tokenizer import Tokenizer
 
 ENCODE_BATCH_SIZE = 128
-"""Texts that are encoded in one call."""
+"""Texts that are encoded in one call, at most."""
+ENCODE_BATCH_CHARS = 20_000
+"""Characters that a stream has encoded in one call: more would make batches come in bursts, and training wait for them."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -34,4 +36,17 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Lists of up to `size` items (itertools.batched needs Python 3.12)."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def small_batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Lists of up to ENCODE_BATCH_SIZE items, and of not much more than ENCODE_BATCH_CHARS characters (or tokens)."""
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += len(item)
+        if size >= ENCODE_BATCH_CHARS or len(batch) == ENCODE_BATCH_SIZE:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch

@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.cursor import Cursor
 from nanochat_lit.data.packing import BestFitRows, PackingCounts, Tokens, best_fit_rows
-from nanochat_lit.data.encoding import ENCODE_BATCH_SIZE, batched, encoded_documents
+from nanochat_lit.data.encoding import encoded_documents, small_batches
 from nanochat_lit.data.prepared import check_tokenizer
 from nanochat_lit.data.shards import FileSource, text_column
 from nanochat_lit.data.sources import SourceLike, as_source, make_cursor
@@ -82,6 +82,16 @@ class PretrainStream(IterableDataset[Batch]):
         return self._rows.counts if self._rows is not None else PackingCounts()
 
     def __iter__(self) -> Iterator[Batch]:
+        return map(self.batch_of, self.rows())
+
+    @staticmethod
+    def batch_of(rows: np.ndarray) -> Batch:
+        """The batch of rows of T + 1 tokens."""
+        tokens = torch.from_numpy(rows.astype(np.int64))
+        return {"inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """The batches as rows, (B, T + 1) of two or four bytes a token: what workers send."""
         state, self._restored = self._restored, None
         rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
         self._cursor = make_cursor(self.source, self.split, rank, world_size)
@@ -93,8 +103,7 @@ class PretrainStream(IterableDataset[Batch]):
             if state["packer"] is not None:
                 self._rows.load_state_dict(state["packer"])
         while rows := list(islice(self._rows, self.micro_batch_size)):
-            tokens = torch.from_numpy(np.stack(rows).astype(np.int64))  # (B, T + 1)
-            yield {"inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
+            yield np.stack(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands after the last batch: the cursor, and the buffered documents by value.
@@ -119,7 +128,7 @@ class PretrainStream(IterableDataset[Batch]):
 
     def _documents(self, cursor: Cursor) -> Iterator[Tokens]:
         """Token ids of the documents, each from BOS on."""
-        for items in batched(cursor, ENCODE_BATCH_SIZE):
+        for items in small_batches(cursor):
             # prepared shards have documents of tokens already
             documents = items if isinstance(items[0], np.ndarray) else encoded_documents(self.tokenizer, items)
             for document in documents:
