@@ -38,8 +38,9 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
             "generate": "nanochat_lit.commands.data:generate",
             "download": "nanochat_lit.commands.data:download",
             "info": "nanochat_lit.commands.data_info:info",
+            "prepare": "nanochat_lit.commands.data_prepare:prepare",
         },
-        "write the generated corpus to files; download data sets; what a corpus is made of",
+        "write the generated corpus to files; download data sets; what a corpus is made of; prepare text for repeated runs",
     ),
     "plan": ("nanochat_lit.commands.plan:plan", "what a depth costs: dimensions, tokens, batch, memory, hours, money"),
     "evaluate": (

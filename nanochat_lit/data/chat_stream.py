@@ -106,6 +106,15 @@ class ChatStream(IterableDataset[Batch]):
                 *(self.counts.items_cut, self.counts.items, self.sequence_len, self.counts.cropped),
             )
 
+    def rows(self) -> Iterator[Batch]:
+        """The batches: what workers send."""
+        return iter(self)
+
+    @staticmethod
+    def batch_of(rows: Batch) -> Batch:
+        """The same."""
+        return rows
+
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands after the last batch; see `PretrainStream.state_dict`."""
         if self._cursor is None or self._rows is None:

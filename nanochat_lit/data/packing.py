@@ -5,19 +5,23 @@
 
 Both fill a row with the largest buffered item that still fits, the oldest of equals (see FitBuffer). When nothing fits, text crops the
 shortest document to fill the row (the rest of it is lost: better than padding where text is plenty), conversations
-are padded. The order of the rows depends on the items and the buffer alone. Rows are lists of ints, so that this file
-needs no torch; a row has one token more than the model's sequence, for the targets.
+are padded. The order of the rows depends on the items and the buffer alone. A row has one token more than the model's
+sequence, for the targets. Documents and rows of text are numpy arrays, so that they cost little to copy, to send from a
+worker and to keep in a checkpoint; conversations are short and come as lists.
 """
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
 
 from nanochat_lit.common.errors import UserError
 
 Item = TypeVar("Item")
-Row = list[int]
+Tokens = np.ndarray
+"""Token ids of a document or a row, one dimension, any type of integer."""
 PaddedRow = tuple[list[int], list[int]]
 """Token ids and loss mask, both of the row's length."""
 Masked = tuple[list[int], list[int]]
@@ -46,6 +50,11 @@ class PackingCounts:
     items_cut: int = 0
     """Conversations longer than a row, cut at the row."""
 
+    @property
+    def lost(self) -> float:
+        """Share of the tokens so far that were cropped or cut off; 0 before there are any."""
+        return self.cropped / max(1, self.used + self.cropped)
+
 
 class FitBuffer(Generic[Item]):
     """Items sorted by length, then by age; among equals the oldest goes out first, or any when scattered.
@@ -67,16 +76,16 @@ class FitBuffer(Generic[Item]):
 
     def add(self, item: Item, length: int) -> None:
         """Put in an item, the youngest so far."""
-        bisect.insort(self._entries, (length, self._num_added, item), key=lambda entry: entry[:2])
+        bisect.insort(self._entries, (length, self._num_added, item))
         self._num_added += 1
 
     def pop_largest(self, limit: int) -> Item | None:
         """Take out one of the longest items that are at most `limit` long; None if there is none."""
-        end = bisect.bisect_left(self._entries, limit + 1, key=lambda entry: entry[0])
+        end = bisect.bisect_left(self._entries, (limit + 1,))  # a tuple is smaller than those that it begins
         if end == 0:
             return None
         longest = self._entries[end - 1][0]
-        index = bisect.bisect_left(self._entries, longest, hi=end, key=lambda entry: entry[0])
+        index = bisect.bisect_left(self._entries, (longest,), hi=end)
         if self._scatter:
             # Knuth's multiplicative hash; the upper bits, because the lower ones repeat.
             index += (self._num_popped * 0x9E3779B97F4A7C15 % 2**64) * (end - index) >> 64
@@ -97,12 +106,12 @@ class FitBuffer(Generic[Item]):
         self._num_added, self._num_popped = state["num_added"], state["num_popped"]
 
 
-class BestFitRows(Iterator[Row]):
+class BestFitRows(Iterator[Tokens]):
     """Rows of text; see `best_fit_rows`. Between two rows its state is the buffer and the counts."""
 
     def __init__(
         self,
-        documents: Iterable[list[int]],
+        documents: Iterable[Tokens | Sequence[int]],
         row_len: int,
         buffer_size: int = 1000,
         long_documents: Literal["crop", "split"] = "crop",
@@ -115,28 +124,29 @@ class BestFitRows(Iterator[Row]):
         self._row_len = row_len
         self._buffer_size = buffer_size
         self._split = long_documents == "split"
-        self._buffer: FitBuffer[list[int]] = FitBuffer(scatter=self._split)
+        self._buffer: FitBuffer[Tokens] = FitBuffer(scatter=self._split)
 
-    def __next__(self) -> Row:
-        row: Row = []
-        while len(row) < self._row_len:
+    def __next__(self) -> Tokens:
+        pieces: list[Tokens] = []
+        space = self._row_len
+        while space:
             self._fill_buffer()
             if not len(self._buffer):
-                self.counts.unfinished += len(row)
+                self.counts.unfinished += self._row_len - space
                 raise StopIteration
-            space = self._row_len - len(row)
-            document = self._buffer.pop_largest(space)
-            if document is None:
-                document = self._buffer.pop_shortest()
-                self.counts.cropped += len(document) - space
-                document = document[:space]
-            row += document
+            piece = self._buffer.pop_largest(space)
+            if piece is None:
+                piece = self._buffer.pop_shortest()
+                self.counts.cropped += len(piece) - space
+                piece = piece[:space]
+            pieces.append(piece)
+            space -= len(piece)
         self.counts.rows += 1
-        self.counts.used += len(row)
-        return row
+        self.counts.used += self._row_len
+        return np.concatenate(pieces)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers from which an iterator over the following documents continues exactly."""
+        """Numbers and arrays from which an iterator over the following documents continues exactly."""
         return {"buffer": self._buffer.state_dict(), "counts": asdict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,11 +159,12 @@ class BestFitRows(Iterator[Row]):
             document = next(self._documents, None)
             if document is None:
                 return
-            if not document:
+            if not len(document):
                 continue
             self.counts.items += 1
             self.counts.read += len(document)
-            pieces = split_document(document, self._row_len) if self._split else [document]
+            tokens = np.asarray(document)
+            pieces = split_document(tokens, self._row_len) if self._split else [tokens]
             self.counts.added += len(pieces) - 1
             for piece in pieces:
                 self._buffer.add(piece, len(piece))
@@ -216,7 +227,7 @@ class PaddedRows(Iterator[PaddedRow]):
 
 
 def best_fit_rows(
-    documents: Iterable[list[int]],
+    documents: Iterable[Tokens | Sequence[int]],
     row_len: int,
     buffer_size: int = 1000,
     long_documents: Literal["crop", "split"] = "crop",
@@ -250,10 +261,13 @@ def padded_rows(conversations: Iterable[Masked], row_len: int, pad_id: int, buff
     return PaddedRows(conversations, row_len, pad_id, buffer_size)
 
 
-def split_document(token_ids: list[int], max_len: int) -> list[list[int]]:
+def split_document(token_ids: Tokens, max_len: int) -> list[Tokens]:
     """Cut a document into pieces of at most `max_len` tokens, each beginning with the document's first token (BOS)."""
-    starts = range(max_len, len(token_ids), max_len - 1)
-    return [token_ids[:max_len], *([token_ids[0], *token_ids[start : start + max_len - 1]] for start in starts)]
+    if len(token_ids) <= max_len:
+        return [token_ids]
+    bos = token_ids[:1]
+    starts = range(1, len(token_ids), max_len - 1)
+    return [np.concatenate((bos, token_ids[start : start + max_len - 1])) for start in starts]
 
 
 def _check_sizes(row_len: int, buffer_size: int) -> None:

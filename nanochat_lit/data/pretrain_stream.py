@@ -1,22 +1,25 @@
 """Text as batches for pretraining: source -> tokens -> best-fit rows -> {"inputs", "targets"}, each (B, T) int64."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.cursor import Cursor
-from nanochat_lit.data.packing import BestFitRows, PackingCounts, best_fit_rows
+from nanochat_lit.data.encoding import encoded_documents, small_batches
+from nanochat_lit.data.packing import BestFitRows, PackingCounts, Tokens, best_fit_rows
+from nanochat_lit.data.prepared import check_tokenizer
+from nanochat_lit.data.shards import FileSource, text_column
 from nanochat_lit.data.sources import SourceLike, as_source, make_cursor
 
 if TYPE_CHECKING:
     from nanochat_lit.tokenizer import Tokenizer
 
 Batch = dict[str, torch.Tensor]
-ENCODE_BATCH_SIZE = 128
 
 
 class PretrainStream(IterableDataset[Batch]):
@@ -28,7 +31,8 @@ class PretrainStream(IterableDataset[Batch]):
     The rows and their order do not depend on `micro_batch_size`. With DataLoader workers each reads its own share.
 
     Args:
-        texts: A path, a list, a function that makes an iterator, or an object with `iterate`; see `as_source`.
+        texts: A path, a list, a function that makes an iterator, or an object with `iterate`; see `as_source`. The path
+            may be a folder of prepared shards.
         tokenizer: Encodes the texts.
         sequence_len: T; rows hold one token more.
         micro_batch_size: B, rows in a batch.
@@ -55,7 +59,9 @@ class PretrainStream(IterableDataset[Batch]):
         long_documents: Literal["crop", "split"] = "crop",
     ) -> None:
         check_stream_sizes(sequence_len, micro_batch_size, rank, world_size)
-        self.source = as_source(texts, "text", seed)
+        self.source = as_source(texts, text_column(texts), seed)
+        if isinstance(self.source, FileSource) and self.source.column == "tokens":
+            check_tokenizer(self.source.path, tokenizer)
         self.tokenizer = tokenizer
         self.sequence_len = sequence_len
         self.micro_batch_size = micro_batch_size
@@ -76,19 +82,28 @@ class PretrainStream(IterableDataset[Batch]):
         return self._rows.counts if self._rows is not None else PackingCounts()
 
     def __iter__(self) -> Iterator[Batch]:
+        return map(self.batch_of, self.rows())
+
+    @staticmethod
+    def batch_of(rows: np.ndarray) -> Batch:
+        """The batch of rows of T + 1 tokens."""
+        tokens = torch.from_numpy(rows.astype(np.int64))
+        return {"inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """The batches as rows, (B, T + 1) of two or four bytes a token: what workers send."""
         state, self._restored = self._restored, None
         rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
         self._cursor = make_cursor(self.source, self.split, rank, world_size)
         self._rows = best_fit_rows(
-            self._token_lists(self._cursor), self.sequence_len + 1, self.buffer_size, self.long_documents
+            self._documents(self._cursor), self.sequence_len + 1, self.buffer_size, self.long_documents
         )
         if state is not None:
             self._cursor.load_state_dict(state["cursor"])
             if state["packer"] is not None:
                 self._rows.load_state_dict(state["packer"])
         while rows := list(islice(self._rows, self.micro_batch_size)):
-            tokens = torch.tensor(rows, dtype=torch.int64)  # (B, T + 1)
-            yield {"inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
+            yield np.stack(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands after the last batch: the cursor, and the buffered documents by value.
@@ -111,12 +126,14 @@ class PretrainStream(IterableDataset[Batch]):
         cursor = make_cursor(self.source, self.split, 0, 1)
         return {"cursor": cursor.merge([state["cursor"] for state in states], num_readers), "packer": None}
 
-    def _token_lists(self, cursor: Cursor) -> Iterator[list[int]]:
-        bos_id = self.tokenizer.bos_id
-        for texts in batched(cursor, ENCODE_BATCH_SIZE):
-            for token_ids in self.tokenizer.encode_batch(texts):
+    def _documents(self, cursor: Cursor) -> Iterator[Tokens]:
+        """Token ids of the documents, each from BOS on."""
+        for items in small_batches(cursor):
+            # prepared shards have documents of tokens already
+            documents = items if isinstance(items[0], np.ndarray) else encoded_documents(self.tokenizer, items)
+            for document in documents:
                 cursor.num_taken += 1
-                yield [bos_id, *token_ids]
+                yield document
 
 
 def reader_share(rank: int, world_size: int, shift: int = 0) -> tuple[int, int]:
@@ -135,10 +152,3 @@ def check_stream_sizes(sequence_len: int, micro_batch_size: int, rank: int, worl
             raise UserError(f"{name} is {value}, but must be at least 1")
     if not 0 <= rank < world_size:
         raise UserError(f"rank {rank} is not one of {world_size} processes (0 to {world_size - 1})")
-
-
-def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of up to `size` items (itertools.batched needs Python 3.12)."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -13,11 +13,13 @@ from typing import Any, Literal
 from nanochat_lit.common.downloads import file_sha256
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.block_cursor import Block, BlockCursor
+from nanochat_lit.data.prepared import is_prepared, prepared_paths
+from nanochat_lit.data.prepared_file import PreparedFile
 from nanochat_lit.data.record_files import RecordFile
 from nanochat_lit.data.record_kinds import KINDS, kind_of, record_file
 from nanochat_lit.data.text_source import Split, TextSource
 
-Column = Literal["text", "messages"]
+Column = Literal["text", "messages", "tokens"]
 SPLITS = ("train", "val", "all")
 THOROUGH_CHECK_BYTES = 512 * 2**20
 VALIDATION_FRACTION = 0.01
@@ -29,14 +31,14 @@ class ShardSource(TextSource):
 
     Args:
         path: File or folder, for messages.
-        column: 'text' for documents, 'messages' for conversations.
+        column: 'text' for documents, 'messages' for conversations, 'tokens' for a folder of prepared shards.
         seed: Order of the training epochs.
         window: Files whose blocks are shuffled together; None for all.
     """
 
     def __init__(self, path: str | Path, column: Column = "text", seed: int = 0, window: int | None = None) -> None:
-        if column not in ("text", "messages"):
-            raise UserError(f"column is {column!r}; use 'text' or 'messages'")
+        if column not in ("text", "messages", "tokens"):
+            raise UserError(f"column is {column!r}; use 'text', 'messages' or 'tokens'")
         self.path = Path(path)
         self.column: Column = column
         self.seed = seed
@@ -55,7 +57,9 @@ class ShardSource(TextSource):
     def files(self) -> list[RecordFile]:
         """The files, that for validation last."""
         if self._files is None:
-            self._files = [record_file(path, self.field) for path in self.find_files()]
+            tokens = self.column == "tokens"
+            paths = self.find_files()
+            self._files = [PreparedFile(path) if tokens else record_file(path, self.field) for path in paths]
         return self._files
 
     @property
@@ -218,7 +222,7 @@ class FileSource(ShardSource):
 
     Args:
         path: File, or folder of files of one kind: .parquet, .jsonl (also .gz or .zst) or .txt.
-        column: 'text' for documents, 'messages' for conversations.
+        column: 'text' for documents, 'messages' for conversations, 'tokens' for a folder of prepared shards.
         seed: Order of the training epochs.
         validation: Name of the file to validate with; None takes the last by name, of a single file the last hundredth.
     """
@@ -231,7 +235,7 @@ class FileSource(ShardSource):
 
     def find_files(self) -> list[Path]:
         """The files of the folder, that for validation last."""
-        paths = _find_files(self.path)
+        paths = prepared_paths(self.path) if self.column == "tokens" else _find_files(self.path)
         if self.validation_name is None:
             return paths
         chosen = [path for path in paths if path.name == self.validation_name]
@@ -240,6 +244,11 @@ class FileSource(ShardSource):
                 f"'{self.path}' has no validation file '{self.validation_name}' beside others (files: {_listed(paths)})"
             )
         return [path for path in paths if path.name != self.validation_name] + chosen
+
+
+def text_column(path: object) -> Column:
+    """What a path for pretraining holds: 'tokens' in a folder of prepared shards, else 'text'."""
+    return "tokens" if is_prepared(path) else "text"
 
 
 def open_source(path: str | Path, column: Column = "text", seed: int = 0) -> FileSource:
@@ -280,6 +289,8 @@ def _find_files(path: Path) -> list[Path]:
     files = sorted(
         file for file in path.iterdir() if file.is_file() and kind_of(file) and not file.name.startswith(".")
     )
+    if is_prepared(path):
+        raise UserError(f"the folder '{path}' holds prepared token ids; give the folder of the text")
     if not files:
         inside = next((child.name for child in sorted(path.iterdir()) if child.is_dir()), None)
         hint = f"; subfolders such as '{inside}' are not searched" if inside else ""

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nanochat_lit.data.duplicates import SIMILARITY, ExactDuplicates, NearDuplicates
+from nanochat_lit.data.encoding import batched
 from nanochat_lit.data.languages import guess_language
-from nanochat_lit.data.pretrain_stream import batched
 from nanochat_lit.data.shards import ShardSource
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")

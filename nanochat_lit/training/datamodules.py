@@ -15,8 +15,9 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.loader import ResumableLoader, merged
+from nanochat_lit.data.prepared import TOKENIZER_FOLDER
 from nanochat_lit.data.pretrain_stream import PretrainStream
-from nanochat_lit.data.shards import FileSource, check_source, conversations
+from nanochat_lit.data.shards import FileSource, check_source, conversations, text_column
 from nanochat_lit.data.sources import SourceLike
 from nanochat_lit.data.text_source import TextSource
 from nanochat_lit.evaluation.bpb import document_batches
@@ -134,13 +135,14 @@ class LanguageDataModule(LightningDataModule):
 
 
 class TextDataModule(LanguageDataModule):
-    """Text for pretraining: a folder or file of .parquet, .jsonl or .txt, or any source.
+    """Text for pretraining: a folder or file of .parquet, .jsonl or .txt, one that `data prepare` has written, or any source.
 
     Args:
         path: File or folder. With several files the last one (by name) is for validation, with one its last hundredth.
         source: What to read instead of a path, such as nanochat_lit.data.hub_files.ClimbMix; it has a seed of its own.
         mirror: Address to download from instead of the hub: a folder with the same files.
-        tokenizer: Folder of a tokenizer; None trains one on the training split into the run folder.
+        tokenizer: Folder of a tokenizer; None trains one on the training split into the run folder, or takes that of
+            the prepared shards.
         vocab_size: Size of a tokenizer trained here: a number, or auto (by corpus and depth).
         micro_batch_size: Rows per device per forward: a number, or auto (the most that fit the device's memory).
         long_documents: split cuts documents longer than a row into pieces that each begin with BOS; crop loses the rest.
@@ -183,7 +185,7 @@ class TextDataModule(LanguageDataModule):
     def source(self) -> TextSource:
         """Where the text is."""
         if self._source is None:
-            self._source = FileSource(cast(str, self.path), seed=self.seed)
+            self._source = FileSource(cast(str, self.path), text_column(self.path), seed=self.seed)
         return self._source
 
     def prepare_data(self) -> None:
@@ -200,6 +202,8 @@ class TextDataModule(LanguageDataModule):
         )
         if self.tokenizer_path is not None:
             return
+        if text_column(self.path) == "tokens" and not (self.run_dir / "tokenizer").exists():
+            Tokenizer.load(Path(cast(str, self.path)) / TOKENIZER_FOLDER).save(self.run_dir / "tokenizer")
         if (self.run_dir / "tokenizer").exists():
             self._check_own_tokenizer()
             return
