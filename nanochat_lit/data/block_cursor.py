@@ -61,12 +61,12 @@ class _Unit:
     epoch: int
     window: int
     block: int
-    places: range
+    places: Sequence[int]
     piece: int
     """Which piece left by other readers this is; -1 for none."""
 
 
-def start_state(epoch: int = 0, window: int = 0, block: int = 0, pending: Sequence[Sequence[int]] = ()) -> State:
+def start_state(epoch: int = 0, window: int = 0, block: int = 0, pending: Sequence[Sequence[Any]] = ()) -> State:
     """The state of every reader of a run that begins here, after the pieces that others have left."""
     at = [epoch, window, block]
     return {"pending": [list(piece) for piece in pending], "piece": 0, "start": at, "at": at, "done": 0}
@@ -166,7 +166,10 @@ class BlockCursor:
         del num_readers
         until = max(tuple(state["at"]) for state in states)
         start = self._next_round(until, states[0]["start"], len(states))
-        pieces = [[*place, place[3] + 1, 1] for place in more]
+        grouped: dict[tuple[int, ...], list[int]] = {}
+        for epoch, window, block, place in more:
+            grouped.setdefault((epoch, window, block), []).append(place)
+        pieces: list[list[Any]] = [[*key, places] for key, places in sorted(grouped.items())]
         for rank, state in enumerate(states):
             reader = BlockCursor(self._source, self._split, rank, len(states))
             reader.load_state_dict(state)
@@ -174,7 +177,7 @@ class BlockCursor:
                 if unit.piece < 0 and (unit.epoch, unit.window, unit.block) >= start:
                     break
                 if left := unit.places[done:]:
-                    pieces.append([unit.epoch, unit.window, unit.block, left.start, left.stop, left.step])
+                    pieces.append([unit.epoch, unit.window, unit.block, _written(left)])
         return start_state(*start, pieces)
 
     def _files(self) -> str:
@@ -201,8 +204,8 @@ class BlockCursor:
 
     def _pending_units(self, state: State) -> Iterator[_Unit]:
         before = 0
-        for index, (epoch, window, block, start, stop, step) in enumerate(state["pending"]):
-            places = range(start, stop, step)
+        for index, (epoch, window, block, written) in enumerate(state["pending"]):
+            places = range(*written["range"]) if isinstance(written, dict) else written
             if index >= state["piece"]:
                 yield _Unit(epoch, window, block, places[self._share(before)], index)
             before += len(places)
@@ -257,3 +260,8 @@ class BlockCursor:
         while self._num_settled < self.num_taken and self._read_ahead:
             self._last = self._read_ahead.popleft()
             self._num_settled += 1
+
+
+def _written(places: Sequence[int]) -> Any:
+    """Places within a block, short if they are evenly spaced."""
+    return {"range": [places.start, places.stop, places.step]} if isinstance(places, range) else list(places)

@@ -34,8 +34,18 @@ class Cursor(Protocol):
         """Begin the next iteration at the place of `state`."""
         ...
 
-    def merge(self, states: Sequence[State], num_readers: int) -> State:
-        """The place from which `num_readers` readers go on, by those of all readers so far."""
+    def last_place(self) -> list[int]:
+        """Where the last item came from that was taken; empty if the source has no places."""
+        ...
+
+    def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
+        """The place from which `num_readers` readers go on, by those of all readers so far.
+
+        Args:
+            states: Of all readers, which began together.
+            num_readers: Those that go on.
+            more: Places of items that were taken and not used, to be read again.
+        """
         ...
 
 
@@ -86,8 +96,13 @@ class ItemCursor:
         """Begin the next iteration at the place of `state`."""
         self._start_epoch, self._start_item = state["epoch"], state["item"]
 
-    def merge(self, states: Sequence[State], num_readers: int) -> State:
+    def last_place(self) -> list[int]:
+        """Nothing: items have no places."""
+        return []
+
+    def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
         """Where the furthest reader was, as a place of `num_readers` readers; what others had yet to read is skipped."""
+        assert not more, "items have no places"
         epoch = max(state["epoch"] for state in states)
         furthest = max(state["item"] for state in states if state["epoch"] == epoch)
         return {"epoch": epoch, "item": -(-furthest * len(states) // num_readers)}

@@ -122,9 +122,10 @@ class ResumableLoader:
 
 
 def merged(stream: Stream, positions: list[dict[str, Any]], num_readers: int, world_size: int) -> dict[str, Any]:
-    """The place from which another number of ranks or workers goes on with what has not been read.
+    """The place from which another number of ranks or workers goes on with what has not been used.
 
-    What lay in the buffers of the packers is skipped; with workers the batches since their last snapshot are read again.
+    No document comes twice, and none is skipped but those that are split and of which a part has been used, at most a
+    buffer for each reader. With workers the batches since their last snapshot are read again.
 
     Args:
         stream: Whose places they are.

@@ -90,6 +90,7 @@ class MixtureCursor:
         self._weights = weights
         self._num_chars = dict.fromkeys(cursors, 0)
         self._read_ahead: deque[tuple[str, int]] = deque()
+        self._last: str | None = None
         self._num_settled = 0
         self.num_taken = 0
 
@@ -118,12 +119,19 @@ class MixtureCursor:
             cursor.load_state_dict(state["cursors"][name])
         self._num_chars = dict(state["num_chars"])
 
-    def merge(self, states: Sequence[State], num_readers: int) -> State:
-        """The places of all sources for another number of readers."""
-        cursors = {
-            name: cursor.merge([state["cursors"][name] for state in states], num_readers)
-            for name, cursor in self._cursors.items()
-        }
+    def last_place(self) -> list[int]:
+        """The number of the source, and the place in it; empty if it has none."""
+        self._settle()
+        assert self._last is not None, "no item has been taken"
+        place = self._cursors[self._last].last_place()
+        return [list(self._cursors).index(self._last), *place] if place else []
+
+    def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
+        """The places of all sources for another number of readers; see `Cursor.merge`."""
+        cursors = {}
+        for number, (name, cursor) in enumerate(self._cursors.items()):
+            again = [place[1:] for place in more if place[0] == number]
+            cursors[name] = cursor.merge([state["cursors"][name] for state in states], num_readers, again)
         totals = {name: sum(state["num_chars"][name] for state in states) for name in self._cursors}
         return {"cursors": cursors, "num_chars": {name: total // num_readers for name, total in totals.items()}}
 
@@ -132,6 +140,7 @@ class MixtureCursor:
             name, num_chars = self._read_ahead.popleft()
             self._cursors[name].num_taken += 1
             self._num_chars[name] += num_chars
+            self._last = name
             self._num_settled += 1
 
 

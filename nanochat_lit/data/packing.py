@@ -74,6 +74,15 @@ class FitBuffer(Generic[Item]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def num_added(self) -> int:
+        """Items so far, which is the number under which the next will arrive."""
+        return self._num_added
+
+    def numbers(self) -> list[int]:
+        """Under which numbers the items have arrived that are here."""
+        return [number for _, number, _ in self._entries]
+
     def add(self, item: Item, length: int) -> None:
         """Put in an item, the youngest so far."""
         bisect.insort(self._entries, (length, self._num_added, item))
@@ -124,19 +133,19 @@ class BestFitRows(Iterator[Tokens]):
         self._row_len = row_len
         self._buffer_size = buffer_size
         self._split = long_documents == "split"
-        self._buffer: FitBuffer[Tokens] = FitBuffer(scatter=self._split)
+        self.buffer: FitBuffer[Tokens] = FitBuffer(scatter=self._split)
 
     def __next__(self) -> Tokens:
         pieces: list[Tokens] = []
         space = self._row_len
         while space:
             self._fill_buffer()
-            if not len(self._buffer):
+            if not len(self.buffer):
                 self.counts.unfinished += self._row_len - space
                 raise StopIteration
-            piece = self._buffer.pop_largest(space)
+            piece = self.buffer.pop_largest(space)
             if piece is None:
-                piece = self._buffer.pop_shortest()
+                piece = self.buffer.pop_shortest()
                 self.counts.cropped += len(piece) - space
                 piece = piece[:space]
             pieces.append(piece)
@@ -147,15 +156,15 @@ class BestFitRows(Iterator[Tokens]):
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and arrays from which an iterator over the following documents continues exactly."""
-        return {"buffer": self._buffer.state_dict(), "counts": asdict(self.counts)}
+        return {"buffer": self.buffer.state_dict(), "counts": asdict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state; `documents` must begin with the first document that was not read then."""
-        self._buffer.load_state_dict(state["buffer"])
+        self.buffer.load_state_dict(state["buffer"])
         self.counts = PackingCounts(**state["counts"])
 
     def _fill_buffer(self) -> None:
-        while len(self._buffer) < self._buffer_size:
+        while len(self.buffer) < self._buffer_size:
             document = next(self._documents, None)
             if document is None:
                 return
@@ -167,7 +176,7 @@ class BestFitRows(Iterator[Tokens]):
             pieces = split_document(tokens, self._row_len) if self._split else [tokens]
             self.counts.added += len(pieces) - 1
             for piece in pieces:
-                self._buffer.add(piece, len(piece))
+                self.buffer.add(piece, len(piece))
 
 
 class PaddedRows(Iterator[PaddedRow]):
@@ -180,14 +189,14 @@ class PaddedRows(Iterator[PaddedRow]):
         self._row_len = row_len
         self._pad_id = pad_id
         self._buffer_size = buffer_size
-        self._buffer: FitBuffer[Masked] = FitBuffer()
+        self.buffer: FitBuffer[Masked] = FitBuffer()
 
     def __next__(self) -> PaddedRow:
         token_ids: list[int] = []
         loss_mask: list[int] = []
         while len(token_ids) < self._row_len:
             self._fill_buffer()
-            conversation = self._buffer.pop_largest(self._row_len - len(token_ids))
+            conversation = self.buffer.pop_largest(self._row_len - len(token_ids))
             if conversation is None:
                 break
             token_ids += conversation[0]
@@ -202,15 +211,15 @@ class PaddedRows(Iterator[PaddedRow]):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists and numbers from which an iterator over the following conversations continues exactly."""
-        return {"buffer": self._buffer.state_dict(), "counts": asdict(self.counts)}
+        return {"buffer": self.buffer.state_dict(), "counts": asdict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state; `conversations` must begin with the first one that was not read then."""
-        self._buffer.load_state_dict(state["buffer"])
+        self.buffer.load_state_dict(state["buffer"])
         self.counts = PackingCounts(**state["counts"])
 
     def _fill_buffer(self) -> None:
-        while len(self._buffer) < self._buffer_size:
+        while len(self.buffer) < self._buffer_size:
             conversation = next(self._conversations, None)
             if conversation is None:
                 return
@@ -223,7 +232,7 @@ class PaddedRows(Iterator[PaddedRow]):
                 self.counts.items_cut += 1
                 self.counts.cropped += len(token_ids) - self._row_len
                 token_ids, loss_mask = token_ids[: self._row_len], loss_mask[: self._row_len]
-            self._buffer.add((token_ids, loss_mask), len(token_ids))
+            self.buffer.add((token_ids, loss_mask), len(token_ids))
 
 
 def best_fit_rows(

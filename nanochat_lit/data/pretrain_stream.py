@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.data.buffered_places import BufferedPlaces, places_of
 from nanochat_lit.data.cursor import Cursor
 from nanochat_lit.data.encoding import encoded_documents, small_batches
 from nanochat_lit.data.packing import BestFitRows, PackingCounts, Tokens, best_fit_rows
@@ -73,6 +74,7 @@ class PretrainStream(IterableDataset[Batch]):
         self.reader_shift = 0
         """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
         self._cursor: Cursor | None = None
+        self._places: BufferedPlaces
         self._rows: BestFitRows | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -98,10 +100,12 @@ class PretrainStream(IterableDataset[Batch]):
         self._rows = best_fit_rows(
             self._documents(self._cursor), self.sequence_len + 1, self.buffer_size, self.long_documents
         )
+        self._places = BufferedPlaces(self._rows.buffer)
         if state is not None:
             self._cursor.load_state_dict(state["cursor"])
             if state["packer"] is not None:
                 self._rows.load_state_dict(state["packer"])
+                self._places.load(state["places"])
         while rows := list(islice(self._rows, self.micro_batch_size)):
             yield np.stack(rows)
 
@@ -112,7 +116,11 @@ class PretrainStream(IterableDataset[Batch]):
         """
         if self._cursor is None or self._rows is None:
             return {}
-        return {"cursor": self._cursor.state_dict(), "packer": self._rows.state_dict()}
+        return {
+            "cursor": self._cursor.state_dict(),
+            "packer": self._rows.state_dict(),
+            "places": self._places.state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next iteration continues from `state`, made with the same source and settings (batch size excepted).
@@ -122,9 +130,13 @@ class PretrainStream(IterableDataset[Batch]):
         self._restored = state or None
 
     def merge(self, states: Sequence[dict[str, Any]], num_readers: int) -> dict[str, Any]:
-        """The state from which `num_readers` readers go on, by those of all readers so far; buffers are empty."""
+        """The state from which `num_readers` readers go on, by those of all readers so far.
+
+        Buffers are empty; what lay in them and was not used at all will be read again.
+        """
         cursor = make_cursor(self.source, self.split, 0, 1)
-        return {"cursor": cursor.merge([state["cursor"] for state in states], num_readers), "packer": None}
+        merged = cursor.merge([state["cursor"] for state in states], num_readers, places_of(states))
+        return {"cursor": merged, "packer": None}
 
     def _documents(self, cursor: Cursor) -> Iterator[Tokens]:
         """Token ids of the documents, each from BOS on."""
@@ -133,6 +145,7 @@ class PretrainStream(IterableDataset[Batch]):
             documents = items if isinstance(items[0], np.ndarray) else encoded_documents(self.tokenizer, items)
             for document in documents:
                 cursor.num_taken += 1
+                self._places.add(cursor.last_place())
                 yield document
 
 

@@ -110,7 +110,7 @@ class LanguageDataModule(LightningDataModule):
             before = sum(len(position["readers"]) for position in positions)
             print(
                 f"the data were read by {before} reader(s) (ranks x loader workers), now by {num_readers * world_size()}: "
-                "going on with what nobody has read; what lay in their packing buffers is skipped",
+                "going on with what nobody has used",
                 file=sys.stderr,
             )
         return merged(stream, positions, num_readers, world_size())
