@@ -8,7 +8,8 @@ from pathlib import Path
 from nanochat_lit.common.downloads import cache_folder, locked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write
-from nanochat_lit.data.record_files import ParquetFile, RecordFile, parse_json_row
+from nanochat_lit.data.parquet_file import ParquetFile
+from nanochat_lit.data.record_files import RecordFile, parse_json_row
 
 ROW_GROUP_SIZE = 1024
 _CODECS = {".gz": "gzip", ".zst": "zstd"}

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from nanochat_lit.data.compressed_files import CompressedJsonlFile
-from nanochat_lit.data.record_files import JsonlFile, ParquetFile, RecordFile, TextFile
+from nanochat_lit.data.parquet_file import ParquetFile
+from nanochat_lit.data.record_files import JsonlFile, RecordFile, TextFile
 
 KINDS: dict[str, type[RecordFile]] = {
     ".txt": TextFile,
