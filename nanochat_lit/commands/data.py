@@ -1,11 +1,9 @@
 """`nanochat-lit data`: write the generated corpus to files, download data sets."""
 
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
+from nanochat_lit.common.download_progress import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.hub_files import DCLM, ClimbMix, FineWebEdu, HubFiles
 from nanochat_lit.data.tiny_world_files import write_tiny_world
@@ -81,42 +79,7 @@ def download(
         files = HubFiles(source, **options, **more)
     else:
         raise UserError(f"source is {source!r}; use {', '.join(SOURCES)}, or OWNER/NAME of a data set on the hub")
-    progress = Progress(shards + 1)
+    progress = DownloadProgress()
     files.download(mirror, progress.report)
     progress.end()
     print(f"{shards} shards to train on and {files.files[-1].path.name} to validate with are in {files.path}")
-
-
-class Progress:
-    """A line on stderr that says what has arrived: rewritten in a terminal, else a new one every half minute.
-
-    Args:
-        num_files: Files that are expected.
-    """
-
-    def __init__(self, num_files: int) -> None:
-        self.num_files = num_files
-        self._lock = threading.Lock()
-        self._num_done = self._num_bytes = 0
-        self._start_s = self._last_s = time.monotonic()
-        self._is_terminal = sys.stderr.isatty()
-
-    def report(self, num_done: int, num_bytes: int) -> None:
-        """Add files that are complete, and bytes."""
-        with self._lock:
-            self._num_done += num_done
-            self._num_bytes += num_bytes
-            now_s = time.monotonic()
-            if now_s - self._last_s >= (0.2 if self._is_terminal else 30.0):
-                self._last_s = now_s
-                self._write("\r" if self._is_terminal else "", "" if self._is_terminal else "\n")
-
-    def end(self) -> None:
-        """The last line."""
-        self._write("\r" if self._is_terminal else "", "\n")
-
-    def _write(self, before: str, after: str) -> None:
-        elapsed_s = max(1e-9, time.monotonic() - self._start_s)
-        rate = self._num_bytes / elapsed_s / 1e6
-        line = f"{self._num_done} of {self.num_files} files, {self._num_bytes / 1e6:,.1f} MB fetched, {rate:,.1f} MB/s"
-        print(f"{before}{line:<60}", end=after, file=sys.stderr, flush=True)

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nanochat_lit.common.download_progress import Report
 from nanochat_lit.common.downloads import cache_folder
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.background_download import BackgroundDownload
 from nanochat_lit.data.hub import DataSet, RemoteFile
 from nanochat_lit.data.record_files import RecordFile
 from nanochat_lit.data.record_kinds import kind_of
-from nanochat_lit.data.shard_folder import Report, ShardFolder, whole_file_check
+from nanochat_lit.data.shard_folder import ShardFolder, whole_file_check
 from nanochat_lit.data.shards import ShardSource
 
 WINDOW = 4
@@ -85,14 +86,14 @@ class HubFiles(ShardSource):
             )
         return train[: self.num_shards], chosen
 
-    def prepare(self, mirror: str | None = None) -> None:
+    def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
         """Download the validation shard and the first window; the rest follows while training has begun."""
         source = self._describe(mirror)
         order = [self.files[-1].path.name] + [self.files[index].path.name for index in self.file_order("train", 0)]
         files = self._remote(order)
         num_needed = 1 + (self.window or len(files))
         needed, rest = files[:num_needed], files[num_needed:]
-        self.shards.fetch_alone(needed, lambda: self._fetch(source, needed))
+        self.shards.fetch_alone(needed, lambda: self._fetch(source, needed, report))
         self.shards.pin_validation(self.validation_sha256)
         if missing := self.shards.missing(rest):
             self._background = BackgroundDownload(self.shards.folder, source, missing, self.connections)

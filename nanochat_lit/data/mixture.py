@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nanochat_lit.common.download_progress import Report
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.cursor import Cursor, State
 from nanochat_lit.data.sources import make_cursor
@@ -37,10 +38,10 @@ class Mixture(TextSource):
         """The names of the sources."""
         return "mixture of " + ", ".join(source.name for source in self.sources.values())
 
-    def prepare(self, mirror: str | None = None) -> None:
+    def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
         """All of them."""
         for source in self.sources.values():
-            source.prepare(mirror)
+            source.prepare(mirror, report)
 
     def check(self) -> None:
         """All of them."""

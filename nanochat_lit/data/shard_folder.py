@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from nanochat_lit.common.download_progress import Report
 from nanochat_lit.common.downloads import DiskFullError, download, file_sha256, locked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
@@ -23,9 +24,6 @@ LOCK = ".download.lock"
 POLL_S = 0.2
 IDLE_POLLS = 5
 """So often nobody must be found downloading; between two who download there is a moment."""
-
-Report = Callable[[int, int], None]
-"""Told the number of shards that have arrived with this call (0 or 1), and the bytes."""
 
 
 class ShardFolder:

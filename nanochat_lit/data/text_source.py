@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from nanochat_lit.common.download_progress import Report
+
 Split = Literal["train", "val", "all"]
 
 
@@ -27,13 +29,14 @@ class TextSource(ABC):
     def iterate(self, split: Split, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """The documents of one epoch of a split that belong to `rank`."""
 
-    def prepare(self, mirror: str | None = None) -> None:
+    def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
         """Let everything be there that training needs to begin.
 
         Args:
             mirror: Address to download from instead of the hub.
+            report: Told what is downloaded.
         """
-        del mirror
+        del mirror, report
 
     def check(self) -> None:  # noqa: B027 - nothing is the right thing for a source without files
         """Look at what is there.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from nanochat_lit.common.download_progress import Report
 from nanochat_lit.common.downloads import cache_folder, locked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import ShardSource
@@ -24,9 +25,9 @@ class TinyWorld(ShardSource):
         self.folder = Path(folder) if folder else cache_folder() / "tiny_world" / f"{num_documents}-{seed}"
         super().__init__(self.folder / "pretrain", seed=seed)
 
-    def prepare(self, mirror: str | None = None) -> None:
+    def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
         """Write the files, unless they are there."""
-        del mirror
+        del mirror, report
         done = self.folder / "harder" / "test.jsonl"  # the last that is written
         with locked(self.folder / ".lock"):
             if not done.is_file():

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from nanochat_lit.common.distributed import rank, world_size
+from nanochat_lit.common.download_progress import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.loader import ResumableLoader, merged
@@ -193,7 +194,11 @@ class TextDataModule(LanguageDataModule):
         assert self.trainer is not None
         module = cast("PretrainModule", self.module)
         module.check_batch(self.rows, self.trainer.world_size)
-        self.source.prepare(self.mirror)
+        if self.path is None:
+            print(f"data: {self.source.name}", file=sys.stderr)
+        progress = DownloadProgress()
+        self.source.prepare(self.mirror, progress.report)
+        progress.end()
         self.source.check()
         pin_validation(
             self.run_dir / "validation.json",

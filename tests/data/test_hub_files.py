@@ -66,7 +66,7 @@ def test_the_verb_downloads_all_and_does_it_once(climbmix, tmp_path, capsys):
     assert leftovers(tmp_path / "here") == []
     captured = capsys.readouterr()
     assert "3 shards to train on and shard_06542.parquet to validate with" in captured.out
-    assert "4 of 4 files" in captured.err
+    assert "4 files complete" in captured.err
     num_requests = len(climbmix.seen)
     assert cli.main(["data", "download", "climbmix", *options]) == 0
     assert len(climbmix.seen) == num_requests, "what is there is not asked for again"
