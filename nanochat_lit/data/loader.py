@@ -82,7 +82,9 @@ class ResumableLoader:
     def _opened(self, parcel: "_Parcel") -> "_Parcel":
         """In the thread that receives: the batch as tensors."""
         batch = self.stream.batch_of(parcel.rows)
-        return replace(parcel, rows={name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin_memory else batch)
+        return replace(
+            parcel, rows={name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin_memory else batch
+        )
 
     def _counted(self, parcels: Iterator["_Parcel"]) -> Iterator[Batch]:
         for parcel in parcels:
@@ -181,7 +183,7 @@ def _joined(parts: Sequence[Any]) -> torch.Tensor:
 
 
 def _unpickled(state: dict[str, Any] | torch.Tensor) -> dict[str, Any]:
-    return state if isinstance(state, dict) else pickle.loads(state.numpy())  # noqa: S301 - our own worker's bytes
+    return state if isinstance(state, dict) else pickle.loads(state.numpy().tobytes())  # noqa: S301 - our own worker's bytes
 
 
 def _unchanged(item: Any) -> Any:

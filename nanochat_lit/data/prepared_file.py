@@ -9,6 +9,7 @@ Rows and blocks are those of the text file, so that both give the same documents
 header add up to the size of the file, or it is not whole.
 """
 
+import itertools
 import struct
 import zlib
 from array import array
@@ -92,7 +93,7 @@ class PreparedFile(RecordFile):
     def blocks(self) -> list[tuple[int, int]]:
         """Ranges of rows that the text file keeps together."""
         starts = self._mapped()[2].tolist()
-        return list(zip(starts[:-1], starts[1:], strict=True))
+        return list(itertools.pairwise(starts))
 
     def read(self, rows: Sequence[int]) -> Iterator[np.ndarray | None]:
         """Documents of tokens, views of the file; None for a row without text."""

@@ -10,8 +10,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.cursor import Cursor
-from nanochat_lit.data.packing import BestFitRows, PackingCounts, Tokens, best_fit_rows
 from nanochat_lit.data.encoding import encoded_documents, small_batches
+from nanochat_lit.data.packing import BestFitRows, PackingCounts, Tokens, best_fit_rows
 from nanochat_lit.data.prepared import check_tokenizer
 from nanochat_lit.data.shards import FileSource, text_column
 from nanochat_lit.data.sources import SourceLike, as_source, make_cursor
