@@ -57,10 +57,11 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
     "ui": ("nanochat_lit.commands.ui:ui", "chat in the browser: --model EXPORT, or --url of a running server"),
     "bench": (
         {
+            "data": "nanochat_lit.commands.bench_data:bench_data",
             "infer": "nanochat_lit.commands.bench_infer:bench_infer",
             "serve": "nanochat_lit.commands.bench_serve:bench_serve",
         },
-        "measure speed: of the engine alone, of a server and its clients",
+        "measure speed: of data and loader, of the engine alone, of a server and its clients",
     ),
     "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
 }

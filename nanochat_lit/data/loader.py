@@ -184,7 +184,7 @@ def _joined(parts: Sequence[Any]) -> torch.Tensor:
 
 
 def _unpickled(state: dict[str, Any] | torch.Tensor) -> dict[str, Any]:
-    return state if isinstance(state, dict) else pickle.loads(state.numpy())  # noqa: S301 - our own worker's bytes
+    return state if isinstance(state, dict) else pickle.loads(state.numpy().tobytes())  # noqa: S301 - our own worker's bytes
 
 
 def _unchanged(item: Any) -> Any:
