@@ -9,10 +9,12 @@ import os
 import pickle
 import random
 import re
+import runpy
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,6 +189,21 @@ def nanochat_folder(tmp_path_factory, nanochat_encoding) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def fault_server(tmp_path, monkeypatch) -> Generator[Any, None, None]:
+    """A web server of the folder `tmp_path / "served"`; the environment does not know of any hub."""
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = Path(__file__).with_name("data") / "fault_server.py"
+    program: dict[str, Any] = runpy.run_path(str(path))
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = program["Server"](folder)
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

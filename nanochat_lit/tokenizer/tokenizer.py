@@ -59,7 +59,8 @@ class Tokenizer(ABC):
             vocab_size: Number of tokens, the nine control tokens and 256 bytes included, or 'auto': 4096 up to depth
                 2, 8192 up to depth 7, 16384 up to depth 11, else 32768, halved until there are 1000 characters of
                 text per token, but at least 512 (see `auto_vocab_size`).
-            max_chars: Characters of text to learn from. They are all held in memory, so this is the memory bound.
+            max_chars: Characters of text to learn from. They are all held in memory, so this is the memory bound: 4 bytes
+                a character, and at most 4.3 GB more for text without spaces, of which 50 million characters are used.
             doc_cap: Characters of one document to learn from; the rest of it is left out, so that a few long
                 documents do not decide the vocabulary.
             num_threads: Threads; None for 2. The vocabulary is the same for any number, the fingerprint is not, because

@@ -78,7 +78,7 @@ def test_nothing_is_left_of_a_failure(server, tmp_path, script, num_requests, me
 def test_another_file_is_not_kept(server, tmp_path):
     (tmp_path / "file").write_text("the old one")
     with pytest.raises(UserError, match=f"sha256 {SHA256}, not 00"):
-        download(server.url, tmp_path / "file", "00" * 32)
+        download(server.url, tmp_path / "file", "00" * 32, lambda _: None)
     assert (tmp_path / "file").read_text() == "the old one"
 
 
