@@ -34,7 +34,15 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         {"train": "nanochat_lit.commands.tokenizer:train", "evaluate": "nanochat_lit.commands.tokenizer:evaluate"},
         "train a tokenizer; compare its compression with others",
     ),
-    "data": ({"generate": "nanochat_lit.commands.data:generate"}, "write the generated corpus to files"),
+    "data": (
+        {
+            "generate": "nanochat_lit.commands.data:generate",
+            "download": "nanochat_lit.commands.data:download",
+            "info": "nanochat_lit.commands.data_info:info",
+            "prepare": "nanochat_lit.commands.data_prepare:prepare",
+        },
+        "write the generated corpus to files; download data sets; what a corpus is made of; prepare text for repeated runs",
+    ),
     "plan": ("nanochat_lit.commands.plan:plan", "what a depth costs: dimensions, tokens, batch, memory, hours, money"),
     "evaluate": (
         {
@@ -50,20 +58,33 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
     "ui": ("nanochat_lit.commands.ui:ui", "chat in the browser: --model EXPORT, or --url of a running server"),
     "bench": (
         {
+            "data": "nanochat_lit.commands.bench_data:bench_data",
             "infer": "nanochat_lit.commands.bench_infer:bench_infer",
             "serve": "nanochat_lit.commands.bench_serve:bench_serve",
         },
-        "measure speed: of the engine alone, of a server and its clients",
+        "measure speed: of data and loader, of the engine alone, of a server and its clients",
     ),
     "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
+    "export": ("nanochat_lit.commands.export:export", "write an export in another format: a folder for Hugging Face"),
+    "import-hf": ("nanochat_lit.commands.import_hf:import_hf", "make an export of a folder that `export` wrote"),
+    "import-nanochat": (
+        "nanochat_lit.commands.import_nanochat:import_nanochat",
+        "make an export of a nanochat checkpoint and its tokenizer",
+    ),
     "report": ("nanochat_lit.commands.report:report", "a page on one run or several: curves, scores, samples, cost"),
 }
 
 # short options, which a function signature cannot name: verb -> {short: long}
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
 
-# options that may be given without their name, as the first words: verb -> (option, whether it takes all of them)
-FIRST_WORDS = {"report": ("--runs", True)}
+# verbs with one obvious object, which needs no name: verb -> the option that the first bare words stand for
+FIRST_WORDS = {
+    "data download": "--source",
+    "data info": "--path",
+    "import-hf": "--folder",
+    "import-nanochat": "--folder",
+    "report": "--runs",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,7 +156,7 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
     shorts = SHORT_OPTIONS.get(" ".join(words), {})
-    args = _name_first_words(args, FIRST_WORDS.get(" ".join(words)))
+    args = _name_first_words(args, FIRST_WORDS.get(" ".join(words)), function)
     try:
         auto_cli(
             function,
@@ -144,7 +165,8 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
             as_positional=False,  # a position would change its meaning when a signature grows; every value has a name
             allow_abbrev=False,  # `--temp` would change its meaning when an option is added
             exit_on_error=False,  # raise, instead of printing the usage of every option
-            epilog="; ".join(f"{short} is short for {long}" for short, long in shorts.items()),
+            epilog="; ".join(f"{short} is short for {long}" for short, long in shorts.items())
+            or (f"the first word may stand without {first_word}" if first_word else ""),
         )
     except argparse.ArgumentError as error:
         return _fail(_shorten(str(error)), hint=f"{' '.join(words)} --help")
@@ -169,15 +191,15 @@ def _expand_short_options(args: list[str], short_options: dict[str, str]) -> lis
     return expanded
 
 
-def _name_first_words(args: list[str], option: tuple[str, bool] | None) -> list[str]:
-    """Give the words before the first option the name of the option that they are meant for."""
+def _name_first_words(args: list[str], option: str | None, function: Callable[..., Any]) -> list[str]:
+    """Give the words before the first option the name of what they stand for: one word, or all of them for a list."""
     count = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args))
     if option is None or not count:
         return args
-    name, takes_all = option
-    if takes_all:
-        return [f"{name}={json.dumps(args[:count])}", *args[count:]]
-    return [f"{name}={args[0]}", *args[1:]]
+    is_list = str(inspect.signature(function).parameters[option.removeprefix("--")].annotation).startswith("list")
+    if is_list:
+        return [f"{option}={json.dumps(args[:count])}", *args[count:]]
+    return [f"{option}={args[0]}", *args[1:]]
 
 
 def _complete_flags(args: list[str], function: Callable[..., Any]) -> list[str]:

@@ -165,7 +165,7 @@ def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any])
     from nanochat_lit.evaluation.task_results import ResultsFile, file_digest
 
     path = _out_folder(model, out) / f"{metric}_progress.json" if is_rank_zero() else None
-    files = {name: file_digest(Path(model) / name) for name in ("config.json", "model.safetensors", "tokenizer.model")}
+    files = {name: file_digest(Path(model) / name) for name in ("config.json", "model.safetensors", "tokenizer.json")}
     results = ResultsFile(path, {**files, **key})
     if results.replaces_other:
         print(f"{path} is of another evaluation and is begun anew", file=sys.stderr)
