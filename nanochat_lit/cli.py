@@ -72,6 +72,10 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         "make an export of a nanochat checkpoint and its tokenizer",
     ),
     "report": ("nanochat_lit.commands.report:report", "a page on one run or several: curves, scores, samples, cost"),
+    "sweep": (
+        "nanochat_lit.commands.sweep:sweep",
+        "many runs by one recipe: depths, compute budgets; fits scaling laws",
+    ),
 }
 
 # short options, which a function signature cannot name: verb -> {short: long}
@@ -84,6 +88,7 @@ FIRST_WORDS = {
     "import-hf": "--folder",
     "import-nanochat": "--folder",
     "report": "--runs",
+    "sweep": "--recipe",
 }
 
 
@@ -156,7 +161,8 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
     shorts = SHORT_OPTIONS.get(" ".join(words), {})
-    args = _name_first_words(args, FIRST_WORDS.get(" ".join(words)), function)
+    first_word = FIRST_WORDS.get(" ".join(words))
+    args = _name_first_words(args, first_word, function)
     try:
         auto_cli(
             function,
