@@ -84,9 +84,14 @@ class TaskSlice:
         Raises:
             UserError: If it cannot.
         """
-        if not isinstance(self.task, Task):
-            raise UserError(f"{type(self.task).__name__} has conversations to learn from and nothing to judge them by")
-        return self.task.evaluate(conversation, completion, tool_calls)
+        return _judging(self.task, type(self.task).__name__).evaluate(conversation, completion, tool_calls)
+
+
+def _judging(task: Conversations, name: str) -> Task:
+    """The task, which must be able to judge answers."""
+    if not isinstance(task, Task):
+        raise UserError(f"{name} has conversations to learn from and nothing to judge them by")
+    return task
 
 
 def form_of(task: Conversations) -> FormTask | None:
@@ -103,7 +108,7 @@ class TaskMixture:
     """Several tasks as one, every conversation as often as its task is repeated, in an order drawn from the seed.
 
     The conversations of all tasks are spread evenly, so that training meets every source all the time. The same tasks,
-    repeats and seed give the same order everywhere.
+    repeats and seed give the same order everywhere. An answer is judged by the task that its conversation comes from.
 
     Args:
         tasks: The sources by name.
@@ -146,6 +151,15 @@ class TaskMixture:
 
     def __iter__(self) -> Iterator[Conversation]:
         return (self[index] for index in range(len(self)))
+
+    def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """As the task judges that the conversation comes from.
+
+        Raises:
+            UserError: If it cannot.
+        """
+        name = conversation["source"]
+        return _judging(self.tasks[name], name).evaluate(conversation, completion, tool_calls)
 
     def counts(self) -> dict[str, int]:
         """Conversations of each source, repeats included."""
