@@ -51,8 +51,9 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         {
             "infer": "nanochat_lit.commands.bench_infer:bench_infer",
             "serve": "nanochat_lit.commands.bench_serve:bench_serve",
+            "core": "nanochat_lit.commands.bench_core:bench_core",
         },
-        "measure speed: of the engine alone, of a server and its clients",
+        "measure speed: of the engine alone, of a server and its clients, of CORE",
     ),
     "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
 }

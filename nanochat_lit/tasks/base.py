@@ -48,6 +48,15 @@ class FormTask(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class GradedTask(Task, Protocol):
+    """A task that also knows how near a wrong answer has come: a slope where right answers are too rare to be found."""
+
+    def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
+        """From 0 to 1, for an answer that is wrong."""
+        ...
+
+
 class TaskSlice:
     """Some conversations of a task, as Python slices a list.
 
@@ -86,12 +95,33 @@ class TaskSlice:
         """
         return _judging(self.task, type(self.task).__name__).evaluate(conversation, completion, tool_calls)
 
+    def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
+        """As the whole task says; 0 if it does not."""
+        return _credit(self.task, conversation, completion, tool_calls)
+
 
 def _judging(task: Conversations, name: str) -> Task:
     """The task, which must be able to judge answers."""
     if not isinstance(task, Task):
         raise UserError(f"{name} has conversations to learn from and nothing to judge them by")
     return task
+
+
+def _credit(task: Conversations, conversation: Conversation, completion: str, tool_calls: Sequence[str]) -> float:
+    return task.credit(conversation, completion, tool_calls) if isinstance(task, GradedTask) else 0.0
+
+
+def gives_credit(task: Conversations) -> bool:
+    """Whether a task, what it is a slice of, or one that it mixes knows how near wrong answers come.
+
+    Args:
+        task: Any task.
+    """
+    if isinstance(task, TaskSlice):
+        return gives_credit(task.task)
+    if isinstance(task, TaskMixture):
+        return any(map(gives_credit, task.tasks.values()))
+    return isinstance(task, GradedTask)
 
 
 def form_of(task: Conversations) -> FormTask | None:
@@ -160,6 +190,10 @@ class TaskMixture:
         """
         name = conversation["source"]
         return _judging(self.tasks[name], name).evaluate(conversation, completion, tool_calls)
+
+    def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
+        """As the task says that the conversation comes from; 0 if it does not."""
+        return _credit(self.tasks[conversation["source"]], conversation, completion, tool_calls)
 
     def counts(self) -> dict[str, int]:
         """Conversations of each source, repeats included."""
