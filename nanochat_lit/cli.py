@@ -33,7 +33,15 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         {"train": "nanochat_lit.commands.tokenizer:train", "evaluate": "nanochat_lit.commands.tokenizer:evaluate"},
         "train a tokenizer; compare its compression with others",
     ),
-    "data": ({"generate": "nanochat_lit.commands.data:generate"}, "write the generated corpus to files"),
+    "data": (
+        {
+            "generate": "nanochat_lit.commands.data:generate",
+            "download": "nanochat_lit.commands.data:download",
+            "info": "nanochat_lit.commands.data_info:info",
+            "prepare": "nanochat_lit.commands.data_prepare:prepare",
+        },
+        "write the generated corpus to files; download data sets; what a corpus is made of; prepare text for repeated runs",
+    ),
     "plan": ("nanochat_lit.commands.plan:plan", "what a depth costs: dimensions, tokens, batch, memory, hours, money"),
     "evaluate": (
         {
@@ -49,17 +57,32 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
     "ui": ("nanochat_lit.commands.ui:ui", "chat in the browser: --model EXPORT, or --url of a running server"),
     "bench": (
         {
+            "data": "nanochat_lit.commands.bench_data:bench_data",
             "infer": "nanochat_lit.commands.bench_infer:bench_infer",
             "serve": "nanochat_lit.commands.bench_serve:bench_serve",
             "core": "nanochat_lit.commands.bench_core:bench_core",
         },
-        "measure speed: of the engine alone, of a server and its clients, of CORE",
+        "measure speed: of data and loader, of the engine alone, of a server and its clients, of CORE",
     ),
     "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
+    "export": ("nanochat_lit.commands.export:export", "write an export in another format: a folder for Hugging Face"),
+    "import-hf": ("nanochat_lit.commands.import_hf:import_hf", "make an export of a folder that `export` wrote"),
+    "import-nanochat": (
+        "nanochat_lit.commands.import_nanochat:import_nanochat",
+        "make an export of a nanochat checkpoint and its tokenizer",
+    ),
 }
 
 # short options, which a function signature cannot name: verb -> {short: long}
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
+
+# verbs with one obvious object, which needs no name: verb -> the option that a first bare word stands for
+FIRST_WORDS = {
+    "data download": "--source",
+    "data info": "--path",
+    "import-hf": "--folder",
+    "import-nanochat": "--folder",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,6 +154,9 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
     shorts = SHORT_OPTIONS.get(" ".join(words), {})
+    first_word = FIRST_WORDS.get(" ".join(words))
+    if first_word and args and not args[0].startswith("-"):
+        args = [f"{first_word}={args[0]}", *args[1:]]
     try:
         auto_cli(
             function,
@@ -139,7 +165,8 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
             as_positional=False,  # a position would change its meaning when a signature grows; every value has a name
             allow_abbrev=False,  # `--temp` would change its meaning when an option is added
             exit_on_error=False,  # raise, instead of printing the usage of every option
-            epilog="; ".join(f"{short} is short for {long}" for short, long in shorts.items()),
+            epilog="; ".join(f"{short} is short for {long}" for short, long in shorts.items())
+            or (f"the first word may stand without {first_word}" if first_word else ""),
         )
     except argparse.ArgumentError as error:
         return _fail(_shorten(str(error)), hint=f"{' '.join(words)} --help")

@@ -3,12 +3,18 @@
 The toy run is text and conversations generated into a folder, and the recipes that train on them in a second.
 """
 
+import itertools
 import json
 import os
+import pickle
 import random
+import re
+import runpy
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +27,7 @@ from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_model import Answer
 from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.model import GPT, GPTConfig
-from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 SMALL_TEXTS = [
     "the cat sat on the mat. 12 + 34 = 46. naïve café ▁ 日本語 🙂",
@@ -135,6 +141,69 @@ def random_model() -> Callable[..., GPT]:
         return model.eval()
 
     return make
+
+
+NANOCHAT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+
+@pytest.fixture(scope="session")
+def nanochat_encoding():
+    """What nanochat pickles as its tokenizer: a tiktoken encoding of 320 tokens, the control tokens last."""
+    tiktoken = pytest.importorskip("tiktoken")
+    words = [
+        [bytes([byte]) for byte in word.encode()] for text in SMALL_TEXTS[:2] for word in re.findall(" ?[^ ]+", text)
+    ]
+    ranks = {bytes([value]): value for value in range(256)}
+    while len(ranks) < 320 - len(SPECIAL_TOKENS):
+        pairs = Counter(pair for word in words for pair in itertools.pairwise(word))
+        (left, right), _ = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+        ranks[left + right] = len(ranks)
+        for word in words:
+            for place in range(len(word) - 2, -1, -1):
+                if word[place : place + 2] == [left, right]:
+                    word[place : place + 2] = [left + right]
+    special = {name: len(ranks) + index for index, name in enumerate(SPECIAL_TOKENS)}
+    return tiktoken.Encoding("rustbpe", pat_str=NANOCHAT_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+
+
+@pytest.fixture(scope="session")
+def nanochat_folder(tmp_path_factory, nanochat_encoding) -> Callable[..., Path]:
+    """Write a checkpoint as nanochat does: weights by name, meta file, pickled tokenizer, table of token lengths."""
+
+    def write(
+        model: GPT, step: int = 7, prefix: str = "", drop: Sequence[str] = (), folder: Path | None = None
+    ) -> Path:
+        folder = tmp_path_factory.mktemp("d2") if folder is None else folder
+        weights = {prefix + name: tensor for name, tensor in model.state_dict().items() if name not in drop}
+        config = {name: value for name, value in model.config.to_dict().items() if name not in drop}
+        torch.save(weights, folder / f"model_{step:06d}.pt")
+        user = {"matrix_lr": 0.02, "embedding_lr": 0.2, "total_batch_size": -1, "run": "dummy", "scalar_lr": None}
+        meta = {"step": step, "val_bpb": 1.25, "model_config": config, "user_config": user, "total_batch_size": 4096}
+        (folder / f"meta_{step:06d}.json").write_text(json.dumps({**meta, "loop_state": {"min_val_bpb": float("inf")}}))
+        (folder / "tokenizer.pkl").write_bytes(pickle.dumps(nanochat_encoding))
+        names = [nanochat_encoding.decode([index]) for index in range(nanochat_encoding.n_vocab)]
+        lengths = [0 if name in SPECIAL_TOKENS else len(name.encode()) for name in names]
+        torch.save(torch.tensor(lengths, dtype=torch.int32), folder / "token_bytes.pt")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def fault_server(tmp_path, monkeypatch) -> Generator[Any, None, None]:
+    """A web server of the folder `tmp_path / "served"`; the environment does not know of any hub."""
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = Path(__file__).with_name("data") / "fault_server.py"
+    program: dict[str, Any] = runpy.run_path(str(path))
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = program["Server"](folder)
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

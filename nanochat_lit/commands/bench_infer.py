@@ -10,7 +10,7 @@ import torch
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import default_device, read_bandwidth_bytes_per_s, resolve_compute_dtype
-from nanochat_lit.common.peak_memory import peak_memory_bytes
+from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
 from nanochat_lit.engine.request import Request
 from nanochat_lit.engine.slots import SlotEngine
 from nanochat_lit.model import GPT, GPTConfig
@@ -197,7 +197,7 @@ def _table(report: dict[str, Any], prompt_len: int) -> str:
     heading = (
         f"{report['compute_dtype']}, quantize {report['quantize']}, packed {report['packed']}, "
         f"compiled {report['compiled']}; "
-        f"weights {report['weight_bytes'] / 1e6:.1f} MB, peak memory {report['peak_memory_bytes'] / 2**30:.2f} GiB, "
+        f"weights {report['weight_bytes'] / 1e6:.1f} MB, peak memory {memory_text(report['peak_memory_bytes'])}, "
         f"measured bandwidth {report['bandwidth_gb_per_s']:.1f} GB/s\n"
         f"prefill of {prompt_len} tokens: {report['first_token_ms']:.1f} ms to the first token, "
         f"{report['prefill_tokens_per_s']:,.0f} tokens/s\n"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.paths import atomic_write, read_json
+from nanochat_lit.common.peak_memory import memory_text
 from nanochat_lit.evaluation.plots import plot_curves
 from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.model import GPTConfig
@@ -40,7 +41,7 @@ def write_report(
         (
             f"A GPT of {config.n_layer} layers, width {config.n_embd}, {count_parameters(config).total:,} parameters, "
             f"vocabulary {config.vocab_size:,}, context {config.sequence_len}, trained from nothing in "
-            f"{seconds / 60:.1f} minutes; peak memory {peak_bytes / 2**30:.2f} GiB."
+            f"{seconds / 60:.1f} minutes; peak memory {memory_text(peak_bytes)}."
         ),
         "",
         "| stage | steps | val bpb before | val bpb after |",

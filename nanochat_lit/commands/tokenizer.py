@@ -1,22 +1,19 @@
 """`nanochat-lit tokenizer`: train a vocabulary, and compare its compression with others."""
 
-import hashlib
 import json as json_format
-import os
-import tempfile
 import time
 from collections.abc import Iterator
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import FileSource, Split, check_source
+from nanochat_lit.evaluation.domain_texts import DOMAINS
+from nanochat_lit.evaluation.openai_tokenizers import OPENAI_FILES, openai_encoder
 from nanochat_lit.evaluation.tokenizer_report import EncodeBatch, format_compression, measure_compression
 from nanochat_lit.tokenizer import Tokenizer
 
-_GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 _HELD_OUT_DOCUMENTS = 500
 
 
@@ -38,7 +35,8 @@ def train(
         out: Folder for tokenizer.model and tokenizer.json.
         vocab_size: Number of tokens, or auto.
         depth: Layers of the model that the automatic vocabulary is for.
-        max_chars: Characters to learn from; all of them are held in memory.
+        max_chars: Characters to learn from, the first of the files; all of them are held in memory, 4 bytes each. Of
+            scripts without spaces, which cost 85, 50 million are used.
         doc_cap: Characters of one document to learn from; the rest of it is left out.
     """
     sources = [check_source(one) for one in ([path] if isinstance(path, str) else path)]
@@ -77,57 +75,64 @@ def train(
 
 def evaluate(
     tokenizer: str,
-    data: str | list[str],
+    data: str | list[str] | None = None,
     against: list[str] | None = None,
     max_docs: int = 1000,
+    domains: bool = True,
     json: bool = False,
 ) -> None:
-    """Compare how many bytes of given texts a token stands for, between tokenizers.
+    """Compare how many bytes of text a token stands for, between tokenizers and kinds of text.
+
+    The kinds are news, code, math and seven other languages, a short text of each, and the texts that are given.
 
     Args:
         tokenizer: Folder of the tokenizer, or of an export.
         data: File or folder of .txt, .jsonl or .parquet texts, or a list of them; each gets lines of its own.
-        against: Folders of other tokenizers. GPT-2's is added when tiktoken and its files are on this machine.
-        max_docs: Documents of each of the texts.
+        against: Other tokenizers: folders, or gpt2, gpt4 and gpt4o, which need tiktoken and its files on this machine.
+            gpt2 and gpt4 are added without being asked for where they can be had.
+        max_docs: Documents of each of the given texts.
+        domains: Measure on the short texts, too.
         json: Print one line of JSON instead of the table.
     """
     if max_docs < 1:
         raise UserError(f"max_docs is {max_docs}, but must be at least 1")
+    if data is None and not domains:
+        raise UserError("there is nothing to measure on; give data, or domains")
     encoders: dict[str, tuple[int, EncodeBatch]] = {}
-    for folder in [tokenizer, *(against or [])]:
-        loaded = Tokenizer.load(folder)
-        encoders[str(folder)] = (loaded.vocab_size, loaded.encode_batch)
-    note = _add_gpt2(encoders)
+    for name in [tokenizer, *(against or [])]:
+        encoders[str(name)] = _encoder(name)
+    notes = [_add_openai(name, encoders) for name in ("gpt2", "gpt4")]
     texts: dict[str, list[str]] = {}
-    for path in [data] if isinstance(data, str) else data:
+    for path in [data] if isinstance(data, str) else data or []:
         source = FileSource(path)
         texts[path] = list(islice(source.documents("val" if len(source.files) > 1 else "all"), max_docs))
+    if domains:
+        texts |= {name: [text] for name, text in DOMAINS.items()}
     results = measure_compression(encoders, texts)
     if json:
         print(json_format.dumps([{**vars(result), "bytes_per_token": result.bytes_per_token} for result in results]))
         return
     print(format_compression(results))
-    if note:
-        print(note)
+    print("".join(notes), end="")
+
+
+def _add_openai(name: str, encoders: dict[str, tuple[int, EncodeBatch]]) -> str:
+    """Add a tokenizer if it can be had, else say why not."""
+    try:
+        encoders.setdefault(name, openai_encoder(name))
+    except UserError as error:
+        return f"({name} left out: {error})\n"
+    return ""
+
+
+def _encoder(name: str) -> tuple[int, EncodeBatch]:
+    """Vocabulary size and encoder of a tokenizer given by folder or name; a folder goes first."""
+    if name in OPENAI_FILES and not Path(name).is_dir():
+        return openai_encoder(name)
+    loaded = Tokenizer.load(name)
+    return loaded.vocab_size, loaded.encode_batch
 
 
 def _train_split(source: FileSource) -> Split:
     """'train', or everything when there is too little to hold a part out."""
     return "train" if len(source.files) > 1 or source.num_rows("all") > 1 else "all"
-
-
-def _add_gpt2(encoders: dict[str, tuple[int, EncodeBatch]]) -> str:
-    """Add GPT-2's tokenizer without using the network; a line that says why not, or nothing."""
-    try:
-        tiktoken = import_module("tiktoken")  # not one of our dependencies, so type checkers may not find it
-    except ImportError:
-        return "(GPT-2 left out: tiktoken is not installed)"
-    default = Path(tempfile.gettempdir()) / "data-gym-cache"
-    cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)
-    # tiktoken names a cached file by the sha1 of its address, and would download one that is not there.
-    names = [hashlib.sha1(f"{_GPT2_URL}{name}".encode()).hexdigest() for name in ("vocab.bpe", "encoder.json")]  # noqa: S324
-    if not all((cache / name).is_file() for name in names):
-        return f"(GPT-2 left out: its files are not in {cache})"
-    gpt2 = tiktoken.get_encoding("gpt2")
-    encoders["gpt2"] = (gpt2.n_vocab, gpt2.encode_ordinary_batch)
-    return ""

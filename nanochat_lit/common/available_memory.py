@@ -1,7 +1,10 @@
 """How much memory of the machine is free for this process."""
 
 import os
+import sys
 from pathlib import Path
+
+from nanochat_lit.common.errors import UserError
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -12,6 +15,9 @@ def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path =
     Args:
         meminfo: Linux's list of what the machine has.
         cgroup: Folder of this container's limits (cgroup v2).
+
+    Raises:
+        UserError: If the system does not say, as Windows to Python.
     """
     available = _from_meminfo(meminfo)
     limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
@@ -23,6 +29,11 @@ def _from_meminfo(meminfo: Path) -> int:
         for line in meminfo.read_text("utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
+    if not hasattr(os, "sysconf"):
+        raise UserError(
+            f"how much memory is free is not known on {sys.platform}; give a number in place of 'auto' "
+            "(--data.micro_batch_size 8)"
+        )
     # Not Linux: physical memory, of which half is taken to be in use.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 

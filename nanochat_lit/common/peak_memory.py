@@ -12,6 +12,9 @@ def peak_memory_bytes(device: str | torch.device = "cpu", status: Path = Path("/
     Args:
         device: Where the tensors are.
         status: Linux's account of a process.
+
+    Returns:
+        Bytes; 0 where the system does not say (Windows).
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -20,6 +23,13 @@ def peak_memory_bytes(device: str | torch.device = "cpu", status: Path = Path("/
         for line in status.read_text("utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    import resource  # not on every system
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_text(num_bytes: int) -> str:
+    """Such as "1.51 GiB", or "unknown" for 0."""
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes else "unknown"

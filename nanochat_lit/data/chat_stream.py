@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import IterableDataset
 
+from nanochat_lit.data.buffered_places import BufferedPlaces, places_of
+from nanochat_lit.data.cursor import Cursor
 from nanochat_lit.data.packing import Masked, PackingCounts, PaddedRows, padded_rows
-from nanochat_lit.data.pretrain_stream import Batch, ItemCursor, check_stream_sizes, reader_share
-from nanochat_lit.data.sources import SourceLike, as_source
+from nanochat_lit.data.pretrain_stream import Batch, check_stream_sizes, reader_share
+from nanochat_lit.data.sources import SourceLike, as_source, make_cursor
 from nanochat_lit.tokenizer.chat import render_conversation
 
 if TYPE_CHECKING:
@@ -69,7 +71,8 @@ class ChatStream(IterableDataset[Batch]):
         self.reader_shift = 0
         """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
         self._has_warned = False
-        self._cursor: ItemCursor | None = None
+        self._cursor: Cursor | None = None
+        self._places: BufferedPlaces
         self._rows: PaddedRows | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -81,13 +84,15 @@ class ChatStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         state, self._restored = self._restored, None
         rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
-        self._cursor = ItemCursor(self.source, self.split, rank, world_size)
+        self._cursor = make_cursor(self.source, self.split, rank, world_size)
         row_len = self.sequence_len + 1
         self._rows = padded_rows(self._rendered(self._cursor), row_len, self.tokenizer.bos_id, self.buffer_size)
+        self._places = BufferedPlaces(self._rows.buffer)
         if state is not None:
             self._cursor.load_state_dict(state["cursor"])
             if state["packer"] is not None:
                 self._rows.load_state_dict(state["packer"])
+                self._places.load(state["places"])
         warn, self._has_warned = not self._has_warned, True  # validation reads the same stream again and again
         warned = False
         while rows := list(islice(self._rows, self.micro_batch_size)):
@@ -105,19 +110,39 @@ class ChatStream(IterableDataset[Batch]):
                 *(self.counts.items_cut, self.counts.items, self.sequence_len, self.counts.cropped),
             )
 
+    def rows(self) -> Iterator[Batch]:
+        """The batches: what workers send."""
+        return iter(self)
+
+    @staticmethod
+    def batch_of(rows: Batch) -> Batch:
+        """The same."""
+        return rows
+
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands after the last batch; see `PretrainStream.state_dict`."""
         if self._cursor is None or self._rows is None:
             return {}
-        return {"cursor": self._cursor.state_dict(), "packer": self._rows.state_dict()}
+        return {
+            "cursor": self._cursor.state_dict(),
+            "packer": self._rows.state_dict(),
+            "places": self._places.state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next iteration continues from `state`, made with the same source and settings (batch size excepted)."""
         self._restored = state or None
 
-    def _rendered(self, cursor: ItemCursor) -> Iterator[Masked]:
+    def merge(self, states: Sequence[dict[str, Any]], num_readers: int) -> dict[str, Any]:
+        """As `PretrainStream.merge`."""
+        cursor = make_cursor(self.source, self.split, 0, 1)
+        merged = cursor.merge([state["cursor"] for state in states], num_readers, places_of(states))
+        return {"cursor": merged, "packer": None}
+
+    def _rendered(self, cursor: Cursor) -> Iterator[Masked]:
         for conversation in cursor:
             cursor.num_taken += 1
+            self._places.add(cursor.last_place())
             token_ids, loss_mask = render_conversation(self.tokenizer, conversation)
             if self.numbers is not None:
                 number = self.numbers[conversation["source"]]

@@ -2,19 +2,28 @@
 
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.pretrain_stream import Batch, PretrainStream
+from nanochat_lit.data.read_ahead import ReadAhead
 
 Stream = PretrainStream | ChatStream
 
 ENDLESS = 10**9
 """Length that an endless loader reports. Without a length Lightning fetches one batch ahead, and the place would be off by one."""
+
+PREFETCH = 8
+"""Batches that each worker has ready: enough to go on while another row group is read."""
+
+RECEIVED = 4
+"""Batches that the training process has ready."""
 
 SNAPSHOT_EVERY = 32
 """Batches after which a worker sends its state along; to return to a place, fewer than these are read again."""
@@ -41,6 +50,7 @@ class ResumableLoader:
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self._readers: list[dict[str, Any]] = [{"state": {}, "since": 0} for _ in range(self.num_readers)]
+        self._used = [(0, 0)] * self.num_readers
         self._next_reader = 0
         self._started = False
         self.asked_at_s = self.waited_s = 0.0
@@ -64,20 +74,36 @@ class ResumableLoader:
             _Reader(self.stream, self._readers, self._next_reader),
             batch_size=None,
             num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
             collate_fn=_unchanged,
+            prefetch_factor=PREFETCH,
         )
-        return _Timed(self, self._counted(iter(loader)))
+        return _Timed(self, self._counted(ReadAhead(iter(loader), RECEIVED, self._opened)))
 
-    def _counted(self, batches: Iterator[tuple[Batch, bytes | None]]) -> Iterator[Batch]:
-        for batch, snapshot in batches:
+    def _opened(self, parcel: "_Parcel") -> "_Parcel":
+        """In the thread that receives: the batch as tensors."""
+        batch = self.stream.batch_of(parcel.rows)
+        return replace(
+            parcel, rows={name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin_memory else batch
+        )
+
+    def _counted(self, parcels: Iterator["_Parcel"]) -> Iterator[Batch]:
+        for parcel in parcels:
             reader = self._readers[self._next_reader]
-            if snapshot is None:
+            if parcel.snapshot is None:
                 reader["since"] += 1
             else:  # bytes that a worker of this very process has pickled
-                reader["state"], reader["since"] = snapshot, 0
+                reader["state"], reader["since"] = parcel.snapshot, 0
+            self._used[self._next_reader] = parcel.used
             self._next_reader = (self._next_reader + 1) % self.num_workers
-            yield batch
+            yield parcel.rows
+
+    @property
+    def lost(self) -> float:
+        """Share of the tokens read so far, of this rank and of the run before a resume, that packing has thrown away."""
+        if self.num_workers == 0:
+            return self.stream.counts.lost
+        used, cropped = (sum(column) for column in zip(*self._used, strict=True))
+        return cropped / max(1, used + cropped)
 
     def position(self) -> dict[str, Any]:
         """The place after the last batch given out: tensors, numbers, lists and dicts, for a checkpoint."""
@@ -95,23 +121,20 @@ class ResumableLoader:
         self._started = False
 
 
-def merged(positions: list[dict[str, Any]], num_readers: int, world_size: int) -> dict[str, Any]:
-    """The place from which another number of ranks or workers goes on, not exactly but without reading much twice.
+def merged(stream: Stream, positions: list[dict[str, Any]], num_readers: int, world_size: int) -> dict[str, Any]:
+    """The place from which another number of ranks or workers goes on with what has not been used.
 
-    It is where the furthest reader was. What lay in the buffers of the packers is skipped, and so is what the other
-    readers had yet to read up to there; with workers the batches since their last snapshot are read again.
+    No document comes twice, and none is skipped but those that are split and of which a part has been used, at most a
+    buffer for each reader. With workers the batches since their last snapshot are read again.
 
     Args:
+        stream: Whose places they are.
         positions: Of all ranks.
         num_readers: Readers of a rank that continues.
         world_size: Ranks that continue.
     """
     states = [reader["state"] for position in positions for reader in position["readers"]]
-    cursors = [state["cursor"] for state in states if state]
-    epoch = max((cursor["epoch"] for cursor in cursors), default=0)
-    furthest = max((cursor["item"] for cursor in cursors if cursor["epoch"] == epoch), default=0)
-    item = -(-furthest * len(states) // (num_readers * world_size))
-    state = {"cursor": {"epoch": epoch, "item": item}, "packer": None}
+    state = stream.merge(states, num_readers * world_size) if all(states) else {}
     return {"readers": [{"state": state, "since": 0} for _ in range(num_readers)], "next_reader": 0}
 
 
@@ -122,15 +145,14 @@ def pack_state(state: dict[str, Any]) -> dict[str, Any]:
     packer, buffer = state["packer"], state["packer"]["buffer"]
     items = [item for _, _, item in buffer["items"]]
     is_masked = bool(items) and isinstance(items[0], tuple)
-    parts = list(zip(*items, strict=True)) if is_masked else [items]
+    columns = list(zip(*items, strict=True)) if is_masked else [items]
     packed = {
         **buffer,
         "items": {
             "lengths": torch.tensor([length for length, _, _ in buffer["items"]], dtype=torch.int64),
             "numbers": torch.tensor([number for _, number, _ in buffer["items"]], dtype=torch.int64),
-            "parts": [
-                torch.tensor([token for part in column for token in part], dtype=torch.int32) for column in parts
-            ],
+            "parts": [_joined(column) for column in columns],
+            "is_masked": is_masked,
         },
     }
     return {**state, "packer": {**packer, "buffer": packed}}
@@ -143,14 +165,26 @@ def unpack_state(state: dict[str, Any]) -> dict[str, Any]:
     packer, buffer = state["packer"], state["packer"]["buffer"]
     packed = buffer["items"]
     lengths, numbers = packed["lengths"].tolist(), packed["numbers"].tolist()
-    columns = [[part.tolist() for part in column.split(lengths)] for column in packed["parts"]]
-    items = list(zip(*columns, strict=True)) if len(columns) > 1 else columns[0]
+    columns = [np.split(part.numpy(), np.cumsum(lengths[:-1])) if lengths else [] for part in packed["parts"]]
+    if packed["is_masked"]:
+        items = [tuple(part.tolist() for part in parts) for parts in zip(*columns, strict=True)]
+    else:
+        items = columns[0]
     entries = [list(entry) for entry in zip(lengths, numbers, items, strict=True)]
     return {**state, "packer": {**packer, "buffer": {**buffer, "items": entries}}}
 
 
-def _unpickled(state: dict[str, Any] | bytes) -> dict[str, Any]:
-    return pickle.loads(state) if isinstance(state, bytes) else state  # noqa: S301 - our own worker's bytes
+def _joined(parts: Sequence[Any]) -> torch.Tensor:
+    """Token ids or masks one after the other, two bytes each where that is what they have."""
+    if not parts:
+        return torch.zeros(0, dtype=torch.int32)
+    if isinstance(parts[0], np.ndarray):
+        return torch.from_numpy(np.concatenate(parts))
+    return torch.tensor([value for part in parts for value in part], dtype=torch.int32)
+
+
+def _unpickled(state: dict[str, Any] | torch.Tensor) -> dict[str, Any]:
+    return state if isinstance(state, dict) else pickle.loads(state.numpy().tobytes())  # noqa: S301 - our own worker's bytes
 
 
 def _unchanged(item: Any) -> Any:
@@ -171,7 +205,21 @@ class _Timed(Iterator[Batch]):
         return batch
 
 
-class _Reader(IterableDataset[tuple[Batch, bytes | None]]):
+@dataclass
+class _Parcel:
+    """What a worker sends: a batch, and now and then its state, in shared memory.
+
+    Rows of text go through the pipe, two bytes a token: that takes less than setting up shared memory for them. A
+    thread of the receiving process makes tensors of them, page-locked ones for a GPU.
+    """
+
+    rows: Any
+    snapshot: torch.Tensor | None
+    used: tuple[int, int]
+    """Tokens used and cropped so far, by the reader."""
+
+
+class _Reader(IterableDataset[_Parcel]):
     """In a worker: the batches of its share, now and then with its state."""
 
     def __init__(self, stream: Stream, readers: list[dict[str, Any]], first: int) -> None:
@@ -179,7 +227,7 @@ class _Reader(IterableDataset[tuple[Batch, bytes | None]]):
         self.readers = readers
         self.first = first
 
-    def __iter__(self) -> Iterator[tuple[Batch, bytes | None]]:
+    def __iter__(self) -> Iterator[_Parcel]:
         worker = get_worker_info()
         assert worker is not None
         # The DataLoader asks worker 0 first; it reads for the reader whose turn it is.
@@ -187,9 +235,16 @@ class _Reader(IterableDataset[tuple[Batch, bytes | None]]):
         reader = self.readers[(worker.id + self.first) % worker.num_workers]
         if state := _unpickled(reader["state"]):
             self.stream.load_state_dict(state)
-        batches = iter(self.stream)
+        batches = self.stream.rows()
         for _ in range(reader["since"]):
             next(batches)
-        for count, batch in enumerate(batches, start=reader["since"] + 1):
-            is_due = count % SNAPSHOT_EVERY == 0
-            yield batch, pickle.dumps(self.stream.state_dict()) if is_due else None
+        for count, rows in enumerate(batches, start=reader["since"] + 1):
+            counts = self.stream.counts
+            yield _Parcel(
+                rows=rows,
+                snapshot=self._snapshot() if count % SNAPSHOT_EVERY == 0 else None,
+                used=(counts.used, counts.cropped),
+            )
+
+    def _snapshot(self) -> torch.Tensor:
+        return torch.frombuffer(bytearray(pickle.dumps(self.stream.state_dict(), protocol=5)), dtype=torch.uint8)

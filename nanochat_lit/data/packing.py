@@ -5,19 +5,23 @@
 
 Both fill a row with the largest buffered item that still fits, the oldest of equals (see FitBuffer). When nothing fits, text crops the
 shortest document to fill the row (the rest of it is lost: better than padding where text is plenty), conversations
-are padded. The order of the rows depends on the items and the buffer alone. Rows are lists of ints, so that this file
-needs no torch; a row has one token more than the model's sequence, for the targets.
+are padded. The order of the rows depends on the items and the buffer alone. A row has one token more than the model's
+sequence, for the targets. Documents and rows of text are numpy arrays, so that they cost little to copy, to send from a
+worker and to keep in a checkpoint; conversations are short and come as lists.
 """
 
 import bisect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
 
 from nanochat_lit.common.errors import UserError
 
 Item = TypeVar("Item")
-Row = list[int]
+Tokens = np.ndarray
+"""Token ids of a document or a row, one dimension, any type of integer."""
 PaddedRow = tuple[list[int], list[int]]
 """Token ids and loss mask, both of the row's length."""
 Masked = tuple[list[int], list[int]]
@@ -46,6 +50,11 @@ class PackingCounts:
     items_cut: int = 0
     """Conversations longer than a row, cut at the row."""
 
+    @property
+    def lost(self) -> float:
+        """Share of the tokens so far that were cropped or cut off; 0 before there are any."""
+        return self.cropped / max(1, self.used + self.cropped)
+
 
 class FitBuffer(Generic[Item]):
     """Items sorted by length, then by age; among equals the oldest goes out first, or any when scattered.
@@ -65,18 +74,27 @@ class FitBuffer(Generic[Item]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def num_added(self) -> int:
+        """Items so far, which is the number under which the next will arrive."""
+        return self._num_added
+
+    def numbers(self) -> list[int]:
+        """Under which numbers the items have arrived that are here."""
+        return [number for _, number, _ in self._entries]
+
     def add(self, item: Item, length: int) -> None:
         """Put in an item, the youngest so far."""
-        bisect.insort(self._entries, (length, self._num_added, item), key=lambda entry: entry[:2])
+        bisect.insort(self._entries, (length, self._num_added, item))
         self._num_added += 1
 
     def pop_largest(self, limit: int) -> Item | None:
         """Take out one of the longest items that are at most `limit` long; None if there is none."""
-        end = bisect.bisect_left(self._entries, limit + 1, key=lambda entry: entry[0])
+        end = bisect.bisect_left(self._entries, (limit + 1,))  # a tuple is smaller than those that it begins
         if end == 0:
             return None
         longest = self._entries[end - 1][0]
-        index = bisect.bisect_left(self._entries, longest, hi=end, key=lambda entry: entry[0])
+        index = bisect.bisect_left(self._entries, (longest,), hi=end)
         if self._scatter:
             # Knuth's multiplicative hash; the upper bits, because the lower ones repeat.
             index += (self._num_popped * 0x9E3779B97F4A7C15 % 2**64) * (end - index) >> 64
@@ -97,12 +115,12 @@ class FitBuffer(Generic[Item]):
         self._num_added, self._num_popped = state["num_added"], state["num_popped"]
 
 
-class BestFitRows(Iterator[Row]):
+class BestFitRows(Iterator[Tokens]):
     """Rows of text; see `best_fit_rows`. Between two rows its state is the buffer and the counts."""
 
     def __init__(
         self,
-        documents: Iterable[list[int]],
+        documents: Iterable[Tokens | Sequence[int]],
         row_len: int,
         buffer_size: int = 1000,
         long_documents: Literal["crop", "split"] = "crop",
@@ -115,48 +133,50 @@ class BestFitRows(Iterator[Row]):
         self._row_len = row_len
         self._buffer_size = buffer_size
         self._split = long_documents == "split"
-        self._buffer: FitBuffer[list[int]] = FitBuffer(scatter=self._split)
+        self.buffer: FitBuffer[Tokens] = FitBuffer(scatter=self._split)
 
-    def __next__(self) -> Row:
-        row: Row = []
-        while len(row) < self._row_len:
+    def __next__(self) -> Tokens:
+        pieces: list[Tokens] = []
+        space = self._row_len
+        while space:
             self._fill_buffer()
-            if not len(self._buffer):
-                self.counts.unfinished += len(row)
+            if not len(self.buffer):
+                self.counts.unfinished += self._row_len - space
                 raise StopIteration
-            space = self._row_len - len(row)
-            document = self._buffer.pop_largest(space)
-            if document is None:
-                document = self._buffer.pop_shortest()
-                self.counts.cropped += len(document) - space
-                document = document[:space]
-            row += document
+            piece = self.buffer.pop_largest(space)
+            if piece is None:
+                piece = self.buffer.pop_shortest()
+                self.counts.cropped += len(piece) - space
+                piece = piece[:space]
+            pieces.append(piece)
+            space -= len(piece)
         self.counts.rows += 1
-        self.counts.used += len(row)
-        return row
+        self.counts.used += self._row_len
+        return np.concatenate(pieces)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers from which an iterator over the following documents continues exactly."""
-        return {"buffer": self._buffer.state_dict(), "counts": asdict(self.counts)}
+        """Numbers and arrays from which an iterator over the following documents continues exactly."""
+        return {"buffer": self.buffer.state_dict(), "counts": asdict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state; `documents` must begin with the first document that was not read then."""
-        self._buffer.load_state_dict(state["buffer"])
+        self.buffer.load_state_dict(state["buffer"])
         self.counts = PackingCounts(**state["counts"])
 
     def _fill_buffer(self) -> None:
-        while len(self._buffer) < self._buffer_size:
+        while len(self.buffer) < self._buffer_size:
             document = next(self._documents, None)
             if document is None:
                 return
-            if not document:
+            if not len(document):
                 continue
             self.counts.items += 1
             self.counts.read += len(document)
-            pieces = split_document(document, self._row_len) if self._split else [document]
+            tokens = np.asarray(document)
+            pieces = split_document(tokens, self._row_len) if self._split else [tokens]
             self.counts.added += len(pieces) - 1
             for piece in pieces:
-                self._buffer.add(piece, len(piece))
+                self.buffer.add(piece, len(piece))
 
 
 class PaddedRows(Iterator[PaddedRow]):
@@ -169,14 +189,14 @@ class PaddedRows(Iterator[PaddedRow]):
         self._row_len = row_len
         self._pad_id = pad_id
         self._buffer_size = buffer_size
-        self._buffer: FitBuffer[Masked] = FitBuffer()
+        self.buffer: FitBuffer[Masked] = FitBuffer()
 
     def __next__(self) -> PaddedRow:
         token_ids: list[int] = []
         loss_mask: list[int] = []
         while len(token_ids) < self._row_len:
             self._fill_buffer()
-            conversation = self._buffer.pop_largest(self._row_len - len(token_ids))
+            conversation = self.buffer.pop_largest(self._row_len - len(token_ids))
             if conversation is None:
                 break
             token_ids += conversation[0]
@@ -191,15 +211,15 @@ class PaddedRows(Iterator[PaddedRow]):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain lists and numbers from which an iterator over the following conversations continues exactly."""
-        return {"buffer": self._buffer.state_dict(), "counts": asdict(self.counts)}
+        return {"buffer": self.buffer.state_dict(), "counts": asdict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state; `conversations` must begin with the first one that was not read then."""
-        self._buffer.load_state_dict(state["buffer"])
+        self.buffer.load_state_dict(state["buffer"])
         self.counts = PackingCounts(**state["counts"])
 
     def _fill_buffer(self) -> None:
-        while len(self._buffer) < self._buffer_size:
+        while len(self.buffer) < self._buffer_size:
             conversation = next(self._conversations, None)
             if conversation is None:
                 return
@@ -212,11 +232,11 @@ class PaddedRows(Iterator[PaddedRow]):
                 self.counts.items_cut += 1
                 self.counts.cropped += len(token_ids) - self._row_len
                 token_ids, loss_mask = token_ids[: self._row_len], loss_mask[: self._row_len]
-            self._buffer.add((token_ids, loss_mask), len(token_ids))
+            self.buffer.add((token_ids, loss_mask), len(token_ids))
 
 
 def best_fit_rows(
-    documents: Iterable[list[int]],
+    documents: Iterable[Tokens | Sequence[int]],
     row_len: int,
     buffer_size: int = 1000,
     long_documents: Literal["crop", "split"] = "crop",
@@ -250,10 +270,13 @@ def padded_rows(conversations: Iterable[Masked], row_len: int, pad_id: int, buff
     return PaddedRows(conversations, row_len, pad_id, buffer_size)
 
 
-def split_document(token_ids: list[int], max_len: int) -> list[list[int]]:
+def split_document(token_ids: Tokens, max_len: int) -> list[Tokens]:
     """Cut a document into pieces of at most `max_len` tokens, each beginning with the document's first token (BOS)."""
-    starts = range(max_len, len(token_ids), max_len - 1)
-    return [token_ids[:max_len], *([token_ids[0], *token_ids[start : start + max_len - 1]] for start in starts)]
+    if len(token_ids) <= max_len:
+        return [token_ids]
+    bos = token_ids[:1]
+    starts = range(1, len(token_ids), max_len - 1)
+    return [np.concatenate((bos, token_ids[start : start + max_len - 1])) for start in starts]
 
 
 def _check_sizes(row_len: int, buffer_size: int) -> None:

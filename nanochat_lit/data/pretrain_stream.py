@@ -1,21 +1,26 @@
 """Text as batches for pretraining: source -> tokens -> best-fit rows -> {"inputs", "targets"}, each (B, T) int64."""
 
-from collections.abc import Iterator
-from itertools import chain, islice
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.packing import BestFitRows, PackingCounts, best_fit_rows
-from nanochat_lit.data.sources import Source, SourceLike, as_source
+from nanochat_lit.data.buffered_places import BufferedPlaces, places_of
+from nanochat_lit.data.cursor import Cursor
+from nanochat_lit.data.encoding import encoded_documents, small_batches
+from nanochat_lit.data.packing import BestFitRows, PackingCounts, Tokens, best_fit_rows
+from nanochat_lit.data.prepared import check_tokenizer
+from nanochat_lit.data.shards import FileSource, text_column
+from nanochat_lit.data.sources import SourceLike, as_source, make_cursor
 
 if TYPE_CHECKING:
     from nanochat_lit.tokenizer import Tokenizer
 
 Batch = dict[str, torch.Tensor]
-ENCODE_BATCH_SIZE = 128
 
 
 class PretrainStream(IterableDataset[Batch]):
@@ -27,7 +32,8 @@ class PretrainStream(IterableDataset[Batch]):
     The rows and their order do not depend on `micro_batch_size`. With DataLoader workers each reads its own share.
 
     Args:
-        texts: A path, a list, a function that makes an iterator, or an object with `iterate`; see `as_source`.
+        texts: A path, a list, a function that makes an iterator, or an object with `iterate`; see `as_source`. The path
+            may be a folder of prepared shards.
         tokenizer: Encodes the texts.
         sequence_len: T; rows hold one token more.
         micro_batch_size: B, rows in a batch.
@@ -54,7 +60,9 @@ class PretrainStream(IterableDataset[Batch]):
         long_documents: Literal["crop", "split"] = "crop",
     ) -> None:
         check_stream_sizes(sequence_len, micro_batch_size, rank, world_size)
-        self.source = as_source(texts, "text", seed)
+        self.source = as_source(texts, text_column(texts), seed)
+        if isinstance(self.source, FileSource) and self.source.column == "tokens":
+            check_tokenizer(self.source.path, tokenizer)
         self.tokenizer = tokenizer
         self.sequence_len = sequence_len
         self.micro_batch_size = micro_batch_size
@@ -65,7 +73,8 @@ class PretrainStream(IterableDataset[Batch]):
         self.long_documents: Literal["crop", "split"] = long_documents
         self.reader_shift = 0
         """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
-        self._cursor: ItemCursor | None = None
+        self._cursor: Cursor | None = None
+        self._places: BufferedPlaces
         self._rows: BestFitRows | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -75,19 +84,30 @@ class PretrainStream(IterableDataset[Batch]):
         return self._rows.counts if self._rows is not None else PackingCounts()
 
     def __iter__(self) -> Iterator[Batch]:
+        return map(self.batch_of, self.rows())
+
+    @staticmethod
+    def batch_of(rows: np.ndarray) -> Batch:
+        """The batch of rows of T + 1 tokens."""
+        tokens = torch.from_numpy(rows.astype(np.int64))
+        return {"inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """The batches as rows, (B, T + 1) of two or four bytes a token: what workers send."""
         state, self._restored = self._restored, None
         rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
-        self._cursor = ItemCursor(self.source, self.split, rank, world_size)
+        self._cursor = make_cursor(self.source, self.split, rank, world_size)
         self._rows = best_fit_rows(
-            self._token_lists(self._cursor), self.sequence_len + 1, self.buffer_size, self.long_documents
+            self._documents(self._cursor), self.sequence_len + 1, self.buffer_size, self.long_documents
         )
+        self._places = BufferedPlaces(self._rows.buffer)
         if state is not None:
             self._cursor.load_state_dict(state["cursor"])
             if state["packer"] is not None:
                 self._rows.load_state_dict(state["packer"])
+                self._places.load(state["places"])
         while rows := list(islice(self._rows, self.micro_batch_size)):
-            tokens = torch.tensor(rows, dtype=torch.int64)  # (B, T + 1)
-            yield {"inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
+            yield np.stack(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands after the last batch: the cursor, and the buffered documents by value.
@@ -96,7 +116,11 @@ class PretrainStream(IterableDataset[Batch]):
         """
         if self._cursor is None or self._rows is None:
             return {}
-        return {"cursor": self._cursor.state_dict(), "packer": self._rows.state_dict()}
+        return {
+            "cursor": self._cursor.state_dict(),
+            "packer": self._rows.state_dict(),
+            "places": self._places.state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next iteration continues from `state`, made with the same source and settings (batch size excepted).
@@ -105,66 +129,24 @@ class PretrainStream(IterableDataset[Batch]):
         """
         self._restored = state or None
 
-    def _token_lists(self, cursor: "ItemCursor") -> Iterator[list[int]]:
-        bos_id = self.tokenizer.bos_id
-        for texts in batched(cursor, ENCODE_BATCH_SIZE):
-            for token_ids in self.tokenizer.encode_batch(texts):
+    def merge(self, states: Sequence[dict[str, Any]], num_readers: int) -> dict[str, Any]:
+        """The state from which `num_readers` readers go on, by those of all readers so far.
+
+        Buffers are empty; what lay in them and was not used at all will be read again.
+        """
+        cursor = make_cursor(self.source, self.split, 0, 1)
+        merged = cursor.merge([state["cursor"] for state in states], num_readers, places_of(states))
+        return {"cursor": merged, "packer": None}
+
+    def _documents(self, cursor: Cursor) -> Iterator[Tokens]:
+        """Token ids of the documents, each from BOS on."""
+        for items in small_batches(cursor):
+            # prepared shards have documents of tokens already
+            documents = items if isinstance(items[0], np.ndarray) else encoded_documents(self.tokenizer, items)
+            for document in documents:
                 cursor.num_taken += 1
-                yield [bos_id, *token_ids]
-
-
-class ItemCursor:
-    """Items of a source over the epochs, with the place that has been reached.
-
-    `num_taken` is advanced by the reader, when an item has gone into its buffer: items that were only read ahead are
-    read again after a resume.
-    """
-
-    def __init__(self, source: Source, split: str, rank: int, world_size: int) -> None:
-        self._source = source
-        self._split = split
-        self._rank = rank
-        self._world_size = world_size
-        self._start_epoch = 0
-        self._start_item = 0
-        self._ends: list[int] = []  # items after which epochs ended that nobody has passed yet
-        self.num_taken = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        epoch = self._start_epoch
-        num_read = 0
-        while True:
-            items = self._source.iterate(self._split, epoch, self._rank, self._world_size)
-            first = next(items, None)
-            if first is None:
-                self._nothing_to_read()
-            skip = self._start_item if epoch == self._start_epoch else 0
-            num_read -= skip
-            for index, item in enumerate(chain([first], items)):
-                num_read += 1
-                if index >= skip:
-                    yield item
-            if self._split != "train":
-                return
-            self._ends.append(num_read)
-            epoch += 1
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of this reader's items of it have been taken."""
-        passed = [end for end in self._ends if end <= self.num_taken]
-        if passed:
-            return {"epoch": self._start_epoch + len(passed), "item": self.num_taken - passed[-1]}
-        return {"epoch": self._start_epoch, "item": self._start_item + self.num_taken}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begin the next iteration at the place of `state`."""
-        self._start_epoch, self._start_item = state["epoch"], state["item"]
-
-    def _nothing_to_read(self) -> None:
-        raise UserError(
-            f"the {self._split} split has no item for reader {self._rank} of {self._world_size} "
-            "(processes times DataLoader workers); give more documents or use fewer readers"
-        )
+                self._places.add(cursor.last_place())
+                yield document
 
 
 def reader_share(rank: int, world_size: int, shift: int = 0) -> tuple[int, int]:
@@ -183,10 +165,3 @@ def check_stream_sizes(sequence_len: int, micro_batch_size: int, rank: int, worl
             raise UserError(f"{name} is {value}, but must be at least 1")
     if not 0 <= rank < world_size:
         raise UserError(f"rank {rank} is not one of {world_size} processes (0 to {world_size - 1})")
-
-
-def batched(items: Iterator[Any] | ItemCursor, size: int) -> Iterator[list[Any]]:
-    """Lists of up to `size` items (itertools.batched needs Python 3.12)."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -1,25 +1,34 @@
-"""One file of documents or conversations, read by row: .txt, .jsonl or .parquet.
+"""One file of documents or conversations, read by row: .txt or .jsonl; .parquet and compressed ones have files of their own.
 
 A row is one document. Text and jsonl files are indexed once by byte offsets, so that any row can be read without the
 ones before it, in any order and by any rank. Errors are UserErrors that name the file and the row.
 """
 
 import json
+import logging
+import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tokenizer.chat import validate_conversation
-
-if TYPE_CHECKING:
-    import pyarrow.parquet
+from nanochat_lit.tokenizer.foreign_chat import as_conversation
 
 TXT_SOFT_BYTES = 10_000
 TXT_HARD_BYTES = 20_000
+MAX_DOC_CHARS = 10_000_000
+"""A longer row is no document: encoding it would take minutes and many times its length in memory."""
 _MAX_BLOCKS = 2**18
 _QUICK_CHECK_ROWS = 1000
+SHAREGPT = "conversations"
+"""What ShareGPT's rows have instead of `messages`."""
+_LOOK_CHARS = 1000
+_MAX_CONTROL_SHARE = 0.1
+_FEW_CONTROLS = 8
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffd]")
+_log = logging.getLogger(__name__)
 
 
 class RecordFile:
@@ -28,6 +37,8 @@ class RecordFile:
     def __init__(self, path: Path, column: str) -> None:
         self.path = path
         self.column = column
+        self._stamp: tuple[int, int] | None = None
+        self._warned: set[str] = set()
 
     @property
     def num_rows(self) -> int:
@@ -51,16 +62,51 @@ class RecordFile:
             for _ in self.read(range(start, stop)):
                 pass
 
-    def item(self, value: Any, row: dict[str, Any], where: str) -> Any:
-        """The text or conversation of a row after checking its type; None if null or empty."""
+    def item(self, value: Any, row: dict[str, Any], where: Callable[[], str]) -> Any:
+        """The text or conversation of a row after checking its type; None if null, empty or no text to learn from.
+
+        A text that is passed over for what it holds is reported, the first of its kind in a file.
+        """
         if value is None or value in ("", []):
             return None
         if self.column == "messages":
-            validate_conversation(row, where)
-            return row
+            try:
+                conversation = as_conversation(row)
+                validate_conversation(conversation, "")
+            except UserError as error:
+                raise UserError(f"{where()}{error}") from None
+            return conversation
+        if isinstance(value, bytes):
+            try:
+                value = value.decode("utf-8")
+            except UnicodeDecodeError:
+                return self.pass_over(where, "is not UTF-8 text")
         if not isinstance(value, str):
-            raise UserError(f"{where}: {self.column!r} is {type(value).__name__}, expected a string")
+            raise UserError(f"{where()}: {self.column!r} is {type(value).__name__}, expected a string")
+        if len(value) > MAX_DOC_CHARS:
+            return self.pass_over(where, f"is longer than {MAX_DOC_CHARS:,} characters")
+        start = value[:_LOOK_CHARS]
+        if len(_CONTROL.findall(start)) > max(_FEW_CONTROLS, _MAX_CONTROL_SHARE * len(start)):
+            return self.pass_over(where, "looks like binary data, not text")
         return value
+
+    def pass_over(self, where: Callable[[], str], reason: str) -> None:
+        """Say, once a file, that rows for which this holds are not used."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            _log.warning("%s: %r %s; it and others like it in this file are passed over", where(), self.column, reason)
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if the file is not the one that was looked at first."""
+        try:
+            about = self.path.stat()
+        except OSError as error:
+            raise UserError(f"'{self.path}' cannot be read ({error.strerror})") from None
+        stamp = (about.st_size, about.st_mtime_ns)
+        if self._stamp is None:
+            self._stamp = stamp
+        elif stamp != self._stamp:
+            raise UserError(f"'{self.path}' has changed while it was in use; start again, and keep it as it is")
 
 
 class _IndexedFile(RecordFile):
@@ -81,6 +127,7 @@ class _IndexedFile(RecordFile):
 
     def read(self, rows: Sequence[int]) -> Iterator[Any]:
         offsets = self._offsets()
+        self.check_unchanged()
         try:
             with self.path.open("rb") as file:
                 for row in rows:
@@ -103,19 +150,13 @@ class _IndexedFile(RecordFile):
 
     def _offsets(self) -> "array[int]":
         if self._index is None:
+            self.check_unchanged()
             try:
                 with self.path.open("rb") as file:
                     self._index = array("q", (offset for pair in self.scan(file) for offset in pair))
             except OSError as error:
                 raise UserError(f"'{self.path}' cannot be read ({error.strerror})") from None
         return self._index
-
-    def decode(self, data: bytes, start: int) -> str:
-        """UTF-8 text, or a UserError with the position in the file."""
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"'{self.path}' is not UTF-8 text (byte {start + error.start}); convert it") from None
 
 
 class TextFile(_IndexedFile):
@@ -147,7 +188,11 @@ class TextFile(_IndexedFile):
 
     def parse(self, data: bytes, start: int) -> str | None:
         """The document."""
-        return self.decode(data, start) or None
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"'{self.path}' is not UTF-8 text (byte {start + error.start}); convert it") from None
+        return self.item(text, {}, lambda: f"{self.path}, byte {start}")
 
 
 class JsonlFile(_IndexedFile):
@@ -163,24 +208,8 @@ class JsonlFile(_IndexedFile):
 
     def parse(self, data: bytes, start: int) -> Any:
         """The item of a line."""
-        text = self.decode(data, start)
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise UserError(f"{self._where(start)}: not valid JSON ({reason})") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{self._where(start)}: expected an object with {self.column!r}, got {text.strip()[:60]}")
-        if self.column not in row:
-            fields = ", ".join(map(repr, row)) or "none"
-            raise UserError(f"{self._where(start)}: no field {self.column!r} (fields: {fields})")
-        if "\\ud" in text or "\\uD" in text:  # only an escape can bring a lone surrogate into valid UTF-8
-            row = _without_lone_surrogates(row)
         # The line number costs a scan of the file, so it is worked out only for an error.
-        try:
-            return self.item(row[self.column], row, "")
-        except UserError as error:
-            raise UserError(f"{self._where(start)}{error}") from None
+        return parse_json_row(data, self, lambda: self._where(start))
 
     def _where(self, start: int) -> str:
         with self.path.open("rb") as file:
@@ -188,71 +217,32 @@ class JsonlFile(_IndexedFile):
         return f"{self.path}:{line_number}"
 
 
-class ParquetFile(RecordFile):
-    """A .parquet file; a block is a row group."""
+def parse_json_row(data: bytes, file: RecordFile, where: Callable[[], str]) -> Any:
+    """The item in one line of JSON.
 
-    def __init__(self, path: Path, column: str) -> None:
-        super().__init__(path, column)
-        self._groups: list[tuple[int, int]] | None = None
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of all row groups."""
-        blocks = self.blocks()
-        return blocks[-1][1] if blocks else 0
-
-    def blocks(self) -> list[tuple[int, int]]:
-        """The row groups."""
-        if self._groups is None:
-            with self._open() as file:
-                start = 0
-                groups = []
-                for index in range(file.metadata.num_row_groups):
-                    stop = start + file.metadata.row_group(index).num_rows
-                    groups.append((start, stop))
-                    start = stop
-            self._groups = groups
-        return self._groups
-
-    def read(self, rows: Sequence[int]) -> Iterator[Any]:
-        """Items of rows of one row group."""
-        import pyarrow
-
-        if not rows:
-            return
-        index = next(index for index, (start, stop) in enumerate(self.blocks()) if start <= rows[0] < stop)
-        start = self.blocks()[index][0]
-        with self._open() as file:
-            try:
-                values = file.read_row_group(index, columns=[self.column])[self.column]
-                values = values.take(pyarrow.array([row - start for row in rows], pyarrow.int64())).to_pylist()
-            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-                reason = " ".join(str(error).split())[:120]
-                raise UserError(
-                    f"'{self.path}' is damaged in row group {index} ({reason}); delete it and get it again"
-                ) from None
-        for row, value in zip(rows, values, strict=True):
-            yield self.item(value, {self.column: value}, f"{self.path}, row {row}")
-
-    def _open(self) -> "pyarrow.parquet.ParquetFile":
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            file = pyarrow.parquet.ParquetFile(self.path)
-        except (pyarrow.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(
-                f"'{self.path}' is not a whole parquet file ({reason}); delete it and get it again"
-            ) from None
-        names = file.schema_arrow.names
-        if self.column not in names:
-            file.close()
-            raise UserError(f"'{self.path}' has no column {self.column!r} (columns: {', '.join(names) or 'none'})")
-        return file
-
-
-KINDS: dict[str, type[RecordFile]] = {".txt": TextFile, ".jsonl": JsonlFile, ".parquet": ParquetFile}
+    Args:
+        data: The line.
+        file: Whose item it is.
+        where: Names the place, for errors.
+    """
+    try:
+        text = data.decode("utf-8")
+        row = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where()}: not UTF-8 text (byte {error.start} of the line); convert it") from None
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"{where()}: not valid JSON ({reason})") from None
+    column = file.column
+    if not isinstance(row, dict):
+        raise UserError(f"{where()}: expected an object with {column!r}, got {text.strip()[:60]}")
+    if column == "messages" and column not in row and SHAREGPT in row:
+        column = SHAREGPT
+    if column not in row:
+        raise UserError(f"{where()}: no field {column!r} (fields: {', '.join(map(repr, row)) or 'none'})")
+    if "\\ud" in text or "\\uD" in text:  # only an escape can bring a lone surrogate into valid UTF-8
+        row = _without_lone_surrogates(row)
+    return file.item(row[column], row, where)
 
 
 def _incomplete_tail(line: bytes) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.data.cursor import Cursor, ItemCursor
 from nanochat_lit.data.shards import VALIDATION_FRACTION, Column, FileSource
 
 
@@ -112,3 +113,9 @@ def as_source(items: SourceLike, column: Column = "text", seed: int = 0) -> Sour
         f"cannot read from {type(items).__name__}; give a path, a list, a function that makes an iterator, "
         "or an object with iterate(split, epoch, rank, world_size)"
     )
+
+
+def make_cursor(source: Source, split: str, rank: int, world_size: int) -> Cursor:
+    """A reader of a source that knows its place: by block where the source has blocks, else by counting items."""
+    make = getattr(source, "cursor", None)
+    return ItemCursor(source, split, rank, world_size) if make is None else make(split, rank, world_size)

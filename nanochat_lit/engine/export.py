@@ -1,6 +1,8 @@
 """The portable folder that engine, server and evaluation read: weights, tokenizer, generation defaults, provenance.
 
-config.json  model.safetensors  tokenizer.model  tokenizer.json  generation.json  provenance.json
+config.json  model.safetensors  tokenizer.json  tokenizer.model  generation.json  provenance.json
+
+The tokenizer of an imported nanochat model has tokenizer.tiktoken in place of tokenizer.model.
 """
 
 import contextlib
@@ -21,11 +23,14 @@ from nanochat_lit.model.export import load_model, save_model
 from nanochat_lit.model.packed import Quantization, pack_linears
 from nanochat_lit.tokenizer import Tokenizer
 
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.tiktoken")
+"""By kind of tokenizer; an export has one of them."""
+
 EXPORT_FILES = (
     "config.json",
     "model.safetensors",
-    "tokenizer.model",
     "tokenizer.json",
+    TOKENIZER_FILES[0],
     "generation.json",
     "provenance.json",
 )
@@ -58,7 +63,7 @@ def save_export(
     if unknown := sorted(set(generation or {}) - set(settings)):
         raise UserError(f"unknown generation settings {unknown}; use {', '.join(settings)}")
     settings.update(generation or {})
-    with _replaced_whole(target) as temporary:
+    with replaced_whole(target, {*EXPORT_FILES, *TOKENIZER_FILES}) as temporary:
         save_model(model, temporary)
         tokenizer.save(temporary)
         write_json(temporary / "generation.json", settings)
@@ -123,6 +128,8 @@ def load_generation_defaults(folder: str | Path) -> dict[str, Any]:
 
 def _check_files(folder: Path) -> None:
     missing = [name for name in EXPORT_FILES if not (folder / name).is_file()]
+    if any((folder / name).is_file() for name in TOKENIZER_FILES[1:]):
+        missing = [name for name in missing if name != TOKENIZER_FILES[0]]
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the export folder of a run, such as runs/quickstart/export")
     if missing:
@@ -141,11 +148,16 @@ def _check_vocabulary(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _replaced_whole(target: Path) -> Iterator[Path]:
-    """A temporary sibling folder that takes the target's name when the block ends without an error."""
+def replaced_whole(target: Path, known_names: set[str]) -> Iterator[Path]:
+    """A temporary sibling folder that takes the target's name when the block ends without an error.
+
+    Args:
+        target: The folder to make or replace.
+        known_names: What an older one may hold; anything else is somebody's and never replaced.
+    """
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; give a folder for the export")
-    foreign = sorted({path.name for path in target.iterdir()} - set(EXPORT_FILES)) if target.exists() else []
+    foreign = sorted({path.name for path in target.iterdir()} - known_names) if target.exists() else []
     if foreign:
         raise UserError(f"{target} holds {foreign[0]}, which is no part of an export; give a new or empty folder")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -161,12 +162,12 @@ def evaluate_documents(
 
 
 def document_batches(
-    texts: Iterable[str], tokenizer: TextEncoder, sequence_len: int, micro_batch_size: int
+    documents: Iterable[str | np.ndarray], tokenizer: TextEncoder, sequence_len: int, micro_batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Whole documents as batches of pieces that each begin with <|bos|>; every token is a target exactly once.
 
     Args:
-        texts: Documents.
+        documents: Texts, or their token ids from <|bos|> on.
         tokenizer: Encodes them.
         sequence_len: Longest piece in tokens.
         micro_batch_size: Pieces in a batch; pieces of similar lengths go together.
@@ -174,7 +175,8 @@ def document_batches(
     Yields:
         {"inputs", "targets"}, (B, T) int64 each with T at most sequence_len; targets are IGNORE_INDEX on padding.
     """
-    pieces = (piece for text in texts for piece in _cut(tokenizer.encode(text), sequence_len))
+    token_lists = (tokenizer.encode(item) if isinstance(item, str) else item[1:].tolist() for item in documents)
+    pieces = (piece for token_ids in token_lists for piece in _cut(token_ids, sequence_len))
     for batch in _batches(pieces, micro_batch_size):
         inputs, targets = _pad(batch, tokenizer.bos_id)
         yield {"inputs": inputs, "targets": targets}

@@ -17,7 +17,7 @@ BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip
 
 
 def fetch_bundle(
-    cache: Path | None = None, sha256: str | None = None, url: str = BUNDLE_URL, fetch: Callable[..., None] = download
+    cache: Path | None = None, sha256: str | None = None, url: str = BUNDLE_URL, fetch: Callable[..., object] = download
 ) -> Path:
     """The folder of the bundle, downloaded if it is not there yet; processes that ask at the same time wait for one.
 

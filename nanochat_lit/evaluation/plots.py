@@ -1,7 +1,9 @@
-"""Curves of a run as a PNG."""
+"""Curves of a run, and shares of a corpus, as pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from nanochat_lit.common.paths import atomic_write
 
 
 def plot_curves(
@@ -32,3 +34,26 @@ def plot_curves(
     if len(curves) > 1:
         axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def plot_bars(path: str | Path, panels: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw shares as horizontal bars, a panel for each kind of share.
+
+    Args:
+        path: PNG or SVG file to write.
+        panels: Title to name to share.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    heights = [max(2, len(shares)) for shares in panels.values()]
+    figure = Figure(figsize=(7, 1 + 0.28 * sum(heights) + 0.5 * len(heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (title, shares) in zip(rows, panels.items(), strict=True):
+        axes.barh(list(shares), [100 * share for share in shares.values()])
+        axes.invert_yaxis()
+        axes.set(title=title, xlabel="%")
+        axes.grid(alpha=0.3, axis="x")
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=120, format="svg" if Path(path).suffix == ".svg" else "png")

@@ -136,13 +136,17 @@ class GPTConfig:
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
+    def short_window(self) -> int:
+        """Tokens before itself that a query sees in a layer S."""
+        return math.ceil(self.sequence_len / 4 / 128) * 128
+
+    @property
     def windows(self) -> tuple[int, ...]:
         """Per layer, how many tokens before itself a query sees."""
-        short = math.ceil(self.sequence_len / 4 / 128) * 128
         pattern = self.window_pattern.upper()
         letters = [pattern[i % len(pattern)] for i in range(self.n_layer)]
         letters[-1] = "L"
-        return tuple(self.sequence_len if letter == "L" else short for letter in letters)
+        return tuple(self.sequence_len if letter == "L" else self.short_window for letter in letters)
 
     def has_value_embedding(self, layer: int) -> bool:
         """Whether this layer adds a value embedding: every second one, the last always."""

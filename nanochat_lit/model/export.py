@@ -57,6 +57,22 @@ def load_model(
         raise UserError(f"{path} is missing; give the folder of an export") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off, export again") from None
+    model = assemble(config, tensors, path)
+    model.to(device)
+    return model.set_compute_dtype(resolve_compute_dtype(compute_dtype, device), cast_weights=cast_weights)
+
+
+def assemble(config: GPTConfig, tensors: dict[str, torch.Tensor], source: Path) -> GPT:
+    """A model that takes over these tensors, as they are stored; its compute dtype is still to be set.
+
+    Args:
+        config: Its dimensions.
+        tensors: Every parameter by name.
+        source: The file they come from, for the message.
+
+    Raises:
+        UserError: If they are not those of this shape.
+    """
     with torch.device("meta"):
         model = GPT(config)
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
@@ -64,10 +80,10 @@ def load_model(
     if expected != found:
         odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise UserError(
-            f"{path} is not the model that {CONFIG_FILE} describes: {len(odd)} tensors differ, first {odd[0]}"
+            f"{source} is not the model that its config describes: {len(odd)} tensors differ, first {odd[0]}: "
+            f"{found.get(odd[0], 'absent')}, not {expected.get(odd[0], 'there')}"
         )
     model.load_state_dict(tensors, assign=True)
     model.requires_grad_(True)
     model.cos, model.sin = torch.empty(0), torch.empty(0)
-    model.to(device)
-    return model.set_compute_dtype(resolve_compute_dtype(compute_dtype, device), cast_weights=cast_weights)
+    return model

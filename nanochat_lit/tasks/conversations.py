@@ -8,13 +8,14 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation
 from nanochat_lit.tasks.rows import Row, RowTask, load_rows
 from nanochat_lit.tokenizer.chat import validate_conversation
+from nanochat_lit.tokenizer.foreign_chat import as_conversation
 
 
 class FileConversations(RowTask):
     """The conversations of a local file; they can be learnt from, not judged.
 
     Args:
-        path: A .jsonl, .jsonl.gz or .parquet file with `messages` in each row.
+        path: A .jsonl, .jsonl.gz or .parquet file with `messages` in each row, in our format, OpenAI's or ShareGPT's.
         seed: Of the order; None keeps that of the file.
     """
 
@@ -22,7 +23,7 @@ class FileConversations(RowTask):
         super().__init__(load_rows(path=path, hub="", subset=None, split="train", check=messages_problem, seed=seed))
 
     def _conversation(self, row: Row) -> Conversation:
-        return row
+        return as_conversation(row)
 
 
 def messages_problem(row: Row) -> str | None:
@@ -32,7 +33,7 @@ def messages_problem(row: Row) -> str | None:
         row: The row.
     """
     try:
-        validate_conversation(row, "not a conversation")
+        validate_conversation(as_conversation(row), "not a conversation")
     except UserError as error:
         return str(error)
     return None

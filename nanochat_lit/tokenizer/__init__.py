@@ -7,8 +7,8 @@ from nanochat_lit.tokenizer.chat import (
     render_for_completion,
     validate_conversation,
 )
-from nanochat_lit.tokenizer.sentencepiece_bpe import StreamDecoder, Tokenizer
 from nanochat_lit.tokenizer.special_tokens import SPECIAL_TOKENS
+from nanochat_lit.tokenizer.tokenizer import StreamDecoder, Tokenizer
 from nanochat_lit.tokenizer.training import auto_vocab_size
 
 __all__ = [

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.tokenizer.sentencepiece_bpe import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import (
     ASSISTANT_END,
     ASSISTANT_START,
@@ -21,6 +20,7 @@ from nanochat_lit.tokenizer.special_tokens import (
     USER_END,
     USER_START,
 )
+from nanochat_lit.tokenizer.tokenizer import Tokenizer
 
 Conversation = dict[str, Any]
 Part = dict[str, str]

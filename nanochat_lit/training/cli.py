@@ -245,14 +245,18 @@ def _explain(error: Exception, trainer_config: Any) -> str:
     )
 
 
+_PACKAGED = (Path("recipes"), Path("configs/trainer"))
+
+
 def _find_recipe(argument: str) -> str:
-    """The packaged recipe when `recipes/X.yaml` is asked for outside a checkout; other arguments as they are."""
+    """The packaged file when `recipes/X.yaml` or `configs/trainer/X.yaml` is asked for outside a checkout, else the argument."""
     option, equals, value = argument.rpartition("=")
     path = Path(value)
-    if path.parent.name != "recipes" or path.suffix != ".yaml" or path.exists():
+    known = next((folder for folder in _PACKAGED if path.parent.parts[-len(folder.parts) :] == folder.parts), None)
+    if known is None or path.suffix != ".yaml" or path.exists():
         return argument
     package = Path(str(files("nanochat_lit")))
-    for folder in (package / "recipes", package.parent / "recipes"):  # installed; in a checkout
+    for folder in (package / known, package.parent / known):  # installed; in a checkout
         if (folder / path.name).is_file():
             return f"{option}{equals}{folder / path.name}"
     return argument

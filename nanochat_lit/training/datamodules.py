@@ -11,14 +11,18 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from nanochat_lit.common.distributed import rank, world_size
+from nanochat_lit.common.download_progress import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.loader import ResumableLoader, merged
+from nanochat_lit.data.prepared import TOKENIZER_FOLDER
 from nanochat_lit.data.pretrain_stream import PretrainStream
-from nanochat_lit.data.shards import FileSource, check_source, conversations, documents
+from nanochat_lit.data.shards import FileSource, check_source, conversations, text_column
 from nanochat_lit.data.sources import SourceLike
+from nanochat_lit.data.text_source import TextSource
 from nanochat_lit.evaluation.bpb import document_batches
 from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.training.validation_pin import pin_validation
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
@@ -74,11 +78,13 @@ class LanguageDataModule(LightningDataModule):
 
     def loader(self, stream: PretrainStream | ChatStream) -> ResumableLoader:
         """A loader of the stream, at the place where the checkpoint was made if the run continues one."""
-        if isinstance(stream.source, FileSource):
-            self.check_ranks(stream.source.num_rows("train"), f"'{stream.source.path}'")
+        if isinstance(stream.source, TextSource):
+            rows = stream.source.num_rows("train", enough=world_size() * max(1, self.num_workers))
+            if rows is not None:
+                self.check_ranks(rows, stream.source.name)
         self._loader = ResumableLoader(stream, self.num_workers, pin_memory=torch.cuda.is_available())
         if self._positions:
-            self._loader.seek(self._own_position(self._positions, self._loader.num_readers))
+            self._loader.seek(self._own_position(stream, self._positions, self._loader.num_readers))
         return self._loader
 
     @property
@@ -96,17 +102,19 @@ class LanguageDataModule(LightningDataModule):
         self._positions = positions
 
     @staticmethod
-    def _own_position(positions: list[dict[str, Any]], num_readers: int) -> dict[str, Any]:
+    def _own_position(
+        stream: PretrainStream | ChatStream, positions: list[dict[str, Any]], num_readers: int
+    ) -> dict[str, Any]:
         if len(positions) == world_size() and len(positions[0]["readers"]) == num_readers:
             return positions[rank()]
         if rank() == 0:
             before = sum(len(position["readers"]) for position in positions)
             print(
                 f"the data were read by {before} reader(s) (ranks x loader workers), now by {num_readers * world_size()}: "
-                "going on where the furthest was; what lay in their packing buffers is skipped",
+                "going on with what nobody has used",
                 file=sys.stderr,
             )
-        return merged(positions, num_readers, world_size())
+        return merged(stream, positions, num_readers, world_size())
 
     def measuring_loader(self, batches: Callable[[], Iterator[Batch]]) -> "DataLoader[Batch]":
         """A DataLoader that deals the batches out to the ranks.
@@ -128,13 +136,14 @@ class LanguageDataModule(LightningDataModule):
 
 
 class TextDataModule(LanguageDataModule):
-    """Text for pretraining: a folder or file of .parquet, .jsonl or .txt.
-
-    With several files the last one (by name) is for validation, with one its last hundredth.
+    """Text for pretraining: a folder or file of .parquet, .jsonl or .txt, one that `data prepare` has written, or any source.
 
     Args:
-        path: File or folder.
-        tokenizer: Folder of a tokenizer; None trains one on the training split into the run folder.
+        path: File or folder. With several files the last one (by name) is for validation, with one its last hundredth.
+        source: What to read instead of a path, such as nanochat_lit.data.hub_files.ClimbMix; it has a seed of its own.
+        mirror: Address to download from instead of the hub: a folder with the same files.
+        tokenizer: Folder of a tokenizer; None trains one on the training split into the run folder, or takes that of
+            the prepared shards.
         vocab_size: Size of a tokenizer trained here: a number, or auto (by corpus and depth).
         micro_batch_size: Rows per device per forward: a number, or auto (the most that fit the device's memory).
         long_documents: split cuts documents longer than a row into pieces that each begin with BOS; crop loses the rest.
@@ -142,12 +151,14 @@ class TextDataModule(LanguageDataModule):
         val_docs: Documents of the validation split to measure on.
         tokenizer_chars: Characters to train a tokenizer on, at most.
         num_workers: Loader processes; 0 reads in the training process.
-        seed: Order of files and row groups.
+        seed: Order of files, row groups and rows of a path.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
         self,
-        path: str,
+        path: str | None = None,
+        source: TextSource | None = None,
+        mirror: str | None = None,
         tokenizer: str | None = None,
         vocab_size: int | Literal["auto"] = "auto",
         micro_batch_size: int | Literal["auto"] = 8,
@@ -159,31 +170,58 @@ class TextDataModule(LanguageDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(tokenizer, micro_batch_size, num_workers, seed)
+        if (path is None) == (source is None):
+            both = "are both given; set the other to null" if path is not None else "are both null; give one of them"
+            raise UserError(f"data.path and data.source {both}")
         self.path = path
+        self.mirror = mirror
         self.vocab_size: int | Literal["auto"] = vocab_size
         self.long_documents: Literal["split", "crop"] = long_documents
         self.buffer_size = buffer_size
         self.val_docs = val_docs
         self.tokenizer_chars = tokenizer_chars
+        self._source = source
+
+    @property
+    def source(self) -> TextSource:
+        """Where the text is."""
+        if self._source is None:
+            self._source = FileSource(cast(str, self.path), text_column(self.path), seed=self.seed)
+        return self._source
 
     def prepare_data(self) -> None:
-        """Check every file, and train the tokenizer if the run has none."""
+        """Fetch and check what is needed first, pin the validation data, and train the tokenizer if the run has none."""
         assert self.trainer is not None
         module = cast("PretrainModule", self.module)
         module.check_batch(self.rows, self.trainer.world_size)
-        check_source(self.path)
+        if self.path is None:
+            print(f"data: {self.source.name}", file=sys.stderr)
+        progress = DownloadProgress()
+        self.source.prepare(self.mirror, progress.report)
+        progress.end()
+        self.source.check()
+        pin_validation(
+            self.run_dir / "validation.json",
+            self.source.validation(),
+            must_match=module.is_resuming or self.trainer.state.fn != "fit",
+        )
         if self.tokenizer_path is not None:
             return
+        if text_column(self.path) == "tokens" and not (self.run_dir / "tokenizer").exists():
+            Tokenizer.load(Path(cast(str, self.path)) / TOKENIZER_FOLDER).save(self.run_dir / "tokenizer")
         if (self.run_dir / "tokenizer").exists():
             self._check_own_tokenizer()
             return
         print("training the tokenizer ...", file=sys.stderr)
         tokenizer = Tokenizer.train(
-            documents(self.path, "train"), self.vocab_size, max_chars=self.tokenizer_chars, depth=module.depth
+            self.source.documents("train"), self.vocab_size, max_chars=self.tokenizer_chars, depth=module.depth
         )
         tokenizer.save(self.run_dir / "tokenizer")
         rule = "" if self.vocab_size != "auto" else f" (auto: by depth {module.depth} and the size of the corpus)"
         print(f"tokenizer: {tokenizer.vocab_size:,} tokens{rule}", file=sys.stderr)
+
+    def teardown(self, stage: str) -> None:
+        self.source.close()
 
     def _check_own_tokenizer(self) -> None:
         folder = self.run_dir / "tokenizer"
@@ -198,7 +236,7 @@ class TextDataModule(LanguageDataModule):
     def train_dataloader(self) -> ResumableLoader:
         return self.loader(
             PretrainStream(
-                texts=self.path,
+                texts=self.source,
                 tokenizer=self.tokenizer,
                 sequence_len=self.sequence_len,
                 micro_batch_size=self.rows,
@@ -212,7 +250,7 @@ class TextDataModule(LanguageDataModule):
 
     def val_dataloader(self) -> "DataLoader[Batch]":
         def batches() -> Iterator[Batch]:
-            texts = islice(documents(self.path, "val"), self.val_docs)
+            texts = islice(self.source.documents("val"), self.val_docs)
             return document_batches(texts, self.tokenizer, self.sequence_len, self.rows)
 
         return self.measuring_loader(batches)
@@ -223,6 +261,8 @@ class TextDataModule(LanguageDataModule):
 
 class ChatDataModule(LanguageDataModule):
     """Conversations for fine-tuning: a .jsonl file or a folder of them, `messages` in each row.
+
+    OpenAI's format, tool calls included, and ShareGPT's are converted on reading; see `tokenizer.foreign_chat`.
 
     Args:
         path: File or folder.

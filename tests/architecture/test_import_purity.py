@@ -16,6 +16,11 @@ try:
     import torch.utils.tensorboard
 except ImportError:
     pass
+try:
+    from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+    import transformers.masking_utils, transformers.modeling_layers
+except ImportError:
+    pass
 torch._dynamo, torch._inductor  # lazily imported by torch, with effects of their own
 
 def digest(data):
@@ -52,7 +57,7 @@ for info in pkgutil.walk_packages(nanochat_lit.__path__, "nanochat_lit."):
     try:
         importlib.import_module(info.name)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("litserve", "gradio"):  # the serve extra
+        if (error.name or "").split(".")[0] not in ("litserve", "gradio", "transformers"):  # extras
             raise
     names.append(info.name)
 after = state()

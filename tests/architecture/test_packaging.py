@@ -16,13 +16,14 @@ def setuptools_table(repository_root):
 def test_every_package_is_listed(setuptools_table, repository_root):
     folders = {path.parent for path in (repository_root / "nanochat_lit").rglob("*.py")}
     found = {".".join(folder.relative_to(repository_root).parts) for folder in folders}
-    assert set(setuptools_table["packages"]) == found | {"nanochat_lit.recipes"}
+    assert set(setuptools_table["packages"]) == found | {"nanochat_lit.configs.trainer", "nanochat_lit.recipes"}
     assert setuptools_table["packages"] == sorted(setuptools_table["packages"])
 
 
 def test_recipes_are_installed_inside_the_package(setuptools_table):
-    assert setuptools_table["package-dir"] == {"nanochat_lit.recipes": "recipes"}
-    assert setuptools_table["package-data"]["nanochat_lit.recipes"] == ["*.yaml"]
+    folders = {"nanochat_lit.configs.trainer": "configs/trainer", "nanochat_lit.recipes": "recipes"}
+    assert setuptools_table["package-dir"] == folders
+    assert all(setuptools_table["package-data"][name] == ["*.yaml"] for name in folders)
 
 
 def test_recipes_are_found_from_anywhere(tmp_path, monkeypatch):
@@ -33,6 +34,10 @@ def test_recipes_are_found_from_anywhere(tmp_path, monkeypatch):
     assert found.parent.name == "recipes"
     assert _find_recipe("--config=recipes/cpu_text.yaml") == f"--config={found}"
     assert _find_recipe("recipes/none.yaml") == "recipes/none.yaml"
+    fragment = Path(_find_recipe("configs/trainer/cpu.yaml"))
+    assert fragment.is_file()
+    assert fragment.parts[-3:-1] == ("configs", "trainer")
+    assert _find_recipe("trainer/cpu.yaml") == "trainer/cpu.yaml"
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "cpu_text.yaml").write_text("run_dir: mine")
     assert _find_recipe("recipes/cpu_text.yaml") == "recipes/cpu_text.yaml"

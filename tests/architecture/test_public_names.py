@@ -1,5 +1,7 @@
 """The package's public names: listed once, sorted, all there."""
 
+import inspect
+import re
 import subprocess
 import sys
 
@@ -41,3 +43,14 @@ def test_star_import_binds_all_in_a_fresh_process():
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = nanochat_lit.nonsense
+
+
+def test_each_name_is_documented(repository_root):
+    """In the table of the README, and by a docstring where it can have one."""
+    chapter = (repository_root / "README.md").read_text("utf-8").split("## From Python")[1].split("\n## ")[0]
+    table = "\n".join(line for line in chapter.splitlines() if line.startswith("|"))
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(nanochat_lit._HOMES)
+    for name in nanochat_lit._HOMES:
+        value = getattr(nanochat_lit, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert inspect.getdoc(value), name

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from nanochat_lit import cli
 from nanochat_lit.commands.data import generate
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import check_source
@@ -36,3 +37,21 @@ def test_generated_files_are_sources_and_reproducible(tmp_path, capsys):
     assert files_of(tmp_path / "again") == files
     with pytest.raises(UserError, match="num_documents is 0"):
         write_tiny_world(tmp_path / "none", num_documents=0)
+
+
+def test_info_tells_what_a_corpus_is_made_of(tmp_path, capsys):
+    write_tiny_world(tmp_path / "world", 120, 10, 2)
+    folder, plot = str(tmp_path / "world" / "pretrain"), tmp_path / "info.png"
+    assert cli.main(["data", "info", folder, "--plot", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    for line in ("documents            122, 0 rows passed over", "  English", "  shard_00000.parquet"):
+        assert line in printed
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert (
+        cli.main(["data", "info", "--path", json.dumps([folder, str(tmp_path / "world" / "pretrain")]), "--json"]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert (found["documents"], found["exact_duplicates"]) == (122, 0.0), "the same folder twice is one source"
+    (tmp_path / "none.jsonl").write_text('{"text": null}\n')
+    assert cli.main(["data", "info", str(tmp_path / "none.jsonl")]) == 2
+    assert "no documents, 1 rows passed over" in capsys.readouterr().err

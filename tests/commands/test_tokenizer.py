@@ -1,9 +1,13 @@
+import hashlib
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from nanochat_lit.commands.tokenizer import evaluate, train
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.evaluation.domain_texts import DOMAINS
 from nanochat_lit.tokenizer import Tokenizer
 
 
@@ -32,12 +36,43 @@ def test_train_then_evaluate(corpus, tmp_path, capsys):
     evaluate(str(tmp_path / "new"), str(corpus), against=[str(tmp_path / "small")])
     table = capsys.readouterr().out
     assert str(tmp_path / "small") in table
-    assert "GPT-2 left out" in table or "gpt2" in table
+    assert "gpt2" in table
+    for domain in DOMAINS:
+        assert f"\n{domain} " in table
     evaluate(str(tmp_path / "new"), [str(corpus / "b.jsonl")], json=True)
     (result, *_) = json.loads(capsys.readouterr().out.splitlines()[-1])
     texts = [json.loads(line)["text"] for line in (corpus / "b.jsonl").read_text().splitlines()]
     assert result["num_bytes"] == sum(len(text) for text in texts)
     assert result["num_tokens"] == sum(len(tokenizer.encode(text)) for text in texts)
+
+
+def fake_tiktoken(monkeypatch, cache, *files):
+    """A module whose encodings count words; the cache has these files."""
+    encoding = SimpleNamespace(n_vocab=50257, encode_ordinary_batch=lambda texts: [text.split() for text in texts])
+    monkeypatch.setitem(sys.modules, "tiktoken", SimpleNamespace(get_encoding=lambda name: encoding))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(cache))
+    for file in files:
+        (cache / hashlib.sha1(f"https://openaipublic.blob.core.windows.net/{file}".encode()).hexdigest()).write_text(
+            "x"
+        )
+
+
+def test_gpt_tokenizers_are_compared_with_when_their_files_are_there(corpus, tmp_path, capsys, monkeypatch):
+    train(str(corpus), str(tmp_path / "new"), vocab_size=300)
+    fake_tiktoken(monkeypatch, tmp_path, "encodings/cl100k_base.tiktoken")
+    capsys.readouterr()
+    evaluate(str(tmp_path / "new"))
+    table = capsys.readouterr().out
+    (news,) = [line.split() for line in table.splitlines() if line.startswith("news") and "gpt4" in line]
+    assert news[:5] == ["news", "gpt4", "50257", str(len(DOMAINS["news"].encode())), str(len(DOMAINS["news"].split()))]
+    assert "(gpt2 left out: its files are not in" in table
+    with pytest.raises(UserError, match=r"its files are not in .*get_encoding\('o200k_base'\)"):
+        evaluate(str(tmp_path / "new"), against=["gpt4o"])
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    with pytest.raises(UserError, match="tiktoken is not installed"):
+        evaluate(str(tmp_path / "new"), against=["gpt4"])
+    with pytest.raises(UserError, match="nothing to measure on"):
+        evaluate(str(tmp_path / "new"), domains=False)
 
 
 def test_user_errors(corpus, tmp_path):
@@ -46,7 +81,7 @@ def test_user_errors(corpus, tmp_path):
     with pytest.raises(UserError, match="is too large"):
         train(str(corpus), str(tmp_path / "out"), vocab_size=8192)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match=r"no tokenizer\.model"):
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
         evaluate(str(tmp_path), str(corpus))
     with pytest.raises(UserError, match="max_docs is 0"):
         evaluate(str(tmp_path), str(corpus), max_docs=0)

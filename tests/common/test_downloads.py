@@ -4,8 +4,10 @@ import functools
 import hashlib
 import http.server
 import itertools
+import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -76,7 +78,7 @@ def test_nothing_is_left_of_a_failure(server, tmp_path, script, num_requests, me
 def test_another_file_is_not_kept(server, tmp_path):
     (tmp_path / "file").write_text("the old one")
     with pytest.raises(UserError, match=f"sha256 {SHA256}, not 00"):
-        download(server.url, tmp_path / "file", "00" * 32)
+        download(server.url, tmp_path / "file", "00" * 32, lambda _: None)
     assert (tmp_path / "file").read_text() == "the old one"
 
 
@@ -104,3 +106,18 @@ def test_one_at_a_time_is_in_a_lock(tmp_path):
         thread.join()
     assert len(spans) == 3
     assert all(after[0] >= before[1] for before, after in itertools.pairwise(spans))
+
+
+def test_the_lock_where_there_is_no_fcntl(tmp_path, monkeypatch):
+    """Windows' call gives up after ten seconds and is asked again."""
+    answers = [OSError("held"), OSError("held"), None]
+
+    def locking(number, mode, num_bytes):
+        assert (mode, num_bytes) == (1, 1)
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(locking=locking, LK_LOCK=1))
+    with locked(tmp_path / "lock"):
+        assert answers == []

@@ -133,7 +133,7 @@ def test_json_escapes_cannot_bring_lone_surrogates(tmp_path):
 def test_missing_empty_or_foreign_paths(tmp_path):
     with pytest.raises(UserError, match=r"no file or folder.*\.parquet"):
         FileSource(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"holds no \.txt or \.jsonl or \.parquet file"):
+    with pytest.raises(UserError, match=r"holds no \.txt or \.jsonl or \.jsonl\.gz or \.jsonl\.zst or \.parquet file"):
         FileSource(tmp_path)
     (tmp_path / "inner").mkdir()
     with pytest.raises(UserError, match="subfolders such as 'inner'"):

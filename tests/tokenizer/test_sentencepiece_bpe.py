@@ -145,7 +145,7 @@ def test_damaged_or_foreign_files_are_refused(tokenizer, tmp_path):
         tokenizer.save(tmp_path)
         return tmp_path / "tokenizer.model", tmp_path / "tokenizer.json"
 
-    with pytest.raises(UserError, match=r"no tokenizer\.model"):
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
         Tokenizer.load(tmp_path / "nothing")
     model, description = saved()
     model.write_bytes(model.read_bytes()[:-5])
@@ -179,3 +179,10 @@ def test_long_random_text_round_trips_whole(tokenizer):
     )
     text = "".join(character for character in text if not "\ud800" <= character <= "\udfff")
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_space_that_the_corpus_does_not_have_is_a_space():
+    tokenizer = Tokenizer.train(["今日は天気がいいですね。" * 3, "東京は日本の首都です。"] * 20, vocab_size=300)
+    for text in ("東京 は ▁ 日本", " ", "a b"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.encode_batch([text, "東京"]) == [tokenizer.encode(text), tokenizer.encode("東京")]

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from nanochat_lit.common.hardware import peak_flops_per_s
-from nanochat_lit.common.peak_memory import peak_memory_bytes
+from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
+from nanochat_lit.data.loader import ResumableLoader
 from nanochat_lit.optim import global_grad_norm
 from nanochat_lit.training.callbacks.step_callback import StepCallback
 from nanochat_lit.training.progress_line import ProgressLine, bar, duration
@@ -94,6 +95,7 @@ class RunProgress(StepCallback):
         tokens = trainer.global_step * module.plan.tokens_per_step
         speed = window.num_steps * module.plan.tokens_per_step / window.seconds
         figures = module.pop_step_figures()
+        loader = module.datamodule.train_loader
         self.shown = {name: figures[name] for name in module.shown_figures if name in figures}
         metrics = {
             **figures,
@@ -108,6 +110,7 @@ class RunProgress(StepCallback):
             "step_time_p50": window.p50_s,
             "step_time_p95": window.p95_s,
             "data_wait": window.data_wait,
+            **({"data_lost": loader.lost} if isinstance(loader, ResumableLoader) else {}),
             "memory_gib": peak_memory_bytes(module.device) / 2**30,
             "lr_multiplier": muon["lr"] / muon["initial_lr"],
             "muon_momentum": muon["momentum"],
@@ -162,7 +165,10 @@ class RunProgress(StepCallback):
             tokens, median_s = num_steps * module.plan.tokens_per_step, self.times.median_s()
             parts += [f"{tokens:,} tokens", f"{tokens * module.plan.flops_per_token:.3g} FLOPs"]
             parts += self._speed_parts(trainer, module, module.plan.tokens_per_step / median_s)
-        parts.append(f"peak memory {peak_memory_bytes(module.device) / 2**30:.2f} GiB")
+            loader = module.datamodule.train_loader
+            if isinstance(loader, ResumableLoader) and loader.lost:
+                parts.append(f"packing lost {loader.lost:.1%} of the tokens read")
+        parts.append(f"peak memory {memory_text(peak_memory_bytes(module.device))}")
         self.line.keep(" | ".join(parts))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

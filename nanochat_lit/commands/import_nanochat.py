@@ -1,0 +1,46 @@
+"""`nanochat-lit import-nanochat`: an export of a checkpoint that nanochat has written."""
+
+from pathlib import Path
+
+from nanochat_lit.common.errors import UserError
+
+
+def import_nanochat(folder: str, out: str, step: int | None = None, tokenizer: str | None = None) -> None:
+    """Make an export of a nanochat checkpoint and its tokenizer; what an older file lacks is said line by line.
+
+    The export evaluates, chats, serves and fine-tunes like any other. Nothing in the files is executed.
+
+    Args:
+        folder: Checkpoint folder of nanochat, with model_NNNNNN.pt and meta_NNNNNN.json.
+        out: Folder for the export.
+        step: Which checkpoint of the folder; null takes the newest.
+        tokenizer: Folder with tokenizer.pkl; null looks in the checkpoint folder and where nanochat keeps it.
+    """
+    from nanochat_lit.engine.export import save_export
+    from nanochat_lit.engine.nanochat_checkpoint import load_nanochat_checkpoint
+    from nanochat_lit.engine.nanochat_tokenizer import load_nanochat_tokenizer
+
+    loaded, notes = load_nanochat_tokenizer(_tokenizer_folder(Path(folder), tokenizer))
+    checkpoint = load_nanochat_checkpoint(folder, step)
+    provenance = checkpoint.provenance | {"notes": [*checkpoint.notes, *notes]}
+    save_export(out, checkpoint.model, loaded, provenance=provenance)
+    config = checkpoint.model.config
+    print(
+        f"step {checkpoint.step}: {config.n_layer} layers, width {config.n_embd}, context {config.sequence_len}, "
+        f"{loaded.vocab_size} tokens"
+    )
+    for note in provenance["notes"]:
+        print(f"note: {note}")
+    print(f"written to {out}; try: nanochat-lit chat --model {out}")
+
+
+def _tokenizer_folder(folder: Path, given: str | None) -> Path:
+    if given is not None:
+        return Path(given)
+    # nanochat keeps BASE/tokenizer beside BASE/base_checkpoints/d20; shared checkpoints have everything in one folder
+    whole = folder.resolve()
+    places = [folder, folder / "tokenizer", whole.parent / "tokenizer", whole.parent.parent / "tokenizer"]
+    for place in places:
+        if (place / "tokenizer.pkl").is_file():
+            return place
+    raise UserError(f"no tokenizer.pkl in {', '.join(map(str, places))}; give its folder with --tokenizer")

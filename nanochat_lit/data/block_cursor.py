@@ -1,0 +1,267 @@
+"""The place in the documents: which have been read, in what order they come, who reads them.
+
+    epoch    |window of files          |window of files          |
+    blocks   |file 2, rows 0 to 1024   |file 0, rows 1024 to 2048| ...     in an order drawn from seed and epoch
+    rows     |701, 13, 88, ...                                            likewise, within the block
+
+The blocks of a window are dealt out to the readers in rounds, and the rest of a window, too few blocks for a round, by
+rows: with fewer blocks than readers all of it. A place is (epoch, window, block, row), so that a reader finds back to
+it without reading what came before, and another number of readers can share what these have left (see `BlockCursor.merge`).
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.data.cursor import State, nothing_to_read
+
+Block = tuple[int, int, int]
+"""File, first row, last row + 1."""
+MAX_EMPTY_EPOCHS = 10
+"""A reader whose rows were all null for so long will not find a document."""
+
+
+class BlockSource(Protocol):
+    """Documents in blocks, whose order is known without reading them."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    def num_windows(self, split: Any) -> int:
+        """Windows of an epoch."""
+        ...
+
+    def blocks(self, split: Any, epoch: int, window: int) -> list[Block]:
+        """Blocks of a window, in the order of the epoch."""
+        ...
+
+    def rows(self, split: Any, epoch: int, window: int, block: Block) -> Sequence[int]:
+        """Numbers of the rows of a block, in the order of the epoch."""
+        ...
+
+    def read(self, file: int, rows: Sequence[int]) -> Iterator[Any]:
+        """Items of rows of one block; None for a row without an item."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when the same place would be another row."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Rows of one block that one reader reads."""
+
+    epoch: int
+    window: int
+    block: int
+    places: Sequence[int]
+    piece: int
+    """Which piece left by other readers this is; -1 for none."""
+
+
+def start_state(epoch: int = 0, window: int = 0, block: int = 0, pending: Sequence[Sequence[Any]] = ()) -> State:
+    """The state of every reader of a run that begins here, after the pieces that others have left."""
+    at = [epoch, window, block]
+    return {"pending": [list(piece) for piece in pending], "piece": 0, "start": at, "at": at, "done": 0}
+
+
+class BlockCursor:
+    """Items of a block source over the epochs, for one of several readers, with the place that has been reached.
+
+    `num_taken` is advanced by the reader, when an item has gone into its buffer: items that were only read ahead are
+    read again after a resume.
+    """
+
+    def __init__(self, source: BlockSource, split: str, rank: int, world_size: int) -> None:
+        self._source = source
+        self._split = split
+        self._rank = rank
+        self._world_size = world_size
+        self._state = start_state()
+        self._read_ahead: deque[tuple[_Unit, int]] = deque()  # items given out and not yet taken, as the last one taken
+        self._last: tuple[_Unit, int] | None = None
+        self._num_settled = 0
+        self._fingerprint: str | None = None
+        self.num_taken = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        last_found = self._state["at"][0]
+        for unit, done in self._units():
+            if unit.epoch > last_found + MAX_EMPTY_EPOCHS:
+                nothing_to_read(self._split, self._rank, self._world_size)
+            for number, item in enumerate(self._items(unit, done), start=done + 1):
+                if item is None:
+                    continue
+                last_found = unit.epoch
+                self._settle()
+                self._read_ahead.append((unit, number))
+                yield item
+
+    def epoch_items(self, epoch: int) -> Iterator[Any]:
+        """The items of one epoch, from its beginning."""
+        for unit in self._epoch_units(start_state(epoch)):
+            yield from (item for item in self._items(unit, 0) if item is not None)
+
+    def state_dict(self) -> State:
+        """The place after the last item that was taken: numbers and lists of them."""
+        self._settle()
+        state = self._state
+        if self._last is not None:
+            unit, done = self._last
+            if unit.piece >= 0:
+                state = {**state, "piece": unit.piece, "done": done}
+            else:
+                at = [unit.epoch, unit.window, unit.block]
+                state = {"pending": [], "piece": 0, "start": state["start"], "at": at, "done": done}
+        return {**state, "files": self._files()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Begin the next iteration at the place of `state`.
+
+        Raises:
+            UserError: If the files are not those that the place is in.
+        """
+        if "at" not in state:
+            raise UserError("the checkpoint's place in the data was written by an earlier version; start the run again")
+        if state.get("files", self._files()) != self._files():
+            raise UserError(
+                f"the files of {self._source.name} are not those that the checkpoint was made with (names or lengths "
+                "differ), so its place cannot be found; put them back, or start a new run"
+            )
+        self._state, self._last = state, None
+
+    def last_place(self) -> list[int]:
+        """Where the last item came from that was taken: epoch, window, block, place within the block."""
+        self._settle()
+        assert self._last is not None, "no item has been taken"
+        unit, done = self._last
+        return [unit.epoch, unit.window, unit.block, unit.places[done - 1]]
+
+    def read_places(self, places: Sequence[Sequence[int]]) -> list[Any]:
+        """The items at places that `last_place` has given, in the order asked for; each block is opened once."""
+        wanted: dict[tuple[int, ...], list[int]] = {}
+        for epoch, window, block, place in dict.fromkeys(map(tuple, places)):
+            wanted.setdefault((epoch, window, block), []).append(place)
+        found: dict[tuple[int, ...], Any] = {}
+        for (epoch, window, block), inside in wanted.items():
+            for place, item in zip(inside, self._read(epoch, window, block, inside), strict=True):
+                found[epoch, window, block, place] = item
+        return [found[tuple(place)] for place in places]
+
+    def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
+        """A state from which any number of readers go on with exactly what these readers have left.
+
+        Args:
+            states: Of all readers, which began together.
+            num_readers: Those that go on; the state does not depend on it.
+            more: Places of items that were taken and not used, to be read again.
+        """
+        del num_readers
+        until = max(tuple(state["at"]) for state in states)
+        start = self._next_round(until, states[0]["start"], len(states))
+        grouped: dict[tuple[int, ...], list[int]] = {}
+        for epoch, window, block, place in more:
+            grouped.setdefault((epoch, window, block), []).append(place)
+        pieces: list[list[Any]] = [[*key, places] for key, places in sorted(grouped.items())]
+        for rank, state in enumerate(states):
+            reader = BlockCursor(self._source, self._split, rank, len(states))
+            reader.load_state_dict(state)
+            for unit, done in reader._units():
+                if unit.piece < 0 and (unit.epoch, unit.window, unit.block) >= start:
+                    break
+                if left := unit.places[done:]:
+                    pieces.append([unit.epoch, unit.window, unit.block, _written(left)])
+        return start_state(*start, pieces)
+
+    def _files(self) -> str:
+        if self._fingerprint is None:
+            self._fingerprint = hashlib.sha256(self._source.fingerprint().encode()).hexdigest()[:16]
+        return self._fingerprint
+
+    def _next_round(self, until: tuple[int, ...], start: Sequence[int], num_readers: int) -> tuple[int, int, int]:
+        """Where the round ends that the furthest reader is in: nobody has read anything behind it."""
+        epoch, window, block = until
+        first = start[2] if list(start[:2]) == [epoch, window] else 0
+        end = first + ((block - first) // num_readers + 1) * num_readers
+        if end <= len(self._source.blocks(self._split, epoch, window)):
+            return epoch, window, end
+        is_last = window + 1 == self._source.num_windows(self._split)
+        return (epoch + 1, 0, 0) if is_last else (epoch, window + 1, 0)
+
+    def _units(self) -> Iterator[tuple[_Unit, int]]:
+        """What this reader has to read, from its place on, each with how much of it has been read."""
+        done = self._state["done"]
+        for unit in chain(self._pending_units(self._state), self._own_units(self._state)):
+            yield unit, done
+            done = 0
+
+    def _pending_units(self, state: State) -> Iterator[_Unit]:
+        before = 0
+        for index, (epoch, window, block, written) in enumerate(state["pending"]):
+            places = range(*written["range"]) if isinstance(written, dict) else written
+            if index >= state["piece"]:
+                yield _Unit(epoch, window, block, places[self._share(before)], index)
+            before += len(places)
+
+    def _own_units(self, state: State) -> Iterator[_Unit]:
+        is_empty = state["at"][1:] == [0, 0]
+        while True:
+            for unit in self._epoch_units(state):
+                is_empty = False
+                yield unit
+            if is_empty:
+                nothing_to_read(self._split, self._rank, self._world_size)
+            if self._split != "train":
+                return
+            state, is_empty = start_state(state["at"][0] + 1), True
+
+    def _epoch_units(self, state: State) -> Iterator[_Unit]:
+        """The units of one epoch from a place on."""
+        epoch, window, at = state["at"]
+        for number in range(window, self._source.num_windows(self._split)):
+            first = state["start"][2] if list(state["start"][:2]) == [epoch, number] else 0
+            for unit in self._window_units(epoch, number, first):
+                if unit.places and (number > window or unit.block >= at):
+                    yield unit
+
+    def _window_units(self, epoch: int, window: int, first: int) -> Iterator[_Unit]:
+        blocks = self._source.blocks(self._split, epoch, window)
+        whole = first + (len(blocks) - first) // self._world_size * self._world_size
+        for index in range(first + self._rank, whole, self._world_size):
+            yield _Unit(epoch, window, index, range(blocks[index][2] - blocks[index][1]), -1)
+        before = window  # so that it is not always the same reader that has a row more
+        for index in range(whole, len(blocks)):
+            places = range(blocks[index][2] - blocks[index][1])
+            yield _Unit(epoch, window, index, places[self._share(before)], -1)
+            before += len(places)
+
+    def _share(self, num_before: int) -> slice:
+        """This reader's part of rows before which so many have been dealt out, one by one."""
+        return slice((self._rank - num_before) % self._world_size, None, self._world_size)
+
+    def _items(self, unit: _Unit, done: int) -> Iterator[Any]:
+        return self._read(unit.epoch, unit.window, unit.block, unit.places[done:])
+
+    def _read(self, epoch: int, window: int, block: int, places: Sequence[int]) -> Iterator[Any]:
+        if not places:
+            return iter(())
+        chosen = self._source.blocks(self._split, epoch, window)[block]
+        rows = self._source.rows(self._split, epoch, window, chosen)
+        return self._source.read(chosen[0], [rows[place] for place in places])
+
+    def _settle(self) -> None:
+        while self._num_settled < self.num_taken and self._read_ahead:
+            self._last = self._read_ahead.popleft()
+            self._num_settled += 1
+
+
+def _written(places: Sequence[int]) -> Any:
+    """Places within a block, short if they are evenly spaced."""
+    return {"range": [places.start, places.stop, places.step]} if isinstance(places, range) else list(places)

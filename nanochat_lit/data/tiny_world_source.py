@@ -1,0 +1,41 @@
+"""The generated tiny world as a source: its files are written when they are needed."""
+
+from pathlib import Path
+
+from nanochat_lit.common.download_progress import Report
+from nanochat_lit.common.downloads import cache_folder, locked
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.data.shards import ShardSource
+from nanochat_lit.data.tiny_world_files import write_tiny_world
+
+
+class TinyWorld(ShardSource):
+    """English texts from our own grammar, endless and free, for models of a few layers.
+
+    Args:
+        num_documents: Documents to train on.
+        seed: Which world's texts are drawn, and their order.
+        folder: Where the files are kept; None is a folder of the user's cache.
+    """
+
+    def __init__(self, num_documents: int = 20_000, seed: int = 0, folder: str | None = None) -> None:
+        if num_documents < 1:
+            raise UserError(f"num_documents is {num_documents}, but must be at least 1")
+        self.num_documents = num_documents
+        self.folder = Path(folder) if folder else cache_folder() / "tiny_world" / f"{num_documents}-{seed}"
+        super().__init__(self.folder / "pretrain", seed=seed)
+
+    def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
+        """Write the files, unless they are there."""
+        del mirror, report
+        done = self.folder / "harder" / "test.jsonl"  # the last that is written
+        with locked(self.folder / ".lock"):
+            if not done.is_file():
+                write_tiny_world(self.folder, self.num_documents, num_conversations=1, per_category=1, seed=self.seed)
+
+    def find_files(self) -> list[Path]:
+        """The shards, that for validation last."""
+        files = sorted(self.path.glob("shard_*.parquet"))
+        if not files:
+            raise UserError(f"'{self.path}' has no shards yet; they are written by prepare()")
+        return files

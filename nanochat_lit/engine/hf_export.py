@@ -1,0 +1,206 @@
+"""An export as a folder for Hugging Face: transformers loads it with trust_remote_code, and `import_hf` makes it an export again.
+
+config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md
+configuration_nanochat_lit.py  modeling_nanochat_lit.py  nanochat_lit/ (the tokenizer, generation defaults and provenance as they were)
+"""
+
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import atomic_write, read_json, write_json
+from nanochat_lit.engine.export import (
+    EXPORT_FILES,
+    TOKENIZER_FILES,
+    load_export,
+    load_generation_defaults,
+    replaced_whole,
+    save_export,
+)
+from nanochat_lit.engine.hf_tokenizer import TOKENIZER_FILES as HF_TOKENIZER_FILES
+from nanochat_lit.engine.hf_tokenizer import write_hf_tokenizer
+from nanochat_lit.engine.model_card import model_card
+from nanochat_lit.model import GPTConfig
+from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, assemble
+from nanochat_lit.model.gpt import QK_SCALE, VALUE_GATE_SCALE
+from nanochat_lit.model.loss import SOFTCAP
+from nanochat_lit.model.rotary import ROTARY_BASE
+from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
+
+MODEL_TYPE = "nanochat_lit"
+CODE_FILES = ("configuration_nanochat_lit.py", "modeling_nanochat_lit.py")
+OWN_FOLDER = "nanochat_lit"
+"""Holds what transformers has no use for, so that the way back loses nothing."""
+
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+HF_FILES = {
+    CONFIG_FILE, "generation_config.json", WEIGHTS_FILE, "README.md", OWN_FOLDER, *HF_TOKENIZER_FILES, *CODE_FILES,
+}  # fmt: skip
+SHORTEST_HEAD = 8
+"""Channels of a head that the previous token needs at least."""
+
+WeightDtype: TypeAlias = Literal["stored", "bfloat16"]
+
+
+def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored") -> None:
+    """Write an export as a folder for Hugging Face; it appears whole or not at all.
+
+    Args:
+        export: What `save_export` wrote.
+        out: The new folder; an older one of the same kind is replaced.
+        dtype: "stored" keeps every bit (float32 matrices), "bfloat16" halves the file and is no longer fit for training.
+
+    Raises:
+        UserError: If the export is broken, or `out` holds other things.
+    """
+    export, target = Path(export), Path(out).absolute()
+    model, tokenizer = load_export(export, "cpu", "float32")
+    if model.config.head_dim < SHORTEST_HEAD:
+        raise UserError(
+            f"heads of {model.config.head_dim} channels cannot be exported; {SHORTEST_HEAD} are needed at least"
+        )
+    defaults = load_generation_defaults(export)
+    with replaced_whole(target, HF_FILES) as folder:
+        save_file(_tensors(export, dtype), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_json(folder / CONFIG_FILE, _config(model.config, tokenizer, dtype))
+        write_json(folder / "generation_config.json", _generation_config(defaults, tokenizer))
+        write_hf_tokenizer(folder, tokenizer, model.config.sequence_len)
+        for name in CODE_FILES:
+            source = files("nanochat_lit.engine.hf_folder").joinpath(name)
+            (folder / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        own = folder / OWN_FOLDER
+        own.mkdir()
+        for name in {*EXPORT_FILES, *TOKENIZER_FILES} - {CONFIG_FILE, WEIGHTS_FILE}:
+            if (export / name).is_file():
+                shutil.copyfile(export / name, own / name)
+        with atomic_write(folder / "README.md", "w") as file:
+            file.write(model_card(export, target.name, model))
+
+
+def import_hf(folder: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> None:
+    """Make an export of a folder that `export_hf` wrote, or that transformers saved after training it further.
+
+    Args:
+        folder: For Hugging Face, of this model type.
+        out: The export.
+        tokenizer: Folder of the tokenizer and of generation defaults, if `folder` has lost its nanochat_lit/.
+
+    Raises:
+        UserError: If it is of another kind, broken, or its tokenizer is missing.
+    """
+    folder = Path(folder)
+    config = _gpt_config(read_json(folder / CONFIG_FILE), folder)
+    own = folder / OWN_FOLDER if tokenizer is None else Path(tokenizer)
+    if not (own / "tokenizer.json").is_file():
+        raise UserError(f"{own} has no tokenizer; give the export that the model came from with --tokenizer")
+    model = assemble(config, _load_tensors(folder), folder / WEIGHTS_FILE)
+    known = {name: read_json(own / name) for name in ("generation.json", "provenance.json") if (own / name).is_file()}
+    save_export(out, model, Tokenizer.load(own), known.get("generation.json"), known.get("provenance.json"))
+
+
+def _tensors(export: Path, dtype: WeightDtype) -> dict[str, torch.Tensor]:
+    """The stored weights by the names that they have in transformers."""
+    with safe_open(export / WEIGHTS_FILE, framework="pt") as file:
+        tensors = {_hf_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    if dtype == "bfloat16":
+        tensors = {name: tensor.bfloat16() if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _hf_name(name: str) -> str:
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
+def _config(config: GPTConfig, tokenizer: Tokenizer, dtype: WeightDtype) -> dict[str, Any]:
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["NanochatLitForCausalLM"],
+        "auto_map": {
+            "AutoConfig": "configuration_nanochat_lit.NanochatLitConfig",
+            "AutoModel": "modeling_nanochat_lit.NanochatLitModel",
+            "AutoModelForCausalLM": "modeling_nanochat_lit.NanochatLitForCausalLM",
+        },
+        "dtype": "float32" if dtype == "stored" else dtype,
+        "vocab_size": config.vocab_size,
+        "padded_vocab_size": config.padded_vocab_size,
+        "hidden_size": config.n_embd,
+        "n_layer": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_kv_head,
+        "max_position_embeddings": config.sequence_len,
+        "window_pattern": config.window_pattern,
+        "short_window": config.short_window,
+        "rope_theta": ROTARY_BASE,
+        "qk_scale": QK_SCALE,
+        "value_gate_scale": VALUE_GATE_SCALE,
+        "final_logit_softcapping": SOFTCAP,
+        **_token_ids(tokenizer),
+    }
+
+
+def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    ends = [tokenizer.special_ids[ASSISTANT_END], tokenizer.bos_id]  # a base model ends its document with the next bos
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "pad_token_id": tokenizer.bos_id}
+
+
+def _generation_config(defaults: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    temperature, top_k = defaults["temperature"], defaults["top_k"]
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": top_k or 0} if temperature else {"do_sample": False}
+    )
+    return {**_token_ids(tokenizer), **sampling, "max_new_tokens": defaults["max_new_tokens"]}
+
+
+def _gpt_config(values: object, folder: Path) -> GPTConfig:
+    """Our dimensions out of a config for transformers."""
+    if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
+        found = values.get("model_type") if isinstance(values, dict) else None
+        raise UserError(
+            f"{folder} is of the model type {found!r}; only {MODEL_TYPE}, which `export --format hf` writes, is read"
+        )
+    constants = {
+        "rope_theta": ROTARY_BASE, "qk_scale": QK_SCALE, "value_gate_scale": VALUE_GATE_SCALE,
+        "final_logit_softcapping": SOFTCAP,
+    }  # fmt: skip
+    try:
+        config = GPTConfig(
+            sequence_len=values["max_position_embeddings"], vocab_size=values["vocab_size"], n_layer=values["n_layer"],
+            n_head=values["num_attention_heads"], n_kv_head=values["num_key_value_heads"], n_embd=values["hidden_size"],
+            window_pattern=values["window_pattern"],
+        )  # fmt: skip
+        constants |= {"short_window": config.short_window, "padded_vocab_size": config.padded_vocab_size}
+        changed = [name for name, value in constants.items() if values[name] != value]
+    except KeyError as error:
+        raise UserError(f"{folder / CONFIG_FILE} lacks {error}; it was not written by `export --format hf`") from None
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{folder} has {name} {values[name]!r}, this model {constants[name]!r}; it cannot be represented"
+        )
+    return config
+
+
+def _load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights by our names, from one file or from the parts that transformers makes of large ones."""
+    names = [WEIGHTS_FILE]
+    if not (folder / WEIGHTS_FILE).is_file() and (folder / INDEX_FILE).is_file():
+        index = read_json(folder / INDEX_FILE)
+        names = sorted({Path(str(name)).name for name in index["weight_map"].values()})
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names:
+        path = folder / name
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors |= {key.removeprefix("model."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing; give a folder that `export --format hf` wrote") from None
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off") from None
+    return tensors

@@ -1,0 +1,194 @@
+"""Our tokenizers as the files of a fast tokenizer of Hugging Face: the same ids for every text, without their code.
+
+* sentencepiece BPE: pieces keep their spaces as spaces, so that a real U+2581 is what it is to ours, three bytes. A merge
+  there is any pair of neighbours whose joined text is a piece; here every such pair is listed, in the order of the pieces.
+  Ids that do not make UTF-8 decode to one U+FFFD a byte, to ours one a broken character.
+* tiktoken BPE: words are cut by the same pattern, bytes are written as the printable characters that GPT-2 chose for them, and
+  the one merge that makes a token is found by doing the merges before it.
+
+A conversation is rendered to text by the chat template and that text is tokenized; control tokens that a user has typed
+must stay text on this way. The template parts them with a mark that no text holds, and the normalizer takes it out again.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import atomic_write, write_json
+from nanochat_lit.tokenizer import SPECIAL_TOKENS, Tokenizer
+from nanochat_lit.tokenizer.special_tokens import (
+    ASSISTANT_END,
+    ASSISTANT_START,
+    BOS,
+    OUTPUT_END,
+    OUTPUT_START,
+    PYTHON_END,
+    PYTHON_START,
+    USER_END,
+    USER_START,
+)
+from nanochat_lit.tokenizer.tiktoken_bpe import TiktokenTokenizer
+from nanochat_lit.tokenizer.training import FIRST_BYTE_ID, NUM_BYTES, UNK_ID
+
+PARTING_MARK = "\U0010fffe\U0010ffff\U0010fffe"
+"""Noncharacters, which Unicode keeps out of texts."""
+
+UNKNOWN = ""
+"""Name of sentencepiece's unknown token, which no text encodes to and which stands for no bytes."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def write_hf_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja.
+
+    Args:
+        folder: Where; it exists.
+        tokenizer: Of the model.
+        context: Longest input in tokens.
+
+    Raises:
+        UserError: If a token has no name that no other token has.
+    """
+    write_json(folder / "tokenizer.json", _tokenizer_json(tokenizer))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": ASSISTANT_END,
+        "pad_token": BOS,
+        "additional_special_tokens": [name for name in SPECIAL_TOKENS if name not in (BOS, ASSISTANT_END)],
+        "model_max_length": context,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    with atomic_write(folder / "chat_template.jinja", "w") as file:
+        file.write(chat_template())
+
+
+def chat_template() -> str:
+    """Jinja that renders conversations as tokenizer/chat.py does."""
+    parting = "".join(f" | replace('{name}', '<{PARTING_MARK}{name[1:]}')" for name in SPECIAL_TOKENS)
+    wrong_turn = "user and assistant must speak in turn, after an optional system message"
+    return f"""\
+{{%- macro plain(text) -%}} {{{{- text{parting} -}}}} {{%- endmacro -%}}
+{{%- set has_system = messages[0]['role'] == 'system' -%}}
+{{%- if messages | length <= has_system -%}} {{{{- raise_exception('there is no user message') -}}}} {{%- endif -%}}
+{{{{- '{BOS}' -}}}}
+{{%- for message in messages[(1 if has_system else 0):] -%}}
+{{%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}} {{{{- raise_exception('{wrong_turn}') -}}}}
+{{%- elif message['role'] == 'user' -%}}
+{{%- set before = messages[0]['content'] + '\\n\\n' if loop.first and has_system else '' -%}}
+{{{{- '{USER_START}' + plain(before + message['content']) + '{USER_END}' -}}}}
+{{%- else -%}}
+{{{{- '{ASSISTANT_START}' -}}}}
+{{%- set content = message['content'] -%}}
+{{%- set parts = [{{'type': 'text', 'text': content}}] if content is string else content -%}}
+{{%- for part in parts -%}}
+{{%- if part['type'] == 'text' -%}} {{{{- plain(part['text']) -}}}}
+{{%- elif part['type'] == 'python' -%}}
+{{{{- '{PYTHON_START}' + plain(part['text']) + '{PYTHON_END}' -}}}}
+{{%- elif part['type'] == 'python_output' -%}}
+{{{{- '{OUTPUT_START}' + plain(part['text']) + '{OUTPUT_END}' -}}}}
+{{%- else -%}} {{{{- raise_exception('a part must be text, python or python_output') -}}}} {{%- endif -%}}
+{{%- endfor -%}}
+{{{{- '{ASSISTANT_END}' -}}}}
+{{%- endif -%}}
+{{%- endfor -%}}
+{{%- if add_generation_prompt -%}} {{{{- '{ASSISTANT_START}' -}}}} {{%- endif -%}}
+"""
+
+
+def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    own = _tiktoken_parts(tokenizer) if isinstance(tokenizer, TiktokenTokenizer) else _sentencepiece_parts(tokenizer)
+    bos = {"SpecialToken": {"id": BOS, "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"Sequence": {"id": "B", "type_id": 0}}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": index, "content": name, "special": True, "normalized": False, "single_word": False, "lstrip": False,
+             "rstrip": False}
+            for name, index in sorted(tokenizer.special_ids.items(), key=lambda item: item[1])
+        ],
+        "normalizer": {"type": "Replace", "pattern": {"String": PARTING_MARK}, "content": ""},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos, text],
+            "pair": [bos, text, second],
+            "special_tokens": {BOS: {"id": BOS, "ids": [tokenizer.bos_id], "tokens": [BOS]}},
+        },
+        **own,
+    }  # fmt: skip
+
+
+def _sentencepiece_parts(tokenizer: Tokenizer) -> dict[str, Any]:
+    names = {index: name for name, index in tokenizer.special_ids.items()} | {UNK_ID: UNKNOWN}
+    names |= {FIRST_BYTE_ID + value: f"<0x{value:02X}>" for value in range(NUM_BYTES)}
+    pieces = {
+        tokenizer.bytes_of(index).decode(): index for index in range(FIRST_BYTE_ID + NUM_BYTES, tokenizer.vocab_size)
+    }
+    vocab = {name: index for index, name in sorted(names.items())} | pieces
+    if len(vocab) != tokenizer.vocab_size:
+        raise UserError(
+            "a piece of this tokenizer is spelt like the name of a byte or control token; it cannot be exported"
+        )
+    merges = [
+        [piece[:cut], piece[cut:]]
+        for piece in pieces
+        for cut in range(len(piece) - 1, 0, -1)
+        if piece[:cut] in pieces and piece[cut:] in pieces
+    ]
+    return {
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": _bpe(vocab, merges, unk_token=None, byte_fallback=True, ignore_merges=False),
+    }
+
+
+def _tiktoken_parts(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
+    ranks, letters = tokenizer.ranks, _printable_bytes()
+    in_order = sorted(ranks, key=ranks.__getitem__)
+
+    def spell(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    merges = [[spell(part) for part in _last_merge(token, ranks)] for token in in_order if len(token) > 1]
+    vocab = {spell(token): ranks[token] for token in in_order} | tokenizer.special_ids
+    return {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "decoder": byte_level,
+        "model": _bpe(vocab, merges, unk_token=None, byte_fallback=False, ignore_merges=True),
+    }
+
+
+def _bpe(vocab: dict[str, int], merges: list[list[str]], **options: Any) -> dict[str, Any]:
+    fixed = {"type": "BPE", "dropout": None, "continuing_subword_prefix": None, "end_of_word_suffix": None}
+    return {**fixed, "fuse_unk": False, **options, "vocab": vocab, "merges": merges}
+
+
+def _last_merge(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The two tokens that this one is made of, found by merging its bytes with the tokens of lower rank."""
+    parts = [bytes([byte]) for byte in token]
+    while len(parts) > 2:
+        joined = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
+        best = min(range(len(joined)), key=joined.__getitem__)
+        if joined[best] >= ranks[token]:
+            raise UserError(f"the token {token!r} cannot be made by merging others; this tokenizer cannot be exported")
+        parts[best : best + 2] = [parts[best] + parts[best + 1]]
+    return parts
+
+
+def _printable_bytes() -> list[str]:
+    """GPT-2's printable character for every byte: itself where it is visible, else one from U+0100 on."""
+    visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    letters, others = [], 0
+    for value in range(256):
+        letters.append(chr(value if value in visible else 0x100 + others))
+        others += value not in visible
+    return letters

@@ -1,0 +1,129 @@
+"""The README of a model that is given away: what it is, how it was made, what it scored, what it cannot do."""
+
+from pathlib import Path
+from typing import Any
+
+from nanochat_lit.common.paths import read_json
+from nanochat_lit.model import GPT
+from nanochat_lit.model.accounting import count_parameters
+
+_USE = """## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+messages = [{{"role": "user", "content": "What is 12 + 30?"}}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+print(tokenizer.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+`trust_remote_code=True` runs `modeling_nanochat_lit.py` of this folder; read it first, it is short. The tokenizer needs no code.
+`tokenizer(text)` puts `<|bos|>` first, as every training document begins, and reads names of control tokens in the text as
+control tokens, unless `split_special_tokens=True` is given; the chat template keeps what a user types apart from them.
+Assistant content may be a list of parts `{{"type": "text" | "python" | "python_output", "text": ...}}`.
+
+`nanochat-lit import-hf {name} --out EXPORT` makes it an export of nanochat-lit again.
+"""
+
+_LIMITS = """## Limits
+
+- A model of this size knows little, states wrong things fluently, and repeats what its data say. It has had no safety training.
+- It has learned in a context of {context} tokens and sees nothing beyond.
+- Its calculator is part of nanochat-lit's engine. `generate` runs no tools: after `<|python_end|>` the model makes up the result.
+- Serving engines that compute logits themselves must be told of the softcap ({softcap} * tanh(logits / {softcap})): without it greedy
+  answers stay the same, sampled ones become more certain.
+- The licence of the weights is for their owner to state.
+"""
+
+
+def model_card(export: Path, name: str, model: GPT) -> str:
+    """Markdown with the metadata block that the Hugging Face hub reads.
+
+    Args:
+        export: The export folder; recipe and scores are looked for beside it, where runs and evaluations leave them.
+        name: What the model is called in the examples.
+        model: For its dimensions.
+    """
+    from nanochat_lit.model.loss import SOFTCAP
+
+    provenance = read_json(export / "provenance.json")
+    head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [nanochat, nanochat-lit]\n---\n"
+    sections = [
+        f"{head}# {name}\n\n{_summary(model, provenance)}",
+        _USE.format(name=name),
+        _training(provenance),
+        _recipe(export),
+        _scores(export, provenance),
+        _LIMITS.format(context=f"{model.config.sequence_len:,}", softcap=f"{SOFTCAP:g}"),
+    ]
+    return "\n".join(section for section in sections if section)
+
+
+def _summary(model: GPT, provenance: dict[str, Any]) -> str:
+    config = model.config
+    total = count_parameters(config).total
+    return (
+        f"A GPT of nanochat's architecture, {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads "
+        f"({config.n_kv_head} for keys and values), context {config.sequence_len:,}, {config.vocab_size:,} tokens, "
+        f"{total:,} parameters. Last stage of training: {provenance.get('stage', 'not recorded')}.\n"
+    )
+
+
+def _training(provenance: dict[str, Any]) -> str:
+    rows = [
+        (key, value) for key, value in provenance.items() if isinstance(value, str | int | float) and key != "stage"
+    ]
+    rows += list(provenance.get("hyper_parameters", {}).items())
+    lines = ["## Training", "", "| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in rows)]
+    notes = provenance.get("notes", [])
+    if notes:
+        lines += ["", "Notes of the import:", "", *(f"- {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _recipe(export: Path) -> str:
+    """The recipe and the data, as the run folder has them; without folders of the machine it ran on."""
+    import yaml
+
+    path = export.resolve().parent / "config.yaml"
+    if not path.is_file():
+        return "The recipe is not recorded beside the export.\n"
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    kept = {key: _without_folders(recipe[key]) for key in ("model", "data") if key in recipe}
+    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+    return f"Recipe and data, as resolved by the run (`nanochat-lit fit --config recipe.yaml`):\n\n```yaml\n{text}```\n"
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _scores(export: Path, provenance: dict[str, Any]) -> str:
+    folder = export.resolve().with_name(f"{export.resolve().name}_evaluation")
+    rows = []
+    if isinstance(provenance.get("val_bpb"), float):
+        rows.append(("bits per byte on held-out data of the last stage", f"{provenance['val_bpb']:.4f}"))
+    for path in sorted(folder.glob("*.json")):
+        report = read_json(path)
+        for version, score in (report.get("scores") or {}).items() if isinstance(report, dict) else ():
+            if isinstance(score, dict) and score.get("value") is not None:
+                partial = ", partial: tasks are missing" if report.get("is_partial") else ""
+                label = f"{report.get('metric')} ({version}{partial})"
+                rows.append((label, f"{score['value']:.4f} (95%: {score['low']:.4f} to {score['high']:.4f})"))
+    if not rows:
+        return (
+            "## Scores\n\nNone are recorded beside the export; `nanochat-lit evaluate core` and `chat` measure them.\n"
+        )
+    return (
+        "\n".join(["## Scores", "", "| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)]) + "\n"
+    )
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value).replace("|", "\\|")

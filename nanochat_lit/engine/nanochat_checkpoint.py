@@ -1,0 +1,229 @@
+"""nanochat's checkpoint folders: model_NNNNNN.pt, the weights by name, and meta_NNNNNN.json, the shape and how it was made.
+
+Only weights and shape are stored there, not the formulas. What nanochat has added since 2025 and an older file lacks gets
+the value that changes nothing; a file whose formulas differ from those of this model is refused.
+"""
+
+import math
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import read_json
+from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
+from nanochat_lit.model.export import assemble
+
+COMPILE_PREFIX = "_orig_mod."
+
+_RATES = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr")
+
+
+@dataclass(frozen=True)
+class NanochatCheckpoint:
+    """What a checkpoint folder holds."""
+
+    model: GPT
+    """Its weights in a model of ours, matrices in float32, tables as stored."""
+    step: int
+    """Training step."""
+    notes: list[str]
+    """What was added or changed on the way, a line each."""
+    provenance: dict[str, Any]
+    """What meta_NNNNNN.json says of how it was made, as far as it is plain, with the learning rates for later stages."""
+
+
+def load_nanochat_checkpoint(folder: str | Path, step: int | None = None) -> NanochatCheckpoint:
+    """Read a checkpoint without running anything that it may contain.
+
+    Args:
+        folder: Holds model_NNNNNN.pt and meta_NNNNNN.json.
+        step: Which; None takes the newest.
+
+    Raises:
+        UserError: If files are missing or damaged, or the model is of a kind that cannot be represented.
+    """
+    path, step = _find(Path(folder), step)
+    meta = read_json(path.with_name(path.name.replace("model_", "meta_")).with_suffix(".json"))
+    notes: list[str] = []
+    config = _config(meta, path, notes)
+    tensors = _weights(load_tensors(path), path, notes)
+    _refuse_other_formulas(tensors, config, path)
+    _add_neutral(tensors, config, notes)
+    _pad_vocabulary(tensors, config, notes)
+    return NanochatCheckpoint(assemble(config, tensors, path), step, notes, _provenance(meta, step, notes))
+
+
+def load_tensors(path: Path) -> Any:
+    """What torch.save has written, if it is tensors and plain containers alone.
+
+    Raises:
+        UserError: If it is damaged, or holds objects that only code could rebuild.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+    ) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path} cannot be read as tensors ({reason[:200]}); it is damaged or no file of nanochat"
+        ) from None
+
+
+def _find(folder: Path, step: int | None) -> tuple[Path, int]:
+    if not folder.is_dir():
+        raise UserError(
+            f"there is no folder {folder}; give a checkpoint folder of nanochat, such as base_checkpoints/d20"
+        )
+    steps = {
+        int(match[1]): path
+        for path in folder.glob("model_*.pt")
+        if (match := re.fullmatch(r"model_(\d+)\.pt", path.name))
+    }
+    if not steps:
+        below = sorted(path.parent.name for path in folder.glob("*/model_*.pt"))
+        hint = f"; it has checkpoints in {', '.join(dict.fromkeys(below))}: give one of these" if below else ""
+        raise UserError(f"{folder} holds no model_NNNNNN.pt{hint}")
+    if step is not None and step not in steps:
+        raise UserError(f"{folder} has no step {step}; it has {', '.join(map(str, sorted(steps)))}")
+    chosen = max(steps) if step is None else step
+    return steps[chosen], chosen
+
+
+def _config(meta: object, path: Path, notes: list[str]) -> GPTConfig:
+    values = meta.get("model_config") if isinstance(meta, dict) else None
+    if not isinstance(values, dict):
+        raise UserError(f"the meta file of {path} has no model_config; it is not one of nanochat")
+    names = {field.name for field in fields(GPTConfig)}
+    if "window_pattern" not in values:
+        values = {**values, "window_pattern": "L"}
+        notes.append("window_pattern is missing: L, full attention in every layer")
+    if unknown := sorted(set(values) - names):
+        raise UserError(
+            f"{path} has the dimensions {', '.join(unknown)}, which this model does not know: it is of a changed nanochat"
+        )
+    if missing := sorted(names - set(values)):
+        raise UserError(f"the meta file of {path} lacks {', '.join(missing)}")
+    return GPTConfig(**values)
+
+
+def _weights(loaded: object, path: Path, notes: list[str]) -> dict[str, Tensor]:
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.is_floating_point()
+        for name, tensor in loaded.items()
+    ):
+        raise UserError(f"{path} does not hold the weights of a model by name")
+    tensors = {name.removeprefix(COMPILE_PREFIX): tensor for name, tensor in loaded.items()}
+    if len(tensors) != len(loaded):
+        raise UserError(f"{path} has weights both with and without the prefix {COMPILE_PREFIX}")
+    if len(tensors.keys() - loaded.keys()) > 0:
+        notes.append(f"the prefix {COMPILE_PREFIX} of torch.compile is left out")
+    widened = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32 and not _is_table(name)]
+    if widened:
+        notes.append(f"{len(widened)} matrices and scalars are stored in half precision: widened to float32")
+    # contiguous and of their own: a view would drag its whole storage along
+    return {name: tensor.float() if name in widened else tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _is_table(name: str) -> bool:
+    return name == "transformer.wte.weight" or name.startswith("value_embeds.")
+
+
+def _refuse_other_formulas(tensors: dict[str, Tensor], config: GPTConfig, path: Path) -> None:
+    """Raise UserError for checkpoints whose forward pass is another one."""
+    layers = {str(layer) for layer in range(config.n_layer) if config.has_value_embedding(layer)}
+    found = {name.split(".")[1] for name in tensors if name.startswith("value_embeds.")}
+    if not found:
+        raise UserError(
+            f"{path} has no value embeddings: it is of a nanochat from before 2026, whose rotary base (10,000), attention "
+            "scale and layers are others than this model's and are not stored in the file; it cannot be represented"
+        )
+    if found != layers:
+        raise UserError(
+            f"{path} has value embeddings in layers {', '.join(sorted(found, key=int))}, this model in "
+            f"{', '.join(sorted(layers, key=int))}; it cannot be represented"
+        )
+    channels = min(VALUE_GATE_CHANNELS, config.n_embd)
+    for layer in sorted(layers, key=int):
+        gate = tensors.get(f"transformer.h.{layer}.attn.ve_gate.weight")
+        if gate is None or gate.shape[-1] != channels:
+            width = "no" if gate is None else str(gate.shape[-1])
+            raise UserError(
+                f"{path} has value embeddings with gates of {width} channels, this model of {channels}: it is of a nanochat "
+                "from early 2026, whose gates reach up to 2 instead of 3; it cannot be represented"
+            )
+
+
+def _add_neutral(tensors: dict[str, Tensor], config: GPTConfig, notes: list[str]) -> None:
+    """Put in what an older file lacks, with the values that change nothing."""
+    neutral = {
+        "resid_lambdas": (torch.ones(config.n_layer), "ones, the residual stream unscaled"),
+        "x0_lambdas": (torch.zeros(config.n_layer), "zeros, no embedding added to later layers"),
+        "smear_gate.weight": (torch.zeros(1, SMEAR_GATE_CHANNELS), "zeros"),
+        "smear_lambda": (torch.zeros(1), "0, no token takes of the one before"),
+        "backout_lambda": (torch.zeros(1), "0, the middle is not subtracted from the end"),
+    }
+    missing = [name for name in neutral if name not in tensors]
+    for name in missing:
+        tensors[name], what = neutral[name]
+        notes.append(f"{name} is missing: {what}")
+    if missing:
+        notes.append(
+            "an older file does not say which constants it was trained with; those of today's nanochat are used (rotary base "
+            "100,000, attention scale 1.2, short windows of a quarter): compare its val_bpb with `evaluate bpb`"
+        )
+
+
+def _pad_vocabulary(tensors: dict[str, Tensor], config: GPTConfig, notes: list[str]) -> None:
+    """Rows for the ids beyond the vocabulary that nothing reads; older nanochats have none."""
+    rows, padded = config.vocab_size, config.padded_vocab_size
+    names = [name for name in tensors if _is_table(name) or name == "lm_head.weight"]
+    short = [name for name in names if rows != padded and tensors[name].dim() == 2 and tensors[name].shape[0] == rows]
+    for name in short:
+        tensor = tensors[name]
+        tensors[name] = torch.cat((tensor, tensor.new_zeros(padded - rows, tensor.shape[1])))
+    if short:
+        notes.append(f"{len(short)} tables of {rows} rows are padded to {padded}, with zeros that are never read")
+
+
+def _provenance(meta: dict[str, Any], step: int, notes: list[str]) -> dict[str, Any]:
+    """What is plain and finite in the meta file; the rates stand where later stages look for them."""
+    user = meta.get("user_config")
+    user = {key: value for key, value in user.items() if _is_plain(value)} if isinstance(user, dict) else {}
+    plain = {key: value for key, value in meta.items() if _is_plain(value)}
+    rates = {name: user[name] for name in _RATES if _is_positive(user.get(name))}
+    batch = next(
+        (size for size in (plain.get("total_batch_size"), user.get("total_batch_size")) if _is_positive(size)), None
+    )
+    hyper_parameters = rates | ({} if batch is None else {"tokens_per_step": batch})
+    return {
+        "stage": "imported from nanochat",
+        "steps": step,
+        "val_bpb": plain.get("val_bpb"),
+        "hyper_parameters": hyper_parameters,
+        "nanochat": {**plain, "user_config": user},
+        "notes": notes,
+    }
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,163 @@
+"""nanochat's tokenizer: byte-level BPE within the words that a pattern cuts, computed by tiktoken.
+
+On disk it is two plain files, no pickle: the ranks in tiktoken's own text format (a line each: the token's bytes in
+base64, its id), and tokenizer.json with the pattern and the control tokens.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import atomic_write, write_json
+from nanochat_lit.tokenizer.special_tokens import SPECIAL_TOKENS
+from nanochat_lit.tokenizer.tokenizer import FORMAT, FORMAT_VERSION, JSON_FILE, Tokenizer, utf8
+
+RANKS_FILE = "tokenizer.tiktoken"
+KIND = "tiktoken-bpe"
+_PROBE = "The 12345 naïve cafés'll\r\n\r\n  \t日本語 🙂\u2581\u0000<|bos|>\u00a0\u3000x\u0301!?\n"
+"""Letters, digits, marks, spaces and control characters: a pattern that loses some of them shows here."""
+
+
+class TiktokenTokenizer(Tokenizer):
+    """A tokenizer that nanochat has trained.
+
+    Args:
+        pattern: Regular expression that cuts text into words, in tiktoken's dialect.
+        ranks: Id of each sequence of bytes; lower ones are merged first.
+        special_tokens: Ids of control tokens by name, the nine of nanochat at least.
+
+    Raises:
+        UserError: If tiktoken is not installed, or the parts do not make a whole vocabulary.
+    """
+
+    def __init__(self, pattern: str, ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> None:
+        self._pattern, self._ranks, self._special_tokens = pattern, dict(ranks), dict(special_tokens)
+        token_bytes = _bytes_by_id(self._ranks, self._special_tokens)
+        super().__init__(token_bytes, {name: self._special_tokens[name] for name in SPECIAL_TOKENS})
+        self._encoding = _encoding(pattern, self._ranks, self._special_tokens)
+        try:
+            is_lossless = self.decode(self.encode(_PROBE)) == _PROBE
+        except ValueError as error:
+            raise UserError(f"the tokenizer's pattern {pattern!r} does not work: {error}") from None
+        if not is_lossless:
+            raise UserError(f"the tokenizer's pattern {pattern!r} loses text; it is not one of nanochat")
+
+    @classmethod
+    def from_folder(cls, folder: Path, description: dict[str, Any]) -> "TiktokenTokenizer":
+        """Read the file beside a tokenizer.json of this kind.
+
+        Raises:
+            UserError: If it is missing, damaged, or not the one that the description is about.
+        """
+        path = folder / RANKS_FILE
+        if not path.is_file():
+            raise UserError(f"no {RANKS_FILE} in '{folder}'; copy both files of the tokenizer")
+        pattern, special_tokens = description.get("pattern"), description.get("special_ids")
+        if not isinstance(pattern, str) or not isinstance(special_tokens, dict):
+            raise UserError(
+                f"'{folder / JSON_FILE}' has no pattern or special_ids; copy both files of the tokenizer again"
+            )
+        try:
+            ranks = _parse_ranks(path.read_bytes())
+        except (ValueError, binascii.Error):
+            raise UserError(
+                f"'{path}' is not a list of tokens in base64; copy both files of the tokenizer again"
+            ) from None
+        tokenizer = cls(pattern, ranks, special_tokens)
+        if tokenizer.fingerprint != description.get("fingerprint"):
+            raise UserError(
+                f"'{path}' is not the file that {JSON_FILE} describes: damaged, or of another tokenizer; copy both again"
+            )
+        return tokenizer
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.tiktoken and tokenizer.json into `folder`, which is made if needed."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / RANKS_FILE, "wb") as file:
+            file.write(self._ranks_text())
+        description = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "type": KIND,
+            "vocab_size": self.vocab_size,
+            "special_ids": self._special_tokens,
+            "pattern": self._pattern,
+            "fingerprint": self.fingerprint,
+        }
+        write_json(folder / JSON_FILE, description)
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of ranks, pattern and control tokens, in hexadecimal."""
+        rest = json.dumps([self._pattern, sorted(self._special_tokens.items())])
+        return hashlib.sha256(self._ranks_text() + rest.encode()).hexdigest()
+
+    @property
+    def pattern(self) -> str:
+        """Regular expression that cuts text into words."""
+        return self._pattern
+
+    @property
+    def ranks(self) -> dict[bytes, int]:
+        """Id of each sequence of bytes; lower ones are merged first."""
+        return dict(self._ranks)
+
+    def encode(self, text: str, prepend_bos: bool = False) -> list[int]:
+        """As in `Tokenizer`."""
+        utf8(text)  # tiktoken would replace a lone surrogate and say nothing
+        token_ids = self._encoding.encode_ordinary(text)
+        return [self.bos_id, *token_ids] if prepend_bos else token_ids
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
+        """As in `Tokenizer`."""
+        for index, text in enumerate(texts):
+            utf8(text, index)
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=max(1, num_threads))
+
+    def _ranks_text(self) -> bytes:
+        lines = sorted((rank, base64.b64encode(token)) for token, rank in self._ranks.items())
+        return b"".join(b"%s %d\n" % (token, rank) for rank, token in lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TiktokenTokenizer, (self._pattern, self._ranks, self._special_tokens)
+
+
+def _encoding(pattern: str, ranks: dict[bytes, int], special_tokens: dict[str, int]) -> Any:
+    try:
+        import tiktoken
+    except ModuleNotFoundError:
+        raise UserError("nanochat's tokenizer needs tiktoken; pip install 'nanochat-lit[tiktoken]'") from None
+    try:
+        return tiktoken.Encoding("nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
+    except ValueError as error:
+        raise UserError(f"the tokenizer's pattern {pattern!r} does not work: {error}") from None
+
+
+def _bytes_by_id(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> list[bytes]:
+    """The bytes of every token, after checking that the ids are 0, 1, 2, ... and every text can be encoded."""
+    if not all(type(rank) is int for rank in [*ranks.values(), *special_tokens.values()]):
+        raise UserError("the ids of the tokenizer are not whole numbers")
+    missing = [name for name in SPECIAL_TOKENS if name not in special_tokens]
+    if missing:
+        raise UserError(f"the tokenizer lacks the control tokens {', '.join(missing)}; it is not one of nanochat's")
+    absent = sum(bytes([value]) not in ranks for value in range(256))
+    if absent:
+        raise UserError(f"the tokenizer lacks {absent} of the 256 bytes; it could not encode every text")
+    by_id = {rank: token for token, rank in ranks.items()} | dict.fromkeys(special_tokens.values(), b"")
+    if sorted(by_id) != list(range(len(ranks) + len(special_tokens))):
+        raise UserError("the ids of the tokenizer are not 0, 1, 2, ... with each one given once")
+    return [by_id[index] for index in range(len(by_id))]
+
+
+def _parse_ranks(text: bytes) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    for line in text.splitlines():
+        token, rank = line.split()
+        ranks[base64.b64decode(token, validate=True)] = int(rank)
+    return ranks

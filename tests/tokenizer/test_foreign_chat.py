@@ -1,0 +1,131 @@
+"""OpenAI's and ShareGPT's conversations in our format, and the errors, which name file and line."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.data.shards import check_source, conversations
+from nanochat_lit.tasks.conversations import FileConversations
+from nanochat_lit.tokenizer import render_conversation
+from nanochat_lit.tokenizer.foreign_chat import as_conversation
+
+
+def call(name, **arguments):
+    return {"id": "call_1", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+
+
+OPENAI = {
+    "messages": [
+        {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [{"type": "text", "text": "What is 12 + 30, "}, {"type": "text", "text": "and where?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call("calculator", expression="12+30")]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "42"},
+        {"role": "assistant", "content": "First ", "tool_calls": [call("place", city="Köln", number=2)]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "here"},
+        {"role": "assistant", "content": "It is 42."},
+        {"role": "user", "content": "Thanks."},
+        {"role": "assistant", "content": "Gladly."},
+    ],
+    "tools": [{"type": "function", "function": {"name": "calculator"}}],
+    "source": "x",
+}  # fmt: skip
+OURS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is 12 + 30, and where?"},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "python", "text": "12+30"},
+            {"type": "python_output", "text": "42"},
+            {"type": "text", "text": "First "},
+            {"type": "python", "text": 'place(city="Köln", number=2)'},
+            {"type": "python_output", "text": "here"},
+            {"type": "text", "text": "It is 42."},
+        ],
+    },
+    {"role": "user", "content": "Thanks."},
+    {"role": "assistant", "content": "Gladly."},
+]
+SHAREGPT = {
+    "conversations": [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "What is 12 + 30?"},
+        {"from": "function_call", "value": json.dumps({"name": "python", "arguments": {"code": "12+30"}})},
+        {"from": "observation", "value": "42"},
+        {"from": "gpt", "value": "It is 42."},
+    ],
+    "source": "y",
+}
+NATIVE = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_both_formats_become_ours():
+    assert as_conversation(OPENAI)["messages"] == OURS
+    assert as_conversation(OPENAI)["source"] == "x"
+    converted = as_conversation(SHAREGPT)
+    assert [message["role"] for message in converted["messages"]] == ["system", "user", "assistant"]
+    assert converted["messages"][2]["content"] == [*OURS[2]["content"][:2], {"type": "text", "text": "It is 42."}]
+    assert converted["source"] == "y"
+    assert "conversations" not in converted
+    assert as_conversation(NATIVE) is NATIVE
+    old = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "function", "name": "f", "content": "1"},
+        {"role": "assistant", "content": "One."},
+    ]
+    parts = as_conversation({"messages": old})["messages"][1]["content"]
+    assert [part["text"] for part in parts] == ["f()", "1", "One."]
+
+
+def test_files_of_all_formats_are_read_by_streams_and_tasks(tmp_path, tokenizer):
+    path = write(tmp_path / "a.jsonl", OPENAI, SHAREGPT, NATIVE)
+    wanted = [as_conversation(OPENAI), as_conversation(SHAREGPT), NATIVE]
+    assert list(conversations(path)) == wanted
+    assert list(FileConversations(path)) == wanted
+    token_ids, loss_mask = render_conversation(tokenizer, wanted[0])
+    text = tokenizer.decode([token for token, trained in zip(token_ids, loss_mask, strict=True) if trained])
+    assert text == '12+30First place(city="Köln", number=2)It is 42.Gladly.', "results of tools are not trained on"
+    pq.write_table(pa.Table.from_pylist([SHAREGPT]), tmp_path / "b.parquet")
+    assert [row["messages"] for row in conversations(tmp_path / "b.parquet")] == [wanted[1]["messages"]]
+    plain = {"messages": [{**message, "tool_calls": None} for message in NATIVE["messages"]]}
+    pq.write_table(pa.Table.from_pylist([plain]), tmp_path / "c.parquet")
+    assert [row["messages"][1]["content"] for row in conversations(tmp_path / "c.parquet")] == ["Ho"]
+
+
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(("row", "message"), [
+    ({"messages": [USER, {"role": "tool", "content": "1"}]}, "message 1 is the result of a tool that nobody has called"),
+    ({"messages": [USER, {"role": "assistant", "tool_calls": [call("f")["function"]]}]}, "message 1 has a tool call without"),
+    ({"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+     "message 1 calls a tool with arguments that are not JSON"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "message 0 has content that is not text"),
+    ({"messages": [USER, {"role": "assistant", "content": "x", "weight": 0}]}, "message 1 has weight 0"),
+    ({"messages": [USER, {"role": "assistant", "content": None, "refusal": "no"}]}, "message 1 has neither content nor"),
+    ({"messages": [USER, {"role": "alien", "content": "x", "tool_calls": [call("f")]}]}, "one of the roles system"),
+    ({"conversations": [{"from": "bird", "value": "x"}]}, "one of the names system, human"),
+    ({"conversations": [{"from": "human"}]}, 'message 0 must be {"from", "value"}'),
+    ({"conversations": [{"from": "gpt", "value": "x"}]}, "message 0 has role 'assistant', expected 'user'"),
+    ({"dialogue": []}, r"no field 'messages' (fields: 'dialogue')"),
+])  # fmt: skip
+def test_errors_name_file_and_line(tmp_path, row, message):
+    path = write(tmp_path / "a.jsonl", NATIVE, row)
+    with pytest.raises(UserError) as error:
+        check_source(path, "messages")
+    assert f"{path}:2: " in str(error.value)
+    assert message in str(error.value)
+    if "dialogue" not in row:
+        with pytest.raises(UserError) as error:
+            FileConversations(path)
+        assert f"{path}:2: " in str(error.value)
+        assert message in str(error.value)
