@@ -13,11 +13,14 @@ import torch.nn.functional as F
 
 from nanochat_lit import cli
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.export import save_export
+from nanochat_lit.engine.hf_export import export_hf
 from nanochat_lit.evaluation.bpb import evaluate_documents
 from nanochat_lit.evaluation.core_bundle import load_bundle
 from nanochat_lit.evaluation.core_metric import evaluate_task
 from nanochat_lit.evaluation.core_prompts import encode_examples
 from nanochat_lit.evaluation.huggingface import HuggingFaceScorer, is_huggingface, load_huggingface
+from nanochat_lit.evaluation.scoring import GPTScorer
 
 TEXTS = ["the cat sat on the mat, naïve 日本語 🙂.", "a dog <|endoftext|> ran.", "", "small river " * 40]
 END = "<|endoftext|>"
@@ -171,9 +174,10 @@ def test_questions_go_through_the_chat_template(folders, tmp_path, capsys):
     assert "> Hello!" in run(capsys, "samples", "--model", folder, "--max_new_tokens", 3)
 
 
-def test_which_folders_are_theirs(folders, pretrained, tmp_path):
+def test_which_folders_are_theirs(folders, random_model, tokenizer, tmp_path):
+    save_export(tmp_path / "export", random_model(), tokenizer)
     assert is_huggingface(folders["llama"])
-    assert not is_huggingface(pretrained / "export")
+    assert not is_huggingface(tmp_path / "export")
     assert not is_huggingface(tmp_path)
 
 
@@ -212,3 +216,19 @@ def test_without_transformers_the_message_says_what_to_install(folders, monkeypa
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"pip install 'nanochat-lit\[hf\]'"):
         load_huggingface(folders["gpt2"], "cpu")
+
+
+def test_our_own_models_in_that_form_score_as_they_do(core_bundle, random_model, tokenizer, tmp_path):
+    """An export written as a Hugging Face folder brings its code along; run on request, it gives the answers of the export."""
+    model = random_model(sequence_len=256)
+    save_export(tmp_path / "export", model, tokenizer)
+    export_hf(tmp_path / "export", tmp_path / "hf")
+    with pytest.raises(UserError, match="--trust_remote_code true runs them"):
+        load_huggingface(tmp_path / "hf", "cpu")
+    other = load_huggingface(tmp_path / "hf", "cpu", "float32", trust_remote_code=True)
+    assert other.tokenizer.bos_id == tokenizer.bos_id
+    for task in load_bundle(core_bundle, 15):
+        ours = evaluate_task(GPTScorer(model), tokenizer, task)
+        assert evaluate_task(HuggingFaceScorer(other), other.tokenizer, task).correct == ours.correct
+    ours = evaluate_documents(model, tokenizer, TEXTS, 256)
+    assert evaluate_documents(other, other.tokenizer, TEXTS, 256)["bpb"] == pytest.approx(ours["bpb"], rel=1e-5)
