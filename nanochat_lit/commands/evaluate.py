@@ -5,8 +5,12 @@ from json import dumps
 from pathlib import Path
 from typing import Any, Literal
 
+from nanochat_lit.common.distributed import is_rank_zero
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import write_json
+
+HUGGINGFACE_PIECE = 2048
+"""Longest piece of a document for a Hugging Face model, unless one is asked for: contexts of 100,000 tokens fill memory."""
 
 
 def bpb(
@@ -14,32 +18,54 @@ def bpb(
     data: str,
     max_docs: int | None = None,
     micro_batch_size: int = 8,
+    sequence_len: int | None = None,
     device: str | None = None,
     compute_dtype: str = "auto",
     quantize: Literal["int8"] | None = None,
+    trust_remote_code: bool = False,
     out: str | None = None,
     json: bool = False,
 ) -> None:
     """Bits per byte of the documents of a file or folder, every document whole.
 
     Args:
-        model: Export folder.
+        model: Export folder, or that of a Hugging Face causal language model.
         data: File or folder of .txt, .jsonl or .parquet; documents are taken in order.
         max_docs: Stop after this many documents; null reads all.
         micro_batch_size: Pieces of sequence_len tokens per forward pass.
+        sequence_len: Documents are cut into pieces of so many tokens; null is the model's context, of a Hugging Face model
+            at most 2,048.
         device: cpu, cuda or mps; null is the fastest there is.
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 measures the model as it is with 8-bit matrices (CPU); null does not round.
+        trust_remote_code: Run Python files that a Hugging Face folder brings along: they can do what you can.
         out: Folder that gets bpb.json, such as runs/X/export_evaluation, where `report` finds it; null writes no file.
         json: Print the result as JSON alone.
     """
     from nanochat_lit.data.shards import documents
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.bpb import evaluate_documents
+    from nanochat_lit.evaluation.huggingface import is_huggingface, load_huggingface
+    from nanochat_lit.evaluation.ranks import joined_ranks
 
     texts = documents(data)  # first, because a wrong path shows at once
-    gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
-    result = evaluate_documents(gpt, tokenizer, texts, max_docs, micro_batch_size)
+    with joined_ranks() as own_device:
+        device = device or (None if own_device is None else str(own_device))
+        if is_huggingface(model):
+            if quantize:
+                raise UserError(f"quantize is {quantize!r}, but {model} is a Hugging Face model; leave it out")
+            measured = load_huggingface(model, device, compute_dtype, trust_remote_code)
+            tokenizer, context = measured.tokenizer, measured.sequence_len
+            pieces = min(context, HUGGINGFACE_PIECE) if sequence_len is None else sequence_len
+        else:
+            measured, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
+            context = measured.config.sequence_len
+            pieces = context if sequence_len is None else sequence_len
+        if pieces > context:
+            raise UserError(f"sequence_len is {pieces}; the model's context allows {context} tokens")
+        result = evaluate_documents(measured, tokenizer, texts, pieces, max_docs, micro_batch_size)
+    if not is_rank_zero():
+        return
     whole = {**result, "model": model, "data": data}
     if out is not None:
         write_json(Path(out) / "bpb.json", whole)
@@ -60,25 +86,34 @@ def samples(
     temperature: float = 0.0,
     top_k: int | None = None,
     seed: int = 0,
+    trust_remote_code: bool = False,
     json: bool = False,
 ) -> None:
     """Answers (or, without chat, continuations) for a few prompts.
 
     Args:
-        model: Export folder.
+        model: Export folder, or that of a Hugging Face causal language model.
         prompts: What to ask; null asks a fixed list.
-        chat: Ask as a user of a chat model; false lets a base model go on with the text.
+        chat: Ask as a user of a chat model (of a Hugging Face model by its chat template); false lets a base model go on
+            with the text.
         max_new_tokens: Longest completion in tokens.
         temperature: 0 takes the likeliest token, higher is more varied.
         top_k: Sample among this many likeliest tokens; null or 0 is all.
         seed: The same seed gives the same samples.
+        trust_remote_code: Run Python files that a Hugging Face folder brings along: they can do what you can.
         json: Print the result as JSON alone.
     """
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
+    from nanochat_lit.evaluation.huggingface import is_huggingface, load_huggingface
     from nanochat_lit.evaluation.samples import BASE_PROMPTS, CHAT_PROMPTS, answer_messages, complete_texts
 
-    engine = Engine(*load_export(model, cast_weights=True))
+    if not is_rank_zero():  # a few prompts are not worth sharing
+        return
+    if is_huggingface(model):
+        engine = load_huggingface(model, trust_remote_code=trust_remote_code)
+    else:
+        engine = Engine(*load_export(model, cast_weights=True))
     asked = list(prompts) if prompts else list(CHAT_PROMPTS if chat else BASE_PROMPTS)
     complete = answer_messages if chat else complete_texts
     completions = complete(engine, asked, max_new_tokens, temperature, top_k, seed)
@@ -116,13 +151,19 @@ def tiny_world(
     from nanochat_lit.data.tiny_world import examination
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
+    from nanochat_lit.evaluation.huggingface import refuse_huggingface
+    from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.tiny_world import examine
     from nanochat_lit.tasks.tiny_world import TinyWorldTask
 
     if per_category < 1:
         raise UserError(f"per_category is {per_category}; it must be at least 1")
+    refuse_huggingface(model, "tiny_world")
     items = TinyWorldTask.load(data).items if data is not None else examination(split, seed, per_category)
-    result = examine(Engine(*load_export(model, cast_weights=True)), items, max_new_tokens)
+    with joined_ranks() as own_device:
+        result = examine(Engine(*load_export(model, own_device, cast_weights=True)), items, max_new_tokens)
+    if not is_rank_zero():
+        return
     if out is not None:
         write_json(Path(out) / "tiny_world.json", result)
     if json:

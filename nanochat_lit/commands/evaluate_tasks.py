@@ -10,6 +10,10 @@ from nanochat_lit.common.distributed import is_rank_zero, world_size
 from nanochat_lit.common.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
+    from nanochat_lit.evaluation.core_prompts import Encoder
+    from nanochat_lit.evaluation.scoring import RowScorer
     from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult
     from nanochat_lit.tasks.humaneval import RunCode
 
@@ -23,6 +27,7 @@ def core(
     bundle_sha256: str | None = None,
     device: str | None = None,
     compute_dtype: str = "auto",
+    trust_remote_code: bool = False,
     json: bool = False,
 ) -> None:
     """CORE: the mean centered accuracy over 22 few-shot tasks, with both versions of the baselines.
@@ -31,7 +36,7 @@ def core(
     are not finished. Under torchrun every process takes its share of the examples.
 
     Args:
-        model: Export folder.
+        model: Export folder, or that of a Hugging Face causal language model.
         bundle: Folder of an evaluation bundle (core.yaml, eval_meta_data.csv, eval_data/); null downloads it once. If it
             lacks tasks, the mean of the others is called partial.
         max_per_task: Most examples of a task, drawn from all; null takes all.
@@ -40,25 +45,23 @@ def core(
         bundle_sha256: Checksum that a downloaded bundle must have; null trusts the address.
         device: cpu, cuda or mps; null is the fastest there is.
         compute_dtype: auto, bfloat16, float16 or float32.
+        trust_remote_code: Run Python files that a Hugging Face folder brings along: they can do what you can.
         json: Print the result as JSON alone.
     """
-    from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.bundle_download import fetch_bundle
     from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, load_bundle
     from nanochat_lit.evaluation.core_metric import bundle_digest, evaluate_core
     from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.score_report import summarize
-    from nanochat_lit.evaluation.scoring import GPTScorer
 
     # the data first, because what is wrong with it shows at once
     folder = Path(bundle) if bundle is not None else fetch_bundle(sha256=bundle_sha256)
     core_tasks = load_bundle(folder, max_per_task, tasks)
     with joined_ranks() as own_device:
-        gpt, tokenizer = load_export(model, device or own_device, compute_dtype, cast_weights=True)
-        dtype = str(gpt.compute_dtype).removeprefix("torch.")
+        scorer, tokenizer, dtype = _scorer(model, device or own_device, compute_dtype, trust_remote_code)
         key = {"data": bundle_digest(core_tasks), "compute_dtype": dtype}
         results = _results_file("core", model, out, key)
-        outcome = evaluate_core(GPTScorer(gpt), tokenizer, core_tasks, results, _report_task, gpt.device)
+        outcome = evaluate_core(scorer, tokenizer, core_tasks, results, _report_task, scorer.device)
     if not is_rank_zero():
         return
     about = {"model": model, "bundle": str(folder), "max_per_task": max_per_task, "compute_dtype": dtype}
@@ -113,9 +116,11 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.chat_core import Answering, chat_digest, evaluate_chat
     from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, load_chat_tasks
+    from nanochat_lit.evaluation.huggingface import refuse_huggingface
     from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.score_report import summarize
 
+    refuse_huggingface(model, "chat")
     if not 1 <= k <= max(num_samples, 1):
         raise UserError(f"k is {k}; with num_samples {num_samples} it must be from 1 to {num_samples}")
     answering = Answering(
@@ -134,6 +139,23 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     baselines = {"chat_core": {task.label: task.baseline for task in chat_tasks}}
     report = summarize("chat_core", list(CHAT_BASELINES), outcome, baselines, {**about, "world_size": world_size()}, k)
     _finish(report, results, _out_folder(model, out), json)
+
+
+def _scorer(
+    model: str, device: "str | torch.device | None", compute_dtype: str, trust_remote_code: bool
+) -> "tuple[RowScorer, Encoder, str]":
+    """What scores rows with the model of a folder, its tokenizer, and the name of its compute dtype."""
+    from nanochat_lit.engine.export import load_export
+    from nanochat_lit.evaluation.huggingface import HuggingFaceScorer, is_huggingface, load_huggingface
+    from nanochat_lit.evaluation.scoring import GPTScorer
+
+    if is_huggingface(model):
+        other = load_huggingface(model, device, compute_dtype, trust_remote_code)
+        scorer, tokenizer, dtype = HuggingFaceScorer(other), other.tokenizer, other.compute_dtype
+    else:
+        gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True)
+        scorer, dtype = GPTScorer(gpt), gpt.compute_dtype
+    return scorer, tokenizer, str(dtype).removeprefix("torch.")
 
 
 def _code_runner(tasks: list[str] | None, allow_unsafe: bool) -> "RunCode | None":
@@ -165,7 +187,8 @@ def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any])
     from nanochat_lit.evaluation.task_results import ResultsFile, file_digest
 
     path = _out_folder(model, out) / f"{metric}_progress.json" if is_rank_zero() else None
-    files = {name: file_digest(Path(model) / name) for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    read = [path for pattern in ("config.json", "*.safetensors", "tokenizer*") for path in Path(model).glob(pattern)]
+    files = {path.name: file_digest(path) for path in sorted(read)}
     results = ResultsFile(path, {**files, **key})
     if results.replaces_other:
         print(f"{path} is of another evaluation and is begun anew", file=sys.stderr)

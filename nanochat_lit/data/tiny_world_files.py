@@ -13,6 +13,9 @@ ROW_GROUP_SIZE = 1024
 HARDER_PROBLEMS = {"train": 8000, "val": 400, "test": 1000}
 """Questions of harder arithmetic in each split."""
 
+KNOWN_QUESTIONS = 150
+"""Training questions of each category of the examination, asked between the harder ones so that nothing is forgotten."""
+
 
 def write_tiny_world(
     out: str | Path,
@@ -24,7 +27,8 @@ def write_tiny_world(
 ) -> None:
     """Write pretrain/shard_*.parquet, sft/train.jsonl, sft/val.jsonl, test.jsonl (the examination) and harder/*.jsonl.
 
-    harder/ has train, val and test questions of harder arithmetic, for reinforcement learning.
+    harder/ has train, val and test questions of harder arithmetic, for reinforcement learning, and known.jsonl, training
+    questions of what the conversations teach.
 
     The validation parts come on top, one for every 50 training items, from splits that share no item with training;
     among the shards the last is validation. The same arguments give the same bytes.
@@ -60,6 +64,7 @@ def write_tiny_world(
     _write_jsonl(out / "test.jsonl", iter(tiny_world.examination("test", seed, per_category)))
     for split, count in HARDER_PROBLEMS.items():
         _write_jsonl(out / "harder" / f"{split}.jsonl", iter(tiny_world.problems(split, count, seed)))
+    _write_jsonl(out / "harder" / "known.jsonl", iter(tiny_world.examination("train", seed, KNOWN_QUESTIONS)))
 
 
 def _num_val(num_train: int) -> int:

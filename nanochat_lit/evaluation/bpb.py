@@ -8,21 +8,54 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.model import GPT, IGNORE_INDEX
-from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.evaluation.ranks import sum_over_ranks
+from nanochat_lit.model import IGNORE_INDEX
 
 UNITS_PER_NAT = 2**24
 """Resolution of the sums of `BitsPerByte`."""
 
 PIECES_PER_SORT = 64
 """Micro-batches' worth of pieces that are sorted by length at a time; bounds memory, keeps padding small."""
+
+
+class LossModel(Protocol):
+    """What gives the losses of tokens: our GPT, another library's model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        ...
+
+    def __call__(self, inputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+        """Loss of each target for "none", (B, T) nats; those of IGNORE_INDEX may be anything."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """The part of a tokenizer that is needed here."""
+
+    @property
+    def bos_id(self) -> int:
+        """What a document is predicted from."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, all of which stand for text."""
+        ...
 
 
 class BitsPerByte(Metric):
@@ -72,13 +105,16 @@ class BitsPerByte(Metric):
 
 
 def evaluate_documents(
-    model: GPT,
-    tokenizer: Tokenizer,
+    model: LossModel,
+    tokenizer: TextEncoder,
     texts: Iterable[str],
+    sequence_len: int,
     max_docs: int | None = None,
     micro_batch_size: int = 8,
 ) -> dict[str, float]:
     """Bits per byte of whole documents: none is dropped or cropped, every byte counts once.
+
+    With a process group, every rank reads all documents and measures its share; all have the whole result.
 
     A document's tokens are cut into pieces of at most sequence_len; each piece is predicted from <|bos|> on.
 
@@ -86,6 +122,7 @@ def evaluate_documents(
         model: The model.
         tokenizer: Its tokenizer.
         texts: Documents.
+        sequence_len: Longest piece in tokens.
         max_docs: Stop after this many; None reads all.
         micro_batch_size: Pieces per forward pass.
 
@@ -93,35 +130,39 @@ def evaluate_documents(
         bpb, and counts of documents, tokens, bytes (UTF-8) and seconds.
 
     Raises:
-        UserError: If max_docs or micro_batch_size is below 1, or there is no text.
+        UserError: If max_docs, micro_batch_size or sequence_len is below 1, or there is no text.
     """
-    for name, value in (("max_docs", max_docs), ("micro_batch_size", micro_batch_size)):
+    limits = {"max_docs": max_docs, "micro_batch_size": micro_batch_size, "sequence_len": sequence_len}
+    for name, value in limits.items():
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     start_s = time.perf_counter()
-    counts = {"documents": 0, "tokens": 0}
+    counts = {"documents": 0, "tokens": 0, "bytes": 0}
 
     def counted() -> Iterator[str]:
-        for text in islice(texts, max_docs):
+        for text in islice(islice(texts, max_docs), rank(), None, world_size()):
             counts["documents"] += 1
+            counts["bytes"] += len(text.encode())
             yield text
 
-    metric = BitsPerByte()
-    token_bytes = tokenizer.token_bytes().to(model.device)
+    per_token = BitsPerByte()  # of tokens that count as a byte each: whose bytes they are does not matter to the sum
+    units = torch.ones(tokenizer.vocab_size, dtype=torch.int64, device=model.device)
     with torch.inference_mode():
-        for batch in document_batches(counted(), tokenizer, model.config.sequence_len, micro_batch_size):
+        for batch in document_batches(counted(), tokenizer, sequence_len, micro_batch_size):
             inputs, targets = batch["inputs"].to(model.device), batch["targets"].to(model.device)
-            counts["tokens"] += int((targets != IGNORE_INDEX).sum())
-            metric.update(model(inputs, targets, reduction="none"), targets, token_bytes)
-    num_bytes = int(metric.num_bytes)
-    if num_bytes == 0:
+            per_token.update(model(inputs, targets, reduction="none"), targets, units)
+    bits_per_token = float(per_token.compute())  # of all ranks
+    counts["tokens"] = int(per_token.num_bytes)
+    sums = sum_over_ranks(torch.tensor(list(counts.values()), device=model.device)).tolist()
+    counts = dict(zip(counts, sums, strict=True))
+    if counts["bytes"] == 0:
         raise UserError(f"no text in {counts['documents']} documents; bits per byte needs at least one byte")
-    bpb = float(metric.compute())
-    return {"bpb": bpb, **counts, "bytes": num_bytes, "seconds": time.perf_counter() - start_s}
+    bpb = bits_per_token * counts["tokens"] / counts["bytes"]
+    return {"bpb": bpb, **counts, "seconds": time.perf_counter() - start_s}
 
 
 def document_batches(
-    documents: Iterable[str | np.ndarray], tokenizer: Tokenizer, sequence_len: int, micro_batch_size: int
+    documents: Iterable[str | np.ndarray], tokenizer: TextEncoder, sequence_len: int, micro_batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Whole documents as batches of pieces that each begin with <|bos|>; every token is a target exactly once.
 

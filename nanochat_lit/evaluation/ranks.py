@@ -23,6 +23,19 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def joined_shares(own: list[Any]) -> list[Any]:
+    """What all ranks have made of their shares, in the order of the whole, on every rank.
+
+    Args:
+        own: Of this rank, whose share is every world_size-th from its number on; plain data.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return own
+    shares: list[list[Any]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(shares, own)
+    return [share[round_] for round_ in range(len(shares[0])) for share in shares if round_ < len(share)]
+
+
 def from_rank_zero(value: Any) -> Any:
     """What rank 0 holds, on every rank.
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from nanochat_lit.engine.engine import Engine
+from nanochat_lit.evaluation.huggingface import HuggingFaceModel
 from nanochat_lit.tokenizer import parse_completion, render_for_completion
 
 BASE_PROMPTS = (
@@ -19,7 +20,7 @@ CHAT_PROMPTS = ("Hello!", "Who are you?", "What is 127 plus 358?", "What is the 
 
 
 def complete_texts(
-    engine: Engine,
+    engine: Engine | HuggingFaceModel,
     prompts: Sequence[str],
     max_new_tokens: int = 32,
     temperature: float = 0.0,
@@ -29,7 +30,7 @@ def complete_texts(
     """How a base model goes on with each text.
 
     Args:
-        engine: Model and tokenizer.
+        engine: Model and tokenizer, ours or another library's.
         prompts: Beginnings of documents.
         max_new_tokens: Longest continuation in tokens.
         temperature: 0 is greedy.
@@ -45,23 +46,27 @@ def complete_texts(
 
 
 def answer_messages(
-    engine: Engine,
+    engine: Engine | HuggingFaceModel,
     prompts: Sequence[str],
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     top_k: int | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """What a chat model answers to each user message, calculator calls written as [expression = result].
+    """What a chat model answers to each user message, by its own chat template or with our calculator's calls written as [expression = result].
 
     Args:
-        engine: Model and tokenizer.
+        engine: Model and tokenizer, ours or another library's.
         prompts: User messages, one conversation each.
         max_new_tokens: Longest answer in tokens.
         temperature: 0 is greedy.
         top_k: Sample among this many likeliest tokens; None or 0 is all.
         seed: Of the samples.
     """
+    if isinstance(engine, HuggingFaceModel):
+        token_ids = [engine.tokenizer.render_question(prompt) for prompt in prompts]
+        completions = engine.generate_batch(token_ids, max_new_tokens, temperature, top_k, seed)
+        return [engine.tokenizer.decode(completion) for completion in completions]
     conversations = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
     token_ids = [render_for_completion(engine.tokenizer, conversation) for conversation in conversations]
     completions = engine.generate_batch(token_ids, max_new_tokens, temperature, top_k, seed)

@@ -9,9 +9,10 @@ Shapes: N rows, P shared tokens, S tokens after them, C channels, V vocabulary.
 """
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -69,18 +70,49 @@ class Scorer(Protocol):
         ...
 
 
-class GPTScorer:
-    """Scores rows with a GPT, on its device and in its compute dtype.
+class RowScorer(ABC):
+    """Scores rows with a causal model; what a kind of model must be able to do for it is in three methods.
 
     Args:
-        model: In evaluation mode.
+        device: Where the model is.
+        sequence_len: Longest row in tokens.
+        vocab_size: Logits of a token.
         tokens_per_pass: Tokens of a forward pass; None is what suits the device.
     """
 
-    def __init__(self, model: GPT, tokens_per_pass: int | None = None) -> None:
-        self.model = model
-        self.sequence_len = model.config.sequence_len
-        self.tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS.get(model.device.type, 4096)
+    shares = True
+    """Whether keys and values of a shared beginning can be kept for several rows."""
+
+    def __init__(
+        self, device: torch.device, sequence_len: int, vocab_size: int, tokens_per_pass: int | None = None
+    ) -> None:
+        self.device, self.sequence_len, self.vocab_size = device, sequence_len, vocab_size
+        self.tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS.get(device.type, 4096)
+
+    @abstractmethod
+    def read(self, beginnings: Tensor, owners: Tensor, room: int) -> Any:
+        """Keys and values of beginnings, (B, P) token ids, one for each row.
+
+        Args:
+            beginnings: Read once each.
+            owners: (N,) which of them each row begins with.
+            room: Tokens that a row may have in all.
+        """
+
+    @abstractmethod
+    def states(self, inputs: Tensor, cache: Any, rows: Tensor, columns: Tensor) -> Tensor:
+        """What the model makes of some tokens, (K, C): all that `logits` needs.
+
+        Args:
+            inputs: (N, S) token ids, padded on the right.
+            cache: What `read` has given, for what stands before them; None is nothing.
+            rows: (K,) where in inputs the tokens are.
+            columns: (K,) likewise.
+        """
+
+    @abstractmethod
+    def logits(self, states: Tensor) -> Tensor:
+        """(K, V) float32 logits of the next token."""
 
     def score(self, examples: Sequence[Example]) -> list[list[RowScore]]:
         """The score of every row of every example.
@@ -92,7 +124,7 @@ class GPTScorer:
             UserError: If the model gives losses that are not numbers.
         """
         scores: list[list[RowScore]] = [[] for _ in examples]
-        shared = [shared_length(example) for example in examples]
+        shared = [shared_length(example) if self.shares else 0 for example in examples]
         for members in _batches(examples, shared, self.tokens_per_pass):
             batch = [examples[index] for index in members]
             row_scores = iter(self._score_batch(batch, shared[members[0]]))
@@ -106,40 +138,66 @@ class GPTScorer:
         rows = [row for example in batch for row in example.rows]
         starts = [start for example in batch for start in example.starts]
         length = max(map(len, rows)) - 1 - shared  # the last token is only a target
-        device = self.model.device
         cache = None
         if shared:
-            room = shared + length
-            cache = KVCache(self.model.config, len(batch), room, device, self.model.compute_dtype)
             beginnings = np.stack([example.rows[0][:shared] for example in batch])
-            self.model.features(torch.from_numpy(beginnings).long().to(device), cache)
             owners = [number for number, example in enumerate(batch) for _ in example.rows]
-            cache.keep_rows(torch.tensor(owners, device=device))
+            cache = self.read(self._on_device(beginnings), torch.tensor(owners, device=self.device), shared + length)
         inputs = np.zeros((len(rows), length), dtype=np.int64)  # padding is on the right, where nobody sees it
         for number, row in enumerate(rows):
             inputs[number, : len(row) - 1 - shared] = row[shared:-1]
-        hidden = self.model.features(torch.from_numpy(inputs).to(device), cache)  # (N, S, C)
-        places = [
-            number * length + place - 1 - shared
-            for number, (row, start) in enumerate(zip(rows, starts, strict=True))
-            for place in range(start, len(row))
-        ]
-        targets = np.concatenate([row[start:] for row, start in zip(rows, starts, strict=True)])
-        losses, hits = self._target_losses(
-            hidden.flatten(0, 1)[torch.tensor(places, device=device)], torch.from_numpy(targets).long().to(device)
-        )
         counts = [len(row) - start for row, start in zip(rows, starts, strict=True)]
+        columns = np.concatenate(
+            [np.arange(start, len(row)) - 1 - shared for row, start in zip(rows, starts, strict=True)]
+        )
+        numbers = np.repeat(np.arange(len(rows)), counts)
+        states = self.states(
+            self._on_device(inputs), cache, self._on_device(numbers), self._on_device(columns)
+        )  # (K, C)
+        targets = np.concatenate([row[start:] for row, start in zip(rows, starts, strict=True)])
+        losses, hits = self._target_losses(states, self._on_device(targets))
         return _row_scores(losses, hits, counts)
 
-    def _target_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _on_device(self, token_ids: np.ndarray) -> Tensor:
+        return torch.from_numpy(token_ids).long().to(self.device)
+
+    def _target_losses(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each target and whether it is the likeliest token, (K,) each, of (K, C) states before them."""
         losses, hits = [], []
-        chunk = max(1, LOGITS_PER_PASS // self.model.config.vocab_size)
-        for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logits = softcap(self.model.unembed(states))
+        chunk = max(1, LOGITS_PER_PASS // self.vocab_size)
+        for some, wanted in zip(states.split(chunk), targets.split(chunk), strict=True):
+            logits = self.logits(some)
             losses.append(F.cross_entropy(logits, wanted, reduction="none"))
             hits.append(logits.argmax(dim=-1) == wanted)
         return torch.cat(losses), torch.cat(hits)
+
+
+class GPTScorer(RowScorer):
+    """Scores rows with a GPT, on its device and in its compute dtype.
+
+    Args:
+        model: In evaluation mode.
+        tokens_per_pass: Tokens of a forward pass; None is what suits the device.
+    """
+
+    def __init__(self, model: GPT, tokens_per_pass: int | None = None) -> None:
+        super().__init__(model.device, model.config.sequence_len, model.config.vocab_size, tokens_per_pass)
+        self.model = model
+
+    def read(self, beginnings: Tensor, owners: Tensor, room: int) -> KVCache:
+        """Keys and values of beginnings, one for each row."""
+        cache = KVCache(self.model.config, len(beginnings), room, self.device, self.model.compute_dtype)
+        self.model.features(beginnings, cache)
+        cache.keep_rows(owners)
+        return cache
+
+    def states(self, inputs: Tensor, cache: KVCache | None, rows: Tensor, columns: Tensor) -> Tensor:
+        """(K, C) of the last layer."""
+        return self.model.features(inputs, cache)[rows, columns]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(K, V) float32."""
+        return softcap(self.model.unembed(states))
 
 
 def shared_length(example: Example) -> int:

@@ -4,8 +4,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
+from nanochat_lit.evaluation.ranks import joined_shares
 from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.tasks.tiny_world import judge
 from nanochat_lit.tokenizer import parse_completion, render_for_completion
@@ -13,6 +15,8 @@ from nanochat_lit.tokenizer import parse_completion, render_for_completion
 
 def examine(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int = 128) -> dict[str, Any]:
     """Ask every item and judge the answers.
+
+    With a process group, every rank takes its share of the items; all have the whole result.
 
     An item whose conversation leaves no room in the model's context counts as failed, and says so in its transcript.
 
@@ -61,7 +65,8 @@ def _answer(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int
     context = engine.model.config.sequence_len
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= context]
     answers: list[list[int] | None] = [None] * len(items)
-    completions = engine.generate_batch([prompts[index] for index in fitting], max_new_tokens)
+    mine = fitting[rank() :: world_size()]
+    completions = joined_shares(engine.generate_batch([prompts[index] for index in mine], max_new_tokens))
     for index, completion in zip(fitting, completions, strict=True):
         answers[index] = completion
     return answers

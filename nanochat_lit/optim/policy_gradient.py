@@ -24,17 +24,23 @@ from nanochat_lit.common.errors import UserError
 class RewardShape:
     """What a completion earns."""
 
+    partial_reward: float = 0.0
+    """Of a wrong answer that could not be nearer; others in proportion to how near they have come."""
     format_reward: float = 0.0
     """Added when the completion has the form of an answer, right or wrong."""
     length_penalty: float = 0.0
     """Taken away from a completion as long as allowed; from shorter ones in proportion."""
 
     def __post_init__(self) -> None:
-        for name in ("format_reward", "length_penalty"):
+        for name in ("partial_reward", "format_reward", "length_penalty"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 (off) or positive")
+        if self.partial_reward >= 1:
+            raise UserError(
+                f"partial_reward is {self.partial_reward}; a wrong answer must earn less than the 1 of a right one"
+            )
 
-    def reward(self, *, is_right: bool, has_form: bool, length: int, max_length: int) -> float:
+    def reward(self, *, is_right: bool, has_form: bool, length: int, max_length: int, credit: float = 0.0) -> float:
         """1 for a right answer, and what the fields say.
 
         Args:
@@ -42,8 +48,10 @@ class RewardShape:
             has_form: Whether it looks like an answer.
             length: Tokens that were sampled.
             max_length: Most tokens there may be.
+            credit: How near a wrong answer has come, from 0 to 1.
         """
-        return float(is_right) + self.format_reward * has_form - self.length_penalty * length / max_length
+        earned = 1.0 if is_right else self.partial_reward * credit
+        return earned + self.format_reward * has_form - self.length_penalty * length / max_length
 
 
 def group_advantages(rewards: Tensor) -> Tensor:

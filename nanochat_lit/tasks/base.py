@@ -48,6 +48,15 @@ class FormTask(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class GradedTask(Task, Protocol):
+    """A task that also knows how near a wrong answer has come: a slope where right answers are too rare to be found."""
+
+    def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
+        """From 0 to 1, for an answer that is wrong."""
+        ...
+
+
 class TaskSlice:
     """Some conversations of a task, as Python slices a list.
 
@@ -84,9 +93,35 @@ class TaskSlice:
         Raises:
             UserError: If it cannot.
         """
-        if not isinstance(self.task, Task):
-            raise UserError(f"{type(self.task).__name__} has conversations to learn from and nothing to judge them by")
-        return self.task.evaluate(conversation, completion, tool_calls)
+        return _judging(self.task, type(self.task).__name__).evaluate(conversation, completion, tool_calls)
+
+    def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
+        """As the whole task says; 0 if it does not."""
+        return _credit(self.task, conversation, completion, tool_calls)
+
+
+def _judging(task: Conversations, name: str) -> Task:
+    """The task, which must be able to judge answers."""
+    if not isinstance(task, Task):
+        raise UserError(f"{name} has conversations to learn from and nothing to judge them by")
+    return task
+
+
+def _credit(task: Conversations, conversation: Conversation, completion: str, tool_calls: Sequence[str]) -> float:
+    return task.credit(conversation, completion, tool_calls) if isinstance(task, GradedTask) else 0.0
+
+
+def gives_credit(task: Conversations) -> bool:
+    """Whether a task, what it is a slice of, or one that it mixes knows how near wrong answers come.
+
+    Args:
+        task: Any task.
+    """
+    if isinstance(task, TaskSlice):
+        return gives_credit(task.task)
+    if isinstance(task, TaskMixture):
+        return any(map(gives_credit, task.tasks.values()))
+    return isinstance(task, GradedTask)
 
 
 def form_of(task: Conversations) -> FormTask | None:
@@ -103,7 +138,7 @@ class TaskMixture:
     """Several tasks as one, every conversation as often as its task is repeated, in an order drawn from the seed.
 
     The conversations of all tasks are spread evenly, so that training meets every source all the time. The same tasks,
-    repeats and seed give the same order everywhere.
+    repeats and seed give the same order everywhere. An answer is judged by the task that its conversation comes from.
 
     Args:
         tasks: The sources by name.
@@ -146,6 +181,19 @@ class TaskMixture:
 
     def __iter__(self) -> Iterator[Conversation]:
         return (self[index] for index in range(len(self)))
+
+    def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """As the task judges that the conversation comes from.
+
+        Raises:
+            UserError: If it cannot.
+        """
+        name = conversation["source"]
+        return _judging(self.tasks[name], name).evaluate(conversation, completion, tool_calls)
+
+    def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
+        """As the task says that the conversation comes from; 0 if it does not."""
+        return _credit(self.tasks[conversation["source"]], conversation, completion, tool_calls)
 
     def counts(self) -> dict[str, int]:
         """Conversations of each source, repeats included."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _REFUSALS = ("i dont know", "i do not know", "i am not sure", "im not sure", "i 
 _MAX_REFUSAL_WORDS = 30
 _APOSTROPHES = re.compile("['\u2019]")
 _NOT_WORDS = re.compile(r"[\W_]+")
+_DIGITS = re.compile(r"\d+")
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 
 
@@ -168,3 +170,11 @@ class TinyWorldTask:
     def has_form(self, completion: str, tool_calls: Sequence[str] = ()) -> bool:
         """Whether the completion says a number after asking the calculator, as an answer to a calculation does."""
         return bool(tool_calls) and bool(_numbers(completion))
+
+    def credit(self, conversation: dict[str, Any], completion: str, tool_calls: Sequence[str] = ()) -> float:  # noqa: ARG002
+        """Of a calculation, the share of the numbers of the question that the calculator was asked about; else 0."""
+        if "number" not in conversation["expect"]:
+            return 0.0
+        asked = Counter(_DIGITS.findall(str(conversation["messages"][-1]["content"])))
+        used = Counter(_DIGITS.findall(" ".join(tool_calls)))
+        return (asked & used).total() / max(1, asked.total())

@@ -24,17 +24,14 @@ from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.export import CONFIG_FILE
 from nanochat_lit.optim import Schedule, TrainingPlan
 from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_advantages, policy_gradient_loss
-from nanochat_lit.tasks.base import Conversation, Task, form_of
+from nanochat_lit.tasks.base import Conversation, GradedTask, Task, form_of, gives_credit
 from nanochat_lit.tokenizer import parse_completion
 from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.rollout_data import RolloutDataModule
-from nanochat_lit.training.rollout_rows import RolloutFigures, rollout_rows
+from nanochat_lit.training.rollout_rows import ROW_UNIT, RolloutFigures, rollout_rows, without_padding
 
 MAX_SLOTS = 128
 """Most answers decoded together; bounds the KV cache."""
-
-ROW_UNIT = 32
-"""Rows are as long as the longest prompt with the longest answer, rounded up to a multiple of this."""
 
 NUM_TRANSCRIPTS = 8
 """Held-out questions whose answers samples.md shows."""
@@ -54,6 +51,7 @@ class RLModule(ContinuedModule):
         updates_per_batch: Optimizer steps on the same answers; more than 1 needs clip_ratio.
         clip_ratio: How far probabilities may move from those that sampled before a token no longer counts; 0 is off.
         kl_coefficient: Weight of the divergence from the start model; 0 is off, and no second model is kept.
+        partial_reward: Earned by a wrong answer that could not be nearer, in proportion by others; 0 is off.
         format_reward: Earned by an answer that has the task's form, right or wrong; 0 is off.
         length_penalty: Lost by an answer as long as allowed, in proportion by shorter ones; 0 is off.
         init_lr_fraction: Start at this share of the learning rates that the base was pretrained with.
@@ -88,6 +86,7 @@ class RLModule(ContinuedModule):
         updates_per_batch: int = 1,
         clip_ratio: float = 0.0,
         kl_coefficient: float = 0.0,
+        partial_reward: float = 0.0,
         format_reward: float = 0.0,
         length_penalty: float = 0.0,
         init_lr_fraction: float = 0.05,
@@ -111,7 +110,9 @@ class RLModule(ContinuedModule):
             base=base, rates=rates, tokens_per_step=None, init_lr_fraction=init_lr_fraction, temperature=chat_temperature,
             compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8,
         )  # fmt: skip
-        self.reward_shape = RewardShape(format_reward=format_reward, length_penalty=length_penalty)
+        self.reward_shape = RewardShape(
+            partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty
+        )
         self.num_steps = num_steps
         self.questions_per_step, self.num_samples = questions_per_step, num_samples
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
@@ -195,6 +196,9 @@ class RLModule(ContinuedModule):
         if self.reward_shape.format_reward and form_of(questions.train) is None:
             name = type(questions.train).__name__
             raise UserError(f"format_reward is set, but {name} does not say what form its answers have; use 0")
+        if self.reward_shape.partial_reward and not gives_credit(questions.train):
+            name = type(questions.train).__name__
+            raise UserError(f"partial_reward is set, but {name} does not say how near wrong answers come; use 0")
         self.load_base()
         self.metric = PassRates(questions.val_samples)
         if self.kl_coefficient:
@@ -244,7 +248,10 @@ class RLModule(ContinuedModule):
         repeated = [prompt for prompt in prompts for _ in range(self.num_samples)]
         rows = rollout_rows(repeated, rollouts, self.row_len, self.tokenizer.bos_id)
         rows["advantages"] = group_advantages(rewards).flatten()
-        rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
+        by_length = (rows["targets"] != IGNORE_INDEX).long().cumsum(1).argmax(1).argsort(stable=True)
+        rows = {
+            name: tensor[by_length].to(self.device) for name, tensor in rows.items()
+        }  # micro-batches of like lengths
         num_tokens = (rows["targets"] != IGNORE_INDEX).sum()
         if world_size() > 1:
             dist.all_reduce(num_tokens)
@@ -264,8 +271,9 @@ class RLModule(ContinuedModule):
             is_right = task.evaluate(conversation, *answer)
             has_form = form is not None and form.has_form(*answer)
             length = rollout.num_sampled
+            credit = task.credit(conversation, *answer) if isinstance(task, GradedTask) else 0.0
             reward = self.reward_shape.reward(
-                is_right=is_right, has_form=has_form, length=length, max_length=self.max_new_tokens
+                is_right=is_right, has_form=has_form, length=length, max_length=self.max_new_tokens, credit=credit
             )
             rewards.append(reward)
             self.rollout_figures.add(
@@ -283,6 +291,7 @@ class RLModule(ContinuedModule):
         return torch.cat([model.logprobs(inputs, targets, self.temperature)[0] for inputs, targets in pairs])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        batch = batch if self.will_compile() else without_padding(batch)  # compiled code is of one length
         logprobs, entropies = self.model.logprobs(batch["inputs"], batch["targets"], self.temperature)
         is_sampled, num_tokens = batch["targets"] != IGNORE_INDEX, batch["num_tokens"][0]
         loss = policy_gradient_loss(

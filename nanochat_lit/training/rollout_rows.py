@@ -8,6 +8,9 @@ from torch import Tensor
 from nanochat_lit.engine.rollout import Rollout
 from nanochat_lit.model import IGNORE_INDEX
 
+ROW_UNIT = 32
+"""Rows are as long as the longest prompt with the longest answer, rounded up to a multiple of this."""
+
 
 def rollout_rows(
     prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout], row_len: int, pad_id: int
@@ -32,6 +35,18 @@ def rollout_rows(
         own = [token if mask else IGNORE_INDEX for token, mask in zip(rollout.token_ids, rollout.mask, strict=True)]
         targets[row, len(prompt) - 1 : len(token_ids) - 1] = torch.tensor(own)
     return {"inputs": inputs, "targets": targets}
+
+
+def without_padding(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch without the columns on the right in which no row has a token to learn.
+
+    Args:
+        batch: Of `rollout_rows`, with other tensors of (rows,) or (rows, T).
+    """
+    used = (batch["targets"] != IGNORE_INDEX).any(0).nonzero()
+    last = int(used[-1]) + 1 if len(used) else 1
+    length = -(-last // ROW_UNIT) * ROW_UNIT
+    return {name: tensor[:, :length] if tensor.ndim == 2 else tensor for name, tensor in batch.items()}
 
 
 class RolloutFigures:

@@ -42,7 +42,7 @@ def test_bpb(
     for max_docs in (None, 2):
         limit = () if max_docs is None else ("--max_docs", max_docs)
         result = json.loads(run(capsys, "bpb", *options, *limit, "--json").splitlines()[-1])
-        expected = evaluate_documents(random_model(), tokenizer, TEXTS, max_docs)
+        expected = evaluate_documents(random_model(), tokenizer, TEXTS, 64, max_docs)
         assert result["bpb"] == pytest.approx(expected["bpb"], rel=1e-5)
         assert result["documents"] == (max_docs or 3)
         assert result["bytes"] == sum(len(text.encode()) for text in TEXTS[:max_docs])

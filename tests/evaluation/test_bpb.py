@@ -31,7 +31,7 @@ def naive_bpb(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> float:
 @pytest.mark.parametrize("micro_batch_size", [1, 4])
 def test_documents_equal_a_naive_loop(random_model: MakeModel, tokenizer: Tokenizer, micro_batch_size: int) -> None:
     model = random_model(sequence_len=32)
-    result = evaluate_documents(model, tokenizer, TEXTS, micro_batch_size=micro_batch_size)
+    result = evaluate_documents(model, tokenizer, TEXTS, 32, micro_batch_size=micro_batch_size)
     with torch.no_grad():
         assert result["bpb"] == pytest.approx(naive_bpb(model, tokenizer, TEXTS), rel=1e-5)
     assert result["documents"] == len(TEXTS)
@@ -43,22 +43,22 @@ def test_documents_equal_a_naive_loop(random_model: MakeModel, tokenizer: Tokeni
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_byte_counts_once(random_model: MakeModel, tokenizer: Tokenizer, texts: list[str]) -> None:
     texts = [*texts, "a"]
-    result = evaluate_documents(random_model(sequence_len=16), tokenizer, texts, micro_batch_size=3)
+    result = evaluate_documents(random_model(sequence_len=16), tokenizer, texts, 16, micro_batch_size=3)
     assert result["bytes"] == sum(len(text.encode()) for text in texts)
 
 
 def test_max_docs_reads_no_further(random_model: MakeModel, tokenizer: Tokenizer) -> None:
     texts = iter(TEXTS)
-    result = evaluate_documents(random_model(), tokenizer, texts, max_docs=2)
+    result = evaluate_documents(random_model(), tokenizer, texts, 64, max_docs=2)
     assert result["bytes"] == len((TEXTS[0] + TEXTS[1]).encode())
     assert next(texts) == TEXTS[2]
 
 
 def test_no_text_is_an_error(random_model: MakeModel, tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="no text in 2 documents"):
-        evaluate_documents(random_model(), tokenizer, ["", ""])
+        evaluate_documents(random_model(), tokenizer, ["", ""], 64)
     with pytest.raises(UserError, match="max_docs is 0"):
-        evaluate_documents(random_model(), tokenizer, TEXTS, max_docs=0)
+        evaluate_documents(random_model(), tokenizer, TEXTS, 64, max_docs=0)
 
 
 def test_metric_ignores_padding_and_control_tokens() -> None:

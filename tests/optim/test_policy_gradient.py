@@ -30,6 +30,15 @@ def test_expected_gradient_is_that_of_the_expected_reward():
         torch.testing.assert_close(total, (1 - 1 / size) * exact.grad, atol=1e-6, rtol=0)
 
 
+def test_only_a_wrong_answer_earns_a_part():
+    shape = RewardShape(partial_reward=0.4, format_reward=0.1)
+    for is_right, credit, expected in ((True, 1.0, 1.1), (False, 0.5, 0.3), (False, 0.0, 0.1)):
+        reward = shape.reward(is_right=is_right, has_form=True, length=3, max_length=9, credit=credit)
+        assert reward == pytest.approx(expected)
+    with pytest.raises(UserError, match="partial_reward is 1"):
+        RewardShape(partial_reward=1.0)
+
+
 def test_advantages_are_differences_from_the_group():
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     assert group_advantages(rewards).tolist() == [[0.75, -0.25, -0.25, -0.25], [0.0, 0.0, 0.0, 0.0]]

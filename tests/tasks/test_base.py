@@ -10,6 +10,7 @@ from nanochat_lit.tasks.base import (
     Task,
     TaskMixture,
     TaskSlice,
+    gives_credit,
     multiple_choice_conversation,
     multiple_choice_prompt,
 )
@@ -95,6 +96,27 @@ def test_the_sources_of_a_mixture_are_spread_evenly():
     for start in range(0, 4000, 500):
         share = sum(mixture.source(place) == "b" for place in range(start, start + 500)) / 500
         assert 0.25 - 0.08 < share < 0.25 + 0.08  # four standard deviations
+
+
+class Graded(Judged):
+    def credit(self, conversation, completion, tool_calls=()):
+        return 0.5
+
+
+def test_answers_to_a_mixture_are_judged_by_their_source():
+    mixture = TaskMixture({"a": Judged(9), "b": TaskSlice(Graded(9), 3), "c": Numbered(9)})
+    assert isinstance(mixture, Task)
+    for conversation in mixture:
+        answer = conversation["messages"][-1]["content"]
+        if conversation["source"] == "c":
+            with pytest.raises(UserError, match="c has conversations to learn from and nothing to judge them by"):
+                mixture.evaluate(conversation, answer)
+            continue
+        assert mixture.evaluate(conversation, answer)
+        assert not mixture.evaluate(conversation, answer + "0")
+        assert mixture.credit(conversation, answer) == (0.5 if conversation["source"] == "b" else 0.0)
+    assert gives_credit(mixture)
+    assert not gives_credit(TaskMixture({"a": TaskSlice(Judged(9), 3)}))
 
 
 @pytest.mark.parametrize(

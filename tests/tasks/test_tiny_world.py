@@ -172,3 +172,13 @@ def test_the_form_of_an_answer_to_a_calculation():
     assert task.has_form("The answer is 7.", ["3+5"])
     assert not task.has_form("The answer is 7.", [])
     assert not task.has_form("I don't know.", ["3+5"])
+
+
+def test_a_wrong_answer_is_as_near_as_its_calls_have_the_numbers():
+    task = TinyWorldTask([])
+    asked = {"messages": [{"role": "user", "content": "What is 12 + 5 + 12?"}], "expect": {"number": "29"}}
+    for calls, credit in (
+        ([], 0), (["12+3"], 1 / 3), (["12+12"], 2 / 3), (["12+5", "17+12"], 1), (["12+5+12+5"], 1), (["125"], 0),
+    ):  # fmt: skip
+        assert task.credit(asked, "", calls) == pytest.approx(credit), calls
+    assert task.credit({**asked, "expect": {"any": ["12"]}}, "", ["12+5"]) == 0

@@ -116,6 +116,24 @@ def test_rewards_of_options(finished, write_rl_recipe):
     assert row["reward"] == pytest.approx(before["reward"] - 0.4 * row["completion_len"] / 20, abs=1e-6)
 
 
+def test_a_mixture_of_tasks_with_partial_rewards(write_rl_recipe, tmp_path):
+    """Calculations that are never right earn a part for the numbers that are in their calls; talk is judged as talk."""
+    recipe = write_rl_recipe({"partial_reward": 0.5, "num_steps": 1, "eval_every": 0})
+    content = yaml.safe_load(recipe.read_text())
+    talk = content["data"]["init_args"]["train"]
+    sums = [
+        {"messages": [{"role": "user", "content": f"{n} + 1"}], "category": "sums", "expect": {"number": "-7"}}
+        for n in range(9)
+    ]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, sums)))
+    both = {"talk": talk, "sums": {**talk, "init_args": {"path": str(tmp_path / "sums.jsonl")}}}
+    mixture = {"class_path": "nanochat_lit.tasks.base.TaskMixture", "init_args": {"tasks": both}}
+    content["data"]["init_args"]["train"] = mixture
+    recipe.write_text(yaml.safe_dump(content))
+    (row,) = [row for row in fit(recipe).values() if "reward" in row]
+    assert row["reward"] >= row["train_accuracy"]
+
+
 def test_questions_without_room_are_left_out(write_rl_recipe, tmp_path, capsys):
     rows = [
         {"messages": [{"role": "user", "content": text}], "category": "talk", "expect": {"min_words": 5}}
@@ -138,6 +156,7 @@ def test_questions_without_room_are_left_out(write_rl_recipe, tmp_path, capsys):
         ({"clip_ratio": 1.5}, {}, "clip_ratio is 1.5"),
         ({"kl_coefficient": -1.0}, {}, "kl_coefficient is -1"),
         ({"length_penalty": -1.0}, {}, "length_penalty is -1"),
+        ({"partial_reward": 1.0}, {}, "partial_reward is 1"),
         ({"max_new_tokens": 0}, {}, "max_new_tokens is 0"),
         ({"base": "nowhere"}, {}, "nowhere does not exist"),
         ({"num_steps": 0}, {}, "num_steps is 0"),

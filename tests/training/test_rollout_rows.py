@@ -5,7 +5,7 @@ import torch
 
 from nanochat_lit.engine.rollout import Rollout
 from nanochat_lit.training.rollout_loader import RolloutLoader
-from nanochat_lit.training.rollout_rows import RolloutFigures, rollout_rows
+from nanochat_lit.training.rollout_rows import ROW_UNIT, RolloutFigures, rollout_rows, without_padding
 
 
 def test_a_target_stands_where_its_token_is_predicted():
@@ -22,6 +22,18 @@ def test_the_longest_row_fits_exactly():
     rows = rollout_rows([[1, 2]], [Rollout(token_ids=[7, 8, 9], mask=[1, 1, 1], has_ended=True)], 4, pad_id=0)
     assert rows["inputs"].tolist() == [[1, 2, 7, 8]]
     assert rows["targets"].tolist() == [[-1, 7, 8, 9]]
+
+
+def test_columns_that_nobody_learns_from_are_cut():
+    long = ROW_UNIT + 3
+    rollouts = [Rollout(token_ids=[7] * count, mask=[1] * count, has_ended=True) for count in (2, long)]
+    rows = {**rollout_rows([[1, 2]] * 2, rollouts, 4 * ROW_UNIT, pad_id=0), "advantages": torch.tensor([1.0, -1.0])}
+    cut = without_padding(rows)
+    assert cut["inputs"].shape == cut["targets"].shape == (2, 2 * ROW_UNIT)
+    assert torch.equal(cut["targets"], rows["targets"][:, : 2 * ROW_UNIT])
+    assert (cut["targets"] != -1).sum() == (rows["targets"] != -1).sum()
+    assert torch.equal(cut["advantages"], rows["advantages"])
+    assert without_padding({name: own[:1] for name, own in rows.items()})["inputs"].shape == (1, ROW_UNIT)
 
 
 def test_means_are_shares_of_completions_and_of_groups():

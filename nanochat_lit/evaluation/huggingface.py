@@ -1,0 +1,284 @@
+"""Causal language models in Hugging Face folders, measured by the same code as our own exports.
+
+Only what lies in the folder is read, never the hub, and only weights in safetensors, which cannot run code.
+"""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.hardware import default_device, resolve_compute_dtype
+from nanochat_lit.common.paths import read_json
+from nanochat_lit.evaluation.scoring import RowScorer
+from nanochat_lit.model import IGNORE_INDEX
+
+TOKENS_PER_PASS = 2048
+"""Tokens of a forward pass on a CPU; these models' vocabularies are large."""
+
+
+def is_huggingface(folder: str | Path) -> bool:
+    """Whether a folder's config.json is that of a Hugging Face model: it names a model_type or architectures.
+
+    Args:
+        folder: May be anything.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return False
+    content = read_json(path)
+    return isinstance(content, dict) and ("model_type" in content or "architectures" in content)
+
+
+def refuse_huggingface(folder: str | Path, what: str) -> None:
+    """Say what cannot be done with a Hugging Face model.
+
+    Args:
+        folder: Of a model.
+        what: Needs one of our exports.
+
+    Raises:
+        UserError: If it is a Hugging Face folder.
+    """
+    if is_huggingface(folder):
+        raise UserError(
+            f"{folder} is a Hugging Face model, whose conversations have other control tokens: {what} needs an export of "
+            "nanochat-lit; core, bpb and samples measure such models too"
+        )
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of the transformers library, as the evaluations use one.
+
+    Args:
+        tokenizer: Of the folder.
+
+    Attributes:
+        bos_id: What every text is predicted from: the tokenizer's bos token, else its end-of-text token.
+
+    Raises:
+        UserError: If it has neither.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.whole = tokenizer
+        first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if first is None:
+            raise UserError("the tokenizer has no bos and no eos token, so a text's first token cannot be predicted")
+        self.bos_id, self.vocab_size = int(first), len(tokenizer)
+
+    def encode(self, text: str, prepend_bos: bool = False) -> list[int]:
+        """Token ids; a control token that is spelled out in the text stays text.
+
+        Args:
+            text: Any.
+            prepend_bos: Begin with `bos_id`.
+        """
+        return [self.bos_id] * prepend_bos + self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:  # noqa: ARG002
+        """Token ids of each text; the library chooses its threads itself."""
+        return self.whole(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text, without control tokens."""
+        return self.whole.decode(list(token_ids), skip_special_tokens=True)
+
+    def render_question(self, question: str) -> list[int]:
+        """Token ids that ask for the answer to a user's message, by the tokenizer's own chat template.
+
+        Raises:
+            UserError: If it has none, as those of base models.
+        """
+        if not getattr(self.whole, "chat_template", None):
+            raise UserError("this tokenizer has no chat template (a base model's has none); use --chat false")
+        messages = [{"role": "user", "content": question}]
+        text = self.whole.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.whole(text, add_special_tokens=False)["input_ids"]
+
+
+class HuggingFaceModel:
+    """A causal language model of the transformers library with its tokenizer.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Its own.
+
+    Attributes:
+        sequence_len: Longest row in tokens that it was made for.
+    """
+
+    def __init__(self, model: Any, tokenizer: HuggingFaceTokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        config = model.config.get_text_config()
+        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        limits = [getattr(config, "max_position_embeddings", None), tokenizer.whole.model_max_length]
+        fitting = [int(limit) for limit in limits if limit is not None and 0 < limit < 1 << 24]
+        if not fitting:
+            raise UserError(
+                "neither config.json (max_position_embeddings) nor the tokenizer says how long a text may be"
+            )
+        self.sequence_len = fitting[0]
+        self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.model.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return self.model.dtype
+
+    def __call__(self, inputs: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
+        """Loss of each target, (B, T) float32 nats, 0 where it is IGNORE_INDEX.
+
+        Args:
+            inputs: (B, T) token ids.
+            targets: (B, T).
+            reduction: "none" is all there is.
+        """
+        assert reduction == "none"
+        logits = self.model(input_ids=inputs, use_cache=False).logits.float()
+        flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+        return flat.view(targets.shape)
+
+    @torch.inference_mode()
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """A continuation of each prompt, one after the other, without the token that ends it.
+
+        Args:
+            prompts: Token ids.
+            max_new_tokens: Longest continuation in tokens.
+            temperature: 0 is greedy.
+            top_k: Sample among this many likeliest tokens; None or 0 is all.
+            seed: Of the samples.
+        """
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": 1.0}
+        how = sampling if temperature > 0 else {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+        ends = self.tokenizer.whole.eos_token_id
+        completions = []
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for prompt in prompts:
+                room = self.sequence_len - len(prompt)
+                if room < 1:
+                    raise UserError(
+                        f"a prompt of {len(prompt)} tokens leaves no room in {self.sequence_len}; shorten it"
+                    )
+                inputs = torch.tensor([list(prompt)], device=self.device)
+                row = self.model.generate(
+                    input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=min(max_new_tokens, room),
+                    pad_token_id=self.tokenizer.bos_id, eos_token_id=ends, **how,
+                )[0, len(prompt) :].tolist()  # fmt: skip
+                completions.append(row[: row.index(ends)] if ends in row else row)
+        return completions
+
+
+class HuggingFaceScorer(RowScorer):
+    """Scores rows with a Hugging Face model, keys and values of shared beginnings kept where its cache allows it.
+
+    Args:
+        model: The model.
+        tokens_per_pass: Tokens of a forward pass; None is what suits the device.
+    """
+
+    def __init__(self, model: HuggingFaceModel, tokens_per_pass: int | None = None) -> None:
+        default = TOKENS_PER_PASS if model.device.type == "cpu" else None
+        super().__init__(model.device, model.sequence_len, model.vocab_size, tokens_per_pass or default)
+        self.causal = model
+        self.shares = self._can_share()
+
+    def _can_share(self) -> bool:
+        """Whether the cache is one of keys and values by token, of a model that the library itself defines."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+        model = self.causal.model
+        layers = DynamicCache(config=model.config).layers
+        known = type(model).__module__.startswith("transformers.")
+        return known and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+    def read(self, beginnings: Tensor, owners: Tensor, room: int) -> Any:  # noqa: ARG002 - this cache grows
+        """Keys and values of beginnings, one for each row."""
+        few = {"logits_to_keep": 1} if self.causal.keeps_logits else {}
+        cache = self.causal.model(input_ids=beginnings, use_cache=True, **few).past_key_values
+        cache.batch_select_indices(owners)
+        return cache
+
+    def states(self, inputs: Tensor, cache: Any, rows: Tensor, columns: Tensor) -> Tensor:
+        """(K, V) logits: what comes before them differs from model to model."""
+        options = {"use_cache": True, "past_key_values": cache} if cache is not None else {"use_cache": False}
+        if not self.causal.keeps_logits:
+            return self.causal.model(input_ids=inputs, **options).logits[rows, columns]
+        kept, places = columns.unique(return_inverse=True)
+        return self.causal.model(input_ids=inputs, logits_to_keep=kept, **options).logits[rows, places]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(K, V) float32."""
+        return states.float()
+
+
+def load_huggingface(
+    folder: str | Path,
+    device: str | torch.device | None = None,
+    compute_dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> HuggingFaceModel:
+    """Read a Hugging Face folder: config.json, weights in safetensors, the tokenizer's files.
+
+    Args:
+        folder: Where they are.
+        device: Where to put the model; None is the fastest device there is.
+        compute_dtype: "auto", "bfloat16", "float16" or "float32".
+        trust_remote_code: Run the Python files that some folders bring along: they can do what you can.
+
+    Raises:
+        UserError: If transformers is not installed, or the folder cannot be read.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            f"{folder} is a Hugging Face model; reading it needs transformers: pip install 'nanochat-lit[hf]'"
+        ) from None
+    folder = Path(folder)
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder} has no weights in safetensors; others (pytorch_model.bin) are pickles, which can run code: "
+            "convert them with transformers' save_pretrained"
+        )
+    device = default_device() if device is None else torch.device(device)
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    dtype = resolve_compute_dtype(compute_dtype, device)
+    has_bar = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+        causal: Any = transformers.AutoModelForCausalLM
+        model, loaded = causal.from_pretrained(
+            folder, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        code = " (it brings Python files of its own: --trust_remote_code true runs them)"
+        hint = code if "trust_remote_code" in str(error) and not trust_remote_code else ""
+        raise UserError(f"{folder} cannot be read{hint}: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        if has_bar:
+            transformers.utils.logging.enable_progress_bar()
+    if loaded["missing_keys"]:  # the library makes up random ones
+        raise UserError(f"{folder} lacks the weights {', '.join(sorted(loaded['missing_keys'])[:3])} of its model")
+    return HuggingFaceModel(model.to(device).eval(), HuggingFaceTokenizer(tokenizer))
