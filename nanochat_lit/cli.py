@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import difflib
 import inspect
+import json
 import os
 import re
 import sys
@@ -71,17 +72,19 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         "nanochat_lit.commands.import_nanochat:import_nanochat",
         "make an export of a nanochat checkpoint and its tokenizer",
     ),
+    "report": ("nanochat_lit.commands.report:report", "a page on one run or several: curves, scores, samples, cost"),
 }
 
 # short options, which a function signature cannot name: verb -> {short: long}
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
 
-# verbs with one obvious object, which needs no name: verb -> the option that a first bare word stands for
+# verbs with one obvious object, which needs no name: verb -> the option that the first bare words stand for
 FIRST_WORDS = {
     "data download": "--source",
     "data info": "--path",
     "import-hf": "--folder",
     "import-nanochat": "--folder",
+    "report": "--runs",
 }
 
 
@@ -154,9 +157,7 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
     shorts = SHORT_OPTIONS.get(" ".join(words), {})
-    first_word = FIRST_WORDS.get(" ".join(words))
-    if first_word and args and not args[0].startswith("-"):
-        args = [f"{first_word}={args[0]}", *args[1:]]
+    args = _name_first_words(args, FIRST_WORDS.get(" ".join(words)), function)
     try:
         auto_cli(
             function,
@@ -189,6 +190,17 @@ def _expand_short_options(args: list[str], short_options: dict[str, str]) -> lis
             value = next(rest, None)
         expanded.append(arg if option is None or value is None else f"{option}={value}")
     return expanded
+
+
+def _name_first_words(args: list[str], option: str | None, function: Callable[..., Any]) -> list[str]:
+    """Give the words before the first option the name of what they stand for: one word, or all of them for a list."""
+    count = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args))
+    if option is None or not count:
+        return args
+    is_list = str(inspect.signature(function).parameters[option.removeprefix("--")].annotation).startswith("list")
+    if is_list:
+        return [f"{option}={json.dumps(args[:count])}", *args[count:]]
+    return [f"{option}={args[0]}", *args[1:]]
 
 
 def _complete_flags(args: list[str], function: Callable[..., Any]) -> list[str]:

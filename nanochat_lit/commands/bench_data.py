@@ -29,6 +29,7 @@ class PackingRow:
     """Packing documents of tokens into rows, by one rule."""
 
     long_documents: str
+    """The rule: crop or split."""
     tokens_per_s: float
     """Median, of rows given out."""
     scan_tokens_per_s: float | None
@@ -42,12 +43,27 @@ class LoaderRow:
     """Batches from one kind of data, by a number of processes."""
 
     data: str
+    """text or prepared."""
     num_workers: int | None
     """None is the plain loop."""
     tokens_per_s: float
     """Median, asked for as fast as they come."""
     waits: dict[str, float]
     """Median share of the time spent waiting, by tokens asked for per second."""
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What all loaders make."""
+
+    tokenizer: Tokenizer
+    """Of the text."""
+    sequence_len: int
+    """Tokens in a row."""
+    micro_batch_size: int
+    """Rows in a batch."""
+    buffer_size: int
+    """Documents that packing chooses from."""
 
 
 def bench_data(  # noqa: PLR0913 - every option of the command is a parameter
@@ -98,39 +114,27 @@ def bench_data(  # noqa: PLR0913 - every option of the command is a parameter
     trained, train_mb_per_s = _train(data, vocab_size, train_chars)
     folder = tokenizer or (str(Path(prepared) / TOKENIZER_FOLDER) if prepared else None)
     used = Tokenizer.load(folder) if folder else trained
-    tokens, encode_s = _encode(used, texts, repeats)
-    num_tokens, num_bytes = sum(map(len, tokens)), sum(len(text.encode()) for text in texts)
-
-    def make_stream(path: str) -> PretrainStream:
-        return PretrainStream(
-            texts=path, tokenizer=used, sequence_len=sequence_len, micro_batch_size=micro_batch_size,
-            buffer_size=buffer_size, long_documents="split",
-        )  # fmt: skip
-
+    tokens, encoding = _encode(used, texts, repeats)
+    shape = _Shape(used, sequence_len, micro_batch_size, buffer_size)
+    paths = {"text": data, **({"prepared": prepared} if prepared else {})}
+    loaders = [
+        _plain_row(texts, shape, repeats),
+        *(
+            _loader_row(name, path, shape, workers, asked, seconds, repeats)
+            for name, path in paths.items()
+            for workers in (0, num_workers)
+        ),
+    ]
     report = {
         "data": data,
         "vocab_size": used.vocab_size,
         "sequence_len": sequence_len,
         "micro_batch_size": micro_batch_size,
         "buffer_size": buffer_size,
-        "tokenizer": {
-            "trained_vocab_size": trained.vocab_size,
-            "train_mb_per_s": train_mb_per_s,
-            "encode_mb_per_s": num_bytes / encode_s / 1e6,
-            "encode_tokens_per_s": num_tokens / encode_s,
-            "bytes_per_token": num_bytes / num_tokens,
-        },
+        "tokenizer": {"trained_vocab_size": trained.vocab_size, "train_mb_per_s": train_mb_per_s, **encoding},
         "packing": [asdict(row) for row in _packing(tokens, sequence_len + 1, buffer_size, repeats)],
-        "loader": [
-            asdict(row)
-            for row in _loaders(
-                {"text": data} | ({"prepared": prepared} if prepared else {}),
-                make_stream,
-                lambda: _plain_loop(texts, used, sequence_len, micro_batch_size, buffer_size),
-                num_workers, asked, seconds, repeats,
-            )
-        ],
-    }  # fmt: skip
+        "loader": [asdict(row) for row in loaders],
+    }
     print(json_format.dumps(report) if json else _table(report))
 
 
@@ -166,15 +170,21 @@ def _train(data: str, vocab_size: int, train_chars: int) -> tuple[Tokenizer, flo
     return tokenizer, sum(len(text.encode()) for text in texts) / (time.perf_counter() - start_s) / 1e6
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str], repeats: int) -> tuple[list[np.ndarray], float]:
-    """The texts as tokens, and the median seconds that it took in one thread."""
+def _encode(tokenizer: Tokenizer, texts: list[str], repeats: int) -> tuple[list[np.ndarray], dict[str, float]]:
+    """The texts as tokens, and how fast that goes in one thread, median."""
     tokens: list[np.ndarray] = []
     times_s = []
     for _ in range(repeats):
         start_s = time.perf_counter()
         tokens = [document for text in texts for document in encoded_documents(tokenizer, [text])]
         times_s.append(time.perf_counter() - start_s)
-    return tokens, statistics.median(times_s)
+    encode_s = statistics.median(times_s)
+    num_tokens, num_bytes = sum(map(len, tokens)), sum(len(text.encode()) for text in texts)
+    return tokens, {
+        "encode_mb_per_s": num_bytes / encode_s / 1e6,
+        "encode_tokens_per_s": num_tokens / encode_s,
+        "bytes_per_token": num_bytes / num_tokens,
+    }
 
 
 def _packing(tokens: list[np.ndarray], row_len: int, buffer_size: int, repeats: int) -> Iterator[PackingRow]:
@@ -207,44 +217,44 @@ def _tokens_per_s(make: Callable[[], Iterable[Any]], row_len: int) -> float:
     return num_rows * row_len / (time.perf_counter() - start_s)
 
 
-def _plain_loop(
-    texts: list[str], tokenizer: Tokenizer, sequence_len: int, micro_batch_size: int, buffer_size: int
-) -> Iterator[dict[str, torch.Tensor]]:
+def _plain_row(texts: list[str], shape: _Shape, repeats: int) -> LoaderRow:
+    speeds = []
+    for _ in range(repeats):
+        start_s = time.perf_counter()
+        num_tokens = sum(batch["inputs"].numel() for batch in _plain_loop(texts, shape))
+        speeds.append(num_tokens / (time.perf_counter() - start_s))
+    return LoaderRow(data="text", num_workers=None, tokens_per_s=statistics.median(speeds), waits={})
+
+
+def _plain_loop(texts: list[str], shape: _Shape) -> Iterator[dict[str, torch.Tensor]]:
     """Batches as one process makes them that encodes a document, scans its buffer and goes on."""
-    token_lists = ([tokenizer.bos_id, *tokenizer.encode(text)] for text in texts)
-    rows = scanned_rows(token_lists, sequence_len + 1, buffer_size)
-    while batch := list(islice(rows, micro_batch_size)):
+    token_lists = ([shape.tokenizer.bos_id, *shape.tokenizer.encode(text)] for text in texts)
+    rows = scanned_rows(token_lists, shape.sequence_len + 1, shape.buffer_size)
+    while batch := list(islice(rows, shape.micro_batch_size)):
         tokens = torch.tensor(batch)
         yield {"inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
 
 
-def _loaders(
-    paths: dict[str, str],
-    make_stream: Callable[[str], PretrainStream],
-    plain_loop: Callable[[], Iterator[dict[str, torch.Tensor]]],
-    num_workers: int,
-    demands: list[int],
-    seconds: float,
-    repeats: int,
-) -> Iterator[LoaderRow]:
-    speeds = []
-    for _ in range(repeats):
-        start_s = time.perf_counter()
-        num_tokens = sum(batch["inputs"].numel() for batch in plain_loop())
-        speeds.append(num_tokens / (time.perf_counter() - start_s))
-    yield LoaderRow(data="text", num_workers=None, tokens_per_s=statistics.median(speeds), waits={})
-    for name, path in paths.items():
-        for workers in (0, num_workers):
-            loader = ResumableLoader(make_stream(path), workers)
-            batches = iter(loader)
-            _consume(loader, batches, None, seconds / 10)
-            speeds = [_consume(loader, batches, None, seconds)[0] for _ in range(repeats)]
-            waits = {
-                str(demand): statistics.median(_consume(loader, batches, demand, seconds)[1] for _ in range(repeats))
-                for demand in demands
-            }
-            yield LoaderRow(data=name, num_workers=workers, tokens_per_s=statistics.median(speeds), waits=waits)
-            del batches  # ends the workers
+def _loader_row(
+    name: str, path: str, shape: _Shape, num_workers: int, demands: list[int], seconds: float, repeats: int
+) -> LoaderRow:
+    stream = PretrainStream(
+        texts=path,
+        tokenizer=shape.tokenizer,
+        sequence_len=shape.sequence_len,
+        micro_batch_size=shape.micro_batch_size,
+        buffer_size=shape.buffer_size,
+        long_documents="split",
+    )
+    loader = ResumableLoader(stream, num_workers)
+    batches = iter(loader)
+    _consume(loader, batches, None, seconds / 10)  # fills the buffers
+    speed = statistics.median(_consume(loader, batches, None, seconds)[0] for _ in range(repeats))
+    waits = {
+        str(demand): statistics.median(_consume(loader, batches, demand, seconds)[1] for _ in range(repeats))
+        for demand in demands
+    }
+    return LoaderRow(data=name, num_workers=num_workers, tokens_per_s=speed, waits=waits)
 
 
 def _consume(

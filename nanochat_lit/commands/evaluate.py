@@ -2,10 +2,12 @@
 
 import itertools
 from json import dumps
+from pathlib import Path
 from typing import Any, Literal
 
 from nanochat_lit.common.distributed import is_rank_zero
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import write_json
 
 HUGGINGFACE_PIECE = 2048
 """Longest piece of a document for a Hugging Face model, unless one is asked for: contexts of 100,000 tokens fill memory."""
@@ -21,6 +23,7 @@ def bpb(
     compute_dtype: str = "auto",
     quantize: Literal["int8"] | None = None,
     trust_remote_code: bool = False,
+    out: str | None = None,
     json: bool = False,
 ) -> None:
     """Bits per byte of the documents of a file or folder, every document whole.
@@ -36,6 +39,7 @@ def bpb(
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 measures the model as it is with 8-bit matrices (CPU); null does not round.
         trust_remote_code: Run Python files that a Hugging Face folder brings along: they can do what you can.
+        out: Folder that gets bpb.json, such as runs/X/export_evaluation, where `report` finds it; null writes no file.
         json: Print the result as JSON alone.
     """
     from nanochat_lit.data.shards import documents
@@ -62,8 +66,11 @@ def bpb(
         result = evaluate_documents(measured, tokenizer, texts, pieces, max_docs, micro_batch_size)
     if not is_rank_zero():
         return
+    whole = {**result, "model": model, "data": data}
+    if out is not None:
+        write_json(Path(out) / "bpb.json", whole)
     if json:
-        print(dumps({**result, "model": model, "data": data}))
+        print(dumps(whole))
         return
     print(
         f"{result['bpb']:.4f} bits per byte: {result['documents']:,} documents, {result['tokens']:,} tokens, "
@@ -125,6 +132,7 @@ def tiny_world(
     seed: int = 0,
     max_new_tokens: int = 128,
     show_failures: int = 3,
+    out: str | None = None,
     json: bool = False,
 ) -> None:
     """Accuracy by category on held-out questions of the tiny world, answered greedily.
@@ -137,6 +145,7 @@ def tiny_world(
         seed: Of the generated items.
         max_new_tokens: Longest answer in tokens.
         show_failures: How many wrong answers to print per category.
+        out: Folder that gets tiny_world.json, such as runs/X/export_evaluation, where `report` finds it; null writes no file.
         json: Print the result as JSON alone, every failure included.
     """
     from nanochat_lit.data.tiny_world import examination
@@ -155,6 +164,8 @@ def tiny_world(
         result = examine(Engine(*load_export(model, own_device, cast_weights=True)), items, max_new_tokens)
     if not is_rank_zero():
         return
+    if out is not None:
+        write_json(Path(out) / "tiny_world.json", result)
     if json:
         print(dumps(result))
         return

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import write_json
 
 FAST = {
     "num_documents": 3000,
@@ -93,6 +94,7 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) 
     )
     print((folder / "report.md").read_text(encoding="utf-8").split("## Curves")[0])
     print(f"Report: {folder / 'report.md'}\nChat:   nanochat-lit chat --model {folder / 'export'}")
+    print(f"Curves, samples, settings as one HTML page: nanochat-lit report {pretrain} {folder}")
 
 
 def _say(stage: int, what: str) -> None:
@@ -116,7 +118,7 @@ def _clear_earlier_run(folder: Path) -> None:
 
 
 def _examine(export: Path, questions: Path, max_new_tokens: int, limit: int | None = None) -> dict[str, Any]:
-    """Accuracy per category; `limit` asks only the first so many of each."""
+    """Accuracy per category, kept for `report`; `limit` asks only the first so many of each."""
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.tiny_world import examine
@@ -131,7 +133,9 @@ def _examine(export: Path, questions: Path, max_new_tokens: int, limit: int | No
             if seen[item["category"]] <= limit:
                 kept.append(item)
         items = kept
-    return examine(Engine(*load_export(export, cast_weights=True)), items, max_new_tokens)
+    result = examine(Engine(*load_export(export, cast_weights=True)), items, max_new_tokens)
+    write_json(export.with_name("export_evaluation") / "tiny_world.json", result)
+    return result
 
 
 def _converse(export: Path, questions: tuple[str, ...], max_new_tokens: int) -> list[dict[str, Any]]:

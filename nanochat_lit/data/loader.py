@@ -214,7 +214,9 @@ class _Parcel:
     """
 
     rows: Any
+    """What `rows` of the stream gives; once received, the batch."""
     snapshot: torch.Tensor | None
+    """The state of the stream, pickled."""
     used: tuple[int, int]
     """Tokens used and cropped so far, by the reader."""
 

@@ -28,7 +28,7 @@ SUFFIX = ".tokens"
 FORMAT_VERSION = 1
 HEADER_BYTES = 128
 _MARK = b"NLTOKENS"
-_LAYOUT = struct.Struct("<8s2I3Q2I32s32s")
+_LAYOUT = "<8s2I3Q2I32s32s"
 _CHUNK_BYTES = 2**24
 
 
@@ -37,15 +37,21 @@ class Header:
     """What the first bytes of a shard say, in this order."""
 
     mark: bytes
+    """That it is a prepared shard."""
     version: int
+    """Of the format."""
     itemsize: int
     """Bytes of a token: 2 or 4."""
     num_rows: int
+    """Rows of the text file, those without text included."""
     num_tokens: int
+    """Of all documents, BOS included."""
     num_blocks: int
+    """Blocks of the text file."""
     crc32: int
     """Of everything behind the header."""
     reserved: int
+    """0."""
     tokenizer: bytes
     """sha256 of the tokenizer's model file."""
     source: bytes
@@ -137,7 +143,7 @@ def read_header(path: Path) -> Header:
         raise UserError(f"'{path}' cannot be read ({error.strerror})") from None
     if len(data) < HEADER_BYTES or not data.startswith(_MARK):
         raise UserError(f"'{path}' is not a prepared shard, or is damaged; delete it and run `data prepare` again")
-    header = Header(*_LAYOUT.unpack_from(data))
+    header = Header(*struct.unpack_from(_LAYOUT, data))
     if header.version != FORMAT_VERSION:
         raise UserError(
             f"'{path}' has format version {header.version}, but this version reads {FORMAT_VERSION}; "
@@ -190,5 +196,5 @@ def write_shard(
             _MARK, FORMAT_VERSION, dtype.itemsize, *sizes, crc32, 0, *map(bytes.fromhex, fingerprints)
         )  # fmt: skip
         file.seek(0)
-        file.write(_LAYOUT.pack(*astuple(header)))
+        file.write(struct.pack(_LAYOUT, *astuple(header)))
     return header

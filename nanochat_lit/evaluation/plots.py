@@ -1,17 +1,15 @@
 """Curves of a run, and shares of a corpus, as pictures."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nanochat_lit.common.paths import atomic_write
 
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
-def plot_curves(
-    path: str | Path,
-    title: str,
-    y_label: str,
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-) -> None:
+
+def plot_curves(path: str | Path, title: str, y_label: str, curves: Curves) -> None:
     """Draw curves over training steps, on a logarithmic axis: the last tenth of a loss is where the work goes.
 
     Args:
@@ -20,20 +18,64 @@ def plot_curves(
         y_label: Of the vertical axis, with its unit.
         curves: Name to (steps, values).
     """
+    with atomic_write(path) as file:
+        file.write(curves_png(title, y_label, curves))
+
+
+def curves_png(
+    title: str,
+    y_label: str,
+    curves: Curves,
+    x_label: str = "step",
+    *,
+    log_x: bool = False,
+    log_y: bool = True,
+    points: Curves | None = None,
+) -> bytes:
+    """Draw curves.
+
+    Args:
+        title: Above the plot.
+        y_label: Of the vertical axis, with its unit.
+        curves: Name to (places, values).
+        x_label: Of the horizontal axis.
+        log_x: A logarithmic horizontal axis.
+        log_y: A logarithmic vertical axis; where a value is not positive it is linear all the same.
+        points: Drawn as dots without a line; one that is named as a curve has its colour.
+
+    Returns:
+        A PNG file.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name, (steps, values) in curves.items():
-        axes.plot(steps, values, marker="o" if len(steps) < 12 else None, label=name)
-    axes.set(title=title, xlabel="step", ylabel=y_label)
-    axes.set_yscale("log")
+    points = points or {}
+    names = list(dict.fromkeys([*curves, *points]))
+    for number, name in enumerate(names):
+        color = f"C{number % 10}"
+        if name in curves:
+            places, values = curves[name]
+            axes.plot(places, values, marker="o" if len(places) < 12 and not points else None, color=color, label=name)
+        if name in points:
+            places, values = points[name]
+            axes.plot(places, values, "o", color=color, label=None if name in curves else name)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    heights = [value for _, values in [*curves.values(), *points.values()] for value in values]
+    if log_y and all(value > 0 for value in heights):
+        axes.set_yscale("log")
+    if log_x:
+        axes.set_xscale("log")
     axes.grid(alpha=0.3, which="both")
-    if len(curves) > 1:
-        axes.legend()
-    figure.savefig(path, dpi=120)
+    if len(names) > 5:
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif len(names) > 1:
+        axes.legend(fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110, format="png")
+    return file.getvalue()
 
 
 def plot_bars(path: str | Path, panels: Mapping[str, Mapping[str, float]]) -> None:

@@ -64,3 +64,20 @@ def pass_at_k(num_correct: Sequence[int], num_samples: int, k: int) -> float:
     assert 1 <= k <= num_samples, f"pass@{k} of {num_samples} samples"
     total = math.comb(num_samples, k)
     return sum(1.0 - math.comb(num_samples - right, k) / total for right in num_correct) / len(num_correct)
+
+
+def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
+    """Where the true accuracy lies with 95% confidence; unlike a bootstrap it is not empty when all answers are right.
+
+    Args:
+        num_correct: Right answers.
+        num_examples: All answers, at least 1.
+
+    Reference:
+        Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference. https://doi.org/10.2307/2276774
+    """
+    z, share = 1.959964, num_correct / num_examples
+    center = share + z * z / (2 * num_examples)
+    spread = z * math.sqrt(share * (1 - share) / num_examples + z * z / (4 * num_examples**2))
+    scale = 1 + z * z / num_examples
+    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)

@@ -189,6 +189,8 @@ class GPT(nn.Module):
         self._features: Callable[..., Tensor] = self.features
         self._decode_states: Callable[..., Tensor] = self._states
         self._loss_kernel = softmax_and_slope
+        self.decode_kernel: Callable[[Tensor, SlotCache], Tensor] | None = None
+        """Computes the logits of a decode step in one call; see model/packed.py."""
 
     @property
     def device(self) -> torch.device:
@@ -361,6 +363,10 @@ class GPT(nn.Module):
             )
         if reduction not in REDUCTIONS:
             raise UserError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
+        if targets is None and self.decode_kernel is not None and isinstance(kv_cache, SlotCache):
+            logits = self.decode_kernel(inputs, kv_cache)
+            kv_cache.advance(1)
+            return logits.unsqueeze(1)
         if targets is None:
             hidden = self.features(inputs, kv_cache)
             return softcap(self.unembed(hidden[:, -1:] if last_only else hidden))

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.model.decode_kernel import DecodeKernel, KernelLinear, kernel_library
+from nanochat_lit.model.gpt import GPT
 
 Quantization = Literal["int8"]
-
-MIN_QUANTIZED_WEIGHTS = 4096
-"""Smaller matrices (the gates of the value embeddings) are packed, but not rounded to 8 bits: there is nothing to gain."""
 
 INT8_ZERO = 128
 """Inputs are stored as uint8 around this: oneDNN's fast kernels take no signed inputs."""
@@ -92,12 +91,15 @@ def can_pack(device: torch.device) -> bool:
 
 
 def can_quantize(device: torch.device) -> bool:
-    """Whether 8-bit products run fast here: a processor with AVX-512 VNNI."""
-    return can_pack(device) and torch.cpu._is_vnni_supported()
+    """Whether 8-bit products run fast here: on a CPU with our kernel, or with AVX-512 VNNI and oneDNN."""
+    return can_pack(device) and (kernel_library() is not None or torch.cpu._is_vnni_supported())
 
 
-def pack_linears(model: nn.Module, quantize: Quantization | None = None) -> None:
+def pack_linears(model: GPT, quantize: Quantization | None = None) -> None:
     """Replace a model's linear layers, in place, by packed or 8-bit ones; elsewhere than on CPU nothing changes.
+
+    Where a C++ compiler is at hand they are those of model/decode_kernel.py, with the decode step in one call; elsewhere
+    oneDNN's.
 
     Args:
         model: For inference from now on.
@@ -106,14 +108,27 @@ def pack_linears(model: nn.Module, quantize: Quantization | None = None) -> None
     Raises:
         UserError: If this device has no 8-bit products.
     """
-    device = next(model.parameters()).device
-    if quantize is not None and not can_quantize(device):
-        raise UserError(f"quantize: {quantize} needs a CPU with AVX512-VNNI, this is {device}; leave quantize out")
-    if not can_pack(device):
+    if quantize is not None and not can_quantize(model.device):
+        raise UserError(
+            f"quantize: {quantize} needs a CPU with a C++ compiler or AVX512-VNNI, this is {model.device}; leave quantize out"
+        )
+    if not can_pack(model.device):
         return
+    has_kernel = DecodeKernel.fits(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            # one output (the smear gate) is no product of matrices; the model takes its weight for a sum
-            if isinstance(child, nn.Linear) and child.out_features > 1:
-                is_rounded = quantize is not None and child.weight.numel() >= MIN_QUANTIZED_WEIGHTS
-                setattr(parent, name, Int8Linear(child.weight) if is_rounded else PackedLinear(child.weight))
+            # gates are no matrices worth packing, and the model takes the smear gate's weight for a sum
+            if isinstance(child, nn.Linear) and "gate" not in name:
+                setattr(parent, name, (_kernel_linear if has_kernel else _onednn_linear)(child.weight, quantize))
+    if has_kernel:
+        model.decode_kernel = DecodeKernel(model)
+
+
+def _kernel_linear(weight: Tensor, quantize: Quantization | None) -> nn.Module:
+    if quantize is None:
+        return KernelLinear(weight)
+    return KernelLinear(*quantize_rows(weight.detach().float()))
+
+
+def _onednn_linear(weight: Tensor, quantize: Quantization | None) -> nn.Module:
+    return PackedLinear(weight) if quantize is None else Int8Linear(weight)

@@ -42,17 +42,19 @@ class SlotCache:
     ) -> None:
         self.max_len = max_len
         self.num_active = 0
-        self._rooms = [min(window + 1, max_len) for window in config.windows]
-        shapes = [(num_slots, config.n_kv_head, _whole_steps(room), config.head_dim) for room in self._rooms]
+        self.rooms = [min(window + 1, max_len) for window in config.windows]
+        """Positions that each layer keeps of a sequence."""
+        shapes = [(num_slots, config.n_kv_head, _whole_steps(room), config.head_dim) for room in self.rooms]
         cache_dtype = torch.float32 if torch.device(device or "cpu").type == "cpu" else dtype
         # zeros, not empty: what lies beyond a sequence's end is masked, and a mask does not hide a NaN
         self.keys = [torch.zeros(shape, device=device, dtype=cache_dtype) for shape in shapes]
         self.values = [torch.zeros(shape, device=device, dtype=cache_dtype) for shape in shapes]
-        self._embeddings = torch.zeros((num_slots, 1, config.n_embd), device=device, dtype=dtype)
+        self.embeddings = torch.zeros((num_slots, 1, config.n_embd), device=device, dtype=dtype)
+        """Normalised, un-smeared embedding of each slot's last token."""
         self._lengths: list[int] = [0] * num_slots
         self._rows = torch.arange(num_slots, device=device)
         self._positions = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._masks: dict[int, Tensor] = {}  # of the keys that are read, by room
+        self._masks: dict[int, Tensor] = {}  # of the keys that are read, by room; made when first asked for
 
     @property
     def num_slots(self) -> int:
@@ -68,6 +70,10 @@ class SlotCache:
         """Tokens stored in a slot."""
         return self._lengths[slot]
 
+    def lengths(self, num_rows: int) -> list[int]:
+        """Tokens stored in the first slots."""
+        return self._lengths[:num_rows]
+
     def insert(self, prefilled: KVCache) -> int:
         """Copy a sequence from a cache of one row into the next free slot.
 
@@ -82,12 +88,12 @@ class SlotCache:
         assert self.num_active < self.num_slots, f"all {self.num_slots} slots are in use"
         slot, length = self.num_active, prefilled.position
         assert length <= self.max_len, f"a slot has room for {self.max_len} tokens, the sequence has {length}"
-        for layer, (keys, values, room) in enumerate(zip(self.keys, self.values, self._rooms, strict=True)):
+        for layer, (keys, values, room) in enumerate(zip(self.keys, self.values, self.rooms, strict=True)):
             start = max(0, length - room)  # older ones have left the window
             places = torch.arange(start, length, device=keys.device) % room
             keys[slot, :, places] = prefilled.keys[layer, 0, start:length].transpose(0, 1).to(keys.dtype)
             values[slot, :, places] = prefilled.values[layer, 0, start:length].transpose(0, 1).to(values.dtype)
-        self._embeddings[slot] = prefilled.previous_embedding[0]
+        self.embeddings[slot] = prefilled.previous_embedding[0]
         self._lengths[slot] = length
         self.num_active += 1
         return slot
@@ -100,7 +106,7 @@ class SlotCache:
             for tensor in (*self.keys, *self.values):
                 used = min(self._lengths[last], tensor.shape[2])
                 tensor[slot, :, :used] = tensor[last, :, :used]
-            self._embeddings[slot] = self._embeddings[last]
+            self.embeddings[slot] = self.embeddings[last]
             self._lengths[slot] = self._lengths[last]
         self._lengths[last] = 0
 
@@ -114,12 +120,18 @@ class SlotCache:
         rows = max(self.num_active, num_rows or 0)
         longest = max(self._lengths[:rows])
         assert longest < self.max_len, f"a slot has room for {self.max_len} tokens and is full"
-        positions = torch.tensor(self._lengths[:rows], device=self._rows.device)
-        self._positions = positions
-        places = torch.arange(_whole_steps(longest + 1), device=positions.device)
-        # of a ring that is full every place is visible: all are at or below the position
-        visible = (places <= positions[:, None])[:, None, None]
-        self._masks = {room: (visible & (places < room))[..., : _whole_steps(room)] for room in set(self._rooms)}
+        self._positions = torch.tensor(self._lengths[:rows], device=self._rows.device)
+        self._masks = {}
+
+    def _mask(self, room: int) -> Tensor:
+        """Of a layer's keys, which each slot sees in this step: (B, 1, 1, L)."""
+        if room not in self._masks:
+            longest = max(self._lengths[: len(self._positions)])
+            places = torch.arange(_whole_steps(longest + 1), device=self._positions.device)
+            # of a ring that is full every place is visible: all are at or below the position
+            visible = (places <= self._positions[:, None])[:, None, None]
+            self._masks[room] = (visible & (places < room))[..., : _whole_steps(room)]
+        return self._masks[room]
 
     # what GPT asks of a cache while it runs
 
@@ -131,11 +143,11 @@ class SlotCache:
     @property
     def previous_embedding(self) -> Tensor:
         """(B, 1, C) normalised, un-smeared embedding of each slot's last token."""
-        return self._embeddings[: len(self._positions)]
+        return self.embeddings[: len(self._positions)]
 
     @previous_embedding.setter
     def previous_embedding(self, embedding: Tensor) -> None:
-        self._embeddings[: len(self._positions)] = embedding
+        self.embeddings[: len(self._positions)] = embedding
 
     def rotary(self, cos: Tensor, sin: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Rows of the rotary tables for the new tokens, (B, 1, D/2) each."""
@@ -155,12 +167,12 @@ class SlotCache:
         Returns:
             (B, 1, H, D).
         """
-        all_keys, all_values, room = self.keys[layer], self.values[layer], self._rooms[layer]
+        all_keys, all_values, room = self.keys[layer], self.values[layer], self.rooms[layer]
         rows, num_heads, head_dim = queries.shape[0], queries.shape[2], queries.shape[3]
         places = self._positions if room == self.max_len else self._positions % room
         all_keys[self._rows[:rows], :, places] = keys[:, 0].to(all_keys.dtype)
         all_values[self._rows[:rows], :, places] = values[:, 0].to(all_values.dtype)
-        mask = self._masks[room]
+        mask = self._mask(room)
         num_keys = mask.shape[-1]
         # a group of query heads that shares its keys is attended to like several queries of one head: nothing is copied
         mixed = F.scaled_dot_product_attention(

@@ -26,6 +26,7 @@ from nanochat_lit.training.callbacks.progress import RunProgress
 from nanochat_lit.training.callbacks.rank_state import RankState
 from nanochat_lit.training.callbacks.run_start import RunStart
 from nanochat_lit.training.callbacks.samples import SampleWriter
+from nanochat_lit.training.callbacks.session_record import SessionRecord
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, load, resolve
 from nanochat_lit.training.compiling import keep_compile_cache
 from nanochat_lit.training.launch import check_launch, reported_once
@@ -129,6 +130,11 @@ class NanochatCLI(LightningCLI):
             "A loss that is no finite number always stops the run.",
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse them, and keep them as they were given."""
+        self._arguments = list(args or [])
+        super().parse_arguments(parser, [_find_recipe(argument) for argument in self._arguments])
+
     def _parse_ckpt_path(self) -> None:
         """Do not read the whole checkpoint in search of hyper-parameters, as Lightning does: the recipe has them."""
 
@@ -190,6 +196,7 @@ class NanochatCLI(LightningCLI):
         callbacks = [
             RankState(),
             RunStart(),
+            SessionRecord(["nanochat-lit", *self._arguments]),
             RunProgress(log_every),
             LossGuard(margin, log_every),
             SampleWriter(),
@@ -314,8 +321,7 @@ def main(argv: Sequence[str]) -> int:
     with warnings.catch_warnings(), reported_once(), _user_errors_unwrapped():
         for pattern in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", pattern)
-        argv = [_find_recipe(argument) for argument in argv]
-        _check_recipes(argv)
+        _check_recipes([_find_recipe(argument) for argument in argv])
         NanochatCLI(
             LightningModule,
             LightningDataModule,
@@ -327,7 +333,7 @@ def main(argv: Sequence[str]) -> int:
             seed_everything_default=42,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=argv,
+            args=list(argv),
             parser_kwargs={"prog": "nanochat-lit", "exit_on_error": False},
         )
     sys.stderr.flush()

@@ -5,7 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from nanochat_lit.evaluation.statistics import NUM_RESAMPLES, centered, interval, pass_at_k, resampled_accuracies
+from nanochat_lit.evaluation.statistics import (
+    NUM_RESAMPLES,
+    centered,
+    interval,
+    pass_at_k,
+    resampled_accuracies,
+    wilson_interval,
+)
 
 
 def test_centered():
@@ -37,3 +44,12 @@ def test_pass_at_k_counts_the_choices_of_k(num_correct, num_samples, k):
 
 def test_pass_at_k_is_a_mean_over_questions():
     assert pass_at_k([0, 4], 4, 2) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("correct", "count", "low", "high"),
+    [(5, 10, 0.2366, 0.7634), (100, 100, 0.9630, 1.0), (0, 20, 0.0, 0.1611), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilson_interval(correct, count, low, high):
+    """The last is an example of Newcombe (1998); the others are quick to do by hand (n/(n+z^2) and its mirror)."""
+    assert wilson_interval(correct, count) == pytest.approx((low, high), abs=5e-5)

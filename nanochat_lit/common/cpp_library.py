@@ -1,0 +1,82 @@
+"""A C++ source of this package as a library in this process, built once for this processor and kept."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+COMPILERS = ("g++", "clang++", "c++")
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-Wno-psabi")
+BUILD_TIMEOUT_S = 300.0
+
+
+@lru_cache(maxsize=8)
+def cpp_library(source: Path) -> ctypes.CDLL | None:
+    """Load a library, compiled on its first use on this machine (some seconds).
+
+    Threads are those of the OpenMP that torch has loaded: the library is linked to none of its own, whose threads would
+    wait for work on the same cores.
+
+    Args:
+        source: A C++ file whose functions are `extern "C"`.
+
+    Returns:
+        The library; None where it cannot be built (no g++ or clang++, or one that is too old) or loaded.
+    """
+    compiler = _compiler()
+    if compiler is None:
+        return None
+    key = hashlib.sha256("\0".join([source.read_text("utf-8"), *FLAGS, *_machine(compiler)]).encode()).hexdigest()
+    folder = cache_folder()
+    path = folder / f"{source.stem}-{key[:20]}.so"
+    try:
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _build(compiler, source, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def cache_folder() -> Path:
+    """Where built libraries are kept: this user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanochat-lit" / "libraries"
+
+
+def _compiler() -> str | None:
+    configured = os.environ.get("CXX", "").split()
+    names = configured[:1] or COMPILERS
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def _machine(compiler: str) -> list[str]:
+    """What `-march=native` and the compiler mean here; a home folder may be shared by different machines."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=BUILD_TIMEOUT_S, check=False)
+    facts = [platform.machine(), version.stdout.decode(errors="replace")]
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text("utf-8", errors="replace").splitlines()
+        facts += sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
+    return facts
+
+
+def _build(compiler: str, source: Path, path: Path) -> None:
+    """Compile to a temporary name and rename, so that two processes may do it at once."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as name:
+        made, library = Path(name) / "made.o", Path(name) / "made.so"
+        for threads in (["-fopenmp"], []):  # not every compiler has OpenMP
+            command = [compiler, *FLAGS, *threads, "-c", str(source), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, timeout=BUILD_TIMEOUT_S, check=False)
+            if done.returncode == 0:
+                break
+        else:
+            raise OSError(done.stderr.decode(errors="replace")[-2000:])
+        undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
+        command = [compiler, "-shared", *undefined, str(made), "-o", str(library)]
+        subprocess.run(command, capture_output=True, timeout=BUILD_TIMEOUT_S, check=True)
+        library.replace(path)

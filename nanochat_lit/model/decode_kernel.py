@@ -1,0 +1,198 @@
+"""Python's side of decode_kernel.cpp: linear layers, and the whole decode step of a SlotCache, in one call each.
+
+A decode step of torch is hundreds of small operations; for a small model they cost several times what reading its weights
+does. Here a step is one call, at the speed of the memory.
+"""
+
+import ctypes
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nanochat_lit.common.cpp_library import cpp_library
+from nanochat_lit.model.slot_cache import SlotCache
+
+if TYPE_CHECKING:
+    from nanochat_lit.model.gpt import GPT
+
+LANES = 16
+"""Outputs that the kernel computes together."""
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""As in decode_kernel.cpp: dtypes of weights."""
+
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("weights", "scales", "sums")),
+        *((name, _INT) for name in ("kind", "outputs", "inputs", "words")),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _Matrix) for name in ("q", "k", "v", "proj", "fc", "out")),
+        *((name, _POINTER) for name in ("gate", "value_table", "keys", "values")),
+        *((name, _INT) for name in ("room", "room_stride")),
+        *((name, _FLOAT) for name in ("resid", "x0")),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        ("layers", _POINTER),
+        ("head", _Matrix),
+        *((name, _POINTER) for name in ("embeddings", "previous", "cos", "sin", "smear_gate")),
+        *((name, _FLOAT) for name in ("smear_lambda", "backout", "eps")),
+        *((name, _INT) for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "head_dim")),
+        *((name, _INT) for name in ("smear_channels", "gate_channels", "vocab_size", "is_bfloat16")),
+    )
+
+
+@lru_cache(maxsize=1)
+def kernel_library() -> ctypes.CDLL | None:
+    """The compiled kernel, built on first use; None where there is no C++ compiler."""
+    library = cpp_library(Path(__file__).with_name("decode_kernel.cpp"))
+    if library is not None:
+        library.workspace_floats.restype = ctypes.c_int64
+        library.workspace_floats.argtypes = [_POINTER, _INT, _INT, _INT]
+        library.decode_step.argtypes = [_POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER, _POINTER]
+        library.linear.argtypes = [_POINTER, _POINTER, _POINTER, _INT, _INT, _INT]
+        library.decode_step.restype = library.linear.restype = None
+    return library
+
+
+class KernelLinear(nn.Module):
+    """A linear layer whose weight lies in the kernel's order: blocks of 16 outputs, inputs one after the other.
+
+    Args:
+        weight: (M, K) in float32 or bfloat16, or in int8 with scales.
+        scales: (M,) float32 for int8: what a weight of 1 stands for.
+    """
+
+    def __init__(self, weight: Tensor, scales: Tensor | None = None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        group = 4 // weight.dtype.itemsize
+        outputs, words = -(-self.out_features // LANES) * LANES, -(-self.in_features // group)
+        padded = torch.zeros((outputs, words * group), dtype=weight.dtype)
+        padded[: self.out_features, : self.in_features] = weight.detach()
+        self._packed = padded.view(outputs // LANES, LANES, words, group).transpose(1, 2).contiguous()
+        self._scales, self._sums = torch.zeros(outputs), torch.zeros(outputs, dtype=torch.int32)
+        if scales is not None:
+            self._scales[: self.out_features] = scales
+            self._sums.copy_(padded.sum(dim=1, dtype=torch.int32))
+        self.dtype = weight.dtype
+
+    @property
+    def matrix(self) -> Any:
+        """The layer as the kernel takes it; valid while this module lives."""
+        pointers = (self._packed.data_ptr(), self._scales.data_ptr(), self._sums.data_ptr())
+        return _Matrix(*pointers, KINDS[self.dtype], self.out_features, self.in_features, self._packed.shape[1])
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
+        """Map the last dimension, (..., K) -> (..., M), in the input's dtype, float32 or bfloat16."""
+        rows = input.reshape(-1, self.in_features).contiguous()
+        out = torch.empty((len(rows), self.out_features), dtype=input.dtype)
+        library = kernel_library()
+        assert library is not None, "a KernelLinear is made only where there is a kernel"
+        is_bfloat16, threads = input.dtype == torch.bfloat16, torch.get_num_threads()
+        library.linear(
+            ctypes.byref(self.matrix), rows.data_ptr(), out.data_ptr(), len(rows), int(is_bfloat16), threads
+        )
+        return out.view(*input.shape[:-1], self.out_features)
+
+
+class DecodeKernel:
+    """The decode step of a model whose linear layers are `KernelLinear`s. Keeps what it needs of the model alive.
+
+    Args:
+        model: From now on for inference on a CPU, in float32 or bfloat16.
+    """
+
+    def __init__(self, model: "GPT") -> None:
+        config = model.config
+        self._config = config
+        self._cos, self._sin = model.cos.float().contiguous(), model.sin.float().contiguous()
+        self._smear_gate = model.smear_gate.weight.detach().float().contiguous()
+        self._tables = {name: table.weight for name, table in model.value_embeds.items()}
+        self._embeddings = model.transformer["wte"].weight
+        self._gates = {}
+        self._layers = (_Layer * config.n_layer)()
+        for number, (block, layer) in enumerate(zip(model.blocks, self._layers, strict=True)):
+            attention, mlp = block.attn, block.mlp
+            linears = (attention.c_q, attention.c_k, attention.c_v, attention.c_proj, mlp.c_fc, mlp.c_proj)
+            for name, linear in zip(("q", "k", "v", "proj", "fc", "out"), linears, strict=True):
+                setattr(layer, name, linear.matrix)
+            layer.resid, layer.x0 = float(model.resid_lambdas[number]), float(model.x0_lambdas[number])
+            if config.has_value_embedding(number):
+                gate = self._gates[number] = attention.ve_gate.weight.detach().float().contiguous()
+                layer.gate, layer.value_table = gate.data_ptr(), self._tables[str(number)].data_ptr()
+        self._linears = [module for module in model.modules() if isinstance(module, KernelLinear)]
+        self._model = _Model(
+            layers=ctypes.addressof(self._layers),
+            head=model.lm_head.matrix,
+            embeddings=self._embeddings.data_ptr(),
+            cos=self._cos.data_ptr(),
+            sin=self._sin.data_ptr(),
+            smear_gate=self._smear_gate.data_ptr(),
+            smear_lambda=float(model.smear_lambda),
+            backout=float(model.backout_lambda),
+            eps=torch.finfo(torch.float32).eps,
+            n_layer=config.n_layer,
+            n_embd=config.n_embd,
+            n_head=config.n_head,
+            n_kv_head=config.n_kv_head,
+            head_dim=config.head_dim,
+            smear_channels=self._smear_gate.numel(),
+            gate_channels=next((gate.shape[1] for gate in self._gates.values()), 0),
+            vocab_size=config.vocab_size,
+            is_bfloat16=model.compute_dtype == torch.bfloat16,
+        )
+        self._cache: SlotCache | None = None
+        self._workspace = torch.empty(0)
+
+    @staticmethod
+    def fits(model: "GPT") -> bool:
+        """Whether this model's decode step can be done by the kernel here."""
+        config = model.config
+        is_whole = all(width % LANES == 0 for width in (config.n_embd, config.head_dim))
+        return (
+            model.device.type == "cpu"
+            and model.compute_dtype in (torch.float32, torch.bfloat16)
+            and model.transformer["wte"].weight.dtype == model.compute_dtype
+            and is_whole
+            and kernel_library() is not None
+        )
+
+    def __call__(self, token_ids: Tensor, cache: SlotCache) -> Tensor:
+        """One more token of every slot: (B, 1) ids of the newest tokens -> (B, V) softcapped float32 logits.
+
+        The cache holds the tokens after that; `SlotCache.advance` counts them.
+        """
+        library = kernel_library()
+        assert library is not None, "made only where there is a kernel"
+        rows, threads, room = len(token_ids), torch.get_num_threads(), cache.max_len
+        if cache is not self._cache:
+            self._bind(cache)
+        tokens, positions = token_ids.int().contiguous(), torch.tensor(cache.lengths(rows), dtype=torch.int32)
+        model = ctypes.byref(self._model)
+        size = library.workspace_floats(model, rows, threads, room)
+        if self._workspace.numel() < size:
+            self._workspace = torch.empty(size)
+        logits = torch.empty((rows, self._config.vocab_size))
+        arrays = tokens.data_ptr(), positions.data_ptr()
+        library.decode_step(model, *arrays, rows, threads, room, self._workspace.data_ptr(), logits.data_ptr())
+        return logits
+
+    def _bind(self, cache: SlotCache) -> None:
+        self._cache = cache  # and keep it: the kernel holds its addresses
+        for layer, keys, values, room in zip(self._layers, cache.keys, cache.values, cache.rooms, strict=True):
+            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+            layer.room, layer.room_stride = room, keys.shape[2]
+        self._model.previous = cache.embeddings.data_ptr()

@@ -1,0 +1,84 @@
+"""Keeps, with the run, by which commands it was trained, when, and on what machine."""
+
+import contextlib
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.machine import describe_machine
+from nanochat_lit.common.paths import read_json, write_json
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.module import LanguageModule
+
+SESSIONS_FILE = "sessions.json"
+
+
+class SessionRecord(Callback):
+    """Adds an entry to `sessions.json` when training starts or is continued, and says there how it ended.
+
+    Args:
+        command: The program's name and its arguments.
+    """
+
+    def __init__(self, command: Sequence[str] = ()) -> None:
+        self.command = list(command)
+        self._sessions: list[dict[str, Any]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        earlier = read_sessions(Path(trainer.default_root_dir)) if trainer.global_step else []
+        session = {
+            "command": self.command,
+            "started_at": _now(),
+            "ended_at": None,
+            "end": None,
+            "first_step": trainer.global_step,
+            "last_step": None,
+            "world_size": trainer.world_size,
+            "device": trainer.strategy.root_device.type,
+            "compute_dtype": str(cast("LanguageModule", pl_module).model.compute_dtype).removeprefix("torch."),
+            "machine": describe_machine(),
+        }
+        self._sessions = [*earlier, session]
+        self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_whole = trainer.global_step >= cast("LanguageModule", pl_module).plan.num_steps
+        self._end(trainer, "finished" if is_whole else "stopped")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end(trainer, f"stopped by {type(exception).__name__}")
+
+    def _end(self, trainer: Trainer, how: str) -> None:
+        if self._sessions:
+            self._sessions[-1] |= {"ended_at": _now(), "end": how, "last_step": trainer.global_step}
+            with contextlib.suppress(OSError):  # a full disk is no reason to hide how training ended
+                self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        write_json(Path(trainer.default_root_dir) / SESSIONS_FILE, self._sessions)
+
+
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """The sessions of a run, oldest first; none if the file is missing or something else.
+
+    Args:
+        folder: Of the run.
+    """
+    try:
+        content = read_json(folder / SESSIONS_FILE)
+    except UserError:
+        return []
+    is_ours = isinstance(content, list) and all(isinstance(entry, dict) for entry in content)
+    return content if is_ours else []
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

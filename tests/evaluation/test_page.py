@@ -1,0 +1,97 @@
+"""Pages: everything is escaped, nothing is asked for, every block is in both forms."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from nanochat_lit.evaluation.page import Heading, Paragraph, Plots, Table, Verbatim, as_html, as_markdown, write_page
+from nanochat_lit.evaluation.plots import curves_png
+
+NASTY = '<script src="https://x.example/a.js"></script> <img src=x onerror=alert(1)> "\'> ![p](http://x.example/p.png) `a` | b\x1b[31m'
+
+
+class Tags(HTMLParser):
+    """Collects tags with their attributes, and text."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(page):
+    parser = Tags()
+    parser.feed(page)
+    return parser
+
+
+BLOCKS = [
+    Heading(text=NASTY, level=1),
+    Paragraph(text=NASTY),
+    Table(heading=["a", NASTY], rows=[[NASTY, "2"]]),
+    Verbatim(text=f"one\n````\n{NASTY}"),
+    Plots(images={NASTY: b"png"}),
+]
+
+
+def test_html_shows_the_text_and_has_no_tag_of_it():
+    parsed = read(as_html(NASTY, BLOCKS))
+    tags = {tag for tag, _ in parsed.tags}
+    allowed = {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "h1",
+        "p",
+        "div",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    }
+    assert tags <= allowed | {"pre", "img"}
+    images = [attributes for tag, attributes in parsed.tags if tag == "img"]
+    assert [image["src"] for image in images] == ["data:image/png;base64," + base64.b64encode(b"png").decode()]
+    attributes = {name for _, attributes in parsed.tags for name in attributes}
+    assert attributes <= {"lang", "charset", "http-equiv", "content", "name", "class", "alt", "src"}
+    shown = NASTY.replace("\x1b", "\ufffd")
+    assert sum(shown in text for text in parsed.text) == 6  # title, heading, paragraph, two cells, verbatim
+    policy = next(attributes["content"] for _, attributes in parsed.tags if "http-equiv" in attributes)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_markdown_is_only_text():
+    markdown = as_markdown(BLOCKS)
+    outside, fenced = markdown.split("`````text\n")[0], markdown.split("`````text\n")[1]
+    assert fenced.split("\n`````")[0] == f"one\n````\n{NASTY}".replace("\x1b", "\ufffd")
+    assert re.findall(r"(?<!\\)[<>`\[\]*_]", outside) == []
+    rows = [line for line in outside.splitlines() if line.startswith("|")]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("# a", "\\# a"), ("3. a", "3\\. a"), ("3.5 a", "3\\.5 a"), ("- a", "\\- a")]
+)
+def test_beginnings_of_lines(text, expected):
+    assert as_markdown([Paragraph(text=text)]) == expected + "\n"
+
+
+def test_files(tmp_path):
+    image = curves_png("loss", "nats", {"a": ([1, 2], [2.0, 1.0]), "b": ([1, 2], [-1.0, 1.0])}, log_x=True)
+    assert image.startswith(b"\x89PNG")
+    write_page(tmp_path / "page", "t", [Plots(images={"A loss, smoothed": image})])
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert names == ["page/plots/a_loss_smoothed.png", "page/report.html", "page/report.md"]
+    assert "(plots/a_loss_smoothed.png)" in (tmp_path / "page" / "report.md").read_text("utf-8")
