@@ -157,7 +157,8 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
     shorts = SHORT_OPTIONS.get(" ".join(words), {})
-    args = _name_first_words(args, FIRST_WORDS.get(" ".join(words)), function)
+    first_word = FIRST_WORDS.get(" ".join(words))
+    args = _name_first_words(args, first_word, function)
     try:
         auto_cli(
             function,

@@ -13,7 +13,7 @@ HUGGINGFACE_PIECE = 2048
 """Longest piece of a document for a Hugging Face model, unless one is asked for: contexts of 100,000 tokens fill memory."""
 
 
-def bpb(
+def bpb(  # noqa: PLR0913 - every option of the command is a parameter
     model: str,
     data: str,
     max_docs: int | None = None,
