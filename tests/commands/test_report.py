@@ -67,6 +67,14 @@ def test_sessions_are_kept_by_the_run(run):
     assert {"processor", "system", "versions"} <= set(session["machine"])
 
 
+def test_a_continued_run_has_two_sessions(run):
+    options = ["--config", str(run / "config.yaml"), "--run_dir", str(run), "--trainer.max_steps", "6"]
+    assert cli.main(["fit", *options, "--ckpt_path", "last"]) == 0
+    first, second = read_run(run).sessions
+    assert (first["last_step"], second["first_step"], second["last_step"]) == (4, 4, 6)
+    assert second["command"] == ["nanochat-lit", "fit", *options, "--ckpt_path", "last"]
+
+
 def test_several_runs_are_compared(run, capsys):
     other = run.with_name("second")
     shutil.copytree(run, other)
