@@ -102,9 +102,7 @@ class KernelLinear(nn.Module):
         library = kernel_library()
         assert library is not None, "a KernelLinear is made only where there is a kernel"
         is_bfloat16, threads = input.dtype == torch.bfloat16, torch.get_num_threads()
-        library.linear(
-            ctypes.byref(self.matrix), rows.data_ptr(), out.data_ptr(), len(rows), int(is_bfloat16), threads
-        )
+        library.linear(ctypes.byref(self.matrix), rows.data_ptr(), out.data_ptr(), len(rows), int(is_bfloat16), threads)
         return out.view(*input.shape[:-1], self.out_features)
 
 
