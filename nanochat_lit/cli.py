@@ -73,6 +73,10 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
         "make an export of a nanochat checkpoint and its tokenizer",
     ),
     "report": ("nanochat_lit.commands.report:report", "a page on one run or several: curves, scores, samples, cost"),
+    "sweep": (
+        "nanochat_lit.commands.sweep:sweep",
+        "many runs by one recipe: depths, compute budgets; fits scaling laws",
+    ),
 }
 
 # short options, which a function signature cannot name: verb -> {short: long}
@@ -85,6 +89,7 @@ FIRST_WORDS = {
     "import-hf": "--folder",
     "import-nanochat": "--folder",
     "report": "--runs",
+    "sweep": "--recipe",
 }
 
 

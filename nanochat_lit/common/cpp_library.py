@@ -56,7 +56,7 @@ def _compiler() -> str | None:
 
 def _machine(compiler: str) -> list[str]:
     """What `-march=native` and the compiler mean here; a home folder may be shared by different machines."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=BUILD_TIMEOUT_S, check=False)
+    version = _run([compiler, "--version"])
     facts = [platform.machine(), version.stdout.decode(errors="replace")]
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -65,18 +65,23 @@ def _machine(compiler: str) -> list[str]:
     return facts
 
 
+def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """A compiler, without a shell; its name is the user's (CXX) or one of ours."""
+    return subprocess.run(command, capture_output=True, timeout=BUILD_TIMEOUT_S, check=False)  # noqa: S603
+
+
 def _build(compiler: str, source: Path, path: Path) -> None:
     """Compile to a temporary name and rename, so that two processes may do it at once."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as name:
         made, library = Path(name) / "made.o", Path(name) / "made.so"
         for threads in (["-fopenmp"], []):  # not every compiler has OpenMP
             command = [compiler, *FLAGS, *threads, "-c", str(source), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, timeout=BUILD_TIMEOUT_S, check=False)
+            done = _run(command)
             if done.returncode == 0:
                 break
         else:
             raise OSError(done.stderr.decode(errors="replace")[-2000:])
         undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
         command = [compiler, "-shared", *undefined, str(made), "-o", str(library)]
-        subprocess.run(command, capture_output=True, timeout=BUILD_TIMEOUT_S, check=True)
+        _run(command).check_returncode()
         library.replace(path)

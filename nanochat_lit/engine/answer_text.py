@@ -66,8 +66,12 @@ class AnswerText:
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of the stop strings begins in the text; None if there is none."""
-    return min((place for place in map(text.find, stop) if place >= 0), default=None)
+    """Where the stop string begins that is whole first, the longest of several that are; None if there is none.
+
+    The first to begin may still lack its end when another is whole, so it cannot be what ends an answer that streams.
+    """
+    found = [(place + len(string), place) for string in stop if (place := text.find(string)) >= 0]
+    return min(found)[1] if found else None
 
 
 def held_back(text: str, stop: Sequence[str]) -> int:

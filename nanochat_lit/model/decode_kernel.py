@@ -7,7 +7,7 @@ does. Here a step is one call, at the speed of the memory.
 import ctypes
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -118,16 +118,17 @@ class DecodeKernel:
         self._config = config
         self._cos, self._sin = model.cos.float().contiguous(), model.sin.float().contiguous()
         self._smear_gate = model.smear_gate.weight.detach().float().contiguous()
-        self._tables = {name: table.weight for name, table in model.value_embeds.items()}
-        self._embeddings = model.transformer["wte"].weight
+        self._tables = {name: cast("nn.Embedding", table).weight for name, table in model.value_embeds.items()}
+        self._embeddings = cast("nn.Embedding", model.transformer["wte"]).weight
         self._gates = {}
         self._layers = (_Layer * config.n_layer)()
+        resid, x0 = model.resid_lambdas.detach().tolist(), model.x0_lambdas.detach().tolist()
         for number, (block, layer) in enumerate(zip(model.blocks, self._layers, strict=True)):
             attention, mlp = block.attn, block.mlp
             linears = (attention.c_q, attention.c_k, attention.c_v, attention.c_proj, mlp.c_fc, mlp.c_proj)
             for name, linear in zip(("q", "k", "v", "proj", "fc", "out"), linears, strict=True):
                 setattr(layer, name, linear.matrix)
-            layer.resid, layer.x0 = float(model.resid_lambdas[number]), float(model.x0_lambdas[number])
+            layer.resid, layer.x0 = resid[number], x0[number]
             if config.has_value_embedding(number):
                 gate = self._gates[number] = attention.ve_gate.weight.detach().float().contiguous()
                 layer.gate, layer.value_table = gate.data_ptr(), self._tables[str(number)].data_ptr()
@@ -139,8 +140,8 @@ class DecodeKernel:
             cos=self._cos.data_ptr(),
             sin=self._sin.data_ptr(),
             smear_gate=self._smear_gate.data_ptr(),
-            smear_lambda=float(model.smear_lambda),
-            backout=float(model.backout_lambda),
+            smear_lambda=model.smear_lambda.detach().item(),
+            backout=model.backout_lambda.detach().item(),
             eps=torch.finfo(torch.float32).eps,
             n_layer=config.n_layer,
             n_embd=config.n_embd,
@@ -163,7 +164,7 @@ class DecodeKernel:
         return (
             model.device.type == "cpu"
             and model.compute_dtype in (torch.float32, torch.bfloat16)
-            and model.transformer["wte"].weight.dtype == model.compute_dtype
+            and cast("nn.Embedding", model.transformer["wte"]).weight.dtype == model.compute_dtype
             and is_whole
             and kernel_library() is not None
         )

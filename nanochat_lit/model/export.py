@@ -80,7 +80,7 @@ def assemble(config: GPTConfig, tensors: dict[str, torch.Tensor], source: Path) 
     if expected != found:
         odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise UserError(
-            f"{source} is not the model that its config describes: {len(odd)} tensors differ, first {odd[0]}: "
+            f"{source} is not the model that its config.json describes: {len(odd)} tensors differ, first {odd[0]}: "
             f"{found.get(odd[0], 'absent')}, not {expected.get(odd[0], 'there')}"
         )
     model.load_state_dict(tensors, assign=True)

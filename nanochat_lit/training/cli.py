@@ -6,7 +6,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.recipes import find_recipe
 from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
 from nanochat_lit.training.callbacks.export import ExportModel
 from nanochat_lit.training.callbacks.garbage import FreezeGarbage
@@ -133,7 +133,7 @@ class NanochatCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse them, and keep them as they were given."""
         self._arguments = list(args or [])
-        super().parse_arguments(parser, [_find_recipe(argument) for argument in self._arguments])
+        super().parse_arguments(parser, [find_recipe(argument) for argument in self._arguments])
 
     def _parse_ckpt_path(self) -> None:
         """Do not read the whole checkpoint in search of hyper-parameters, as Lightning does: the recipe has them."""
@@ -252,23 +252,6 @@ def _explain(error: Exception, trainer_config: Any) -> str:
     )
 
 
-_PACKAGED = (Path("recipes"), Path("configs/trainer"))
-
-
-def _find_recipe(argument: str) -> str:
-    """The packaged file when `recipes/X.yaml` or `configs/trainer/X.yaml` is asked for outside a checkout, else the argument."""
-    option, equals, value = argument.rpartition("=")
-    path = Path(value)
-    known = next((folder for folder in _PACKAGED if path.parent.parts[-len(folder.parts) :] == folder.parts), None)
-    if known is None or path.suffix != ".yaml" or path.exists():
-        return argument
-    package = Path(str(files("nanochat_lit")))
-    for folder in (package / known, package.parent / known):  # installed; in a checkout
-        if (folder / path.name).is_file():
-            return f"{option}{equals}{folder / path.name}"
-    return argument
-
-
 def _check_recipes(argv: Sequence[str]) -> None:
     """Say which recipe is not YAML, and where; the parser's own message has no file name."""
     options = [*argv, ""]
@@ -321,7 +304,7 @@ def main(argv: Sequence[str]) -> int:
     with warnings.catch_warnings(), reported_once(), _user_errors_unwrapped():
         for pattern in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", pattern)
-        _check_recipes([_find_recipe(argument) for argument in argv])
+        _check_recipes([find_recipe(argument) for argument in argv])
         NanochatCLI(
             LightningModule,
             LightningDataModule,

@@ -202,7 +202,6 @@ class TextDataModule(LanguageDataModule):
         module.check_batch(self.rows, self.trainer.world_size)
         if self.path is None:
             print(f"data: {self.source.name}", file=sys.stderr)
-        print(f"documents longer than a row: {_LONG_DOCUMENTS[self.long_documents]}", file=sys.stderr)
         progress = DownloadProgress()
         self.source.prepare(self.mirror, progress.report)
         progress.end()
@@ -241,6 +240,8 @@ class TextDataModule(LanguageDataModule):
         print(f"tokenizer: {folder}, {found:,} tokens", file=sys.stderr)
 
     def train_dataloader(self) -> ResumableLoader:
+        if rank() == 0:
+            print(f"documents longer than a row: {_LONG_DOCUMENTS[self.long_documents]}", file=sys.stderr)
         return self.loader(
             PretrainStream(
                 texts=self.source,

@@ -110,9 +110,9 @@ class RLModule(ContinuedModule):
             base=base, rates=rates, tokens_per_step=None, init_lr_fraction=init_lr_fraction, temperature=chat_temperature,
             compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8,
         )  # fmt: skip
-        shape = {"partial_reward": partial_reward, "format_reward": format_reward, "length_penalty": length_penalty}
-        self.reward_shape = RewardShape(**shape)
-        self.num_steps, self.questions_per_step, self.num_samples = num_steps, questions_per_step, num_samples
+        self.reward_shape = RewardShape(partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty)  # fmt: skip
+        self.num_steps = num_steps
+        self.questions_per_step, self.num_samples = questions_per_step, num_samples
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
         self.updates_per_batch, self.clip_ratio, self.kl_coefficient = updates_per_batch, clip_ratio, kl_coefficient
         self._check_settings()

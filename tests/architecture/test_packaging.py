@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_lit.training.cli import _find_recipe
+from nanochat_lit.common.recipes import find_recipe
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,15 @@ def test_recipes_are_installed_inside_the_package(setuptools_table):
 def test_recipes_are_found_from_anywhere(tmp_path, monkeypatch):
     """From the installed copy if there is one, else from the checkout; a file of that name where one stands wins."""
     monkeypatch.chdir(tmp_path)
-    found = Path(_find_recipe("recipes/cpu_text.yaml"))
+    found = Path(find_recipe("recipes/cpu_text.yaml"))
     assert found.is_file()
     assert found.parent.name == "recipes"
-    assert _find_recipe("--config=recipes/cpu_text.yaml") == f"--config={found}"
-    assert _find_recipe("recipes/none.yaml") == "recipes/none.yaml"
-    fragment = Path(_find_recipe("configs/trainer/cpu.yaml"))
+    assert find_recipe("--config=recipes/cpu_text.yaml") == f"--config={found}"
+    assert find_recipe("recipes/none.yaml") == "recipes/none.yaml"
+    fragment = Path(find_recipe("configs/trainer/cpu.yaml"))
     assert fragment.is_file()
     assert fragment.parts[-3:-1] == ("configs", "trainer")
-    assert _find_recipe("trainer/cpu.yaml") == "trainer/cpu.yaml"
+    assert find_recipe("trainer/cpu.yaml") == "trainer/cpu.yaml"
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "cpu_text.yaml").write_text("run_dir: mine")
-    assert _find_recipe("recipes/cpu_text.yaml") == "recipes/cpu_text.yaml"
+    assert find_recipe("recipes/cpu_text.yaml") == "recipes/cpu_text.yaml"

@@ -48,11 +48,11 @@ def test_a_thousand_documents_are_packed_ten_times_as_fast_as_by_a_scan():
     lengths = [min(20_000, int(rng.lognormvariate(7, 1))) + 1 for _ in range(6000)]
     documents = [np.zeros(length, np.uint16) for length in lengths]
     lists = [document.tolist() for document in documents]
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     num_rows = sum(1 for _ in best_fit_rows(documents, 513))
-    packed_s = time.perf_counter()
+    packed_s = time.process_time()
     assert sum(1 for _ in scanned_rows(lists, 513, 1000)) == num_rows
-    assert time.perf_counter() - packed_s > 10 * (packed_s - start_s)
+    assert time.process_time() - packed_s > 10 * (packed_s - start_s)
 
 
 @settings(max_examples=200, deadline=None)

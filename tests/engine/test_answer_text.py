@@ -18,9 +18,11 @@ def test_stop_strings_cut_the_same_text_wherever_tokens_end(tokenizer: Tokenizer
     def check(text: str, stop: list[str]) -> None:
         answer = AnswerText(tokenizer, stop)
         shown = "".join(piece.text for piece in said(answer, tokenizer.encode(text)))
-        places = [text.index(one) for one in stop if one in text]
-        assert shown == (text[: min(places)] if places else text)
-        assert answer.has_stopped == bool(places)
+        # read letter by letter: the first stop string that is whole ends it, the longest if there are several
+        read = next((text[:end] for end in range(len(text) + 1) if any(one in text[:end] for one in stop)), None)
+        longest = max((one for one in stop if read and read.endswith(one)), key=len, default="")
+        assert shown == (text if read is None else read.removesuffix(longest))
+        assert answer.has_stopped == (read is not None)
 
     check()
 

@@ -152,7 +152,7 @@ def test_a_request_that_takes_too_long_is_504(start_server, stream):
         ({"host": "256.0.0.1"}, "cannot listen at 256.0.0.1"),
         ({"api_key": ""}, "printable ASCII"),
         ({"api_key": "schlüssel"}, "printable ASCII"),
-        ({"model": "nowhere"}, "no tokenizer.model in 'nowhere'"),
+        ({"model": "nowhere"}, "no tokenizer.json in 'nowhere'"),
     ],
 )
 def test_mistakes_are_told_before_anything_starts(make_export, options, message):

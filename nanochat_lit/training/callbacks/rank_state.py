@@ -1,5 +1,6 @@
 """What Lightning's checkpoints leave out: for each rank, its place in the data, its random numbers, its open figures."""
 
+import io
 import random
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,8 +33,9 @@ class RankState(Callback):
         }
         states: list[Any] = [own]
         if world_size() > 1:  # a collective, which Lightning calls on every rank
-            states = [None] * world_size()
-            dist.all_gather_object(states, own)
+            boxes: list[Any] = [None] * world_size()
+            dist.all_gather_object(boxes, _packed(own))
+            states = [torch.load(io.BytesIO(box), weights_only=True) for box in boxes]
         checkpoint[KEY] = states
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -49,6 +51,13 @@ class RankState(Callback):
             set_random_state(self._own["random"])
             cast("LanguageModule", pl_module).load_rank_state_dict(self._own["module"])
             self._own = None
+
+
+def _packed(state: dict[str, Any]) -> bytes:
+    """As a checkpoint holds it: pickling tensors of unsigned integers, as `all_gather_object` does, gives what cannot be read."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
 
 
 def random_state() -> dict[str, Any]:

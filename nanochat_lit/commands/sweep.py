@@ -1,0 +1,85 @@
+"""`nanochat-lit sweep`: many runs by one recipe, one after the other, and what follows from them."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from nanochat_lit.common.errors import UserError
+
+
+def sweep(
+    recipe: str,
+    run_dir: str | None = None,
+    fit: str | None = None,
+    depths: list[int] | None = None,
+    flops_budgets: list[float] | None = None,
+    options: dict[str, Any] | None = None,
+    dry_run: bool = False,
+    train: bool = True,
+) -> None:
+    """Train every depth, or every depth with every compute budget, and fit the laws that connect them.
+
+    Each run is a `nanochat-lit fit` in a process of its own and a folder of its own. The same command again skips the runs
+    that are finished, and continues the one that was interrupted from its last checkpoint. RUN_DIR/report/report.html (and
+    .md) has the table, the curves and the fits, RUN_DIR/sweep_results.json the numbers; with some runs missing, they say so.
+
+    Args:
+        recipe: YAML file of a sweep: run_dir, fit, depths, flops_budgets, options.
+        run_dir: Folder of the sweep; null is the recipe's.
+        fit: Recipe of the single run; null is the recipe's.
+        depths: As in '[8, 10, 12]'; null are the recipe's.
+        flops_budgets: As in '[1e18, 4e18]'; '[]' trains each depth as long as its recipe says; null are the recipe's.
+        options: Keys of `fit` added to the recipe's, as in '{"model.warmup": 10}'.
+        dry_run: Print the commands, and train nothing.
+        train: Train what is missing; false only looks at what is finished.
+    """
+    from nanochat_lit.commands.sweep_page import sweep_blocks, sweep_results
+    from nanochat_lit.commands.sweep_recipe import read_sweep
+    from nanochat_lit.common.paths import write_json
+    from nanochat_lit.evaluation.page import write_page
+
+    changes = {"run_dir": run_dir, "fit": fit, "depths": depths, "flops_budgets": flops_budgets, "options": options}
+    plan = read_sweep(recipe, changes)
+    if dry_run:
+        for run in plan.runs:
+            state = "finished" if run.finished() else "to do"
+            print(f"# {run.folder}: {state}\n{shlex.join(['nanochat-lit', *run.command[3:]])}")
+        return
+    for number, run in enumerate(plan.runs, start=1):
+        if train:
+            _train(run, f"[{number}/{len(plan.runs)}]")
+    finished = [(run, result) for run in plan.runs if (result := run.finished()) is not None]
+    if not finished:
+        raise UserError(f"{plan.run_dir} has no finished run; leave --train false out")
+    results = sweep_results(finished, num_planned=len(plan.runs))
+    folder = Path(plan.run_dir)
+    write_json(folder / "sweep_results.json", results)
+    write_page(folder / "report", f"nanochat-lit sweep: {plan.run_dir}", sweep_blocks(plan.run_dir, results))
+    for law in results["laws"]:
+        print(law["text"])
+    print(f"{folder / 'report' / 'report.html'}\n{folder / 'report' / 'report.md'}")
+
+
+def _train(run: Any, place: str) -> None:
+    """Train one run, or go on with it, unless it is finished.
+
+    Raises:
+        UserError: If its process fails.
+    """
+    run.begin()
+    if run.finished() is not None:
+        print(f"{place} {run.folder}: finished", file=sys.stderr, flush=True)
+        return
+    print(f"{place} {run.folder}", file=sys.stderr, flush=True)
+    status = subprocess.run(run.command, check=False).returncode  # noqa: S603 - our own program with a list of words
+    if status in (130, -2):
+        raise KeyboardInterrupt
+    if status:
+        raise UserError(f"{run.folder} ended with status {status}; the same sweep again goes on with it")
+    if run.finished() is None:
+        raise UserError(
+            f"{run.folder} ended without an error, but has no export with all of its steps and a val_bpb; "
+            "the options must not stop it early or leave validation out"
+        )

@@ -1,0 +1,206 @@
+"""What follows from the finished runs of a sweep: numbers, fits, plots."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nanochat_lit.commands.run_folder import RunFolder
+from nanochat_lit.commands.sweep_recipe import SweepRun
+from nanochat_lit.evaluation.page import Block, Heading, Paragraph, Plots, Table
+from nanochat_lit.evaluation.plots import curves_png
+from nanochat_lit.evaluation.scaling_fits import (
+    Parabola,
+    PowerLaw,
+    fit_parabola,
+    fit_power_law,
+    fit_saturating_power_law,
+)
+from nanochat_lit.model.accounting import count_parameters
+
+METHOD = (
+    "Method: for each budget a parabola of the loss over log10 N is fitted by least squares (N: the parameters that count for "
+    "scaling, blocks and unembedding), and another one over log10 D (D: tokens); their lowest points are the best size and "
+    "the best number of tokens for the budget, and straight lines through these in log-log coordinates are the power laws "
+    "(Hoffmann et al. 2022, second approach). Lowest points outside the sizes that were trained are left out of the laws."
+)
+SERIES_METHOD = "Method: offset + factor * FLOPs ** exponent by least squares of the loss; the offset by trying (from four runs on)."
+
+
+def sweep_results(finished: Sequence[tuple[SweepRun, RunFolder]], num_planned: int) -> dict[str, Any]:
+    """Numbers of every run, and the laws that connect them; plain JSON.
+
+    Args:
+        finished: Runs with their folders.
+        num_planned: How many the whole sweep has.
+
+    Returns:
+        runs: name, depth, budget, parameters, tokens, flops, val_bpb, hours; optima: one for each budget that has a parabola with a
+        lowest point; laws: name, text, exponent, factor, offset, exponent_error; num_planned.
+    """
+    rows = [_row(run, result) for run, result in finished]
+    budgets = sorted({row["budget"] for row in rows if row["budget"] is not None})
+    optima = [optimum for budget in budgets if (optimum := _optimum(rows, budget)) is not None]
+    return {"num_planned": num_planned, "runs": rows, "optima": optima, "laws": _laws(rows, optima)}
+
+
+def _row(run: SweepRun, result: RunFolder) -> dict[str, Any]:
+    last = result.last
+    assert result.shape is not None  # it is finished, so it has an export
+    return {
+        "name": run.folder.name,
+        "depth": run.depth,
+        "budget": run.budget,
+        "parameters": count_parameters(result.shape).scaling,
+        "tokens": last["tokens"],
+        "flops": last["total_flops"],
+        "val_bpb": result.curve("val_bpb")[1][-1],
+        "hours": result.training_s / 3600,
+    }
+
+
+def _optimum(rows: Sequence[dict[str, Any]], budget: float) -> dict[str, Any] | None:
+    """Best size and best tokens of a budget."""
+    own = [row for row in rows if row["budget"] == budget]
+    losses = [row["val_bpb"] for row in own]
+    by_size = fit_parabola([row["parameters"] for row in own], losses)
+    by_tokens = fit_parabola([row["tokens"] for row in own], losses)
+    if by_size is None or by_tokens is None:
+        return None
+    return {
+        "budget": budget,
+        "parameters": by_size.best,
+        "tokens": by_tokens.best,
+        "val_bpb": by_size.lowest,
+        "curvature": by_size.curvature,
+        "is_inside": by_size.is_inside and by_tokens.is_inside,
+    }
+
+
+def _laws(rows: Sequence[dict[str, Any]], optima: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    laws: list[tuple[str, PowerLaw | None]] = []
+    inside = [optimum for optimum in optima if optimum["is_inside"]]
+    budgets = [optimum["budget"] for optimum in inside]
+    for name, symbol in (("parameters", "N"), ("tokens", "D")):
+        laws.append((f"best {symbol}", fit_power_law(budgets, [optimum[name] for optimum in inside])))
+    if all(row["budget"] is None for row in rows):
+        law = fit_saturating_power_law([row["flops"] for row in rows], [row["val_bpb"] for row in rows])
+        laws.append(("val_bpb", law))
+    return [
+        {
+            "name": name,
+            "text": _law_text(name, law),
+            "exponent": law.exponent,
+            "factor": law.factor,
+            "offset": law.offset,
+            "exponent_error": law.exponent_error,
+        }
+        for name, law in laws
+        if law is not None
+    ]
+
+
+def _law_text(name: str, law: PowerLaw) -> str:
+    error = "" if law.exponent_error is None else f" (+- {law.exponent_error:.3f})"
+    offset = f"{law.offset:.4f} + " if law.offset else ""
+    return f"{name} = {offset}{law.factor:.4g} * FLOPs ** {law.exponent:.4f}{error}"
+
+
+def sweep_blocks(title: str, results: dict[str, Any]) -> list[Block]:
+    """The page of a sweep.
+
+    Args:
+        title: Its name.
+        results: Of `sweep_results`.
+    """
+    rows = results["runs"]
+    missing = results["num_planned"] - len(rows)
+    is_budgeted = any(row["budget"] is not None for row in rows)
+    blocks: list[Block] = [Heading(text=f"Sweep: {title}", level=1)]
+    if missing:
+        blocks.append(
+            Paragraph(
+                text=f"{missing} of {results['num_planned']} runs are not finished; all that follows leaves them out."
+            )
+        )
+    blocks += [
+        Table(
+            heading=["run", "depth", "budget, FLOPs", "FLOPs", "N", "D", "D / N", "val_bpb", "hours"],
+            rows=[
+                [
+                    row["name"], str(row["depth"]), "" if row["budget"] is None else f"{row['budget']:.3g}",
+                    f"{row['flops']:.3g}", f"{row['parameters']:,}", f"{row['tokens']:,.0f}",
+                    f"{row['tokens'] / row['parameters']:.1f}", f"{row['val_bpb']:.4f}", f"{row['hours']:.2f}",
+                ]
+                for row in rows
+            ],
+        ),
+        Heading(text="Laws"),
+        *(Paragraph(text=law["text"]) for law in results["laws"]),
+    ]  # fmt: skip
+    if not results["laws"]:
+        blocks.append(Paragraph(text="Too few runs (or no lowest points between the sizes) for a law."))
+    if results["optima"]:
+        blocks.append(_optima_table(results["optima"]))
+    blocks.append(Paragraph(text=METHOD if is_budgeted else SERIES_METHOD))
+    return [
+        *blocks,
+        Heading(text="Plots"),
+        Plots(images=_budget_plots(results) if is_budgeted else _series_plots(results)),
+    ]
+
+
+def _optima_table(optima: Sequence[dict[str, Any]]) -> Table:
+    return Table(
+        heading=["budget, FLOPs", "best N", "best D", "D / N", "val_bpb there", "between the sizes trained"],
+        rows=[
+            [
+                f"{best['budget']:.3g}", f"{best['parameters']:.4g}", f"{best['tokens']:.4g}",
+                f"{best['tokens'] / best['parameters']:.1f}", f"{best['val_bpb']:.4f}", "yes" if best["is_inside"] else "no",
+            ]
+            for best in optima
+        ],
+    )  # fmt: skip
+
+
+def _budget_plots(results: dict[str, Any]) -> dict[str, bytes]:
+    rows, optima = results["runs"], results["optima"]
+    points: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        places, values = points.setdefault(f"{row['budget']:.3g} FLOPs", ([], []))
+        places.append(row["parameters"])
+        values.append(row["val_bpb"])
+    parabolas = {}
+    for best in optima:
+        name = f"{best['budget']:.3g} FLOPs"
+        curve = Parabola(
+            best=best["parameters"], lowest=best["val_bpb"], curvature=best["curvature"], is_inside=best["is_inside"]
+        )
+        places = np.geomspace(min(points[name][0]), max(points[name][0]), 60).tolist()
+        parabolas[name] = (places, [curve(place) for place in places])
+    title = "loss by size at equal compute"
+    plots = {title: curves_png(title, "bits per byte", parabolas, "N", log_x=True, log_y=False, points=points)}
+    for law, column, label in _pairs(results["laws"]):
+        budgets = [best["budget"] for best in optima]
+        line = PowerLaw(exponent=law["exponent"], factor=law["factor"])
+        places = np.geomspace(min(budgets), max(budgets), 60).tolist()
+        curves = {law["text"]: (places, [line(place) for place in places])}
+        found = {law["text"]: (budgets, [best[column] for best in optima])}
+        plots[label] = curves_png(label, column, curves, "FLOPs", log_x=True, points=found)
+    return plots
+
+
+def _pairs(laws: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str, str]]:
+    kinds = {"best N": ("parameters", "best size by compute"), "best D": ("tokens", "best tokens by compute")}
+    return [(law, *kinds[law["name"]]) for law in laws if law["name"] in kinds]
+
+
+def _series_plots(results: dict[str, Any]) -> dict[str, bytes]:
+    rows, title = results["runs"], "loss by compute"
+    points = {"runs": ([row["flops"] for row in rows], [row["val_bpb"] for row in rows])}
+    curves = {}
+    for law in results["laws"]:
+        line = PowerLaw(exponent=law["exponent"], factor=law["factor"], offset=law["offset"])
+        places = np.geomspace(min(points["runs"][0]), max(points["runs"][0]), 60).tolist()
+        curves[law["text"]] = (places, [line(place) for place in places])
+    return {title: curves_png(title, "bits per byte", curves, "FLOPs", log_x=True, points=points)}

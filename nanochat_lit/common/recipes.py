@@ -1,0 +1,24 @@
+"""Where recipes and their fragments are: beside the package in a checkout, inside it when it is installed."""
+
+from importlib.resources import files
+from pathlib import Path
+
+_PACKAGED = (Path("recipes"), Path("configs/trainer"))
+
+
+def find_recipe(argument: str) -> str:
+    """The packaged file when `recipes/X.yaml` or `configs/trainer/X.yaml` is asked for outside a checkout, else the argument.
+
+    Args:
+        argument: A path, or --option=PATH.
+    """
+    option, equals, value = argument.rpartition("=")
+    path = Path(value)
+    known = next((folder for folder in _PACKAGED if path.parent.parts[-len(folder.parts) :] == folder.parts), None)
+    if known is None or path.suffix != ".yaml" or path.exists():
+        return argument
+    package = Path(str(files("nanochat_lit")))
+    for folder in (package / known, package.parent / known):  # installed; in a checkout
+        if (folder / path.name).is_file():
+            return f"{option}{equals}{folder / path.name}"
+    return argument

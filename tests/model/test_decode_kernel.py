@@ -1,0 +1,113 @@
+"""The decode kernel against plain PyTorch, and a sequence in company against the same one alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from nanochat_lit import GPT, GPTConfig
+from nanochat_lit.model import KVCache, SlotCache
+from nanochat_lit.model.decode_kernel import DecodeKernel, KernelLinear, kernel_library
+from nanochat_lit.model.packed import Int8Linear, can_pack, pack_linears, quantize_rows
+
+pytestmark = pytest.mark.skipif(kernel_library() is None, reason="there is no C++ compiler")
+
+
+def build(dtype: torch.dtype, seed: int = 0, **changes: object) -> GPT:
+    fields = {"sequence_len": 300, "vocab_size": 100, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 128}
+    model = GPT(GPTConfig(**{**fields, "window_pattern": "SL", **changes}))
+    model.init_weights(torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed + 1)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    return model.set_compute_dtype(dtype, cast_weights=True).eval()
+
+
+def texts(*lengths: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(0, 100, (1, length), generator=generator) for length in lengths]
+
+
+@torch.inference_mode()
+def decode(model: GPT, prompts: list[torch.Tensor], following: list[torch.Tensor]) -> torch.Tensor:
+    """Logits (steps, B, V) of tokens that follow some prompts, read one by one in slots."""
+    slots = SlotCache(model.config, len(prompts), 300, dtype=model.compute_dtype)
+    for prompt in prompts:
+        reading = KVCache(model.config, 1, 300, dtype=model.compute_dtype)
+        model(prompt, kv_cache=reading)
+        slots.insert(reading)
+    out = []
+    for tokens in zip(*(list(text[0]) for text in following), strict=True):
+        slots.begin_step()
+        out.append(model(torch.stack(tokens)[:, None], kv_cache=slots)[:, 0])
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("changes", [{}, {"window_pattern": "S"}, {"n_kv_head": 4}, {"n_layer": 1}, {"vocab_size": 67}])
+def test_logits_are_those_of_the_full_forward(changes: dict[str, object]) -> None:
+    """Prompts shorter and longer than the window of 128, and sequences that run past it; float32."""
+    model = build(torch.float32, **changes)
+    prompts, following = texts(3, 120, 129, 250), texts(20, 20, 20, 20)
+    prompts, following = [[t % model.config.vocab_size for t in some] for some in (prompts, following)]
+    plain = copy.deepcopy(model)
+    pack_linears(model)
+    assert isinstance(model.decode_kernel, DecodeKernel)
+    steps = decode(model, prompts, following)
+    for row, (prompt, new) in enumerate(zip(prompts, following, strict=True)):
+        with torch.inference_mode():
+            expected = plain(torch.cat((prompt, new), dim=1))[0, -20:]
+        torch.testing.assert_close(steps[:, row], expected, atol=5e-5, rtol=1e-4)
+
+
+def test_bfloat16_is_as_near_to_float32_as_pytorchs() -> None:
+    model, exact = build(torch.bfloat16), build(torch.bfloat16)
+    for parameter in exact.parameters():
+        parameter.data = parameter.data.float()
+    exact.set_compute_dtype(torch.float32)
+    prompts, following = texts(3, 120, 250), texts(20, 20, 20)
+    expected, plain = decode(exact, prompts, following), decode(model, prompts, following)
+    pack_linears(model)
+    ours = decode(model, prompts, following)
+    assert (ours - expected).norm() < 1.1 * (plain - expected).norm()
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_company_and_threads_do_not_matter(dtype: torch.dtype, quantize: str | None, threads: int) -> None:
+    """Bit for bit: eight rows on some threads against each alone on one."""
+    model = build(dtype)
+    pack_linears(model, quantize)
+    lengths = (3, 120, 129, 250, 7, 8, 9, 10)
+    prompts, following = texts(*lengths), texts(*[12] * len(lengths))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = torch.cat([decode(model, [p], [f]) for p, f in zip(prompts, following, strict=True)], dim=1)
+        torch.set_num_threads(threads)
+        together = decode(model, prompts, following)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together, alone)
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (100, 60), (16, 3), (257, 768)])
+@pytest.mark.parametrize("rows", [1, 2, 7, 12, 40])
+def test_a_layer_equals_the_plain_product(shape: tuple[int, int], rows: int) -> None:
+    """float32 within 1e-5; bfloat16 within half a step of its last digit; int8 as oneDNN's, whose sums are exact too."""
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = torch.randn(shape, generator=generator), torch.randn(rows, shape[1], generator=generator)
+    torch.testing.assert_close(KernelLinear(weight)(inputs), nn.functional.linear(inputs, weight), atol=1e-4, rtol=1e-5)
+    weight, inputs = weight.bfloat16(), inputs.bfloat16()
+    exact = (inputs.double() @ weight.double().T).float()
+    torch.testing.assert_close(KernelLinear(weight)(inputs).float(), exact, atol=1e-4, rtol=2**-8)
+    rounded = KernelLinear(*quantize_rows(weight.float()))(inputs)
+    if can_pack(torch.device("cpu")) and torch.cpu._is_vnni_supported():
+        torch.testing.assert_close(rounded, Int8Linear(weight)(inputs), atol=0, rtol=2**-7)
+    assert (rounded.float() - exact).norm() < 0.02 * exact.norm()
+
+
+def test_other_widths_and_types_are_left_to_pytorch() -> None:
+    assert not DecodeKernel.fits(build(torch.float32, n_embd=72, n_head=3, n_kv_head=3))
+    assert not DecodeKernel.fits(build(torch.float16))
