@@ -147,6 +147,8 @@ def evaluate_documents(
 
     per_token = BitsPerByte()  # of tokens that count as a byte each: whose bytes they are does not matter to the sum
     units = torch.ones(tokenizer.vocab_size, dtype=torch.int64, device=model.device)
+    nothing = torch.zeros((1, 1), device=model.device)  # a rank without documents has measured that much
+    per_token.update(nothing, nothing.long() + IGNORE_INDEX, units)
     with torch.inference_mode():
         for batch in document_batches(counted(), tokenizer, sequence_len, micro_batch_size):
             inputs, targets = batch["inputs"].to(model.device), batch["targets"].to(model.device)
