@@ -22,7 +22,8 @@ METHOD = (
     "Method: for each budget a parabola of the loss over log10 N is fitted by least squares (N: the parameters that count for "
     "scaling, blocks and unembedding), and another one over log10 D (D: tokens); their lowest points are the best size and "
     "the best number of tokens for the budget, and straight lines through these in log-log coordinates are the power laws "
-    "(Hoffmann et al. 2022, second approach). Lowest points outside the sizes that were trained are left out of the laws."
+    "(Hoffmann et al. 2022, second approach). Lowest points outside the sizes that were trained are left out of the laws. A "
+    "large error of the fit says that the sizes lie too far apart for a parabola: choose depths nearer to the best one."
 )
 SERIES_METHOD = "Method: offset + factor * FLOPs ** exponent by least squares of the loss; the offset by trying (from four runs on)."
 
@@ -73,6 +74,7 @@ def _optimum(rows: Sequence[dict[str, Any]], budget: float) -> dict[str, Any] | 
         "tokens": by_tokens.best,
         "val_bpb": by_size.lowest,
         "curvature": by_size.curvature,
+        "error": by_size.error,
         "is_inside": by_size.is_inside and by_tokens.is_inside,
     }
 
@@ -101,7 +103,7 @@ def _laws(rows: Sequence[dict[str, Any]], optima: Sequence[dict[str, Any]]) -> l
 
 
 def _law_text(name: str, law: PowerLaw) -> str:
-    error = "" if law.exponent_error is None else f" (+- {law.exponent_error:.3f})"
+    error = " (two points only)" if law.exponent_error is None else f" (+- {law.exponent_error:.3f})"
     offset = f"{law.offset:.4f} + " if law.offset else ""
     return f"{name} = {offset}{law.factor:.4g} * FLOPs ** {law.exponent:.4f}{error}"
 
@@ -130,7 +132,7 @@ def sweep_blocks(title: str, results: dict[str, Any]) -> list[Block]:
                 [
                     row["name"], str(row["depth"]), "" if row["budget"] is None else f"{row['budget']:.3g}",
                     f"{row['flops']:.3g}", f"{row['parameters']:,}", f"{row['tokens']:,.0f}",
-                    f"{row['tokens'] / row['parameters']:.1f}", f"{row['val_bpb']:.4f}", f"{row['hours']:.2f}",
+                    f"{row['tokens'] / row['parameters']:.3g}", f"{row['val_bpb']:.4f}", f"{row['hours']:.2f}",
                 ]
                 for row in rows
             ],
@@ -152,11 +154,11 @@ def sweep_blocks(title: str, results: dict[str, Any]) -> list[Block]:
 
 def _optima_table(optima: Sequence[dict[str, Any]]) -> Table:
     return Table(
-        heading=["budget, FLOPs", "best N", "best D", "D / N", "val_bpb there", "between the sizes trained"],
+        heading=["budget, FLOPs", "best N", "best D", "D / N", "val_bpb there", "error of the fit", "between the sizes trained"],
         rows=[
             [
                 f"{best['budget']:.3g}", f"{best['parameters']:.4g}", f"{best['tokens']:.4g}",
-                f"{best['tokens'] / best['parameters']:.1f}", f"{best['val_bpb']:.4f}", "yes" if best["is_inside"] else "no",
+                f"{best['tokens'] / best['parameters']:.1f}", f"{best['val_bpb']:.4f}", f"{best['error']:.4f}", "yes" if best["is_inside"] else "no",
             ]
             for best in optima
         ],

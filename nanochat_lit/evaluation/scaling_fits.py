@@ -30,6 +30,8 @@ class Parabola:
     """Above 0 if there is a lowest point."""
     is_inside: bool
     """Whether the lowest point lies between the points that it was fitted to; otherwise it is a guess."""
+    error: float = 0.0
+    """Root mean square of what the values differ from the curve; a parabola holds only near its lowest point."""
 
     def __call__(self, x: float) -> float:
         """The value at x."""
@@ -72,11 +74,13 @@ def fit_parabola(places: Sequence[float], values: Sequence[float]) -> Parabola |
     if curvature <= 0:
         return None
     shift = -slope / (2 * curvature)
+    residuals = np.polyval((curvature, slope, level), logs - middle) - np.asarray(values)
     return Parabola(
         best=float(10 ** (middle + shift)),
         lowest=float(level - slope**2 / (4 * curvature)),
         curvature=float(curvature),
         is_inside=bool(logs.min() <= middle + shift <= logs.max()),
+        error=float(np.sqrt((residuals**2).mean())),
     )
 
 

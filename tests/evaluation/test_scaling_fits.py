@@ -13,6 +13,13 @@ def test_a_parabola_is_found_exactly():
     assert (found.lowest, found.curvature) == pytest.approx((0.8, 0.05), rel=1e-9)
     assert found.is_inside
     assert found(1e7) == pytest.approx(0.8 + 0.05 * 0.36, rel=1e-9)
+    assert found.error == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_error_is_what_the_curve_misses():
+    places, noise = [1.0, 10.0, 100.0, 1000.0], np.array([0.1, -0.3, 0.3, -0.1])  # what no parabola can follow
+    values = [(np.log10(place) - 1.5) ** 2 for place in places] + noise
+    assert fit_parabola(places, values).error == pytest.approx(np.sqrt((noise**2).mean()), rel=1e-9)
 
 
 def test_what_has_no_lowest_point_is_no_optimum():

@@ -1,0 +1,197 @@
+"""The documentation: commands are parsed to the end of their arguments, code runs, links and names exist.
+
+Verbs of the Trainer are run with --print_config, which reads the recipe and every option; other verbs get their options parsed by
+their signature, and their function is not called.
+"""
+
+import functools
+import inspect
+import io
+import itertools
+import json
+import re
+import shlex
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nanochat_lit import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", "recipes/README.md", "recipes/coming_from.md", "recipes/troubleshooting.md", "recipes/papers.md"]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+OTHERS = {"pip", "curl", "torchrun", "srun", "docker", "vllm", "python", "lm_eval", "bash", "apt-get", "pytest"}
+"""Programs of others that blocks begin with."""
+
+
+def text_of(page):
+    return (ROOT / page).read_text("utf-8")
+
+
+def blocks(page, language):
+    return [body for found, body in FENCE.findall(text_of(page)) if found == language]
+
+
+def is_shell(body):
+    first = body.split()[0]
+    return first in OTHERS | {"nanochat-lit", "#"} or "=" in first
+
+
+def shell_lines(page):
+    for body in blocks(page, ""):
+        if is_shell(body) and not body.startswith("curl"):  # whose body has lines of its own
+            for line in body.replace("\\\n", " ").splitlines():
+                yield from line.split(" && ")
+
+
+def commands(page):
+    """Words of every command of ours in the blocks and between backticks, optional parts included."""
+    inline = re.findall(r"`(nanochat-lit [a-z][^`]*)`", FENCE.sub("", text_of(page)))
+    for line in [*shell_lines(page), *inline]:
+        match = re.search(r"(?:^|\s)nanochat-lit ([a-z].*)", line)
+        if match and not line.lstrip().startswith("#"):
+            words = shlex.split(re.sub(r" \[(-.*?)\](?=\s|$)", r" \1", match[1]), comments=True)
+            yield ["2" if re.fullmatch("[A-Z]", word) else word for word in words]  # N, D: any number
+
+
+ALL_COMMANDS = [pytest.param(words, id=f"{page}: {' '.join(words)[:90]}") for page in PAGES for words in commands(page)]
+TRAINER = [case for case in ALL_COMMANDS if cli.VERBS.get(case.values[0][0], ("",))[0] == cli.TRAINER]
+FUNCTIONS = [case for case in ALL_COMMANDS if case not in TRAINER]
+
+
+def test_the_commands_were_found():
+    assert len(TRAINER) >= 15
+    assert {case.values[0][0] for case in FUNCTIONS} >= set(cli.VERBS) - {"fit", "validate", "test"}
+
+
+@pytest.mark.parametrize("words", TRAINER)
+def test_a_trainer_command(words):
+    if any(value.endswith("X.yaml") for value in words):
+        pytest.skip("stands for any recipe")
+    with redirect_stdout(io.StringIO()) as out:
+        assert cli.main([*words, "--print_config"]) == 0
+    config = yaml.safe_load(out.getvalue())
+    for name, value in zip(words, [*words[1:], ""], strict=True):
+        if name == "--run_dir":
+            assert config["run_dir"] == value
+
+
+@pytest.mark.parametrize("words", FUNCTIONS)
+def test_another_command(words, monkeypatch, capsys):
+    called, load = [], cli._load
+
+    def stub_of(target):
+        function = load(target)
+
+        @functools.wraps(function)
+        def stub(**options):
+            called.append(options)
+
+        return stub
+
+    monkeypatch.setattr(cli, "_load", stub_of)
+    target = cli.VERBS[words[0]][0]
+    depth = 2 if isinstance(target, dict) else 1
+    if len(words) == depth:  # named only: its help
+        words = [*words, "--help"]
+    status = cli.main(words)
+    error = capsys.readouterr().err
+    missing = "required" in error and words[0] in NAMED_ONLY
+    assert status == 0 or missing, error
+    assert called or "--help" in words or missing
+
+
+NAMED_ONLY = {"import-nanochat", "import-hf"}
+"""Verbs that a table names with a part of their options."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_other_lines(page):
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+    extras = tomllib.loads(text_of("pyproject.toml"))["project"]["optional-dependencies"]
+    for line in shell_lines(page):
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        program = next((word for word in words if "=" not in word), "")
+        assert program in OTHERS | {"nanochat-lit"}, line
+        if program == "pip":
+            for extra in re.findall(r"'\.\[(\w+)\]'", line):
+                assert extra in extras
+        if program == "docker":
+            files = [value for name, value in itertools.pairwise(words) if name == "-f"]
+            assert files
+            assert all((ROOT / name).is_file() for name in files)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_bodies_of_curl(page):
+    for body in blocks(page, ""):
+        if body.startswith("curl"):
+            words = shlex.split(body)
+            assert "messages" in json.loads(words[words.index("-d") + 1])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_looked_at(page):
+    """Blocks without a language are shell, Python of others, or the tree of files."""
+    for language, body in FENCE.findall(text_of(page)):
+        assert language in ("", "yaml", "python", "text")
+        if language == "yaml":
+            assert isinstance(yaml.safe_load(body), dict)
+        if language == "python" or (language == "" and body.startswith(("from ", "import "))):
+            compile(body, page, "exec")  # run by tests/commands/test_quickstart.py and tests/serve/test_readme.py
+        elif language == "":
+            assert is_shell(body) or body.startswith("nanochat_lit/\n"), body
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+def test_tree_of_files():
+    (tree,) = [body for body in blocks("README.md", "") if body.startswith("nanochat_lit/\n")]
+    named = {line.split()[0].rstrip("/"): line.startswith(" ") for line in tree.splitlines()}
+    for name, is_inside in named.items():
+        assert (ROOT / "nanochat_lit" / name if is_inside else ROOT / name).exists(), name
+    packages = {path.parent.name for path in (ROOT / "nanochat_lit").glob("*/__init__.py")}
+    assert packages == {name for name, is_inside in named.items() if is_inside and "." not in name}
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    assert {name for name, is_inside in named.items() if not is_inside} <= folders
+
+
+def test_the_first_screen_is_short():
+    first = text_of("README.md").split("\n## ")[0]
+    assert len(first.splitlines()) <= 32
+    assert "recipes/images/chat_page.png" in first
+    assert first.count("nanochat-lit quickstart") == 1
+
+
+def test_keys_that_the_pages_name():
+    """Every --model.X, --data.X and --trainer.X between backticks is an option of some module or data module, or of the Trainer."""
+    from lightning.pytorch import Trainer
+
+    from nanochat_lit import training
+
+    def parameters(*names):
+        return {key for name in names for key in inspect.signature(getattr(training, name)).parameters}
+
+    known = {
+        "model": parameters("PretrainModule", "SFTModule", "RLModule"),
+        "data": parameters("TextDataModule", "ChatDataModule", "MixtureDataModule", "RolloutDataModule"),
+        "trainer": set(inspect.signature(Trainer).parameters),
+    }
+    for page in PAGES:
+        for group, key in re.findall(r"--(model|data|trainer)\.(\w+)", text_of(page)):
+            assert key in known[group], f"{page}: --{group}.{key}"
