@@ -225,6 +225,8 @@ class SlotEngine:
         attention in float32, which depends on the alignment of a buffer per thread: it moves logits by about 1e-7. A GPU's
         libraries choose their kernels by the number of rows, so there it is always the same.
         """
+        if self.model.decode_kernel is not None:
+            return 1  # each row by itself, whatever the number of rows and threads
         if self.is_compiled or self.model.device.type != "cpu":
             return self.num_slots
         return 1 if self.model.compute_dtype == torch.bfloat16 else 4

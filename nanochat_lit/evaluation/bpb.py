@@ -137,7 +137,7 @@ def evaluate_documents(
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     start_s = time.perf_counter()
-    counts = {"documents": 0, "tokens": 0, "bytes": 0}
+    counts = {"documents": 0, "bytes": 0}
 
     def counted() -> Iterator[str]:
         for text in islice(islice(texts, max_docs), rank(), None, world_size()):
@@ -146,18 +146,19 @@ def evaluate_documents(
             yield text
 
     per_token = BitsPerByte()  # of tokens that count as a byte each: whose bytes they are does not matter to the sum
-    units = torch.ones(tokenizer.vocab_size, dtype=torch.int64, device=model.device)
+    one_byte = torch.ones(tokenizer.vocab_size, dtype=torch.int64, device=model.device)
     with torch.inference_mode():
         for batch in document_batches(counted(), tokenizer, sequence_len, micro_batch_size):
             inputs, targets = batch["inputs"].to(model.device), batch["targets"].to(model.device)
-            per_token.update(model(inputs, targets, reduction="none"), targets, units)
-    bits_per_token = float(per_token.compute())  # of all ranks
-    counts["tokens"] = int(per_token.num_bytes)
-    sums = sum_over_ranks(torch.tensor(list(counts.values()), device=model.device)).tolist()
-    counts = dict(zip(counts, sums, strict=True))
+            per_token.update(model(inputs, targets, reduction="none"), targets, one_byte)
+    own = [*counts.values(), per_token.num_bytes, per_token.units, per_token.num_not_finite]
+    sums = sum_over_ranks(torch.tensor([int(count) for count in own], device=model.device)).tolist()
+    *_, num_tokens, units, num_not_finite = sums
+    counts = {"documents": sums[0], "tokens": num_tokens, "bytes": sums[1]}
     if counts["bytes"] == 0:
         raise UserError(f"no text in {counts['documents']} documents; bits per byte needs at least one byte")
-    bpb = bits_per_token * counts["tokens"] / counts["bytes"]
+    nats = math.nan if num_not_finite else units / UNITS_PER_NAT
+    bpb = nats / math.log(2) / counts["bytes"]
     return {"bpb": bpb, **counts, "seconds": time.perf_counter() - start_s}
 
 

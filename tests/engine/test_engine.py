@@ -30,6 +30,8 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 class Scripted(torch.nn.Module):
     """A 'model' that says a fixed list of tokens, whatever it reads; it counts the positions it has computed."""
 
+    decode_kernel = None
+
     def __init__(self, like: GPT, script: Sequence[int]) -> None:
         super().__init__()
         self.config, self.device, self.compute_dtype = like.config, like.device, like.compute_dtype

@@ -141,7 +141,7 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(
         (tmp_path / "config.json").read_text().replace('"n_layer": 3', '"n_layer": 4')
     )
-    with pytest.raises(UserError, match=r"is not the model that its config describes"):
+    with pytest.raises(UserError, match=r"is not the model that its config.json describes"):
         load_model(tmp_path)
 
 

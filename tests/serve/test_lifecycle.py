@@ -40,8 +40,10 @@ def test_a_worker_dies_then_the_server_ends(start_server):
         server.wait(server.is_healthy, 120)
         assert server.metric("nanochat_worker_restarts_total") == 1
         (second,) = server.workers()
+        os.kill(second, signal.SIGSTOP)  # or it might have answered before anyone looks
         answers = [pool.submit(server.chat, **LONG) for _ in range(3)]  # one of them waits
         server.wait(lambda: server.metric("nanochat_requests_in_flight") == 3)
+        os.kill(second, signal.SIGCONT)
         os.killpg(server.process.pid, signal.SIGTERM)  # to all, as systemd does
         assert [answer.result()[0] for answer in answers] == [200] * 3
     assert server.process.wait(30) == 0
