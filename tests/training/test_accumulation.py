@@ -15,6 +15,8 @@ RATES = (
     "0.25",
     "--model.warmup",
     "0",
+    "--model.weight_decay",
+    "0",
 )
 
 
@@ -32,8 +34,9 @@ def train(recipe, run, tokenizer, micro_batch_size, seed=0):
 def test_two_micro_batches_of_4_equal_one_of_8(pretrained, write_recipe, tmp_path):
     """512 tokens a step either way, float32: only the order of additions differs.
 
-    Measured: losses differ by up to 1.3e-5, the matrices by 1e-4 to 4.4e-3 of their norm, depending on the data (the
-    update is cautious, so the sign of an entry near zero decides about a whole step of it). Another order of the data gives matrices that differ by 0.85 of it.
+    Without weight decay, which is cautious: the sign of an entry near zero would decide about a whole step of it, and the
+    matrices differ by up to 4e-3 of their norm at the same losses. Measured: losses differ by up to 1.3e-5, the matrices by
+    3e-5 of their norm. Another order of the data gives matrices that differ by 0.85 of it.
     """
     recipe, tokenizer = write_recipe(), pretrained / "tokenizer"
     losses, matrices = train(recipe, tmp_path / "twice", tokenizer, 4)
@@ -43,7 +46,7 @@ def test_two_micro_batches_of_4_equal_one_of_8(pretrained, write_recipe, tmp_pat
     assert (losses - other_losses).abs().max() > 1e-2
     assert losses[-1] < losses[0] - 0.3
     distance = (matrices - same_matrices).norm()
-    assert distance < 1e-2 * same_matrices.norm()
+    assert distance < 1e-3 * same_matrices.norm()
     assert (matrices - other_matrices).norm() > 0.1 * same_matrices.norm()
 
 
