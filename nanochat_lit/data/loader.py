@@ -91,7 +91,7 @@ class ResumableLoader:
             reader = self._readers[self._next_reader]
             if parcel.snapshot is None:
                 reader["since"] += 1
-            else:  # bytes that a worker of this very process has pickled
+            else:
                 reader["state"], reader["since"] = parcel.snapshot, 0
             self._used[self._next_reader] = parcel.used
             self._next_reader = (self._next_reader + 1) % self.num_workers
@@ -110,7 +110,7 @@ class ResumableLoader:
         if self.num_workers == 0 and self._started:
             readers = [{"state": pack_state(self.stream.state_dict()), "since": 0}]
         else:
-            readers = [{**reader, "state": pack_state(_unpickled(reader["state"]))} for reader in self._readers]
+            readers = [{**reader, "state": pack_state(_whole(reader["state"]))} for reader in self._readers]
         return {"readers": readers, "next_reader": self._next_reader}
 
     def seek(self, position: dict[str, Any]) -> None:
@@ -183,8 +183,22 @@ def _joined(parts: Sequence[Any]) -> torch.Tensor:
     return torch.tensor([value for part in parts for value in part], dtype=torch.int32)
 
 
-def _unpickled(state: dict[str, Any] | torch.Tensor) -> dict[str, Any]:
-    return state if isinstance(state, dict) else pickle.loads(state.numpy().tobytes())  # noqa: S301 - our own worker's bytes
+@dataclass(frozen=True)
+class _Snapshot:
+    """The state of a worker's stream, pickled by the worker itself: no checkpoint, from whomever, can hold one."""
+
+    pickled: torch.Tensor
+
+    @classmethod
+    def of(cls, stream: Stream) -> "_Snapshot":
+        return cls(torch.frombuffer(bytearray(pickle.dumps(stream.state_dict(), protocol=5)), dtype=torch.uint8))
+
+    def state(self) -> dict[str, Any]:
+        return pickle.loads(self.pickled.numpy().tobytes())  # noqa: S301 - see above
+
+
+def _whole(state: dict[str, Any] | _Snapshot) -> dict[str, Any]:
+    return state.state() if isinstance(state, _Snapshot) else state
 
 
 def _unchanged(item: Any) -> Any:
@@ -215,8 +229,8 @@ class _Parcel:
 
     rows: Any
     """What `rows` of the stream gives; once received, the batch."""
-    snapshot: torch.Tensor | None
-    """The state of the stream, pickled."""
+    snapshot: _Snapshot | None
+    """The state of the stream."""
     used: tuple[int, int]
     """Tokens used and cropped so far, by the reader."""
 
@@ -235,7 +249,7 @@ class _Reader(IterableDataset[_Parcel]):
         # The DataLoader asks worker 0 first; it reads for the reader whose turn it is.
         self.stream.reader_shift = self.first
         reader = self.readers[(worker.id + self.first) % worker.num_workers]
-        if state := _unpickled(reader["state"]):
+        if state := _whole(reader["state"]):
             self.stream.load_state_dict(state)
         batches = self.stream.rows()
         for _ in range(reader["since"]):
@@ -244,9 +258,6 @@ class _Reader(IterableDataset[_Parcel]):
             counts = self.stream.counts
             yield _Parcel(
                 rows=rows,
-                snapshot=self._snapshot() if count % SNAPSHOT_EVERY == 0 else None,
+                snapshot=_Snapshot.of(self.stream) if count % SNAPSHOT_EVERY == 0 else None,
                 used=(counts.used, counts.cropped),
             )
-
-    def _snapshot(self) -> torch.Tensor:
-        return torch.frombuffer(bytearray(pickle.dumps(self.stream.state_dict(), protocol=5)), dtype=torch.uint8)
