@@ -10,6 +10,7 @@ import pickle
 import random
 import re
 import runpy
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -89,6 +90,17 @@ def _no_dtype_override(monkeypatch):
 
 
 def pytest_configure(config):
+    _listen_to_ctrl_c()
+    _one_thread_each()
+
+
+def _listen_to_ctrl_c():
+    """A shell that starts tests in the background lets them, and all that they start, ignore SIGINT; some tests send it."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _one_thread_each():
     """One of several test processes computes in one thread, as do the processes that it starts: each has one core."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"

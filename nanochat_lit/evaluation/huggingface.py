@@ -202,6 +202,8 @@ class HuggingFaceScorer(RowScorer):
         super().__init__(model.device, model.sequence_len, model.vocab_size, tokens_per_pass or default)
         self.causal = model
         self.shares = self._can_share()
+        has_new_name = "cache" in inspect.signature(model.model.forward).parameters
+        self._cache_name = "cache" if has_new_name else "past_key_values"  # renamed in transformers 5.24
 
     def _can_share(self) -> bool:
         """Whether the cache is one of keys and values by token, of a model that the library itself defines."""
@@ -215,13 +217,13 @@ class HuggingFaceScorer(RowScorer):
     def read(self, beginnings: Tensor, owners: Tensor, room: int) -> Any:  # noqa: ARG002 - this cache grows
         """Keys and values of beginnings, one for each row."""
         few = {"logits_to_keep": 1} if self.causal.keeps_logits else {}
-        cache = self.causal.model(input_ids=beginnings, use_cache=True, **few).past_key_values
+        cache = getattr(self.causal.model(input_ids=beginnings, use_cache=True, **few), self._cache_name)
         cache.batch_select_indices(owners)
         return cache
 
     def states(self, inputs: Tensor, cache: Any, rows: Tensor, columns: Tensor) -> Tensor:
         """(K, V) logits: what comes before them differs from model to model."""
-        options = {"use_cache": True, "past_key_values": cache} if cache is not None else {"use_cache": False}
+        options = {"use_cache": True, self._cache_name: cache} if cache is not None else {"use_cache": False}
         if not self.causal.keeps_logits:
             return self.causal.model(input_ids=inputs, **options).logits[rows, columns]
         kept, places = columns.unique(return_inverse=True)
