@@ -23,7 +23,7 @@ def cpp_library(source: Path) -> ctypes.CDLL | None:
     wait for work on the same cores.
 
     Args:
-        source: A C++ file whose functions are `extern "C"`.
+        source: A C++ file whose functions are `extern "C"`; headers may lie beside it.
 
     Returns:
         The library; None where it cannot be built (no g++ or clang++, or one that is too old) or loaded.
@@ -31,7 +31,8 @@ def cpp_library(source: Path) -> ctypes.CDLL | None:
     compiler = _compiler()
     if compiler is None:
         return None
-    key = hashlib.sha256("\0".join([source.read_text("utf-8"), *FLAGS, *_machine(compiler)]).encode()).hexdigest()
+    texts = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    key = hashlib.sha256("\0".join([*texts, *FLAGS, *_machine(compiler)]).encode()).hexdigest()
     folder = cache_folder()
     path = folder / f"{source.stem}-{key[:20]}.so"
     try:

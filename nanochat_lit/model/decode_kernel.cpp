@@ -6,24 +6,9 @@
 //
 // Shapes: rows (one a sequence), C channels (n_embd), H heads, Hkv key/value heads, D head dim.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
+#include "vectors.h"
 
 namespace {
-
-constexpr int LANES = 16;
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
 
 // How a matrix and its inputs are stored: 1, 2 or 4 numbers to a 32-bit word.
 enum Kind : int32_t { FLOAT32, BFLOAT16, INT8 };
@@ -35,55 +20,7 @@ constexpr int BLOCKS = 4, ROWS = 6;
 constexpr int BLOCKS = 2, ROWS = 2;
 #endif
 
-constexpr float QK_SCALE = 1.2f, VALUE_GATE_SCALE = 3.0f, SOFTCAP = 15.0f;
-
-template <class To, class From> To bits(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-template <class V> V load(const void* from) {
-  V v;
-  std::memcpy(&v, from, sizeof(v));
-  return v;
-}
-
-template <class V> void store(void* to, V v) { std::memcpy(to, &v, sizeof(v)); }
-
-uint16_t to_bfloat16(float x) {
-  uint32_t word = bits<uint32_t>(x);
-  return uint16_t((word + 0x7fff + ((word >> 16) & 1)) >> 16);  // to the nearest, ties to even
-}
-
-float from_bfloat16(uint16_t x) { return bits<float>(uint32_t(x) << 16); }
-
-Floats exponential(Floats x) {  // within 2 units in the last place; exp(x) = 2^n * exp(r), |r| <= ln 2 / 2
-  const Floats low = Floats{} - 87.0f, high = Floats{} + 88.0f;
-  x = x < low ? low : x;
-  x = x > high ? high : x;
-  const Floats magic = Floats{} + 12582912.0f;  // adding it rounds to a whole number
-  Floats n = (x * 1.44269504f + magic) - magic;
-  Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Floats p = Floats{} + 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
-  return p * (Floats)power;
-}
-
-float total(Floats v) {
-  float lane[LANES];
-  store(lane, v);
-  for (int half = LANES / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) lane[i] += lane[i + half];
-  return lane[0];
-}
+constexpr float QK_SCALE = 1.2f, VALUE_GATE_SCALE = 3.0f;
 
 float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
@@ -133,25 +70,6 @@ struct Model {
 }  // extern "C"
 
 namespace {
-
-struct Team {
-  int thread, size;
-  int begin(int n) const { return int(int64_t(n) * thread / size); }
-  int end(int n) const { return int(int64_t(n) * (thread + 1) / size); }
-  void wait() const {
-#pragma omp barrier
-  }
-};
-
-template <class Work> void with_team(int threads, Work work) {
-#if defined(_OPENMP)
-#pragma omp parallel num_threads(threads)
-  work(Team{omp_get_thread_num(), omp_get_num_threads()});
-#else
-  (void)threads;
-  work(Team{0, 1});
-#endif
-}
 
 template <Kind kind> struct Sum {
   Floats v = {};

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from nanochat_lit.model import loss as loss_module
 from nanochat_lit.model.loss import IGNORE_INDEX, softcapped_cross_entropy
+from nanochat_lit.model.loss_kernel import has_loss_kernel, loss_and_gradient_in_place
 
 
 def plain(hidden, weight, targets, reduction="mean"):
@@ -15,6 +16,15 @@ def plain(hidden, weight, targets, reduction="mean"):
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.sum() / (targets != IGNORE_INDEX).sum()
+
+
+@pytest.fixture(params=["C++", "torch"], autouse=True)
+def form(request, monkeypatch):
+    """The C++ kernel, which a CPU takes where there is a compiler, and the form of everything else."""
+    if request.param == "torch":
+        monkeypatch.setattr(loss_module, "has_loss_kernel", lambda _: False)
+    elif not has_loss_kernel(torch.empty(1)):
+        pytest.skip("there is no C++ compiler")
 
 
 @pytest.fixture
@@ -71,15 +81,44 @@ def test_bfloat16_gradients_are_close_to_float32(case):
 def test_chunks_never_hold_all_logits(case, monkeypatch):
     seen = []
 
-    def spy(logits, is_kept):
+    def spy(logits, targets, kernel):
         seen.append(logits.numel())
-        return loss_module.softmax_and_slope(logits, is_kept)
+        return chunk_loss_and_gradient(logits, targets, kernel)
 
+    chunk_loss_and_gradient = loss_module.chunk_loss_and_gradient
+    monkeypatch.setattr(loss_module, "chunk_loss_and_gradient", spy)
     monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 501 * 16)
     hidden, weight, targets = case
-    softcapped_cross_entropy(hidden, weight, targets, kernel=spy)
+    softcapped_cross_entropy(hidden, weight, targets)
     assert len(seen) > 10
     assert max(seen) <= 501 * 16
+
+
+@pytest.mark.parametrize("vocab_size", [7, 16, 2048, 501])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_of_any_width_and_size_of_logit(vocab_size, dtype):
+    """Logits far beyond the softcap too; against float64, where tanh saturates later."""
+    logits = (torch.randn(33, vocab_size) * 40).to(dtype)
+    targets = torch.randint(-1, vocab_size, (33,))
+    exact = logits.double().requires_grad_()
+    wanted = F.cross_entropy(15 * torch.tanh(exact / 15), targets, ignore_index=-1, reduction="sum")
+    wanted.backward()
+    loss, gradient = loss_module.chunk_loss_and_gradient(logits.clone(), targets, loss_module.softmax_and_slope)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(gradient.double(), exact.grad, atol=1e-6, rtol=tolerance)
+
+
+def test_a_logit_that_is_no_number_is_seen():
+    logits = torch.zeros(2, 40)
+    logits[1, 17] = float("nan")
+    loss, _ = loss_module.chunk_loss_and_gradient(logits, torch.tensor([3, 4]), loss_module.softmax_and_slope)
+    assert loss.isnan()
+
+
+def test_a_target_that_is_no_column_is_refused():
+    with pytest.raises(IndexError, match="target 40 is not below the 40 logits"):
+        loss_and_gradient_in_place(torch.zeros(2, 40), torch.tensor([3, 40]))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

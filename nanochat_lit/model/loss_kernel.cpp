@@ -1,0 +1,71 @@
+// Softcapped cross entropy of a chunk of logits on a CPU: each row is read once, and its gradient takes its place.
+
+#include "vectors.h"
+
+namespace {
+
+// r = 1 / (exp(2x / 15) + 1) gives the softcap, 15 tanh(x / 15) = 15 (1 - 2r), and its slope, 4r(1 - r).
+Floats squeeze(Floats logits) { return 1.0f / (exponential(logits * (2.0f / SOFTCAP)) + 1.0f); }
+
+Floats load_row(const float* from) { return load<Floats>(from); }
+
+Floats load_row(const uint16_t* from) { return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16); }
+
+void store_row(float* to, Floats v) { store(to, v); }
+
+void store_row(uint16_t* to, Floats v) {
+  Words word = (Words)v;
+  store(to, __builtin_convertvector((word + 0x7fff + ((word >> 16) & 1)) >> 16, Halves));  // to the nearest, ties to even
+}
+
+// Loss of one row, whose gradient replaces it; `slopes` has room for whole vectors of a row.
+template <class T> float row_loss(T* logits, int64_t size, int64_t target, float* slopes) {
+  T last[LANES] = {};
+  int64_t whole = size / LANES * LANES;
+  std::memcpy(last, logits + whole, (size - whole) * sizeof(T));
+  Floats sums = {};
+  auto take = [&](Floats r, float* slope) {
+    Floats e = exponential(SOFTCAP - 2.0f * SOFTCAP * r);
+    store(slope, e * (r - r * r));
+    return e;
+  };
+  for (int64_t i = 0; i < whole; i += LANES) sums += take(squeeze(load_row(logits + i)), slopes + i);
+  float sum = total(sums);
+  float rest[LANES];
+  store(rest, take(squeeze(load_row(last)), slopes + whole));
+  for (int64_t i = whole; i < size; i++) sum += rest[i - whole];
+
+  T own[LANES] = {logits[target]};
+  float r = squeeze(load_row(own))[0];
+  float capped = SOFTCAP - 2.0f * SOFTCAP * r;
+  slopes[target] -= sum * (r - r * r);
+  float factor = 4.0f / sum;
+  for (int64_t i = 0; i < whole; i += LANES) store_row(logits + i, load<Floats>(slopes + i) * factor);
+  store_row(last, load<Floats>(slopes + whole) * factor);
+  std::memcpy(logits + whole, last, (size - whole) * sizeof(T));
+  return std::log(sum) - capped;
+}
+
+template <class T> void chunk(T* logits, const int64_t* targets, int64_t rows, int64_t size, int threads, float* losses) {
+  with_team(threads, [=](const Team& team) {
+    std::vector<float> slopes(size + LANES);
+    for (int64_t row = team.begin(int(rows)); row < team.end(int(rows)); row++) {
+      T* own = logits + row * size;
+      if (targets[row] < 0) {
+        std::memset(own, 0, size * sizeof(T));
+        losses[row] = 0.0f;
+      } else {
+        losses[row] = row_loss(own, size, targets[row], slopes.data());
+      }
+    }
+  });
+}
+
+}  // namespace
+
+// logits (rows, size), bfloat16 or float32; targets (rows), below 0 where the row does not count; losses (rows).
+extern "C" void loss_and_gradient(
+    void* logits, const int64_t* targets, int64_t rows, int64_t size, int32_t is_bfloat16, int32_t threads, float* losses) {
+  if (is_bfloat16) chunk(static_cast<uint16_t*>(logits), targets, rows, size, threads, losses);
+  else chunk(static_cast<float*>(logits), targets, rows, size, threads, losses);
+}

@@ -1,0 +1,53 @@
+"""Python's side of loss_kernel.cpp: losses and gradients of a chunk of logits in one call, on a CPU."""
+
+import ctypes
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nanochat_lit.common.cpp_library import cpp_library
+
+
+@lru_cache(maxsize=1)
+def loss_library() -> ctypes.CDLL | None:
+    """The compiled kernel, built on first use; None where there is no C++ compiler."""
+    library = cpp_library(Path(__file__).with_name("loss_kernel.cpp"))
+    if library is not None:
+        pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+        library.loss_and_gradient.argtypes = [pointer, pointer, size, size, flag, flag, pointer]
+        library.loss_and_gradient.restype = None
+    return library
+
+
+def has_loss_kernel(logits: Tensor) -> bool:
+    """Whether the kernel takes logits of this kind here."""
+    fits = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16)
+    return fits and loss_library() is not None
+
+
+def loss_and_gradient_in_place(logits: Tensor, targets: Tensor) -> Tensor:
+    """Summed softcapped cross entropy of a chunk; its gradient takes the place of the logits.
+
+    Args:
+        logits: (N, V) contiguous, float32 or bfloat16; overwritten by the gradient with respect to themselves.
+        targets: (N,) token ids below V; negative where a row does not count.
+
+    Returns:
+        Float32 scalar, nats.
+
+    Raises:
+        IndexError: If a target is no column.
+    """
+    library = loss_library()
+    assert library is not None, "asked for only where there is a kernel"
+    assert logits.is_contiguous(), "rows follow each other"
+    rows, size = logits.shape
+    if rows and int(targets.max()) >= size:
+        raise IndexError(f"target {int(targets.max())} is not below the {size} logits of a row")
+    targets, losses = targets.contiguous(), torch.empty(rows)
+    is_bfloat16, threads = int(logits.dtype == torch.bfloat16), torch.get_num_threads()
+    arrays = logits.data_ptr(), targets.data_ptr()
+    library.loss_and_gradient(*arrays, rows, size, is_bfloat16, threads, losses.data_ptr())
+    return losses.sum()
