@@ -1,7 +1,10 @@
-"""The recipes of post-training, run: every key as it stands, with sizes, files and devices overridden, on a toy base."""
+"""The recipes of post-training, run on a toy base: sizes, files and devices overridden, every other key as it stands."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,13 +59,15 @@ def base(write_recipe):
     return recipe.parent / "run"
 
 
-def fit(name, folder, monkeypatch, **changes):
-    """Run a recipe in an empty folder; the metrics by step, the run's folder, and the config that it ran by."""
-    monkeypatch.chdir(folder)
-    sizes = {"compute_dtype": "float32", "log_every": 1, "trainer.accelerator": "cpu", "trainer.devices": 1}
-    changes = {**sizes, "trainer.strategy": "auto", **changes}
+def fit(name, folder, num_ranks, **changes):
+    """Run a recipe in an empty folder; the metrics by step and the run's folder."""
+    changes = {"compute_dtype": "float32", "log_every": 1, "trainer.devices": num_ranks, **changes}
+    changes["trainer.accelerator"] = "cpu"
     options = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items()]
-    assert cli.main(["fit", "--config", str(ROOT / "recipes" / f"{name}.yaml"), *options]) == 0
+    command = [sys.executable, "-m", "nanochat_lit", "fit", "--config", str(ROOT / "recipes" / f"{name}.yaml"), *options]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
     run = folder / "runs" / name
     assert list(lost_keys(name, run, changes)) == []
     return read_metrics(run / "metrics.csv"), run
@@ -85,11 +90,12 @@ def lost_keys(name, run, changes):
     return lost(recipe, yaml.safe_load((run / "config.yaml").read_text("utf-8")), "")
 
 
-FINE_TUNING = {"data.micro_batch_size": 4, "model.tokens_per_step": 768, "model.num_steps": 3, "model.compile": "false"}
+FINE_TUNING = {"data.micro_batch_size": 2, "model.tokens_per_step": 768, "model.num_steps": 3, "model.compile": "false"}
 
 
-def test_sft(files, base, tmp_path, monkeypatch):
-    """nanochat's mixture, the optimizer's moments of the base, ChatCORE at the end."""
+@pytest.mark.multi_rank
+def test_sft(files, base, tmp_path):
+    """nanochat's mixture on two ranks, the optimizer's moments of the base, ChatCORE at the end."""
     labels = ["arc_easy", "mmlu", "gsm8k"]
     settings = {"tasks": labels, "paths": {label: files[label] for label in labels}}
     chat_core = {
@@ -100,7 +106,7 @@ def test_sft(files, base, tmp_path, monkeypatch):
     changes = {f"data.{part}.{name}.path": path for part in ("train", "val") for name, path in paths.items()}
     changes |= {"model.base": str(base / "export"), "trainer.callbacks": [chat_core], "data.num_workers": 1}
     changes |= {"model.optimizer_from": str(base / "checkpoints" / "last.ckpt")}
-    metrics, run = fit("sft", tmp_path, monkeypatch, **FINE_TUNING, **changes)
+    metrics, run = fit("sft", tmp_path, 2, **FINE_TUNING, **changes)
     assert max(metrics) == 3
     assert all(metrics[step]["train_loss"] > 0 for step in (1, 2, 3))
     assert metrics[3]["val_bpb"] < metrics[0]["val_bpb"]
@@ -109,23 +115,24 @@ def test_sft(files, base, tmp_path, monkeypatch):
     assert read_json(run / "export" / "provenance.json")["stage"] == "sft"
 
 
-def test_cpu_sft(files, base, tmp_path, monkeypatch):
+def test_cpu_sft(files, base, tmp_path):
     """Conversations, word problems and spelling."""
     changes = {"data.train.chat.path": files["talk"], "data.train.gsm8k.path": files["gsm8k"]}
     changes |= {"data.val.gsm8k.path": files["gsm8k"], "model.base": str(base / "export")}
-    metrics, run = fit("cpu_sft", tmp_path, monkeypatch, **FINE_TUNING, **changes)
+    metrics, run = fit("cpu_sft", tmp_path, 1, **FINE_TUNING, **changes)
     assert max(metrics) == 3
     assert metrics[3]["val_bpb"] < metrics[0]["val_bpb"]
     assert metrics[3].keys() >= {"val_bpb/gsm8k", "val_bpb/spelling", "share/chat", "share/gsm8k", "share/spelling"}
     assert read_json(run / "export" / "provenance.json")["stage"] == "sft"
 
 
-def test_gsm8k_rl(files, base, tmp_path, monkeypatch):
-    """Rollouts, judged; pass@1 and pass@k of the held-out questions."""
+@pytest.mark.multi_rank
+def test_gsm8k_rl(files, base, tmp_path):
+    """Rollouts on two ranks, judged; pass@1 and pass@k of the held-out questions."""
     changes = {"data.train.path": files["gsm8k"], "data.val.path": files["gsm8k"], "model.base": str(base / "export")}
     changes |= {"model.num_steps": 3, "model.questions_per_step": 2, "model.num_samples": 4, "model.max_new_tokens": 12}
-    changes |= {"data.val_questions": 4, "data.val_samples": 3}
-    metrics, run = fit("gsm8k_rl", tmp_path, monkeypatch, **changes)
+    changes |= {"data.val_questions": 4, "data.val_samples": 3, "data.micro_batch_size": 4}
+    metrics, run = fit("gsm8k_rl", tmp_path, 2, **changes)
     assert max(metrics) == 3
     assert all(metrics[step].keys() >= {"reward", "entropy", "completion_len", "tool_use"} for step in (1, 2, 3))
     assert metrics[3].keys() >= {"val_accuracy", "val_pass@1", "val_pass@3"}
