@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from nanochat_lit.common.compilers import has_cpp_compiler
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.model.attention import QUERY_BLOCK, choose_attention
 from nanochat_lit.model.config import GPTConfig
@@ -57,6 +58,7 @@ class _Run:
     element: int  # bytes of the compute dtype
     device_type: str
     is_compiled: bool
+    has_loss_kernel: bool
 
 
 def training_memory(
@@ -88,6 +90,7 @@ def training_memory(
         element=compute_dtype.itemsize,
         device_type=device_type,
         is_compiled=is_compiled,
+        has_loss_kernel=device_type == "cpu" and compute_dtype != torch.float16 and has_cpp_compiler(),
     )
     tables = (counts.wte + counts.value_embeds) * (2 if compute_dtype == torch.bfloat16 else MASTER_BYTES)
     matrices = (counts.transformer_matrices + counts.lm_head + counts.scalars) * MASTER_BYTES
@@ -184,12 +187,12 @@ def _attention(config: GPTConfig, run: _Run, layer: int) -> int:
 def _loss(config: GPTConfig, run: _Run) -> int:
     """A chunk of logits on its way to a gradient, and the gradients that the loss has ready when forward returns."""
     tokens, vocabulary = run.rows * config.sequence_len, config.padded_vocab_size
-    # Without the compiler five float32 forms of a chunk live at once in `softmax_and_slope`.
-    per_logit = 2 * run.element if run.is_compiled else run.element + 5 * MASTER_BYTES
-    chunk = rows_per_chunk(tokens, config.vocab_size) * config.vocab_size * per_logit
+    # The C++ kernel works in place. Five float32 forms of a chunk live at once in an eager `softmax_and_slope`.
+    beside = 0 if run.has_loss_kernel else run.element if run.is_compiled else 5 * MASTER_BYTES
+    chunk = rows_per_chunk(tokens, config.vocab_size) * config.vocab_size * (run.element + beside)
     copies = run.element if run.element < MASTER_BYTES else 0
-    head = vocabulary * config.n_embd
-    return chunk + head * (MASTER_BYTES + copies) + tokens * config.n_embd * run.element
+    head = vocabulary * config.n_embd * (MASTER_BYTES + run.element + copies)  # the sum, a chunk's share, the weights
+    return chunk + head + tokens * config.n_embd * run.element
 
 
 def _backward_of_a_layer(config: GPTConfig, run: _Run) -> int:
