@@ -35,11 +35,12 @@ class Engine(SlotEngine):
         tokenizer: The one it was trained with.
         num_slots: Requests that are decoded together at most; each holds a KV cache of the whole context.
         prefill_chunk: Tokens of a prompt read between two decode steps; fewer let neighbours wait less.
-        compile: Compile the decode step, for a fixed number of rows: num_slots, used or not. Pays where many tokens are
+        compile: Compile the decode step, for a fixed number of rows: num_slots, used or not. For a GPU, where many tokens are
             generated; `warm_up` waits for the compiler.
 
     Raises:
-        UserError: If num_slots or prefill_chunk is below 1.
+        UserError: If num_slots or prefill_chunk is below 1, or (with the first request) if the slots' keys and values do not
+            fit into the free memory.
     """
 
     def __init__(

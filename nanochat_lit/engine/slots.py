@@ -15,7 +15,7 @@ from nanochat_lit.engine.request import Request, check_request
 from nanochat_lit.engine.sampling import row_random, sample_next
 from nanochat_lit.engine.tool_use import ToolRow
 from nanochat_lit.model import GPT, KVCache, SlotCache
-from nanochat_lit.model.slot_cache import LENGTH_STEP
+from nanochat_lit.model.slot_cache import LENGTH_STEP, check_room
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 
@@ -71,11 +71,12 @@ class SlotEngine:
         tokenizer: The one it was trained with.
         num_slots: Requests that are decoded together at most; each holds a KV cache of the whole context.
         prefill_chunk: Tokens of a prompt read between two decode steps; fewer let neighbours wait less.
-        compile: Compile the decode step, for a fixed number of rows: num_slots, used or not. Pays where many tokens are
+        compile: Compile the decode step, for a fixed number of rows: num_slots, used or not. For a GPU, where many tokens are
             generated; `warm_up` waits for the compiler.
 
     Raises:
-        UserError: If num_slots or prefill_chunk is below 1.
+        UserError: If num_slots or prefill_chunk is below 1, or (with the first request) if the slots' keys and values do not
+            fit into the free memory.
     """
 
     def __init__(
@@ -236,8 +237,9 @@ class SlotEngine:
         if self._caches is None:
             config, device, dtype = self.model.config, self.model.device, self.model.compute_dtype
             with torch.inference_mode():
-                reading = KVCache(config, 1, config.sequence_len, device, dtype)
                 room = max(self.num_slots, self._num_computed_rows)
+                check_room(config, room, config.sequence_len, device, dtype)
+                reading = KVCache(config, 1, config.sequence_len, device, dtype)
                 self._caches = reading, SlotCache(config, room, config.sequence_len, device, dtype)
         return self._caches
 

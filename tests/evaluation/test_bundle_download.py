@@ -134,7 +134,9 @@ def test_core_without_a_bundle_downloads_it_and_then_needs_no_server(
     served, core_bundle, tmp_path, monkeypatch, capsys, random_model, tokenizer
 ):
     server, sha256 = served
-    monkeypatch.delenv("XDG_CACHE_HOME")  # else matplotlib, which keeps what it knows of fonts there, looks for them again
+    monkeypatch.delenv(
+        "XDG_CACHE_HOME"
+    )  # else matplotlib, which keeps what it knows of fonts there, looks for them again
     address = functools.partial(fetch_bundle, tmp_path / "kept", url=f"{server.url}/eval_bundle.zip")
     monkeypatch.setattr(bundle_download, "fetch_bundle", address)
     save_export(tmp_path / "export", random_model(sequence_len=256), tokenizer)
