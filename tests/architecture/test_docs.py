@@ -22,7 +22,10 @@ from nanochat_lit import cli
 ROOT = Path(__file__).resolve().parents[2]
 LOG = "recipes/LOG.md"
 """A diary: its commands were right on their day."""
-PAGES = ["README.md", *(f"recipes/{path.name}" for path in sorted((ROOT / "recipes").glob("*.md")) if path.name != "LOG.md")]
+PAGES = [
+    "README.md",
+    *(f"recipes/{path.name}" for path in sorted((ROOT / "recipes").glob("*.md")) if path.name != "LOG.md"),
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 OTHERS = {"pip", "curl", "torchrun", "srun", "docker", "vllm", "python", "lm_eval", "bash", "apt-get", "pytest"}
 """Programs of others that blocks begin with."""

@@ -228,7 +228,9 @@ def test_only_what_it_knows_is_replaced(pair, tmp_path):
 def test_the_program_of_the_readme(pair):
     export, folder = pair
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "transformers" in block]
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "transformers" in block
+    ]
     assert code.count('"my-model"') == 2
     names = {}
     exec(code.replace('"my-model"', repr(str(folder))), names)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
 
 

@@ -237,7 +237,11 @@ def test_news_for_a_busy_reader_become_one():
 def test_events_are_json_whatever_the_text_and_the_name_are():
     for name in ("tiny", "\0text\0", 'a"b'):
         writer = ChunkWriter({"id": "1", "created": 2, "model": name}, include_usage=True)
-        for text in ("plain", "\0text\0", '"quoted" \n\u2028 \ud83d\ude42'.encode("utf-16", "surrogatepass").decode("utf-16")):
+        for text in (
+            "plain",
+            "\0text\0",
+            '"quoted" \n\u2028 \ud83d\ude42'.encode("utf-16", "surrogatepass").decode("utf-16"),
+        ):
             (line,) = writer.parts([("text", text)]).strip().split("\n")
             event = json.loads(line.removeprefix("data: "))
             assert event["choices"][0]["delta"] == {"content": text}

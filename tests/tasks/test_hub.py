@@ -23,7 +23,10 @@ PROGRAMS = [
     for n in range(9)
 ]  # fmt: skip
 TALK = [
-    {"messages": [{"role": "user", "content": f"hi {n}"}, {"role": "assistant", "content": f"hello {n}"}], "source": "s"}
+    {
+        "messages": [{"role": "user", "content": f"hi {n}"}, {"role": "assistant", "content": f"hello {n}"}],
+        "source": "s",
+    }
     for n in range(9)
 ]
 TASKS = {

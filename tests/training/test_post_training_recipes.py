@@ -64,7 +64,15 @@ def fit(name, folder, num_ranks, **changes):
     changes = {"compute_dtype": "float32", "log_every": 1, "trainer.devices": num_ranks, **changes}
     changes["trainer.accelerator"] = "cpu"
     options = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items()]
-    command = [sys.executable, "-m", "nanochat_lit", "fit", "--config", str(ROOT / "recipes" / f"{name}.yaml"), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "nanochat_lit",
+        "fit",
+        "--config",
+        str(ROOT / "recipes" / f"{name}.yaml"),
+        *options,
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
