@@ -8,8 +8,8 @@ from nanochat_lit.engine.sandbox import SandboxLimits
 MAX_PROGRAM_CHARS = 4096
 """Longest program."""
 
-LIMITS = SandboxLimits(timeout_s=2.0, cpu_s=2)
-"""Others wait while a program runs."""
+MAX_SECONDS = 2
+"""Longest time on the clock, and of processor time: others wait while a program runs."""
 
 _PROMPT = """
 import ast, sys
@@ -46,6 +46,6 @@ def run_tool(program: str) -> str | None:
         return value
     if not program.strip() or len(program) > MAX_PROGRAM_CHARS:
         return None
-    result = sandbox.run_python(_PROMPT.format(source=program), LIMITS)
+    result = sandbox.run_python(_PROMPT.format(source=program), SandboxLimits(timeout_s=MAX_SECONDS, cpu_s=MAX_SECONDS))
     said = result.stdout.strip()
     return said if result.ok and 0 < len(said) <= MAX_RESULT_CHARS else None
