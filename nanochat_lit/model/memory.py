@@ -104,7 +104,10 @@ def training_memory(
     if device_type == "cuda":
         slack = CUDA_SLACK * (2 * (tables + matrices) + state + activations + workspace)
     else:
-        slack = _glibc_slack(activations, workspace, run, activation_checkpointing=activation_checkpointing)
+        passing = activations + (
+            workspace if activation_checkpointing else 0
+        )  # blocks are computed again in the workspace
+        slack = _glibc_slack(2 * (tables + matrices) + state, passing, run)
     return TrainingMemory(
         weights=tables + matrices,
         gradients=tables + matrices,
@@ -115,17 +118,19 @@ def training_memory(
     )
 
 
-def _glibc_slack(activations: int, workspace: int, run: _Run, *, activation_checkpointing: bool) -> float:
-    """Holes in the heap of a CPU process: fitted to measurements of the peak resident memory.
+def _glibc_slack(held: int, passing: int, run: _Run) -> float:
+    """Holes in the heap of a CPU process, fitted to measured peaks of resident memory (recipes/LOG.md).
 
-    The same program has up to half more or less of them from run to run. Pieces of up to 32 MB come from one heap, and what is freed between two live ones stays with the process. Eager steps
-    make many such pieces, so as much again as is live is lost; compiled ones make few.
+    Pieces of up to 32 MB come from one heap, and what is freed between two live ones stays with the process. Eager steps make
+    many such pieces, compiled ones few.
+
+    Args:
+        held: Bytes of weights, gradients and optimizer state.
+        passing: Bytes of what a micro-batch makes and drops.
+        run: Compiled or not, in which dtype.
     """
-    if run.is_compiled:
-        return 0.34 * (activations + workspace)
-    lost = 2.5 if activation_checkpointing else 1.15
-    beside_chunks = 16e6 + 0.5 * activations if run.element == MASTER_BYTES else 3.0 * activations
-    return lost * activations + min(1.1 * workspace, beside_chunks)
+    share = 0.9 if not run.is_compiled else 0.15 if run.element < MASTER_BYTES else 0.0
+    return 15e6 + 0.15 * held + share * passing
 
 
 def _activations(config: GPTConfig, run: _Run, *, activation_checkpointing: bool) -> tuple[int, int]:
