@@ -35,8 +35,6 @@ class Engine(SlotEngine):
         tokenizer: The one it was trained with.
         num_slots: Requests that are decoded together at most; each holds a KV cache of the whole context.
         prefill_chunk: Tokens of a prompt read between two decode steps; fewer let neighbours wait less.
-        compile: Compile the decode step, for a fixed number of rows: num_slots, used or not. For a GPU, where many tokens are
-            generated; `warm_up` waits for the compiler.
 
     Raises:
         UserError: If num_slots or prefill_chunk is below 1, or (with the first request) if the slots' keys and values do not
@@ -49,10 +47,8 @@ class Engine(SlotEngine):
         tokenizer: Tokenizer,
         num_slots: int = 32,
         prefill_chunk: int = 256,
-        *,
-        compile: bool = False,  # noqa: A002
     ) -> None:
-        super().__init__(model, tokenizer, num_slots, prefill_chunk, compile=compile)
+        super().__init__(model, tokenizer, num_slots, prefill_chunk)
         self._inboxes: list[_Inbox] = []
 
     def generate(
