@@ -49,7 +49,6 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
     compute_dtype: str = "auto",
     quantize: Literal["int8"] | None = None,
     packed: bool = True,
-    compile: bool = False,  # noqa: A002
     json: bool = False,
 ) -> None:
     """Measure prefill and decoding.
@@ -67,7 +66,6 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
         packed: Lay the weights out for this processor, as chat and serve do; false is for comparison.
-        compile: Compile the decode step, for a GPU; weights stay plain, and the compiler's time is not counted.
         json: Print the result as JSON alone.
     """
     counts = [1, 4, 16] if streams is None else streams
@@ -81,17 +79,16 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
             f"prompt_len {prompt_len} and new_tokens {new_tokens} must be at least 1 and 2 and fit the model's context "
             f"of {context} together"
         )
-    if quantize or (packed and not compile):
+    if quantize or packed:
         pack_linears(gpt, quantize)
     weight_bytes = _weight_bytes(gpt.config, gpt.compute_dtype, quantize)
     report = {
         "config": asdict(gpt.config),
         "compute_dtype": str(gpt.compute_dtype).removeprefix("torch."),
         "quantize": quantize,
-        "packed": quantize is not None or (packed and not compile),
-        "compiled": compile,
+        "packed": quantize is not None or packed,
         "weight_bytes": weight_bytes,
-        **_measure(gpt, weight_bytes, counts, prompt_len, new_tokens, repeats, compile),
+        **_measure(gpt, weight_bytes, counts, prompt_len, new_tokens, repeats),
     }
     print(json_format.dumps(report) if json else _table(report, prompt_len))
 
@@ -103,18 +100,17 @@ def _measure(
     prompt_len: int,
     new_tokens: int,
     repeats: int,
-    compile: bool,  # noqa: A002
 ) -> dict[str, Any]:
     """Medians over the repeats, after one run that warms up; the bandwidth is read between two runs."""
     for count in counts:
-        _run(gpt, count, prompt_len, new_tokens, 0, compile)
+        _run(gpt, count, prompt_len, new_tokens, 0)
     peak_bytes = peak_memory_bytes(gpt.device)  # before the bandwidth's own memory is taken
     bandwidth = ReadBandwidth(gpt.device)
     prefill_s, rows = [], []
     for count in counts:
         first_s, steps_s, reads = [], [], [bandwidth.bytes_per_s()]
         for repeat in range(repeats):
-            first, steps = _run(gpt, count, prompt_len, new_tokens, repeat + 1, compile)
+            first, steps = _run(gpt, count, prompt_len, new_tokens, repeat + 1)
             first_s.append(first)
             steps_s += steps
             reads.append(bandwidth.bytes_per_s())
@@ -159,10 +155,9 @@ def _run(
     prompt_len: int,
     new_tokens: int,
     seed: int,
-    compile: bool,  # noqa: A002
 ) -> tuple[float, list[float]]:
     """Seconds from admitting the first request, alone, to its first token, and of each decode step of all streams."""
-    engine = SlotEngine(gpt, _NoText(), num_slots=streams, compile=compile)  # type: ignore[arg-type]
+    engine = SlotEngine(gpt, _NoText(), num_slots=streams)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.randint(gpt.config.vocab_size, (streams, prompt_len), generator=generator).tolist()
     first_s = []
@@ -211,8 +206,7 @@ def _key_bytes(gpt: GPT, position: int) -> int:
 
 def _table(report: dict[str, Any], prompt_len: int) -> str:
     heading = (
-        f"{report['compute_dtype']}, quantize {report['quantize']}, packed {report['packed']}, "
-        f"compiled {report['compiled']}; "
+        f"{report['compute_dtype']}, quantize {report['quantize']}, packed {report['packed']}; "
         f"weights {report['weight_bytes'] / 1e6:.1f} MB, peak memory {memory_text(report['peak_memory_bytes'])}\n"
         f"prefill of {prompt_len} tokens: {report['first_token_ms']:.1f} ms to the first token, "
         f"{report['prefill_tokens_per_s']:,.0f} tokens/s\n"

@@ -1,6 +1,8 @@
 """The server over real connections, by OpenAI's own client and by clients that misbehave."""
 
 import concurrent.futures
+import contextlib
+import http.client
 import json
 import socket
 
@@ -171,6 +173,25 @@ def test_pages_of_the_named_origin_may_call(server):
     assert headers["access-control-allow-origin"] == "https://page.example"
     _, headers, _ = server.request("/v1/models", Origin="https://other.example")
     assert "access-control-allow-origin" not in headers
+    # a page may read what was wrong, too, and when to come back
+    status, headers, _ = server.request("/v1/chat/completions", b"{}", Origin="https://page.example")
+    assert (status, headers["access-control-allow-origin"]) == (400, "https://page.example")
+    assert headers["access-control-expose-headers"] == "Retry-After"
+
+
+@pytest.mark.parametrize(("origin", "status"), [("https://page.example", 200), ("https://other.example", 400)])
+def test_a_browser_that_asks_first_needs_no_key(server, origin, status):
+    """Browsers ask before a POST of JSON, and never with the key."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+        wished = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, content-type",
+        }
+        connection.request("OPTIONS", "/v1/chat/completions", headers={"Origin": origin, **wished})
+        response = connection.getresponse()
+        response.read()
+    assert response.status == status
+    assert response.headers["Access-Control-Allow-Origin"] == (origin if status == 200 else None)
 
 
 JSON = st.recursive(
