@@ -24,6 +24,7 @@ def train(
     depth: int | None = None,
     max_chars: int = 2_000_000_000,
     doc_cap: int = 10_000,
+    split_scripts: bool = True,
 ) -> None:
     """Train a tokenizer on the training split of text files.
 
@@ -38,6 +39,7 @@ def train(
         max_chars: Characters to learn from, the first of the files; all of them are held in memory, 4 bytes each. Of
             scripts without spaces, which cost 85, 50 million are used.
         doc_cap: Characters of one document to learn from; the rest of it is left out.
+        split_scripts: No token goes beyond a change of script, where punctuation is a script of its own.
     """
     sources = [check_source(one) for one in ([path] if isinstance(path, str) else path)]
     if not sources:
@@ -54,7 +56,8 @@ def train(
                 yield text
 
     start = time.perf_counter()
-    tokenizer = Tokenizer.train(texts(), vocab_size, max_chars=max_chars, doc_cap=doc_cap, depth=depth)
+    options = {"max_chars": max_chars, "doc_cap": doc_cap, "depth": depth, "split_scripts": split_scripts}
+    tokenizer = Tokenizer.train(texts(), vocab_size, **options)
     duration_s = time.perf_counter() - start
     tokenizer.save(out)
     if vocab_size == "auto":

@@ -110,8 +110,11 @@ class PretrainStream(IterableDataset[Batch]):
             yield np.stack(rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iteration stands after the last batch: the cursor, and the buffered documents by value.
+        """Where the iteration stands after the last batch: the cursor, and the buffered documents by value and by place.
 
+        By value the same readers go on without reading or encoding again, and from any source, also one that gives its
+        documents one after the other: a thousand documents are 0.7 MB when split at T 512, 5.2 MB whole. The places
+        (50 KB) are for other readers, which read the documents again.
         Of this process only: with DataLoader workers the state lives in the workers.
         """
         if self._cursor is None or self._rows is None:

@@ -51,6 +51,7 @@ class Tokenizer(ABC):
         doc_cap: int = 10_000,
         num_threads: int | None = None,
         depth: int | None = None,
+        split_scripts: bool = True,
     ) -> "Tokenizer":
         """Train a vocabulary; the same texts and options always give the same tokenizer.
 
@@ -66,13 +67,16 @@ class Tokenizer(ABC):
             num_threads: Threads; None for 2. The vocabulary is the same for any number, the fingerprint is not, because
                 sentencepiece notes the number in the model file.
             depth: Layers of the model, used by 'auto' alone.
+            split_scripts: No token goes beyond a change of script, where punctuation is a script of its own: "word" and
+                "," are two tokens. Without it text has fewer tokens, and a model learns less from it in the same time.
 
         Raises:
             UserError: If there is no text, or the vocabulary is too small or too large for it.
         """
         return _kind(OWN_KIND).from_texts(
-            texts, vocab_size, max_chars=max_chars, doc_cap=doc_cap, num_threads=num_threads or 2, depth=depth
-        )
+            texts, vocab_size, max_chars=max_chars, doc_cap=doc_cap, num_threads=num_threads or 2, depth=depth,
+            split_scripts=split_scripts,
+        )  # fmt: skip
 
     @staticmethod
     def load(folder: str | Path) -> "Tokenizer":

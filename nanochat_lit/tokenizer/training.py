@@ -66,6 +66,7 @@ def train_model(
     doc_cap: int,
     num_threads: int,
     depth: int | None,
+    split_scripts: bool,
 ) -> bytes:
     """Train on at most `max_chars` characters of `texts` and return the serialized sentencepiece model.
 
@@ -80,8 +81,13 @@ def train_model(
     if isinstance(texts, str):
         raise UserError("texts is one string; give an iterable of documents, for example [text]")
     sentences = _sample(texts, max_chars, doc_cap)
+    options = {
+        "num_threads": num_threads,
+        "split_by_unicode_script": split_scripts,
+        "max_sentence_length": min(_SENTENCE_LENGTH_LIMIT, max(2**20, 4 * doc_cap + 1)),
+    }
     if vocab_size != "auto":
-        return _train_once(sentences, vocab_size, doc_cap, num_threads)
+        return _train_once(sentences, vocab_size, options)
     # Only as much is held back as the rule can notice; a corpus that ends before can be gone through twice.
     held: list[str] = []
     num_chars = 0
@@ -92,11 +98,11 @@ def train_model(
             break
     wanted = auto_vocab_size(num_chars, depth)
     try:
-        return _train_once(chain(held, sentences), wanted, doc_cap, num_threads)
+        return _train_once(chain(held, sentences), wanted, options)
     except VocabSizeError as error:
         if num_chars >= LARGEST_AUTO_VOCAB_SIZE * CHARS_PER_TOKEN:
             raise
-        return _train_once(iter(held), error.nearest, doc_cap, num_threads)
+        return _train_once(iter(held), error.nearest, options)
 
 
 def check_vocab_size(vocab_size: object) -> None:
@@ -133,7 +139,8 @@ def _sample(texts: Iterable[str], max_chars: int, doc_cap: int) -> Iterator[str]
             return
 
 
-def _train_once(sentences: Iterator[str], vocab_size: int, doc_cap: int, num_threads: int) -> bytes:
+def _train_once(sentences: Iterator[str], vocab_size: int, options: dict[str, int]) -> bytes:
+    """Train to one size; options are those of sentencepiece that are not always the same."""
     import sentencepiece
 
     failure: list[BaseException] = []
@@ -156,7 +163,6 @@ def _train_once(sentences: Iterator[str], vocab_size: int, doc_cap: int, num_thr
             sentence_iterator=guarded(),
             model_writer=model,
             vocab_size=vocab_size,
-            num_threads=num_threads,
             model_type="bpe",
             byte_fallback=True,
             normalization_rule_name="identity",
@@ -164,14 +170,13 @@ def _train_once(sentences: Iterator[str], vocab_size: int, doc_cap: int, num_thr
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
             split_digits=True,
-            split_by_unicode_script=False,
-            max_sentence_length=min(_SENTENCE_LENGTH_LIMIT, max(2**20, 4 * doc_cap + 1)),
             control_symbols=list(SPECIAL_TOKENS),
             unk_id=UNK_ID,
             bos_id=-1,
             eos_id=-1,
             pad_id=-1,
             minloglevel=3,
+            **options,
         )
     except RuntimeError as error:
         if failure:

@@ -156,6 +156,8 @@ class TextDataModule(LanguageDataModule):
         buffer_size: Documents that best-fit packing chooses from.
         val_docs: Documents of the validation split to measure on.
         tokenizer_chars: Characters to train a tokenizer on, at most.
+        split_scripts: No token of a tokenizer trained here goes beyond a change of script, where punctuation is a script
+            of its own.
         num_workers: Loader processes; 0 reads in the training process.
         seed: Order of files, row groups and rows of a path.
     """
@@ -172,6 +174,7 @@ class TextDataModule(LanguageDataModule):
         buffer_size: int = 1000,
         val_docs: int = 100,
         tokenizer_chars: int = 2_000_000_000,
+        split_scripts: bool = True,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -186,6 +189,7 @@ class TextDataModule(LanguageDataModule):
         self.buffer_size = buffer_size
         self.val_docs = val_docs
         self.tokenizer_chars = tokenizer_chars
+        self.split_scripts = split_scripts
         self._source = source
 
     @property
@@ -220,8 +224,9 @@ class TextDataModule(LanguageDataModule):
             return
         print("training the tokenizer ...", file=sys.stderr)
         tokenizer = Tokenizer.train(
-            self.source.documents("train"), self.vocab_size, max_chars=self.tokenizer_chars, depth=module.depth
-        )
+            self.source.documents("train"), self.vocab_size, max_chars=self.tokenizer_chars, depth=module.depth,
+            split_scripts=self.split_scripts,
+        )  # fmt: skip
         tokenizer.save(self.run_dir / "tokenizer")
         rule = "" if self.vocab_size != "auto" else f" (auto: by depth {module.depth} and the size of the corpus)"
         print(f"tokenizer: {tokenizer.vocab_size:,} tokens{rule}", file=sys.stderr)

@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import pytest
 
@@ -14,6 +15,16 @@ def test_training_is_deterministic_whatever_the_threads(documents):
     assert first.vocab_size == 400
     other = Tokenizer.train(texts, vocab_size=400, num_threads=1)
     assert [other.bytes_of(index) for index in range(400)] == [first.bytes_of(index) for index in range(400)]
+
+
+@pytest.mark.parametrize("split_scripts", [True, False])
+def test_tokens_stop_at_changes_of_script_if_wanted(documents, split_scripts):
+    texts = [*documents(100), *(f"{word}東京{word}." for word in ("the", "boat", "stars") for _ in range(50))]
+    tokenizer = Tokenizer.train(texts, vocab_size=500, split_scripts=split_scripts)
+    tokens = [tokenizer.bytes_of(index).decode("utf-8", "replace") for index in range(266, 500)]
+    across = [token for token in tokens if re.search(r"[a-z][.,?!]|[.,?!] ?[a-z]|[a-z]東|京[a-z]", token)]
+    assert bool(across) is not split_scripts, across
+    assert any(re.fullmatch(r" ?[a-z]{4,}", token) for token in tokens)
 
 
 def test_budget_stops_an_endless_stream_and_long_documents_are_cut(documents):
