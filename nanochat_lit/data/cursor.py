@@ -120,7 +120,7 @@ class ItemCursor:
         """A state from which any number of readers go on with exactly what these readers have left."""
         del num_readers
         start = max(states[0]["start"], *(state["at"] for state in states))  # nobody has read anything behind it
-        left = [[place[0], place[1], place[1] + 1, 1] for place in sorted(more)]
+        left = [[place[0], place[1], place[1] + 1, 1] for place in sorted(map(list, more))]
         for rank, state in enumerate(states):
             reader = ItemCursor(self._source, self._split, rank, len(states))
             reader.load_state_dict(state)

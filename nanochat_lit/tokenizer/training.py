@@ -11,7 +11,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tokenizer.special_tokens import SPECIAL_TOKENS
@@ -81,7 +81,7 @@ def train_model(
     if isinstance(texts, str):
         raise UserError("texts is one string; give an iterable of documents, for example [text]")
     sentences = _sample(texts, max_chars, doc_cap)
-    options = {
+    options: dict[str, Any] = {
         "num_threads": num_threads,
         "split_by_unicode_script": split_scripts,
         "max_sentence_length": min(_SENTENCE_LENGTH_LIMIT, max(2**20, 4 * doc_cap + 1)),
@@ -139,7 +139,7 @@ def _sample(texts: Iterable[str], max_chars: int, doc_cap: int) -> Iterator[str]
             return
 
 
-def _train_once(sentences: Iterator[str], vocab_size: int, options: dict[str, int]) -> bytes:
+def _train_once(sentences: Iterator[str], vocab_size: int, options: dict[str, Any]) -> bytes:
     """Train to one size; options are those of sentencepiece that are not always the same."""
     import sentencepiece
 
