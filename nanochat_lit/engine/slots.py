@@ -11,11 +11,12 @@ from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import AnswerText, Piece
+from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.request import Request, check_request
 from nanochat_lit.engine.sampling import row_random, sample_next
-from nanochat_lit.engine.tool_use import ToolRow
+from nanochat_lit.engine.tool_use import Tool, ToolRow
 from nanochat_lit.model import GPT, KVCache, SlotCache
-from nanochat_lit.model.slot_cache import LENGTH_STEP
+from nanochat_lit.model.slot_cache import LENGTH_STEP, check_room
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 
@@ -71,11 +72,13 @@ class SlotEngine:
         tokenizer: The one it was trained with.
         num_slots: Requests that are decoded together at most; each holds a KV cache of the whole context.
         prefill_chunk: Tokens of a prompt read between two decode steps; fewer let neighbours wait less.
-        compile: Compile the decode step, for a fixed number of rows: num_slots, used or not. Pays where many tokens are
+        compile: Compile the decode step, for a fixed number of rows: num_slots, used or not. For a GPU, where many tokens are
             generated; `warm_up` waits for the compiler.
+        tool: Answers the model's calls, or has no answer: the calculator, or `python_tool.run_tool`. All rows wait for it.
 
     Raises:
-        UserError: If num_slots or prefill_chunk is below 1.
+        UserError: If num_slots or prefill_chunk is below 1, or (with the first request) if the slots' keys and values do not
+            fit into the free memory.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class SlotEngine:
         prefill_chunk: int = 256,
         *,
         compile: bool = False,  # noqa: A002
+        tool: Tool = calculate,
     ) -> None:
         if num_slots < 1 or prefill_chunk < 1:
             raise UserError(f"num_slots is {num_slots} and prefill_chunk {prefill_chunk}; both must be at least 1")
@@ -94,6 +98,7 @@ class SlotEngine:
         self.num_slots = num_slots
         self.prefill_chunk = prefill_chunk
         self.end_ids = frozenset((tokenizer.special_ids[ASSISTANT_END], tokenizer.bos_id))
+        self.tool = tool
         self.is_compiled = compile
         if compile:
             model.compile_for_decoding()
@@ -175,7 +180,7 @@ class SlotEngine:
             _Row(
                 slot=self._free.pop(),
                 request=request,
-                tool=ToolRow(self.tokenizer),
+                tool=ToolRow(self.tokenizer, self.tool),
                 text=AnswerText(self.tokenizer, request.stop),
                 random=row_random(request.seed, request.sample + i),
                 num_left=num_left,
@@ -236,8 +241,9 @@ class SlotEngine:
         if self._caches is None:
             config, device, dtype = self.model.config, self.model.device, self.model.compute_dtype
             with torch.inference_mode():
-                reading = KVCache(config, 1, config.sequence_len, device, dtype)
                 room = max(self.num_slots, self._num_computed_rows)
+                check_room(config, room, config.sequence_len, device, dtype)
+                reading = KVCache(config, 1, config.sequence_len, device, dtype)
                 self._caches = reading, SlotCache(config, room, config.sequence_len, device, dtype)
         return self._caches
 

@@ -1,6 +1,6 @@
 """The tasks of ChatCORE and a few more for chat models, loaded and checked before a model runs."""
 
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,9 @@ DEFAULT_LABELS = tuple(label for label in CHAT_BASELINES if label != "humaneval"
 
 NUM_SPELLING = 256
 """Questions of count_letters and of spell_word."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,7 @@ def code_runner(labels: Sequence[str] | None, allow_unsafe: bool = False) -> Run
         raise UserError(f"humaneval: {problem}")
     if problem:
         if is_rank_zero():
-            print(f"humaneval is left out: {problem}", file=sys.stderr)
+            _log.warning("humaneval is left out: %s", problem)
         return None
     return lambda program: sandbox.run_python(program, allow_unsafe=allow_unsafe).ok
 

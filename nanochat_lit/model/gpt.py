@@ -274,20 +274,18 @@ class GPT(nn.Module):
         return choose(is_windowed=False), choose(is_windowed=True)
 
     def compile_for_decoding(self) -> None:
-        """Compile the step that adds a token to every slot of a SlotCache; the model must not be trained any more.
+        """Compile the step that adds a token to every slot of a SlotCache, where decode_kernel does not do it: on a GPU.
 
-        On a CPU the compiler packs the weights itself (so they must be plain here, and are kept twice), and fuses what lies
-        between the products. Each number of rows is compiled anew; the number of keys becomes a variable when it first changes.
+        Each number of rows is compiled anew; the number of keys becomes a variable when it first changes.
 
         Raises:
-            UserError: If the weights are packed already.
+            UserError: If the weights are packed, for then there is a kernel.
         """
         if not isinstance(self.lm_head, Linear):
             raise UserError(
-                "a model whose weights are packed or quantized cannot be compiled; load it without cast_weights"
+                "a model whose weights are packed or quantized cannot be compiled, nor need it be; leave compile out"
             )
-        compiled = torch.compile(self._states)
-        self._decode_states = _with_frozen_weights(compiled) if self.device.type == "cpu" else compiled
+        self._decode_states = torch.compile(self._states)
 
     def features(self, inputs: Tensor, kv_cache: Cache | None = None) -> Tensor:
         """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids."""
@@ -401,17 +399,6 @@ class GPT(nn.Module):
         """The rows of lm_head that are real tokens, (V, C)."""
         weight = self.lm_head.weight
         return weight if self.config.vocab_size == weight.shape[0] else weight[: self.config.vocab_size]
-
-
-def _with_frozen_weights(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let the compiler, whenever it runs, take weights for constants, which it packs; as an option it would come too late."""
-    from torch._inductor import config
-
-    def call(*args: Any) -> Tensor:
-        with config.patch(freezing=True):
-            return compiled(*args)
-
-    return call
 
 
 def _table(num_rows: int, width: int) -> nn.Embedding:

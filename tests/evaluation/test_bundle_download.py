@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -94,8 +95,7 @@ def served(fault_server, core_bundle, tmp_path):
     """A server that has the archive of the bundle, and the archive's checksum."""
     shutil.copytree(core_bundle, tmp_path / "packed" / "eval_bundle")
     name = shutil.make_archive(str(fault_server.folder / "eval_bundle"), "zip", tmp_path / "packed", "eval_bundle")
-    with open(name, "rb") as file:
-        return fault_server, hashlib.sha256(file.read()).hexdigest()
+    return fault_server, hashlib.sha256(Path(name).read_bytes()).hexdigest()
 
 
 def test_over_http_it_comes_whole_after_faults(served, core_bundle, tmp_path, patient):
@@ -134,7 +134,9 @@ def test_core_without_a_bundle_downloads_it_and_then_needs_no_server(
     served, core_bundle, tmp_path, monkeypatch, capsys, random_model, tokenizer
 ):
     server, sha256 = served
-    monkeypatch.delenv("XDG_CACHE_HOME")  # else matplotlib, which keeps what it knows of fonts there, looks for them again
+    monkeypatch.delenv(
+        "XDG_CACHE_HOME"
+    )  # else matplotlib, which keeps what it knows of fonts there, looks for them again
     address = functools.partial(fetch_bundle, tmp_path / "kept", url=f"{server.url}/eval_bundle.zip")
     monkeypatch.setattr(bundle_download, "fetch_bundle", address)
     save_export(tmp_path / "export", random_model(sequence_len=256), tokenizer)

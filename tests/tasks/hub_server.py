@@ -29,7 +29,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send_about(found[1])
         return self.answer(404)
 
-    do_HEAD = do_GET
+    def do_HEAD(self):
+        self.do_GET()
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()

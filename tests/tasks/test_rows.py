@@ -69,7 +69,7 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch, datasets):
         load(None)
 
 
-class Busy(Exception):
+class BusyError(Exception):
     """As the hub's client raises for what a server answers."""
 
     def __init__(self, status):
@@ -86,7 +86,7 @@ def test_a_hub_that_is_busy_is_asked_again(statuses, pauses, is_read, monkeypatc
 
     def load_dataset(*arguments, **keywords):
         if waiting:
-            raise Busy(waiting.pop(0))
+            raise BusyError(waiting.pop(0))
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)

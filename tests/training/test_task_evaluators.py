@@ -102,7 +102,7 @@ def test_what_does_not_suit_the_model_is_told_before_the_first_step(
     assert "step 1/3" not in err
 
 
-def test_where_programs_cannot_be_isolated_it_is_said(monkeypatch, tmp_path, capsys):
+def test_where_programs_cannot_be_isolated_it_is_said(monkeypatch, tmp_path, caplog):
     row = {"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 0}
     (tmp_path / "mmlu.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     monkeypatch.setattr(sandbox, "missing_isolation", lambda: "no Landlock here")
@@ -110,4 +110,4 @@ def test_where_programs_cannot_be_isolated_it_is_said(monkeypatch, tmp_path, cap
     with pytest.raises(UserError, match="humaneval: no Landlock here"):
         evaluator.load()
     assert code_runner(None) is None
-    assert "humaneval is left out: no Landlock here" in capsys.readouterr().err
+    assert "humaneval is left out: no Landlock here" in caplog.text
