@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nanochat_lit.common.compilers import missing_compiler
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import default_device, read_bandwidth_bytes_per_s, resolve_compute_dtype
+from nanochat_lit.common.hardware import ReadBandwidth, default_device, resolve_compute_dtype
 from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.accounting import flops_per_token
@@ -178,7 +178,7 @@ def _measure(
         "square_product_flops_per_s": limit,
         "own_products_flops_per_s": statistics.median(own_flops),
         "share_of_limit": flops_per_s / limit,
-        "read_bandwidth_bytes_per_s": read_bandwidth_bytes_per_s(device),
+        "read_bandwidth_bytes_per_s": ReadBandwidth(device).bytes_per_s(),
     }
 
 

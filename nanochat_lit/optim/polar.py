@@ -35,9 +35,8 @@ def polar_express(matrices: Tensor) -> Tensor:
     is_tall = num_rows > num_columns  # the Gram matrix of the short side is the cheap one
     for a, b, c in POLAR_EXPRESS_COEFFICIENTS:
         gram = x.mT @ x if is_tall else x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        left, right = (x, polynomial) if is_tall else (polynomial, x)
-        x = torch.baddbmm(x, left, right, beta=a)
+        polynomial = b * gram + c * (gram @ gram)
+        x = a * x + (x @ polynomial if is_tall else polynomial @ x)
     return x * (min(num_rows, num_columns) ** 0.5 / _frobenius(x).clamp(min=1e-6)).to(x.dtype)
 
 

@@ -90,7 +90,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, url: str, api_key: str | None) -> None:
         parts = urlsplit(url)
-        self._address = parts.hostname, parts.port or 80
+        self._address = parts.hostname or "", parts.port or 80
         key = "" if api_key is None else f"Authorization: Bearer {api_key}\r\n"
         self._head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\n{key}Content-Length: "
         self._transport: asyncio.Transport | None = None

@@ -18,9 +18,9 @@ from litserve.loops import LitLoop
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.serve.messages import Cancel, Close, Failed, Report, Submit, Update
 
-REPORT_EVERY_S = 0.02
+REPORT_EVERY_S = 0.04
 """Text is sent at most this often, but for an answer's first and last tokens, which take nobody else's along. A small model
-makes thousands of tokens a second, whose messages would cost more than the tokens; 50 times a second is smooth to the eye."""
+makes thousands of tokens a second, whose messages would cost more than the tokens; 25 times a second is smooth to the eye."""
 
 
 class ChatLoop(LitLoop):

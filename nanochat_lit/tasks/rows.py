@@ -175,7 +175,7 @@ def _hub_rows(hub: str, subset: str | None, split: str) -> Sequence[Row]:
                 reason = " ".join(str(error).split())[:160]
                 raise UserError(
                     f"the data set {hub} ({split}) cannot be had from the Hugging Face hub ({type(error).__name__}: "
-                    f"{reason}); give a local file with path"
+                    f"{reason}); give a local file: path in a recipe, --paths of evaluate chat"
                 ) from None
         time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
         attempt += 1

@@ -65,9 +65,7 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch, datasets):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(
-        UserError, match=r"some/data \(train\).*ConnectionError: no route to host.*local file with path"
-    ):
+    with pytest.raises(UserError, match=r"some/data \(train\).*ConnectionError: no route to host.*local file: path"):
         load(None)
 
 
