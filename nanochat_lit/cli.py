@@ -58,12 +58,13 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
     "ui": ("nanochat_lit.commands.ui:ui", "chat in the browser: --model EXPORT, or --url of a running server"),
     "bench": (
         {
+            "train": "nanochat_lit.commands.bench_train:bench_train",
             "data": "nanochat_lit.commands.bench_data:bench_data",
             "infer": "nanochat_lit.commands.bench_infer:bench_infer",
             "serve": "nanochat_lit.commands.bench_serve:bench_serve",
             "core": "nanochat_lit.commands.bench_core:bench_core",
         },
-        "measure speed: of data and loader, of the engine alone, of a server and its clients, of CORE",
+        "measure speed: of training, of data and loader, of the engine alone, of a server and its clients, of CORE",
     ),
     "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
     "export": ("nanochat_lit.commands.export:export", "write an export in another format: a folder for Hugging Face"),

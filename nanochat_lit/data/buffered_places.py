@@ -8,6 +8,7 @@ import torch
 from nanochat_lit.data.packing import FitBuffer
 
 _PRUNE_AT = 20_000
+_NOTHING = -1
 
 
 class BufferedPlaces:
@@ -22,9 +23,7 @@ class BufferedPlaces:
         self._counts: dict[int, int] = {}  # of pieces, by the first number, for documents of before a resume
 
     def add(self, place: Sequence[int]) -> None:
-        """Take note that the next document to arrive comes from here; nothing for a source without places."""
-        if not place:
-            return
+        """Take note that the next document to arrive comes from here."""
         if len(self._entries) >= _PRUNE_AT:
             kept = self._whole()
             self._entries = [(first, place) for first, _, place in kept]
@@ -32,13 +31,17 @@ class BufferedPlaces:
         self._entries.append((self._buffer.num_added, list(place)))
 
     def state(self) -> torch.Tensor:
-        """First number, number of pieces and place of each document of which nothing has been used; a row each."""
+        """First number, number of pieces and place of each document of which nothing has been used; a row each.
+
+        Places of different sources of a mixture differ in length: shorter ones end in _NOTHING.
+        """
         rows = [[first, count, *place] for first, count, place in self._whole()]
-        return torch.tensor(rows, dtype=torch.int64)
+        longest = max(map(len, rows), default=0)
+        return torch.tensor([row + [_NOTHING] * (longest - len(row)) for row in rows], dtype=torch.int64)
 
     def load(self, state: torch.Tensor) -> None:
         """Become what gave `state`."""
-        self._entries = [(first, place) for first, _, *place in state.tolist()]
+        self._entries = [(row[0], _place(row)) for row in state.tolist()]
         self._counts = {first: count for first, count, *_ in state.tolist()}
 
     def _whole(self) -> list[tuple[int, int, list[int]]]:
@@ -56,4 +59,8 @@ class BufferedPlaces:
 
 def places_of(states: Sequence[dict[str, Any]]) -> list[list[int]]:
     """The places in the states of streams, of all readers."""
-    return [row[2:] for state in states if state["places"].numel() for row in state["places"].tolist()]
+    return [_place(row) for state in states if state["places"].numel() for row in state["places"].tolist()]
+
+
+def _place(row: Sequence[int]) -> list[int]:
+    return [number for number in row[2:] if number != _NOTHING]

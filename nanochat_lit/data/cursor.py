@@ -1,19 +1,22 @@
 """Where a reader is in its documents, to be written down and returned to."""
 
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, Protocol
 
 from nanochat_lit.common.errors import UserError
 
 State = dict[str, Any]
 
+_NO_END = 2**60
+"""More items than an epoch has."""
+
 
 class Repeatable(Protocol):
     """Items that can be read again from their beginning."""
 
     def iterate(self, split: Any, epoch: int, rank: int, world_size: int) -> Iterator[Any]:
-        """The items of one epoch that belong to `rank`."""
+        """Every `world_size`-th item of one epoch, from that of number `rank` on."""
         ...
 
 
@@ -35,7 +38,7 @@ class Cursor(Protocol):
         ...
 
     def last_place(self) -> list[int]:
-        """Where the last item came from that was taken; empty if the source has no places."""
+        """Where the last item came from that was taken."""
         ...
 
     def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
@@ -50,7 +53,13 @@ class Cursor(Protocol):
 
 
 class ItemCursor:
-    """Items of a source that only gives them one after the other: the place is a count, and coming back means reading.
+    """Items of a source that only gives them one after the other, in an order that the epoch decides.
+
+    A place is (epoch, number of the item), and coming back to it means reading up to it again. Readers take turns, from
+    `start` on; what other readers have left before it is dealt out again:
+
+        item     0  1  2  3  4  5  6  7  8  9 ...
+        reader   .  1  .  0  .  1 |0  1  0  1       left by three others: 1, 3, 5; start: 6; two readers now
 
     `num_taken` is advanced by the reader, when an item has gone into its buffer: items that were only read ahead are
     read again after a resume.
@@ -61,51 +70,101 @@ class ItemCursor:
         self._split = split
         self._rank = rank
         self._world_size = world_size
-        self._start_epoch = 0
-        self._start_item = 0
-        self._ends: list[int] = []  # items after which epochs ended that nobody has passed yet
+        self._state: State = {"start": [0, 0], "at": [0, 0], "left": []}
+        self._read_ahead: deque[list[int]] = deque()
+        self._last: list[int] | None = None
+        self._num_settled = 0
         self.num_taken = 0
 
     def __iter__(self) -> Iterator[Any]:
-        epoch = self._start_epoch
-        num_read = 0
+        epoch, first = self._state["at"]
         while True:
-            items = self._source.iterate(self._split, epoch, self._rank, self._world_size)
-            first = next(items, None)
-            if first is None:
+            is_empty = [epoch, first] >= self._state["start"] and first == 0
+            for number, item in self._epoch_items(epoch, first):
+                is_empty = False
+                self._settle()
+                self._read_ahead.append([epoch, number])
+                yield item
+            if is_empty:
                 nothing_to_read(self._split, self._rank, self._world_size)
-            skip = self._start_item if epoch == self._start_epoch else 0
-            num_read -= skip
-            for index, item in enumerate(chain([first], items)):
-                num_read += 1
-                if index >= skip:
-                    yield item
             if self._split != "train":
                 return
-            self._ends.append(num_read)
-            epoch += 1
+            epoch, first = epoch + 1, 0
 
     def state_dict(self) -> State:
-        """The epoch, and how many of this reader's items of it have been taken."""
-        passed = [end for end in self._ends if end <= self.num_taken]
-        if passed:
-            return {"epoch": self._start_epoch + len(passed), "item": self.num_taken - passed[-1]}
-        return {"epoch": self._start_epoch, "item": self._start_item + self.num_taken}
+        """Where the readers began, the place after the last item that was taken, and what others had left."""
+        self._settle()
+        at = self._state["at"] if self._last is None else [self._last[0], self._last[1] + 1]
+        return {**self._state, "at": at, "left": [] if at >= self._state["start"] else self._state["left"]}
 
     def load_state_dict(self, state: State) -> None:
-        """Begin the next iteration at the place of `state`."""
-        self._start_epoch, self._start_item = state["epoch"], state["item"]
+        """Begin the next iteration at the place of `state`.
+
+        Raises:
+            UserError: If it is no place of such a source.
+        """
+        if len(state.get("at", ())) != 2:
+            raise UserError(
+                "the checkpoint's place in the data was written by an earlier version or with another kind of source; "
+                "start the run again"
+            )
+        self._state, self._last = state, None
 
     def last_place(self) -> list[int]:
-        """Nothing: items have no places."""
-        return []
+        """Epoch and number of the last item that was taken."""
+        self._settle()
+        assert self._last is not None, "no item has been taken"
+        return self._last
 
     def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
-        """Where the furthest reader was, as a place of `num_readers` readers; what others had yet to read is skipped."""
-        assert not more, "items have no places"
-        epoch = max(state["epoch"] for state in states)
-        furthest = max(state["item"] for state in states if state["epoch"] == epoch)
-        return {"epoch": epoch, "item": -(-furthest * len(states) // num_readers)}
+        """A state from which any number of readers go on with exactly what these readers have left."""
+        del num_readers
+        start = max(states[0]["start"], *(state["at"] for state in states))  # nobody has read anything behind it
+        left = [[place[0], place[1], place[1] + 1, 1] for place in sorted(more)]
+        for rank, state in enumerate(states):
+            reader = ItemCursor(self._source, self._split, rank, len(states))
+            reader.load_state_dict(state)
+            for epoch in range(state["at"][0], start[0] + 1):
+                shares = reader._shares(epoch, start[1] if epoch == start[0] else _NO_END)
+                cut = _from(state["at"][1] if epoch == state["at"][0] else 0)
+                left += [[epoch, share.start, share.stop, share.step] for share in map(cut, shares) if share]
+        return {"start": start, "at": min([start, *(piece[:2] for piece in left)]), "left": left}
+
+    def _shares(self, epoch: int, stop: int = _NO_END) -> list[range]:
+        """The numbers of this reader's items of an epoch, those of its turns last."""
+        shares = []
+        for index, (of_epoch, *piece) in enumerate(self._state["left"]):
+            if of_epoch == epoch:
+                shares.append(range(*piece)[(self._rank - index) % self._world_size :: self._world_size])
+        if epoch >= self._state["start"][0]:
+            first = self._state["start"][1] if epoch == self._state["start"][0] else 0
+            shares.append(range(first + self._rank, stop, self._world_size))
+        return shares
+
+    def _epoch_items(self, epoch: int, first: int) -> Iterator[tuple[int, Any]]:
+        """This reader's items of an epoch with their numbers, from a number on."""
+        shares = [share for share in map(_from(first), self._shares(epoch)) if share]
+        if not shares:
+            return
+        single = {share.start for share in shares if len(share) == 1}
+        shares = [share for share in shares if len(share) > 1]
+        step = self._world_size if len(shares) == 1 and shares[0].step == self._world_size and not single else 1
+        offset = shares[0].start % step if shares else 0
+        end = max([*single, *(share[-1] for share in shares)])
+        items = self._source.iterate(self._split, epoch, offset, step)
+        for number, item in zip(range(offset, end + 1, step), items, strict=False):
+            if number in single or any(number in share for share in shares):
+                yield number, item
+
+    def _settle(self) -> None:
+        while self._num_settled < self.num_taken and self._read_ahead:
+            self._last = self._read_ahead.popleft()
+            self._num_settled += 1
+
+
+def _from(first: int) -> Callable[[range], range]:
+    """Cuts off what lies before a number."""
+    return lambda share: share[max(0, -((share.start - first) // share.step)) :]
 
 
 def nothing_to_read(split: str, rank: int, world_size: int) -> NoReturn:

@@ -1,18 +1,32 @@
 """Any data set of the Hugging Face hub, read as a stream by the `datasets` package."""
 
+import hashlib
+import random
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.data.text_check import TextCheck
 from nanochat_lit.data.text_source import Split, TextSource
+
+BUFFER_CHARS = 200_000_000
+"""Characters that the order is drawn from, at most: rows of a megabyte must not fill the memory."""
+_ROWS_AT_ONCE = 16
 
 
 class HubStream(TextSource):
     """A data set of the hub in whatever format, nothing of it kept on the disk.
 
-    Rows come in the data set's order, shuffled within a buffer; the place is a count, so that coming back to it means
-    reading up to it again. For large runs `HubFiles` is better, if the data set has parquet or jsonl files.
+    Texts come in the data set's order, shuffled within a buffer of at most 200 million characters, in another way each
+    epoch. Rows that are null, empty, binary, no UTF-8 or longer than 10 million characters are passed over before they
+    come into the buffer, the first of each kind with a warning.
+
+    Every reader reads the whole stream and takes its turns, so that many readers cost many times the traffic. A place is
+    the number of a text in its epoch: coming back to it means reading up to it again. Another number of readers goes on
+    without repeating or skipping a text (see `ItemCursor`, and `loader.merged` for what packing has begun), as long as
+    the data set stays as it is: a revision makes sure. For large runs `HubFiles` is better, if the data set has parquet or
+    jsonl files.
 
     Args:
         repo: What `datasets.load_dataset` takes: OWNER/NAME, or a format such as parquet.
@@ -22,8 +36,9 @@ class HubStream(TextSource):
         val_rows: Rows to validate on.
         text_column: Column that has the text.
         data_files: Files or patterns, if not all.
+        revision: Commit, tag or branch of the data set; None is what it is today.
         seed: Order within the buffer.
-        buffer_size: Rows that the order is drawn from.
+        buffer_size: Texts that the order is drawn from, at most.
     """
 
     def __init__(
@@ -35,6 +50,7 @@ class HubStream(TextSource):
         val_rows: int = 1000,
         text_column: str = "text",
         data_files: str | list[str] | None = None,
+        revision: str | None = None,
         seed: int = 0,
         buffer_size: int = 10_000,
     ) -> None:
@@ -48,8 +64,10 @@ class HubStream(TextSource):
         self.val_rows = val_rows
         self.text_column = text_column
         self.data_files = data_files
+        self.revision = revision
         self.seed = seed
         self.buffer_size = buffer_size
+        self._text_check = TextCheck(text_column, "data set")
 
     @property
     def name(self) -> str:
@@ -62,40 +80,78 @@ class HubStream(TextSource):
             if next(self.documents(split), None) is None:
                 raise UserError(f"{self.name} has no text for the {split} split")
 
-    def documents(self, split: Split = "all") -> Iterator[Any]:
+    def validation(self) -> dict[str, str]:
+        """The sha256 of the texts that validation reads."""
+        digest = hashlib.sha256()
+        for text in self.documents("val"):
+            digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
+        rows = f"{self.val_split or self.split}, first {self.val_rows:,} rows"
+        return {f"{self.repo} ({rows})": digest.hexdigest()}
+
+    def documents(self, split: Split = "all") -> Iterator[str]:
         """The texts in the order of the data set."""
         if split == "val":
-            return self._texts(islice(iter(self._load(self.val_split or self.split)), self.val_rows))
-        skip = self.val_rows if split == "train" and self.val_split is None else 0
-        return self._texts(iter(self._load(self.split).skip(skip)))
+            return self._texts(self.val_split or self.split, stop=self.val_rows)
+        return self._texts(self.split, self.val_rows if split == "train" and self.val_split is None else 0)
 
-    def iterate(self, split: Split, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+    def iterate(self, split: Split, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[str]:
         """Every `world_size`-th text; 'train' shuffled within the buffer, by seed and epoch."""
-        if split != "train":
-            return islice(self.documents(split), rank, None, world_size)
-        rows = self._load(self.split).skip(self.val_rows if self.val_split is None else 0)
-        shuffled = rows.shuffle(seed=self.seed * 1_000_003 + epoch, buffer_size=self.buffer_size)
-        return islice(self._texts(iter(shuffled)), rank, None, world_size)
+        texts = self.documents(split)
+        if split == "train":
+            texts = self._shuffled(texts, random.Random(f"{self.seed}-{epoch}"))
+        return islice(texts, rank, None, world_size)
 
     def _load(self, split: str) -> Any:
         import datasets
 
+        options = {"data_files": self.data_files, "revision": self.revision, "streaming": True}
         try:
-            return datasets.load_dataset(
-                self.repo, self.subset, split=split, data_files=self.data_files, streaming=True
-            )
+            return datasets.load_dataset(self.repo, self.subset, split=split, **options)
         except Exception as error:  # noqa: BLE001 - offline, no such split, a broken cache: each has errors of its own
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(
-                f"{self.repo} ({split}) cannot be read from the Hugging Face hub ({type(error).__name__}: {reason})"
-            ) from None
+            raise UserError(f"{self.repo} ({split}) cannot be read from the Hugging Face hub {_short(error)}") from None
 
-    def _texts(self, rows: Iterator[Any]) -> Iterator[str]:
-        for row in rows:
+    def _texts(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[str]:
+        """The texts in some rows of a split of the data set."""
+        name = f"{self.repo} ({split})"
+        for number, row in enumerate(islice(self._rows(split), start, stop), start):
             if self.text_column not in row:
-                raise UserError(f"{self.name} has no column {self.text_column!r} (columns: {', '.join(row) or 'none'})")
-            text = row[self.text_column]
-            if text is not None and not isinstance(text, str):
-                raise UserError(f"{self.name}: {self.text_column!r} is {type(text).__name__}, expected a string")
-            if text:
+                raise UserError(f"{name} has no column {self.text_column!r} (columns: {', '.join(row) or 'none'})")
+            text = self._text_check.text(row[self.text_column], lambda number=number: f"{name}, row {number}")
+            if text is not None:
                 yield text
+
+    def _rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """The rows of a split of the data set.
+
+        In batches, because the data set's own iterator would deal out its files to DataLoader workers.
+        """
+        batches = self._load(split).iter(batch_size=_ROWS_AT_ONCE)
+        number = 0
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # noqa: BLE001 - of the network, of a damaged file, of any format
+                raise UserError(f"{self.repo} ({split}) cannot be read on from row {number} {_short(error)}") from None
+            if batch is None:
+                return
+            size = len(next(iter(batch.values()), ()))
+            yield from ({column: values[index] for column, values in batch.items()} for index in range(size))
+            number += size
+
+    def _shuffled(self, texts: Iterator[str], random_numbers: random.Random) -> Iterator[str]:
+        buffer: list[str] = []
+        num_chars = 0
+        for text in texts:
+            buffer.append(text)
+            num_chars += len(text)
+            while len(buffer) > self.buffer_size or num_chars > BUFFER_CHARS:
+                chosen = random_numbers.randrange(len(buffer))
+                buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+                num_chars -= len(buffer[-1])
+                yield buffer.pop()
+        random_numbers.shuffle(buffer)
+        yield from buffer
+
+
+def _short(error: Exception) -> str:
+    return f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"

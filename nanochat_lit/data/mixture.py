@@ -121,11 +121,10 @@ class MixtureCursor:
         self._num_chars = dict(state["num_chars"])
 
     def last_place(self) -> list[int]:
-        """The number of the source, and the place in it; empty if it has none."""
+        """The number of the source, and the place in it."""
         self._settle()
         assert self._last is not None, "no item has been taken"
-        place = self._cursors[self._last].last_place()
-        return [list(self._cursors).index(self._last), *place] if place else []
+        return [list(self._cursors).index(self._last), *self._cursors[self._last].last_place()]
 
     def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
         """The places of all sources for another number of readers; see `Cursor.merge`."""

@@ -5,30 +5,22 @@ ones before it, in any order and by any rank. Errors are UserErrors that name th
 """
 
 import json
-import logging
-import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.data.text_check import TextCheck
 from nanochat_lit.tokenizer.chat import validate_conversation
 from nanochat_lit.tokenizer.foreign_chat import as_conversation
 
 TXT_SOFT_BYTES = 10_000
 TXT_HARD_BYTES = 20_000
-MAX_DOC_CHARS = 10_000_000
-"""A longer row is no document: encoding it would take minutes and many times its length in memory."""
 _MAX_BLOCKS = 2**18
 _QUICK_CHECK_ROWS = 1000
 SHAREGPT = "conversations"
 """What ShareGPT's rows have instead of `messages`."""
-_LOOK_CHARS = 1000
-_MAX_CONTROL_SHARE = 0.1
-_FEW_CONTROLS = 8
-_CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f-\x84\x86-\x9f\ufffd]")
-_log = logging.getLogger(__name__)
 
 
 class RecordFile:
@@ -38,7 +30,7 @@ class RecordFile:
         self.path = path
         self.column = column
         self._stamp: tuple[int, int] | None = None
-        self._warned: set[str] = set()
+        self._texts = TextCheck(column)
 
     @property
     def num_rows(self) -> int:
@@ -63,10 +55,7 @@ class RecordFile:
                 pass
 
     def item(self, value: Any, row: dict[str, Any], where: Callable[[], str]) -> Any:
-        """The text or conversation of a row after checking its type; None if null, empty or no text to learn from.
-
-        A text that is passed over for what it holds is reported, the first of its kind in a file.
-        """
+        """The text or conversation of a row after checking its type; None if null, empty or no text to learn from."""
         if value is None or value in ("", []):
             return None
         if self.column == "messages":
@@ -76,25 +65,7 @@ class RecordFile:
             except UserError as error:
                 raise UserError(f"{where()}{error}") from None
             return conversation
-        if isinstance(value, bytes):
-            try:
-                value = value.decode("utf-8")
-            except UnicodeDecodeError:
-                return self.pass_over(where, "is not UTF-8 text")
-        if not isinstance(value, str):
-            raise UserError(f"{where()}: {self.column!r} is {type(value).__name__}, expected a string")
-        if len(value) > MAX_DOC_CHARS:
-            return self.pass_over(where, f"is longer than {MAX_DOC_CHARS:,} characters")
-        start = value[:_LOOK_CHARS]
-        if len(_CONTROL.findall(start)) > max(_FEW_CONTROLS, _MAX_CONTROL_SHARE * len(start)):
-            return self.pass_over(where, "looks like binary data, not text")
-        return value
-
-    def pass_over(self, where: Callable[[], str], reason: str) -> None:
-        """Say, once a file, that rows for which this holds are not used."""
-        if reason not in self._warned:
-            self._warned.add(reason)
-            _log.warning("%s: %r %s; it and others like it in this file are passed over", where(), self.column, reason)
+        return self._texts.text(value, where)
 
     def check_unchanged(self) -> None:
         """Raise UserError if the file is not the one that was looked at first."""

@@ -29,7 +29,10 @@ class Source(Protocol):
     """Documents (strings) or conversations (dicts) by split and epoch, disjoint between ranks."""
 
     def iterate(self, split: Any, epoch: int, rank: int, world_size: int) -> Iterator[Any]:
-        """The items of one epoch of a split that belong to `rank`; it may be endless."""
+        """Every `world_size`-th item of one epoch of a split, from that of number `rank` on; it may be endless.
+
+        The order of an epoch must be the same each time, so that a run can come back to its place.
+        """
         ...
 
 
@@ -116,6 +119,6 @@ def as_source(items: SourceLike, column: Column = "text", seed: int = 0) -> Sour
 
 
 def make_cursor(source: Source, split: str, rank: int, world_size: int) -> Cursor:
-    """A reader of a source that knows its place: by block where the source has blocks, else by counting items."""
+    """A reader of a source that knows its place: by block where the source has blocks, else by the number of the item."""
     make = getattr(source, "cursor", None)
     return ItemCursor(source, split, rank, world_size) if make is None else make(split, rank, world_size)

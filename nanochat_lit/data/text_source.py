@@ -27,7 +27,7 @@ class TextSource(ABC):
 
     @abstractmethod
     def iterate(self, split: Split, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """The documents of one epoch of a split that belong to `rank`."""
+        """The documents of one epoch of a split that belong to `rank`: every `world_size`-th, or what its `cursor` says."""
 
     def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
         """Let everything be there that training needs to begin.

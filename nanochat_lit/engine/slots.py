@@ -11,9 +11,10 @@ from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import AnswerText, Piece
+from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.request import Request, check_request
 from nanochat_lit.engine.sampling import row_random, sample_next
-from nanochat_lit.engine.tool_use import ToolRow
+from nanochat_lit.engine.tool_use import Tool, ToolRow
 from nanochat_lit.model import GPT, KVCache, SlotCache
 from nanochat_lit.model.slot_cache import check_room
 from nanochat_lit.tokenizer import Tokenizer
@@ -71,6 +72,7 @@ class SlotEngine:
         tokenizer: The one it was trained with.
         num_slots: Requests that are decoded together at most; each holds a KV cache of the whole context.
         prefill_chunk: Tokens of a prompt read between two decode steps; fewer let neighbours wait less.
+        tool: Answers the model's calls, or has no answer: the calculator, or `python_tool.run_tool`. All rows wait for it.
 
     Raises:
         UserError: If num_slots or prefill_chunk is below 1, or (with the first request) if the slots' keys and values do not
@@ -83,6 +85,8 @@ class SlotEngine:
         tokenizer: Tokenizer,
         num_slots: int = 32,
         prefill_chunk: int = 256,
+        *,
+        tool: Tool = calculate,
     ) -> None:
         if num_slots < 1 or prefill_chunk < 1:
             raise UserError(f"num_slots is {num_slots} and prefill_chunk {prefill_chunk}; both must be at least 1")
@@ -91,6 +95,7 @@ class SlotEngine:
         self.num_slots = num_slots
         self.prefill_chunk = prefill_chunk
         self.end_ids = frozenset((tokenizer.special_ids[ASSISTANT_END], tokenizer.bos_id))
+        self.tool = tool
         self._free = list(range(num_slots))[::-1]
         self._prefills: deque[_Prefill] = deque()
         self._rows: list[_Row] = []  # in the order of the cache's slots
@@ -161,7 +166,7 @@ class SlotEngine:
             _Row(
                 slot=self._free.pop(),
                 request=request,
-                tool=ToolRow(self.tokenizer),
+                tool=ToolRow(self.tokenizer, self.tool),
                 text=AnswerText(self.tokenizer, request.stop),
                 random=row_random(request.seed, request.sample + i),
                 num_left=num_left,

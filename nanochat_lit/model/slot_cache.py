@@ -57,6 +57,7 @@ class SlotCache:
         self._lengths: list[int] = [0] * num_slots
         self._rows = torch.arange(num_slots, device=device)
         self._positions = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._longest = 0
         self._masks: dict[int, Tensor] = {}  # of the keys that are read, by room; made when first asked for
 
     @property
@@ -123,14 +124,14 @@ class SlotCache:
         rows = max(self.num_active, num_rows or 0)
         longest = max(self._lengths[:rows])
         assert longest < self.max_len, f"a slot has room for {self.max_len} tokens and is full"
+        self._longest = longest  # one number: a compiler that met the lists would compile for each slot's length
         self._positions = torch.tensor(self._lengths[:rows], device=self._rows.device)
         self._masks = {}
 
     def _mask(self, room: int) -> Tensor:
         """Of a layer's keys, which each slot sees in this step: (B, 1, 1, L)."""
         if room not in self._masks:
-            longest = max(self._lengths[: len(self._positions)])
-            places = torch.arange(_whole_steps(longest + 1), device=self._positions.device)
+            places = torch.arange(_whole_steps(self._longest + 1), device=self._positions.device)
             # of a ring that is full every place is visible: all are at or below the position
             visible = (places <= self._positions[:, None])[:, None, None]
             self._masks[room] = (visible & (places < room))[..., : _whole_steps(room)]

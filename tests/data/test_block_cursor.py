@@ -37,6 +37,14 @@ def files(request, tmp_path):
     return source(write(tmp_path / "texts"), request.param)
 
 
+@pytest.fixture(params=["files", "one_file", "list"])
+def either(request, tmp_path):
+    """A source with blocks, and one that gives items in turns."""
+    if request.param == "list":
+        return Texts([f"text {number}" for number in range(160)])
+    return source(write(tmp_path / "texts"), None if request.param == "files" else 1)
+
+
 def take(cursor, count, iterator=None):
     """Items that go into a buffer."""
     items = []
@@ -59,8 +67,9 @@ def test_every_epoch_is_dealt_out_whole_and_in_another_order(files, world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 40])
-def test_a_reader_comes_back_to_its_place(files, world_size):
+def test_a_reader_comes_back_to_its_place(either, world_size):
     """At any item of more than two epochs, with up to 128 items read ahead."""
+    files = either
     rank = world_size // 2
     whole = take(make_cursor(files, "train", rank, world_size), 300)
     for count in [0, 1, 8, 133, 250]:
@@ -91,8 +100,9 @@ def test_coming_back_reads_nothing_before_the_place(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("sizes", [(4, 1), (3, 5), (8, 2, 3), (2, 40, 6)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_other_numbers_of_readers_go_on_without_loss_or_repetition(files, sizes, seed):
+def test_other_numbers_of_readers_go_on_without_loss_or_repetition(either, sizes, seed):
     """Readers at random places, changed once or twice: every document of the epochs once, as often as there were epochs."""
+    files = either
     rng = random.Random(seed)
     seen = collections.Counter()
     state = None
@@ -133,6 +143,34 @@ def test_what_was_buffered_can_be_read_again_by_its_place(files):
     cursor.load_state_dict(state)
     wanted = sorted(files.documents("train"))
     assert sorted(seen + take(cursor, len(wanted) - len(seen))) == wanted
+
+
+def test_items_of_a_list_can_be_read_again_by_their_number():
+    """Dealt out again with what is left, also when readers are in different epochs."""
+    texts = Texts([f"text {number}" for number in range(60)])
+    readers = [make_cursor(texts, "train", rank, 3) for rank in range(3)]
+    seen, places = collections.Counter(), []
+    for cursor, count in zip(readers, (18, 25, 70), strict=True):  # the last is in its fourth epoch
+        for number, item in enumerate(itertools.islice(iter(cursor), count)):
+            cursor.num_taken += 1
+            if number % 3 == 0:
+                places.append(cursor.last_place())
+            else:
+                seen[item] += 1
+    state = readers[0].merge([cursor.state_dict() for cursor in readers], 2, places)
+    state = json.loads(json.dumps(state))
+    assert state["start"] == [3, 39], "the end of the round that the furthest reader is in"
+    for rank in range(2):
+        cursor = make_cursor(texts, "train", rank, 2)
+        cursor.load_state_dict(state)
+        for item in cursor:
+            cursor.num_taken += 1
+            if cursor.last_place()[0] == 4:
+                break
+            seen[item] += 1
+    assert seen == collections.Counter(dict.fromkeys(texts.documents("train"), 4))
+    with pytest.raises(UserError, match="earlier version or with another kind"):
+        make_cursor(texts, "train", 0, 1).load_state_dict({"epoch": 0, "item": 5})
 
 
 def test_files_that_have_changed_are_noticed(tmp_path):

@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_lit.data.chat_stream import ChatStream
+from nanochat_lit.data.hub_stream import HubStream
 from nanochat_lit.data.loader import merged, pack_state, unpack_state
 from nanochat_lit.data.mixture import Mixture
 from nanochat_lit.data.pretrain_stream import PretrainStream
 from nanochat_lit.data.shards import FileSource
+from nanochat_lit.data.sources import make_cursor
 
 NUM_DOCUMENTS = 240
 BUFFER = 12
@@ -46,40 +48,47 @@ def positions(states):
     return [{"readers": [{"state": pack_state(state), "since": 0}], "next_reader": 0} for state in states]
 
 
-def rest_of_epoch(files, state):
+def rest_of_epoch(source, state):
     """What one reader reads from this place until the next epoch."""
-    reader = files.cursor("train", 0, 1)
+    reader = make_cursor(source, "train", 0, 1)
     reader.load_state_dict(state)
     items = []
     for item in reader:
         reader.num_taken += 1
-        if reader.last_place()[0] > 0:
+        if reader.last_place()[-4 if len(reader.last_place()) > 2 else 0] > 0:
             return items
         items.append(item)
     raise AssertionError("training data are endless")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("long_documents", ["split", "crop"])
-@pytest.mark.parametrize("source", ["files", "mixture"])
+@pytest.mark.parametrize("source", ["files", "mixture", "stream"])
 @pytest.mark.parametrize(("num_readers", "num_batches"), [(1, 9), (3, 0), (3, 6), (4, 3)])
 def test_nothing_is_read_twice_and_what_was_buffered_comes_again(
-    folder, tokenizer, long_documents, source, num_readers, num_batches
+    folder, tokenizer, monkeypatch, long_documents, source, num_readers, num_batches
 ):
     """Rows of 16 tokens, so that many documents are cropped, or have several pieces."""
+    monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+
+    def texts():
+        files = FileSource(folder, seed=1)
+        if source == "stream":
+            paths = [str(file.path) for file in files.files[:-1]]
+            return HubStream("parquet", data_files=paths, val_split="train", buffer_size=50)
+        return files if source == "files" else Mixture({"files": files}, {"files": 1.0})
 
     def stream(rank, world_size):
-        files = FileSource(folder, seed=1)
         return PretrainStream(
-            texts=files if source == "files" else Mixture({"files": files}, {"files": 1.0}), tokenizer=tokenizer,
-            sequence_len=16, micro_batch_size=4, rank=rank, world_size=world_size, buffer_size=BUFFER,
-            long_documents=long_documents,
+            texts=texts(), tokenizer=tokenizer, sequence_len=16, micro_batch_size=4, rank=rank, world_size=world_size,
+            buffer_size=BUFFER, long_documents=long_documents,
         )  # fmt: skip
 
     seen = collections.Counter()
     states = [take(stream(rank, num_readers), num_batches + 1, tokenizer, seen) for rank in range(num_readers)]
     merged_place = merged(stream(0, 1), positions(states), 1, 1)
     cursor = merged_place["readers"][0]["state"]["cursor"]
-    again = rest_of_epoch(FileSource(folder, seed=1), cursor if source == "files" else cursor["cursors"]["files"])
+    again = rest_of_epoch(texts(), cursor)
     again = [int(re.match(r"d(\d\d\d)x ", text)[1]) for text in again]
     assert len(set(again)) == len(again)
     assert not set(again) & set(seen), "a document that was used came again"
@@ -112,6 +121,35 @@ def test_a_resumed_stream_still_knows_where_its_buffer_came_from(folder, tokeniz
     resumed = stream()
     resumed.load_state_dict(state)
     assert take(resumed, 3, tokenizer, seen)["places"].tolist() == whole.state_dict()["places"].tolist()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_mixture_of_files_and_a_stream_goes_on_likewise(folder, tokenizer, monkeypatch):
+    """Their places differ in length."""
+    monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+
+    def mixture():
+        other = HubStream("parquet", data_files=str(folder / "2.parquet"), val_split="train")
+        files = FileSource(folder, seed=1, validation="2.parquet")  # also trains on val.parquet, a single text
+        return Mixture({"files": files, "stream": other}, {"files": 2.0, "stream": 1.0})
+
+    def stream(rank, world_size):
+        return PretrainStream(
+            texts=mixture(), tokenizer=tokenizer, sequence_len=40, micro_batch_size=4, rank=rank, world_size=world_size,
+            buffer_size=BUFFER,
+        )  # fmt: skip
+
+    seen = collections.Counter()
+    states = [take(stream(rank, 3), 3, tokenizer, seen) for rank in range(3)]
+    cursors = stream(0, 1).merge(states, 1)["cursor"]["cursors"]
+    again = [text for name, source in mixture().sources.items() for text in rest_of_epoch(source, cursors[name])]
+    taken = sum(state["packer"]["counts"]["items"] for state in states)
+    waiting = [state["places"].shape for state in states]
+    assert len(again) == NUM_DOCUMENTS + 1 - taken + sum(rows for rows, _ in waiting)
+    assert {columns for _, columns in waiting} == {7}, "of both, in one tensor"
+    numbers = [int(found[1]) for text in again if (found := re.match(r"d(\d\d\d)x ", text))]
+    assert len(set(numbers)) == len(numbers)
+    assert not set(numbers) & set(seen)
 
 
 def test_conversations_go_on_likewise(tmp_path, tokenizer):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nanochat_lit import cli
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export
 from nanochat_lit.tokenizer import render_for_completion
@@ -44,6 +45,18 @@ def test_the_answer_is_the_engines(client, make_export):
         "completion_tokens": len(expected),
         "total_tokens": len(prompt) + len(expected),
     }
+
+
+def test_an_imported_nanochat_model_is_served(start_server, nanochat_folder, random_model, tmp_path):
+    """With nanochat's tokenizer, whose tokens are not those of the other servers here."""
+    folder = nanochat_folder(random_model(sequence_len=128))
+    assert cli.main(["import-nanochat", str(folder), "--out", str(tmp_path / "export")]) == 0
+    model, tokenizer = load_export(tmp_path / "export", "cpu", "float32", cast_weights=True)
+    prompt = render_for_completion(tokenizer, {"messages": HELLO})
+    (expected,) = Engine(model, tokenizer).generate(prompt, max_new_tokens=16)
+    status, answer = start_server(model=tmp_path / "export").chat(temperature=0, max_tokens=16)
+    assert status == 200
+    assert answer["choices"][0]["message"]["content"] == tokenizer.decode(expected)
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
