@@ -58,12 +58,13 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
     "ui": ("nanochat_lit.commands.ui:ui", "chat in the browser: --model EXPORT, or --url of a running server"),
     "bench": (
         {
+            "train": "nanochat_lit.commands.bench_train:bench_train",
             "data": "nanochat_lit.commands.bench_data:bench_data",
             "infer": "nanochat_lit.commands.bench_infer:bench_infer",
             "serve": "nanochat_lit.commands.bench_serve:bench_serve",
             "core": "nanochat_lit.commands.bench_core:bench_core",
         },
-        "measure speed: of data and loader, of the engine alone, of a server and its clients, of CORE",
+        "measure speed: of training, of data and loader, of the engine alone, of a server and its clients, of CORE",
     ),
     "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
     "export": ("nanochat_lit.commands.export:export", "write an export in another format: a folder for Hugging Face"),
@@ -81,6 +82,12 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
 
 # short options, which a function signature cannot name: verb -> {short: long}
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
+
+# verbs that decode, and how often the threads of GNU OpenMP look for each other there before they sleep. By itself it is
+# 300,000, some milliseconds: when one lost its core to another program (or to the server's HTTP process), the others burn
+# theirs. Read when torch is loaded.
+DECODING_VERBS = ("bench", "chat", "serve", "ui")
+SPIN_COUNT = "1000"
 
 # verbs with one obvious object, which needs no name: verb -> the option that the first bare words stand for
 FIRST_WORDS = {
@@ -138,6 +145,8 @@ def _dispatch(argv: list[str]) -> int:
     if verb not in VERBS:
         return _fail(f"unknown verb {verb!r}{_nearest(verb, VERBS)}", hint="--help")
     target = VERBS[verb][0]
+    if verb in DECODING_VERBS:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     if target == TRAINER:
         try:
             _load(TRAINER)(argv)

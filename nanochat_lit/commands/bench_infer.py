@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import default_device, read_bandwidth_bytes_per_s, resolve_compute_dtype
+from nanochat_lit.common.hardware import ReadBandwidth, default_device, resolve_compute_dtype
 from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
 from nanochat_lit.engine.request import Request
 from nanochat_lit.engine.slots import SlotEngine
@@ -30,7 +30,10 @@ class DecodeRow:
     tokens_per_s: float
     """Of all streams together."""
     mbu: float
-    """Bytes of weights and cached keys that a step must read, per second, as a share of the measured bandwidth."""
+    """Bytes of weights and cached keys that a step must read, per second, as a share of `bandwidth_gb_per_s`. What lies in the
+    caches is read faster than memory, so a small model has more than 1."""
+    bandwidth_gb_per_s: float
+    """What the memory gave at best between these runs."""
 
 
 def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
@@ -46,7 +49,6 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
     compute_dtype: str = "auto",
     quantize: Literal["int8"] | None = None,
     packed: bool = True,
-    compile: bool = False,  # noqa: A002
     json: bool = False,
 ) -> None:
     """Measure prefill and decoding.
@@ -64,7 +66,6 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
         packed: Lay the weights out for this processor, as chat and serve do; false is for comparison.
-        compile: Compile the decode step (the weights stay plain otherwise); its time is not counted.
         json: Print the result as JSON alone.
     """
     counts = [1, 4, 16] if streams is None else streams
@@ -78,18 +79,16 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
             f"prompt_len {prompt_len} and new_tokens {new_tokens} must be at least 1 and 2 and fit the model's context "
             f"of {context} together"
         )
-    if quantize or (packed and not compile):
+    if quantize or packed:
         pack_linears(gpt, quantize)
     weight_bytes = _weight_bytes(gpt.config, gpt.compute_dtype, quantize)
     report = {
         "config": asdict(gpt.config),
         "compute_dtype": str(gpt.compute_dtype).removeprefix("torch."),
         "quantize": quantize,
-        "packed": quantize is not None or (packed and not compile),
-        "compiled": compile,
+        "packed": quantize is not None or packed,
         "weight_bytes": weight_bytes,
-        **_measure(gpt, weight_bytes, counts, prompt_len, new_tokens, repeats, compile),
-        "peak_memory_bytes": peak_memory_bytes(target),
+        **_measure(gpt, weight_bytes, counts, prompt_len, new_tokens, repeats),
     }
     print(json_format.dumps(report) if json else _table(report, prompt_len))
 
@@ -101,24 +100,37 @@ def _measure(
     prompt_len: int,
     new_tokens: int,
     repeats: int,
-    compile: bool,  # noqa: A002
 ) -> dict[str, Any]:
-    """Medians over the repeats, after one run that warms up."""
-    bandwidth = read_bandwidth_bytes_per_s(gpt.device)
+    """Medians over the repeats, after one run that warms up; the bandwidth is read between two runs."""
+    for count in counts:
+        _run(gpt, count, prompt_len, new_tokens, 0)
+    peak_bytes = peak_memory_bytes(gpt.device)  # before the bandwidth's own memory is taken
+    bandwidth = ReadBandwidth(gpt.device)
     prefill_s, rows = [], []
     for count in counts:
-        runs = [_run(gpt, count, prompt_len, new_tokens, repeat, compile) for repeat in range(repeats + 1)][1:]
-        prefill_s += [first_s for first_s, _ in runs]
-        step_s = statistics.median(step_s for _, steps_s in runs for step_s in steps_s)
+        first_s, steps_s, reads = [], [], [bandwidth.bytes_per_s()]
+        for repeat in range(repeats):
+            first, steps = _run(gpt, count, prompt_len, new_tokens, repeat + 1)
+            first_s.append(first)
+            steps_s += steps
+            reads.append(bandwidth.bytes_per_s())
+        prefill_s += first_s
+        step_s, read = statistics.median(steps_s), max(reads)
         read_bytes = weight_bytes + count * _key_bytes(gpt, prompt_len + new_tokens // 2)
-        mbu = read_bytes / step_s / bandwidth
-        rows.append(DecodeRow(streams=count, step_ms=step_s * 1e3, tokens_per_s=count / step_s, mbu=mbu))
-    first_s = statistics.median(prefill_s)
+        row = DecodeRow(
+            streams=count,
+            step_ms=step_s * 1e3,
+            tokens_per_s=count / step_s,
+            mbu=read_bytes / step_s / read,
+            bandwidth_gb_per_s=read / 1e9,
+        )
+        rows.append(row)
+    first_token_s = statistics.median(prefill_s)
     return {
-        "bandwidth_gb_per_s": bandwidth / 1e9,
-        "first_token_ms": first_s * 1e3,
-        "prefill_tokens_per_s": prompt_len / first_s,
+        "first_token_ms": first_token_s * 1e3,
+        "prefill_tokens_per_s": prompt_len / first_token_s,
         "decode": [asdict(row) for row in rows],
+        "peak_memory_bytes": peak_bytes,
     }
 
 
@@ -143,10 +155,9 @@ def _run(
     prompt_len: int,
     new_tokens: int,
     seed: int,
-    compile: bool,  # noqa: A002
 ) -> tuple[float, list[float]]:
     """Seconds from admitting the first request, alone, to its first token, and of each decode step of all streams."""
-    engine = SlotEngine(gpt, _NoText(), num_slots=streams, compile=compile)  # type: ignore[arg-type]
+    engine = SlotEngine(gpt, _NoText(), num_slots=streams)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.randint(gpt.config.vocab_size, (streams, prompt_len), generator=generator).tolist()
     first_s = []
@@ -195,20 +206,18 @@ def _key_bytes(gpt: GPT, position: int) -> int:
 
 def _table(report: dict[str, Any], prompt_len: int) -> str:
     heading = (
-        f"{report['compute_dtype']}, quantize {report['quantize']}, packed {report['packed']}, "
-        f"compiled {report['compiled']}; "
-        f"weights {report['weight_bytes'] / 1e6:.1f} MB, peak memory {memory_text(report['peak_memory_bytes'])}, "
-        f"measured bandwidth {report['bandwidth_gb_per_s']:.1f} GB/s\n"
+        f"{report['compute_dtype']}, quantize {report['quantize']}, packed {report['packed']}; "
+        f"weights {report['weight_bytes'] / 1e6:.1f} MB, peak memory {memory_text(report['peak_memory_bytes'])}\n"
         f"prefill of {prompt_len} tokens: {report['first_token_ms']:.1f} ms to the first token, "
         f"{report['prefill_tokens_per_s']:,.0f} tokens/s\n"
     )
     lines = [
         heading,
-        "| streams | step ms | tokens/s | MBU |",
-        "|---|---|---|---|",
+        "| streams | step ms | tokens/s | MBU | memory GB/s |",
+        "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {row['streams']} | {row['step_ms']:.2f} | {row['tokens_per_s']:,.0f} | {row['mbu']:.0%} |"
+        f"| {row['streams']} | {row['step_ms']:.2f} | {row['tokens_per_s']:,.0f} | {row['mbu']:.0%} | {row['bandwidth_gb_per_s']:.1f} |"
         for row in report["decode"]
     ]
     return "\n".join(lines)

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import json as json_format
+import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from nanochat_lit.common.errors import UserError
@@ -37,7 +39,9 @@ def bench_serve(
     """Start a server on an export, send it the same requests that the engine alone answers, compare.
 
     Per concurrency: tokens per second of the server and of the engine alone, which answers the same requests in this process
-    just before; time to first token; time per token of an answer; the gaps that a reader sees between two pieces of text.
+    just before; time to first token; time per token of an answer; the gaps that a reader sees between two pieces of text. The
+    clients run on the same cores, so the processor time of everyone involved is told too (Linux), per token: of the engine
+    alone, of the server's workers, of its HTTP process, of the clients.
 
     Args:
         model: Export folder.
@@ -64,12 +68,16 @@ def bench_serve(
     options += [f"--device={device}"] if device else []
     options += [f"--quantize={quantize}"] if quantize else []
     rows: list[dict[str, Any]] = []
-    with _server(model, options) as url:
+    with _server(model, options) as (url, pid):
         for count in [counts[0], *counts]:  # the first warms up
             bodies = [_body(i, max_tokens, temperature) for i in range(count * requests_per_client)]
+            times = [_cpu_s(pid)]
             alone = _engine_tokens_per_s(engine, bodies, count)
+            times.append(_cpu_s(pid))
             row = asyncio.run(run_load(url, bodies, count, None)).row()
-            rows.append({**row, "engine_tokens_per_s": alone, "overhead": 1 - row["tokens_per_s"] / alone})
+            times.append(_cpu_s(pid))
+            row |= {"engine_tokens_per_s": alone, "overhead": 1 - row["tokens_per_s"] / alone}
+            rows.append({**row, "cpu_us_per_token": _cpu_us(times, row["num_tokens"])})
     report = {"model": model, "slots": slots, "max_tokens": max_tokens, "rows": rows[1:]}
     print(json_format.dumps(report, indent=2) if json else _table(rows[1:]))
 
@@ -105,9 +113,38 @@ def _engine_tokens_per_s(engine: Any, bodies: list[dict[str, Any]], count: int) 
     return num_tokens / (time.perf_counter() - start_s)
 
 
+def _cpu_s(pid: int) -> tuple[float, float, float] | None:
+    """Processor seconds so far of this process, of a server's HTTP process, and of its workers; None where it is not told."""
+    try:
+        workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        http_s, *workers_s = [_process_s(process) for process in (str(pid), *workers)]
+    except OSError:
+        return None
+    return time.process_time(), http_s, sum(workers_s)
+
+
+def _process_s(pid: str) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
+
+
+def _cpu_us(times: list[tuple[float, float, float] | None], num_tokens: int) -> dict[str, float] | None:
+    """Processor time per token, from what was spent before the engine ran alone, before the clients came, and at the end."""
+    start, middle, end = times
+    if start is None or middle is None or end is None or num_tokens == 0:
+        return None
+    spent_s = {
+        "engine": middle[0] - start[0],
+        "workers": end[2] - middle[2],
+        "http": end[1] - middle[1],
+        "clients": end[0] - middle[0],
+    }
+    return {name: 1e6 * seconds / num_tokens for name, seconds in spent_s.items()}
+
+
 @contextlib.contextmanager
-def _server(model: str, options: list[str]) -> Iterator[str]:
-    """The address of a server of its own."""
+def _server(model: str, options: list[str]) -> Iterator[tuple[str, int]]:
+    """The address and the process of a server of its own."""
     command = [sys.executable, "-m", "nanochat_lit", "serve", "--model", model, "--port=0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 (this program itself)
         try:
@@ -116,7 +153,7 @@ def _server(model: str, options: list[str]) -> Iterator[str]:
             for line in process.stderr:
                 lines.append(line)
                 if found := re.search(r"ready at (http://\S+)/v1", line):
-                    yield found[1]
+                    yield found[1], process.pid
                     return
             raise UserError(f"the server did not start: {''.join(lines[-3:]).strip()}")
         finally:
@@ -124,17 +161,22 @@ def _server(model: str, options: list[str]) -> Iterator[str]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    head = "clients  tokens/s  engine  overhead  first token ms p50/p99  per token ms p50/p99  gap ms p99  errors"
+    head = (
+        "clients  tokens/s  engine  overhead  first token ms p50/p99  per token ms p50/p99  gap ms p99  errors  "
+        "CPU us/token engine / workers + http + clients"
+    )
     lines = [head]
     for row in rows:
         first, token, gap = row["first_token_ms"], row["inter_token_ms"], row["gap_ms"]
+        cpu = row["cpu_us_per_token"] or dict.fromkeys(("engine", "workers", "http", "clients"))
         lines.append(
             f"{row['concurrency']:7d}  {row['tokens_per_s']:8.0f}  {row['engine_tokens_per_s']:6.0f}  {row['overhead']:8.1%}  "
-            f"{_ms(first['p50']):>11} / {_ms(first['p99']):<9} {_ms(token['p50']):>10} / {_ms(token['p99']):<8} "
-            f"{_ms(gap['p99']):>10}  {row['errors']:6d}"
+            f"{_shown(first['p50']):>11} / {_shown(first['p99']):<9} {_shown(token['p50']):>10} / {_shown(token['p99']):<8} "
+            f"{_shown(gap['p99']):>10}  {row['errors']:6d}  "
+            f"{_shown(cpu['engine']):>19} / {_shown(cpu['workers'])} + {_shown(cpu['http'])} + {_shown(cpu['clients'])}"
         )
     return "\n".join(lines)
 
 
-def _ms(value: float | None) -> str:
+def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"

@@ -2,15 +2,17 @@
 
 from nanochat_lit.commands.terminal_chat import TerminalChat, note_cut, write
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.engine.conversation import Conversation
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
 from nanochat_lit.engine.export import load_export, load_generation_defaults
+from nanochat_lit.engine.tool_use import Tool
 from nanochat_lit.model.packed import Quantization
 
 
-def chat(
+def chat(  # noqa: PLR0913 - every option of the command is a parameter
     model: str,
     prompt: str | None = None,
     temperature: float | None = None,
@@ -21,6 +23,7 @@ def chat(
     device: str | None = None,
     compute_dtype: str = "auto",
     quantize: Quantization | None = None,
+    python_tool: bool = False,
 ) -> None:
     """Talk to a chat model, or print one answer with -p.
 
@@ -35,6 +38,7 @@ def chat(
         device: cpu, cuda or mps; null is the fastest there is.
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 keeps the weights in 8 bits (CPU); null keeps them in compute_dtype.
+        python_tool: Run the Python that the model writes, beyond arithmetic, in a sandbox; refused where there is none.
     """
     given = {
         "temperature": temperature,
@@ -47,8 +51,9 @@ def chat(
     conversation = Conversation(settings=ChatSettings.of({**load_generation_defaults(model), **chosen}))
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write a message after -p, or leave -p out for a conversation")
+    tool = _tool(python_tool)
     gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
-    with EngineChat(Engine(gpt, tokenizer, num_slots=1)) as chat_model:
+    with EngineChat(Engine(gpt, tokenizer, num_slots=1, tool=tool)) as chat_model:
         if prompt is None:
             TerminalChat(chat_model, conversation).run()
             return
@@ -58,3 +63,12 @@ def chat(
         write("\n")
         assert conversation.answer is not None
         note_cut(conversation.answer)
+
+
+def _tool(python_tool: bool) -> Tool:
+    if not python_tool:
+        return calculate
+    from nanochat_lit.engine.python_tool import check_python_tool, run_tool
+
+    check_python_tool()
+    return run_tool

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from nanochat_lit.evaluation.core_prompts import Encoder
     from nanochat_lit.evaluation.scoring import RowScorer
     from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult
-    from nanochat_lit.tasks.humaneval import RunCode
 
 
 def core(
@@ -115,7 +114,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.chat_core import Answering, chat_digest, evaluate_chat
-    from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, load_chat_tasks
+    from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, code_runner, load_chat_tasks
     from nanochat_lit.evaluation.huggingface import refuse_huggingface
     from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.score_report import summarize
@@ -126,7 +125,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     answering = Answering(
         num_samples=num_samples, temperature=temperature, top_k=top_k, max_new_tokens=max_new_tokens, seed=seed
     )
-    chat_tasks = load_chat_tasks(tasks, paths, max_per_task, _code_runner(tasks, allow_unsafe_code))
+    chat_tasks = load_chat_tasks(tasks, paths, max_per_task, code_runner(tasks, allow_unsafe_code))
     with joined_ranks() as own_device:
         gpt, tokenizer = load_export(model, device or own_device, compute_dtype, cast_weights=True)
         dtype = str(gpt.compute_dtype).removeprefix("torch.")
@@ -156,25 +155,6 @@ def _scorer(
         gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True)
         scorer, dtype = GPTScorer(gpt), gpt.compute_dtype
     return scorer, tokenizer, str(dtype).removeprefix("torch.")
-
-
-def _code_runner(tasks: list[str] | None, allow_unsafe: bool) -> "RunCode | None":
-    """What runs the programs of HumanEval; None where they cannot be isolated, or none are asked for.
-
-    Raises:
-        UserError: If HumanEval is asked for by name and cannot be run.
-    """
-    from nanochat_lit.engine.sandbox import missing_isolation, run_python
-
-    if tasks and "humaneval" not in tasks:
-        return None
-    problem = None if allow_unsafe else missing_isolation()
-    if problem and tasks:
-        raise UserError(f"humaneval: {problem}")
-    if problem:
-        print(f"humaneval is left out: {problem}", file=sys.stderr)
-        return None
-    return lambda program: run_python(program, allow_unsafe=allow_unsafe).ok
 
 
 def _out_folder(model: str, out: str | None) -> Path:

@@ -20,8 +20,8 @@ def import_nanochat(folder: str, out: str, step: int | None = None, tokenizer: s
     from nanochat_lit.engine.nanochat_checkpoint import load_nanochat_checkpoint
     from nanochat_lit.engine.nanochat_tokenizer import load_nanochat_tokenizer
 
-    loaded, notes = load_nanochat_tokenizer(_tokenizer_folder(Path(folder), tokenizer))
     checkpoint = load_nanochat_checkpoint(folder, step)
+    loaded, notes = load_nanochat_tokenizer(_tokenizer_folder(Path(folder), tokenizer))
     provenance = checkpoint.provenance | {"notes": [*checkpoint.notes, *notes]}
     save_export(out, checkpoint.model, loaded, provenance=provenance)
     config = checkpoint.model.config

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, missing_package
 
 
 def serve(  # noqa: PLR0913 - every option of the command is a parameter
@@ -57,7 +57,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
         from nanochat_lit.serve.api import ServeSettings
         from nanochat_lit.serve.server import ChatServer
     except ModuleNotFoundError as error:
-        raise UserError(f"serving needs the package {error.name}; pip install 'nanochat-lit[serve]'") from None
+        raise missing_package("the server", error.name, "serve") from None
 
     settings = ServeSettings(
         model=model,

@@ -6,7 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, missing_package
 from nanochat_lit.engine.chat_model import ChatModel
 from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.model.packed import Quantization
@@ -73,7 +73,7 @@ def _serve(
 
         app = build_app(build_page(chat_model, name, settings, max_new_tokens))
     except ImportError as error:
-        raise UserError(f"the chat page needs {error.name}; pip install 'nanochat-lit[serve]'") from None
+        raise missing_package("the chat page", error.name, "serve") from None
     host, port = listener.getsockname()[:2]
     print(f"chat with {name} at http://{host}:{port}", file=sys.stderr, flush=True)
     # open tabs hold a stream of events for as long as they like; they are not waited for

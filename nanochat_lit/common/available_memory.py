@@ -1,10 +1,14 @@
-"""How much memory of the machine is free for this process."""
+"""How much memory is free for this process, of the machine and of a GPU."""
 
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanochat_lit.common.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -22,6 +26,20 @@ def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path =
     available = _from_meminfo(meminfo)
     limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
     return available if limit is None else min(available, limit - (used or 0))
+
+
+def free_memory_bytes(device: "torch.device") -> int | None:
+    """Memory of a device that tensors can take; None where the system does not say.
+
+    Args:
+        device: cpu, cuda or mps, which shares the machine's.
+    """
+    if device.type != "cuda":
+        return available_memory_bytes() if hasattr(os, "sysconf") else None
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)  # and what this process has taken from the driver, but no tensor uses
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _from_meminfo(meminfo: Path) -> int:

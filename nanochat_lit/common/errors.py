@@ -1,4 +1,4 @@
-"""The one error that is meant for the person at the keyboard."""
+"""The one error that is meant for the person at the keyboard, and its form where an optional package is missing."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,14 @@ class UserError(ValueError):
 
     The message is one or two lines and names the value, the limit and the fix.
     """
+
+
+def missing_package(purpose: str, package: str | None, extra: str) -> UserError:
+    """The error of something that needs an optional package, with the command that installs it.
+
+    Args:
+        purpose: What was asked for, as the beginning of a sentence.
+        package: Name of what could not be imported.
+        extra: The extra of this project that brings it.
+    """
+    return UserError(f"{purpose} needs {package}; pip install '.[{extra}]' in the checkout, or 'nanochat-lit[{extra}]'")

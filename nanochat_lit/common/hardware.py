@@ -156,22 +156,26 @@ def _product_s(size: int, dtype: torch.dtype, repeats: int) -> float:
     return best_s
 
 
-def read_bandwidth_bytes_per_s(device: str | torch.device, num_bytes: int = 1 << 28, repeats: int = 5) -> float:
+class ReadBandwidth:
     """How fast a device reads its memory, measured; the denominator of MBU.
+
+    Neighbours on a shared machine change it from second to second, so read it by turns with what it is compared to.
 
     Args:
         device: Where.
         num_bytes: Read at once; more than the caches hold.
-        repeats: The fastest of these counts.
-
-    Returns:
-        Bytes per second.
     """
-    # random, because fresh pages of zeros are one and the same page, which the cache holds
-    values = torch.randn(num_bytes // 4, device=device)
-    best_s = math.inf
-    for _ in range(repeats + 1):
-        start_s = time.perf_counter()
-        float(values.sum())  # waits for the device
-        best_s = min(best_s, time.perf_counter() - start_s)
-    return values.nbytes / best_s
+
+    def __init__(self, device: str | torch.device, num_bytes: int = 1 << 28) -> None:
+        # random, because fresh pages of zeros are one and the same page, which the cache holds
+        self._values = torch.randn(num_bytes // 4, device=device)
+        self.bytes_per_s()
+
+    def bytes_per_s(self, repeats: int = 5) -> float:
+        """Bytes per second of the fastest of some passes over the memory, by torch's threads."""
+        best_s = math.inf
+        for _ in range(repeats):
+            start_s = time.perf_counter()
+            float(self._values.amax())  # waits for the device; sums were up to twice as slow, from run to run
+            best_s = min(best_s, time.perf_counter() - start_s)
+        return self._values.nbytes / best_s

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.request import Request
 from nanochat_lit.engine.slots import Emitted, SlotEngine
+from nanochat_lit.engine.tool_use import Tool
 from nanochat_lit.model import GPT
 from nanochat_lit.tokenizer import Tokenizer
 
@@ -35,11 +37,11 @@ class Engine(SlotEngine):
         tokenizer: The one it was trained with.
         num_slots: Requests that are decoded together at most; each holds a KV cache of the whole context.
         prefill_chunk: Tokens of a prompt read between two decode steps; fewer let neighbours wait less.
-        compile: Compile the decode step, for a fixed number of rows: num_slots, used or not. Pays where many tokens are
-            generated; `warm_up` waits for the compiler.
+        tool: Answers the model's calls, or has no answer: the calculator, or `python_tool.run_tool`. All rows wait for it.
 
     Raises:
-        UserError: If num_slots or prefill_chunk is below 1.
+        UserError: If num_slots or prefill_chunk is below 1, or (with the first request) if the slots' keys and values do not
+            fit into the free memory.
     """
 
     def __init__(
@@ -49,9 +51,9 @@ class Engine(SlotEngine):
         num_slots: int = 32,
         prefill_chunk: int = 256,
         *,
-        compile: bool = False,  # noqa: A002
+        tool: Tool = calculate,
     ) -> None:
-        super().__init__(model, tokenizer, num_slots, prefill_chunk, compile=compile)
+        super().__init__(model, tokenizer, num_slots, prefill_chunk, tool=tool)
         self._inboxes: list[_Inbox] = []
 
     def generate(

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import AnswerText, Piece
+from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.request import Request, check_request
 from nanochat_lit.engine.sampling import row_random, sample_next
-from nanochat_lit.engine.tool_use import ToolRow
+from nanochat_lit.engine.tool_use import Tool, ToolRow
 from nanochat_lit.model import GPT, KVCache, SlotCache
-from nanochat_lit.model.slot_cache import LENGTH_STEP
+from nanochat_lit.model.slot_cache import check_room
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 
@@ -71,11 +72,11 @@ class SlotEngine:
         tokenizer: The one it was trained with.
         num_slots: Requests that are decoded together at most; each holds a KV cache of the whole context.
         prefill_chunk: Tokens of a prompt read between two decode steps; fewer let neighbours wait less.
-        compile: Compile the decode step, for a fixed number of rows: num_slots, used or not. Pays where many tokens are
-            generated; `warm_up` waits for the compiler.
+        tool: Answers the model's calls, or has no answer: the calculator, or `python_tool.run_tool`. All rows wait for it.
 
     Raises:
-        UserError: If num_slots or prefill_chunk is below 1.
+        UserError: If num_slots or prefill_chunk is below 1, or (with the first request) if the slots' keys and values do not
+            fit into the free memory.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class SlotEngine:
         num_slots: int = 32,
         prefill_chunk: int = 256,
         *,
-        compile: bool = False,  # noqa: A002
+        tool: Tool = calculate,
     ) -> None:
         if num_slots < 1 or prefill_chunk < 1:
             raise UserError(f"num_slots is {num_slots} and prefill_chunk {prefill_chunk}; both must be at least 1")
@@ -94,28 +95,18 @@ class SlotEngine:
         self.num_slots = num_slots
         self.prefill_chunk = prefill_chunk
         self.end_ids = frozenset((tokenizer.special_ids[ASSISTANT_END], tokenizer.bos_id))
-        self.is_compiled = compile
-        if compile:
-            model.compile_for_decoding()
+        self.tool = tool
         self._free = list(range(num_slots))[::-1]
         self._prefills: deque[_Prefill] = deque()
         self._rows: list[_Row] = []  # in the order of the cache's slots
         self._caches: tuple[KVCache, SlotCache] | None = None  # one prompt being read; all that are decoded
 
     def warm_up(self) -> None:
-        """Run a request of no one's, so that what is compiled or allocated at its first use is so before anyone waits."""
-        context = self.model.config.sequence_len
-        lengths = {min(8, context - 1)}
-        if self.is_compiled:
-            # the compiler meets every kind of shape: few keys, more of them, windows that are full, the longest
-            windows = [window + LENGTH_STEP for window in self.model.config.windows]
-            lengths |= {
-                min(length, context - 2) for length in (LENGTH_STEP + 8, 2 * LENGTH_STEP + 8, *windows, context)
-            }
-        for length in sorted(lengths):
-            slot = self.admit(Request(prompt_ids=[self.tokenizer.bos_id] * max(1, length), max_new_tokens=2))
-            while slot not in self._free:
-                self.step()
+        """Run a request of no one's, so that what is built or allocated at its first use is so before anyone waits."""
+        length = max(1, min(8, self.model.config.sequence_len - 1))
+        slot = self.admit(Request(prompt_ids=[self.tokenizer.bos_id] * length, max_new_tokens=2))
+        while slot not in self._free:
+            self.step()
 
     @property
     def num_free(self) -> int:
@@ -175,7 +166,7 @@ class SlotEngine:
             _Row(
                 slot=self._free.pop(),
                 request=request,
-                tool=ToolRow(self.tokenizer),
+                tool=ToolRow(self.tokenizer, self.tool),
                 text=AnswerText(self.tokenizer, request.stop),
                 random=row_random(request.seed, request.sample + i),
                 num_left=num_left,
@@ -227,7 +218,7 @@ class SlotEngine:
         """
         if self.model.decode_kernel is not None:
             return 1  # each row by itself, whatever the number of rows and threads
-        if self.is_compiled or self.model.device.type != "cpu":
+        if self.model.device.type != "cpu":
             return self.num_slots
         return 1 if self.model.compute_dtype == torch.bfloat16 else 4
 
@@ -236,8 +227,9 @@ class SlotEngine:
         if self._caches is None:
             config, device, dtype = self.model.config, self.model.device, self.model.compute_dtype
             with torch.inference_mode():
-                reading = KVCache(config, 1, config.sequence_len, device, dtype)
                 room = max(self.num_slots, self._num_computed_rows)
+                check_room(config, room, config.sequence_len, device, dtype)
+                reading = KVCache(config, 1, config.sequence_len, device, dtype)
                 self._caches = reading, SlotCache(config, room, config.sequence_len, device, dtype)
         return self._caches
 

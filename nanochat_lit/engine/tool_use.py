@@ -1,6 +1,6 @@
 """Tool calls inside a token stream: what a row still has to say by force, and when it ends.
 
-After <|python_end|> the text since <|python_start|> goes to the calculator and
+After <|python_end|> the text since <|python_start|> goes to the calculator (or another tool that was asked for) and
 
     <|output_start|> result <|output_end|>
 
@@ -16,13 +16,17 @@ from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END, OUTPUT_END, OUTPUT_START, PYTHON_END, PYTHON_START
 
+Tool = Callable[[str], str | None]
+"""Says what a call is worth, or None: then nothing is forced."""
+
 
 @dataclass(slots=True)
 class ToolRow:
     """One row of generation: feed it every token it emits, ask it for forced ones."""
 
     tokenizer: Tokenizer
-    calculator: Callable[[str], str | None] = calculate
+    tool: Tool = calculate
+    """The calculator, or another that was asked for."""
     has_ended: bool = False
     """Whether <|assistant_end|> or <|bos|> was emitted."""
     _forced: deque[int] = field(default_factory=deque)
@@ -47,7 +51,7 @@ class ToolRow:
             self._expression_ids.append(token_id)
 
     def _call(self, expression: str) -> None:
-        result = self.calculator(expression)
+        result = self.tool(expression)
         if result is not None:
             special = self.tokenizer.special_ids
             self._forced.append(special[OUTPUT_START])

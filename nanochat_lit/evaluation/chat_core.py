@@ -61,6 +61,21 @@ def evaluate_chat(
     Raises:
         UserError: If a letter is not one token, or a setting is impossible; before anything is asked.
     """
+    check_tasks(engine.tokenizer, tasks, answering)
+    return measure_tasks(tasks, lambda task: evaluate_chat_task(engine, task, answering), results, on_task)
+
+
+def check_tasks(tokenizer: Tokenizer, tasks: Sequence[ChatTask], answering: Answering) -> None:
+    """See that nothing would stop an evaluation later on.
+
+    Args:
+        tokenizer: The model's.
+        tasks: Of `load_chat_tasks`.
+        answering: How generative questions are answered.
+
+    Raises:
+        UserError: If a letter is not one token, or a setting is impossible.
+    """
     check_sampling(answering.temperature, answering.top_k)
     for name in ("num_samples", "max_new_tokens"):
         if getattr(answering, name) < 1:
@@ -69,8 +84,7 @@ def evaluate_chat(
         raise UserError(f"{answering.num_samples} samples at temperature 0 would all be equal; raise the temperature")
     for chat_task in tasks:
         if chat_task.kind == "categorical":
-            check_letters(engine.tokenizer, chat_task)
-    return measure_tasks(tasks, lambda task: evaluate_chat_task(engine, task, answering), results, on_task)
+            check_letters(tokenizer, chat_task)
 
 
 def evaluate_chat_task(engine: Engine, chat_task: ChatTask, answering: Answering) -> TaskResult:

@@ -1,10 +1,13 @@
 """The tasks of ChatCORE and a few more for chat models, loaded and checked before a model runs."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat_lit.common.distributed import is_rank_zero
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine import sandbox
 from nanochat_lit.tasks.arc import ARC
 from nanochat_lit.tasks.base import Task, TaskSlice
 from nanochat_lit.tasks.gsm8k import GSM8K
@@ -24,6 +27,9 @@ DEFAULT_LABELS = tuple(label for label in CHAT_BASELINES if label != "humaneval"
 
 NUM_SPELLING = 256
 """Questions of count_letters and of spell_word."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +82,28 @@ def load_chat_tasks(
             "humaneval runs what a model has written, which needs a run_code that isolates it; leave it out"
         )
     return [_load(label, paths.get(label), max_per_task, run_code) for label in labels]
+
+
+def code_runner(labels: Sequence[str] | None, allow_unsafe: bool = False) -> RunCode | None:
+    """What runs the programs of HumanEval; None where they cannot be isolated, which is said, or none are asked for.
+
+    Args:
+        labels: Of the tasks that are asked for; None or none is every task that can be measured.
+        allow_unsafe: Run programs also where they cannot be isolated.
+
+    Raises:
+        UserError: If HumanEval is asked for by name and cannot be run.
+    """
+    if labels and "humaneval" not in labels:
+        return None
+    problem = None if allow_unsafe else sandbox.missing_isolation()
+    if problem and labels:
+        raise UserError(f"humaneval: {problem}")
+    if problem:
+        if is_rank_zero():
+            _log.warning("humaneval is left out: %s", problem)
+        return None
+    return lambda program: sandbox.run_python(program, allow_unsafe=allow_unsafe).ok
 
 
 def _load(label: str, path: str | Path | None, max_per_task: int | None, run_code: RunCode | None) -> ChatTask:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, missing_package
 from nanochat_lit.common.hardware import default_device, resolve_compute_dtype
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.evaluation.scoring import RowScorer
@@ -254,9 +254,7 @@ def load_huggingface(
     try:
         import transformers
     except ImportError:
-        raise UserError(
-            f"{folder} is a Hugging Face model; reading it needs transformers: pip install 'nanochat-lit[hf]'"
-        ) from None
+        raise missing_package(f"{folder} is a Hugging Face model; reading it", "transformers", "hf") from None
     folder = Path(folder)
     if not list(folder.glob("*.safetensors")):
         raise UserError(

@@ -6,7 +6,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, missing_package
 from nanochat_lit.evaluation.tokenizer_report import EncodeBatch
 
 _BASE = "https://openaipublic.blob.core.windows.net/"
@@ -31,7 +31,7 @@ def openai_encoder(name: str) -> tuple[int, EncodeBatch]:
     try:
         tiktoken = import_module("tiktoken")  # not one of our dependencies, so type checkers may not find it
     except ImportError:
-        raise UserError("tiktoken is not installed; pip install tiktoken") from None
+        raise missing_package(f"the tokenizer {name}", "tiktoken", "tiktoken") from None
     default = Path(tempfile.gettempdir()) / "data-gym-cache"
     cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)
     # tiktoken names a cached file by the sha1 of its address, and would download one that is not there.

@@ -66,6 +66,9 @@ def curves_png(
     heights = [value for _, values in [*curves.values(), *points.values()] for value in values]
     if log_y and all(value > 0 for value in heights):
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # 4 instead of 4 x 10^0
+        if heights and max(heights) < 20 * min(heights):  # a few numbers between the powers of ten
+            axes.yaxis.set_minor_formatter("{x:g}")
     if log_x:
         axes.set_xscale("log")
     axes.grid(alpha=0.3, which="both")

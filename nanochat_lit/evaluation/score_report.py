@@ -12,6 +12,12 @@ from nanochat_lit.evaluation.statistics import NUM_RESAMPLES, centered, interval
 from nanochat_lit.evaluation.task_results import TaskResult
 
 SEED = 0
+SETTINGS = (
+    "model", "bundle", "compute_dtype", "max_per_task",
+    "num_samples", "temperature", "top_k", "max_new_tokens", "seed", "world_size",
+)  # fmt: skip
+"""What a page says of how it was measured, where the report knows it."""
+
 TITLES = {"core": "CORE", "chat_core": "ChatCORE"}
 
 
@@ -174,13 +180,36 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [f"{line}  " for line in headline(report)]
     speed = "" if report["examples_per_s"] is None else f", {report['examples_per_s']:.1f} examples/s"
     lines += ["", f"{report['examples']:,} examples in {report['seconds']:.1f} s{speed}."]
-    for name in ("model", "bundle", "compute_dtype", "max_per_task", "world_size"):
+    for name in SETTINGS:
         if report.get(name) is not None:
             lines.append(f"{name}: {report[name]}.")
     lines += ["", "| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", "cut: examples that lost tokens on the left (or had no room at all) because the context is full."]
+    lines += ["", *(f"- {line}" for line in legend(report))]
     return "\n".join(lines) + "\n"
+
+
+def legend(report: Mapping[str, Any]) -> list[str]:
+    """What the columns of the table mean that do not say so themselves.
+
+    Args:
+        report: Of `summarize`.
+    """
+    tasks = report["tasks"]
+    lines = ["cut: examples that lost tokens on the left (or had no room at all) because the context is full."]
+    if any("format_rate" in task for task in tasks):
+        lines.append(
+            'form: share of the answers, right or wrong, that end as the task\'s do (GSM8K: "####" and a number).'
+        )
+    if any("k" in task for task in tasks):
+        lines.append(
+            "pass@k: share of the questions that at least one of k samples answers, estimated from all samples."
+        )
+    if any(task["low"] == task["high"] for task in tasks):
+        lines.append(
+            "An interval without width (all answers right, or all wrong) says nothing: drawing equal answers again cannot vary."
+        )
+    return lines
 
 
 def plain_table(report: Mapping[str, Any]) -> str:

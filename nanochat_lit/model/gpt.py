@@ -187,7 +187,6 @@ class GPT(nn.Module):
         self.compute_dtype = compute_dtype
         self.set_compute_dtype(compute_dtype)
         self._features: Callable[..., Tensor] = self.features
-        self._decode_states: Callable[..., Tensor] = self._states
         self._loss_kernel = softmax_and_slope
         self.decode_kernel: Callable[[Tensor, SlotCache], Tensor] | None = None
         """Computes the logits of a decode step in one call; see model/packed.py."""
@@ -273,28 +272,12 @@ class GPT(nn.Module):
         choose = partial(choose_attention, kind, num_tokens=length, is_compiling=is_compiling, **facts)
         return choose(is_windowed=False), choose(is_windowed=True)
 
-    def compile_for_decoding(self) -> None:
-        """Compile the step that adds a token to every slot of a SlotCache; the model must not be trained any more.
-
-        On a CPU the compiler packs the weights itself (so they must be plain here, and are kept twice), and fuses what lies
-        between the products. Each number of rows is compiled anew; the number of keys becomes a variable when it first changes.
-
-        Raises:
-            UserError: If the weights are packed already.
-        """
-        if not isinstance(self.lm_head, Linear):
-            raise UserError(
-                "a model whose weights are packed or quantized cannot be compiled; load it without cast_weights"
-            )
-        compiled = torch.compile(self._states)
-        self._decode_states = _with_frozen_weights(compiled) if self.device.type == "cpu" else compiled
-
     def features(self, inputs: Tensor, kv_cache: Cache | None = None) -> Tensor:
         """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids."""
         if kv_cache is None:
             return self._states(inputs, None)
-        hidden = (self._decode_states if isinstance(kv_cache, SlotCache) else self._states)(inputs, kv_cache)
-        kv_cache.advance(inputs.shape[1])  # not under the compiler, which would take each length for a constant
+        hidden = self._states(inputs, kv_cache)
+        kv_cache.advance(inputs.shape[1])
         return hidden
 
     def _states(self, inputs: Tensor, kv_cache: Cache | None) -> Tensor:
@@ -401,17 +384,6 @@ class GPT(nn.Module):
         """The rows of lm_head that are real tokens, (V, C)."""
         weight = self.lm_head.weight
         return weight if self.config.vocab_size == weight.shape[0] else weight[: self.config.vocab_size]
-
-
-def _with_frozen_weights(compiled: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let the compiler, whenever it runs, take weights for constants, which it packs; as an option it would come too late."""
-    from torch._inductor import config
-
-    def call(*args: Any) -> Tensor:
-        with config.patch(freezing=True):
-            return compiled(*args)
-
-    return call
 
 
 def _table(num_rows: int, width: int) -> nn.Embedding:

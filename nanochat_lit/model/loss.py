@@ -115,19 +115,22 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernel: ChunkKernel) -> Tensor:
         compute_weight = weight.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden)
+        rows, index = _rows_that_count(hidden, targets)
+        targets = targets if index is None else targets[index]
+        grad_rows = torch.empty_like(rows)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        chunk = rows_per_chunk(hidden.shape[0], weight.shape[0])
+        chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
         # one piece of memory for all chunks: what is given back and fetched again is cleared page by page
         room, product = hidden.new_empty(chunk, weight.shape[0]), torch.empty_like(compute_weight)
-        for start in range(0, hidden.shape[0], chunk):
+        for start in range(0, rows.shape[0], chunk):
             part = slice(start, start + chunk)
-            logits = torch.mm(hidden[part], compute_weight.T, out=room[: len(hidden[part])])
+            logits = torch.mm(rows[part], compute_weight.T, out=room[: len(rows[part])])
             loss, gradient = chunk_loss_and_gradient(logits, targets[part], kernel)
             total += loss
-            torch.mm(gradient, compute_weight, out=grad_hidden[part])
-            grad_weight += torch.mm(gradient.T, hidden[part], out=product)
+            torch.mm(gradient, compute_weight, out=grad_rows[part])
+            grad_weight += torch.mm(gradient.T, rows[part], out=product)
+        grad_hidden = grad_rows if index is None else torch.zeros_like(hidden).index_copy_(0, index, grad_rows)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -139,10 +142,22 @@ class _ChunkedLoss(torch.autograd.Function):
         return grad_hidden * grad_output.to(grad_hidden.dtype), grad_weight, None, None
 
 
+def _rows_that_count(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The rows whose targets are trained on, and their numbers; all of them, and None, where choosing would not pay.
+
+    In conversations about half the rows are the user's, or padding: their logits need not be made. Only where the C++ kernel is
+    used: a GPU would have to be waited for, and the compiler would meet new numbers of rows.
+    """
+    if not has_loss_kernel(hidden):
+        return hidden, None
+    index = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+    return (hidden, None) if len(index) == len(targets) else (hidden[index], index)
+
+
 def rows_per_chunk(num_rows: int, vocab_size: int) -> int:
     """Rows whose logits are made at once: about CHUNK_ELEMENTS of them, in equal chunks (one shape, one compilation)."""
-    num_chunks = -(-num_rows * vocab_size // CHUNK_ELEMENTS)
-    return -(-num_rows // num_chunks)
+    num_chunks = max(1, -(-num_rows * vocab_size // CHUNK_ELEMENTS))
+    return max(1, -(-num_rows // num_chunks))
 
 
 def softcapped_cross_entropy(

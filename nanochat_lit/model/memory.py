@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from nanochat_lit.common.compilers import has_cpp_compiler
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.model.attention import QUERY_BLOCK, choose_attention
 from nanochat_lit.model.config import GPTConfig
@@ -57,6 +58,7 @@ class _Run:
     element: int  # bytes of the compute dtype
     device_type: str
     is_compiled: bool
+    has_loss_kernel: bool
 
 
 def training_memory(
@@ -88,6 +90,7 @@ def training_memory(
         element=compute_dtype.itemsize,
         device_type=device_type,
         is_compiled=is_compiled,
+        has_loss_kernel=device_type == "cpu" and compute_dtype != torch.float16 and has_cpp_compiler(),
     )
     tables = (counts.wte + counts.value_embeds) * (2 if compute_dtype == torch.bfloat16 else MASTER_BYTES)
     matrices = (counts.transformer_matrices + counts.lm_head + counts.scalars) * MASTER_BYTES
@@ -101,7 +104,10 @@ def training_memory(
     if device_type == "cuda":
         slack = CUDA_SLACK * (2 * (tables + matrices) + state + activations + workspace)
     else:
-        slack = _glibc_slack(activations, workspace, run, activation_checkpointing=activation_checkpointing)
+        passing = activations + (
+            workspace if activation_checkpointing else 0
+        )  # blocks are computed again in the workspace
+        slack = _glibc_slack(2 * (tables + matrices) + state, passing, run)
     return TrainingMemory(
         weights=tables + matrices,
         gradients=tables + matrices,
@@ -112,17 +118,19 @@ def training_memory(
     )
 
 
-def _glibc_slack(activations: int, workspace: int, run: _Run, *, activation_checkpointing: bool) -> float:
-    """Holes in the heap of a CPU process: fitted to measurements of the peak resident memory.
+def _glibc_slack(held: int, passing: int, run: _Run) -> float:
+    """Holes in the heap of a CPU process, fitted to measured peaks of resident memory (recipes/LOG.md).
 
-    The same program has up to half more or less of them from run to run. Pieces of up to 32 MB come from one heap, and what is freed between two live ones stays with the process. Eager steps
-    make many such pieces, so as much again as is live is lost; compiled ones make few.
+    Pieces of up to 32 MB come from one heap, and what is freed between two live ones stays with the process. Eager steps make
+    many such pieces, compiled ones few.
+
+    Args:
+        held: Bytes of weights, gradients and optimizer state.
+        passing: Bytes of what a micro-batch makes and drops.
+        run: Compiled or not, in which dtype.
     """
-    if run.is_compiled:
-        return 0.34 * (activations + workspace)
-    lost = 2.5 if activation_checkpointing else 1.15
-    beside_chunks = 16e6 + 0.5 * activations if run.element == MASTER_BYTES else 3.0 * activations
-    return lost * activations + min(1.1 * workspace, beside_chunks)
+    share = 0.9 if not run.is_compiled else 0.15 if run.element < MASTER_BYTES else 0.0
+    return 15e6 + 0.15 * held + share * passing
 
 
 def _activations(config: GPTConfig, run: _Run, *, activation_checkpointing: bool) -> tuple[int, int]:
@@ -184,12 +192,12 @@ def _attention(config: GPTConfig, run: _Run, layer: int) -> int:
 def _loss(config: GPTConfig, run: _Run) -> int:
     """A chunk of logits on its way to a gradient, and the gradients that the loss has ready when forward returns."""
     tokens, vocabulary = run.rows * config.sequence_len, config.padded_vocab_size
-    # Without the compiler five float32 forms of a chunk live at once in `softmax_and_slope`.
-    per_logit = 2 * run.element if run.is_compiled else run.element + 5 * MASTER_BYTES
-    chunk = rows_per_chunk(tokens, config.vocab_size) * config.vocab_size * per_logit
+    # The C++ kernel works in place. Five float32 forms of a chunk live at once in an eager `softmax_and_slope`.
+    beside = 0 if run.has_loss_kernel else run.element if run.is_compiled else 5 * MASTER_BYTES
+    chunk = rows_per_chunk(tokens, config.vocab_size) * config.vocab_size * (run.element + beside)
     copies = run.element if run.element < MASTER_BYTES else 0
-    head = vocabulary * config.n_embd
-    return chunk + head * (MASTER_BYTES + copies) + tokens * config.n_embd * run.element
+    head = vocabulary * config.n_embd * (MASTER_BYTES + run.element + copies)  # the sum, a chunk's share, the weights
+    return chunk + head + tokens * config.n_embd * run.element
 
 
 def _backward_of_a_layer(config: GPTConfig, run: _Run) -> int:

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanochat_lit.common.available_memory import free_memory_bytes
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.peak_memory import memory_text
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.kv_cache import KVCache
 
@@ -45,7 +48,7 @@ class SlotCache:
         self.rooms = [min(window + 1, max_len) for window in config.windows]
         """Positions that each layer keeps of a sequence."""
         shapes = [(num_slots, config.n_kv_head, _whole_steps(room), config.head_dim) for room in self.rooms]
-        cache_dtype = torch.float32 if torch.device(device or "cpu").type == "cpu" else dtype
+        cache_dtype = _cache_dtype(torch.device(device or "cpu"), dtype)
         # zeros, not empty: what lies beyond a sequence's end is masked, and a mask does not hide a NaN
         self.keys = [torch.zeros(shape, device=device, dtype=cache_dtype) for shape in shapes]
         self.values = [torch.zeros(shape, device=device, dtype=cache_dtype) for shape in shapes]
@@ -54,6 +57,7 @@ class SlotCache:
         self._lengths: list[int] = [0] * num_slots
         self._rows = torch.arange(num_slots, device=device)
         self._positions = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._longest = 0
         self._masks: dict[int, Tensor] = {}  # of the keys that are read, by room; made when first asked for
 
     @property
@@ -120,14 +124,14 @@ class SlotCache:
         rows = max(self.num_active, num_rows or 0)
         longest = max(self._lengths[:rows])
         assert longest < self.max_len, f"a slot has room for {self.max_len} tokens and is full"
+        self._longest = longest  # one number: a compiler that met the lists would compile for each slot's length
         self._positions = torch.tensor(self._lengths[:rows], device=self._rows.device)
         self._masks = {}
 
     def _mask(self, room: int) -> Tensor:
         """Of a layer's keys, which each slot sees in this step: (B, 1, 1, L)."""
         if room not in self._masks:
-            longest = max(self._lengths[: len(self._positions)])
-            places = torch.arange(_whole_steps(longest + 1), device=self._positions.device)
+            places = torch.arange(_whole_steps(self._longest + 1), device=self._positions.device)
             # of a ring that is full every place is visible: all are at or below the position
             visible = (places <= self._positions[:, None])[:, None, None]
             self._masks[room] = (visible & (places < room))[..., : _whole_steps(room)]
@@ -187,6 +191,38 @@ class SlotCache:
         """Count the tokens of the step that just ran."""
         for slot in range(self.num_active):
             self._lengths[slot] += num_tokens
+
+
+def check_room(
+    config: GPTConfig, num_slots: int, max_len: int, device: torch.device, dtype: torch.dtype, free: int | None = None
+) -> None:
+    """Refuse a SlotCache for which there is no memory, before any of it is taken; the system would only say so later.
+
+    Args:
+        config: As `SlotCache`'s, like the next four.
+        num_slots: Sequences.
+        max_len: Positions of each.
+        device: Where it would live.
+        dtype: The model's compute dtype.
+        free: Bytes that can be taken; None asks the system, and if it does not say, nothing is refused.
+
+    Raises:
+        UserError: If it needs more than is free.
+    """
+    free = free_memory_bytes(device) if free is None else free
+    positions = sum(_whole_steps(min(window + 1, max_len)) for window in config.windows)
+    each = 2 * positions * config.n_kv_head * config.head_dim * _cache_dtype(device, dtype).itemsize
+    if free is None or num_slots * each <= free:
+        return
+    fix = f"use at most {free // each} slots" if free >= each else "free some memory, or use a smaller model"
+    raise UserError(
+        f"{num_slots} slots of {max_len} tokens need {memory_text(num_slots * each)} for keys and values, "
+        f"but {memory_text(free)} is free on {device}; {fix}"
+    )
+
+
+def _cache_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else dtype
 
 
 def _whole_steps(num_keys: int) -> int:

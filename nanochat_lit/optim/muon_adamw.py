@@ -40,7 +40,7 @@ def normalise_neurons(direction: Tensor, second_moment: Tensor, beta2: float) ->
     """
     axis = -1 if direction.shape[-2] >= direction.shape[-1] else -2
     size = direction.shape[axis]
-    mean_square = direction.float().square().mean(dim=axis, keepdim=True)
+    mean_square = torch.linalg.vector_norm(direction, dim=axis, keepdim=True, dtype=torch.float32).square() / size
     second_moment.lerp_(mean_square.to(second_moment.dtype), 1.0 - beta2)
     scale = second_moment.float().clamp(min=1e-10).rsqrt()
     old_norm = (mean_square.sum(dim=(-2, -1), keepdim=True) * size).sqrt()

@@ -1,5 +1,6 @@
 """Orthogonalise stacks of matrices: row equilibration, Polar Express iterations, unit-scale rescale."""
 
+import torch
 from torch import Tensor
 
 POLAR_EXPRESS_COEFFICIENTS = (
@@ -14,7 +15,7 @@ POLAR_EXPRESS_COEFFICIENTS = (
 
 def equilibrate_rows(matrices: Tensor) -> Tensor:
     """Give every row of each matrix the mean row norm (MuonEq. https://arxiv.org/abs/2603.28254)."""
-    row_norms = matrices.float().norm(dim=-1, keepdim=True)
+    row_norms = torch.linalg.vector_norm(matrices, dim=-1, keepdim=True, dtype=torch.float32)
     mean_norm = row_norms.square().mean(dim=-2, keepdim=True).sqrt()  # ||X||_F / sqrt(m)
     return matrices * (mean_norm / row_norms.clamp(min=1e-6)).to(matrices.dtype)
 
@@ -40,4 +41,4 @@ def polar_express(matrices: Tensor) -> Tensor:
 
 
 def _frobenius(matrices: Tensor) -> Tensor:
-    return matrices.float().norm(dim=(-2, -1), keepdim=True)
+    return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True, dtype=torch.float32)

@@ -72,6 +72,8 @@ def completion(head: dict[str, Any], answer: AnswerParts, num_prompt: int) -> di
 class ChunkWriter:
     """Writes the events of one streamed answer.
 
+    All of an event but its text is the same for a whole answer, so it is written once.
+
     Args:
         head: id, created and model.
         include_usage: Whether the stream ends with the usage; the other chunks say null then, as OpenAI's do.
@@ -80,6 +82,7 @@ class ChunkWriter:
     def __init__(self, head: dict[str, Any], include_usage: bool) -> None:
         self._head = {**head, "object": "chat.completion.chunk", "system_fingerprint": None}
         self._tail = {"usage": None} if include_usage else {}
+        self._before, self._after = self._chunk({"content": _PLACE}, None).split(json.dumps(_PLACE), 1)
 
     def start(self) -> str:
         """The first event, which says who speaks."""
@@ -88,7 +91,9 @@ class ChunkWriter:
     def parts(self, parts: Sequence[Part]) -> str:
         """An event per part."""
         return "".join(
-            self._chunk({"content": text} if kind == "text" else {"nanochat": {"type": kind, "text": text}}, None)
+            f"{self._before}{json.dumps(text)}{self._after}"
+            if kind == "text"
+            else self._chunk({"nanochat": {"type": kind, "text": text}}, None)
             for kind, text in join_parts(parts)
         )
 
@@ -101,7 +106,11 @@ class ChunkWriter:
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return event({**self._head, "choices": [choice], **self._tail})
+        return event({"choices": [choice], **self._head, **self._tail})
+
+
+_PLACE = "\0text\0"
+"""Stands where an event's text will be. A model's name, which comes later in an event, may hold it, too."""
 
 
 def event(data: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Many clients at once, and what they have to wait: the measuring side of `bench serve`.
 
-HTTP is written by hand over asyncio: general clients take as long for a chunk as a small model for a token, on the same cores.
+HTTP is written by hand over asyncio, and an answer is understood only when it is whole: general clients take as long for a
+chunk as a small model for a token, on the same cores.
 """
 
 import asyncio
@@ -69,46 +70,102 @@ async def run_load(url: str, bodies: Sequence[dict[str, Any]], concurrency: int,
     answers: list[Answered] = []
 
     async def client() -> None:
+        connection = _Connection(url, api_key)
         for body in waiting:  # shared: whoever is free takes the next
-            answers.append(await _ask(url, body, api_key))  # noqa: PERF401 (each when it is there)
+            answers.append(await connection.ask(body))  # noqa: PERF401 (each when it is there)
+        connection.close()
 
     start_s = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(concurrency)))
     return LoadResult(concurrency, answers, time.perf_counter() - start_s)
 
 
-async def _ask(url: str, body: dict[str, Any], api_key: str | None) -> Answered:
-    parts = urlsplit(url)
-    text = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\nContent-Length: {len(text)}\r\n"
-    if api_key is not None:
-        head += f"Authorization: Bearer {api_key}\r\n"
-    answer = Answered(start_s=time.perf_counter())
-    try:
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
+class _Connection(asyncio.Protocol):
+    """A client, which keeps its connection from answer to answer.
+
+    Args:
+        url: Of the server.
+        api_key: The server's.
+    """
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        parts = urlsplit(url)
+        self._address = parts.hostname or "", parts.port or 80
+        key = "" if api_key is None else f"Authorization: Bearer {api_key}\r\n"
+        self._head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {parts.netloc}\r\n{key}Content-Length: "
+        self._transport: asyncio.Transport | None = None
+        self._chunks: list[bytes] = []
+        self._times_s: list[float] = []
+        self._done: asyncio.Future[None] | None = None
+
+    async def ask(self, body: dict[str, Any]) -> Answered:
+        """One request and its answer."""
+        text = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}})
+        loop = asyncio.get_running_loop()
+        self._chunks, self._times_s, self._done = [], [], loop.create_future()
+        start_s = time.perf_counter()
         try:
-            writer.write(head.encode() + b"\r\n" + text)
-            answer.status = int((await reader.readline()).split()[1])
+            if self._transport is None:
+                await loop.create_connection(lambda: self, *self._address)
+            assert self._transport is not None, "it is connected"
+            self._transport.write(f"{self._head}{len(text)}\r\n\r\n{text}".encode())
+            await self._done
+        except OSError:
+            return Answered(start_s=start_s)
+        answer = read_answer(self._chunks, self._times_s)
+        answer.start_s = start_s
+        if answer.status != 200:
+            self.close()  # its end was a guess
+        return answer
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+
+    # what asyncio calls
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._times_s.append(time.perf_counter())
+        self._chunks.append(data)
+        # an answer ends with an empty chunk of HTTP; an error has no chunks and comes at once
+        is_error = len(self._chunks) == 1 and b" 200 " not in data[:20]
+        if (is_error or data.endswith(b"\r\n0\r\n\r\n")) and self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(exc if isinstance(exc, OSError) else ConnectionError("the server hung up"))
+
+
+def read_answer(chunks: Sequence[bytes], times_s: Sequence[float]) -> Answered:
+    """What a streamed answer holds, from what arrived when."""
+    answer, rest = Answered(), b""
+    try:
+        answer.status = int(chunks[0].split(maxsplit=2)[1])
+        for chunk, time_s in zip(chunks, times_s, strict=True):
+            *lines, rest = (rest + chunk).split(b"\n")
             # a chunk of HTTP holds whole events of one or more lines; the lengths between them are no "data:"
-            async for line in reader:
-                _take(line, answer)
-        finally:
-            writer.close()
-    except (OSError, ValueError, IndexError):
+            for line in lines:
+                if line.startswith(b"data: {"):
+                    _take(json.loads(line[6:]), time_s, answer)
+    except (ValueError, IndexError):
         answer.status = 0
     return answer
 
 
-def _take(line: bytes, answer: Answered) -> None:
-    if not line.startswith(b"data: {"):
-        return
-    event = json.loads(line[6:])
+def _take(event: dict[str, Any], time_s: float, answer: Answered) -> None:
     if "error" in event:
         answer.status = 0
     elif event["choices"]:
         delta = event["choices"][0]["delta"]
         if delta.get("content") or "nanochat" in delta:
-            answer.event_s.append(time.perf_counter())
+            answer.event_s.append(time_s)
     elif event.get("usage"):
         answer.num_tokens = event["usage"]["completion_tokens"]
 

@@ -1,4 +1,4 @@
-"""What the server and its workers say to each other through pipes."""
+"""What the server and its workers say to each other."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ class Submit(NamedTuple):
     """Arguments of `nanochat_lit.engine.request.Request`; the server's process does without torch."""
     client: str
     deadline_s: float
-    """When it is given up, by time.monotonic, which all processes of a machine share: time in the pipe counts, too."""
+    """When it is given up, by time.monotonic, which all processes of a machine share: time on the way counts, too."""
 
 
 class Cancel(NamedTuple):
@@ -52,9 +52,16 @@ class Update(NamedTuple):
     error: tuple[int, str, int | None] | None
     """HTTP status, message, and seconds after which to try again; nothing follows it."""
 
+    def followed_by(self, later: "Update") -> "Update":
+        """Both as one; the end of a request is its end."""
+        if self.finish_reason is not None or self.error is not None:
+            return self
+        parts, num_tokens = [*self.parts, *later.parts], self.num_tokens + later.num_tokens
+        return Update(self.key, parts, num_tokens, later.finish_reason, later.error)
+
 
 class Report(NamedTuple):
-    """From a worker: all news since the last report."""
+    """From a worker: how busy it is, and news of some requests."""
 
     num_queued: int
     num_active: int

@@ -4,11 +4,10 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from litserve.specs.base import LitSpec
 
 from nanochat_lit.serve.api import ServeSettings
@@ -17,6 +16,7 @@ from nanochat_lit.serve.chat_request import ChatRequest, parse_chat_request, par
 from nanochat_lit.serve.chat_response import AnswerParts, ChunkWriter, completion, event, usage
 from nanochat_lit.serve.messages import Update
 from nanochat_lit.serve.metrics import ServerMetrics
+from nanochat_lit.serve.reply import ClientLeft, Reply
 from nanochat_lit.serve.workers import HANG_S, WorkerPool
 from nanochat_lit.tokenizer import Tokenizer
 
@@ -86,69 +86,82 @@ class ChatSpec(LitSpec):
         chat = parse_chat_request(parse_json(raw), self._settings.name, ready.defaults)
         prompt = render_prompt(chat, self._tokenizer, ready.context)
         client = f"{request.client.host if request.client else ''} {chat.user}"
-        updates = self._count(self._pool.updates(_engine_fields(chat, prompt), client), start_s)
+        reply = self._pool.ask(_engine_fields(chat, prompt), client, start_s)
+        watcher = asyncio.ensure_future(_leave_with_client(reply, request))
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._settings.name}
-        # until the first token it is one thing, so that an error has its own status in a streamed answer, too
-        first = await _unless_left(_next(updates), request)
-        if first is None:
-            return Response(status_code=499)  # read by nobody
-        self._metrics.prompt_tokens.add(by=len(prompt))
-        if chat.stream:
-            events = _stream(updates, first, ChunkWriter(head, chat.include_usage), len(prompt))
-            return _BoundedStream(events, self._settings.request_timeout_s + 2 * HANG_S)
-        answer = await _unless_left(_collect(updates, first), request)
-        if answer is None:
-            return Response(status_code=499)
-        return JSONResponse(completion(head, answer, len(prompt)))
-
-    async def _count(self, updates: AsyncIterator[Update], start_s: float) -> AsyncIterator[Update]:
-        """The same updates, measured; closes them when it is closed."""
-        metrics = self._metrics
-        before_s, is_over = 0.0, False
-        metrics.in_flight.add()
+        is_streaming = False
         try:
-            async with contextlib.aclosing(updates):  # type: ignore[type-var]
-                async for update in updates:
-                    now_s = time.monotonic()
-                    if before_s == 0.0:
-                        metrics.first_token.observe(now_s - start_s)
-                    elif update.num_tokens:
-                        metrics.between_tokens.observe((now_s - before_s) / update.num_tokens, update.num_tokens)
-                    before_s = now_s
-                    metrics.completion_tokens.add(by=update.num_tokens)
-                    is_over = update.finish_reason is not None
-                    if is_over:
-                        metrics.request.observe(now_s - start_s)
-                    yield update
-        except ApiError:
-            is_over = True
-            raise
+            # until the first token it is one thing, so that an error has its own status in a streamed answer, too
+            first = await reply.next()
+            self._metrics.prompt_tokens.add(by=len(prompt))
+            if chat.stream:
+                is_streaming = True
+                answer = _Stream(reply, first, ChunkWriter(head, chat.include_usage), len(prompt))
+                return _EventResponse(answer, watcher, self._settings.request_timeout_s + 2 * HANG_S)
+            return JSONResponse(completion(head, await _whole(reply, first), len(prompt)))
+        except ClientLeft:
+            return Response(status_code=499)  # read by nobody
         finally:
-            metrics.in_flight.add(by=-1)
-            if not is_over:
-                metrics.disconnects.add()
+            if not is_streaming:
+                watcher.cancel()
+                reply.close()
 
     def _model(self) -> dict[str, Any]:
         name, created = self._settings.name, self._created
         return {"id": name, "object": "model", "created": created, "owned_by": "nanochat-lit"}
 
 
-class _BoundedStream(StreamingResponse):
-    """Server-sent events to a client that has to read them in time: one that stops reading does not hold its connection."""
+class _EventResponse(Response):
+    """Server-sent events to a client that has to read them in time: one that stops reading does not hold its connection.
 
-    def __init__(self, events: AsyncIterator[str], timeout_s: float) -> None:
+    Starlette's own starts a group of tasks for each answer and sends an empty message at its end.
+    """
+
+    def __init__(self, stream: "_Stream", watcher: asyncio.Task[None], timeout_s: float) -> None:
         # nginx and its like would collect the events
-        super().__init__(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        )
-        self._events, self._timeout_s = events, timeout_s
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(media_type="text/event-stream", headers=headers)
+        del self.headers["content-length"]
+        self._stream, self._watcher, self._timeout_s = stream, watcher, timeout_s
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002 - ASGI's signature
         try:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(super().__call__(scope, receive, send), self._timeout_s)
-        finally:  # also when the client has left: now, not when the garbage is collected
-            await self._events.aclose()  # type: ignore[attr-defined]
+            with contextlib.suppress(asyncio.TimeoutError, ClientLeft):
+                await asyncio.wait_for(self._send(send), self._timeout_s)
+        finally:
+            self._watcher.cancel()
+            self._stream.reply.close()
+
+    async def _send(self, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        is_over = False
+        while not is_over:
+            text, is_over = await self._stream.next()
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": not is_over})
+
+
+class _Stream:
+    """An answer as text of server-sent events."""
+
+    def __init__(self, reply: Reply, first: Update, writer: ChunkWriter, num_prompt: int) -> None:
+        self.reply = reply
+        self._first: Update | None = first
+        self._writer, self._num_prompt, self._num_tokens = writer, num_prompt, 0
+
+    async def next(self) -> tuple[str, bool]:
+        """All events there are, and whether they are the last."""
+        if self._first is not None:
+            update, text, self._first = self._first, self._writer.start(), None
+        else:
+            try:
+                update, text = await self.reply.next(), ""
+            except ApiError as error:  # too late for a status; OpenAI's clients raise what such an event says
+                return event(error.body), True
+        self._num_tokens += update.num_tokens
+        text += self._writer.parts(update.parts)
+        if update.finish_reason is None:
+            return text, False
+        return text + self._writer.end(update.finish_reason, usage(self._num_prompt, self._num_tokens)), True
 
 
 def _engine_fields(chat: ChatRequest, prompt: list[int]) -> dict[str, Any]:
@@ -163,58 +176,18 @@ def _engine_fields(chat: ChatRequest, prompt: list[int]) -> dict[str, Any]:
     }
 
 
-async def _next(updates: AsyncIterator[Update]) -> Update:
-    return await updates.__anext__()
-
-
-async def _collect(updates: AsyncIterator[Update], first: Update) -> AnswerParts:
-    answer = AnswerParts()
-    async for update in _chain(first, updates):
+async def _whole(reply: Reply, first: Update) -> AnswerParts:
+    answer, update = AnswerParts(), first
+    while True:
         answer.add(update.parts)
         answer.num_tokens += update.num_tokens
         answer.finish_reason = update.finish_reason
-    return answer
+        if update.finish_reason is not None:
+            return answer
+        update = await reply.next()
 
 
-async def _stream(
-    updates: AsyncIterator[Update], first: Update, writer: ChunkWriter, num_prompt: int
-) -> AsyncIterator[str]:
-    num_tokens = 0
-    text = writer.start()
-    try:
-        async for update in _chain(first, updates):
-            num_tokens += update.num_tokens
-            text += writer.parts(update.parts)
-            if update.finish_reason is not None:
-                text += writer.end(update.finish_reason, usage(num_prompt, num_tokens))
-            if text:
-                yield text
-            text = ""
-    except ApiError as error:  # too late for a status; OpenAI's clients raise what such an event says
-        yield event(error.body)
-
-
-async def _chain(first: Update, updates: AsyncIterator[Update]) -> AsyncIterator[Update]:
-    try:
-        yield first
-        async for update in updates:
-            yield update
-    finally:
-        await updates.aclose()  # type: ignore[attr-defined]
-
-
-async def _unless_left(work: Any, request: Request) -> Any:
-    """The work's result, or None if the client leaves before; the work is cancelled then, and its request with it."""
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_left(request))]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return tasks[0].result() if tasks[0].done() else None
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
+async def _leave_with_client(reply: Reply, request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    reply.leave()

@@ -1,19 +1,22 @@
 """The server's side of its workers: start them, hand out requests, notice deaths, start again.
 
 LitServe (0.2.19) sends everything through a manager process, a message per token, and looks every two seconds for workers that
-died, in a process that does not know their requests. Here each worker has a pipe of its own: its end is noticed at once, by
-those who wait for it, and no fourth process is needed.
+died, in a process that does not know their requests. Here each worker has a socket of its own, which the event loop reads and
+writes: its end is noticed at once, by those who wait for it, and no thread or fourth process lies between.
 """
 
 import asyncio
 import contextlib
 import math
 import multiprocessing
+import pickle
 import signal
+import socket
+import struct
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 from litserve.callbacks import CallbackRunner
@@ -25,6 +28,7 @@ from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.loop import ChatLoop
 from nanochat_lit.serve.messages import Cancel, Close, Failed, Ready, Report, Submit, Update
 from nanochat_lit.serve.metrics import ServerMetrics
+from nanochat_lit.serve.reply import Reply
 
 MAX_QUICK_DEATHS = 3
 QUICK_DEATH_S = 30.0
@@ -34,9 +38,9 @@ HANG_S = 10.0
 
 
 class PipeTransport(MessageTransport):
-    """LitServe's interface for what workers send, over a pipe."""
+    """LitServe's interface for what workers send, over their socket."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def send(self, item: Any, consumer_id: int) -> None:  # noqa: ARG002 - there is one server process
@@ -45,39 +49,58 @@ class PipeTransport(MessageTransport):
             self._connection.send(item)
 
     async def areceive(self, timeout: int | None = None, consumer_id: int | None = None) -> Any:
-        """Not used: a thread of the server reads the pipe."""
+        """Not used: the server's event loop reads the socket."""
         raise NotImplementedError
 
 
 class _Worker:
-    """A process and the requests it has."""
+    """A process, the socket to it and the requests it has."""
 
     def __init__(self, settings: ServeSettings, index: int, device: str | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.index, self.device = index, device
-        self.messages = context.Queue()
-        self.streams: dict[int, asyncio.Queue[Update]] = {}
+        self.replies: dict[int, Reply] = {}
         self.report = Report(0, 0, [])
         self.ready: Ready | None = None
         self.ready_s = math.inf  # so that one that never was ready has died quickly
-        self.connection, theirs = context.Pipe(duplex=False)
+        self.socket, theirs = socket.socketpair()
+        self._writer: asyncio.StreamWriter | None = None
+        connection = Connection(theirs.detach())
         api = ChatAPI(settings, loop=ChatLoop())
-        arguments = (api, device, index, self.messages, PipeTransport(theirs), {}, CallbackRunner(), False)
+        arguments = (api, device, index, connection, PipeTransport(connection), {}, CallbackRunner(), False)
         self.process = context.Process(target=inference_worker, args=arguments, name=f"worker-{index}", daemon=True)
         with _signals_blocked():
             self.process.start()
-        theirs.close()  # now the pipe ends when the process does
+        connection.close()  # now the socket ends when the process does
+
+    def send(self, message: Any) -> None:
+        """Send without waiting: what a worker does not read at once is kept for it."""
+        if self._writer is not None:
+            content = pickle.dumps(message)
+            self._writer.write(struct.pack("!i", len(content)) + content)  # as a Connection writes it
+
+    async def receive(self, take: Callable[["_Worker", Any], None]) -> None:
+        """Hand over every message as it comes, None after the last."""
+        reader, self._writer = await asyncio.open_connection(sock=self.socket)
+        try:
+            # a killed process may leave half a message
+            with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+                while True:
+                    (length,) = struct.unpack("!i", await reader.readexactly(4))
+                    take(self, pickle.loads(await reader.readexactly(length)))  # noqa: S301 - from our own process
+        finally:
+            self._writer.close()
+            self._writer = None
+        take(self, None)
 
     def end(self) -> None:
-        """Kill the process and free what belonged to it."""
+        """Kill the process."""
         self.process.kill()
         self.process.join()
-        self.messages.close()
-        self.messages.cancel_join_thread()
 
 
 class WorkerPool:
-    """All workers; everything but the reading of pipes happens in the event loop's thread.
+    """All workers; everything happens in the event loop's thread.
 
     Args:
         settings: Of the server.
@@ -98,6 +121,7 @@ class WorkerPool:
         self._settings, self._devices, self._metrics = settings, devices, metrics
         self._on_ready, self._on_failure = on_ready, on_failure
         self._workers: list[_Worker] = []
+        self._readers: set[asyncio.Task[None]] = set()
         self._next_key = 0
         self._num_quick_deaths = 0
         self._is_closing = False
@@ -116,93 +140,78 @@ class WorkerPool:
 
     def start(self) -> None:
         """Start all workers, from inside the event loop."""
-        self._loop = asyncio.get_running_loop()
         self._workers = [self._launch(index) for index in range(self.num_workers)]
 
     async def close(self) -> None:
         """End all workers: nicely, then by force."""
         self._is_closing = True
         for worker in self._workers:
-            worker.messages.put(Close())
+            worker.send(Close())
         deadline_s = time.monotonic() + 3
         while any(w.process.is_alive() for w in self._workers) and time.monotonic() < deadline_s:
             await asyncio.sleep(0.02)
         for worker in self._workers:
             worker.end()
+        await asyncio.gather(*self._readers, return_exceptions=True)
 
     def fail_all(self, status: int, message: str) -> None:
         """Tell every request that there will be no (more) answer."""
         for worker in self._workers:
             self._fail(worker, status, message)
 
-    async def updates(self, fields: dict[str, Any], client: str) -> AsyncIterator[Update]:
+    def ask(self, fields: dict[str, Any], client: str, start_s: float) -> Reply:
         """Have a request answered.
 
         Args:
             fields: Of the engine's Request.
             client: Whose turn it takes.
+            start_s: When it arrived, by time.monotonic.
 
-        Yields:
-            News, the last with a finish_reason. Closing the iterator cancels the request.
+        Returns:
+            Where the answer will come; to be closed, whatever happens.
 
         Raises:
-            ApiError: If there will be no (more) answer.
+            ApiError: If nobody can answer now.
         """
         able = [worker for worker in self._workers if worker.ready is not None]
         if not able:
             raise ApiError(503, "the model is not ready; try again in a moment", code="not_ready", retry_after_s=2)
-        worker = min(able, key=lambda worker: len(worker.streams))
+        worker = min(able, key=lambda worker: len(worker.replies))
         key = self._next_key = self._next_key + 1
-        stream = worker.streams[key] = asyncio.Queue()
-        deadline_s = time.monotonic() + self._settings.request_timeout_s
-        worker.messages.put(Submit(key, fields, client, deadline_s))
-        is_over = False
-        try:
-            while not is_over:
-                try:
-                    update = await asyncio.wait_for(stream.get(), max(0.0, deadline_s + HANG_S - time.monotonic()))
-                except asyncio.TimeoutError:  # not the builtin before Python 3.11
-                    worker.ready = None  # no new requests
-                    worker.process.kill()  # its end is noticed and it is replaced
-                    raise ApiError(504, "the model does not answer; it is started again", retry_after_s=5) from None
-                is_over = update.finish_reason is not None or update.error is not None
-                if update.error is not None:
-                    status, message, retry_after_s = update.error
-                    if status == 504:
-                        limit = f"{self._settings.request_timeout_s:g} s (--request_timeout_s)"
-                        message = f"the answer was not finished within {limit}; ask for fewer tokens, or later"
-                    raise ApiError(status, message, code=_CODES.get(status), retry_after_s=retry_after_s)
-                yield update
-        finally:
-            worker.streams.pop(key, None)
+        timeout_s = self._settings.request_timeout_s
+
+        def close(is_over: bool) -> None:
+            timer.cancel()
+            worker.replies.pop(key, None)
             if not is_over:
-                worker.messages.put(Cancel(key))
+                worker.send(Cancel(key))
+
+        reply = worker.replies[key] = Reply(self._metrics, start_s, close)
+        timer = asyncio.get_running_loop().call_later(timeout_s + HANG_S, self._replace, worker, key)
+        worker.send(Submit(key, fields, client, time.monotonic() + timeout_s))
+        return reply
+
+    def _replace(self, worker: _Worker, key: int) -> None:
+        """A worker hangs."""
+        worker.ready = None  # no new requests
+        worker.process.kill()  # its end is noticed and it is replaced
+        error = 504, "the model does not answer; it is started again", 5
+        worker.replies[key].put(Update(key, [], 0, None, error))
 
     def _launch(self, index: int) -> _Worker:
         worker = _Worker(self._settings, index, self._devices[index])
-        threading.Thread(target=self._read, args=(worker,), daemon=True, name=f"read-{index}").start()
+        reader = asyncio.get_running_loop().create_task(worker.receive(self._receive))
+        self._readers.add(reader)
+        reader.add_done_callback(self._readers.discard)
         return worker
-
-    def _read(self, worker: _Worker) -> None:
-        """In a thread of its own: a pipe's messages to the event loop."""
-        while True:
-            try:
-                message = worker.connection.recv()
-            except Exception:  # noqa: BLE001 (a killed process may leave half a message, of which anything can come)
-                message = None
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
-                self._loop.call_soon_threadsafe(self._receive, worker, message)
-            if message is None:
-                worker.connection.close()
-                return
 
     def _receive(self, worker: _Worker, message: Any) -> None:
         if isinstance(message, Report):
             worker.report = message
             for update in message.updates:
-                stream = worker.streams.get(update.key)
-                if stream is not None:  # else its client has left
-                    stream.put_nowait(update)
+                reply = worker.replies.get(update.key)
+                if reply is not None:  # else its client has left
+                    reply.put(self._explained(update))
         elif isinstance(message, Ready):
             worker.ready, worker.ready_s = message, time.monotonic()
             if self.ready is None:
@@ -232,17 +241,21 @@ class WorkerPool:
         self._workers[worker.index] = self._launch(worker.index)
 
     def _fail(self, worker: _Worker, status: int, message: str) -> None:
-        for key, stream in worker.streams.items():
-            stream.put_nowait(Update(key, [], 0, None, (status, message, 5)))
+        for key, reply in worker.replies.items():
+            reply.put(Update(key, [], 0, None, (status, message, 5)))
+
+    def _explained(self, update: Update) -> Update:
+        if update.error is None or update.error[0] != 504:
+            return update
+        limit = f"{self._settings.request_timeout_s:g} s (--request_timeout_s)"
+        message = f"the answer was not finished within {limit}; ask for fewer tokens, or later"
+        return update._replace(error=(504, message, None))
 
     def _measure(self) -> None:
         self._metrics.queued.set(sum(worker.report.num_queued for worker in self._workers))
         self._metrics.active.set(sum(worker.report.num_active for worker in self._workers))
         self._metrics.workers.set(self.num_ready)
         self._metrics.slots.set(sum(worker.ready.num_slots for worker in self._workers if worker.ready))
-
-
-_CODES = {429: "queue_full", 503: "unavailable", 504: "timeout"}
 
 
 @contextlib.contextmanager

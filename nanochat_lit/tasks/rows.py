@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from nanochat_lit.common.downloads import FIRST_PAUSE_S, NUM_ATTEMPTS
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation
 
@@ -164,14 +166,25 @@ def _parquet_rows(path: Path) -> list[Row]:
 def _hub_rows(hub: str, subset: str | None, split: str) -> Sequence[Row]:
     import datasets
 
-    try:
-        return datasets.load_dataset(hub, subset, split=split)  # type: ignore[return-value]
-    except Exception as error:  # noqa: BLE001 - offline, no such split, a broken cache: each has errors of its own
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"the data set {hub} ({split}) cannot be had from the Hugging Face hub ({type(error).__name__}: {reason}); "
-            "give a local file with path"
-        ) from None
+    attempt = 1
+    while True:
+        try:
+            return datasets.load_dataset(hub, subset, split=split)  # type: ignore[return-value]
+        except Exception as error:  # noqa: BLE001 - offline, no such split, a broken cache: each has errors of its own
+            if not _is_passing(error) or attempt == NUM_ATTEMPTS:
+                reason = " ".join(str(error).split())[:160]
+                raise UserError(
+                    f"the data set {hub} ({split}) cannot be had from the Hugging Face hub ({type(error).__name__}: "
+                    f"{reason}); give a local file: path in a recipe, --paths of evaluate chat"
+                ) from None
+        time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
+        attempt += 1
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether a server has said that it cannot answer now; the hub's client gives up at the first of these."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(status, int) and (status >= 500 or status in (408, 429))
 
 
 def missing_text(row: Row, *names: str) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, missing_package
 from nanochat_lit.common.paths import atomic_write, write_json
 from nanochat_lit.tokenizer.special_tokens import SPECIAL_TOKENS
 from nanochat_lit.tokenizer.tokenizer import FORMAT, FORMAT_VERSION, JSON_FILE, Tokenizer, utf8
@@ -132,7 +132,7 @@ def _encoding(pattern: str, ranks: dict[bytes, int], special_tokens: dict[str, i
     try:
         import tiktoken
     except ModuleNotFoundError:
-        raise UserError("nanochat's tokenizer needs tiktoken; pip install 'nanochat-lit[tiktoken]'") from None
+        raise missing_package("nanochat's tokenizer", "tiktoken", "tiktoken") from None
     try:
         return tiktoken.Encoding("nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
     except ValueError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, missing_package
 from nanochat_lit.model import GPT
 from nanochat_lit.model.gpt import Linear
 
@@ -53,7 +53,7 @@ def check_float8(device_type: str, capability: tuple[int, int] | None, compute_d
             f"fp8 goes with compute_dtype bfloat16, this run has {str(compute_dtype).removeprefix('torch.')}"
         )
     if find_spec("torchao") is None:
-        raise UserError("fp8 needs torchao; pip install 'nanochat-lit[fp8]', or leave model.fp8 out")
+        raise missing_package("model.fp8", "torchao", "fp8")
 
 
 def convert_to_float8(model: GPT, **options: Any) -> tuple[int, int]:

@@ -20,7 +20,12 @@ import yaml
 from nanochat_lit import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "recipes/README.md", "recipes/coming_from.md", "recipes/troubleshooting.md", "recipes/papers.md"]
+LOG = "recipes/LOG.md"
+"""A diary: its commands were right on their day."""
+PAGES = [
+    "README.md",
+    *(f"recipes/{path.name}" for path in sorted((ROOT / "recipes").glob("*.md")) if path.name != "LOG.md"),
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 OTHERS = {"pip", "curl", "torchrun", "srun", "docker", "vllm", "python", "lm_eval", "bash", "apt-get", "pytest"}
 """Programs of others that blocks begin with."""
@@ -136,18 +141,46 @@ def test_bodies_of_curl(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_is_looked_at(page):
-    """Blocks without a language are shell, Python of others, or the tree of files."""
+    """Blocks without a language are shell, or the tree of files."""
     for language, body in FENCE.findall(text_of(page)):
         assert language in ("", "yaml", "python", "text")
-        if language == "yaml":
-            assert isinstance(yaml.safe_load(body), dict)
-        if language == "python" or (language == "" and body.startswith(("from ", "import "))):
-            compile(body, page, "exec")  # run by tests/commands/test_quickstart.py and tests/serve/test_readme.py
+        if language == "python":
+            compile(body, page, "exec")  # run by test_quickstart.py, test_readme.py (serve) and test_hf_export.py
         elif language == "":
             assert is_shell(body) or body.startswith("nanochat_lit/\n"), body
 
 
-@pytest.mark.parametrize("page", PAGES)
+YAML = [pytest.param(body, id=f"{page}: {body.split()[0]}") for page in PAGES for body in blocks(page, "yaml")]
+
+
+@pytest.mark.parametrize("body", YAML)
+def test_a_piece_of_a_recipe(body, tmp_path):
+    """It follows a recipe, and its values arrive."""
+    (tmp_path / "piece.yaml").write_text(body, "utf-8")
+    with redirect_stdout(io.StringIO()) as out:
+        words = ["fit", "--config", "recipes/d12.yaml", "--config", str(tmp_path / "piece.yaml")]
+        assert cli.main([*words, "--print_config"]) == 0
+    config = yaml.safe_load(out.getvalue())
+    assert all(holds(config[key], value) for key, value in yaml.safe_load(body).items())
+
+
+def holds(config, piece):
+    """Whether the configuration has what the piece says, defaults besides."""
+    if isinstance(piece, dict):
+        return all(name in config and holds(config[name], value) for name, value in piece.items())
+    if isinstance(piece, list):
+        return all(holds(*pair) for pair in zip(config, piece, strict=True))
+    return config == piece
+
+
+def test_the_readme_leads_to_every_page():
+    """Somebody who reads only the README finds the others."""
+    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text_of("README.md"))}
+    assert {*PAGES, LOG} - {"README.md"} <= linked
+    assert len(text_of("README.md").splitlines()) <= 400
+
+
+@pytest.mark.parametrize("page", [*PAGES, LOG])
 def test_links(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
         if target.startswith("https://"):

@@ -16,13 +16,14 @@ def test_figures(options: list[str], capsys: pytest.CaptureFixture[str]) -> None
     assert [row["streams"] for row in report["decode"]] == [1, 3]
     for row in report["decode"]:
         assert row["tokens_per_s"] == pytest.approx(row["streams"] / row["step_ms"] * 1e3)
+        assert row["mbu"] * row["bandwidth_gb_per_s"] * 1e6 * row["step_ms"] > report["weight_bytes"]  # and the keys
     assert report["prefill_tokens_per_s"] == pytest.approx(8 / report["first_token_ms"] * 1e3)
     assert report["packed"] == ("--packed=false" not in options)
 
 
 def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "infer", *SMALL, "--streams=[2]"]) == 0
-    assert "| streams | step ms | tokens/s | MBU |" in capsys.readouterr().out
+    assert "| streams | step ms | tokens/s | MBU | memory GB/s |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from nanochat_lit import cli
-from nanochat_lit.commands import evaluate_tasks
 from nanochat_lit.engine import sandbox
 from nanochat_lit.engine.export import save_export
 from nanochat_lit.engine.sandbox import missing_isolation
 from nanochat_lit.evaluation import core_metric
+from nanochat_lit.evaluation.chat_tasks import code_runner
 from nanochat_lit.evaluation.core_bundle import load_bundle
 from nanochat_lit.evaluation.scoring import GPTScorer
 from nanochat_lit.tasks.humaneval import program
@@ -213,19 +213,19 @@ def test_programs_run_in_the_sandbox(folder, humaneval, capsys, monkeypatch):
     solved = program(
         {"messages": [{"content": PROBLEM["prompt"]}], **PROBLEM}, PROBLEM["prompt"] + PROBLEM["canonical_solution"]
     )
-    runner = evaluate_tasks._code_runner(["humaneval"], False)
+    runner = code_runner(["humaneval"], False)
     assert runner(solved)
     assert not runner(solved.replace("+ 1", "+ 2"))
     assert not runner("open('/etc/passwd').read()")
 
 
-def test_without_isolation_programs_are_refused(folder, humaneval, capsys, monkeypatch):
+def test_without_isolation_programs_are_refused(folder, humaneval, capsys, monkeypatch, caplog):
     monkeypatch.setattr(sandbox, "missing_isolation", lambda: "not run, no Landlock; --allow_unsafe_code true runs it")
     arguments = ["evaluate", "chat", "--model", str(folder), *humaneval]
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert "no Landlock" in error
     assert "--allow_unsafe_code true" in error
-    assert evaluate_tasks._code_runner(None, False) is None
-    assert "humaneval is left out" in capsys.readouterr().err
-    assert evaluate_tasks._code_runner(None, True) is not None
+    assert code_runner(None, False) is None
+    assert "humaneval is left out" in caplog.text
+    assert code_runner(None, True) is not None

@@ -67,6 +67,13 @@ def test_where_the_tokenizer_is_looked_for(tmp_path, nanochat_folder, random_mod
     assert cli.main(argv) == 0
 
 
+def test_a_folder_that_is_not_there(tmp_path, capsys):
+    """Its absence is said, not that of a tokenizer in it."""
+    assert cli.main(["import-nanochat", str(tmp_path / "nowhere"), "--out", str(tmp_path / "export")]) == 2
+    assert "nowhere" in (error := capsys.readouterr().err)
+    assert "tokenizer" not in error
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, nanochat_folder, random_model, capsys):
     folder = nanochat_folder(random_model(vocab_size=384))
     assert cli.main(["import-nanochat", str(folder), "--out", str(tmp_path / "export")]) == 2

@@ -3,8 +3,10 @@
 import itertools
 import json
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -221,6 +223,21 @@ def test_only_what_it_knows_is_replaced(pair, tmp_path):
     with pytest.raises(UserError, match=r"thesis\.txt"):
         export_hf(export, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_the_program_of_the_readme(pair):
+    export, folder = pair
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "transformers" in block
+    ]
+    assert code.count('"my-model"') == 2
+    names = {}
+    exec(code.replace('"my-model"', repr(str(folder))), names)
+    ours, _ = load_export(export, "cpu", "float32")
+    ids = names["tokenizer"]("What is 12 + 30?", return_tensors="pt").input_ids
+    with torch.no_grad():
+        torch.testing.assert_close(names["model"](ids).logits.float(), ours(ids), atol=1e-4, rtol=0)
 
 
 def test_tiny_heads_are_refused(make_export):

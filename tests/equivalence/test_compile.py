@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nanochat_lit import cli
+from nanochat_lit.model import loss
 from nanochat_lit.training.metrics_file import read_metrics
 
 LOSS_TOLERANCE = 1e-4
@@ -30,14 +31,15 @@ def no_inductor(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it traces
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_graphs_are_captured_once(checkpointing, write_recipe, no_inductor):
-    """Two graphs (features, a chunk of the loss), whatever follows: accumulation, validations, a last step.
+def test_graphs_are_captured_once(checkpointing, write_recipe, no_inductor, monkeypatch):
+    """Two graphs (features, and a chunk of the loss where it has no C++), whatever follows: accumulation, validations, a last step.
 
     Recompiling would raise; so would a break in either graph show as a third one.
     """
     from torch._dynamo.utils import counters
 
     counters.clear()
+    monkeypatch.setattr(loss, "has_loss_kernel", lambda _: False)
     options = {"activation_checkpointing": checkpointing, "num_steps": 5}
     compiled = write_recipe(model={**options, "compile": "true"}, data={"micro_batch_size": 2})
     with torch._dynamo.config.patch(error_on_recompile=True):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from nanochat_lit.evaluation.score_report import headline, markdown, plain_table, summarize, write_report
+from nanochat_lit.evaluation.score_report import headline, legend, markdown, plain_table, summarize, write_report
 from nanochat_lit.evaluation.statistics import pass_at_k
 from nanochat_lit.evaluation.task_results import TaskResult
 
@@ -71,6 +71,24 @@ def test_several_samples_give_pass_at_k():
     assert task["pass_at_k"] == pytest.approx(pass_at_k([0, 1, 4, 2], 4, 2))
     assert task["low"] < 7 / 16 < task["high"]
     assert f"{task['pass_at_k']:.4f} (k 2)" in plain_table(made)
+    assert [line.split(":")[0] for line in legend(made)] == ["cut", "pass@k"]
+
+
+def test_a_page_explains_what_it_shows():
+    """Equal answers have an interval without width, which is no certainty."""
+    made = report(
+        [result("gsm8k", [0] * 9, kind="generative", num_formed=6)],
+        ("gsm8k",),
+        metric="chat_core",
+        baselines={"chat_core": {"gsm8k": 0.0}},
+        about={"temperature": 0.0, "seed": 7},
+    )
+    page = markdown(made)
+    assert "temperature: 0.0." in page
+    assert "seed: 7." in page
+    assert "- form: share of the answers" in page
+    assert "- An interval without width" in page
+    assert "pass@k" not in page
 
 
 @pytest.mark.parametrize("members", [("copa", "boolq"), ("squad",)])

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from nanochat_lit import GPT, GPTConfig
+from nanochat_lit import GPT, Engine, GPTConfig
+from nanochat_lit.common.errors import UserError
 from nanochat_lit.model import KVCache, SlotCache
 from nanochat_lit.model.packed import can_quantize, pack_linears
+from nanochat_lit.model.slot_cache import check_room
 
 
 def build(dtype: torch.dtype, **changes: object) -> GPT:
@@ -112,3 +114,23 @@ def test_a_window_layer_keeps_its_window_alone() -> None:
     slots = SlotCache(build(torch.float32).config, 2, 300)
     assert [keys.shape[2] for keys in slots.keys] == [192, 320, 320]  # multiples of 64
     assert slots.num_bytes == 2 * (192 + 320 + 320) * 2 * 2 * 32 * 4
+
+
+@pytest.mark.parametrize("pattern", ["L", "SL"])
+def test_room_is_refused_before_it_is_taken(pattern: str) -> None:
+    config = GPTConfig(
+        sequence_len=256, vocab_size=100, n_layer=2, n_head=2, n_kv_head=2, n_embd=64, window_pattern=pattern
+    )
+    cpu = torch.device("cpu")
+    needed = SlotCache(config, 6, 256).num_bytes  # what is really allocated
+    check_room(config, 6, 256, cpu, torch.bfloat16, free=needed)
+    with pytest.raises(UserError, match=r"6 slots of 256 tokens need 0\.00 GiB .* is free on cpu; use at most 5 slots"):
+        check_room(config, 6, 256, cpu, torch.bfloat16, free=needed - 1)
+    with pytest.raises(UserError, match="free some memory, or use a smaller model"):
+        check_room(config, 6, 256, cpu, torch.bfloat16, free=1)
+
+
+def test_an_engine_asks_for_its_room(tokenizer) -> None:
+    engine = Engine(build(torch.float32, vocab_size=tokenizer.vocab_size), tokenizer, num_slots=1_000_000)
+    with pytest.raises(UserError, match=r"1000000 slots of 300 tokens need \d+\.\d\d GiB"):
+        engine.generate([5], max_new_tokens=2)

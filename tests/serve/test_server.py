@@ -1,6 +1,8 @@
 """The server over real connections, by OpenAI's own client and by clients that misbehave."""
 
 import concurrent.futures
+import contextlib
+import http.client
 import json
 import socket
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nanochat_lit import cli
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export
 from nanochat_lit.tokenizer import render_for_completion
@@ -42,6 +45,18 @@ def test_the_answer_is_the_engines(client, make_export):
         "completion_tokens": len(expected),
         "total_tokens": len(prompt) + len(expected),
     }
+
+
+def test_an_imported_nanochat_model_is_served(start_server, nanochat_folder, random_model, tmp_path):
+    """With nanochat's tokenizer, whose tokens are not those of the other servers here."""
+    folder = nanochat_folder(random_model(sequence_len=128))
+    assert cli.main(["import-nanochat", str(folder), "--out", str(tmp_path / "export")]) == 0
+    model, tokenizer = load_export(tmp_path / "export", "cpu", "float32", cast_weights=True)
+    prompt = render_for_completion(tokenizer, {"messages": HELLO})
+    (expected,) = Engine(model, tokenizer).generate(prompt, max_new_tokens=16)
+    status, answer = start_server(model=tmp_path / "export").chat(temperature=0, max_tokens=16)
+    assert status == 200
+    assert answer["choices"][0]["message"]["content"] == tokenizer.decode(expected)
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
@@ -158,6 +173,25 @@ def test_pages_of_the_named_origin_may_call(server):
     assert headers["access-control-allow-origin"] == "https://page.example"
     _, headers, _ = server.request("/v1/models", Origin="https://other.example")
     assert "access-control-allow-origin" not in headers
+    # a page may read what was wrong, too, and when to come back
+    status, headers, _ = server.request("/v1/chat/completions", b"{}", Origin="https://page.example")
+    assert (status, headers["access-control-allow-origin"]) == (400, "https://page.example")
+    assert headers["access-control-expose-headers"] == "Retry-After"
+
+
+@pytest.mark.parametrize(("origin", "status"), [("https://page.example", 200), ("https://other.example", 400)])
+def test_a_browser_that_asks_first_needs_no_key(server, origin, status):
+    """Browsers ask before a POST of JSON, and never with the key."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+        wished = {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, content-type",
+        }
+        connection.request("OPTIONS", "/v1/chat/completions", headers={"Origin": origin, **wished})
+        response = connection.getresponse()
+        response.read()
+    assert response.status == status
+    assert response.headers["Access-Control-Allow-Origin"] == (origin if status == 200 else None)
 
 
 JSON = st.recursive(

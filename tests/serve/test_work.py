@@ -14,6 +14,7 @@ from nanochat_lit.serve.chat_response import AnswerParts, ChunkWriter, completio
 from nanochat_lit.serve.loop import REPORT_EVERY_S, EngineWork
 from nanochat_lit.serve.messages import Cancel, Close, Ready, Submit, Update
 from nanochat_lit.serve.metrics import Counter, Histogram, ServerMetrics
+from nanochat_lit.serve.reply import ClientLeft, Reply
 from nanochat_lit.serve.workers import WorkerPool
 
 END = 99
@@ -84,11 +85,23 @@ def test_first_and_last_tokens_are_sent_at_once_and_others_together():
     assert work.step() is None
     clock.now_s = REPORT_EVERY_S
     report = work.step()
-    assert report.updates[0].parts == [("text", "2"), ("text", "3"), ("text", "4")]
+    assert report.updates[0].parts == [("text", "234")]
     assert work.step() is None
     last = work.step()
     assert last.updates[0][1:] == ([("text", "5")], 1, "stop", None)  # the token that ends it is not counted
     assert (last.num_queued, last.num_active) == (0, 0)
+
+
+def test_urgent_news_take_nobody_elses_along():
+    work, clock = make()
+    work.take([submit(1, 5), submit(2, 2)])
+    assert [update.key for update in work.step().updates] == [1, 2]
+    assert work.step() is None
+    (update,) = work.step().updates  # the second has ended
+    assert (update.key, update.parts, update.finish_reason) == (2, [("text", "2")], "stop")
+    clock.now_s = REPORT_EVERY_S
+    (update,) = work.step().updates
+    assert (update.key, update.parts) == (1, [("text", "234")])
 
 
 def test_cancelled_requests_are_silent_and_their_slots_reported():
@@ -179,20 +192,57 @@ def test_every_metric_is_described():
 @pytest.mark.parametrize("is_over", [False, True])
 def test_a_reader_that_stops_cancels_what_is_not_over(is_over):
     sent = []
-    worker = SimpleNamespace(ready=Ready(1, 64, {}), streams={}, messages=SimpleNamespace(put=sent.append))
-    pool = WorkerPool(ServeSettings(model="m", name="m"), [None], ServerMetrics(), print, print)
+    worker = SimpleNamespace(ready=Ready(1, 64, {}), replies={}, send=sent.append)
+    metrics = ServerMetrics()
+    pool = WorkerPool(ServeSettings(model="m", name="m"), [None], metrics, print, print)
     pool._workers = [worker]
 
     async def read() -> None:
-        updates = pool.updates({"prompt_ids": [1]}, "me")
-        first = asyncio.ensure_future(updates.__anext__())
+        reply = pool.ask({"prompt_ids": [1]}, "me", 0.0)
+        first = asyncio.ensure_future(reply.next())
         await asyncio.sleep(0)
-        (key,) = worker.streams
-        worker.streams[key].put_nowait(Update(key, [], 1, "stop" if is_over else None, None))
+        (key,) = worker.replies
+        reply.put(Update(key, [], 1, "stop" if is_over else None, None))
         assert (await first).num_tokens == 1
-        await updates.aclose()
-        assert worker.streams == {}
+        reply.close()
+        reply.close()
+        assert worker.replies == {}
 
     asyncio.run(read())
     assert [type(message) for message in sent] == ([Submit] if is_over else [Submit, Cancel])
     assert is_over or sent[1].key == sent[0].key
+    assert metrics.in_flight.values[()] == 0
+    assert metrics.disconnects.values[()] == (0 if is_over else 1)
+
+
+def test_news_for_a_busy_reader_become_one():
+    async def read() -> None:
+        reply = Reply(ServerMetrics(), 0.0, lambda is_over: None)
+        reply.put(Update(1, [("text", "a")], 1, None, None))
+        reply.put(Update(1, [("text", "b")], 2, "stop", None))
+        reply.put(Update(1, [], 0, None, (503, "the worker died", 5)))  # after the end, which stands
+        assert await reply.next() == Update(1, [("text", "a"), ("text", "b")], 3, "stop", None)
+        gone = Reply(ServerMetrics(), 0.0, lambda is_over: None)
+        waiting = asyncio.ensure_future(gone.next())
+        await asyncio.sleep(0)
+        gone.leave()
+        with pytest.raises(ClientLeft):
+            await waiting
+        with pytest.raises(ClientLeft):
+            await gone.next()
+
+    asyncio.run(read())
+
+
+def test_events_are_json_whatever_the_text_and_the_name_are():
+    for name in ("tiny", "\0text\0", 'a"b'):
+        writer = ChunkWriter({"id": "1", "created": 2, "model": name}, include_usage=True)
+        for text in (
+            "plain",
+            "\0text\0",
+            '"quoted" \n\u2028 \ud83d\ude42'.encode("utf-16", "surrogatepass").decode("utf-16"),
+        ):
+            (line,) = writer.parts([("text", text)]).strip().split("\n")
+            event = json.loads(line.removeprefix("data: "))
+            assert event["choices"][0]["delta"] == {"content": text}
+            assert (event["model"], event["usage"], event["object"]) == (name, None, "chat.completion.chunk")

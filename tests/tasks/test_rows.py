@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import types
 
 import pyarrow
 import pyarrow.parquet
@@ -64,10 +65,38 @@ def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch, datasets):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(
-        UserError, match=r"some/data \(train\).*ConnectionError: no route to host.*local file with path"
-    ):
+    with pytest.raises(UserError, match=r"some/data \(train\).*ConnectionError: no route to host.*local file: path"):
         load(None)
+
+
+class BusyError(Exception):
+    """As the hub's client raises for what a server answers."""
+
+    def __init__(self, status):
+        super().__init__(f"Server error {status}")
+        self.response = types.SimpleNamespace(status_code=status)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "pauses", "is_read"),
+    [([503, 429], [1, 2], True), ([500] * 5, [1, 2, 4, 8], False), ([404], [], False)],
+)
+def test_a_hub_that_is_busy_is_asked_again(statuses, pauses, is_read, monkeypatch, datasets):
+    waiting, waited = list(statuses), []
+
+    def load_dataset(*arguments, **keywords):
+        if waiting:
+            raise BusyError(waiting.pop(0))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("time.sleep", waited.append)
+    if is_read:
+        assert list(load(None)) == ROWS
+    else:
+        with pytest.raises(UserError, match=f"Server error {statuses[0]}"):
+            load(None)
+    assert waited == pauses
 
 
 @pytest.mark.parametrize(

@@ -108,5 +108,5 @@ def test_damaged_files_are_refused(nanochat, tmp_path):
 def test_without_tiktoken_the_message_says_what_to_install(nanochat, tmp_path, monkeypatch):
     nanochat.save(tmp_path)
     monkeypatch.setitem(sys.modules, "tiktoken", None)
-    with pytest.raises(UserError, match=r"pip install 'nanochat-lit\[tiktoken\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[tiktoken\]'"):
         Tokenizer.load(tmp_path)

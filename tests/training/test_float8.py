@@ -39,7 +39,7 @@ def test_hardware_that_cannot_is_told_in_one_line(device, capability, dtype, wor
 
 def test_missing_torchao_is_told(monkeypatch):
     monkeypatch.setattr(float8, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"pip install 'nanochat-lit\[fp8\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[fp8\]'"):
         check_float8("cuda", (8, 9), torch.bfloat16)
     monkeypatch.setattr(float8, "find_spec", lambda _: object())
     for capability in ((8, 9), (9, 0), (10, 0), (12, 0)):

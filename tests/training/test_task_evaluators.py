@@ -6,7 +6,11 @@ import pytest
 import yaml
 
 from nanochat_lit import cli
+from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
+from nanochat_lit.engine import sandbox
+from nanochat_lit.evaluation.chat_tasks import code_runner
+from nanochat_lit.training.callbacks.chat_core import ChatCoreEvaluator
 from nanochat_lit.training.callbacks.task_evaluator import figures_of
 from nanochat_lit.training.metrics_file import read_metrics
 
@@ -75,3 +79,35 @@ def test_errors_come_before_the_first_step(write_recipe, core_bundle, capsys, ar
     err = capsys.readouterr().err
     assert message in err
     assert "step 1/4" not in err
+
+
+@pytest.mark.parametrize(
+    ("letter", "arguments", "message"),
+    [
+        ("the third", {}, "arc_easy: the letter 'the third' is "),
+        ("B", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+    ],
+)
+def test_what_does_not_suit_the_model_is_told_before_the_first_step(
+    sft_recipe, tmp_path, capsys, letter, arguments, message
+):
+    """Also where ChatCORE is measured after the last step alone."""
+    row = {"question": "Which?", "choices": {"text": ["a", "b"], "label": ["A", letter]}, "answerKey": "A"}
+    (tmp_path / "arc.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    arguments = {"tasks": ["arc_easy"], "paths": {"arc_easy": str(tmp_path / "arc.jsonl")}, **arguments}
+    recipe = with_callback(sft_recipe, "chat_core.ChatCoreEvaluator", **arguments)
+    assert cli.main(["fit", "--config", str(recipe)]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "step 1/3" not in err
+
+
+def test_where_programs_cannot_be_isolated_it_is_said(monkeypatch, tmp_path, caplog):
+    row = {"question": "Which?", "choices": ["a", "b", "c", "d"], "answer": 0}
+    (tmp_path / "mmlu.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    monkeypatch.setattr(sandbox, "missing_isolation", lambda: "no Landlock here")
+    evaluator = ChatCoreEvaluator(["mmlu", "humaneval"], {"mmlu": str(tmp_path / "mmlu.jsonl")})
+    with pytest.raises(UserError, match="humaneval: no Landlock here"):
+        evaluator.load()
+    assert code_runner(None) is None
+    assert "humaneval is left out: no Landlock here" in caplog.text

@@ -4,9 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat_lit.common.distributed import world_size
 from nanochat_lit.engine.engine import Engine
-from nanochat_lit.engine.sandbox import missing_isolation, run_python
-from nanochat_lit.evaluation.chat_core import Answering, evaluate_chat
-from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, ChatTask, load_chat_tasks
+from nanochat_lit.evaluation.chat_core import Answering, check_tasks, evaluate_chat
+from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, ChatTask, code_runner, load_chat_tasks
 from nanochat_lit.evaluation.score_report import summarize
 from nanochat_lit.training.callbacks.task_evaluator import TaskEvaluator
 
@@ -40,8 +39,11 @@ class ChatCoreEvaluator(TaskEvaluator):
 
     def load(self) -> None:
         """Load the tasks."""
-        run_code = None if missing_isolation() else lambda program: run_python(program).ok
-        self.chat_tasks = load_chat_tasks(self.tasks, self.paths, self.max_per_task, run_code)
+        self.chat_tasks = load_chat_tasks(self.tasks, self.paths, self.max_per_task, code_runner(self.tasks))
+
+    def check(self, module: "LanguageModule") -> None:
+        """See that letters and settings suit the model."""
+        check_tasks(module.tokenizer, self.chat_tasks, self.answering)
 
     def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
         """Ask the model in training."""

@@ -36,6 +36,9 @@ class TaskEvaluator(Callback):
         """Get the tasks ready and see that nothing is wrong with them."""
         raise NotImplementedError
 
+    def check(self, module: "LanguageModule") -> None:
+        """Raise UserError if the tasks do not suit the model and its tokenizer, which are known just before the first step."""
+
     def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
         """The report of the model as it is now, of `score_report.summarize`; on every rank."""
         raise NotImplementedError
@@ -46,6 +49,7 @@ class TaskEvaluator(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step_seen = trainer.global_step
+        self.check(cast("LanguageModule", pl_module))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
