@@ -24,7 +24,7 @@ def train(
     depth: int | None = None,
     max_chars: int = 2_000_000_000,
     doc_cap: int = 10_000,
-    split_scripts: bool = True,
+    split_scripts: bool = False,
 ) -> None:
     """Train a tokenizer on the training split of text files.
 

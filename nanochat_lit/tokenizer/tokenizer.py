@@ -51,7 +51,7 @@ class Tokenizer(ABC):
         doc_cap: int = 10_000,
         num_threads: int | None = None,
         depth: int | None = None,
-        split_scripts: bool = True,
+        split_scripts: bool = False,
     ) -> "Tokenizer":
         """Train a vocabulary; the same texts and options always give the same tokenizer.
 

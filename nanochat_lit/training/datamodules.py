@@ -174,7 +174,7 @@ class TextDataModule(LanguageDataModule):
         buffer_size: int = 1000,
         val_docs: int = 100,
         tokenizer_chars: int = 2_000_000_000,
-        split_scripts: bool = True,
+        split_scripts: bool = False,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:

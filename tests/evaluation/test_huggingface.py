@@ -214,7 +214,7 @@ def test_damaged_and_incomplete_folders_are_named(folders, tmp_path):
 
 def test_without_transformers_the_message_says_what_to_install(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'nanochat-lit\[hf\]'"):
+    with pytest.raises(UserError, match=r"needs transformers; pip install '.*\[hf\]'"):
         load_huggingface(folders["gpt2"], "cpu")
 
 
