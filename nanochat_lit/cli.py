@@ -83,12 +83,6 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
 # short options, which a function signature cannot name: verb -> {short: long}
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
 
-# verbs that decode, and how often the threads of GNU OpenMP look for each other there before they sleep. By itself it is
-# 300,000, some milliseconds: when one lost its core to another program (or to the server's HTTP process), the others burn
-# theirs. Read when torch is loaded.
-DECODING_VERBS = ("bench", "chat", "serve", "ui")
-SPIN_COUNT = "1000"
-
 # verbs with one obvious object, which needs no name: verb -> the option that the first bare words stand for
 FIRST_WORDS = {
     "data download": "--source",
@@ -145,8 +139,6 @@ def _dispatch(argv: list[str]) -> int:
     if verb not in VERBS:
         return _fail(f"unknown verb {verb!r}{_nearest(verb, VERBS)}", hint="--help")
     target = VERBS[verb][0]
-    if verb in DECODING_VERBS:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     if target == TRAINER:
         try:
             _load(TRAINER)(argv)

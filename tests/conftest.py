@@ -3,6 +3,7 @@
 The toy run is text and conversations generated into a folder, and the recipes that train on them in a second.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -204,18 +205,30 @@ def nanochat_folder(tmp_path_factory, nanochat_encoding) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def fault_server(tmp_path, monkeypatch) -> Generator[Any, None, None]:
+def run_server() -> Generator[Callable[[Path, Path], Any], None, None]:
+    """run_server(PROGRAM, FOLDER) starts the `Server` of a program, which serves a folder until the test ends."""
+    with contextlib.ExitStack() as servers:
+
+        def start(program: Path, folder: Path) -> Any:
+            server = runpy.run_path(str(program))["Server"](folder)
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            for end in (server.server_close, thread.join, server.shutdown):  # called last to first
+                servers.callback(end)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def fault_server(tmp_path, monkeypatch, run_server) -> Any:
     """A web server of the folder `tmp_path / "served"`; the environment does not know of any hub."""
     for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = Path(__file__).with_name("data") / "fault_server.py"
-    program: dict[str, Any] = runpy.run_path(str(path))
     folder = tmp_path / "served"
     folder.mkdir()
-    server = program["Server"](folder)
-    yield server
-    server.close()
+    return run_server(Path(__file__).with_name("data") / "fault_server.py", folder)
 
 
 @pytest.fixture(scope="session")

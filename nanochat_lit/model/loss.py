@@ -14,10 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nanochat_lit.model.loss_kernel import has_loss_kernel, loss_and_gradient_in_place
-
-IGNORE_INDEX = -1
-"""Target that is not trained on."""
+from nanochat_lit.model.loss_kernel import IGNORE_INDEX, has_loss_kernel, loss_and_gradient_in_place
 
 SOFTCAP = 15.0
 """Logits are squeezed smoothly into (-SOFTCAP, SOFTCAP)."""
@@ -145,13 +142,18 @@ class _ChunkedLoss(torch.autograd.Function):
 def _rows_that_count(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
     """The rows whose targets are trained on, and their numbers; all of them, and None, where choosing would not pay.
 
-    In conversations about half the rows are the user's, or padding: their logits need not be made. Only where the C++ kernel is
-    used: a GPU would have to be waited for, and the compiler would meet new numbers of rows.
+    In conversations about half the rows are the user's, or padding: their logits need not be made. Some of them fill the rows
+    up to an eighth of all: each number of rows costs memory in the library that multiplies. Only where the C++ kernel is used:
+    a GPU would have to be waited for, and the compiler would meet new numbers of rows.
     """
     if not has_loss_kernel(hidden):
         return hidden, None
-    index = (targets != IGNORE_INDEX).nonzero().squeeze(1)
-    return (hidden, None) if len(index) == len(targets) else (hidden[index], index)
+    is_ignored, eighth = targets == IGNORE_INDEX, -(-len(targets) // 8)
+    num_rows = -(-int((~is_ignored).sum()) // eighth) * eighth
+    if num_rows >= len(targets):
+        return hidden, None
+    index = is_ignored.to(torch.uint8).argsort(stable=True)[:num_rows]
+    return hidden[index], index
 
 
 def rows_per_chunk(num_rows: int, vocab_size: int) -> int:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from nanochat_lit.common.cpp_library import cpp_library
 
+IGNORE_INDEX = -1
+"""Target that is not trained on."""
+
 
 @lru_cache(maxsize=1)
 def loss_library() -> ctypes.CDLL | None:
@@ -32,7 +35,7 @@ def loss_and_gradient_in_place(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: (N, V) contiguous, float32 or bfloat16; overwritten by the gradient with respect to themselves.
-        targets: (N,) token ids below V; negative where a row does not count.
+        targets: (N,) token ids below V, of any integer type; IGNORE_INDEX where a row does not count.
 
     Returns:
         Float32 scalar, nats.
@@ -44,9 +47,15 @@ def loss_and_gradient_in_place(logits: Tensor, targets: Tensor) -> Tensor:
     assert library is not None, "asked for only where there is a kernel"
     assert logits.is_contiguous(), "rows follow each other"
     rows, size = logits.shape
-    if rows and int(targets.max()) >= size:
-        raise IndexError(f"target {int(targets.max())} is not below the {size} logits of a row")
-    targets, losses = targets.contiguous(), torch.empty(rows)
+    assert targets.shape == (rows,), "a target for each row"
+    if rows:  # the kernel would read and write outside of the row
+        lowest, highest = map(int, targets.aminmax())
+        if lowest < IGNORE_INDEX or highest >= size:
+            wrong = highest if highest >= size else lowest
+            raise IndexError(
+                f"target {wrong} is neither {IGNORE_INDEX} (ignored) nor one of the {size} logits of a row"
+            )
+    targets, losses = targets.to(torch.int64).contiguous(), torch.empty(rows)
     is_bfloat16, threads = int(logits.dtype == torch.bfloat16), torch.get_num_threads()
     arrays = logits.data_ptr(), targets.data_ptr()
     library.loss_and_gradient(*arrays, rows, size, is_bfloat16, threads, losses.data_ptr())

@@ -1,11 +1,9 @@
 """A web server of a folder that fails as it is told to: as the hub (with an API and redirects), or as a plain mirror."""
 
-import functools
 import hashlib
 import http.server
 import json
 import re
-import threading
 import time
 import urllib.parse
 from dataclasses import dataclass, field
@@ -119,7 +117,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `folder` under `url`, until `close`."""
+    """Serves `folder` under `url`."""
 
     daemon_threads = True
 
@@ -128,16 +126,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.folder, self.faults, self.seen, self.bytes_per_s = folder, Faults(), [], None
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.cdn = f"http://localhost:{self.server_port}"  # another host, as far as a client can see
-        self.thread = threading.Thread(target=functools.partial(self.serve_forever, poll_interval=0.01))
-        self.thread.start()
 
     def handle_error(self, request, client_address):
         pass  # clients that go away are part of the tests
-
-    def close(self):
-        self.shutdown()
-        self.thread.join()
-        self.server_close()
 
     def asked(self, name):
         """The requests for the bytes of a file."""

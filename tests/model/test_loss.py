@@ -116,9 +116,20 @@ def test_a_logit_that_is_no_number_is_seen():
     assert loss.isnan()
 
 
-def test_a_target_that_is_no_column_is_refused():
-    with pytest.raises(IndexError, match="target 40 is not below the 40 logits"):
-        loss_and_gradient_in_place(torch.zeros(2, 40), torch.tensor([3, 40]))
+@pytest.mark.parametrize("wrong", [40, -2])
+def test_a_target_that_is_no_column_is_refused(wrong):
+    """Reading it would be reading, and writing, whatever lies beside the row."""
+    with pytest.raises(IndexError, match=f"target {wrong} is neither -1 .ignored. nor one of the 40 logits"):
+        loss_and_gradient_in_place(torch.zeros(2, 40), torch.tensor([3, wrong]))
+
+
+def test_targets_of_any_integer_type():
+    logits, targets = torch.randn(5, 40), torch.tensor([3, -1, 0, 39, 7])
+    losses = {
+        kind: loss_and_gradient_in_place(logits.clone(), targets.to(kind))
+        for kind in (torch.int64, torch.int32, torch.int16)
+    }
+    assert len({loss.item() for loss in losses.values()}) == 1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

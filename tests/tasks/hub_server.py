@@ -1,11 +1,9 @@
 """A stand-in for the Hugging Face hub: serves the data sets in a folder by the addresses that its clients ask for."""
 
-import functools
 import hashlib
 import http.server
 import json
 import re
-import threading
 import urllib.parse
 
 COMMIT = "c" * 40
@@ -88,7 +86,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `folder` under `url` until `close`; answers to requests for files begin with `statuses`."""
+    """Serves `folder` under `url`; answers to requests for files begin with `statuses`."""
 
     daemon_threads = True
 
@@ -96,10 +94,3 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.seen, self.statuses = folder, [], []
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.thread = threading.Thread(target=functools.partial(self.serve_forever, poll_interval=0.01))
-        self.thread.start()
-
-    def close(self):
-        self.shutdown()
-        self.thread.join()
-        self.server_close()

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +63,7 @@ def file_of(folder, name):
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(tmp_path, run_server):
     """Every data set in parquet, with a card that says which file is which split, as the hub has them."""
     import pyarrow
     import pyarrow.parquet
@@ -78,9 +77,7 @@ def hub(tmp_path):
         cards.setdefault(repo, []).append({"config_name": subset, "data_files": files})
     for repo, configs in cards.items():
         (folder / repo / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n", encoding="utf-8")
-    server = runpy.run_path(str(Path(__file__).with_name("hub_server.py")))["Server"](folder)
-    yield server
-    server.close()
+    return run_server(Path(__file__).with_name("hub_server.py"), folder)
 
 
 def read(tmp_path, hub, names, **environment):
