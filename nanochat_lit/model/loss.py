@@ -14,13 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nanochat_lit.model.loss_kernel import IGNORE_INDEX, has_loss_kernel, loss_and_gradient_in_place
+from nanochat_lit.model.loss_kernel import (
+    IGNORE_INDEX,
+    add_in_place,
+    has_loss_kernel,
+    loss_and_gradient_in_place,
+)
 
 SOFTCAP = 15.0
 """Logits are squeezed smoothly into (-SOFTCAP, SOFTCAP)."""
 
 CHUNK_ELEMENTS = 1 << 22
-"""Logits per chunk (16 MB in float32)."""
+"""Logits per chunk (16 MB in float32) while that gives it CHUNK_ROWS."""
+
+CHUNK_ROWS = {"cpu": 1024}
+"""Least rows per chunk, by device: each chunk adds a gradient of the whole unembedding, 12 bytes a weight to be moved."""
+
+ACCELERATOR_CHUNK_ROWS = 8192
+"""Least rows per chunk elsewhere: more arithmetic is done while a byte is moved."""
 
 
 def softcap(logits: Tensor) -> Tensor:
@@ -41,7 +52,7 @@ def token_losses(hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Te
         (...) float32 nats, 0 where the target is ignored.
     """
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    chunk = rows_per_chunk(len(rows), vocab_size)
+    chunk = rows_per_chunk(len(rows), vocab_size, rows.device.type)
     losses = [
         F.cross_entropy(softcap(unembed(part)), part_targets, ignore_index=IGNORE_INDEX, reduction="none")
         for part, part_targets in zip(rows.split(chunk), flat_targets.split(chunk), strict=True)
@@ -117,7 +128,7 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_rows = torch.empty_like(rows)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
+        chunk = rows_per_chunk(rows.shape[0], weight.shape[0], rows.device.type)
         # one piece of memory for all chunks: what is given back and fetched again is cleared page by page
         room, product = hidden.new_empty(chunk, weight.shape[0]), torch.empty_like(compute_weight)
         for start in range(0, rows.shape[0], chunk):
@@ -126,7 +137,7 @@ class _ChunkedLoss(torch.autograd.Function):
             loss, gradient = chunk_loss_and_gradient(logits, targets[part], kernel)
             total += loss
             torch.mm(gradient, compute_weight, out=grad_rows[part])
-            grad_weight += torch.mm(gradient.T, rows[part], out=product)
+            add_in_place(grad_weight, torch.mm(gradient.T, rows[part], out=product))
         grad_hidden = grad_rows if index is None else torch.zeros_like(hidden).index_copy_(0, index, grad_rows)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
@@ -156,9 +167,10 @@ def _rows_that_count(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | 
     return hidden[index], index
 
 
-def rows_per_chunk(num_rows: int, vocab_size: int) -> int:
-    """Rows whose logits are made at once: about CHUNK_ELEMENTS of them, in equal chunks (one shape, one compilation)."""
-    num_chunks = max(1, -(-num_rows * vocab_size // CHUNK_ELEMENTS))
+def rows_per_chunk(num_rows: int, vocab_size: int, device_type: str) -> int:
+    """Rows whose logits are made at once, in equal chunks (one shape, one compilation)."""
+    most = max(CHUNK_ELEMENTS // vocab_size, CHUNK_ROWS.get(device_type, ACCELERATOR_CHUNK_ROWS))
+    num_chunks = max(1, -(-num_rows // most))
     return max(1, -(-num_rows // num_chunks))
 
 
@@ -215,7 +227,7 @@ def softcapped_logprobs(
         gradient; both 0 where the target is ignored.
     """
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
+    chunk = rows_per_chunk(rows.shape[0], weight.shape[0], rows.device.type)
     compute_weight = weight.to(hidden.dtype)
     parts = [
         checkpoint(

@@ -63,6 +63,16 @@ template <class T> void chunk(T* logits, const int64_t* targets, int64_t rows, i
 
 }  // namespace
 
+// sums (size) += added (size), bfloat16.
+extern "C" void add_bfloat16(float* sums, const uint16_t* added, int64_t size, int32_t threads) {
+  with_team(threads, [=](const Team& team) {
+    int64_t blocks = size / LANES, first = blocks * team.thread / team.size, last = blocks * (team.thread + 1) / team.size;
+    for (int64_t i = first * LANES; i < last * LANES; i += LANES) store(sums + i, load<Floats>(sums + i) + load_row(added + i));
+    if (team.thread == team.size - 1)
+      for (int64_t i = blocks * LANES; i < size; i++) sums[i] += from_bfloat16(added[i]);
+  });
+}
+
 // logits (rows, size), bfloat16 or float32; targets (rows), below 0 where the row does not count; losses (rows).
 extern "C" void loss_and_gradient(
     void* logits, const int64_t* targets, int64_t rows, int64_t size, int32_t is_bfloat16, int32_t threads, float* losses) {

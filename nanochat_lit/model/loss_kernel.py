@@ -20,7 +20,8 @@ def loss_library() -> ctypes.CDLL | None:
     if library is not None:
         pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
         library.loss_and_gradient.argtypes = [pointer, pointer, size, size, flag, flag, pointer]
-        library.loss_and_gradient.restype = None
+        library.add_bfloat16.argtypes = [pointer, pointer, size, flag]
+        library.loss_and_gradient.restype = library.add_bfloat16.restype = None
     return library
 
 
@@ -60,3 +61,15 @@ def loss_and_gradient_in_place(logits: Tensor, targets: Tensor) -> Tensor:
     arrays = logits.data_ptr(), targets.data_ptr()
     library.loss_and_gradient(*arrays, rows, size, is_bfloat16, threads, losses.data_ptr())
     return losses.sum()
+
+
+def add_in_place(sums: Tensor, added: Tensor) -> None:
+    """Add a tensor to a float32 one, both contiguous; torch would copy a bfloat16 one to float32 first."""
+    library = loss_library() if has_loss_kernel(added) and added.dtype == torch.bfloat16 else None
+    if library is None:
+        sums += added
+        return
+    assert sums.is_contiguous(), "elements follow each other"
+    assert added.is_contiguous(), "elements follow each other"
+    assert sums.shape == added.shape, "an element for each"
+    library.add_bfloat16(sums.data_ptr(), added.data_ptr(), sums.numel(), torch.get_num_threads())

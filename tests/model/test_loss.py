@@ -37,10 +37,21 @@ def case():
     return hidden, weight, targets
 
 
+@pytest.fixture
+def chunks_of(monkeypatch):
+    """Makes chunks as small as a test wants them."""
+
+    def choose(elements):
+        monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(loss_module, "CHUNK_ROWS", {"cpu": 1})
+
+    return choose
+
+
 @pytest.mark.parametrize("chunk_elements", [1, 501 * 13, 501 * 64, 1 << 22])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_equals_the_plain_formula(case, monkeypatch, chunk_elements, reduction):
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", chunk_elements)
+def test_equals_the_plain_formula(case, chunks_of, chunk_elements, reduction):
+    chunks_of(chunk_elements)
     hidden, weight, targets = case
     ours, expected = (
         softcapped_cross_entropy(hidden, weight, targets, reduction),
@@ -78,7 +89,7 @@ def test_bfloat16_gradients_are_close_to_float32(case):
         assert (mine.float() - theirs).norm() < 0.02 * theirs.norm()
 
 
-def test_chunks_never_hold_all_logits(case, monkeypatch):
+def test_chunks_never_hold_all_logits(case, chunks_of, monkeypatch):
     seen = []
 
     def spy(logits, targets, kernel):
@@ -87,7 +98,7 @@ def test_chunks_never_hold_all_logits(case, monkeypatch):
 
     chunk_loss_and_gradient = loss_module.chunk_loss_and_gradient
     monkeypatch.setattr(loss_module, "chunk_loss_and_gradient", spy)
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 501 * 16)
+    chunks_of(501 * 16)
     hidden, weight, targets = case
     softcapped_cross_entropy(hidden, weight, targets)
     assert len(seen) > 10
@@ -133,9 +144,9 @@ def test_targets_of_any_integer_type():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_and_their_gradients(temperature, monkeypatch):
+def test_logprobs_and_their_gradients(temperature, chunks_of):
     """Against log_softmax of all logits at once, with the rows in several chunks."""
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 150)
+    chunks_of(150)
     hidden, weight = torch.randn(2, 7, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
     targets, factors = torch.randint(0, 50, (2, 7)), torch.randn(2, 7)
     targets[0, 3] = -1
@@ -148,3 +159,20 @@ def test_logprobs_and_their_gradients(temperature, monkeypatch):
     exact = torch.distributions.Categorical(logits=plain.detach()).entropy() * (targets != -1)
     torch.testing.assert_close(entropies, exact)
     assert not entropies.requires_grad
+
+
+def test_chunks_have_rows_enough_for_the_gradient_that_each_adds():
+    assert loss_module.rows_per_chunk(4096, 32768, "cpu") == 1024
+    assert loss_module.rows_per_chunk(4096, 2048, "cpu") == 2048
+    assert loss_module.rows_per_chunk(5000, 32768, "cuda") == 5000
+    assert loss_module.rows_per_chunk(16384, 32768, "cuda") == 8192
+    assert loss_module.rows_per_chunk(1025, 32768, "cpu") == 513  # equal chunks
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [1, 15, 16, 33, 4099])
+def test_gradients_are_added(dtype, size):
+    sums, added = torch.randn(size), torch.randn(size).to(dtype)
+    wanted = sums + added.float()
+    loss_module.add_in_place(sums, added)
+    assert torch.equal(sums, wanted)
