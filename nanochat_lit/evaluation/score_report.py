@@ -13,7 +13,7 @@ from nanochat_lit.evaluation.task_results import TaskResult
 
 SEED = 0
 SETTINGS = (
-    "model", "bundle", "compute_dtype", "max_per_task",
+    "model", "prompts", "bundle", "compute_dtype", "max_per_task",
     "num_samples", "temperature", "top_k", "max_new_tokens", "seed", "world_size",
 )  # fmt: skip
 """What a page says of how it was measured, where the report knows it."""

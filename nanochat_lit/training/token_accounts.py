@@ -45,7 +45,8 @@ class TokenAccounts:
 
     def pop(self) -> Tensor:
         """(3 + 2 sources,) float32: the counts since the last call, then the sums of losses; ranks add them up."""
-        assert self._counts is not None and self._losses is not None, "a row of metrics follows a step"
+        assert self._counts is not None, "a row of metrics follows a step"
+        assert self._losses is not None, "both or none"
         sums = torch.cat([self._counts.float(), self._losses.float()])
         self._counts = self._losses = None
         return sums

@@ -163,7 +163,15 @@ def test_it_continues_bit_for_bit(mixture_recipe, tmp_path):
     (tmp_path / "sft" / "checkpoints" / "last.ckpt").unlink()
     assert cli.main(["fit", *options, "--ckpt_path", "last"]) == 0
     found = read_metrics(tmp_path / "sft" / "metrics.csv")
-    names = ("train_loss", "train_loss/cats", "train_loss/dogs", "share/dogs", "tokens_padding", "val_bpb", "val_bpb/cats")
+    names = (
+        "train_loss",
+        "train_loss/cats",
+        "train_loss/dogs",
+        "share/dogs",
+        "tokens_padding",
+        "val_bpb",
+        "val_bpb/cats",
+    )
     assert [{n: found[s][n] for n in names if n in found[s]} for s in found] == [
         {n: whole[s][n] for n in names if n in whole[s]} for s in whole
     ]
