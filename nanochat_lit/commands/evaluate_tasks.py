@@ -205,7 +205,7 @@ def _report_task(result: "TaskResult") -> None:
 
 
 def _finish(report: dict[str, Any], results: "ResultsFile", folder: Path, json: bool) -> None:
-    from nanochat_lit.evaluation.score_report import headline, plain_table, write_report
+    from nanochat_lit.evaluation.score_report import headline, legend, plain_table, write_report
 
     write_report(folder, report)
     results.remove()
@@ -213,5 +213,6 @@ def _finish(report: dict[str, Any], results: "ResultsFile", folder: Path, json: 
         print(dumps(report))
         return
     print(plain_table(report))
+    print("\n".join(f"  {line}" for line in legend(report)))
     print("\n".join(headline(report)))
     print(f"written to {folder}/{report['metric']}.json, .md and .png")
