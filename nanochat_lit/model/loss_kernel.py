@@ -32,14 +32,14 @@ def has_loss_kernel(logits: Tensor) -> bool:
 
 
 def loss_and_gradient_in_place(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed softcapped cross entropy of a chunk; its gradient takes the place of the logits.
+    """Softcapped cross entropy of the rows of a chunk; the gradient of its sum takes the place of the logits.
 
     Args:
         logits: (N, V) contiguous, float32 or bfloat16; overwritten by the gradient with respect to themselves.
         targets: (N,) token ids below V, of any integer type; IGNORE_INDEX where a row does not count.
 
     Returns:
-        Float32 scalar, nats.
+        (N,) float32 nats, 0 where the row does not count.
 
     Raises:
         IndexError: If a target is no column.
@@ -60,7 +60,7 @@ def loss_and_gradient_in_place(logits: Tensor, targets: Tensor) -> Tensor:
     is_bfloat16, threads = int(logits.dtype == torch.bfloat16), torch.get_num_threads()
     arrays = logits.data_ptr(), targets.data_ptr()
     library.loss_and_gradient(*arrays, rows, size, is_bfloat16, threads, losses.data_ptr())
-    return losses.sum()
+    return losses
 
 
 def add_in_place(sums: Tensor, added: Tensor) -> None:

@@ -80,6 +80,23 @@ def test_without_gradients_the_value_is_the_same(case):
     torch.testing.assert_close(value, softcapped_cross_entropy(hidden, weight, targets).detach(), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("is_training", [True, False])
+def test_losses_of_tokens_come_with_the_sum(case, monkeypatch, is_training):
+    """In several chunks, with rows that do not count left out or in; the sum learns as ever, the losses have no gradient."""
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 501 * 13)
+    hidden, weight, targets = case
+    with torch.set_grad_enabled(is_training):
+        total, losses = loss_module.total_and_token_losses(hidden, weight, targets)
+    torch.testing.assert_close(losses, plain(hidden, weight, targets, "none").detach(), atol=1e-5, rtol=1e-5)
+    assert losses[0, :40].count_nonzero() == 0
+    assert not losses.requires_grad
+    torch.testing.assert_close(total.detach(), losses.sum())
+    if is_training:
+        found = torch.autograd.grad(total, (hidden, weight))
+        expected = torch.autograd.grad(softcapped_cross_entropy(hidden, weight, targets, "sum"), (hidden, weight))
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
 def test_bfloat16_gradients_are_close_to_float32(case):
     hidden, weight, targets = case
     exact = torch.autograd.grad(softcapped_cross_entropy(hidden, weight, targets), (hidden, weight))
@@ -115,7 +132,7 @@ def test_chunks_of_any_width_and_size_of_logit(vocab_size, dtype):
     wanted = F.cross_entropy(15 * torch.tanh(exact / 15), targets, ignore_index=-1, reduction="sum")
     wanted.backward()
     loss, gradient = loss_module.chunk_loss_and_gradient(logits.clone(), targets, loss_module.softmax_and_slope)
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert loss.sum().item() == pytest.approx(wanted.item(), rel=1e-5)
     tolerance = 1e-5 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(gradient.double(), exact.grad, atol=1e-6, rtol=tolerance)
 
@@ -124,7 +141,7 @@ def test_a_logit_that_is_no_number_is_seen():
     logits = torch.zeros(2, 40)
     logits[1, 17] = float("nan")
     loss, _ = loss_module.chunk_loss_and_gradient(logits, torch.tensor([3, 4]), loss_module.softmax_and_slope)
-    assert loss.isnan()
+    assert loss.isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("wrong", [40, -2])
@@ -140,7 +157,8 @@ def test_targets_of_any_integer_type():
         kind: loss_and_gradient_in_place(logits.clone(), targets.to(kind))
         for kind in (torch.int64, torch.int32, torch.int16)
     }
-    assert len({loss.item() for loss in losses.values()}) == 1
+    assert losses[torch.int64].count_nonzero() == 4
+    assert all(torch.equal(own, losses[torch.int64]) for own in losses.values())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
