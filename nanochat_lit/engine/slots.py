@@ -228,9 +228,10 @@ class SlotEngine:
             config, device, dtype = self.model.config, self.model.device, self.model.compute_dtype
             with torch.inference_mode():
                 room = max(self.num_slots, self._num_computed_rows)
-                check_room(config, room, config.sequence_len, device, dtype)
+                has_kernel = self.model.decode_kernel is not None
+                check_room(config, room, config.sequence_len, device, dtype, has_kernel)
                 reading = KVCache(config, 1, config.sequence_len, device, dtype)
-                self._caches = reading, SlotCache(config, room, config.sequence_len, device, dtype)
+                self._caches = reading, SlotCache(config, room, config.sequence_len, device, dtype, has_kernel)
         return self._caches
 
     def _choose(self, rows: Sequence[_Row], logits: Tensor) -> list[Emitted]:

@@ -32,7 +32,8 @@ def texts(*lengths: int) -> list[torch.Tensor]:
 @torch.inference_mode()
 def decode(model: GPT, prompts: list[torch.Tensor], following: list[torch.Tensor]) -> torch.Tensor:
     """Logits (steps, B, V) of tokens that follow some prompts, read one by one in slots."""
-    slots = SlotCache(model.config, len(prompts), 300, dtype=model.compute_dtype)
+    has_kernel = model.decode_kernel is not None
+    slots = SlotCache(model.config, len(prompts), 300, dtype=model.compute_dtype, has_kernel=has_kernel)
     for prompt in prompts:
         reading = KVCache(model.config, 1, 300, dtype=model.compute_dtype)
         model(prompt, kv_cache=reading)
