@@ -21,6 +21,7 @@ constexpr int BLOCKS = 4, ROWS = 6, MANY_BLOCKS = 3, MANY_ROWS = 8;
 constexpr int BLOCKS = 2, ROWS = 2, MANY_BLOCKS = 2, MANY_ROWS = 2;
 #endif
 
+constexpr int QUERIES = 4;  // of a prompt that are computed together
 constexpr float QK_SCALE = 1.2f, VALUE_GATE_SCALE = 3.0f;
 
 float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
@@ -215,51 +216,80 @@ void table_row(const Model& model, const void* table, int64_t row, int width, fl
 void narrow(float x, float& out) { out = x; }
 void narrow(float x, uint16_t& out) { out = to_bfloat16(x); }
 
-// N vectors of a weighted sum of values; they are read once, in their order.
-template <int N, class Cached>
-void weigh(const Cached* values, int stride, const float* weights, int count, float factor, float* out) {
-  Floats sums[N] = {};
-  for (int j = 0; j < count; j++)
+// Neighbouring queries of one head, which meet the same keys; `stride` numbers from one key, or query, to the next.
+template <class Cached> struct Queries {
+  const float* first;
+  float* out;
+  int stride;
+  const Cached *keys, *values;  // from position 0
+  int key_stride;
+  int position, window;  // of the first query; tokens before itself that each sees
+  float* weights;        // room for as many weights for each query as it sees keys, and 32 more
+  int room;
+};
+
+// N vectors of Q weighted sums of values, which are read in their order.
+template <int Q, int N, class Cached>
+void weigh(const Queries<Cached>& a, int begin, int end, const float* factors, int at) {
+  Floats sums[Q][N] = {};
+  for (int j = begin; j < end; j++)
 #pragma GCC unroll 8
-    for (int n = 0; n < N; n++) sums[n] += weights[j] * load_wide(values + int64_t(j) * stride + n * LANES);
-  for (int n = 0; n < N; n++) store(out + n * LANES, sums[n] * factor);
+    for (int n = 0; n < N; n++) {
+      Floats value = load_wide(a.values + int64_t(j) * a.key_stride + at + n * LANES);
+#pragma GCC unroll 8
+      for (int q = 0; q < Q; q++) sums[q][n] += a.weights[int64_t(q) * a.room + j - begin] * value;
+    }
+  for (int q = 0; q < Q; q++)
+    for (int n = 0; n < N; n++) store(a.out + int64_t(q) * a.stride + at + n * LANES, sums[q][n] * factors[q]);
 }
 
-// Attention of one query to `count` keys, `stride` numbers from one to the next.
-template <class Cached>
-void mix(const float* query, const Cached* keys, const Cached* values, int D, int stride, int count, float* weights,
-         float* out) {
-  float scale = 1.0f / std::sqrt(float(D));
-  Floats most = Floats{} - INFINITY;
-  for (int first = 0; first < count; first += LANES) {
-    Floats sums[LANES];
+// Keys are taken 16 at a time by their position, so a query gets the same bits beside any others.
+template <int Q, class Cached> void mix(const Queries<Cached>& a, int D) {
+  int begin = std::max(0, a.position - a.window) / LANES * LANES, end = a.position + Q;
+  float scale = 1.0f / std::sqrt(float(D)), factors[Q];
+  Floats most[Q];
+  for (int q = 0; q < Q; q++) most[q] = Floats{} - INFINITY;
+  for (int block = begin; block < end; block += LANES) {
+    Floats sums[Q][LANES];
 #pragma GCC unroll 16
     for (int j = 0; j < LANES; j++) {
-      const Cached* key = keys + int64_t(std::min(first + j, count - 1)) * stride;  // those after the last do not count
-      sums[j] = Floats{};
-      for (int i = 0; i < D; i += LANES) sums[j] += load<Floats>(query + i) * load_wide(key + i);
+      const Cached* key = a.keys + int64_t(std::min(block + j, end - 1)) * a.key_stride;  // those after the last do not count
+      Floats sum[Q] = {};
+      for (int i = 0; i < D; i += LANES) {
+        Floats some = load_wide(key + i);
+#pragma GCC unroll 8
+        for (int q = 0; q < Q; q++) sum[q] += load<Floats>(a.first + int64_t(q) * a.stride + i) * some;
+      }
+      for (int q = 0; q < Q; q++) sums[q][j] = sum[q];
     }
-    store(weights + first, totals(sums) * scale);
-    for (int j = count; j < first + LANES; j++) weights[j] = -INFINITY;
-    Floats weight = load<Floats>(weights + first);
-    most = weight > most ? weight : most;
+    for (int q = 0; q < Q; q++) {
+      float* weights = a.weights + int64_t(q) * a.room + block - begin;
+      store(weights, totals(sums[q]) * scale);
+      int last = a.position + q;
+      for (int j = block; j < std::min(last - a.window, block + LANES); j++) weights[j - block] = -INFINITY;
+      for (int j = std::max(block, last + 1); j < block + LANES; j++) weights[j - block] = -INFINITY;
+      Floats weight = load<Floats>(weights);
+      most[q] = weight > most[q] ? weight : most[q];
+    }
   }
-  float lane[LANES];
-  store(lane, most);
-  float largest = *std::max_element(lane, lane + LANES);
-  Floats sums = {};
-  for (int j = 0; j < count; j += LANES) {
-    Floats weight = load<Floats>(weights + j);
-    Floats e = exponential(weight - largest);
-    e = weight == -INFINITY ? Floats{} : e;
-    store(weights + j, e);
-    sums += e;
+  for (int q = 0; q < Q; q++) {
+    float lane[LANES], *weights = a.weights + int64_t(q) * a.room;
+    store(lane, most[q]);
+    float largest = *std::max_element(lane, lane + LANES);
+    Floats sums = {};
+    for (int j = 0; j < end - begin; j += LANES) {
+      Floats weight = load<Floats>(weights + j);
+      Floats e = exponential(weight - largest);
+      e = weight == -INFINITY ? Floats{} : e;
+      store(weights + j, e);
+      sums += e;
+    }
+    factors[q] = 1.0f / total(sums);
   }
-  float factor = 1.0f / total(sums);
+  constexpr int WIDE = Q == 1 ? 8 : 4;
   int i = 0;
-  for (; i + 8 * LANES <= D; i += 8 * LANES) weigh<8>(values + i, stride, weights, count, factor, out + i);
-  for (; i + 4 * LANES <= D; i += 4 * LANES) weigh<4>(values + i, stride, weights, count, factor, out + i);
-  for (; i < D; i += LANES) weigh<1>(values + i, stride, weights, count, factor, out + i);
+  for (; i + WIDE * LANES <= D; i += WIDE * LANES) weigh<Q, WIDE>(a, begin, end, factors, i);
+  for (; i < D; i += LANES) weigh<Q, 1>(a, begin, end, factors, i);
 }
 
 // Room for the intermediate states of all rows.
@@ -268,11 +298,12 @@ struct Step {
   const int32_t *tokens, *positions;
   int rows;
   const Reading* reading;  // null: every row is a sequence of its own
+  int max_room;            // positions of the longest sequence
   float *x, *first, *middle, *normed, *q, *k, *v, *mixed, *hidden, *gates, *scales, *scores;
   uint32_t *inputs, *hidden_inputs;
 
   // The same walk counts the floats and hands them out.
-  int64_t place(float* base, int threads, int max_room) {
+  int64_t place(float* base, int threads) {
     int64_t used = 0;
     auto take = [&](auto*& pointer, int64_t count) {
       using Pointer = std::remove_reference_t<decltype(pointer)>;
@@ -283,9 +314,12 @@ struct Step {
     take(x, n * C), take(first, n * C), take(middle, n * C), take(normed, n * C), take(q, n * C), take(mixed, n * C);
     take(k, n * kv), take(v, n * kv), take(hidden, n * 4 * C), take(gates, n * model.n_kv_head), take(scales, n);
     take(inputs, n * C), take(hidden_inputs, n * 4 * C);
-    take(scores, int64_t(threads) * (max_room + 2 * model.head_dim + 4 * LANES));
+    take(scores, threads * room_floats());
     return used;
   }
+
+  // What a thread needs for itself.
+  int64_t room_floats() const { return int64_t(QUERIES) * (max_room + 4 * LANES) + model.head_dim; }
 
   void embed(int row) {
     float* embedding = normed + int64_t(row) * model.n_embd;
@@ -369,18 +403,17 @@ struct Step {
     for (int i = 0; i < D; i++) narrow(key[i], to_key[at + i]), narrow(value[i], to_value[at + i]);
   }
 
-  // The query heads that share a key/value head attend.
-  template <class Cached> void attend(const Layer& layer, int number, int row, int head, float* room) {
-    int D = model.head_dim, group = model.n_head / model.n_kv_head, position = positions[row];
-    int begin = reading ? std::max(0, position - layer.window) : 0;
-    int count = reading ? position + 1 - begin : std::min(position + 1, layer.room);
-    int64_t skipped = int64_t(begin) * stride();
-    const Cached *some_keys = keys<Cached>(layer, number, row, head) + skipped;
-    const Cached *some_values = values<Cached>(layer, number, row, head) + skipped;
+  // The query heads that share a key/value head attend, of Q neighbouring rows of a prompt or of one of slots.
+  template <int Q, class Cached> void attend(const Layer& layer, int number, int row, int head, float* room) {
+    int C = model.n_embd, D = model.head_dim, group = model.n_head / model.n_kv_head, position = positions[row];
+    int last = reading ? position : std::min(position, layer.room - 1);  // a ring that is full is seen whole
     for (int member = 0; member < group; member++) {
-      int64_t at = (int64_t(row) * model.n_head + head * group + member) * D;
-      rotate(q + at, position, QK_SCALE);
-      mix(q + at, some_keys, some_values, D, stride(), count, room, mixed + at);
+      int64_t at = int64_t(row) * C + (head * group + member) * D;
+      for (int i = 0; i < Q; i++) rotate(q + at + int64_t(i) * C, positions[row + i], QK_SCALE);
+      mix<Q>(Queries<Cached>{q + at, mixed + at, C, keys<Cached>(layer, number, row, head),
+                             values<Cached>(layer, number, row, head), stride(), last,
+                             reading ? layer.window : last, room, max_room + 4 * LANES},
+             D);
     }
   }
 
@@ -402,12 +435,16 @@ struct Step {
     int heads = model.n_kv_head, items = rows * heads;
     for (int item = team.thread; item < items; item += team.size) keep<Cached>(layer, number, item / heads, item % heads, room);
     if (reading) team.wait();  // a token sees those before it
-    for (int item = team.thread; item < items; item += team.size) attend<Cached>(layer, number, item / heads, item % heads, room);
+    int together = reading ? rows / QUERIES : 0;
+    for (int item = team.thread; item < together * heads; item += team.size)
+      attend<QUERIES, Cached>(layer, number, item / heads * QUERIES, item % heads, room);
+    for (int item = together * QUERIES * heads + team.thread; item < items; item += team.size)
+      attend<1, Cached>(layer, number, item / heads, item % heads, room);
   }
 
-  void run(const Team& team, int max_room, float* logits) {
+  void run(const Team& team, float* logits) {
     int C = model.n_embd, kv = model.n_kv_head * model.head_dim, first_row = team.begin(rows), end_row = team.end(rows);
-    float* room = scores + int64_t(team.thread) * (max_room + 2 * model.head_dim + 4 * LANES);
+    float* room = scores + team.thread * room_floats();
     auto into = [&](float* to, int width) {
       return [=](int row, int output, Floats values) { put_some(to + int64_t(row) * width + output, values, width - output); };
     };
@@ -477,19 +514,19 @@ struct Step {
 extern "C" {
 
 int64_t workspace_floats(const Model* model, int32_t rows, int32_t threads, int32_t max_room) {
-  Step step{*model, nullptr, nullptr, rows, nullptr};
-  return step.place(nullptr, threads, max_room);
+  Step step{*model, nullptr, nullptr, rows, nullptr, max_room};
+  return step.place(nullptr, threads);
 }
 
 // Extend the sequences in slots 0 to rows - 1 by a token each, or (reading is given) one sequence by rows tokens, which takes
 // max_room positions then. logits is (rows, vocab_size), or (vocab_size) after the last token.
 void run_step(const Model* model, const Reading* reading, const int32_t* tokens, const int32_t* positions, int32_t rows,
               int32_t threads, int32_t max_room, float* workspace, float* logits) {
-  Step step{*model, tokens, positions, rows, reading};
-  step.place(workspace, threads, max_room);
+  Step step{*model, tokens, positions, rows, reading, max_room};
+  step.place(workspace, threads);
   with_team(threads, [&](const Team& team) {
     Step mine = step;
-    mine.run(team, max_room, logits);
+    mine.run(team, logits);
   });
 }
 

@@ -194,6 +194,7 @@ class DecodeKernel:
                 self._bind(cache)
             return self._run(token_ids[:, 0], cache.lengths(len(token_ids)), None, len(token_ids), cache.max_len)
         assert cache.batch_size == len(token_ids) == 1, "prompts are read one by one"
+        assert cache.keys.dtype == self._embeddings.dtype, "the kernel reads and writes the model's compute dtype"
         keys, values = cache.keys.data_ptr(), cache.values.data_ptr()
         logits, start = torch.empty(0), cache.position
         for tokens in token_ids[0].split(CHUNK):

@@ -93,9 +93,12 @@ class SlotCache:
         assert length <= self.max_len, f"a slot has room for {self.max_len} tokens, the sequence has {length}"
         for layer, (keys, values, room) in enumerate(zip(self.keys, self.values, self.rooms, strict=True)):
             start = max(0, length - room)  # older ones have left the window
-            places = torch.arange(start, length, device=keys.device) % room
-            keys[slot, :, places] = prefilled.keys[layer, 0, start:length].transpose(0, 1).to(keys.dtype)
-            values[slot, :, places] = prefilled.values[layer, 0, start:length].transpose(0, 1).to(values.dtype)
+            turn = min(length, (start // room + 1) * room)  # where the ring begins anew
+            for begin, end in ((start, turn), (turn, length)):
+                if begin < end:
+                    place = begin % room
+                    keys[slot, :, place : place + end - begin] = prefilled.keys[layer, 0, begin:end].transpose(0, 1)
+                    values[slot, :, place : place + end - begin] = prefilled.values[layer, 0, begin:end].transpose(0, 1)
         self.embeddings[slot] = prefilled.previous_embedding[0]
         self._lengths[slot] = length
         self.num_active += 1
