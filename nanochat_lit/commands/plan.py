@@ -12,6 +12,7 @@ from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.memory import TrainingMemory, training_memory
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, REFERENCE_WIDTH, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import TrainingPlan, derive_plan, micro_batches
+from nanochat_lit.optim.step_costs import step_costs
 
 
 def plan(  # noqa: PLR0913 - every option of the command is a parameter
@@ -39,7 +40,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     activation_checkpointing: bool = False,
     json: bool = False,
 ) -> None:
-    """Print dimensions, parameters, tokens, batch, learning rates, memory, hours and cost of a pretraining run.
+    """Print dimensions, parameters, tokens, batch, learning rates, memory, communication, hours and cost of a pretraining run.
 
     Args:
         depth: Layers; everything else follows.
@@ -82,6 +83,9 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     values = _values(config, derived, micro_batch_size, gpus)
     values["memory_bytes"] = {**_memory(estimate(world_size=gpus)), "kv_cache_per_sequence": kv_cache_bytes(config)}
     values["memory_bytes_by_devices"] = {str(n): estimate(world_size=n).total for n in _device_counts(gpus)}
+    values["optimizer_step_of_a_device"] = asdict(
+        step_costs(config, strategy=strategy, world_size=gpus, compute_dtype=COMPUTE_DTYPES[compute_dtype])
+    )
     cost = _cost(derived, gpus, gpu, peak_flops_per_s, mfu, price_per_gpu_hour)
     values["cost"] = {"hardware": f"{gpus} x {gpu}", "strategy": strategy, **cost}
     print(json_module.dumps(values) if json else _table(values))
@@ -186,6 +190,6 @@ def _format(name: str, value: Any, section: str) -> str:
         return f"{value:,.0f}"
     if name == "hours":
         return f"{value:,.2f}"
-    if name in ("total_flops", "peak_flops_per_s"):
+    if name in ("total_flops", "peak_flops_per_s", "muon_flops", "sent_bytes"):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -36,6 +36,7 @@ from nanochat_lit.model.loss import (
     softcapped_logprobs,
     softmax_and_slope,
     token_losses,
+    total_and_token_losses,
 )
 from nanochat_lit.model.rotary import rotary_tables, rotate
 from nanochat_lit.model.slot_cache import SlotCache
@@ -363,6 +364,20 @@ class GPT(nn.Module):
     def unembed(self, hidden: Tensor) -> Tensor:
         """Raw logits (..., V) of final states (..., C)."""
         return self.lm_head(hidden)[..., : self.config.vocab_size]
+
+    def loss_and_token_losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss to train with, and what it is made of.
+
+        Args:
+            inputs: (B, T) token ids.
+            targets: (B, T) ids of the next tokens; IGNORE_INDEX (-1) does not count.
+
+        Returns:
+            Float32 mean over the kept targets in nats, and (B, T) losses without gradient, 0 for ignored targets.
+        """
+        hidden = self._training_features(inputs)
+        total, losses = total_and_token_losses(hidden, self._unembedding(), targets, self._loss_kernel)
+        return reduce_losses(total, targets, "mean"), losses
 
     def logprobs(self, inputs: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """How likely each next token is, for objectives that weigh tokens differently.

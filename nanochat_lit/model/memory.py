@@ -33,7 +33,7 @@ class TrainingMemory:
     weights: int
     """Matrices in float32, tables in the compute dtype."""
     gradients: int
-    """As the weights."""
+    """As the weights; under ddp with several ranks twice, as its buckets hold copies."""
     optimizer_state: int
     """Momentum of the matrices, two moments of everything else; divided among the ranks under zero."""
     activations: int
@@ -101,16 +101,17 @@ def training_memory(
     beyond = max(at_the_end, _optimizer_step(config)) - activations
     workspace = max(_loss(config, run), again + _backward_of_a_layer(config, run), beyond)
     state //= world_size if strategy == "zero" else 1
+    gradients = (tables + matrices) * (2 if strategy == "ddp" and world_size > 1 else 1)
     if device_type == "cuda":
-        slack = CUDA_SLACK * (2 * (tables + matrices) + state + activations + workspace)
+        slack = CUDA_SLACK * (tables + matrices + gradients + state + activations + workspace)
     else:
         passing = activations + (
             workspace if activation_checkpointing else 0
         )  # blocks are computed again in the workspace
-        slack = _glibc_slack(2 * (tables + matrices) + state, passing, run)
+        slack = _glibc_slack(tables + matrices + gradients + state, passing, run)
     return TrainingMemory(
         weights=tables + matrices,
-        gradients=tables + matrices,
+        gradients=gradients,
         optimizer_state=state,
         activations=activations,
         workspace=workspace,
@@ -194,7 +195,7 @@ def _loss(config: GPTConfig, run: _Run) -> int:
     tokens, vocabulary = run.rows * config.sequence_len, config.padded_vocab_size
     # The C++ kernel works in place. Five float32 forms of a chunk live at once in an eager `softmax_and_slope`.
     beside = 0 if run.has_loss_kernel else run.element if run.is_compiled else 5 * MASTER_BYTES
-    chunk = rows_per_chunk(tokens, config.vocab_size) * config.vocab_size * (run.element + beside)
+    chunk = rows_per_chunk(tokens, config.vocab_size, run.device_type) * config.vocab_size * (run.element + beside)
     copies = run.element if run.element < MASTER_BYTES else 0
     head = vocabulary * config.n_embd * (MASTER_BYTES + run.element + copies)  # the sum, a chunk's share, the weights
     return chunk + head + tokens * config.n_embd * run.element

@@ -120,7 +120,7 @@ def choose_micro_batch_size(module: "LanguageModule", tokens_per_step: int) -> i
             strategy=_strategy(module),
             world_size=trainer.world_size,
         )
-        bucket_bytes = memory.gradients if _strategy(module) == "ddp" and trainer.world_size > 1 else 0
+        bucket_bytes = memory.gradients - memory.weights  # of ddp; zero has none
         fits = trial_fits(model, memory.optimizer_state + bucket_bytes)
     else:
         available = CPU_MEMORY_SHARE * available_memory_bytes() / trainer.num_devices

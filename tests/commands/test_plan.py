@@ -65,7 +65,7 @@ def test_memory_for_every_number_of_devices(capsys):
     ddp = planned(capsys, *options)["memory_bytes_by_devices"]
     zero = planned(capsys, *options, "--strategy", "zero")
     assert list(ddp) == ["1", "2", "4", "6"]
-    assert len(set(ddp.values())) == 1
+    assert ddp["1"] < ddp["2"] == ddp["4"] == ddp["6"]  # with several the buckets of ddp
     by_devices = zero["memory_bytes_by_devices"]
     assert by_devices["1"] > by_devices["2"] > by_devices["4"] > by_devices["6"] == zero["memory_bytes"]["total"]
 

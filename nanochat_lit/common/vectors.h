@@ -1,4 +1,4 @@
-// Vectors of 16 lanes in the compiler's portable form, and teams of threads: what the kernels of this folder share.
+// Vectors of 16 lanes in the compiler's portable form, and teams of threads: what the package's kernels share.
 
 #pragma once
 
@@ -51,6 +51,13 @@ uint16_t to_bfloat16(float x) {
 }
 
 float from_bfloat16(uint16_t x) { return bits<float>(uint32_t(x) << 16); }
+
+Floats widen(const uint16_t* from) { return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16); }
+
+void narrow(uint16_t* to, Floats v) {
+  Words word = (Words)v;
+  store(to, __builtin_convertvector((word + 0x7fff + ((word >> 16) & 1)) >> 16, Halves));  // to the nearest, ties to even
+}
 
 Floats exponential(Floats x) {  // within 2 units in the last place; exp(x) = 2^n * exp(r), |r| <= ln 2 / 2
   const Floats low = Floats{} - 87.0f, high = Floats{} + 88.0f;

@@ -1,0 +1,66 @@
+"""Bytes and arithmetic of an optimizer step on paper, against those of a step whose messages and products are counted."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nanochat_lit import GPT, GPTConfig, MuonAdamW, param_groups
+from nanochat_lit.optim import sharding
+from nanochat_lit.optim.step_costs import step_costs
+
+CONFIG = GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=64, vocab_size=1000, sequence_len=64)
+
+
+class Arrived:
+    def wait(self):
+        pass
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Bytes that a ring of ranks would send from each, of the collectives that are called; nothing arrives but zeros."""
+    total = [0.0]
+
+    def count(tensor, share):
+        total[0] += tensor.numel() * tensor.element_size() * share
+        return Arrived()
+
+    def collective(ways, world_size):
+        def call(*tensors, **options):
+            tensors[0].zero_()
+            largest = max(tensors, key=lambda tensor: tensor.numel())
+            return count(largest, ways * (world_size - 1) / world_size)
+
+        return call
+
+    def of(world_size):
+        for name, ways in (("reduce_scatter_single", 1), ("all_gather_single", 1), ("all_reduce", 2)):
+            monkeypatch.setattr(sharding.dist, name, collective(ways, world_size))
+        return total
+
+    return of
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 16])
+def test_zero_sends_and_multiplies_so_much(world_size, sent):
+    torch.manual_seed(0)
+    model = GPT(CONFIG, torch.bfloat16)
+    model.init_weights()
+    optimizer = MuonAdamW(param_groups(model))
+    optimizer.shards = sharding.Shards(0, world_size)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    total = sent(world_size)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    costs = step_costs(CONFIG, strategy="zero", world_size=world_size)
+    assert costs.sent_bytes == pytest.approx(total[0], abs=1)
+    assert costs.muon_flops == counter.get_total_flops() > 0
+
+
+def test_ddp_sends_every_gradient_and_multiplies_everything():
+    model = GPT(CONFIG, torch.bfloat16)
+    gradients = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    one, four = (step_costs(CONFIG, strategy="ddp", world_size=size) for size in (1, 4))
+    assert (one.sent_bytes, four.sent_bytes) == (0, 2 * gradients * 3 // 4)
+    assert four.muon_flops == one.muon_flops == step_costs(CONFIG, strategy="zero", world_size=1).muon_flops
