@@ -25,7 +25,7 @@ _PROMPTS = (
 )
 
 
-def bench_serve(
+def bench_serve(  # noqa: PLR0913 - every option of the command is a parameter
     model: str,
     concurrency: list[int] | None = None,
     requests_per_client: int = 8,

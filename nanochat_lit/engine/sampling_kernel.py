@@ -1,4 +1,4 @@
-"""Python's side of model/sample_kernel.cpp: a token for each of many rows of logits in one call, on a CPU.
+"""Python's side of sample_kernel.cpp: a token for each of many rows of logits in one call, on a CPU.
 
 Torch sorts and sums rows of a large vocabulary for as long as a small model takes to compute them.
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanochat_lit import model
 from nanochat_lit.common.cpp_library import cpp_library
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
@@ -20,7 +19,7 @@ _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
 @lru_cache(maxsize=1)
 def sampling_library() -> ctypes.CDLL | None:
     """The compiled kernel, built on first use; None where there is no C++ compiler."""
-    library = cpp_library(Path(model.__file__).with_name("sample_kernel.cpp"))
+    library = cpp_library(Path(__file__).with_name("sample_kernel.cpp"))
     if library is not None:
         library.sample.argtypes = [_POINTER, _INT, _INT, *[_POINTER] * 4, _INT, _POINTER]
         library.sample.restype = None

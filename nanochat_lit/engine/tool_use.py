@@ -36,7 +36,9 @@ class ToolRow:
 
     def __post_init__(self) -> None:
         self._special = special = self.tokenizer.special_ids
-        self._own_ids = frozenset((special[ASSISTANT_END], self.tokenizer.bos_id, special[PYTHON_START], special[PYTHON_END]))
+        self._own_ids = frozenset(
+            (special[ASSISTANT_END], self.tokenizer.bos_id, special[PYTHON_START], special[PYTHON_END])
+        )
 
     def next_forced(self) -> int | None:
         """The token this row must emit now, or None when it may sample one."""

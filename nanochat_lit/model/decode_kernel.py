@@ -55,7 +55,10 @@ class _Model(ctypes.Structure):
         *((name, _POINTER) for name in ("embeddings", "previous", "cos", "sin", "smear_gate")),
         *((name, _FLOAT) for name in ("smear_lambda", "backout", "eps")),
         *((name, _INT) for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "head_dim")),
-        *((name, _INT) for name in ("smear_channels", "gate_channels", "vocab_size", "is_bfloat16", "is_bfloat16_cache")),
+        *(
+            (name, _INT)
+            for name in ("smear_channels", "gate_channels", "vocab_size", "is_bfloat16", "is_bfloat16_cache")
+        ),
     )
 
 

@@ -132,9 +132,11 @@ class Connection(asyncio.Protocol):
     # what asyncio calls
 
     def connection_made(self, transport: Any) -> None:
+        """Keep what can be written to."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        """Keep what came and when; see whether it was the end."""
         self._times_s.append(time.perf_counter())
         self._chunks.append(data)
         # an answer ends with an empty chunk of HTTP; an error has no chunks and comes at once
@@ -143,6 +145,7 @@ class Connection(asyncio.Protocol):
             self._done.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell who waits."""
         self._transport = None
         if self._done is not None and not self._done.done():
             self._done.set_exception(exc if isinstance(exc, OSError) else ConnectionError("the server hung up"))

@@ -159,8 +159,10 @@ class _Uvicorn(uvicorn.Server):
 
 
 class _DefectAnswers:
-    """Answers 500 where an exception comes through. Starlette's own does so outside of everything else, where the answer is
-    not counted and a web page may not read it (CORS)."""
+    """Answers 500 where an exception comes through.
+
+    Starlette's own does so outside of everything else, where the answer is not counted and no web page may read it (CORS).
+    """
 
     def __init__(self, app: Any) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-// Choosing the next token of each of several rows of logits, on a CPU; engine/sampling.py says by what rules.
+// Choosing the next token of each of several rows of logits, on a CPU; sampling.py says by what rules.
 //
 // Every row is computed by itself, so neither its neighbours nor the number of threads change its token.
 
