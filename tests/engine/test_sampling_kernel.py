@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from nanochat_lit.engine.sampling import sample_next
+from nanochat_lit.engine import slots
+from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.sampling import row_random, sample_next
 from nanochat_lit.engine.sampling_kernel import sample_each, sampling_library
 
 pytestmark = pytest.mark.skipif(sampling_library() is None, reason="there is no C++ compiler")
@@ -61,3 +63,17 @@ def test_neighbours_and_threads_do_not_matter(threads: int) -> None:
         torch.set_num_threads(before)
     for i, token in enumerate(together):
         assert [token] == sample_each(logits[i : i + 1], *([some[i]] for some in settings), [uniforms[i]])
+
+
+def test_an_engine_without_the_kernel_chooses_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of several settings, which PyTorch samples in groups; a greedy row draws no number that another would miss."""
+    logits = rows(12, 500)
+    asked = [
+        Request(
+            prompt_ids=[1], temperature=(0.0, 0.8, 1.5)[i % 3], top_k=(None, 20)[i % 2], top_p=(1.0, 0.9)[i % 4 // 2]
+        )
+        for i in range(12)
+    ]
+    ours = slots._sample_rows(asked, [row_random(7, i) for i in range(12)], logits)
+    monkeypatch.setattr(slots, "has_sampling_kernel", lambda _: False)
+    assert slots._sample_rows(asked, [row_random(7, i) for i in range(12)], logits) == ours
