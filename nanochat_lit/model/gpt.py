@@ -189,8 +189,8 @@ class GPT(nn.Module):
         self.set_compute_dtype(compute_dtype)
         self._features: Callable[..., Tensor] = self.features
         self._loss_kernel = softmax_and_slope
-        self.decode_kernel: Callable[[Tensor, SlotCache], Tensor] | None = None
-        """Computes the logits of a decode step in one call; see model/packed.py."""
+        self.decode_kernel: Callable[[Tensor, SlotCache | KVCache], Tensor] | None = None
+        """Computes the logits of a decode step, or after a chunk of one prompt, in one call; see model/packed.py."""
 
     @property
     def device(self) -> torch.device:
@@ -347,9 +347,10 @@ class GPT(nn.Module):
             )
         if reduction not in REDUCTIONS:
             raise UserError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
-        if targets is None and self.decode_kernel is not None and isinstance(kv_cache, SlotCache):
+        is_step = isinstance(kv_cache, SlotCache) or (last_only and kv_cache is not None and len(inputs) == 1)
+        if targets is None and self.decode_kernel is not None and kv_cache is not None and is_step:
             logits = self.decode_kernel(inputs, kv_cache)
-            kv_cache.advance(1)
+            kv_cache.advance(inputs.shape[1])
             return logits.unsqueeze(1)
         if targets is None:
             hidden = self.features(inputs, kv_cache)

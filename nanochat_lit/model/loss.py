@@ -30,7 +30,7 @@ CHUNK_ELEMENTS = 1 << 22
 CHUNK_ROWS = {"cpu": 1024}
 """Least rows per chunk, by device: each chunk adds a gradient of the whole unembedding, 12 bytes a weight to be moved."""
 
-ACCELERATOR_CHUNK_ROWS = 8192
+ACCELERATOR_CHUNK_ROWS = 4096
 """Least rows per chunk elsewhere: more arithmetic is done while a byte is moved."""
 
 

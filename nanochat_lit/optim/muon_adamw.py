@@ -92,7 +92,8 @@ def muon_step(
     direction = normalise_neurons(direction, state["second_moment"], beta2)
     stacked = torch.stack(parameters)
     cautious_update(stacked, direction, lr, weight_decay)
-    torch._foreach_copy_(parameters, list(stacked.unbind()))
+    for parameter, value in zip(parameters, stacked.unbind(), strict=True):
+        parameter.copy_(value)
 
 
 def _shape_factor(matrices: Tensor) -> float:
@@ -189,7 +190,7 @@ class MuonAdamW(torch.optim.Optimizer):
             num_rows, num_columns = parameters[0].shape
             moment_shape = (num_rows, 1) if num_rows >= num_columns else (1, num_columns)
             for name, shape in (("momentum_buffer", (num_rows, num_columns)), ("second_moment", moment_shape)):
-                state[name] = torch.zeros(len(own), *shape, dtype=parameters[0].grad.dtype, device=parameters[0].device)
+                state[name] = parameters[0].new_zeros(len(own), *shape)
         if own:
             muon_step(own, gradients, state, group, self.product_dtype or gradients[0].dtype)
         if self.shards.world_size == 1:

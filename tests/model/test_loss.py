@@ -182,8 +182,8 @@ def test_logprobs_and_their_gradients(temperature, chunks_of):
 def test_chunks_have_rows_enough_for_the_gradient_that_each_adds():
     assert loss_module.rows_per_chunk(4096, 32768, "cpu") == 1024
     assert loss_module.rows_per_chunk(4096, 2048, "cpu") == 2048
-    assert loss_module.rows_per_chunk(5000, 32768, "cuda") == 5000
-    assert loss_module.rows_per_chunk(16384, 32768, "cuda") == 8192
+    assert loss_module.rows_per_chunk(4000, 32768, "cuda") == 4000
+    assert loss_module.rows_per_chunk(16384, 32768, "cuda") == 4096
     assert loss_module.rows_per_chunk(1025, 32768, "cpu") == 513  # equal chunks
 
 
