@@ -25,13 +25,13 @@ SOFTCAP = 15.0
 """Logits are squeezed smoothly into (-SOFTCAP, SOFTCAP)."""
 
 CHUNK_ELEMENTS = 1 << 22
-"""Logits per chunk (16 MB in float32) while that gives it CHUNK_ROWS."""
+"""Logits per chunk (16 MB in float32) at least."""
 
-CHUNK_ROWS = {"cpu": 1024}
-"""Least rows per chunk, by device: each chunk adds a gradient of the whole unembedding, 12 bytes a weight to be moved."""
+CHUNK_ROWS = 1024
+"""Rows per chunk at least: each chunk adds a gradient of the whole unembedding, 12 bytes a weight to be moved."""
 
-ACCELERATOR_CHUNK_ROWS = 4096
-"""Least rows per chunk elsewhere: more arithmetic is done while a byte is moved."""
+CHUNK_SHARE = 16
+"""A chunk is at least one in so many of the rows: where memory is for many rows, it is for longer chunks."""
 
 
 def softcap(logits: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def token_losses(hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Te
         (...) float32 nats, 0 where the target is ignored.
     """
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    chunk = rows_per_chunk(len(rows), vocab_size, rows.device.type)
+    chunk = rows_per_chunk(len(rows), vocab_size)
     losses = [
         F.cross_entropy(softcap(unembed(part)), part_targets, ignore_index=IGNORE_INDEX, reduction="none")
         for part, part_targets in zip(rows.split(chunk), flat_targets.split(chunk), strict=True)
@@ -130,7 +130,7 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_rows = torch.empty_like(rows)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         losses = torch.empty(len(rows), dtype=torch.float32, device=hidden.device)
-        chunk = rows_per_chunk(rows.shape[0], weight.shape[0], rows.device.type)
+        chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
         # one piece of memory for all chunks: what is given back and fetched again is cleared page by page
         room, product = hidden.new_empty(chunk, weight.shape[0]), torch.empty_like(compute_weight)
         for start in range(0, rows.shape[0], chunk):
@@ -173,9 +173,9 @@ def _rows_that_count(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | 
     return hidden[index], index
 
 
-def rows_per_chunk(num_rows: int, vocab_size: int, device_type: str) -> int:
+def rows_per_chunk(num_rows: int, vocab_size: int) -> int:
     """Rows whose logits are made at once, in equal chunks (one shape, one compilation)."""
-    most = max(CHUNK_ELEMENTS // vocab_size, CHUNK_ROWS.get(device_type, ACCELERATOR_CHUNK_ROWS))
+    most = max(CHUNK_ELEMENTS // vocab_size, CHUNK_ROWS, num_rows // CHUNK_SHARE)
     num_chunks = max(1, -(-num_rows // most))
     return max(1, -(-num_rows // num_chunks))
 
@@ -253,7 +253,7 @@ def softcapped_logprobs(
         gradient; both 0 where the target is ignored.
     """
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    chunk = rows_per_chunk(rows.shape[0], weight.shape[0], rows.device.type)
+    chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
     compute_weight = weight.to(hidden.dtype)
     parts = [
         checkpoint(

@@ -43,7 +43,8 @@ def chunks_of(monkeypatch):
 
     def choose(elements):
         monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", elements)
-        monkeypatch.setattr(loss_module, "CHUNK_ROWS", {"cpu": 1})
+        monkeypatch.setattr(loss_module, "CHUNK_ROWS", 1)
+        monkeypatch.setattr(loss_module, "CHUNK_SHARE", 1 << 30)
 
     return choose
 
@@ -180,11 +181,10 @@ def test_logprobs_and_their_gradients(temperature, chunks_of):
 
 
 def test_chunks_have_rows_enough_for_the_gradient_that_each_adds():
-    assert loss_module.rows_per_chunk(4096, 32768, "cpu") == 1024
-    assert loss_module.rows_per_chunk(4096, 2048, "cpu") == 2048
-    assert loss_module.rows_per_chunk(4000, 32768, "cuda") == 4000
-    assert loss_module.rows_per_chunk(16384, 32768, "cuda") == 4096
-    assert loss_module.rows_per_chunk(1025, 32768, "cpu") == 513  # equal chunks
+    assert loss_module.rows_per_chunk(4096, 32768) == 1024
+    assert loss_module.rows_per_chunk(4096, 2048) == 2048
+    assert loss_module.rows_per_chunk(65536, 32768) == 4096
+    assert loss_module.rows_per_chunk(1025, 32768) == 513  # equal chunks
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

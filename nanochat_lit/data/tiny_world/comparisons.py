@@ -22,11 +22,11 @@ from nanochat_lit.data.tiny_world.turns import (
 )
 
 _ANIMALS_BY_SIZE = {
-    "tiny": ("ant", "bee"),
-    "small": ("mouse", "frog"),
-    "medium": ("rabbit", "cat", "wolf"),
-    "big": ("pig", "horse", "cow"),
-    "huge": ("giraffe", "elephant", "whale"),
+    "tiny": ("ant", "bee", "fly", "flea", "moth", "wasp"),
+    "small": ("mouse", "frog", "crab", "robin", "lizard", "sparrow"),
+    "medium": ("rabbit", "cat", "wolf", "fox", "goose", "dog"),
+    "big": ("pig", "horse", "cow", "bear", "lion", "donkey"),
+    "huge": ("giraffe", "elephant", "whale", "hippo", "rhino", "mammoth"),
 }
 SIZES = {animal: size for size, animals in _ANIMALS_BY_SIZE.items() for animal in animals}
 """Animal -> the word for its size."""
@@ -124,7 +124,7 @@ def _make_animals(rng: Random) -> Turn:
 
 def sample(rng: Random, split: str) -> Turn:
     """A question that compares two numbers or two animals."""
-    return draw(rng, split, _make_numbers if rng.random() < 0.6 else _make_animals)
+    return draw(rng, split, _make_numbers if rng.random() < 0.5 else _make_animals)
 
 
 def size_sentence(rng: Random) -> str:
