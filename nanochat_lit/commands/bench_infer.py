@@ -17,6 +17,7 @@ from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.model.export import load_model
 from nanochat_lit.model.packed import Quantization, pack_linears
+from nanochat_lit.model.slot_cache import stored_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +201,8 @@ def _weight_bytes(config: GPTConfig, dtype: torch.dtype, quantize: Quantization 
 def _key_bytes(gpt: GPT, position: int) -> int:
     """Bytes of keys and values that a step of one stream reads at a position."""
     visible = sum(min(position, window + 1) for window in gpt.config.windows)
-    itemsize = 4 if gpt.device.type == "cpu" else gpt.compute_dtype.itemsize  # see SlotCache
-    return 2 * visible * gpt.config.n_kv_head * gpt.config.head_dim * itemsize
+    dtype = stored_dtype(gpt.device, gpt.compute_dtype, gpt.decode_kernel is not None)
+    return 2 * visible * gpt.config.n_kv_head * gpt.config.head_dim * dtype.itemsize
 
 
 def _table(report: dict[str, Any], prompt_len: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.serve.chat_request import MAX_NEW_TOKENS, MAX_TEMPERATURE
 
 _PROMPTS = (
     "Tell me a story about a fox.",
@@ -24,13 +25,14 @@ _PROMPTS = (
 )
 
 
-def bench_serve(
+def bench_serve(  # noqa: PLR0913 - every option of the command is a parameter
     model: str,
     concurrency: list[int] | None = None,
     requests_per_client: int = 8,
     max_tokens: int = 64,
     temperature: float = 0.0,
     slots: int = 16,
+    newcomers: int = 30,
     device: str | None = None,
     compute_dtype: str = "auto",
     quantize: Literal["int8"] | None = None,
@@ -41,7 +43,11 @@ def bench_serve(
     Per concurrency: tokens per second of the server and of the engine alone, which answers the same requests in this process
     just before; time to first token; time per token of an answer; the gaps that a reader sees between two pieces of text. The
     clients run on the same cores, so the processor time of everyone involved is told too (Linux), per token: of the engine
-    alone, of the server's workers, of its HTTP process, of the clients.
+    alone, of the server's workers, of its HTTP process, of the clients. Overhead is told twice: of the rate, which holds what
+    the clients take, and of processor time, which is the server's own: what workers and HTTP take beyond the engine alone, as
+    a share of it.
+
+    Last, a newcomer's time to first token when all slots but one are busy with long answers, against an idle server.
 
     Args:
         model: Export folder.
@@ -50,6 +56,7 @@ def bench_serve(
         max_tokens: Longest answer in tokens.
         temperature: 0 is greedy; then server and engine say the same.
         slots: Of the server and of the engine.
+        newcomers: Requests that come one by one while all slots but one are busy; 0 leaves this out.
         device: cpu, cuda or mps; null is the fastest there is.
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
@@ -58,10 +65,13 @@ def bench_serve(
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.serve.load import run_load
+    from nanochat_lit.serve.newcomers import run_newcomers
 
     counts = [1, 2, 4, 8, 16, 32] if concurrency is None else concurrency
     if not counts or min(counts) < 1 or requests_per_client < 1:
         raise UserError(f"concurrency is {counts}, requests_per_client {requests_per_client}; use 1 or more of each")
+    if newcomers < 0 or (newcomers and slots < 2):
+        raise UserError(f"newcomers is {newcomers} with {slots} slots; use 0, or 1 or more with at least 2 slots")
     gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
     engine = Engine(gpt, tokenizer, num_slots=slots)
     options = [f"--slots={slots}", f"--compute_dtype={compute_dtype}", f"--max_queue={max(counts)}"]
@@ -77,9 +87,15 @@ def bench_serve(
             row = asyncio.run(run_load(url, bodies, count, None)).row()
             times.append(_cpu_s(pid))
             row |= {"engine_tokens_per_s": alone, "overhead": 1 - row["tokens_per_s"] / alone}
-            rows.append({**row, "cpu_us_per_token": _cpu_us(times, row["num_tokens"])})
-    report = {"model": model, "slots": slots, "max_tokens": max_tokens, "rows": rows[1:]}
-    print(json_format.dumps(report, indent=2) if json else _table(rows[1:]))
+            spent = _cpu_us(times, row["num_tokens"])
+            rows.append({**row, "cpu_us_per_token": spent, "cpu_overhead": _cpu_overhead(spent)})
+        newcomer = None
+        if newcomers:
+            long = [_body(i, min(gpt.config.sequence_len, MAX_NEW_TOKENS), MAX_TEMPERATURE) for i in range(slots - 1)]
+            short = [_body(i, 2, temperature) for i in range(newcomers)]
+            newcomer = asyncio.run(run_newcomers(url, long, short, None)).row()
+    report = {"model": model, "slots": slots, "max_tokens": max_tokens, "rows": rows[1:], "newcomer": newcomer}
+    print(json_format.dumps(report, indent=2) if json else _table(rows[1:]) + _newcomer_line(newcomer, slots))
 
 
 def _body(index: int, max_tokens: int, temperature: float) -> dict[str, Any]:
@@ -142,6 +158,13 @@ def _cpu_us(times: list[tuple[float, float, float] | None], num_tokens: int) -> 
     return {name: 1e6 * seconds / num_tokens for name, seconds in spent_s.items()}
 
 
+def _cpu_overhead(spent: dict[str, float] | None) -> float | None:
+    """What the server takes of the processor beyond the engine, as a share of the engine's."""
+    if spent is None or spent["engine"] == 0:
+        return None
+    return (spent["workers"] + spent["http"]) / spent["engine"] - 1
+
+
 @contextlib.contextmanager
 def _server(model: str, options: list[str]) -> Iterator[tuple[str, int]]:
     """The address and the process of a server of its own."""
@@ -162,7 +185,7 @@ def _server(model: str, options: list[str]) -> Iterator[tuple[str, int]]:
 
 def _table(rows: list[dict[str, Any]]) -> str:
     head = (
-        "clients  tokens/s  engine  overhead  first token ms p50/p99  per token ms p50/p99  gap ms p99  errors  "
+        "clients  tokens/s  engine  overhead of rate / CPU  first token ms p50/p99  per token ms p50/p99  gap ms p99  errors  "
         "CPU us/token engine / workers + http + clients"
     )
     lines = [head]
@@ -170,12 +193,28 @@ def _table(rows: list[dict[str, Any]]) -> str:
         first, token, gap = row["first_token_ms"], row["inter_token_ms"], row["gap_ms"]
         cpu = row["cpu_us_per_token"] or dict.fromkeys(("engine", "workers", "http", "clients"))
         lines.append(
-            f"{row['concurrency']:7d}  {row['tokens_per_s']:8.0f}  {row['engine_tokens_per_s']:6.0f}  {row['overhead']:8.1%}  "
+            f"{row['concurrency']:7d}  {row['tokens_per_s']:8.0f}  {row['engine_tokens_per_s']:6.0f}  {row['overhead']:16.1%} / {_share(row['cpu_overhead']):<6} "
             f"{_shown(first['p50']):>11} / {_shown(first['p99']):<9} {_shown(token['p50']):>10} / {_shown(token['p99']):<8} "
             f"{_shown(gap['p99']):>10}  {row['errors']:6d}  "
             f"{_shown(cpu['engine']):>19} / {_shown(cpu['workers'])} + {_shown(cpu['http'])} + {_shown(cpu['clients'])}"
         )
     return "\n".join(lines)
+
+
+def _newcomer_line(newcomer: dict[str, Any] | None, slots: int) -> str:
+    if newcomer is None:
+        return ""
+    busy, idle = newcomer["busy_first_token_ms"], newcomer["idle_first_token_ms"]
+    ratio = "-" if newcomer["ratio"] is None else f"{newcomer['ratio']:.1f}"
+    return (
+        f"\na newcomer at {newcomer['busy_slots']} busy slots of {slots}, {newcomer['requests']} times: first token after "
+        f"{_shown(busy['p50'])} ms (p99 {_shown(busy['p99'])}), idle {_shown(idle['p50'])} ms (p99 {_shown(idle['p99'])}): "
+        f"{ratio} times as long (below 4 is the aim); {newcomer['errors']} errors"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _shown(value: float | None) -> str:

@@ -12,6 +12,7 @@ from nanochat_lit.common.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from nanochat_lit.evaluation.answerer import Answerer
     from nanochat_lit.evaluation.core_prompts import Encoder
     from nanochat_lit.evaluation.scoring import RowScorer
     from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult
@@ -84,6 +85,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     allow_unsafe_code: bool = False,
     device: str | None = None,
     compute_dtype: str = "auto",
+    trust_remote_code: bool = False,
     json: bool = False,
 ) -> None:
     """ChatCORE: the mean centered accuracy over ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval.
@@ -94,7 +96,8 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     not finished. Under torchrun every process takes its share of the questions.
 
     Args:
-        model: Export folder of a chat model.
+        model: Export folder of a chat model, or folder of a Hugging Face causal language model, which is asked by its chat
+            template (by a plain text if it has none), has no calculator and is told the form that answers must have.
         tasks: Only these, as in '["gsm8k", "count_letters"]': arc_easy, arc_challenge, mmlu, gsm8k, humaneval; count_letters,
             spell_word and identity stand in the table and do not count in the mean.
         paths: Local files of tasks, as in '{"gsm8k": "test.jsonl"}'; the others come from the Hugging Face hub.
@@ -109,17 +112,14 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         allow_unsafe_code: Run the programs of HumanEval also where they cannot be isolated: they can do what you can.
         device: cpu, cuda or mps; null is the fastest there is.
         compute_dtype: auto, bfloat16, float16 or float32.
+        trust_remote_code: Run Python files that a Hugging Face folder brings along: they can do what you can.
         json: Print the result as JSON alone.
     """
-    from nanochat_lit.engine.engine import Engine
-    from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.chat_core import Answering, chat_digest, evaluate_chat
     from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, code_runner, load_chat_tasks
-    from nanochat_lit.evaluation.huggingface import refuse_huggingface
     from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.score_report import summarize
 
-    refuse_huggingface(model, "chat")
     if not 1 <= k <= max(num_samples, 1):
         raise UserError(f"k is {k}; with num_samples {num_samples} it must be from 1 to {num_samples}")
     answering = Answering(
@@ -127,16 +127,16 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     )
     chat_tasks = load_chat_tasks(tasks, paths, max_per_task, code_runner(tasks, allow_unsafe_code))
     with joined_ranks() as own_device:
-        gpt, tokenizer = load_export(model, device or own_device, compute_dtype, cast_weights=True)
-        dtype = str(gpt.compute_dtype).removeprefix("torch.")
+        answerer, dtype, prompts = _answerer(model, device or own_device, compute_dtype, trust_remote_code)
         key = {"data": chat_digest(chat_tasks), "compute_dtype": dtype, "answering": asdict(answering)}
         results = _results_file("chat_core", model, out, key)
-        outcome = evaluate_chat(Engine(gpt, tokenizer), chat_tasks, answering, results, _report_task)
+        outcome = evaluate_chat(answerer, chat_tasks, answering, results, _report_task)
     if not is_rank_zero():
         return
-    about = {"model": model, "paths": paths, "max_per_task": max_per_task, "compute_dtype": dtype, **asdict(answering)}
+    about = {"model": model, "prompts": prompts, "paths": paths, "max_per_task": max_per_task, "compute_dtype": dtype}
     baselines = {"chat_core": {task.label: task.baseline for task in chat_tasks}}
-    report = summarize("chat_core", list(CHAT_BASELINES), outcome, baselines, {**about, "world_size": world_size()}, k)
+    about |= {**asdict(answering), "world_size": world_size()}
+    report = summarize("chat_core", list(CHAT_BASELINES), outcome, baselines, about, k)
     _finish(report, results, _out_folder(model, out), json)
 
 
@@ -157,6 +157,28 @@ def _scorer(
     return scorer, tokenizer, str(dtype).removeprefix("torch.")
 
 
+def _answerer(
+    model: str, device: "str | torch.device | None", compute_dtype: str, trust_remote_code: bool
+) -> "tuple[Answerer, str, str]":
+    """Who answers, the name of its compute dtype, and in what form it is asked."""
+    from nanochat_lit.engine.engine import Engine
+    from nanochat_lit.engine.export import load_export
+    from nanochat_lit.evaluation.answerer import EngineAnswerer
+    from nanochat_lit.evaluation.huggingface import is_huggingface, load_huggingface
+    from nanochat_lit.evaluation.huggingface_chat import HuggingFaceAnswerer
+
+    if is_huggingface(model):
+        other = load_huggingface(model, device, compute_dtype, trust_remote_code)
+        prompts = (
+            "the tokenizer's chat template" if other.tokenizer.has_template else "plain text, as it has no template"
+        )
+        answerer, dtype = HuggingFaceAnswerer(other), other.compute_dtype
+    else:
+        gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True)
+        answerer, dtype, prompts = EngineAnswerer(Engine(gpt, tokenizer)), gpt.compute_dtype, "our control tokens"
+    return answerer, str(dtype).removeprefix("torch."), prompts
+
+
 def _out_folder(model: str, out: str | None) -> Path:
     folder = Path(model).resolve()
     return folder.with_name(f"{folder.name}_evaluation") if out is None else Path(out)
@@ -167,7 +189,8 @@ def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any])
     from nanochat_lit.evaluation.task_results import ResultsFile, file_digest
 
     path = _out_folder(model, out) / f"{metric}_progress.json" if is_rank_zero() else None
-    read = [path for pattern in ("config.json", "*.safetensors", "tokenizer*") for path in Path(model).glob(pattern)]
+    patterns = ("config.json", "generation_config.json", "*.safetensors", "tokenizer*", "chat_template*")
+    read = [path for pattern in patterns for path in Path(model).glob(pattern) if path.is_file()]
     files = {path.name: file_digest(path) for path in sorted(read)}
     results = ResultsFile(path, {**files, **key})
     if results.replaces_other:
@@ -182,7 +205,7 @@ def _report_task(result: "TaskResult") -> None:
 
 
 def _finish(report: dict[str, Any], results: "ResultsFile", folder: Path, json: bool) -> None:
-    from nanochat_lit.evaluation.score_report import headline, plain_table, write_report
+    from nanochat_lit.evaluation.score_report import headline, legend, plain_table, write_report
 
     write_report(folder, report)
     results.remove()
@@ -190,5 +213,6 @@ def _finish(report: dict[str, Any], results: "ResultsFile", folder: Path, json: 
         print(dumps(report))
         return
     print(plain_table(report))
+    print("\n".join(f"  {line}" for line in legend(report)))
     print("\n".join(headline(report)))
     print(f"written to {folder}/{report['metric']}.json, .md and .png")

@@ -13,6 +13,7 @@ from pathlib import Path
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-Wno-psabi")
 BUILD_TIMEOUT_S = 300.0
+HEADERS = Path(__file__).parent
 
 
 @lru_cache(maxsize=8)
@@ -23,7 +24,7 @@ def cpp_library(source: Path) -> ctypes.CDLL | None:
     wait for work on the same cores.
 
     Args:
-        source: A C++ file whose functions are `extern "C"`; headers may lie beside it.
+        source: A C++ file whose functions are `extern "C"`; it may include this folder's headers.
 
     Returns:
         The library; None where it cannot be built (no g++ or clang++, or one that is too old) or loaded.
@@ -31,7 +32,7 @@ def cpp_library(source: Path) -> ctypes.CDLL | None:
     compiler = _compiler()
     if compiler is None:
         return None
-    texts = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    texts = [path.read_text("utf-8") for path in (source, *sorted(HEADERS.glob("*.h")))]
     key = hashlib.sha256("\0".join([*texts, *FLAGS, *_machine(compiler)]).encode()).hexdigest()
     folder = cache_folder()
     path = folder / f"{source.stem}-{key[:20]}.so"
@@ -76,7 +77,7 @@ def _build(compiler: str, source: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as name:
         made, library = Path(name) / "made.o", Path(name) / "made.so"
         for threads in (["-fopenmp"], []):  # not every compiler has OpenMP
-            command = [compiler, *FLAGS, *threads, "-c", str(source), "-o", str(made)]
+            command = [compiler, *FLAGS, *threads, f"-I{HEADERS}", "-c", str(source), "-o", str(made)]
             done = _run(command)
             if done.returncode == 0:
                 break

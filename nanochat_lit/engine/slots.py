@@ -14,6 +14,7 @@ from nanochat_lit.engine.answer_text import AnswerText, Piece
 from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.request import Request, check_request
 from nanochat_lit.engine.sampling import row_random, sample_next
+from nanochat_lit.engine.sampling_kernel import has_sampling_kernel, sample_each
 from nanochat_lit.engine.tool_use import Tool, ToolRow
 from nanochat_lit.model import GPT, KVCache, SlotCache
 from nanochat_lit.model.slot_cache import check_room
@@ -228,21 +229,22 @@ class SlotEngine:
             config, device, dtype = self.model.config, self.model.device, self.model.compute_dtype
             with torch.inference_mode():
                 room = max(self.num_slots, self._num_computed_rows)
-                check_room(config, room, config.sequence_len, device, dtype)
+                has_kernel = self.model.decode_kernel is not None
+                check_room(config, room, config.sequence_len, device, dtype, has_kernel)
                 reading = KVCache(config, 1, config.sequence_len, device, dtype)
-                self._caches = reading, SlotCache(config, room, config.sequence_len, device, dtype)
+                self._caches = reading, SlotCache(config, room, config.sequence_len, device, dtype, has_kernel)
         return self._caches
 
     def _choose(self, rows: Sequence[_Row], logits: Tensor) -> list[Emitted]:
         """The next token of each row, sampled or forced; rows that end leave."""
         chosen = _sample_rows([row.request for row in rows], [row.random for row in rows], logits)
         emitted = []
-        for row, choice, row_logits in zip(rows, chosen, logits, strict=True):
+        for index, (row, choice) in enumerate(zip(rows, chosen, strict=True)):
             forced = row.tool.next_forced()
             token_id = choice if forced is None else forced
             logprob = None
             if row.request.logprobs and forced is None:
-                logprob = float(row_logits.float().log_softmax(dim=-1)[token_id])
+                logprob = float(logits[index].float().log_softmax(dim=-1)[token_id])
             emitted.append(self._take(row, token_id, forced is not None, logprob))
         for token in emitted:
             if token.finish_reason:
@@ -273,12 +275,14 @@ class SlotEngine:
 
 
 def _sample_rows(requests: Sequence[Request], randoms: Sequence[Random], logits: Tensor) -> list[int]:
-    """A token per row; rows with the same settings are sampled together."""
+    """A token per row; without our kernel, rows with the same settings are sampled together."""
+    if has_sampling_kernel(logits):
+        uniforms = [draw.random() if r.temperature else 0.0 for r, draw in zip(requests, randoms, strict=True)]
+        temperatures, top_ps = [r.temperature for r in requests], [r.top_p for r in requests]
+        return sample_each(logits, temperatures, [r.top_k for r in requests], top_ps, uniforms)
     groups: dict[tuple[float, int | None, float], list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault((request.temperature, request.top_k, request.top_p), []).append(index)
-    if len(groups) == 1 and requests[0].temperature == 0:
-        return sample_next(logits).tolist()
     tokens = [0] * len(requests)
     for (temperature, top_k, top_p), members in groups.items():
         uniforms = [randoms[i].random() for i in members]

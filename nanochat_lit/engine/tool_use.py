@@ -31,6 +31,14 @@ class ToolRow:
     """Whether <|assistant_end|> or <|bos|> was emitted."""
     _forced: deque[int] = field(default_factory=deque)
     _expression_ids: list[int] | None = None
+    _special: dict[str, int] = field(init=False)
+    _own_ids: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._special = special = self.tokenizer.special_ids
+        self._own_ids = frozenset(
+            (special[ASSISTANT_END], self.tokenizer.bos_id, special[PYTHON_START], special[PYTHON_END])
+        )
 
     def next_forced(self) -> int | None:
         """The token this row must emit now, or None when it may sample one."""
@@ -38,22 +46,24 @@ class ToolRow:
 
     def observe(self, token_id: int) -> None:
         """Take note of an emitted token, forced or sampled."""
-        special = self.tokenizer.special_ids
+        if token_id not in self._own_ids:  # nearly all
+            if self._expression_ids is not None:
+                self._expression_ids.append(token_id)
+            return
+        special = self._special
         if token_id in (special[ASSISTANT_END], self.tokenizer.bos_id):
             self.has_ended = True
         elif token_id == special[PYTHON_START]:
             self._expression_ids = []
-        elif token_id == special[PYTHON_END]:
+        else:
             if self._expression_ids is not None:
                 self._call(self.tokenizer.decode(self._expression_ids))
             self._expression_ids = None
-        elif self._expression_ids is not None:
-            self._expression_ids.append(token_id)
 
     def _call(self, expression: str) -> None:
         result = self.tool(expression)
         if result is not None:
-            special = self.tokenizer.special_ids
+            special = self._special
             self._forced.append(special[OUTPUT_START])
             self._forced.extend(self.tokenizer.encode(result))
             self._forced.append(special[OUTPUT_END])

@@ -1,7 +1,7 @@
 """ChatCORE: the mean centered accuracy of a chat model over tasks that it answers in a conversation.
 
 A categorical question is answered by the letter with the highest logit among its own, in one forward pass; a generative
-one by what the engine writes. A conversation that does not fit the model's context counts as answered wrongly.
+one by what the model writes. A conversation that does not fit the model's context counts as answered wrongly.
 """
 
 import time
@@ -12,15 +12,12 @@ import torch
 
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.sampling import check_sampling
-from nanochat_lit.evaluation.answers import answer_of
+from nanochat_lit.evaluation.answerer import Answerer
 from nanochat_lit.evaluation.chat_tasks import ChatTask
 from nanochat_lit.evaluation.ranks import sum_over_ranks
-from nanochat_lit.evaluation.scoring import TOKENS_PER_PASS
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
 from nanochat_lit.tasks.base import Conversation, Task, form_of
-from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +37,7 @@ class Answering:
 
 
 def evaluate_chat(
-    engine: Engine,
+    answerer: Answerer,
     tasks: Sequence[ChatTask],
     answering: Answering,
     results: ResultsFile | None = None,
@@ -49,7 +46,7 @@ def evaluate_chat(
     """Ask and judge every task; with a process group, every rank takes its share of the questions.
 
     Args:
-        engine: Model and tokenizer.
+        answerer: Who is asked.
         tasks: Of `load_chat_tasks`.
         answering: How generative questions are answered.
         results: Holds what an earlier evaluation has finished, and takes what this one finishes; only rank 0's counts.
@@ -61,15 +58,15 @@ def evaluate_chat(
     Raises:
         UserError: If a letter is not one token, or a setting is impossible; before anything is asked.
     """
-    check_tasks(engine.tokenizer, tasks, answering)
-    return measure_tasks(tasks, lambda task: evaluate_chat_task(engine, task, answering), results, on_task)
+    check_tasks(answerer, tasks, answering)
+    return measure_tasks(tasks, lambda task: evaluate_chat_task(answerer, task, answering), results, on_task)
 
 
-def check_tasks(tokenizer: Tokenizer, tasks: Sequence[ChatTask], answering: Answering) -> None:
+def check_tasks(answerer: Answerer, tasks: Sequence[ChatTask], answering: Answering) -> None:
     """See that nothing would stop an evaluation later on.
 
     Args:
-        tokenizer: The model's.
+        answerer: Who will be asked.
         tasks: Of `load_chat_tasks`.
         answering: How generative questions are answered.
 
@@ -84,14 +81,14 @@ def check_tasks(tokenizer: Tokenizer, tasks: Sequence[ChatTask], answering: Answ
         raise UserError(f"{answering.num_samples} samples at temperature 0 would all be equal; raise the temperature")
     for chat_task in tasks:
         if chat_task.kind == "categorical":
-            check_letters(tokenizer, chat_task)
+            letter_tokens(answerer, chat_task)
 
 
-def evaluate_chat_task(engine: Engine, chat_task: ChatTask, answering: Answering) -> TaskResult:
+def evaluate_chat_task(answerer: Answerer, chat_task: ChatTask, answering: Answering) -> TaskResult:
     """Ask and judge one task.
 
     Args:
-        engine: Model and tokenizer.
+        answerer: Who is asked.
         chat_task: The task.
         answering: How generative questions are answered.
     """
@@ -101,17 +98,20 @@ def evaluate_chat_task(engine: Engine, chat_task: ChatTask, answering: Answering
     # right samples by question; then samples that have the task's form; then questions that are cut
     counts = torch.zeros(size + 2, dtype=torch.int64)
     for index in range(rank(), size, world_size()):
-        prompt = render_for_completion(engine.tokenizer, task[index])
-        if len(prompt) <= engine.model.config.sequence_len:
+        prompt = answerer.prompt(task[index])
+        if len(prompt) <= answerer.sequence_len:
             prompts[index] = prompt
         else:
             counts[-1] += 1
     is_categorical = chat_task.kind == "categorical"
-    judged = _categorical(engine, task, prompts) if is_categorical else _generative(engine, task, prompts, answering)
+    if is_categorical:
+        judged = _categorical(answerer, chat_task, prompts)
+    else:
+        judged = _generative(answerer, task, prompts, answering)
     for index, num_right, num_formed in judged:
         counts[index] = num_right
         counts[-2] += num_formed
-    *correct, num_formed, num_cut = sum_over_ranks(counts.to(engine.model.device)).tolist()
+    *correct, num_formed, num_cut = sum_over_ranks(counts.to(answerer.device)).tolist()
     return TaskResult(
         label=chat_task.label,
         kind=chat_task.kind,
@@ -124,37 +124,47 @@ def evaluate_chat_task(engine: Engine, chat_task: ChatTask, answering: Answering
     )
 
 
-def check_letters(tokenizer: Tokenizer, chat_task: ChatTask) -> None:
-    """See that the letters of every question are single, different tokens, which is what their logits stand for.
+def letter_tokens(answerer: Answerer, chat_task: ChatTask) -> dict[tuple[str, ...], list[int]]:
+    """The token that stands for each letter, by the letters of a question; their logits are its answer.
 
     Args:
-        tokenizer: The model's.
+        answerer: Who is asked.
         chat_task: A categorical task.
 
     Raises:
-        UserError: If not; it names the task and the letter.
+        UserError: If a letter is not a single token, or two are the same; it names the task and the letter.
     """
-    for letters in {tuple(chat_task.task[index]["letters"]) for index in range(len(chat_task.task))}:
-        token_ids = [tokenizer.encode(letter) for letter in letters]
+    tokens: dict[tuple[str, ...], list[int]] = {}
+    for conversation in (chat_task.task[index] for index in range(len(chat_task.task))):
+        letters = tuple(conversation["letters"])
+        if letters in tokens:
+            continue
+        token_ids = [answerer.letter_ids(conversation, letter) for letter in letters]
         for letter, own in zip(letters, token_ids, strict=True):
             if len(own) != 1:
                 raise UserError(
                     f"{chat_task.label}: the letter {letter!r} is {len(own)} tokens of this tokenizer and not one; "
                     "leave the task out"
                 )
-        if len({own[0] for own in token_ids}) < len(letters):
+        tokens[letters] = [own[0] for own in token_ids]
+        if len(set(tokens[letters])) < len(letters):
             raise UserError(f"{chat_task.label}: the letters {', '.join(letters)} are not all different")
+    return tokens
 
 
-def _categorical(engine: Engine, task: Task, prompts: dict[int, list[int]]) -> Iterator[tuple[int, int, int]]:
+def _categorical(
+    answerer: Answerer, chat_task: ChatTask, prompts: dict[int, list[int]]
+) -> Iterator[tuple[int, int, int]]:
     """(index, 1 if the likeliest letter is right, 0 for a form that needs no care), in batches of similar lengths."""
-    tokens_per_pass = TOKENS_PER_PASS.get(engine.model.device.type, 4096)
-    for members in _batches(prompts, tokens_per_pass):
-        conversations = [task[index] for index in members]
-        token_ids = [[engine.tokenizer.encode(letter)[0] for letter in c["letters"]] for c in conversations]
-        best = _likeliest(engine, [prompts[index] for index in members], token_ids)
-        for index, conversation, place in zip(members, conversations, best, strict=True):
-            yield index, int(task.evaluate(conversation, conversation["letters"][place])), 0
+    tokens, task = letter_tokens(answerer, chat_task), chat_task.task
+    for members in _batches(prompts, answerer.tokens_per_pass):
+        logits = answerer.next_logits([prompts[index] for index in members])
+        for index, row in zip(members, logits, strict=True):
+            conversation = task[index]
+            letters = conversation["letters"]
+            scores = row[tokens[tuple(letters)]].tolist()
+            likeliest = letters[scores.index(max(scores))]  # the first of equal ones
+            yield index, int(task.evaluate(conversation, likeliest)), 0
 
 
 def _batches(prompts: dict[int, list[int]], tokens_per_pass: int) -> Iterator[list[int]]:
@@ -168,39 +178,27 @@ def _batches(prompts: dict[int, list[int]], tokens_per_pass: int) -> Iterator[li
         yield members
 
 
-@torch.inference_mode()
-def _likeliest(engine: Engine, prompts: Sequence[Sequence[int]], choices: Sequence[Sequence[int]]) -> list[int]:
-    """Which of each prompt's choices of a next token has the highest logit; the first of equal ones."""
-    model = engine.model
-    length = max(map(len, prompts))
-    padded = [[*prompt, *[0] * (length - len(prompt))] for prompt in prompts]  # on the right, where nobody sees it
-    hidden = model.features(torch.tensor(padded, device=model.device))
-    places = torch.tensor([len(prompt) - 1 for prompt in prompts], device=model.device)
-    states = hidden[torch.arange(len(prompts), device=model.device), places]  # (N, C)
-    # the softcap keeps the order of logits, so the largest is found without it
-    scores = [row[list(own)].tolist() for own, row in zip(choices, model.unembed(states), strict=True)]
-    return [own.index(max(own)) for own in scores]
-
-
 def _generative(
-    engine: Engine, task: Task, prompts: dict[int, list[int]], answering: Answering
+    answerer: Answerer, task: Task, prompts: dict[int, list[int]], answering: Answering
 ) -> Iterator[tuple[int, int, int]]:
     """(index, number of right samples, number of samples that have the task's form)."""
     limit, temperature, top_k = answering.max_new_tokens, answering.temperature, answering.top_k
     if temperature == 0:
-        completions = engine.generate_batch(list(prompts.values()), limit)
+        completions = answerer.complete(list(prompts.values()), limit)
         for index, completion in zip(prompts, completions, strict=True):
-            yield index, *_judge(engine, task, task[index], [completion])
+            yield index, *_judge(answerer, task, task[index], [completion])
         return
     for index, prompt in prompts.items():
         seed = answering.seed * 1_000_003 + index  # the question's own, so that ranks don't matter
-        samples = engine.generate(prompt, answering.num_samples, limit, temperature, top_k, seed)
-        yield index, *_judge(engine, task, task[index], samples)
+        samples = answerer.sample(prompt, answering.num_samples, limit, temperature, top_k, seed)
+        yield index, *_judge(answerer, task, task[index], samples)
 
 
-def _judge(engine: Engine, task: Task, conversation: Conversation, samples: Sequence[Sequence[int]]) -> tuple[int, int]:
+def _judge(
+    answerer: Answerer, task: Task, conversation: Conversation, samples: Sequence[Sequence[int]]
+) -> tuple[int, int]:
     """How many samples are right, and how many have the task's form."""
-    answers, form = [answer_of(engine.tokenizer, sample) for sample in samples], form_of(task)
+    answers, form = [answerer.read(sample) for sample in samples], form_of(task)
     num_right = sum(task.evaluate(conversation, *answer) for answer in answers)
     return num_right, sum(form.has_form(*answer) for answer in answers) if form else 0
 

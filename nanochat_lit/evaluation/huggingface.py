@@ -4,7 +4,8 @@ Only what lies in the folder is read, never the hub, and only weights in safeten
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from nanochat_lit.model import IGNORE_INDEX
 
 TOKENS_PER_PASS = 2048
 """Tokens of a forward pass on a CPU; these models' vocabularies are large."""
+
+CACHED_TOKENS = 1 << 14
+"""Tokens of the texts that are written together, prompts included: their keys and values are kept (2 GB for a model of 1 B)."""
 
 
 def is_huggingface(folder: str | Path) -> bool:
@@ -48,8 +52,8 @@ def refuse_huggingface(folder: str | Path, what: str) -> None:
     """
     if is_huggingface(folder):
         raise UserError(
-            f"{folder} is a Hugging Face model, whose conversations have other control tokens: {what} needs an export of "
-            "nanochat-lit; core, bpb and samples measure such models too"
+            f"{folder} is a Hugging Face model, which knows nothing of what is asked there: {what} needs an export of "
+            "nanochat-lit; core, chat, bpb and samples measure such models too"
         )
 
 
@@ -90,17 +94,48 @@ class HuggingFaceTokenizer:
         """The text, without control tokens."""
         return self.whole.decode(list(token_ids), skip_special_tokens=True)
 
+    @property
+    def has_template(self) -> bool:
+        """Whether it knows how conversations are written; base models' do not."""
+        return bool(getattr(self.whole, "chat_template", None))
+
+    def conversation_text(self, messages: Sequence[dict[str, str]], is_open: bool = True) -> str:
+        """A conversation by the tokenizer's own chat template.
+
+        Args:
+            messages: {"role", "content"} each, content a text.
+            is_open: End where the next answer begins.
+
+        Raises:
+            UserError: If the template refuses it.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            return self.whole.apply_chat_template(list(messages), add_generation_prompt=is_open, tokenize=False)
+        except (TemplateError, ImportError) as error:
+            raise UserError(f"the chat template of this tokenizer fails: {error}") from None
+
+    def encode_conversation(self, text: str) -> list[int]:
+        """Token ids of what `conversation_text` gives, control tokens included.
+
+        Args:
+            text: With all control tokens that the model needs.
+        """
+        return self.whole(text, add_special_tokens=False, verbose=False)["input_ids"]
+
     def render_question(self, question: str) -> list[int]:
         """Token ids that ask for the answer to a user's message, by the tokenizer's own chat template.
+
+        Args:
+            question: What the user says.
 
         Raises:
             UserError: If it has none, as those of base models.
         """
-        if not getattr(self.whole, "chat_template", None):
+        if not self.has_template:
             raise UserError("this tokenizer has no chat template (a base model's has none); use --chat false")
-        messages = [{"role": "user", "content": question}]
-        text = self.whole.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self.whole(text, add_special_tokens=False)["input_ids"]
+        return self.encode_conversation(self.conversation_text([{"role": "user", "content": question}]))
 
 
 class HuggingFaceModel:
@@ -126,6 +161,19 @@ class HuggingFaceModel:
             )
         self.sequence_len = fitting[0]
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.has_plain_cache = self._has_plain_cache()
+        """Whether all that it keeps of a text is keys and values by token, so that texts can share them, or be padded."""
+        own = getattr(model.generation_config, "eos_token_id", None)
+        ends = [tokenizer.whole.eos_token_id, *(own if isinstance(own, list) else [own])]
+        self.end_ids = sorted({int(end) for end in ends if end is not None})
+
+    def _has_plain_cache(self) -> bool:
+        """Only known of models that the library itself defines."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+        layers = DynamicCache(config=self.model.config).layers
+        known = type(self.model).__module__.startswith("transformers.")
+        return known and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
     @property
     def device(self) -> torch.device:
@@ -150,7 +198,6 @@ class HuggingFaceModel:
         flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
         return flat.view(targets.shape)
 
-    @torch.inference_mode()
     def generate_batch(
         self,
         prompts: Sequence[Sequence[int]],
@@ -159,34 +206,62 @@ class HuggingFaceModel:
         top_k: int | None = None,
         seed: int = 0,
     ) -> list[list[int]]:
-        """A continuation of each prompt, one after the other, without the token that ends it.
+        """A continuation of each prompt, without the token that ends it.
 
         Args:
-            prompts: Token ids.
+            prompts: Token ids, of any lengths.
             max_new_tokens: Longest continuation in tokens.
             temperature: 0 is greedy.
             top_k: Sample among this many likeliest tokens; None or 0 is all.
-            seed: Of the samples.
+            seed: Of the samples, which depend on the other prompts too.
+
+        Raises:
+            UserError: If a prompt leaves no room in the context.
         """
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": 1.0}
-        how = sampling if temperature > 0 else {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
-        ends = self.tokenizer.whole.eos_token_id
-        completions = []
+        for prompt in prompts:
+            if len(prompt) >= self.sequence_len:
+                raise UserError(f"a prompt of {len(prompt)} tokens leaves no room in {self.sequence_len}; shorten it")
+        limits = [min(max_new_tokens, self.sequence_len - len(prompt)) for prompt in prompts]
+        completions: list[list[int]] = [[] for _ in prompts]
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            for prompt in prompts:
-                room = self.sequence_len - len(prompt)
-                if room < 1:
-                    raise UserError(
-                        f"a prompt of {len(prompt)} tokens leaves no room in {self.sequence_len}; shorten it"
-                    )
-                inputs = torch.tensor([list(prompt)], device=self.device)
-                row = self.model.generate(
-                    input_ids=inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=min(max_new_tokens, room),
-                    pad_token_id=self.tokenizer.bos_id, eos_token_id=ends, **how,
-                )[0, len(prompt) :].tolist()  # fmt: skip
-                completions.append(row[: row.index(ends)] if ends in row else row)
+            for members in self._batches([len(prompt) for prompt in prompts], limits):
+                batch = self._generate([prompts[index] for index in members], limits[members[0]], temperature, top_k)
+                for index, completion in zip(members, batch, strict=True):
+                    completions[index] = completion
         return completions
+
+    def _batches(self, lengths: Sequence[int], limits: Sequence[int]) -> Iterator[list[int]]:
+        """Prompts that run together, the longest first: equal limits, and equal lengths where padding would be read."""
+        members: list[int] = []
+        for index in sorted(range(len(lengths)), key=lambda index: (limits[index], -lengths[index])):
+            if members:
+                first = members[0]
+                is_full = (len(members) + 1) * (lengths[first] + limits[first]) > CACHED_TOKENS
+                is_other = not self.has_plain_cache and lengths[index] != lengths[first]
+                if is_full or is_other or limits[index] != limits[first]:
+                    yield members
+                    members = []
+            members.append(index)
+        if members:
+            yield members
+
+    @torch.inference_mode()
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_k: int | None
+    ) -> list[list[int]]:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0}
+        how = sampling if temperature > 0 else {"do_sample": False, "temperature": 1.0, "top_k": 50}
+        length, filler = max(map(len, prompts)), self.tokenizer.bos_id
+        inputs = [[filler] * (length - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        rows = self.model.generate(
+            input_ids=torch.tensor(inputs, device=self.device), attention_mask=torch.tensor(mask, device=self.device),
+            max_new_tokens=max_new_tokens, pad_token_id=filler, eos_token_id=self.end_ids or None,
+            top_p=1.0, repetition_penalty=1.0, **how,  # folders bring settings of their own, for chatting
+        )[:, length:].tolist()  # fmt: skip
+        ends = set(self.end_ids)
+        return [list(takewhile(lambda token_id: token_id not in ends, row)) for row in rows]
 
 
 class HuggingFaceScorer(RowScorer):
@@ -201,18 +276,9 @@ class HuggingFaceScorer(RowScorer):
         default = TOKENS_PER_PASS if model.device.type == "cpu" else None
         super().__init__(model.device, model.sequence_len, model.vocab_size, tokens_per_pass or default)
         self.causal = model
-        self.shares = self._can_share()
+        self.shares = model.has_plain_cache
         has_new_name = "cache" in inspect.signature(model.model.forward).parameters
         self._cache_name = "cache" if has_new_name else "past_key_values"  # renamed in transformers 5.24
-
-    def _can_share(self) -> bool:
-        """Whether the cache is one of keys and values by token, of a model that the library itself defines."""
-        from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
-        model = self.causal.model
-        layers = DynamicCache(config=model.config).layers
-        known = type(model).__module__.startswith("transformers.")
-        return known and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
     def read(self, beginnings: Tensor, owners: Tensor, room: int) -> Any:  # noqa: ARG002 - this cache grows
         """Keys and values of beginnings, one for each row."""

@@ -13,12 +13,17 @@ from nanochat_lit.evaluation.task_results import TaskResult
 
 SEED = 0
 SETTINGS = (
-    "model", "bundle", "compute_dtype", "max_per_task",
+    "model", "prompts", "bundle", "compute_dtype", "max_per_task",
     "num_samples", "temperature", "top_k", "max_new_tokens", "seed", "world_size",
 )  # fmt: skip
 """What a page says of how it was measured, where the report knows it."""
 
 TITLES = {"core": "CORE", "chat_core": "ChatCORE"}
+CUT = {
+    "core": "lost tokens on the left, because they do not fit the context",
+    "chat_core": "do not fit the context and count as answered wrongly",
+}
+"""What became of examples that were too long."""
 
 
 def summarize(
@@ -118,7 +123,7 @@ def _samples(result: TaskResult, rng: np.random.Generator) -> np.ndarray:
 
 
 def headline(report: Mapping[str, Any]) -> list[str]:
-    """One line per version of the metric, and one that says what is missing.
+    """One line per version of the metric, and what is to be known of it: which tasks are missing, how many examples were cut.
 
     Args:
         report: Of `summarize`.
@@ -139,6 +144,8 @@ def headline(report: Mapping[str, Any]) -> list[str]:
             f"This mean is partial and cannot be compared with {title}: {len(missing)} of {num_members + len(missing)} "
             f"tasks are missing ({', '.join(missing)})."
         )
+    if num_cut := sum(task["cut"] for task in report["tasks"]):
+        lines.append(f"{num_cut:,} of the {report['examples']:,} examples {CUT[report['metric']]}.")
     return lines
 
 
@@ -196,7 +203,7 @@ def legend(report: Mapping[str, Any]) -> list[str]:
         report: Of `summarize`.
     """
     tasks = report["tasks"]
-    lines = ["cut: examples that lost tokens on the left (or had no room at all) because the context is full."]
+    lines = [f"cut: examples that {CUT[report['metric']]}."]
     if any("format_rate" in task for task in tasks):
         lines.append(
             'form: share of the answers, right or wrong, that end as the task\'s do (GSM8K: "####" and a number).'

@@ -1,10 +1,10 @@
-// Decoding on a CPU: one token for each of several sequences, from token ids to logits, in one call.
+// Inference on a CPU, from token ids to logits, in one call: one token for each of several sequences, or several tokens of one.
 //
 // Written in the compiler's portable vectors of 16 lanes; where the processor has instructions for pairs of bfloat16 or
 // quadruples of 8-bit integers, those are used. Every output is one sum over the inputs in their order, whatever the number of
 // rows and threads, so a sequence gets the same bits in any company.
 //
-// Shapes: rows (one a sequence), C channels (n_embd), H heads, Hkv key/value heads, D head dim.
+// Shapes: rows (one a token), C channels (n_embd), H heads, Hkv key/value heads, D head dim.
 
 #include "vectors.h"
 
@@ -13,13 +13,15 @@ namespace {
 // How a matrix and its inputs are stored: 1, 2 or 4 numbers to a 32-bit word.
 enum Kind : int32_t { FLOAT32, BFLOAT16, INT8 };
 
-// As many sums as fit the registers: BLOCKS of 16 outputs for ROWS rows.
+// As many sums as fit the registers: blocks of 16 outputs for some rows. Many rows read a weight less often in a tile that is
+// higher than wide; few rows read more weights at a time.
 #if defined(__AVX512F__)
-constexpr int BLOCKS = 4, ROWS = 6;
+constexpr int BLOCKS = 4, ROWS = 6, MANY_BLOCKS = 3, MANY_ROWS = 8;
 #else
-constexpr int BLOCKS = 2, ROWS = 2;
+constexpr int BLOCKS = 2, ROWS = 2, MANY_BLOCKS = 2, MANY_ROWS = 2;
 #endif
 
+constexpr int QUERIES = 4;  // of a prompt that are computed together
 constexpr float QK_SCALE = 1.2f, VALUE_GATE_SCALE = 3.0f;
 
 float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
@@ -50,8 +52,9 @@ struct Layer {
   Matrix q, k, v, proj, fc, out;
   const float* gate;         // (Hkv, gate_channels), or null: no value embedding
   const void* value_table;   // (vocabulary, Hkv * D)
-  float *keys, *values;      // (slots, Hkv, room_stride, D)
+  void *keys, *values;       // (slots, Hkv, room_stride, D)
   int32_t room, room_stride; // a ring of so many positions
+  int32_t window;            // tokens before itself that a token sees
   float resid, x0;
 };
 
@@ -65,6 +68,15 @@ struct Model {
   float smear_lambda, backout, eps;
   int32_t n_layer, n_embd, n_head, n_kv_head, head_dim, smear_channels, gate_channels, vocab_size;
   int32_t is_bfloat16;     // tables and `previous`
+  int32_t is_bfloat16_cache;
+};
+
+// Where a prompt is read into, all in the dtype of the tables.
+struct Reading {
+  void *keys, *values;  // (layers, room, Hkv, D)
+  const void* before;   // (C): un-smeared embedding of the token before, or null: there is none
+  void* after;          // (C): the last token's, to be written
+  int32_t room;
 };
 
 }  // extern "C"
@@ -130,36 +142,44 @@ void rows_of_blocks(const Matrix& m, const uint32_t* x, const float* x_scales, i
     }
 }
 
-template <Kind kind, int NB, class Put>
+template <Kind kind, int NB, int NR, class Put>
+void some_rows(const Matrix& m, const uint32_t* x, const float* x_scales, int row, int count, int block, Put put) {
+  if (count == NR) rows_of_blocks<kind, NB, NR>(m, x, x_scales, row, block, put);
+  else if constexpr (NR > 1) some_rows<kind, NB, NR - 1>(m, x, x_scales, row, count, block, put);
+}
+
+// All rows in as few passes as possible, of nearly the same height.
+template <Kind kind, int NB, int NR, class Put>
 void all_rows(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, int block, Put put) {
-  int row = 0;
-  for (; row + ROWS <= rows; row += ROWS) rows_of_blocks<kind, NB, ROWS>(m, x, x_scales, row, block, put);
-  switch (rows - row) {
-#if defined(__AVX512F__)
-    case 5: return rows_of_blocks<kind, NB, 5>(m, x, x_scales, row, block, put);
-    case 4: return rows_of_blocks<kind, NB, 4>(m, x, x_scales, row, block, put);
-    case 3: return rows_of_blocks<kind, NB, 3>(m, x, x_scales, row, block, put);
-    case 2: return rows_of_blocks<kind, NB, 2>(m, x, x_scales, row, block, put);
-#endif
-    case 1: return rows_of_blocks<kind, NB, 1>(m, x, x_scales, row, block, put);
+  int passes = (rows + NR - 1) / NR;
+  for (int row = 0; passes; passes--) {
+    int count = (rows - row) / passes;
+    some_rows<kind, NB, NR>(m, x, x_scales, row, count, block, put);
+    row += count;
   }
 }
 
-template <Kind kind, class Put>
+template <Kind kind, int NB, int NR, class Put>
 void my_outputs(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, const Team& team, Put put) {
   int num_blocks = (m.outputs + LANES - 1) / LANES;
-  int num_groups = (num_blocks + BLOCKS - 1) / BLOCKS;
-  int block = team.begin(num_groups) * BLOCKS, end = std::min(team.end(num_groups) * BLOCKS, num_blocks);
-  for (; block + BLOCKS <= end; block += BLOCKS) all_rows<kind, BLOCKS>(m, x, x_scales, rows, block, put);
-  for (; block < end; block++) all_rows<kind, 1>(m, x, x_scales, rows, block, put);
+  int num_groups = (num_blocks + NB - 1) / NB;
+  int block = team.begin(num_groups) * NB, end = std::min(team.end(num_groups) * NB, num_blocks);
+  for (; block + NB <= end; block += NB) all_rows<kind, NB, NR>(m, x, x_scales, rows, block, put);
+  for (; block < end; block++) all_rows<kind, 1, NR>(m, x, x_scales, rows, block, put);
+}
+
+template <Kind kind, class Put>
+void tiled(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, const Team& team, Put put) {
+  if (rows > ROWS) my_outputs<kind, MANY_BLOCKS, MANY_ROWS>(m, x, x_scales, rows, team, put);
+  else my_outputs<kind, BLOCKS, ROWS>(m, x, x_scales, rows, team, put);
 }
 
 // This thread's share of the outputs of matrix times rows; put(row, first output, 16 values) takes them.
 template <class Put>
 void multiply(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, const Team& team, Put put) {
-  if (m.kind == FLOAT32) my_outputs<FLOAT32>(m, x, x_scales, rows, team, put);
-  else if (m.kind == BFLOAT16) my_outputs<BFLOAT16>(m, x, x_scales, rows, team, put);
-  else my_outputs<INT8>(m, x, x_scales, rows, team, put);
+  if (m.kind == FLOAT32) tiled<FLOAT32>(m, x, x_scales, rows, team, put);
+  else if (m.kind == BFLOAT16) tiled<BFLOAT16>(m, x, x_scales, rows, team, put);
+  else tiled<INT8>(m, x, x_scales, rows, team, put);
 }
 
 // A row in the form that a matrix multiplies; returns its scale.
@@ -193,16 +213,97 @@ void table_row(const Model& model, const void* table, int64_t row, int width, fl
   }
 }
 
+void narrow(float x, float& out) { out = x; }
+void narrow(float x, uint16_t& out) { out = to_bfloat16(x); }
+
+// Neighbouring queries of one head, which meet the same keys; `stride` numbers from one key, or query, to the next.
+template <class Cached> struct Queries {
+  const float* first;
+  float* out;
+  int stride;
+  const Cached *keys, *values;  // from position 0
+  int key_stride;
+  int position, window;  // of the first query; tokens before itself that each sees
+  float* weights;        // room for as many weights for each query as it sees keys, and 32 more
+  int room;
+};
+
+// N vectors of Q weighted sums of values, which are read in their order.
+template <int Q, int N, class Cached>
+void weigh(const Queries<Cached>& a, int begin, int end, const float* factors, int at) {
+  Floats sums[Q][N] = {};
+  for (int j = begin; j < end; j++)
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) {
+      Floats value = load_wide(a.values + int64_t(j) * a.key_stride + at + n * LANES);
+#pragma GCC unroll 8
+      for (int q = 0; q < Q; q++) sums[q][n] += a.weights[int64_t(q) * a.room + j - begin] * value;
+    }
+  for (int q = 0; q < Q; q++)
+    for (int n = 0; n < N; n++) store(a.out + int64_t(q) * a.stride + at + n * LANES, sums[q][n] * factors[q]);
+}
+
+// Keys are taken 16 at a time by their position, so a query gets the same bits beside any others.
+template <int Q, class Cached> void mix(const Queries<Cached>& a, int D) {
+  int begin = std::max(0, a.position - a.window) / LANES * LANES, end = a.position + Q;
+  float scale = 1.0f / std::sqrt(float(D)), factors[Q];
+  Floats most[Q];
+  for (int q = 0; q < Q; q++) most[q] = Floats{} - INFINITY;
+  for (int block = begin; block < end; block += LANES) {
+    Floats sums[Q][LANES];
+#pragma GCC unroll 16
+    for (int j = 0; j < LANES; j++) {
+      const Cached* key = a.keys + int64_t(std::min(block + j, end - 1)) * a.key_stride;  // those after the last do not count
+      Floats sum[Q] = {};
+      for (int i = 0; i < D; i += LANES) {
+        Floats some = load_wide(key + i);
+#pragma GCC unroll 8
+        for (int q = 0; q < Q; q++) sum[q] += load<Floats>(a.first + int64_t(q) * a.stride + i) * some;
+      }
+      for (int q = 0; q < Q; q++) sums[q][j] = sum[q];
+    }
+    for (int q = 0; q < Q; q++) {
+      float* weights = a.weights + int64_t(q) * a.room + block - begin;
+      store(weights, totals(sums[q]) * scale);
+      int last = a.position + q;
+      for (int j = block; j < std::min(last - a.window, block + LANES); j++) weights[j - block] = -INFINITY;
+      for (int j = std::max(block, last + 1); j < block + LANES; j++) weights[j - block] = -INFINITY;
+      Floats weight = load<Floats>(weights);
+      most[q] = weight > most[q] ? weight : most[q];
+    }
+  }
+  for (int q = 0; q < Q; q++) {
+    float lane[LANES], *weights = a.weights + int64_t(q) * a.room;
+    store(lane, most[q]);
+    float largest = *std::max_element(lane, lane + LANES);
+    Floats sums = {};
+    for (int j = 0; j < end - begin; j += LANES) {
+      Floats weight = load<Floats>(weights + j);
+      Floats e = exponential(weight - largest);
+      e = weight == -INFINITY ? Floats{} : e;
+      store(weights + j, e);
+      sums += e;
+    }
+    factors[q] = 1.0f / total(sums);
+  }
+  constexpr int WIDE = Q == 1 ? 8 : 4;
+  int i = 0;
+  for (; i + WIDE * LANES <= D; i += WIDE * LANES) weigh<Q, WIDE>(a, begin, end, factors, i);
+  for (; i < D; i += LANES) weigh<Q, 1>(a, begin, end, factors, i);
+}
+
 // Room for the intermediate states of all rows.
 struct Step {
   const Model& model;
   const int32_t *tokens, *positions;
   int rows;
+  const Reading* reading;  // null: every row is a sequence of its own
+  int max_room;            // positions of the longest sequence
   float *x, *first, *middle, *normed, *q, *k, *v, *mixed, *hidden, *gates, *scales, *scores;
   uint32_t *inputs, *hidden_inputs;
 
   // The same walk counts the floats and hands them out.
-  int64_t place(float* base, int threads, int max_room) {
+  int64_t place(float* base, int threads) {
     int64_t used = 0;
     auto take = [&](auto*& pointer, int64_t count) {
       using Pointer = std::remove_reference_t<decltype(pointer)>;
@@ -213,25 +314,48 @@ struct Step {
     take(x, n * C), take(first, n * C), take(middle, n * C), take(normed, n * C), take(q, n * C), take(mixed, n * C);
     take(k, n * kv), take(v, n * kv), take(hidden, n * 4 * C), take(gates, n * model.n_kv_head), take(scales, n);
     take(inputs, n * C), take(hidden_inputs, n * 4 * C);
-    take(scores, int64_t(threads) * (max_room + 2 * model.head_dim + 4 * LANES));
+    take(scores, threads * room_floats());
     return used;
   }
 
+  // What a thread needs for itself.
+  int64_t room_floats() const { return int64_t(QUERIES) * (max_room + 4 * LANES) + model.head_dim; }
+
   void embed(int row) {
+    float* embedding = normed + int64_t(row) * model.n_embd;
+    table_row(model, model.embeddings, tokens[row], model.n_embd, embedding);
+    scaled_norm(embedding, embedding, model.n_embd, model.eps, 1.0f);
+  }
+
+  // Add a gated share of the token before, as the cache holds it, and put this one into the cache.
+  void smear(int row) {
     int C = model.n_embd;
-    float *embedding = normed + int64_t(row) * C, *out = x + int64_t(row) * C;
-    table_row(model, model.embeddings, tokens[row], C, embedding);
-    scaled_norm(embedding, embedding, C, model.eps, 1.0f);
-    float opening = 0;
+    const float* embedding = normed + int64_t(row) * C;
+    float *out = x + int64_t(row) * C, opening = 0;
     for (int i = 0; i < model.smear_channels; i++) opening += embedding[i] * model.smear_gate[i];
     float gate = model.smear_lambda * sigmoid(opening);
-    table_row(model, model.previous, row, C, out);
+    if (!reading) {
+      table_row(model, model.previous, row, C, out);
+      put_embedding(embedding, model.previous, row);
+    } else if (row) {
+      for (int i = 0; i < C; i++) out[i] = as_cached(embedding[i - C]);
+    } else if (reading->before) {
+      table_row(model, reading->before, 0, C, out);
+    } else {
+      std::memset(out, 0, sizeof(float) * C);
+    }
+    if (reading && row == rows - 1) put_embedding(embedding, reading->after, 0);
     for (int i = 0; i < C; i++) out[i] = embedding[i] + gate * out[i];
     std::memcpy(first + int64_t(row) * C, out, sizeof(float) * C);
-    if (model.is_bfloat16)
-      for (int i = 0; i < C; i++) static_cast<uint16_t*>(model.previous)[int64_t(row) * C + i] = to_bfloat16(embedding[i]);
+  }
+
+  float as_cached(float value) const { return model.is_bfloat16 ? from_bfloat16(to_bfloat16(value)) : value; }
+
+  void put_embedding(const float* embedding, void* to, int64_t row) {
+    int C = model.n_embd;
+    if (!model.is_bfloat16) std::memcpy(static_cast<float*>(to) + row * C, embedding, sizeof(float) * C);
     else
-      std::memcpy(static_cast<float*>(model.previous) + int64_t(row) * C, embedding, sizeof(float) * C);
+      for (int i = 0; i < C; i++) static_cast<uint16_t*>(to)[row * C + i] = to_bfloat16(embedding[i]);
   }
 
   void norm_and_prepare(int row, const float* state, const Matrix& m) {
@@ -260,9 +384,9 @@ struct Step {
     scaled_norm(vector, vector, model.head_dim, model.eps, scale);
   }
 
-  // One key/value head of one row: store the new key and value, then let the query heads that share them attend.
-  void attend(const Layer& layer, int row, int head, float* room) {
-    int D = model.head_dim, heads = model.n_kv_head, group = model.n_head / heads, position = positions[row];
+  // A key/value head of a row: its new key and value are made ready and stored.
+  template <class Cached> void keep(const Layer& layer, int number, int row, int head, float* room) {
+    int D = model.head_dim, heads = model.n_kv_head;
     float* key = k + (int64_t(row) * heads + head) * D;
     float* value = v + (int64_t(row) * heads + head) * D;
     if (layer.gate) {
@@ -273,48 +397,54 @@ struct Step {
       float gate = gates[row * heads + head];
       for (int i = 0; i < D; i++) value[i] += gate * embedding[i];
     }
-    rotate(key, position, QK_SCALE);
-    int64_t start = (int64_t(row) * heads + head) * layer.room_stride * D;
-    float *keys = layer.keys + start, *values = layer.values + start;
-    int64_t place = position % layer.room;
-    std::memcpy(keys + place * D, key, sizeof(float) * D);
-    std::memcpy(values + place * D, value, sizeof(float) * D);
-    int count = std::min(position + 1, layer.room);
+    rotate(key, positions[row], QK_SCALE);
+    Cached *to_key = keys<Cached>(layer, number, row, head), *to_value = values<Cached>(layer, number, row, head);
+    int64_t at = int64_t(reading ? positions[row] : positions[row] % layer.room) * stride();
+    for (int i = 0; i < D; i++) narrow(key[i], to_key[at + i]), narrow(value[i], to_value[at + i]);
+  }
+
+  // The query heads that share a key/value head attend, of Q neighbouring rows of a prompt or of one of slots.
+  template <int Q, class Cached> void attend(const Layer& layer, int number, int row, int head, float* room) {
+    int C = model.n_embd, D = model.head_dim, group = model.n_head / model.n_kv_head, position = positions[row];
+    int last = reading ? position : std::min(position, layer.room - 1);  // a ring that is full is seen whole
     for (int member = 0; member < group; member++) {
-      int64_t at = (int64_t(row) * model.n_head + head * group + member) * D;
-      rotate(q + at, position, QK_SCALE);
-      mix(q + at, keys, values, count, room, mixed + at);
+      int64_t at = int64_t(row) * C + (head * group + member) * D;
+      for (int i = 0; i < Q; i++) rotate(q + at + int64_t(i) * C, positions[row + i], QK_SCALE);
+      mix<Q>(Queries<Cached>{q + at, mixed + at, C, keys<Cached>(layer, number, row, head),
+                             values<Cached>(layer, number, row, head), stride(), last,
+                             reading ? layer.window : last, room, max_room + 4 * LANES},
+             D);
     }
   }
 
-  void mix(const float* query, const float* keys, const float* values, int count, float* weights, float* out) {
-    int D = model.head_dim;
-    float scale = 1.0f / std::sqrt(float(D)), largest = -INFINITY;
-    for (int j = 0; j < count; j++) {
-      weights[j] = scale * dot(query, keys + int64_t(j) * D, D);
-      largest = std::max(largest, weights[j]);
-    }
-    int padded = (count + LANES - 1) / LANES * LANES;
-    for (int j = count; j < padded; j++) weights[j] = -INFINITY;
-    Floats sums = {};
-    for (int j = 0; j < padded; j += LANES) {
-      Floats weight = load<Floats>(weights + j);
-      Floats e = exponential(weight - largest);
-      e = weight == -INFINITY ? Floats{} : e;
-      store(weights + j, e);
-      sums += e;
-    }
-    float factor = 1.0f / total(sums);
-    for (int i = 0; i < D; i += LANES) {
-      Floats sum = {};
-      for (int j = 0; j < count; j++) sum += weights[j] * load<Floats>(values + int64_t(j) * D + i);
-      store(out + i, sum * factor);
-    }
+  int stride() const { return reading ? model.n_kv_head * model.head_dim : model.head_dim; }
+
+  // Where a head's keys begin, in the cache of slots or in that of the prompt.
+  int64_t cached_at(const Layer& layer, int number, int row, int head) const {
+    int64_t D = model.head_dim, heads = model.n_kv_head;
+    return reading ? (int64_t(number) * reading->room * heads + head) * D : (row * heads + head) * layer.room_stride * D;
+  }
+  template <class Cached> Cached* keys(const Layer& layer, int number, int row, int head) const {
+    return static_cast<Cached*>(reading ? reading->keys : layer.keys) + cached_at(layer, number, row, head);
+  }
+  template <class Cached> Cached* values(const Layer& layer, int number, int row, int head) const {
+    return static_cast<Cached*>(reading ? reading->values : layer.values) + cached_at(layer, number, row, head);
   }
 
-  void run(const Team& team, int max_room, float* logits) {
+  template <class Cached> void attention(const Layer& layer, int number, const Team& team, float* room) {
+    int heads = model.n_kv_head, items = rows * heads;
+    for (int item = team.thread; item < items; item += team.size) keep<Cached>(layer, number, item / heads, item % heads, room);
+    if (reading) team.wait();  // a token sees those before it
+    int together = reading ? rows / QUERIES : 0;
+    for (int item = team.thread; item < together * heads; item += team.size)
+      attend<QUERIES, Cached>(layer, number, item / heads * QUERIES, item % heads, room);
+    for (int item = together * QUERIES * heads + team.thread; item < items; item += team.size)
+      attend<1, Cached>(layer, number, item / heads, item % heads, room);
+  }
+
+  void run(const Team& team, float* logits) {
     int C = model.n_embd, kv = model.n_kv_head * model.head_dim, first_row = team.begin(rows), end_row = team.end(rows);
-    float* room = scores + int64_t(team.thread) * (max_room + 2 * model.head_dim + 4 * LANES);
+    float* room = scores + team.thread * room_floats();
     auto into = [&](float* to, int width) {
       return [=](int row, int output, Floats values) { put_some(to + int64_t(row) * width + output, values, width - output); };
     };
@@ -323,6 +453,9 @@ struct Step {
       store(to, load<Floats>(to) + values);
     };
     for (int row = first_row; row < end_row; row++) embed(row);
+    team.wait();
+    for (int row = first_row; row < end_row; row++) smear(row);
+    if (reading) team.wait();
     for (int number = 0; number < model.n_layer; number++) {
       const Layer& layer = model.layers[number];
       for (int row = first_row; row < end_row; row++) {
@@ -336,9 +469,8 @@ struct Step {
       multiply(layer.k, inputs, scales, rows, team, into(k, kv));
       multiply(layer.v, inputs, scales, rows, team, into(v, kv));
       team.wait();
-      int items = rows * model.n_kv_head;
-      for (int item = team.begin(items); item < team.end(items); item++)
-        attend(layer, item / model.n_kv_head, item % model.n_kv_head, room);
+      if (reading ? model.is_bfloat16 : model.is_bfloat16_cache) attention<uint16_t>(layer, number, team, room);
+      else attention<float>(layer, number, team, room);
       team.wait();
       for (int row = first_row; row < end_row; row++)
         scales[row] = prepare(layer.proj, mixed + int64_t(row) * C, inputs + int64_t(row) * layer.proj.words);
@@ -367,12 +499,13 @@ struct Step {
       norm_and_prepare(row, state, model.head);
     }
     team.wait();
-    int V = model.vocab_size;
-    multiply(model.head, inputs, scales, rows, team, [=](int row, int output, Floats z) {
-      if (output >= V) return;
-      Floats capped = SOFTCAP * (1.0f - 2.0f / (exponential(z * (2.0f / SOFTCAP)) + 1.0f));
-      put_some(logits + int64_t(row) * V + output, capped, V - output);
-    });
+    int V = model.vocab_size, skipped = reading ? rows - 1 : 0;  // of a prompt only what follows it is asked for
+    multiply(model.head, inputs + int64_t(skipped) * model.head.words, scales + skipped, rows - skipped, team,
+             [=](int row, int output, Floats z) {
+               if (output >= V) return;
+               Floats capped = SOFTCAP * (1.0f - 2.0f / (exponential(z * (2.0f / SOFTCAP)) + 1.0f));
+               put_some(logits + int64_t(row) * V + output, capped, V - output);
+             });
   }
 };
 
@@ -381,18 +514,19 @@ struct Step {
 extern "C" {
 
 int64_t workspace_floats(const Model* model, int32_t rows, int32_t threads, int32_t max_room) {
-  Step step{*model, nullptr, nullptr, rows};
-  return step.place(nullptr, threads, max_room);
+  Step step{*model, nullptr, nullptr, rows, nullptr, max_room};
+  return step.place(nullptr, threads);
 }
 
-// Extend the sequences in slots 0 to rows - 1 by a token each; logits is (rows, vocab_size).
-void decode_step(const Model* model, const int32_t* tokens, const int32_t* positions, int32_t rows, int32_t threads,
-                 int32_t max_room, float* workspace, float* logits) {
-  Step step{*model, tokens, positions, rows};
-  step.place(workspace, threads, max_room);
+// Extend the sequences in slots 0 to rows - 1 by a token each, or (reading is given) one sequence by rows tokens, which takes
+// max_room positions then. logits is (rows, vocab_size), or (vocab_size) after the last token.
+void run_step(const Model* model, const Reading* reading, const int32_t* tokens, const int32_t* positions, int32_t rows,
+              int32_t threads, int32_t max_room, float* workspace, float* logits) {
+  Step step{*model, tokens, positions, rows, reading, max_room};
+  step.place(workspace, threads);
   with_team(threads, [&](const Team& team) {
     Step mine = step;
-    mine.run(team, max_room, logits);
+    mine.run(team, logits);
   });
 }
 

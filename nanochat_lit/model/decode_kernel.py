@@ -1,10 +1,11 @@
-"""Python's side of decode_kernel.cpp: linear layers, and the whole decode step of a SlotCache, in one call each.
+"""Python's side of decode_kernel.cpp: linear layers, a decode step of a SlotCache, a chunk of a prompt, in one call each.
 
-A decode step of torch is hundreds of small operations; for a small model they cost several times what reading its weights
-does. Here a step is one call, at the speed of the memory.
+A step of torch is hundreds of small operations; for a small model they cost several times what reading its weights does.
+Here a step is one call, at the speed of the memory.
 """
 
 import ctypes
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_lit.common.cpp_library import cpp_library
+from nanochat_lit.model.kv_cache import KVCache
 from nanochat_lit.model.slot_cache import SlotCache
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 LANES = 16
 """Outputs that the kernel computes together."""
+
+CHUNK = 256
+"""Tokens of a prompt that are read in one call: memory for their states stays small."""
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """As in decode_kernel.cpp: dtypes of weights."""
@@ -38,7 +43,7 @@ class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, _Matrix) for name in ("q", "k", "v", "proj", "fc", "out")),
         *((name, _POINTER) for name in ("gate", "value_table", "keys", "values")),
-        *((name, _INT) for name in ("room", "room_stride")),
+        *((name, _INT) for name in ("room", "room_stride", "window")),
         *((name, _FLOAT) for name in ("resid", "x0")),
     )
 
@@ -50,8 +55,15 @@ class _Model(ctypes.Structure):
         *((name, _POINTER) for name in ("embeddings", "previous", "cos", "sin", "smear_gate")),
         *((name, _FLOAT) for name in ("smear_lambda", "backout", "eps")),
         *((name, _INT) for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "head_dim")),
-        *((name, _INT) for name in ("smear_channels", "gate_channels", "vocab_size", "is_bfloat16")),
+        *(
+            (name, _INT)
+            for name in ("smear_channels", "gate_channels", "vocab_size", "is_bfloat16", "is_bfloat16_cache")
+        ),
     )
+
+
+class _Reading(ctypes.Structure):
+    _fields_ = (*((name, _POINTER) for name in ("keys", "values", "before", "after")), ("room", _INT))
 
 
 @lru_cache(maxsize=1)
@@ -61,9 +73,9 @@ def kernel_library() -> ctypes.CDLL | None:
     if library is not None:
         library.workspace_floats.restype = ctypes.c_int64
         library.workspace_floats.argtypes = [_POINTER, _INT, _INT, _INT]
-        library.decode_step.argtypes = [_POINTER, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER, _POINTER]
+        library.run_step.argtypes = [*[_POINTER] * 4, _INT, _INT, _INT, _POINTER, _POINTER]
         library.linear.argtypes = [_POINTER, _POINTER, _POINTER, _INT, _INT, _INT]
-        library.decode_step.restype = library.linear.restype = None
+        library.run_step.restype = library.linear.restype = None
     return library
 
 
@@ -107,7 +119,7 @@ class KernelLinear(nn.Module):
 
 
 class DecodeKernel:
-    """The decode step of a model whose linear layers are `KernelLinear`s. Keeps what it needs of the model alive.
+    """Decode steps and prompts of a model whose linear layers are `KernelLinear`s. Keeps what it needs of the model alive.
 
     Args:
         model: From now on for inference on a CPU, in float32 or bfloat16.
@@ -128,6 +140,7 @@ class DecodeKernel:
             linears = (attention.c_q, attention.c_k, attention.c_v, attention.c_proj, mlp.c_fc, mlp.c_proj)
             for name, linear in zip(("q", "k", "v", "proj", "fc", "out"), linears, strict=True):
                 setattr(layer, name, linear.matrix)
+            layer.window = config.windows[number]
             layer.resid, layer.x0 = resid[number], x0[number]
             if config.has_value_embedding(number):
                 gate = self._gates[number] = attention.ve_gate.weight.detach().float().contiguous()
@@ -169,24 +182,47 @@ class DecodeKernel:
             and kernel_library() is not None
         )
 
-    def __call__(self, token_ids: Tensor, cache: SlotCache) -> Tensor:
-        """One more token of every slot: (B, 1) ids of the newest tokens -> (B, V) softcapped float32 logits.
+    def __call__(self, token_ids: Tensor, cache: SlotCache | KVCache) -> Tensor:
+        """Logits after some tokens, which the cache takes in; its `advance` counts them.
 
-        The cache holds the tokens after that; `SlotCache.advance` counts them.
+        Args:
+            token_ids: (B, 1) one more token of every slot, or (1, T) the next tokens of a prompt.
+            cache: Of slots, or of one row.
+
+        Returns:
+            (B, V) softcapped float32 logits after the last token.
         """
+        if isinstance(cache, SlotCache):
+            if cache is not self._cache:
+                self._bind(cache)
+            return self._run(token_ids[:, 0], cache.lengths(len(token_ids)), None, len(token_ids), cache.max_len)
+        assert cache.batch_size == len(token_ids) == 1, "prompts are read one by one"
+        assert cache.keys.dtype == self._embeddings.dtype, "the kernel reads and writes the model's compute dtype"
+        keys, values = cache.keys.data_ptr(), cache.values.data_ptr()
+        logits, start = torch.empty(0), cache.position
+        for tokens in token_ids[0].split(CHUNK):
+            after = torch.empty((1, 1, self._config.n_embd), dtype=cache.keys.dtype)
+            before = None if cache.previous_embedding is None else cache.previous_embedding.data_ptr()
+            reading = _Reading(keys, values, before, after.data_ptr(), cache.max_len)
+            end = start + len(tokens)
+            logits = self._run(tokens, range(start, end), reading, 1, end)
+            start, cache.previous_embedding = end, after
+        return logits
+
+    def _run(
+        self, token_ids: Tensor, positions: Sequence[int], reading: _Reading | None, num_logits: int, room: int
+    ) -> Tensor:
         library = kernel_library()
         assert library is not None, "made only where there is a kernel"
-        rows, threads, room = len(token_ids), torch.get_num_threads(), cache.max_len
-        if cache is not self._cache:
-            self._bind(cache)
-        tokens, positions = token_ids.int().contiguous(), torch.tensor(cache.lengths(rows), dtype=torch.int32)
-        model = ctypes.byref(self._model)
+        rows, threads, model = len(token_ids), torch.get_num_threads(), ctypes.byref(self._model)
         size = library.workspace_floats(model, rows, threads, room)
         if self._workspace.numel() < size:
             self._workspace = torch.empty(size)
-        logits = torch.empty((rows, self._config.vocab_size))
-        arrays = tokens.data_ptr(), positions.data_ptr()
-        library.decode_step(model, *arrays, rows, threads, room, self._workspace.data_ptr(), logits.data_ptr())
+        tokens, places = token_ids.int().contiguous(), torch.tensor(positions, dtype=torch.int32)
+        logits = torch.empty((num_logits, self._config.vocab_size))
+        numbers = tokens.data_ptr(), places.data_ptr(), rows, threads, room
+        where = None if reading is None else ctypes.byref(reading)
+        library.run_step(model, where, *numbers, self._workspace.data_ptr(), logits.data_ptr())
         return logits
 
     def _bind(self, cache: SlotCache) -> None:
@@ -194,4 +230,5 @@ class DecodeKernel:
         for layer, keys, values, room in zip(self._layers, cache.keys, cache.values, cache.rooms, strict=True):
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
             layer.room, layer.room_stride = room, keys.shape[2]
+        self._model.is_bfloat16_cache = cache.keys[0].dtype == torch.bfloat16
         self._model.previous = cache.embeddings.data_ptr()

@@ -36,6 +36,7 @@ from nanochat_lit.model.loss import (
     softcapped_logprobs,
     softmax_and_slope,
     token_losses,
+    total_and_token_losses,
 )
 from nanochat_lit.model.rotary import rotary_tables, rotate
 from nanochat_lit.model.slot_cache import SlotCache
@@ -188,8 +189,8 @@ class GPT(nn.Module):
         self.set_compute_dtype(compute_dtype)
         self._features: Callable[..., Tensor] = self.features
         self._loss_kernel = softmax_and_slope
-        self.decode_kernel: Callable[[Tensor, SlotCache], Tensor] | None = None
-        """Computes the logits of a decode step in one call; see model/packed.py."""
+        self.decode_kernel: Callable[[Tensor, SlotCache | KVCache], Tensor] | None = None
+        """Computes the logits of a decode step, or after a chunk of one prompt, in one call; see model/packed.py."""
 
     @property
     def device(self) -> torch.device:
@@ -346,9 +347,10 @@ class GPT(nn.Module):
             )
         if reduction not in REDUCTIONS:
             raise UserError(f"reduction {reduction!r} is not one of {', '.join(REDUCTIONS)}")
-        if targets is None and self.decode_kernel is not None and isinstance(kv_cache, SlotCache):
+        is_step = isinstance(kv_cache, SlotCache) or (last_only and kv_cache is not None and len(inputs) == 1)
+        if targets is None and self.decode_kernel is not None and kv_cache is not None and is_step:
             logits = self.decode_kernel(inputs, kv_cache)
-            kv_cache.advance(1)
+            kv_cache.advance(inputs.shape[1])
             return logits.unsqueeze(1)
         if targets is None:
             hidden = self.features(inputs, kv_cache)
@@ -362,6 +364,20 @@ class GPT(nn.Module):
     def unembed(self, hidden: Tensor) -> Tensor:
         """Raw logits (..., V) of final states (..., C)."""
         return self.lm_head(hidden)[..., : self.config.vocab_size]
+
+    def loss_and_token_losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss to train with, and what it is made of.
+
+        Args:
+            inputs: (B, T) token ids.
+            targets: (B, T) ids of the next tokens; IGNORE_INDEX (-1) does not count.
+
+        Returns:
+            Float32 mean over the kept targets in nats, and (B, T) losses without gradient, 0 for ignored targets.
+        """
+        hidden = self._training_features(inputs)
+        total, losses = total_and_token_losses(hidden, self._unembedding(), targets, self._loss_kernel)
+        return reduce_losses(total, targets, "mean"), losses
 
     def logprobs(self, inputs: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """How likely each next token is, for objectives that weigh tokens differently.

@@ -14,13 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nanochat_lit.model.loss_kernel import IGNORE_INDEX, has_loss_kernel, loss_and_gradient_in_place
+from nanochat_lit.model.loss_kernel import (
+    IGNORE_INDEX,
+    add_in_place,
+    has_loss_kernel,
+    loss_and_gradient_in_place,
+)
 
 SOFTCAP = 15.0
 """Logits are squeezed smoothly into (-SOFTCAP, SOFTCAP)."""
 
 CHUNK_ELEMENTS = 1 << 22
-"""Logits per chunk (16 MB in float32)."""
+"""Logits per chunk (16 MB in float32) while that gives it CHUNK_ROWS."""
+
+CHUNK_ROWS = {"cpu": 1024}
+"""Least rows per chunk, by device: each chunk adds a gradient of the whole unembedding, 12 bytes a weight to be moved."""
+
+ACCELERATOR_CHUNK_ROWS = 4096
+"""Least rows per chunk elsewhere: more arithmetic is done while a byte is moved."""
 
 
 def softcap(logits: Tensor) -> Tensor:
@@ -41,7 +52,7 @@ def token_losses(hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Te
         (...) float32 nats, 0 where the target is ignored.
     """
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    chunk = rows_per_chunk(len(rows), vocab_size)
+    chunk = rows_per_chunk(len(rows), vocab_size, rows.device.type)
     losses = [
         F.cross_entropy(softcap(unembed(part)), part_targets, ignore_index=IGNORE_INDEX, reduction="none")
         for part, part_targets in zip(rows.split(chunk), flat_targets.split(chunk), strict=True)
@@ -81,7 +92,7 @@ ChunkKernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def chunk_loss_and_gradient(logits: Tensor, targets: Tensor, kernel: ChunkKernel) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk, and its gradient with respect to the raw logits.
+    """Losses of a chunk's rows, and the gradient of their sum with respect to the raw logits.
 
     On a CPU this is one call of a C++ kernel where that could be built. Elsewhere the targets' own columns are handled here,
     outside `kernel`: a one-hot inside it kept the compiler from fusing the rest into one pass over each row.
@@ -92,7 +103,7 @@ def chunk_loss_and_gradient(logits: Tensor, targets: Tensor, kernel: ChunkKernel
         kernel: `softmax_and_slope` or a compiled twin.
 
     Returns:
-        Float32 scalar, and (N, V) in the dtype of the logits; ignored rows count nothing.
+        (N,) float32, and (N, V) in the dtype of the logits; ignored rows count nothing.
     """
     if has_loss_kernel(logits):
         return loss_and_gradient_in_place(logits, targets), logits
@@ -103,37 +114,43 @@ def chunk_loss_and_gradient(logits: Tensor, targets: Tensor, kernel: ChunkKernel
     at_target = (torch.exp(SOFTCAP * squeezed) / total - 1.0) * (1.0 - squeezed.square()) * is_kept
     gradient.scatter_(1, index, at_target.to(gradient.dtype))
     losses = (total.log() - SOFTCAP * squeezed) * is_kept
-    return losses.sum(), gradient
+    return losses.squeeze(1), gradient
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sum of the row losses; the gradients are ready when forward returns."""
+    """Sum of the row losses, and these themselves without gradient; the sum's gradients are ready when forward returns."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernel: ChunkKernel) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernel: ChunkKernel
+    ) -> tuple[Tensor, Tensor]:
         compute_weight = weight.to(hidden.dtype)
         rows, index = _rows_that_count(hidden, targets)
         targets = targets if index is None else targets[index]
         grad_rows = torch.empty_like(rows)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
+        losses = torch.empty(len(rows), dtype=torch.float32, device=hidden.device)
+        chunk = rows_per_chunk(rows.shape[0], weight.shape[0], rows.device.type)
         # one piece of memory for all chunks: what is given back and fetched again is cleared page by page
         room, product = hidden.new_empty(chunk, weight.shape[0]), torch.empty_like(compute_weight)
         for start in range(0, rows.shape[0], chunk):
             part = slice(start, start + chunk)
             logits = torch.mm(rows[part], compute_weight.T, out=room[: len(rows[part])])
-            loss, gradient = chunk_loss_and_gradient(logits, targets[part], kernel)
-            total += loss
+            losses[part], gradient = chunk_loss_and_gradient(logits, targets[part], kernel)
             torch.mm(gradient, compute_weight, out=grad_rows[part])
-            grad_weight += torch.mm(gradient.T, rows[part], out=product)
-        grad_hidden = grad_rows if index is None else torch.zeros_like(hidden).index_copy_(0, index, grad_rows)
+            add_in_place(grad_weight, torch.mm(gradient.T, rows[part], out=product))
+        total, grad_hidden = losses.sum(), grad_rows
+        if index is not None:
+            grad_hidden = torch.zeros_like(hidden).index_copy_(0, index, grad_rows)
+            losses = losses.new_zeros(len(hidden)).index_copy_(0, index, losses)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
-        return total
+        ctx.mark_non_differentiable(losses)
+        ctx.set_materialize_grads(False)
+        return total, losses
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_hidden, grad_weight = ctx.saved_tensors
         grad_weight = (grad_weight * grad_output).to(ctx.weight_dtype)
         return grad_hidden * grad_output.to(grad_hidden.dtype), grad_weight, None, None
@@ -156,9 +173,10 @@ def _rows_that_count(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | 
     return hidden[index], index
 
 
-def rows_per_chunk(num_rows: int, vocab_size: int) -> int:
-    """Rows whose logits are made at once: about CHUNK_ELEMENTS of them, in equal chunks (one shape, one compilation)."""
-    num_chunks = max(1, -(-num_rows * vocab_size // CHUNK_ELEMENTS))
+def rows_per_chunk(num_rows: int, vocab_size: int, device_type: str) -> int:
+    """Rows whose logits are made at once, in equal chunks (one shape, one compilation)."""
+    most = max(CHUNK_ELEMENTS // vocab_size, CHUNK_ROWS.get(device_type, ACCELERATOR_CHUNK_ROWS))
+    num_chunks = max(1, -(-num_rows // most))
     return max(1, -(-num_rows // num_chunks))
 
 
@@ -181,12 +199,32 @@ def softcapped_cross_entropy(
     Returns:
         Float32 loss in nats: a scalar, or (B, T) with 0 for ignored targets.
     """
-    if reduction != "none" and torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        losses = _ChunkedLoss.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), kernel)
-    else:
+    if reduction == "none":
         compute_weight = weight.to(hidden.dtype)
-        losses = token_losses(hidden, targets, lambda rows: F.linear(rows, compute_weight), weight.shape[0])
-    return reduce_losses(losses, targets, reduction)
+        return token_losses(hidden, targets, lambda rows: F.linear(rows, compute_weight), weight.shape[0])
+    total, _ = total_and_token_losses(hidden, weight, targets, kernel)
+    return reduce_losses(total, targets, reduction)
+
+
+def total_and_token_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, kernel: ChunkKernel = softmax_and_slope
+) -> tuple[Tensor, Tensor]:
+    """The sum of the losses, and what each token contributes to it, at no further cost.
+
+    Args:
+        hidden: (B, T, C) final states in the compute dtype.
+        weight: (V, C) unembedding rows that are real tokens.
+        targets: (B, T) token ids; IGNORE_INDEX rows do not count.
+        kernel: As of `softcapped_cross_entropy`.
+
+    Returns:
+        Float32 scalar in nats, and (B, T) without gradient, 0 for ignored targets.
+    """
+    if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        total, losses = _ChunkedLoss.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), kernel)
+        return total, losses.view(targets.shape)
+    losses = softcapped_cross_entropy(hidden, weight, targets, "none")
+    return losses.sum(), losses
 
 
 def chunk_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -215,7 +253,7 @@ def softcapped_logprobs(
         gradient; both 0 where the target is ignored.
     """
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
+    chunk = rows_per_chunk(rows.shape[0], weight.shape[0], rows.device.type)
     compute_weight = weight.to(hidden.dtype)
     parts = [
         checkpoint(

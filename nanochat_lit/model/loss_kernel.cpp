@@ -9,14 +9,11 @@ Floats squeeze(Floats logits) { return 1.0f / (exponential(logits * (2.0f / SOFT
 
 Floats load_row(const float* from) { return load<Floats>(from); }
 
-Floats load_row(const uint16_t* from) { return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16); }
+Floats load_row(const uint16_t* from) { return widen(from); }
 
 void store_row(float* to, Floats v) { store(to, v); }
 
-void store_row(uint16_t* to, Floats v) {
-  Words word = (Words)v;
-  store(to, __builtin_convertvector((word + 0x7fff + ((word >> 16) & 1)) >> 16, Halves));  // to the nearest, ties to even
-}
+void store_row(uint16_t* to, Floats v) { narrow(to, v); }
 
 // Loss of one row, whose gradient replaces it; `slopes` has room for whole vectors of a row.
 template <class T> float row_loss(T* logits, int64_t size, int64_t target, float* slopes) {
@@ -62,6 +59,16 @@ template <class T> void chunk(T* logits, const int64_t* targets, int64_t rows, i
 }
 
 }  // namespace
+
+// sums (size) += added (size), bfloat16.
+extern "C" void add_bfloat16(float* sums, const uint16_t* added, int64_t size, int32_t threads) {
+  with_team(threads, [=](const Team& team) {
+    int64_t blocks = size / LANES, first = blocks * team.thread / team.size, last = blocks * (team.thread + 1) / team.size;
+    for (int64_t i = first * LANES; i < last * LANES; i += LANES) store(sums + i, load<Floats>(sums + i) + widen(added + i));
+    if (team.thread == team.size - 1)
+      for (int64_t i = blocks * LANES; i < size; i++) sums[i] += from_bfloat16(added[i]);
+  });
+}
 
 // logits (rows, size), bfloat16 or float32; targets (rows), below 0 where the row does not count; losses (rows).
 extern "C" void loss_and_gradient(

@@ -20,7 +20,8 @@ def loss_library() -> ctypes.CDLL | None:
     if library is not None:
         pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
         library.loss_and_gradient.argtypes = [pointer, pointer, size, size, flag, flag, pointer]
-        library.loss_and_gradient.restype = None
+        library.add_bfloat16.argtypes = [pointer, pointer, size, flag]
+        library.loss_and_gradient.restype = library.add_bfloat16.restype = None
     return library
 
 
@@ -31,14 +32,14 @@ def has_loss_kernel(logits: Tensor) -> bool:
 
 
 def loss_and_gradient_in_place(logits: Tensor, targets: Tensor) -> Tensor:
-    """Summed softcapped cross entropy of a chunk; its gradient takes the place of the logits.
+    """Softcapped cross entropy of the rows of a chunk; the gradient of its sum takes the place of the logits.
 
     Args:
         logits: (N, V) contiguous, float32 or bfloat16; overwritten by the gradient with respect to themselves.
         targets: (N,) token ids below V, of any integer type; IGNORE_INDEX where a row does not count.
 
     Returns:
-        Float32 scalar, nats.
+        (N,) float32 nats, 0 where the row does not count.
 
     Raises:
         IndexError: If a target is no column.
@@ -59,4 +60,16 @@ def loss_and_gradient_in_place(logits: Tensor, targets: Tensor) -> Tensor:
     is_bfloat16, threads = int(logits.dtype == torch.bfloat16), torch.get_num_threads()
     arrays = logits.data_ptr(), targets.data_ptr()
     library.loss_and_gradient(*arrays, rows, size, is_bfloat16, threads, losses.data_ptr())
-    return losses.sum()
+    return losses
+
+
+def add_in_place(sums: Tensor, added: Tensor) -> None:
+    """Add a tensor to a float32 one, both contiguous; torch would copy a bfloat16 one to float32 first."""
+    library = loss_library() if has_loss_kernel(added) and added.dtype == torch.bfloat16 else None
+    if library is None:
+        sums += added
+        return
+    assert sums.is_contiguous(), "elements follow each other"
+    assert added.is_contiguous(), "elements follow each other"
+    assert sums.shape == added.shape, "an element for each"
+    library.add_bfloat16(sums.data_ptr(), added.data_ptr(), sums.numel(), torch.get_num_threads())

@@ -195,7 +195,7 @@ def _loss(config: GPTConfig, run: _Run) -> int:
     tokens, vocabulary = run.rows * config.sequence_len, config.padded_vocab_size
     # The C++ kernel works in place. Five float32 forms of a chunk live at once in an eager `softmax_and_slope`.
     beside = 0 if run.has_loss_kernel else run.element if run.is_compiled else 5 * MASTER_BYTES
-    chunk = rows_per_chunk(tokens, config.vocab_size) * config.vocab_size * (run.element + beside)
+    chunk = rows_per_chunk(tokens, config.vocab_size, run.device_type) * config.vocab_size * (run.element + beside)
     copies = run.element if run.element < MASTER_BYTES else 0
     head = vocabulary * config.n_embd * (MASTER_BYTES + run.element + copies)  # the sum, a chunk's share, the weights
     return chunk + head + tokens * config.n_embd * run.element

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.optim.polar import equilibrate_rows, polar_express
+from nanochat_lit.optim.muon_kernel import combine_in_place, has_muon_kernel, momentum_in_bfloat16, update_in_place
+from nanochat_lit.optim.polar import equilibrate_rows, polar_express, polar_iterations
 from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Pending, Shards
 
 
@@ -57,12 +58,47 @@ def cautious_update(parameters: Tensor, direction: Tensor, lr: float, weight_dec
         lr: Learning rate of a square matrix; tall ones take sqrt(m / n) times it.
         weight_decay: Decay per unit of learning rate.
     """
-    lr = lr * max(1.0, direction.shape[-2] / direction.shape[-1]) ** 0.5
+    lr = lr * _shape_factor(direction)
     direction = direction.to(parameters.dtype)
     if weight_decay:
         agrees = (direction * parameters) >= 0
         direction = direction.addcmul(parameters, agrees.to(parameters.dtype), value=weight_decay)
     parameters.sub_(direction, alpha=lr)
+
+
+def muon_step(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    state: dict[str, Tensor],
+    options: dict[str, Any],
+    dtype: torch.dtype,
+) -> None:
+    """One step of Muon on matrices of one shape.
+
+    Args:
+        parameters: K of (m, n), updated in place.
+        gradients: One for each.
+        state: momentum_buffer and second_moment, as above; updated in place.
+        options: momentum, beta2, lr and weight_decay.
+        dtype: Of the matrix products.
+    """
+    momentum, beta2, lr, weight_decay = (options[name] for name in ("momentum", "beta2", "lr", "weight_decay"))
+    if has_muon_kernel([*parameters, *gradients], dtype):
+        x = momentum_in_bfloat16(gradients, state["momentum_buffer"], momentum)
+        x, lr = polar_iterations(x, combine_in_place), lr * _shape_factor(x)
+        update_in_place(parameters, x, state["second_moment"], beta2=beta2, lr=lr, weight_decay=weight_decay)
+        return
+    direction = muon_direction(torch.stack(gradients), state["momentum_buffer"], momentum, dtype)
+    direction = normalise_neurons(direction, state["second_moment"], beta2)
+    stacked = torch.stack(parameters)
+    cautious_update(stacked, direction, lr, weight_decay)
+    for parameter, value in zip(parameters, stacked.unbind(), strict=True):
+        parameter.copy_(value)
+
+
+def _shape_factor(matrices: Tensor) -> float:
+    """Tall matrices step farther."""
+    return max(1.0, matrices.shape[-2] / matrices.shape[-1]) ** 0.5
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -129,9 +165,9 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
     def _average_gradients(self, group: dict[str, Any]) -> list[Pending]:
-        """This rank's part of the gradients, averaged over the ranks: of a muon group one stack."""
+        """This rank's part of the gradients, averaged over the ranks: of a muon group that is divided one stack."""
         gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-        if group["kind"] == "muon":
+        if group["kind"] == "muon" and self.shards.world_size > 1:
             assert len(gradients) in (0, len(group["params"])), "a muon group steps whole: it needs every gradient"
             return [self.shards.average(torch.stack(gradients))] if gradients else []
         return [
@@ -143,21 +179,23 @@ class MuonAdamW(torch.optim.Optimizer):
         parameters = _with_gradient(group)
         if not parameters:
             return []
-        gradients = averages[0].wait()  # (K, m, n), K matrices of this rank
         own = parameters[self.shards.span(len(parameters))]
-        stacked = torch.stack(own) if own else torch.empty_like(gradients)
+        if self.shards.world_size == 1:
+            assert len(parameters) == len(group["params"]), "a muon group steps whole: it needs every gradient"
+            gradients = [gradient.wait() for gradient in averages]
+        else:
+            gradients = list(averages[0].wait().unbind())
         state = self.state[parameters[0]]
         if not state:
-            state["momentum_buffer"] = torch.zeros_like(gradients)
-            num_rows, num_columns = gradients.shape[-2:]
+            num_rows, num_columns = parameters[0].shape
             moment_shape = (num_rows, 1) if num_rows >= num_columns else (1, num_columns)
-            state["second_moment"] = gradients.new_zeros(len(own), *moment_shape)
+            for name, shape in (("momentum_buffer", (num_rows, num_columns)), ("second_moment", moment_shape)):
+                state[name] = parameters[0].new_zeros(len(own), *shape)
         if own:
-            direction = muon_direction(
-                gradients, state["momentum_buffer"], group["momentum"], self.product_dtype or gradients.dtype
-            )
-            direction = normalise_neurons(direction, state["second_moment"], group["beta2"])
-            cautious_update(stacked, direction, group["lr"], group["weight_decay"])
+            muon_step(own, gradients, state, group, self.product_dtype or gradients[0].dtype)
+        if self.shards.world_size == 1:
+            return []
+        stacked = torch.stack(own) if own else parameters[0].new_empty(0, *parameters[0].shape)
         return [partial(_write_stack, parameters, self.shards.gather(stacked, len(parameters)))]
 
     def _update_adamw(self, group: dict[str, Any], averages: list[Pending]) -> list[Callable[[], None]]:

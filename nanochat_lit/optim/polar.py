@@ -1,5 +1,8 @@
 """Orthogonalise stacks of matrices: row equilibration, Polar Express iterations, unit-scale rescale."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,14 @@ def equilibrate_rows(matrices: Tensor) -> Tensor:
     return matrices * (mean_norm / row_norms.clamp(min=1e-6)).to(matrices.dtype)
 
 
+Combine: TypeAlias = Callable[[Tensor, float, Tensor, float], Tensor]
+
+
+def combine(x: Tensor, a: float, y: Tensor, b: float) -> Tensor:
+    """Sum of two tensors with factors, a * x + b * y."""
+    return a * x + b * y
+
+
 def polar_express(matrices: Tensor) -> Tensor:
     """Approximate the orthogonal polar factor of each matrix, with the Frobenius norm that factor would have.
 
@@ -30,14 +41,24 @@ def polar_express(matrices: Tensor) -> Tensor:
         Amsel et al. 2025, The Polar Express. https://arxiv.org/abs/2505.16932; the final rescale: Muon+,
         https://arxiv.org/abs/2602.21545
     """
-    num_rows, num_columns = matrices.shape[-2:]
     x = matrices / (_frobenius(matrices) * 1.01 + 1e-6).to(matrices.dtype)
-    is_tall = num_rows > num_columns  # the Gram matrix of the short side is the cheap one
+    x = polar_iterations(x)
+    return x * (min(matrices.shape[-2:]) ** 0.5 / _frobenius(x).clamp(min=1e-6)).to(x.dtype)
+
+
+def polar_iterations(x: Tensor, combine: Combine = combine) -> Tensor:
+    """The products of `polar_express`: bring all singular values of matrices of norm up to 1 near one another.
+
+    Args:
+        x: (K, m, n) of Frobenius norm below 1.
+        combine: Sums two tensors with factors; may do so in its first.
+    """
+    is_tall = x.shape[-2] > x.shape[-1]  # the Gram matrix of the short side is the cheap one
     for a, b, c in POLAR_EXPRESS_COEFFICIENTS:
         gram = x.mT @ x if is_tall else x @ x.mT
-        polynomial = b * gram + c * (gram @ gram)
-        x = a * x + (x @ polynomial if is_tall else polynomial @ x)
-    return x * (min(num_rows, num_columns) ** 0.5 / _frobenius(x).clamp(min=1e-6)).to(x.dtype)
+        polynomial = combine(gram, b, gram @ gram, c)
+        x = combine(x, a, x @ polynomial if is_tall else polynomial @ x, 1.0)
+    return x
 
 
 def _frobenius(matrices: Tensor) -> Tensor:

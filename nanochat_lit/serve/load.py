@@ -51,9 +51,9 @@ class LoadResult:
             "errors": len(self.answers) - len(good),
             "tokens_per_s": num_tokens / self.seconds,
             "num_tokens": num_tokens,
-            "first_token_ms": _percentiles(first),
-            "inter_token_ms": _percentiles(per_token),
-            "gap_ms": _percentiles(gaps),
+            "first_token_ms": percentiles(first),
+            "inter_token_ms": percentiles(per_token),
+            "gap_ms": percentiles(gaps),
         }
 
 
@@ -70,7 +70,7 @@ async def run_load(url: str, bodies: Sequence[dict[str, Any]], concurrency: int,
     answers: list[Answered] = []
 
     async def client() -> None:
-        connection = _Connection(url, api_key)
+        connection = Connection(url, api_key)
         for body in waiting:  # shared: whoever is free takes the next
             answers.append(await connection.ask(body))  # noqa: PERF401 (each when it is there)
         connection.close()
@@ -80,7 +80,7 @@ async def run_load(url: str, bodies: Sequence[dict[str, Any]], concurrency: int,
     return LoadResult(concurrency, answers, time.perf_counter() - start_s)
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """A client, which keeps its connection from answer to answer.
 
     Args:
@@ -97,6 +97,11 @@ class _Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._times_s: list[float] = []
         self._done: asyncio.Future[None] | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether an answer has begun to arrive and is not over."""
+        return bool(self._chunks) and self._done is not None and not self._done.done()
 
     async def ask(self, body: dict[str, Any]) -> Answered:
         """One request and its answer."""
@@ -127,9 +132,11 @@ class _Connection(asyncio.Protocol):
     # what asyncio calls
 
     def connection_made(self, transport: Any) -> None:
+        """Keep what can be written to."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        """Keep what came and when; see whether it was the end."""
         self._times_s.append(time.perf_counter())
         self._chunks.append(data)
         # an answer ends with an empty chunk of HTTP; an error has no chunks and comes at once
@@ -138,6 +145,7 @@ class _Connection(asyncio.Protocol):
             self._done.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell who waits."""
         self._transport = None
         if self._done is not None and not self._done.done():
             self._done.set_exception(exc if isinstance(exc, OSError) else ConnectionError("the server hung up"))
@@ -170,7 +178,8 @@ def _take(event: dict[str, Any], time_s: float, answer: Answered) -> None:
         answer.num_tokens = event["usage"]["completion_tokens"]
 
 
-def _percentiles(values: Sequence[float]) -> dict[str, float | None]:
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """p50, p90 and p99; None where there are no values."""
     names = ("p50", "p90", "p99")
     if not values:
         return dict.fromkeys(names)

@@ -48,7 +48,7 @@ class ChatServer(litserve.LitServer):
         self._start_s = time.monotonic()
         self._uvicorn: _Uvicorn | None = None
         spec = ChatSpec(settings, Tokenizer.load(settings.model), self.pool, self.metrics)
-        middlewares: list[Any] = [(_RequestCounter, {"metrics": self.metrics})]
+        middlewares: list[Any] = [_DefectAnswers, (_RequestCounter, {"metrics": self.metrics})]  # the last is outermost
         if settings.cors_origins:
             cors = {"allow_origins": list(settings.cors_origins), "allow_methods": ["*"], "allow_headers": ["*"]}
             middlewares.append((CORSMiddleware, {**cors, "expose_headers": ["Retry-After"]}))
@@ -62,7 +62,6 @@ class ChatServer(litserve.LitServer):
         )
         self.app.add_exception_handler(ApiError, _tell)
         self.app.add_exception_handler(StarletteHTTPException, _tell)
-        self.app.add_exception_handler(Exception, _tell)
 
     def _register_internal_endpoints(self) -> None:
         """LitServe's own ask for the key before they tell the health, and call a server healthy whose workers are dead."""
@@ -157,6 +156,31 @@ class _Uvicorn(uvicorn.Server):
         timer = loop.call_later(self._drain_timeout_s, self._pool.fail_all, 503, "the server is ending")
         await super().shutdown(sockets)
         timer.cancel()
+
+
+class _DefectAnswers:
+    """Answers 500 where an exception comes through.
+
+    Starlette's own does so outside of everything else, where the answer is not counted and no web page may read it (CORS).
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        is_started = False
+
+        async def watch(message: Any) -> None:
+            nonlocal is_started
+            is_started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except Exception as error:
+            if scope["type"] == "http" and not is_started:
+                await (await _tell(Request(scope), error))(scope, receive, send)
+            raise  # uvicorn writes it into the log
 
 
 class _RequestCounter:

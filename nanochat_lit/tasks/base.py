@@ -2,7 +2,8 @@
 
 A task is a sequence of conversations. Training reads them; evaluation drops the last answer, asks a model for it, and lets
 the task judge. A task whose answer is one of a few letters says so with `letters` in its conversations: then the model's
-logits of those letters decide, and nothing has to be generated.
+logits of those letters decide, and nothing has to be generated. A task whose answers have a form of their own says in
+`instruction` how a model would be asked for it that has not been fine-tuned on the task.
 """
 
 from __future__ import annotations

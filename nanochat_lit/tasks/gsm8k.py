@@ -14,6 +14,8 @@ from typing import Any
 from nanochat_lit.tasks.base import Conversation
 from nanochat_lit.tasks.rows import Row, RowTask, load_rows, missing_text
 
+INSTRUCTION = 'Reason step by step. End with a line that is "#### " and the number alone.'
+
 _CALL = re.compile(r"<<([^<>]*)>>")
 _ANSWER = re.compile(r"####\s*\$?(-?[\d.,]+)")
 
@@ -37,7 +39,8 @@ class GSM8K(RowTask):
             "messages": [
                 {"role": "user", "content": row["question"]},
                 {"role": "assistant", "content": answer_parts(row["answer"])},
-            ]
+            ],
+            "instruction": INSTRUCTION,
         }
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:

@@ -16,6 +16,8 @@ from nanochat_lit.tasks.rows import Row, RowTask, load_rows, missing_text
 RunCode = Callable[[str], bool]
 """Runs a program and says whether it ended without an error. What it runs is untrusted: give it a sandbox."""
 
+INSTRUCTION = "Complete the function. Answer with the whole function, imports included, in one block of Python code."
+
 _FENCED = re.compile(r"```(?:[Pp]ython3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
@@ -40,6 +42,7 @@ class HumanEval(RowTask):
                 {"role": "user", "content": row["prompt"]},
                 {"role": "assistant", "content": row["prompt"] + "\n" + row["canonical_solution"]},
             ],
+            "instruction": INSTRUCTION,
             "entry_point": row["entry_point"],
             "test": row["test"],
         }

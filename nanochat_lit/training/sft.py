@@ -121,23 +121,21 @@ class SFTModule(ContinuedModule):
         self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        self.accounts.add(batch)
-        return super().training_step(batch, batch_idx)
+        loss, token_losses = self.model.loss_and_token_losses(batch["inputs"], batch["targets"])
+        self.accounts.add(batch, token_losses)
+        self.losses.add(loss)
+        return loss
 
     def pop_step_figures(self) -> dict[str, float]:
-        assert self.accounts.counts is not None, "a row of metrics follows a step"
-        counts = self.accounts.counts.float()
-        self.accounts.counts = None
-        return self.accounts.shares(cast(Tensor, self.trainer.strategy.reduce(counts, reduce_op="sum")).tolist())
+        sums = cast(Tensor, self.trainer.strategy.reduce(self.accounts.pop(), reduce_op="sum"))
+        return self.accounts.figures(sums.tolist())
 
     def rank_state_dict(self) -> dict[str, Any]:
-        counts = self.accounts.counts
-        return {**super().rank_state_dict(), "accounts": None if counts is None else counts.cpu()}
+        return {**super().rank_state_dict(), "token_accounts": self.accounts.state_dict()}
 
     def load_rank_state_dict(self, state: dict[str, Any]) -> None:
         super().load_rank_state_dict(state)
-        counts = state.get("accounts")
-        self.accounts.counts = None if counts is None else counts.to(self.device)
+        self.accounts.load_state_dict(state.get("token_accounts", {}), self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         losses = self.model(batch["inputs"], batch["targets"], reduction="none")

@@ -9,7 +9,8 @@ import torch
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
-from nanochat_lit.evaluation import chat_core
+from nanochat_lit.evaluation import answerer, chat_core
+from nanochat_lit.evaluation.answerer import EngineAnswerer
 from nanochat_lit.evaluation.chat_core import Answering, evaluate_chat, evaluate_chat_task
 from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, DEFAULT_LABELS, load_chat_tasks
 from nanochat_lit.evaluation.score_report import summarize
@@ -76,7 +77,7 @@ def report(tasks, results):
 
 def test_an_oracle_gets_everything_right(paths, tokenizer):
     tasks = load_chat_tasks([*DEFAULT_LABELS, "count_letters", "spell_word", "identity"], paths, max_per_task=40)
-    results = evaluate_chat(Oracle(tokenizer, tasks), tasks, Answering())
+    results = evaluate_chat(EngineAnswerer(Oracle(tokenizer, tasks)), tasks, Answering())
     assert {result.label: (result.kind, result.accuracy) for result in results} == {
         "arc_easy": ("categorical", 1.0),
         "arc_challenge": ("categorical", 1.0),
@@ -94,7 +95,7 @@ def test_an_oracle_gets_everything_right(paths, tokenizer):
 def test_a_uniform_model_gets_the_baseline(paths, tokenizer):
     labels = ["arc_easy", "arc_challenge", "mmlu"]
     tasks = load_chat_tasks(labels, {label: paths[label] for label in labels})
-    made = report(tasks, evaluate_chat(Oracle(tokenizer, tasks, share=0.0), tasks, Answering()))
+    made = report(tasks, evaluate_chat(EngineAnswerer(Oracle(tokenizer, tasks, share=0.0)), tasks, Answering()))
     assert [task["accuracy"] for task in made["tasks"]] == [0.25] * 3
     assert made["scores"]["x"]["low"] <= 0 <= made["scores"]["x"]["high"]
 
@@ -105,13 +106,13 @@ def test_the_form_of_answers_is_counted_beside_their_truth(paths, tokenizer, ran
     said = [tokenizer.encode("#### 123456789" if number % 2 else "no idea") for number in range(4)]
     engine = Engine(random_model(sequence_len=1024), tokenizer)
     monkeypatch.setattr(engine, "generate_batch", lambda prompts, limit: said)
-    result = evaluate_chat_task(engine, chat_task, Answering())
+    result = evaluate_chat_task(EngineAnswerer(engine), chat_task, Answering())
     assert (sum(result.correct), result.num_formed, result.format_rate) == (0, 2, 0.5)
 
 
 @pytest.mark.parametrize("tokens_per_pass", [1, 1000])
 def test_letters_are_chosen_by_their_logits(tokens_per_pass, paths, random_model, tokenizer, monkeypatch):
-    monkeypatch.setattr(chat_core, "TOKENS_PER_PASS", {"cpu": tokens_per_pass})
+    monkeypatch.setattr(answerer, "TOKENS_PER_PASS", {"cpu": tokens_per_pass})
     model = random_model(sequence_len=1024)
     (chat_task,) = load_chat_tasks(["mmlu"], {"mmlu": paths["mmlu"]}, max_per_task=30)
     expected = []
@@ -120,7 +121,7 @@ def test_letters_are_chosen_by_their_logits(tokens_per_pass, paths, random_model
             logits = model(torch.tensor([render_for_completion(tokenizer, conversation)]))[0, -1]
         scores = [logits[tokenizer.encode(letter)[0]].item() for letter in "ABCD"]
         expected.append(int("ABCD"[scores.index(max(scores))] == conversation["messages"][-1]["content"]))
-    result = evaluate_chat_task(Engine(model, tokenizer), chat_task, Answering())
+    result = evaluate_chat_task(EngineAnswerer(Engine(model, tokenizer)), chat_task, Answering())
     assert result.correct == expected
     assert len(set(expected)) == 2
 
@@ -135,27 +136,29 @@ def test_ranks_do_not_change_the_answers(answering, random_model, tokenizer, mon
         asked.append(completion) or len(completion) % 2 == 0
     )
     engine = Engine(random_model(sequence_len=256), tokenizer)
-    alone = evaluate_chat_task(engine, chat_task, answering)
+    alone = evaluate_chat_task(EngineAnswerer(engine), chat_task, answering)
     assert len(set(asked)) > len(asked) / 2
     shares = []
     monkeypatch.setattr(chat_core, "world_size", lambda: 2)
     for number in range(2):
         monkeypatch.setattr(chat_core, "rank", lambda number=number: number)
-        shares.append(evaluate_chat_task(engine, chat_task, answering).correct)
+        shares.append(evaluate_chat_task(EngineAnswerer(engine), chat_task, answering).correct)
     assert [a + b for a, b in zip(*shares, strict=True)] == alone.correct
     assert sum(alone.correct) > 0
 
 
 def test_several_samples(paths, tokenizer):
     tasks = load_chat_tasks(["gsm8k"], {"gsm8k": paths["gsm8k"]})
-    (result,) = evaluate_chat(Oracle(tokenizer, tasks), tasks, Answering(num_samples=4, temperature=1.0))
+    (result,) = evaluate_chat(
+        EngineAnswerer(Oracle(tokenizer, tasks)), tasks, Answering(num_samples=4, temperature=1.0)
+    )
     assert result.correct == [2] * 80
     assert result.accuracy == 0.5
 
 
 def test_what_does_not_fit_is_wrong(paths, random_model, tokenizer):
     tasks = load_chat_tasks(["mmlu", "gsm8k"], {label: paths[label] for label in ("mmlu", "gsm8k")}, max_per_task=5)
-    for result in evaluate_chat(Engine(random_model(sequence_len=8), tokenizer), tasks, Answering()):
+    for result in evaluate_chat(EngineAnswerer(Engine(random_model(sequence_len=8), tokenizer)), tasks, Answering()):
         assert (result.correct, result.num_cut) == ([0] * 5, 5)
 
 
@@ -164,7 +167,7 @@ def test_humaneval_takes_a_sandbox(shared, tokenizer):
     with pytest.raises(UserError, match="needs a run_code that isolates it"):
         load_chat_tasks(["humaneval"], path)
     tasks = load_chat_tasks(["humaneval"], path, max_per_task=3, run_code=lambda program: "check(" in program)
-    (result,) = evaluate_chat(Oracle(tokenizer, tasks), tasks, Answering())
+    (result,) = evaluate_chat(EngineAnswerer(Oracle(tokenizer, tasks)), tasks, Answering())
     assert result.accuracy == 1.0
 
 
@@ -177,7 +180,7 @@ def test_the_real_questions_fit_the_form(shared, tokenizer):
         "gsm8k": data / "gsm8k/test.jsonl",
     }
     tasks = load_chat_tasks(paths=paths, max_per_task=20)
-    results = evaluate_chat(Oracle(tokenizer, tasks), tasks, Answering())
+    results = evaluate_chat(EngineAnswerer(Oracle(tokenizer, tasks)), tasks, Answering())
     assert [result.accuracy for result in results] == [1.0] * 4
 
 
@@ -186,7 +189,7 @@ def test_letters_that_are_not_one_token(tmp_path, random_model, tokenizer):
     (tmp_path / "arc.jsonl").write_text(json.dumps(row))
     tasks = load_chat_tasks(["arc_easy"], {"arc_easy": tmp_path / "arc.jsonl"})
     with pytest.raises(UserError, match="arc_easy: the letter 'Ω' is 2 tokens"):
-        evaluate_chat(Engine(random_model(), tokenizer), tasks, Answering())
+        evaluate_chat(EngineAnswerer(Engine(random_model(), tokenizer)), tasks, Answering())
 
 
 @pytest.mark.parametrize(
@@ -216,4 +219,6 @@ def test_mistakes_in_the_tasks(arguments, message):
 )
 def test_impossible_settings_are_told_first(settings, message, random_model, tokenizer):
     with pytest.raises(UserError, match=message):
-        evaluate_chat(Engine(random_model(), tokenizer), load_chat_tasks(["identity"]), Answering(**settings))
+        evaluate_chat(
+            EngineAnswerer(Engine(random_model(), tokenizer)), load_chat_tasks(["identity"]), Answering(**settings)
+        )

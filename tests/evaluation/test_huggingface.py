@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,44 +22,10 @@ from nanochat_lit.evaluation.huggingface import HuggingFaceScorer, is_huggingfac
 from nanochat_lit.evaluation.scoring import GPTScorer
 
 TEXTS = ["the cat sat on the mat, naïve 日本語 🙂.", "a dog <|endoftext|> ran.", "", "small river " * 40]
-END = "<|endoftext|>"
-
-
-def save_tokenizer(folder: Path, **options: object) -> int:
-    """A byte-level BPE tokenizer of a few merges; its vocabulary."""
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
-    pieces = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    whole = tokenizers.Tokenizer(tokenizers.models.BPE())
-    whole.pre_tokenizer, whole.decoder = pieces, tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, special_tokens=[END], initial_alphabet=pieces.alphabet(), show_progress=False
-    )
-    whole.train_from_iterator(["the cat sat on the small mat under a tree, then the dog ran"] * 5, trainer)
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=whole, **{"eos_token": END, **options})
-    wrapped.save_pretrained(folder)
-    return len(wrapped)
-
-
-def save_folder(folder: Path, kind: str) -> Path:
-    transformers = pytest.importorskip("transformers")
-    transformers.utils.logging.disable_progress_bar()
-    torch.manual_seed(0)
-    vocab_size = save_tokenizer(folder, **({"bos_token": END} if kind == "gpt2" else {}))
-    shape = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.15}
-    if kind == "gpt2":
-        config = transformers.GPT2Config(n_positions=256, n_embd=32, n_layer=2, n_head=2, **shape)
-        model = transformers.GPT2LMHeadModel(config)
-    else:
-        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-        config = transformers.LlamaConfig(**sizes, num_key_value_heads=2, max_position_embeddings=256, **shape)
-        model = transformers.LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def folders(tmp_path_factory, save_folder):
     return {kind: save_folder(tmp_path_factory.mktemp(kind), kind) for kind in ("gpt2", "llama")}
 
 
@@ -119,18 +84,33 @@ def test_bits_per_byte_are_those_of_a_naive_loop(kind, models):
     assert result["bpb"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
 
 
-def test_continuations_are_greedy_or_seeded(models):
-    model = models["gpt2"]
-    prompts = [model.tokenizer.encode("the cat", prepend_bos=True), model.tokenizer.encode("a", prepend_bos=True)]
+@pytest.mark.parametrize("pads", [True, False])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_continuations_are_greedy_or_seeded(kind, pads, models, monkeypatch):
+    """In batches: padded on the left, or of equal lengths where a model would read the padding; near the context, too."""
+    model = models[kind]
+    monkeypatch.setattr(model, "has_plain_cache", pads)
+    texts = ["the cat", "a", "under a small tree the dog", "a", "the mat " * 200]
+    prompts = [model.tokenizer.encode(text, prepend_bos=True)[: 256 - 3] for text in texts]
     for prompt, completion in zip(prompts, model.generate_batch(prompts, 6), strict=True):
         ids = list(prompt)
-        for _ in range(6):
+        for _ in range(min(6, 256 - len(prompt))):
             with torch.no_grad():
                 ids.append(int(model.model(torch.tensor([ids])).logits[0, -1].argmax()))
         expected = ids[len(prompt) :]
         assert completion == (expected[: expected.index(0)] if 0 in expected else expected)
     sampled = [model.generate_batch(prompts, 6, 1.0, seed=seed) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+    with pytest.raises(UserError, match="a prompt of 256 tokens leaves no room in 256"):
+        model.generate_batch([[0] * 256], 6)
+
+
+def test_batches_are_bounded_and_of_one_limit(models, monkeypatch):
+    lengths, limits = [5, 9, 7, 8, 6], [4, 4, 4, 2, 4]
+    monkeypatch.setattr("nanochat_lit.evaluation.huggingface.CACHED_TOKENS", 30)
+    assert list(models["gpt2"]._batches(lengths, limits)) == [[3], [1, 2], [4, 0]]
+    monkeypatch.setattr(models["gpt2"], "has_plain_cache", False)
+    assert list(models["gpt2"]._batches([5, 9, 5], [4, 4, 4])) == [[1], [0, 2]]
 
 
 def run(capsys, *arguments):
@@ -156,13 +136,12 @@ def test_the_commands(folders, core_bundle, tmp_path, capsys, models):
     assert out.startswith("> The capital of France is\n")
 
 
-@pytest.mark.parametrize("verb", ["chat", "tiny_world"])
-def test_what_needs_our_conversations_is_refused(verb, folders, capsys):
-    assert cli.main(["evaluate", verb, "--model", str(folders["gpt2"])]) == 2
-    assert f"{verb} needs an export of nanochat-lit" in capsys.readouterr().err
+def test_what_only_our_models_have_learnt_is_refused(folders, capsys):
+    assert cli.main(["evaluate", "tiny_world", "--model", str(folders["gpt2"])]) == 2
+    assert "tiny_world needs an export of nanochat-lit" in capsys.readouterr().err
 
 
-def test_questions_go_through_the_chat_template(folders, tmp_path, capsys):
+def test_questions_go_through_the_chat_template(folders, tmp_path, save_folder, capsys):
     options = ("samples", "--model", folders["gpt2"], "--max_new_tokens", 3)
     assert cli.main(["evaluate", *map(str, options)]) == 2
     assert "no chat template" in capsys.readouterr().err
@@ -181,7 +160,7 @@ def test_which_folders_are_theirs(folders, random_model, tokenizer, tmp_path):
     assert not is_huggingface(tmp_path)
 
 
-def test_pickles_and_foreign_code_are_refused(folders, tmp_path):
+def test_pickles_and_foreign_code_are_refused(folders, tmp_path, save_folder):
     folder = save_folder(tmp_path / "own", "gpt2")
     content = json.loads((folder / "config.json").read_text())
     content |= {"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Model"}}
@@ -195,7 +174,7 @@ def test_pickles_and_foreign_code_are_refused(folders, tmp_path):
         load_huggingface(folder, "cpu")
 
 
-def test_damaged_and_incomplete_folders_are_named(folders, tmp_path):
+def test_damaged_and_incomplete_folders_are_named(folders, tmp_path, save_folder):
     folder = save_folder(tmp_path / "cut", "gpt2")
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])

@@ -46,11 +46,14 @@ def test_a_partial_mean_says_so():
     made = report(members=("copa", "boolq", "squad"))
     assert made["is_partial"]
     assert made["missing"] == ["squad"]
-    first, second, warning = headline(made)
+    first, second, warning, cut = headline(made)
     assert first.startswith("mean of 2 tasks, partial CORE (v1 baselines): ")
     assert "v2" in second
     assert warning == ("This mean is partial and cannot be compared with CORE: 1 of 3 tasks are missing (squad).")
     assert warning in markdown(made)
+    assert cut == "4 of the 160 examples lost tokens on the left, because they do not fit the context."
+    whole = report([result("copa", [1, 0], num_cut=0)], ("copa",), baselines={"v1": {"copa": 0.5}})
+    assert len(headline(whole)) == 1
 
 
 def test_other_tasks_stand_in_the_table_and_not_in_the_mean():
@@ -87,6 +90,7 @@ def test_a_page_explains_what_it_shows():
     assert "temperature: 0.0." in page
     assert "seed: 7." in page
     assert "- form: share of the answers" in page
+    assert "2 of the 9 examples do not fit the context and count as answered wrongly." in page
     assert "- An interval without width" in page
     assert "pass@k" not in page
 

@@ -32,7 +32,8 @@ def texts(*lengths: int) -> list[torch.Tensor]:
 @torch.inference_mode()
 def decode(model: GPT, prompts: list[torch.Tensor], following: list[torch.Tensor]) -> torch.Tensor:
     """Logits (steps, B, V) of tokens that follow some prompts, read one by one in slots."""
-    slots = SlotCache(model.config, len(prompts), 300, dtype=model.compute_dtype)
+    has_kernel = model.decode_kernel is not None
+    slots = SlotCache(model.config, len(prompts), 300, dtype=model.compute_dtype, has_kernel=has_kernel)
     for prompt in prompts:
         reading = KVCache(model.config, 1, 300, dtype=model.compute_dtype)
         model(prompt, kv_cache=reading)
@@ -90,6 +91,67 @@ def test_company_and_threads_do_not_matter(dtype: torch.dtype, quantize: str | N
     finally:
         torch.set_num_threads(before)
     assert torch.equal(together, alone)
+
+
+@torch.inference_mode()
+def read(model: GPT, prompt: torch.Tensor, *sizes: int) -> tuple[torch.Tensor, KVCache]:
+    """Logits (V) after a prompt that is read in chunks of the given sizes and the rest."""
+    cache = KVCache(model.config, 1, 300, dtype=model.compute_dtype)
+    for chunk in prompt.split([*sizes, prompt.shape[1] - sum(sizes)], dim=1):
+        logits = model(chunk, kv_cache=cache, last_only=True)
+    return logits[0, 0], cache
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"window_pattern": "S"}, {"n_kv_head": 4}, {"n_head": 2, "n_kv_head": 1}, {"n_layer": 1}]
+)
+@pytest.mark.parametrize("length", [1, 2, 17, 128, 129, 290])
+def test_a_prompt_read_by_the_kernel(changes: dict[str, object], length: int) -> None:
+    """Logits, keys, values and what the next token's smear reads are those of plain PyTorch; float32."""
+    model = build(torch.float32, **changes)
+    (prompt,) = texts(length)
+    plain = copy.deepcopy(model)
+    pack_linears(model)
+    logits, cache = read(model, prompt)
+    expected, plain_cache = read(plain, prompt)
+    torch.testing.assert_close(logits, expected, atol=5e-5, rtol=1e-4)
+    assert cache.position == length
+    for ours, theirs in ((cache.keys, plain_cache.keys), (cache.values, plain_cache.values)):
+        torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-4)
+    torch.testing.assert_close(cache.previous_embedding, plain_cache.previous_embedding, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_and_threads_of_a_prompt_do_not_matter(dtype: torch.dtype, quantize: str | None) -> None:
+    """Bit for bit, also where chunks end just before, in and after a window of 128 and the kernel's own chunks of 256."""
+    model = build(dtype)
+    pack_linears(model, quantize)
+    (prompt,) = texts(290)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        logits, cache = read(model, prompt)
+        torch.set_num_threads(3)
+        for sizes in [(), (1, 1), (127, 1, 1), (128, 130), (257,)]:
+            other_logits, other = read(model, prompt, *sizes)
+            assert torch.equal(other_logits, logits)
+            assert torch.equal(other.keys, cache.keys)
+            assert torch.equal(other.values, cache.values)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_prompt_in_bfloat16_is_as_near_to_float32_as_pytorchs() -> None:
+    model, exact = build(torch.bfloat16), build(torch.bfloat16)
+    for parameter in exact.parameters():
+        parameter.data = parameter.data.float()
+    exact.set_compute_dtype(torch.float32)
+    prompts = texts(3, 50, 120, 180, 250)
+    expected, plain = (torch.stack([read(m, prompt)[0] for prompt in prompts]) for m in (exact, model))
+    pack_linears(model)
+    ours = torch.stack([read(model, prompt)[0] for prompt in prompts])
+    assert (ours - expected).norm() < 1.1 * (plain - expected).norm()
 
 
 @pytest.mark.parametrize("shape", [(96, 64), (100, 60), (16, 3), (257, 768)])

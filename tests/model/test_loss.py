@@ -37,10 +37,21 @@ def case():
     return hidden, weight, targets
 
 
+@pytest.fixture
+def chunks_of(monkeypatch):
+    """Makes chunks as small as a test wants them."""
+
+    def choose(elements):
+        monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(loss_module, "CHUNK_ROWS", {"cpu": 1})
+
+    return choose
+
+
 @pytest.mark.parametrize("chunk_elements", [1, 501 * 13, 501 * 64, 1 << 22])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_equals_the_plain_formula(case, monkeypatch, chunk_elements, reduction):
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", chunk_elements)
+def test_equals_the_plain_formula(case, chunks_of, chunk_elements, reduction):
+    chunks_of(chunk_elements)
     hidden, weight, targets = case
     ours, expected = (
         softcapped_cross_entropy(hidden, weight, targets, reduction),
@@ -69,6 +80,23 @@ def test_without_gradients_the_value_is_the_same(case):
     torch.testing.assert_close(value, softcapped_cross_entropy(hidden, weight, targets).detach(), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("is_training", [True, False])
+def test_losses_of_tokens_come_with_the_sum(case, monkeypatch, is_training):
+    """In several chunks, with rows that do not count left out or in; the sum learns as ever, the losses have no gradient."""
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 501 * 13)
+    hidden, weight, targets = case
+    with torch.set_grad_enabled(is_training):
+        total, losses = loss_module.total_and_token_losses(hidden, weight, targets)
+    torch.testing.assert_close(losses, plain(hidden, weight, targets, "none").detach(), atol=1e-5, rtol=1e-5)
+    assert losses[0, :40].count_nonzero() == 0
+    assert not losses.requires_grad
+    torch.testing.assert_close(total.detach(), losses.sum())
+    if is_training:
+        found = torch.autograd.grad(total, (hidden, weight))
+        expected = torch.autograd.grad(softcapped_cross_entropy(hidden, weight, targets, "sum"), (hidden, weight))
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+
+
 def test_bfloat16_gradients_are_close_to_float32(case):
     hidden, weight, targets = case
     exact = torch.autograd.grad(softcapped_cross_entropy(hidden, weight, targets), (hidden, weight))
@@ -78,7 +106,7 @@ def test_bfloat16_gradients_are_close_to_float32(case):
         assert (mine.float() - theirs).norm() < 0.02 * theirs.norm()
 
 
-def test_chunks_never_hold_all_logits(case, monkeypatch):
+def test_chunks_never_hold_all_logits(case, chunks_of, monkeypatch):
     seen = []
 
     def spy(logits, targets, kernel):
@@ -87,7 +115,7 @@ def test_chunks_never_hold_all_logits(case, monkeypatch):
 
     chunk_loss_and_gradient = loss_module.chunk_loss_and_gradient
     monkeypatch.setattr(loss_module, "chunk_loss_and_gradient", spy)
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 501 * 16)
+    chunks_of(501 * 16)
     hidden, weight, targets = case
     softcapped_cross_entropy(hidden, weight, targets)
     assert len(seen) > 10
@@ -104,7 +132,7 @@ def test_chunks_of_any_width_and_size_of_logit(vocab_size, dtype):
     wanted = F.cross_entropy(15 * torch.tanh(exact / 15), targets, ignore_index=-1, reduction="sum")
     wanted.backward()
     loss, gradient = loss_module.chunk_loss_and_gradient(logits.clone(), targets, loss_module.softmax_and_slope)
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert loss.sum().item() == pytest.approx(wanted.item(), rel=1e-5)
     tolerance = 1e-5 if dtype == torch.float32 else 2**-8
     torch.testing.assert_close(gradient.double(), exact.grad, atol=1e-6, rtol=tolerance)
 
@@ -113,7 +141,7 @@ def test_a_logit_that_is_no_number_is_seen():
     logits = torch.zeros(2, 40)
     logits[1, 17] = float("nan")
     loss, _ = loss_module.chunk_loss_and_gradient(logits, torch.tensor([3, 4]), loss_module.softmax_and_slope)
-    assert loss.isnan()
+    assert loss.isnan().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("wrong", [40, -2])
@@ -129,13 +157,14 @@ def test_targets_of_any_integer_type():
         kind: loss_and_gradient_in_place(logits.clone(), targets.to(kind))
         for kind in (torch.int64, torch.int32, torch.int16)
     }
-    assert len({loss.item() for loss in losses.values()}) == 1
+    assert losses[torch.int64].count_nonzero() == 4
+    assert all(torch.equal(own, losses[torch.int64]) for own in losses.values())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_logprobs_and_their_gradients(temperature, monkeypatch):
+def test_logprobs_and_their_gradients(temperature, chunks_of):
     """Against log_softmax of all logits at once, with the rows in several chunks."""
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 150)
+    chunks_of(150)
     hidden, weight = torch.randn(2, 7, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
     targets, factors = torch.randint(0, 50, (2, 7)), torch.randn(2, 7)
     targets[0, 3] = -1
@@ -148,3 +177,20 @@ def test_logprobs_and_their_gradients(temperature, monkeypatch):
     exact = torch.distributions.Categorical(logits=plain.detach()).entropy() * (targets != -1)
     torch.testing.assert_close(entropies, exact)
     assert not entropies.requires_grad
+
+
+def test_chunks_have_rows_enough_for_the_gradient_that_each_adds():
+    assert loss_module.rows_per_chunk(4096, 32768, "cpu") == 1024
+    assert loss_module.rows_per_chunk(4096, 2048, "cpu") == 2048
+    assert loss_module.rows_per_chunk(4000, 32768, "cuda") == 4000
+    assert loss_module.rows_per_chunk(16384, 32768, "cuda") == 4096
+    assert loss_module.rows_per_chunk(1025, 32768, "cpu") == 513  # equal chunks
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [1, 15, 16, 33, 4099])
+def test_gradients_are_added(dtype, size):
+    sums, added = torch.randn(size), torch.randn(size).to(dtype)
+    wanted = sums + added.float()
+    loss_module.add_in_place(sums, added)
+    assert torch.equal(sums, wanted)

@@ -7,6 +7,9 @@ import torch
 
 from nanochat_lit import GPT, GPTConfig, MuonAdamW, param_groups
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.optim import polar
+from nanochat_lit.optim.muon_adamw import muon_step
+from nanochat_lit.optim.muon_kernel import combine_in_place, muon_library
 from nanochat_lit.optim.polar import equilibrate_rows, polar_express
 
 
@@ -89,3 +92,66 @@ def test_every_parameter_is_in_exactly_one_group():
     model = GPT(GPTConfig.from_depth(5, vocab_size=128, head_dim=32, n_kv_head=2))
     grouped = [parameter for group in param_groups(model) for parameter in group["params"]]
     assert len(grouped) == len(set(grouped)) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (2, 40, 20), (1, 20, 72), (2, 4, 12), (1, 48, 33)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_kernel_steps_as_the_tensor_operations_in_float32(shape, threads, monkeypatch):
+    """The momentum is exact, and the step is as near to float32's as that of the tensor operations in bfloat16."""
+    if muon_library() is None:
+        pytest.skip("there is no C++ compiler")
+    generator = torch.Generator().manual_seed(0)
+    count, *size = shape
+    start = [torch.randn(size, generator=generator) for _ in range(count)]
+    gradients = [torch.randn(size, generator=generator) for _ in range(count)]
+    options = {"momentum": 0.9, "beta2": 0.9, "lr": 0.1, "weight_decay": 0.3}
+    moments = (size[0], 1) if size[0] >= size[1] else (1, size[1])
+
+    def step(dtype):
+        parameters = [parameter.clone() for parameter in start]
+        state = {"momentum_buffer": torch.zeros(shape), "second_moment": torch.ones(count, *moments)}
+        for _ in range(2):
+            muon_step(parameters, gradients, state, options, dtype)
+        return torch.stack(parameters) - torch.stack(start), state
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours, state = step(torch.bfloat16)
+        exact, exact_state = step(torch.float32)
+        monkeypatch.setattr("nanochat_lit.optim.muon_adamw.has_muon_kernel", lambda *_: False)
+        plain, _ = step(torch.bfloat16)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(state["momentum_buffer"], exact_state["momentum_buffer"])
+    torch.testing.assert_close(state["second_moment"], exact_state["second_moment"], atol=1e-3, rtol=1e-2)
+    assert (ours - exact).norm() < 1.1 * (plain - exact).norm() < 0.15 * exact.norm()
+
+
+def test_the_kernel_beside_the_products_is_exact(monkeypatch):
+    """With no products at all, what goes in must come out as by the tensor operations, up to bfloat16's rounding."""
+    if muon_library() is None:
+        pytest.skip("there is no C++ compiler")
+    monkeypatch.setattr(polar, "POLAR_EXPRESS_COEFFICIENTS", ())
+    for size in ((40, 20), (20, 72), (16, 16)):
+        generator = torch.Generator().manual_seed(0)
+        parameter, gradient = torch.randn(size, generator=generator), torch.randn(size, generator=generator)
+        options = {"momentum": 0.5, "beta2": 0.3, "lr": 1.0, "weight_decay": 0.3}
+        moments = (size[0], 1) if size[0] >= size[1] else (1, size[1])
+        results = []
+        for dtype in (torch.bfloat16, torch.float32):
+            ours = parameter.clone()
+            state = {"momentum_buffer": torch.ones(1, *size), "second_moment": torch.ones(1, *moments)}
+            muon_step([ours], [gradient], state, options, dtype)
+            results.append((ours - parameter, state["second_moment"]))
+        torch.testing.assert_close(results[0][0], results[1][0], atol=0.012, rtol=0.012)
+        torch.testing.assert_close(results[0][1], results[1][1], atol=1e-4, rtol=2e-3)
+
+
+def test_sums_with_factors():
+    if muon_library() is None:
+        pytest.skip("there is no C++ compiler")
+    for size in (1, 15, 16, 47, 4096):
+        x, y = torch.randn(size).bfloat16(), torch.randn(size).bfloat16()
+        wanted = (3.0 * x.double() - 0.7 * y.double()).bfloat16()
+        torch.testing.assert_close(combine_in_place(x, 3.0, y, -0.7), wanted, atol=0, rtol=2**-7)

@@ -10,10 +10,13 @@ import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 from nanochat_lit import cli
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export
+from nanochat_lit.serve.api import ServeSettings
+from nanochat_lit.serve.server import ChatServer
 from nanochat_lit.tokenizer import render_for_completion
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -177,6 +180,38 @@ def test_pages_of_the_named_origin_may_call(server):
     status, headers, _ = server.request("/v1/chat/completions", b"{}", Origin="https://page.example")
     assert (status, headers["access-control-allow-origin"]) == (400, "https://page.example")
     assert headers["access-control-expose-headers"] == "Retry-After"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/nothing", 404), ("PUT", "/v1/chat/completions", 405), ("POST", "/v1/chat/completions", 413)],
+)
+def test_pages_may_read_errors_of_no_route(server, method, path, status):
+    size = 1_200_000 if status == 413 else 0
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+        wanted = {"Origin": "https://page.example", "Authorization": "Bearer secret"}
+        connection.request(method, path, b"x" * size, wanted)
+        response = connection.getresponse()
+        body = response.read()
+    assert response.status == status
+    assert response.headers["Access-Control-Allow-Origin"] == "https://page.example"
+    errors(json.loads(body))
+
+
+@pytest.mark.parametrize("origins", [(), ("https://page.example",)])
+def test_a_defect_is_told_to_pages_and_counted(make_export, monkeypatch, origins):
+    """In this process, where one can be put in."""
+    chosen = ServeSettings(model=str(make_export()), name="tiny", cors_origins=origins)
+    server = ChatServer(chosen, [None])
+    monkeypatch.setattr(server.metrics, "render", lambda: 1 / 0)
+    client = TestClient(server.app, raise_server_exceptions=False)
+    response = client.get("/metrics", headers={"Origin": "https://page.example"})
+    assert response.status_code == 500
+    assert errors(response.json())["code"] == "internal_error"
+    assert response.headers.get("access-control-allow-origin") == (origins[0] if origins else None)
+    assert server.metrics.requests.values == {("/metrics", "500"): 1}
+    with pytest.raises(ZeroDivisionError):  # for the log
+        TestClient(server.app).get("/metrics")
 
 
 @pytest.mark.parametrize(("origin", "status"), [("https://page.example", 200), ("https://other.example", 400)])

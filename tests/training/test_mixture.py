@@ -1,6 +1,7 @@
 """Fine-tuning on several sources: what is read how often, losses and token shares by source, rates from the base."""
 
 import json
+import math
 import random
 from itertools import islice
 from types import SimpleNamespace
@@ -9,14 +10,14 @@ import pytest
 import torch
 import yaml
 
-from nanochat_lit import cli
+from nanochat_lit import cli, load_export
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.sources import SplitSource
 from nanochat_lit.model import IGNORE_INDEX
 from nanochat_lit.tasks.base import TaskMixture
 from nanochat_lit.tokenizer import render_conversation
-from nanochat_lit.training import MixtureDataModule
+from nanochat_lit.training import MixtureDataModule, SFTModule
 from nanochat_lit.training.continued import inherited
 from nanochat_lit.training.metrics_file import read_metrics
 from nanochat_lit.training.token_accounts import TokenAccounts
@@ -36,22 +37,28 @@ def talks(count, word):
     ]
 
 
-def test_shares_are_those_of_a_count_by_hand(tokenizer):
-    """Every trained token of one epoch of the mixture, counted conversation by conversation."""
+def test_shares_and_losses_are_those_of_a_count_by_hand(tokenizer):
+    """Every trained token of one epoch of the mixture, conversation by conversation; a token's id stands for its loss."""
     train = TaskMixture({"cats": talks(20, "cat"), "dogs": talks(10, "dog")}, {"dogs": 3})
     stream = ChatStream(
         conversations=lambda: iter(train), tokenizer=tokenizer, sequence_len=48, micro_batch_size=2, split="all",
         names=["dogs", "cats"],
     )  # fmt: skip
-    accounts = TokenAccounts(["dogs", "cats"], tokenizer.bos_id)
+    accounts, rows = TokenAccounts(["dogs", "cats"], tokenizer.bos_id), []
     for batch in stream:
         assert torch.equal(batch["sources"] == 0, batch["targets"] == IGNORE_INDEX)
-        accounts.add(batch)
-    counts = dict.fromkeys(("dogs", "cats"), 0)
+        accounts.add(batch, batch["targets"].clamp(min=0).float())
+        rows += [set(row.unique().tolist()) - {0} for row in batch["sources"]]
+    assert {1, 2} in rows, "no row holds both"
+    counts, losses = dict.fromkeys(("dogs", "cats"), 0), dict.fromkeys(("dogs", "cats"), 0)
     for conversation in train:
-        counts[conversation["source"]] += sum(render_conversation(tokenizer, conversation)[1])
-    shares = accounts.shares(accounts.counts.tolist())
+        token_ids, loss_mask = render_conversation(tokenizer, conversation)
+        counts[conversation["source"]] += sum(loss_mask)
+        losses[conversation["source"]] += sum(own for own, mask in zip(token_ids, loss_mask, strict=True) if mask)
+    shares = accounts.figures(accounts.pop().tolist())
     assert shares["share/dogs"] == pytest.approx(counts["dogs"] / sum(counts.values()))
+    for name in ("dogs", "cats"):
+        assert shares[f"train_loss/{name}"] == pytest.approx(losses[name] / counts[name])
     used = stream.counts
     positions = used.rows * 48
     assert shares["tokens_trained"] == pytest.approx(sum(counts.values()) / positions)
@@ -59,6 +66,18 @@ def test_shares_are_those_of_a_count_by_hand(tokenizer):
     padded = round(shares["tokens_padding"] * positions)
     assert used.padding - used.rows <= padded <= used.padding
     assert sum(shares[f"tokens_{kind}"] for kind in ("trained", "read", "padding")) == pytest.approx(1)
+
+
+def test_a_source_without_a_token_has_no_loss(tokenizer):
+    """And one whose loss is no number does not spoil the others'."""
+    accounts = TokenAccounts(["cats", "dogs", "owls"], tokenizer.bos_id)
+    inputs = torch.full((1, 4), tokenizer.bos_id + 1)
+    batch = {"inputs": inputs, "targets": inputs, "sources": torch.tensor([[1, 1, 3, 3]])}
+    accounts.add(batch, torch.tensor([[2.0, 4.0, 1.0, math.nan]]))
+    figures = accounts.figures(accounts.pop().tolist())
+    assert figures["train_loss/cats"] == 3.0
+    assert math.isnan(figures["train_loss/owls"])
+    assert "train_loss/dogs" not in figures
 
 
 def test_sources_read_their_own_splits():
@@ -117,6 +136,25 @@ def test_a_run_reports_by_source(mixture_recipe, tmp_path):
     assert "val_bpb/dogs" not in metrics[3]
 
 
+def test_losses_by_source_are_those_of_the_weights_before_the_step(mixture_recipe, tmp_path, pretrained, monkeypatch):
+    """Against every token's loss by the base's export; two micro-batches a step."""
+    batches, train = [], SFTModule.training_step
+    monkeypatch.setattr(
+        SFTModule, "training_step", lambda self, batch, index: batches.append(batch) or train(self, batch, index)
+    )
+    options = ["--model.num_steps", "1", "--model.tokens_per_step", "1024", "--data.micro_batch_size", "4"]
+    assert cli.main(["fit", "--config", str(mixture_recipe), *options]) == 0
+    assert len(batches) > 1, "nothing was accumulated"
+    model, _ = load_export(pretrained / "export", device="cpu", compute_dtype="float32")
+    with torch.no_grad():
+        losses = torch.cat([model(batch["inputs"], batch["targets"], reduction="none") for batch in batches])
+    sources = torch.cat([batch["sources"] for batch in batches])
+    row = read_metrics(tmp_path / "sft" / "metrics.csv")[1]
+    for number, name in enumerate(("cats", "dogs"), start=1):
+        assert row[f"train_loss/{name}"] == pytest.approx(losses[sources == number].mean().item(), rel=1e-5)
+    assert row["train_loss/cats"] != pytest.approx(row["train_loss/dogs"], rel=0.001)
+
+
 def test_it_continues_bit_for_bit(mixture_recipe, tmp_path):
     options = ["--config", str(mixture_recipe), "--model.num_steps", "4", "--log_every", "3"]
     assert cli.main(["fit", *options, "--checkpoint_every", "2"]) == 0
@@ -125,7 +163,15 @@ def test_it_continues_bit_for_bit(mixture_recipe, tmp_path):
     (tmp_path / "sft" / "checkpoints" / "last.ckpt").unlink()
     assert cli.main(["fit", *options, "--ckpt_path", "last"]) == 0
     found = read_metrics(tmp_path / "sft" / "metrics.csv")
-    names = ("train_loss", "share/dogs", "tokens_padding", "val_bpb", "val_bpb/cats")
+    names = (
+        "train_loss",
+        "train_loss/cats",
+        "train_loss/dogs",
+        "share/dogs",
+        "tokens_padding",
+        "val_bpb",
+        "val_bpb/cats",
+    )
     assert [{n: found[s][n] for n in names if n in found[s]} for s in found] == [
         {n: whole[s][n] for n in names if n in whole[s]} for s in whole
     ]

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat_lit.common.distributed import world_size
 from nanochat_lit.engine.engine import Engine
+from nanochat_lit.evaluation.answerer import EngineAnswerer
 from nanochat_lit.evaluation.chat_core import Answering, check_tasks, evaluate_chat
 from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, ChatTask, code_runner, load_chat_tasks
 from nanochat_lit.evaluation.score_report import summarize
@@ -43,11 +44,16 @@ class ChatCoreEvaluator(TaskEvaluator):
 
     def check(self, module: "LanguageModule") -> None:
         """See that letters and settings suit the model."""
-        check_tasks(module.tokenizer, self.chat_tasks, self.answering)
+        check_tasks(_answerer(module), self.chat_tasks, self.answering)
 
     def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
         """Ask the model in training."""
-        results = evaluate_chat(Engine(module.model, module.tokenizer), self.chat_tasks, self.answering)
+        results = evaluate_chat(_answerer(module), self.chat_tasks, self.answering)
         baselines = {"chat_core": {task.label: task.baseline for task in self.chat_tasks}}
         about = {"max_per_task": self.max_per_task, "world_size": world_size()}
         return summarize("chat_core", list(CHAT_BASELINES), results, baselines, about)
+
+
+def _answerer(module: "LanguageModule") -> EngineAnswerer:
+    """The model in training."""
+    return EngineAnswerer(Engine(module.model, module.tokenizer))

@@ -1,4 +1,4 @@
-// Vectors of 16 lanes in the compiler's portable form, and teams of threads: what the kernels of this folder share.
+// Vectors of 16 lanes in the compiler's portable form, and teams of threads: what the package's kernels share.
 
 #pragma once
 
@@ -37,6 +37,12 @@ template <class V> V load(const void* from) {
   return v;
 }
 
+Floats load_wide(const float* from) { return load<Floats>(from); }
+
+Floats load_wide(const uint16_t* from) {  // bfloat16
+  return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16);
+}
+
 template <class V> void store(void* to, V v) { std::memcpy(to, &v, sizeof(v)); }
 
 uint16_t to_bfloat16(float x) {
@@ -45,6 +51,13 @@ uint16_t to_bfloat16(float x) {
 }
 
 float from_bfloat16(uint16_t x) { return bits<float>(uint32_t(x) << 16); }
+
+Floats widen(const uint16_t* from) { return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16); }
+
+void narrow(uint16_t* to, Floats v) {
+  Words word = (Words)v;
+  store(to, __builtin_convertvector((word + 0x7fff + ((word >> 16) & 1)) >> 16, Halves));  // to the nearest, ties to even
+}
 
 Floats exponential(Floats x) {  // within 2 units in the last place; exp(x) = 2^n * exp(r), |r| <= ln 2 / 2
   const Floats low = Floats{} - 87.0f, high = Floats{} + 88.0f;
@@ -70,6 +83,28 @@ float total(Floats v) {
   for (int half = LANES / 2; half; half /= 2)
     for (int i = 0; i < half; i++) lane[i] += lane[i + half];
   return lane[0];
+}
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
+#endif
+
+// The totals of 16 vectors, each as `total` adds it: every step halves them by adding halves of what is left of each.
+Floats totals(const Floats (&v)[LANES]) {
+  Floats a[8], b[4], c[2];
+  for (int i = 0; i < 8; i++)
+    a[i] = SHUFFLE(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           SHUFFLE(v[2 * i], v[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  for (int i = 0; i < 4; i++)
+    b[i] = SHUFFLE(a[2 * i], a[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+           SHUFFLE(a[2 * i], a[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+  for (int i = 0; i < 2; i++)
+    c[i] = SHUFFLE(b[2 * i], b[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+           SHUFFLE(b[2 * i], b[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+  return SHUFFLE(c[0], c[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         SHUFFLE(c[0], c[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
 struct Team {

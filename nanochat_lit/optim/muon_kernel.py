@@ -1,0 +1,95 @@
+"""Python's side of muon_kernel.cpp: what Muon does beside its matrix products, on a CPU, with products in bfloat16.
+
+As tensor operations those are some thirty passes over the matrices, which take as long as the products.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nanochat_lit.common.cpp_library import cpp_library
+
+
+@lru_cache(maxsize=1)
+def muon_library() -> ctypes.CDLL | None:
+    """The compiled kernel, built on first use; None where there is no C++ compiler."""
+    library = cpp_library(Path(__file__).with_name("muon_kernel.cpp"))
+    if library is not None:
+        array, size, real, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
+        library.muon_momentum.argtypes = [array, array, size, size, size, real, number, array]
+        library.muon_combine.argtypes = [array, real, array, real, size, number]
+        library.muon_update.argtypes = [array, array, array, size, size, size, real, real, real, number]
+        library.muon_momentum.restype = library.muon_combine.restype = library.muon_update.restype = None
+    return library
+
+
+def has_muon_kernel(matrices: Sequence[Tensor], product_dtype: torch.dtype) -> bool:
+    """Whether the kernel takes these parameters and gradients here."""
+    fits = all(
+        matrix.device.type == "cpu" and matrix.dtype == torch.float32 and matrix.is_contiguous() for matrix in matrices
+    )
+    return fits and product_dtype == torch.bfloat16 and muon_library() is not None
+
+
+def momentum_in_bfloat16(gradients: Sequence[Tensor], momentum_buffer: Tensor, momentum: float) -> Tensor:
+    """Nesterov momentum with rows of one norm, ready for the products.
+
+    Args:
+        gradients: K of (m, n).
+        momentum_buffer: (K, m, n) running mean of the gradients; updated in place.
+        momentum: Share of the old mean that stays.
+
+    Returns:
+        (K, m, n) matrices of Frobenius norm 1 / 1.01.
+    """
+    library, shape = muon_library(), momentum_buffer.shape
+    assert library is not None, "asked for only where there is a kernel"
+    assert shape == (len(gradients), *gradients[0].shape), "a mean for each gradient"
+    out = torch.empty(shape, dtype=torch.bfloat16)
+    threads = torch.get_num_threads()
+    library.muon_momentum(_pointers(gradients), momentum_buffer.data_ptr(), *shape, momentum, threads, out.data_ptr())
+    return out
+
+
+def combine_in_place(x: Tensor, a: float, y: Tensor, b: float) -> Tensor:
+    """Make x = a * x + b * y; both bfloat16, contiguous and of one shape."""
+    library = muon_library()
+    assert library is not None, "asked for only where there is a kernel"
+    assert x.shape == y.shape, "an element for each"
+    library.muon_combine(x.data_ptr(), a, y.data_ptr(), b, x.numel(), torch.get_num_threads())
+    return x
+
+
+def update_in_place(
+    parameters: Sequence[Tensor],
+    direction: Tensor,
+    second_moment: Tensor,
+    *,
+    beta2: float,
+    lr: float,
+    weight_decay: float,
+) -> None:
+    """Scale the directions, even out the neurons, and step.
+
+    Args:
+        parameters: K of (m, n), updated in place.
+        direction: (K, m, n) bfloat16, orthogonal up to a factor.
+        second_moment: (K, m, 1), or (K, 1, n) when m < n: running mean squares; updated in place.
+        beta2: Share of the old mean squares that stays.
+        lr: Learning rate of these matrices.
+        weight_decay: Decay per unit of learning rate, where it pulls the way the update goes.
+    """
+    library = muon_library()
+    assert library is not None, "asked for only where there is a kernel"
+    assert direction.shape == (len(parameters), *parameters[0].shape), "a direction for each matrix"
+    assert second_moment.numel() == len(parameters) * max(parameters[0].shape), "a mean square for each neuron"
+    arrays = _pointers(parameters), direction.data_ptr(), second_moment.data_ptr()
+    library.muon_update(*arrays, *direction.shape, beta2, lr, weight_decay, torch.get_num_threads())
+
+
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
