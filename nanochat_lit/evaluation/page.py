@@ -24,11 +24,11 @@ h3 { font-size: 1.05rem; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: 0.92rem; }
 th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.7rem; border-bottom: 1px solid var(--line); }
 th { background: var(--soft); }
-td { font-variant-numeric: tabular-nums; unicode-bidi: isolate; overflow-wrap: anywhere; }
+td { font-variant-numeric: tabular-nums; unicode-bidi: isolate; overflow-wrap: anywhere; min-width: 6rem; }
 pre { background: var(--soft); padding: 0.8rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere;
   unicode-bidi: isolate; font-size: 0.88rem; }
 img { max-width: 100%; background: white; border-radius: 6px; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 """
 
 PLOTS = "plots"

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -95,3 +96,25 @@ def test_files(tmp_path):
     names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert names == ["page/plots/a_loss_smoothed.png", "page/report.html", "page/report.md"]
     assert "(plots/a_loss_smoothed.png)" in (tmp_path / "page" / "report.md").read_text("utf-8")
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_it_fits_a_window(tmp_path, width):
+    """Nothing is wider than the page, on a telephone either; a table that is wider scrolls by itself."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    plot = curves_png("loss", "nats", {"a": ([1, 2], [3.0, 2.0])}, "steps")
+    table = Table(
+        heading=["", "a", "b", "c"], rows=[["model.target_param_data_ratio", *3 * ["nanochat_lit.training.X"]]]
+    )
+    (tmp_path / "page.html").write_text(as_html("t", [table, Plots(images={"a": plot, "b": plot})]), "utf-8")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.goto((tmp_path / "page.html").as_uri())
+        root = "document.documentElement"
+        assert page.evaluate(f"{root}.scrollWidth <= {root}.clientWidth")
+        browser.close()
