@@ -64,7 +64,6 @@ def bench_serve(  # noqa: PLR0913 - every option of the command is a parameter
     """
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
-    from nanochat_lit.serve.load import run_load
     from nanochat_lit.serve.newcomers import run_newcomers
 
     counts = [1, 2, 4, 8, 16, 32] if concurrency is None else concurrency
@@ -77,18 +76,11 @@ def bench_serve(  # noqa: PLR0913 - every option of the command is a parameter
     options = [f"--slots={slots}", f"--compute_dtype={compute_dtype}", f"--max_queue={max(counts)}"]
     options += [f"--device={device}"] if device else []
     options += [f"--quantize={quantize}"] if quantize else []
-    rows: list[dict[str, Any]] = []
     with _server(model, options) as (url, pid):
+        rows = []
         for count in [counts[0], *counts]:  # the first warms up
             bodies = [_body(i, max_tokens, temperature) for i in range(count * requests_per_client)]
-            times = [_cpu_s(pid)]
-            alone = _engine_tokens_per_s(engine, bodies, count)
-            times.append(_cpu_s(pid))
-            row = asyncio.run(run_load(url, bodies, count, None)).row()
-            times.append(_cpu_s(pid))
-            row |= {"engine_tokens_per_s": alone, "overhead": 1 - row["tokens_per_s"] / alone}
-            spent = _cpu_us(times, row["num_tokens"])
-            rows.append({**row, "cpu_us_per_token": spent, "cpu_overhead": _cpu_overhead(spent)})
+            rows.append(_row(engine, url, pid, bodies, count))
         newcomer = None
         if newcomers:
             long = [_body(i, min(gpt.config.sequence_len, MAX_NEW_TOKENS), MAX_TEMPERATURE) for i in range(slots - 1)]
@@ -96,6 +88,20 @@ def bench_serve(  # noqa: PLR0913 - every option of the command is a parameter
             newcomer = asyncio.run(run_newcomers(url, long, short, None)).row()
     report = {"model": model, "slots": slots, "max_tokens": max_tokens, "rows": rows[1:], "newcomer": newcomer}
     print(json_format.dumps(report, indent=2) if json else _table(rows[1:]) + _newcomer_line(newcomer, slots))
+
+
+def _row(engine: Any, url: str, pid: int, bodies: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """Figures of the engine alone and of `count` clients at the server, with the same requests."""
+    from nanochat_lit.serve.load import run_load
+
+    times = [_cpu_s(pid)]
+    alone = _engine_tokens_per_s(engine, bodies, count)
+    times.append(_cpu_s(pid))
+    row = asyncio.run(run_load(url, bodies, count, None)).row()
+    times.append(_cpu_s(pid))
+    spent = _cpu_us(times, row["num_tokens"])
+    row |= {"engine_tokens_per_s": alone, "overhead": 1 - row["tokens_per_s"] / alone}
+    return {**row, "cpu_us_per_token": spent, "cpu_overhead": _cpu_overhead(spent)}
 
 
 def _body(index: int, max_tokens: int, temperature: float) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         trust_remote_code: Run Python files that a Hugging Face folder brings along: they can do what you can.
         json: Print the result as JSON alone.
     """
-    from nanochat_lit.evaluation.chat_core import Answering, chat_digest, evaluate_chat
+    from nanochat_lit.evaluation.answerer import Answering
+    from nanochat_lit.evaluation.chat_core import chat_digest, evaluate_chat
     from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, code_runner, load_chat_tasks
     from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.score_report import summarize

@@ -52,11 +52,11 @@ uint16_t to_bfloat16(float x) {
 
 float from_bfloat16(uint16_t x) { return bits<float>(uint32_t(x) << 16); }
 
-Floats widen(const uint16_t* from) { return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16); }
+void store_narrow(float* to, Floats v) { store(to, v); }
 
-void narrow(uint16_t* to, Floats v) {
+void store_narrow(uint16_t* to, Floats v) {  // bfloat16, to the nearest, ties to even
   Words word = (Words)v;
-  store(to, __builtin_convertvector((word + 0x7fff + ((word >> 16) & 1)) >> 16, Halves));  // to the nearest, ties to even
+  store(to, __builtin_convertvector((word + 0x7fff + ((word >> 16) & 1)) >> 16, Halves));
 }
 
 Floats exponential(Floats x) {  // within 2 units in the last place; exp(x) = 2^n * exp(r), |r| <= ln 2 / 2

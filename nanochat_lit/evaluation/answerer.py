@@ -1,6 +1,7 @@
 """Who answers the questions of ChatCORE: our engine, or another library's model."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,6 +12,22 @@ from nanochat_lit.evaluation.answers import Answer, answer_of
 from nanochat_lit.evaluation.scoring import TOKENS_PER_PASS
 from nanochat_lit.tasks.base import Conversation
 from nanochat_lit.tokenizer import render_for_completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """How generative questions are answered."""
+
+    num_samples: int = 1
+    """Answers to each question."""
+    temperature: float = 0.0
+    """0 takes the likeliest token; several samples need more."""
+    top_k: int | None = None
+    """Sample among this many likeliest tokens; None or 0 is all."""
+    max_new_tokens: int = 512
+    """Longest answer in tokens."""
+    seed: int = 0
+    """The same seed gives the same answers, on any number of ranks."""
 
 
 class Answerer(Protocol):
@@ -47,15 +64,7 @@ class Answerer(Protocol):
         """The likeliest completion of each prompt."""
         ...
 
-    def sample(
-        self,
-        prompt: Sequence[int],
-        num_samples: int,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int | None,
-        seed: int,
-    ) -> list[list[int]]:
+    def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
         """Several completions of a prompt, which depend on nothing but what is given here."""
         ...
 
@@ -108,17 +117,16 @@ class EngineAnswerer:
         """All of them at once, as many as there are slots."""
         return self.engine.generate_batch(prompts, max_new_tokens)
 
-    def sample(
-        self,
-        prompt: Sequence[int],
-        num_samples: int,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int | None,
-        seed: int,
-    ) -> list[list[int]]:
+    def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
         """The prompt is read once."""
-        return self.engine.generate(prompt, num_samples, max_new_tokens, temperature, top_k, seed)
+        return self.engine.generate(
+            prompt,
+            answering.num_samples,
+            answering.max_new_tokens,
+            answering.temperature,
+            answering.top_k,
+            answering.seed,
+        )
 
     def read(self, token_ids: Sequence[int]) -> Answer:
         """The text, and the expressions given to the calculator."""

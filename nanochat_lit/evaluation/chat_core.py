@@ -6,34 +6,18 @@ one by what the model writes. A conversation that does not fit the model's conte
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.sampling import check_sampling
-from nanochat_lit.evaluation.answerer import Answerer
+from nanochat_lit.evaluation.answerer import Answerer, Answering
 from nanochat_lit.evaluation.chat_tasks import ChatTask
 from nanochat_lit.evaluation.ranks import sum_over_ranks
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
 from nanochat_lit.tasks.base import Conversation, Task, form_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answering:
-    """How generative questions are answered."""
-
-    num_samples: int = 1
-    """Answers to each question."""
-    temperature: float = 0.0
-    """0 takes the likeliest token; several samples need more."""
-    top_k: int | None = None
-    """Sample among this many likeliest tokens; None or 0 is all."""
-    max_new_tokens: int = 512
-    """Longest answer in tokens."""
-    seed: int = 0
-    """The same seed gives the same answers, on any number of ranks."""
 
 
 def evaluate_chat(
@@ -182,15 +166,14 @@ def _generative(
     answerer: Answerer, task: Task, prompts: dict[int, list[int]], answering: Answering
 ) -> Iterator[tuple[int, int, int]]:
     """(index, number of right samples, number of samples that have the task's form)."""
-    limit, temperature, top_k = answering.max_new_tokens, answering.temperature, answering.top_k
-    if temperature == 0:
-        completions = answerer.complete(list(prompts.values()), limit)
+    if answering.temperature == 0:
+        completions = answerer.complete(list(prompts.values()), answering.max_new_tokens)
         for index, completion in zip(prompts, completions, strict=True):
             yield index, *_judge(answerer, task, task[index], [completion])
         return
     for index, prompt in prompts.items():
         seed = answering.seed * 1_000_003 + index  # the question's own, so that ranks don't matter
-        samples = answerer.sample(prompt, answering.num_samples, limit, temperature, top_k, seed)
+        samples = answerer.sample(prompt, replace(answering, seed=seed))
         yield index, *_judge(answerer, task, task[index], samples)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nanochat_lit.evaluation.answerer import last_places, padded
+from nanochat_lit.evaluation.answerer import Answering, last_places, padded
 from nanochat_lit.evaluation.answers import Answer
 from nanochat_lit.evaluation.huggingface import HuggingFaceModel, HuggingFaceScorer
 from nanochat_lit.tasks.base import Conversation
@@ -72,17 +72,15 @@ class HuggingFaceAnswerer:
         """In batches of similar lengths."""
         return self.causal.generate_batch(prompts, max_new_tokens)
 
-    def sample(
-        self,
-        prompt: Sequence[int],
-        num_samples: int,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int | None,
-        seed: int,
-    ) -> list[list[int]]:
+    def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
         """All of them together."""
-        return self.causal.generate_batch([prompt] * num_samples, max_new_tokens, temperature, top_k, seed)
+        return self.causal.generate_batch(
+            [prompt] * answering.num_samples,
+            answering.max_new_tokens,
+            answering.temperature,
+            answering.top_k,
+            answering.seed,
+        )
 
     def read(self, token_ids: Sequence[int]) -> Answer:
         """The text; of a model that goes on with questions of its own, what comes before them."""

@@ -200,6 +200,8 @@ class DecodeKernel:
         assert cache.keys.dtype == self._embeddings.dtype, "the kernel reads and writes the model's compute dtype"
         keys, values = cache.keys.data_ptr(), cache.values.data_ptr()
         logits, start = torch.empty(0), cache.position
+        if start + token_ids.shape[1] > cache.max_len:  # it would write beyond the cache
+            raise IndexError(f"{start} tokens and {token_ids.shape[1]} more do not fit a cache of {cache.max_len}")
         for tokens in token_ids[0].split(CHUNK):
             after = torch.empty((1, 1, self._config.n_embd), dtype=cache.keys.dtype)
             before = None if cache.previous_embedding is None else cache.previous_embedding.data_ptr()
@@ -218,6 +220,11 @@ class DecodeKernel:
         size = library.workspace_floats(model, rows, threads, room)
         if self._workspace.numel() < size:
             self._workspace = torch.empty(size)
+        lowest, highest = map(int, token_ids.aminmax())
+        if lowest < 0 or highest >= len(self._embeddings):  # the kernel would read beside the table
+            raise IndexError(
+                f"token ids run from {lowest} to {highest}, the table's from 0 to {len(self._embeddings) - 1}"
+            )
         tokens, places = token_ids.int().contiguous(), torch.tensor(positions, dtype=torch.int32)
         logits = torch.empty((num_logits, self._config.vocab_size))
         numbers = tokens.data_ptr(), places.data_ptr(), rows, threads, room

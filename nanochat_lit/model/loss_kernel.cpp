@@ -7,14 +7,6 @@ namespace {
 // r = 1 / (exp(2x / 15) + 1) gives the softcap, 15 tanh(x / 15) = 15 (1 - 2r), and its slope, 4r(1 - r).
 Floats squeeze(Floats logits) { return 1.0f / (exponential(logits * (2.0f / SOFTCAP)) + 1.0f); }
 
-Floats load_row(const float* from) { return load<Floats>(from); }
-
-Floats load_row(const uint16_t* from) { return widen(from); }
-
-void store_row(float* to, Floats v) { store(to, v); }
-
-void store_row(uint16_t* to, Floats v) { narrow(to, v); }
-
 // Loss of one row, whose gradient replaces it; `slopes` has room for whole vectors of a row.
 template <class T> float row_loss(T* logits, int64_t size, int64_t target, float* slopes) {
   T last[LANES] = {};
@@ -26,19 +18,19 @@ template <class T> float row_loss(T* logits, int64_t size, int64_t target, float
     store(slope, e * (r - r * r));
     return e;
   };
-  for (int64_t i = 0; i < whole; i += LANES) sums += take(squeeze(load_row(logits + i)), slopes + i);
+  for (int64_t i = 0; i < whole; i += LANES) sums += take(squeeze(load_wide(logits + i)), slopes + i);
   float sum = total(sums);
   float rest[LANES];
-  store(rest, take(squeeze(load_row(last)), slopes + whole));
+  store(rest, take(squeeze(load_wide(last)), slopes + whole));
   for (int64_t i = whole; i < size; i++) sum += rest[i - whole];
 
   T own[LANES] = {logits[target]};
-  float r = squeeze(load_row(own))[0];
+  float r = squeeze(load_wide(own))[0];
   float capped = SOFTCAP - 2.0f * SOFTCAP * r;
   slopes[target] -= sum * (r - r * r);
   float factor = 4.0f / sum;
-  for (int64_t i = 0; i < whole; i += LANES) store_row(logits + i, load<Floats>(slopes + i) * factor);
-  store_row(last, load<Floats>(slopes + whole) * factor);
+  for (int64_t i = 0; i < whole; i += LANES) store_narrow(logits + i, load<Floats>(slopes + i) * factor);
+  store_narrow(last, load<Floats>(slopes + whole) * factor);
   std::memcpy(logits + whole, last, (size - whole) * sizeof(T));
   return std::log(sum) - capped;
 }
@@ -64,7 +56,7 @@ template <class T> void chunk(T* logits, const int64_t* targets, int64_t rows, i
 extern "C" void add_bfloat16(float* sums, const uint16_t* added, int64_t size, int32_t threads) {
   with_team(threads, [=](const Team& team) {
     int64_t blocks = size / LANES, first = blocks * team.thread / team.size, last = blocks * (team.thread + 1) / team.size;
-    for (int64_t i = first * LANES; i < last * LANES; i += LANES) store(sums + i, load<Floats>(sums + i) + widen(added + i));
+    for (int64_t i = first * LANES; i < last * LANES; i += LANES) store(sums + i, load<Floats>(sums + i) + load_wide(added + i));
     if (team.thread == team.size - 1)
       for (int64_t i = blocks * LANES; i < size; i++) sums[i] += from_bfloat16(added[i]);
   });

@@ -105,9 +105,8 @@ def training_memory(
     if device_type == "cuda":
         slack = CUDA_SLACK * (tables + matrices + gradients + state + activations + workspace)
     else:
-        passing = activations + (
-            workspace if activation_checkpointing else 0
-        )  # blocks are computed again in the workspace
+        # a block's parts are made and dropped in the forward pass, and made again in the workspace
+        passing = activations + (again + workspace if activation_checkpointing else 0)
         slack = _glibc_slack(tables + matrices + gradients + state, passing, run)
     return TrainingMemory(
         weights=tables + matrices,

@@ -17,7 +17,7 @@ float squares(const uint16_t* row, int64_t size) {
   Floats sums = {};
   float rest = 0.0f;
   along(
-      size, [&](int64_t i) { Floats v = widen(row + i); sums += v * v; },
+      size, [&](int64_t i) { Floats v = load_wide(row + i); sums += v * v; },
       [&](int64_t i) { float v = from_bfloat16(row[i]); rest += v * v; });
   return total(sums) + rest;
 }
@@ -42,7 +42,7 @@ extern "C" void muon_momentum(
             Floats g = load<Floats>(gradient + i), b = load<Floats>(buffer + i);
             b += (1.0f - momentum) * (g - b);
             store(buffer + i, b);
-            narrow(row + i, g + momentum * (b - g));
+            store_narrow(row + i, g + momentum * (b - g));
           },
           [&](int64_t i) {
             buffer[i] += (1.0f - momentum) * (gradient[i] - buffer[i]);
@@ -69,7 +69,7 @@ extern "C" void muon_momentum(
       uint16_t* row = out + r * columns;
       float scale = scales[r];
       along(
-          columns, [&](int64_t i) { narrow(row + i, widen(row + i) * scale); },
+          columns, [&](int64_t i) { store_narrow(row + i, load_wide(row + i) * scale); },
           [&](int64_t i) { row[i] = to_bfloat16(from_bfloat16(row[i]) * scale); });
     }
   });
@@ -82,7 +82,7 @@ extern "C" void muon_combine(uint16_t* x, float a, const uint16_t* y, float b, i
     int64_t last = team.thread == team.size - 1 ? size : size / LANES * (team.thread + 1) / team.size * LANES;
     along(
         last - first,
-        [&](int64_t i) { narrow(x + first + i, a * widen(x + first + i) + b * widen(y + first + i)); },
+        [&](int64_t i) { store_narrow(x + first + i, a * load_wide(x + first + i) + b * load_wide(y + first + i)); },
         [&](int64_t i) {
           x[first + i] = to_bfloat16(a * from_bfloat16(x[first + i]) + b * from_bfloat16(y[first + i]));
         });
@@ -139,7 +139,7 @@ extern "C" void muon_update(
           columns,
           [&](int64_t i) {
             Floats p = load<Floats>(parameter + i);
-            Floats d = widen(direction + i) * (by_row ? Floats{} + *factor : load<Floats>(factor + i));
+            Floats d = load_wide(direction + i) * (by_row ? Floats{} + *factor : load<Floats>(factor + i));
             Floats decay = d * p >= 0.0f ? p * weight_decay : Floats{};
             store(parameter + i, p - lr * (d + decay));
           },

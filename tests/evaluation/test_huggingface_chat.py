@@ -11,8 +11,8 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import save_export
 from nanochat_lit.engine.hf_export import export_hf
-from nanochat_lit.evaluation.answerer import EngineAnswerer
-from nanochat_lit.evaluation.chat_core import Answering, evaluate_chat, evaluate_chat_task, letter_tokens
+from nanochat_lit.evaluation.answerer import Answering, EngineAnswerer
+from nanochat_lit.evaluation.chat_core import evaluate_chat, evaluate_chat_task, letter_tokens
 from nanochat_lit.evaluation.chat_tasks import load_chat_tasks
 from nanochat_lit.evaluation.huggingface import load_huggingface
 from nanochat_lit.evaluation.huggingface_chat import HuggingFaceAnswerer

@@ -173,3 +173,17 @@ def test_a_layer_equals_the_plain_product(shape: tuple[int, int], rows: int) -> 
 def test_other_widths_and_types_are_left_to_pytorch() -> None:
     assert not DecodeKernel.fits(build(torch.float32, n_embd=72, n_head=3, n_kv_head=3))
     assert not DecodeKernel.fits(build(torch.float16))
+
+
+def test_what_lies_beside_the_tables_and_the_cache_is_not_touched() -> None:
+    model = build(torch.float32)
+    pack_linears(model)
+    kernel, rows, cache = model.decode_kernel, model.config.padded_vocab_size, KVCache(model.config, 1, 6)
+    assert kernel is not None
+    for wrong in (-1, rows):
+        with pytest.raises(IndexError, match=f"run from .*{wrong}.* 0 to {rows - 1}"):
+            kernel(torch.tensor([[5, wrong]]), cache)
+    kernel(torch.ones((1, 4), dtype=torch.int64), cache)
+    cache.advance(4)
+    with pytest.raises(IndexError, match="4 tokens and 3 more do not fit a cache of 6"):
+        kernel(torch.ones((1, 3), dtype=torch.int64), cache)

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat_lit.common.distributed import world_size
 from nanochat_lit.engine.engine import Engine
-from nanochat_lit.evaluation.answerer import EngineAnswerer
-from nanochat_lit.evaluation.chat_core import Answering, check_tasks, evaluate_chat
+from nanochat_lit.evaluation.answerer import Answering, EngineAnswerer
+from nanochat_lit.evaluation.chat_core import check_tasks, evaluate_chat
 from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, ChatTask, code_runner, load_chat_tasks
 from nanochat_lit.evaluation.score_report import summarize
 from nanochat_lit.training.callbacks.task_evaluator import TaskEvaluator
