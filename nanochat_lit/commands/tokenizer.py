@@ -24,7 +24,7 @@ def train(
     depth: int | None = None,
     max_chars: int = 2_000_000_000,
     doc_cap: int = 10_000,
-    split_scripts: bool = False,
+    split_scripts: bool | Literal["auto"] = "auto",
 ) -> None:
     """Train a tokenizer on the training split of text files.
 
@@ -35,11 +35,12 @@ def train(
         path: File or folder of .txt, .jsonl or .parquet texts, or a list of them.
         out: Folder for tokenizer.model and tokenizer.json.
         vocab_size: Number of tokens, or auto.
-        depth: Layers of the model that the automatic vocabulary is for.
+        depth: Layers of the model that vocabulary and splitting are for, where they are auto.
         max_chars: Characters to learn from, the first of the files; all of them are held in memory, 4 bytes each. Of
             scripts without spaces, which cost 85, 50 million are used.
         doc_cap: Characters of one document to learn from; the rest of it is left out.
-        split_scripts: No token goes beyond a change of script, where punctuation is a script of its own.
+        split_scripts: No token goes beyond a change of script, where punctuation is a script of its own; auto does so up to
+            depth 7.
     """
     sources = [check_source(one) for one in ([path] if isinstance(path, str) else path)]
     if not sources:

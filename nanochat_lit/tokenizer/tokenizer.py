@@ -51,7 +51,7 @@ class Tokenizer(ABC):
         doc_cap: int = 10_000,
         num_threads: int | None = None,
         depth: int | None = None,
-        split_scripts: bool = False,
+        split_scripts: bool | Literal["auto"] = "auto",
     ) -> "Tokenizer":
         """Train a vocabulary; the same texts and options always give the same tokenizer.
 
@@ -68,7 +68,8 @@ class Tokenizer(ABC):
                 sentencepiece notes the number in the model file.
             depth: Layers of the model, used by 'auto' alone.
             split_scripts: No token goes beyond a change of script, where punctuation is a script of its own: "word" and
-                "," are two tokens. Without it text has fewer tokens, and a model learns less from it in the same time.
+                "," are two tokens. Text then has more tokens, and a small model still learns more from it in the same
+                time; 'auto' is true up to depth 7.
 
         Raises:
             UserError: If there is no text, or the vocabulary is too small or too large for it.

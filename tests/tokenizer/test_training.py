@@ -17,13 +17,16 @@ def test_training_is_deterministic_whatever_the_threads(documents):
     assert [other.bytes_of(index) for index in range(400)] == [first.bytes_of(index) for index in range(400)]
 
 
-@pytest.mark.parametrize("split_scripts", [True, False])
-def test_tokens_stop_at_changes_of_script_if_wanted(documents, split_scripts):
+@pytest.mark.parametrize(
+    ("split_scripts", "depth", "is_split"),
+    [(True, 24, True), (False, 4, False), ("auto", 7, True), ("auto", 8, False), ("auto", None, False)],
+)
+def test_tokens_stop_at_changes_of_script_if_wanted(documents, split_scripts, depth, is_split):
     texts = [*documents(100), *(f"{word}東京{word}." for word in ("the", "boat", "stars") for _ in range(50))]
-    tokenizer = Tokenizer.train(texts, vocab_size=500, split_scripts=split_scripts)
+    tokenizer = Tokenizer.train(texts, vocab_size=500, split_scripts=split_scripts, depth=depth)
     tokens = [tokenizer.bytes_of(index).decode("utf-8", "replace") for index in range(266, 500)]
     across = [token for token in tokens if re.search(r"[a-z][.,?!]|[.,?!] ?[a-z]|[a-z]東|京[a-z]", token)]
-    assert bool(across) is not split_scripts, across
+    assert bool(across) is not is_split, across
     assert any(re.fullmatch(r" ?[a-z]{4,}", token) for token in tokens)
 
 
