@@ -1,11 +1,12 @@
 // Inference on a CPU, from token ids to logits, in one call: one token for each of several sequences, or several tokens of one.
 //
 // Written in the compiler's portable vectors of 16 lanes; where the processor has instructions for pairs of bfloat16 or
-// quadruples of 8-bit integers, those are used. Every output is one sum over the inputs in their order, whatever the number of
+// quadruples of 8-bit integers, or registers for whole tiles of them, those are used. Every output is one sum over the inputs in their order, whatever the number of
 // rows and threads, so a sequence gets the same bits in any company.
 //
 // Shapes: rows (one a token), C channels (n_embd), H heads, Hkv key/value heads, D head dim.
 
+#include "tiles.h"
 #include "vectors.h"
 
 namespace {
@@ -126,6 +127,16 @@ void tile(const uint32_t* weights, int words, const uint32_t* x, Sum<kind> (&out
     for (int r = 0; r < NR; r++) out[b][r] = sums[b][r];
 }
 
+// 16 outputs of a row as they are meant.
+template <Kind kind> Floats finished(const Matrix& m, Sum<kind> sum, int output, float x_scale) {
+  if constexpr (kind == INT8) {
+    Ints exact = sum.v - 128 * load<Ints>(m.sums + output);
+    return __builtin_convertvector(exact, Floats) * load<Floats>(m.scales + output) * x_scale;
+  } else {
+    return sum.v;
+  }
+}
+
 template <Kind kind, int NB, int NR, class Put>
 void rows_of_blocks(const Matrix& m, const uint32_t* x, const float* x_scales, int row, int block, Put put) {
   Sum<kind> sums[NB][NR];
@@ -133,12 +144,7 @@ void rows_of_blocks(const Matrix& m, const uint32_t* x, const float* x_scales, i
   for (int b = 0; b < NB; b++)
     for (int r = 0; r < NR; r++) {
       int output = (block + b) * LANES;
-      if constexpr (kind == INT8) {
-        Ints exact = sums[b][r].v - 128 * load<Ints>(m.sums + output);
-        put(row + r, output, __builtin_convertvector(exact, Floats) * load<Floats>(m.scales + output) * x_scales[row + r]);
-      } else {
-        put(row + r, output, sums[b][r].v);
-      }
+      put(row + r, output, finished<kind>(m, sums[b][r], output, x_scales[row + r]));
     }
 }
 
@@ -168,8 +174,46 @@ void my_outputs(const Matrix& m, const uint32_t* x, const float* x_scales, int r
   for (; block < end; block++) all_rows<kind, 1, NR>(m, x, x_scales, rows, block, put);
 }
 
+bool is_using_tiles = true;  // where there are any
+
+#if HAS_TILES
+
+template <Kind kind, int NB, class Put>
+void tiles_of_blocks(const Matrix& m, const uint32_t* x, const float* x_scales, int row, int count, int block, Put put) {
+  alignas(64) uint32_t sums[NB][16][LANES];
+  const uint32_t* weights = m.weights + int64_t(block) * m.words * LANES;
+  multiply_tiles<kind == INT8, NB>(weights, m.words, x + int64_t(row) * m.words, sums);
+  for (int b = 0; b < NB; b++)
+    for (int r = 0; r < count; r++) {
+      int output = (block + b) * LANES;
+      put(row + r, output, finished<kind>(m, load<Sum<kind>>(sums[b][r]), output, x_scales[row + r]));
+    }
+}
+
+template <Kind kind, class Put>
+void my_tiles(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, const Team& team, Put put) {
+  int num_blocks = (m.outputs + LANES - 1) / LANES;
+  int num_groups = (num_blocks + TILE_BLOCKS - 1) / TILE_BLOCKS;
+  int end = std::min(team.end(num_groups) * TILE_BLOCKS, num_blocks), shaped = 0;
+  for (int block = team.begin(num_groups) * TILE_BLOCKS; block < end; block += TILE_BLOCKS)
+    for (int row = 0; row < rows; row += 16) {
+      int count = std::min(16, rows - row);
+      if (count != shaped) shape_tiles(shaped = count);
+      if (block + TILE_BLOCKS <= end) tiles_of_blocks<kind, TILE_BLOCKS>(m, x, x_scales, row, count, block, put);
+      else
+        for (int one = block; one < end; one++) tiles_of_blocks<kind, 1>(m, x, x_scales, row, count, one, put);
+    }
+  _tile_release();
+}
+
+#endif
+
 template <Kind kind, class Put>
 void tiled(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, const Team& team, Put put) {
+#if HAS_TILES
+  if constexpr (kind != FLOAT32)
+    if (m.words % 16 == 0 && is_using_tiles && may_use_tiles()) return my_tiles<kind>(m, x, x_scales, rows, team, put);
+#endif
   if (rows > ROWS) my_outputs<kind, MANY_BLOCKS, MANY_ROWS>(m, x, x_scales, rows, team, put);
   else my_outputs<kind, BLOCKS, ROWS>(m, x, x_scales, rows, team, put);
 }
@@ -528,6 +572,12 @@ void run_step(const Model* model, const Reading* reading, const int32_t* tokens,
     Step mine = step;
     mine.run(team, logits);
   });
+}
+
+// Whether tiles are used from now on, if this processor has any; returns whether they are.
+int32_t use_tiles(int32_t is_wanted) {
+  is_using_tiles = is_wanted;
+  return is_wanted && HAS_TILES && may_use_tiles();
 }
 
 // rows of inputs -> rows of outputs, both in bfloat16 or both in float32.

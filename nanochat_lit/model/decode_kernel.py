@@ -76,6 +76,7 @@ def kernel_library() -> ctypes.CDLL | None:
         library.run_step.argtypes = [*[_POINTER] * 4, _INT, _INT, _INT, _POINTER, _POINTER]
         library.linear.argtypes = [_POINTER, _POINTER, _POINTER, _INT, _INT, _INT]
         library.run_step.restype = library.linear.restype = None
+        library.use_tiles.argtypes, library.use_tiles.restype = [_INT], _INT
     return library
 
 

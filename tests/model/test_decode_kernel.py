@@ -1,6 +1,7 @@
 """The decode kernel against plain PyTorch, and a sequence in company against the same one alone."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +13,21 @@ from nanochat_lit.model.decode_kernel import DecodeKernel, KernelLinear, kernel_
 from nanochat_lit.model.packed import Int8Linear, can_pack, pack_linears, quantize_rows
 
 pytestmark = pytest.mark.skipif(kernel_library() is None, reason="there is no C++ compiler")
+
+
+def has_tiles() -> bool:
+    library = kernel_library()
+    return library is not None and bool(library.use_tiles(1))
+
+
+@pytest.fixture(params=["vectors", "tiles"] if has_tiles() else ["vectors"])
+def units(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What bfloat16 and 8-bit products are computed with."""
+    library = kernel_library()
+    assert library is not None
+    library.use_tiles(request.param == "tiles")
+    yield request.param
+    library.use_tiles(1)
 
 
 def build(dtype: torch.dtype, seed: int = 0, **changes: object) -> GPT:
@@ -61,6 +77,7 @@ def test_logits_are_those_of_the_full_forward(changes: dict[str, object]) -> Non
         torch.testing.assert_close(steps[:, row], expected, atol=5e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("units")
 def test_bfloat16_is_as_near_to_float32_as_pytorchs() -> None:
     model, exact = build(torch.bfloat16), build(torch.bfloat16)
     for parameter in exact.parameters():
@@ -73,6 +90,7 @@ def test_bfloat16_is_as_near_to_float32_as_pytorchs() -> None:
     assert (ours - expected).norm() < 1.1 * (plain - expected).norm()
 
 
+@pytest.mark.usefixtures("units")
 @pytest.mark.parametrize("quantize", [None, "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 3])
@@ -121,6 +139,7 @@ def test_a_prompt_read_by_the_kernel(changes: dict[str, object], length: int) ->
     torch.testing.assert_close(cache.previous_embedding, plain_cache.previous_embedding, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("units")
 @pytest.mark.parametrize("quantize", [None, "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunks_and_threads_of_a_prompt_do_not_matter(dtype: torch.dtype, quantize: str | None) -> None:
@@ -142,6 +161,7 @@ def test_chunks_and_threads_of_a_prompt_do_not_matter(dtype: torch.dtype, quanti
         torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("units")
 def test_a_prompt_in_bfloat16_is_as_near_to_float32_as_pytorchs() -> None:
     model, exact = build(torch.bfloat16), build(torch.bfloat16)
     for parameter in exact.parameters():
@@ -154,7 +174,8 @@ def test_a_prompt_in_bfloat16_is_as_near_to_float32_as_pytorchs() -> None:
     assert (ours - expected).norm() < 1.1 * (plain - expected).norm()
 
 
-@pytest.mark.parametrize("shape", [(96, 64), (100, 60), (16, 3), (257, 768)])
+@pytest.mark.usefixtures("units")
+@pytest.mark.parametrize("shape", [(96, 64), (100, 60), (16, 3), (257, 768), (64, 96)])
 @pytest.mark.parametrize("rows", [1, 2, 7, 12, 40])
 def test_a_layer_equals_the_plain_product(shape: tuple[int, int], rows: int) -> None:
     """float32 within 1e-5; bfloat16 within half a step of its last digit; int8 as oneDNN's, whose sums are exact too."""
@@ -187,3 +208,15 @@ def test_what_lies_beside_the_tables_and_the_cache_is_not_touched() -> None:
     cache.advance(4)
     with pytest.raises(IndexError, match="4 tokens and 3 more do not fit a cache of 6"):
         kernel(torch.ones((1, 3), dtype=torch.int64), cache)
+
+
+def test_others_may_use_the_same_registers() -> None:
+    """Products of torch between calls of the kernel are as before: libraries think that tiles keep the shapes they gave them."""
+    generator = torch.Generator().manual_seed(2)
+    left, right = (torch.randn(70, 96, generator=generator).bfloat16() for _ in range(2))
+    layer = KernelLinear(torch.randn(64, 64, generator=generator).bfloat16())
+    inputs = [torch.randn(rows, 64, generator=generator).bfloat16() for rows in (1, 16, 5)]
+    product, outputs = left @ right.T, [layer(x) for x in inputs]
+    for x, output in zip(inputs, outputs, strict=True):
+        assert torch.equal(left @ right.T, product)
+        assert torch.equal(layer(x), output)
