@@ -40,7 +40,7 @@ def softcap(logits: Tensor) -> Tensor:
 
 
 def token_losses(hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Tensor], vocab_size: int) -> Tensor:
-    """Loss of every token by the plain formula, in chunks.
+    """Loss of every token, in chunks.
 
     Args:
         hidden: (..., C) final states.
@@ -54,10 +54,21 @@ def token_losses(hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Te
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk = rows_per_chunk(len(rows), vocab_size)
     losses = [
-        F.cross_entropy(softcap(unembed(part)), part_targets, ignore_index=IGNORE_INDEX, reduction="none")
+        chunk_losses(unembed(part), part_targets)
         for part, part_targets in zip(rows.split(chunk), flat_targets.split(chunk), strict=True)
     ]
     return torch.cat(losses).view(targets.shape)
+
+
+def chunk_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Losses (N,) of raw logits (N, V), which may be overwritten; by the plain formula where gradients are wanted.
+
+    Without them the kernel of training is used where there is one: half of an evaluation on a CPU would be the formula's five
+    passes over float32 logits.
+    """
+    if has_loss_kernel(logits) and not logits.requires_grad:
+        return loss_and_gradient_in_place(logits.contiguous(), targets)
+    return F.cross_entropy(softcap(logits), targets, ignore_index=IGNORE_INDEX, reduction="none")
 
 
 def reduce_losses(losses: Tensor, targets: Tensor, reduction: str) -> Tensor:
