@@ -94,7 +94,6 @@ def bench_train(  # noqa: PLR0913 - every option of the command is a parameter
         "compiled": compile,
         "threads": torch.get_num_threads(),
         **_measure(steps, config, dtype, target, tokens, tokens_per_step, repeats),
-        "peak_memory_bytes": peak_memory_bytes(target),
     }
     operations = _profile(steps) if profile else ""
     print(dumps(report) if json else _table(report) + operations)
@@ -153,6 +152,7 @@ def _measure(
     """Medians; the machine's limits are measured between the steps, as its clock and its neighbours vary."""
     for _ in range(2):  # compiles, and fills the optimizer's state
         next(steps)
+    peak = peak_memory_bytes(device)  # of the steps: what the limits are measured with comes later
     square, own = _square_product(dtype, device), _own_products(config, tokens, dtype, device)
     timed, square_flops, own_flops = [], [], []
     for _ in range(repeats):
@@ -179,6 +179,7 @@ def _measure(
         "own_products_flops_per_s": statistics.median(own_flops),
         "share_of_limit": flops_per_s / limit,
         "read_bandwidth_bytes_per_s": ReadBandwidth(device).bytes_per_s(),
+        "peak_memory_bytes": peak,
     }
 
 
