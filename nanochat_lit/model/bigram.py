@@ -34,7 +34,7 @@ def bigram_rows(token_ids: Tensor, num_rows: int, kv_cache: "KVCache | SlotCache
     before = None if kv_cache is None else kv_cache.previous_token
     if before is None:
         before = torch.zeros_like(token_ids[:, :1])
+    previous = torch.cat((before, token_ids[:, :-1]), dim=1)
     if kv_cache is not None:
         kv_cache.previous_token = token_ids[:, -1:].clone()  # the caller may write into its tensor
-    previous = torch.cat((before, token_ids[:, :-1]), dim=1)
     return ((token_ids * TOKEN_FACTOR) ^ (previous * PREVIOUS_FACTOR)) % num_rows
