@@ -569,7 +569,8 @@ int64_t workspace_floats(const Model* model, int32_t rows, int32_t threads, int3
 }
 
 // Extend the sequences in slots 0 to rows - 1 by a token each, or (reading is given) one sequence by rows tokens, which takes
-// max_room positions then. pairs are the tokens' rows in the table of pairs, if there is one. logits is (rows, vocab_size), or (vocab_size) after the last token.
+// max_room positions then. pairs are the rows of the table of pairs, if there is one; logits is (rows, vocab_size), or
+// (vocab_size) after the last token.
 void run_step(const Model* model, const Reading* reading, const int32_t* tokens, const int32_t* pairs,
               const int32_t* positions, int32_t rows, int32_t threads, int32_t max_room, float* workspace, float* logits) {
   Step step{*model, tokens, pairs, positions, rows, reading, max_room};

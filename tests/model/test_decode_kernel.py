@@ -102,6 +102,21 @@ def test_bfloat16_is_as_near_to_float32_as_pytorchs(changes: dict[str, object]) 
 
 
 @pytest.mark.usefixtures("units")
+@pytest.mark.parametrize(
+    ("dtype", "quantize"), [(torch.bfloat16, None), (torch.float32, "int8"), (torch.bfloat16, "int8")]
+)
+def test_rounded_models_with_pairs_are_near_the_full_forward(dtype: torch.dtype, quantize: str | None) -> None:
+    exact, model = build(torch.float32, bigram_factor=3), build(dtype, bigram_factor=3)
+    pack_linears(model, quantize)
+    prompts, following = texts(3, 120, 250), texts(20, 20, 20)
+    steps = decode(model, prompts, following)
+    with torch.inference_mode():
+        whole = [exact(torch.cat(texts, dim=1))[0, -20:] for texts in zip(prompts, following, strict=True)]
+    expected = torch.stack(whole, dim=1)
+    assert (steps - expected).norm() < 0.06 * expected.norm()
+
+
+@pytest.mark.usefixtures("units")
 @pytest.mark.parametrize("quantize", [None, "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 3])
