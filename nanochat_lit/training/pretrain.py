@@ -83,7 +83,7 @@ class PretrainModule(LanguageModule):
             learning_rates=learning_rates, compile=compile, eval_every=eval_every,
             activation_checkpointing=activation_checkpointing, fp8=fp8,
         )  # fmt: skip
-        self.depth, self.sequence_len = depth, sequence_len
+        self.depth, self.sequence_len, self.num_steps = depth, sequence_len, num_steps
         self.shape: dict[str, Any] = {
             "head_dim": head_dim, "aspect_ratio": aspect_ratio, "n_embd": n_embd, "n_head": n_head, "n_kv_head": n_kv_head,
             "window_pattern": window_pattern, "bigram_factor": bigram_factor,
@@ -92,7 +92,6 @@ class PretrainModule(LanguageModule):
             "tokens_per_step": tokens_per_step, "target_param_data_ratio": target_param_data_ratio,
             "target_flops": target_flops, "weight_decay": weight_decay,
         }  # fmt: skip
-        self.num_steps = num_steps
         self.schedule_options: dict[str, Any] = {
             "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
             "momentum_warmup": momentum_warmup,

@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+DERIVED = ("intermediate_size", "num_hidden_layers", "head_dim", "sliding_window", "layer_types", "use_cache")
+
 
 class NanochatLitConfig(PreTrainedConfig):
     """Dimensions of a nanochat-lit model.
@@ -73,14 +75,7 @@ class NanochatLitConfig(PreTrainedConfig):
         self.value_gate_scale = value_gate_scale
         self.final_logit_softcapping = final_logit_softcapping
         self.use_cache = True
-        for derived in (
-            "intermediate_size",
-            "num_hidden_layers",
-            "head_dim",
-            "sliding_window",
-            "layer_types",
-            "use_cache",
-        ):
+        for derived in DERIVED:
             kwargs.pop(derived, None)  # a saved config names them too
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
