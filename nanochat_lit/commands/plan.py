@@ -27,6 +27,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     aspect_ratio: int = 64,
     n_kv_head: int | None = None,
     window_pattern: str = "SSSL",
+    bigram_factor: int = 0,
     micro_batch_size: int = 16,
     gpus: int = 8,
     gpu: str = "H100",
@@ -54,6 +55,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         aspect_ratio: Channels of width per layer of depth.
         n_kv_head: Key/value heads; null means as many as query heads.
         window_pattern: Attention windows, S short and L long, tiled over the layers.
+        bigram_factor: Rows of the table of hashed pairs of tokens, per token of the vocabulary; 0 for none.
         micro_batch_size: Rows per device per forward; the memory estimate depends on it.
         gpus: Devices.
         gpu: Their name, for the table of peak arithmetic.
@@ -70,7 +72,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     _check(gpus=gpus, mfu=mfu, micro_batch_size=micro_batch_size)
     config = GPTConfig.from_depth(
         depth, vocab_size=vocab_size, sequence_len=sequence_len, head_dim=head_dim, aspect_ratio=aspect_ratio,
-        n_kv_head=n_kv_head, window_pattern=window_pattern,
+        n_kv_head=n_kv_head, window_pattern=window_pattern, bigram_factor=bigram_factor,
     )  # fmt: skip
     derived = derive_plan(
         config, target_param_data_ratio=target_param_data_ratio, tokens_per_step=tokens_per_step, num_steps=num_steps,
@@ -107,6 +109,7 @@ def _parameters(config: GPTConfig) -> dict[str, Any]:
     return {
         "wte": counts.wte,
         "value_embeds": counts.value_embeds,
+        "bigram": counts.bigram,
         "lm_head": counts.lm_head,
         "transformer_matrices": counts.transformer_matrices,
         "scalars": counts.scalars,

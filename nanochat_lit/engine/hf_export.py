@@ -136,6 +136,7 @@ def _config(config: GPTConfig, tokenizer: Tokenizer, dtype: WeightDtype) -> dict
         "num_key_value_heads": config.n_kv_head,
         "max_position_embeddings": config.sequence_len,
         "window_pattern": config.window_pattern,
+        **({"bigram_factor": config.bigram_factor} if config.bigram_factor else {}),
         "short_window": config.short_window,
         "rope_theta": ROTARY_BASE,
         "qk_scale": QK_SCALE,
@@ -173,7 +174,7 @@ def _gpt_config(values: object, folder: Path) -> GPTConfig:
         config = GPTConfig(
             sequence_len=values["max_position_embeddings"], vocab_size=values["vocab_size"], n_layer=values["n_layer"],
             n_head=values["num_attention_heads"], n_kv_head=values["num_key_value_heads"], n_embd=values["hidden_size"],
-            window_pattern=values["window_pattern"],
+            window_pattern=values["window_pattern"], bigram_factor=values.get("bigram_factor", 0),
         )  # fmt: skip
         constants |= {"short_window": config.short_window, "padded_vocab_size": config.padded_vocab_size}
         changed = [name for name, value in constants.items() if values[name] != value]

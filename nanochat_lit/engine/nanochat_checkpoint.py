@@ -19,7 +19,7 @@ from torch import Tensor
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.model import GPT, GPTConfig
-from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
+from nanochat_lit.model.config import ADDED_FIELDS, SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
 from nanochat_lit.model.export import assemble
 
 COMPILE_PREFIX = "_orig_mod."
@@ -109,7 +109,7 @@ def _config(meta: object, path: Path, notes: list[str]) -> GPTConfig:
     values = meta.get("model_config") if isinstance(meta, dict) else None
     if not isinstance(values, dict):
         raise UserError(f"the meta file of {path} has no model_config; it is not one of nanochat")
-    names = {field.name for field in fields(GPTConfig)}
+    names = {field.name for field in fields(GPTConfig)} - ADDED_FIELDS
     if "window_pattern" not in values:
         values = {**values, "window_pattern": "L"}
         notes.append("window_pattern is missing: L, full attention in every layer")

@@ -13,6 +13,8 @@ class ParameterCount:
     """Token embedding."""
     value_embeds: int
     """Value embeddings of all layers."""
+    bigram: int
+    """Embedding of hashed pairs of tokens."""
     lm_head: int
     """Unembedding."""
     transformer_matrices: int
@@ -23,7 +25,12 @@ class ParameterCount:
     @property
     def total(self) -> int:
         """All of them."""
-        return self.wte + self.value_embeds + self.lm_head + self.transformer_matrices + self.scalars
+        return self.tables + self.lm_head + self.transformer_matrices + self.scalars
+
+    @property
+    def tables(self) -> int:
+        """Those of which a token reads a row or two: they cost memory and no arithmetic."""
+        return self.wte + self.value_embeds + self.bigram
 
     @property
     def scaling(self) -> int:
@@ -40,6 +47,7 @@ def count_parameters(config: GPTConfig) -> ParameterCount:
     return ParameterCount(
         wte=config.padded_vocab_size * width,
         value_embeds=num_tables * config.padded_vocab_size * kv_width,
+        bigram=config.num_bigram_rows * width,
         lm_head=config.padded_vocab_size * width,
         transformer_matrices=config.n_layer * block + num_tables * gate,
         scalars=2 * config.n_layer + SMEAR_GATE_CHANNELS + 2,

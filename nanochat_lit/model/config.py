@@ -1,4 +1,4 @@
-"""The shape of a GPT: seven numbers and letters, nanochat's field names."""
+"""The shape of a GPT: seven numbers and letters, nanochat's field names, and what can be added to its architecture."""
 
 import math
 from collections.abc import Mapping
@@ -15,6 +15,9 @@ SMEAR_GATE_CHANNELS = 24
 
 VALUE_GATE_CHANNELS = 12
 """Leading channels of the attention input that the value-embedding gate reads."""
+
+ADDED_FIELDS = frozenset({"bigram_factor"})
+"""Fields that nanochat's architecture does not have; JSON names them only where they are on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +42,18 @@ class GPTConfig:
     """Width of the residual stream in channels."""
     window_pattern: str = "SSSL"
     """Attention window per layer, tiled over the layers: L full context, S a quarter of it; the last layer is always L."""
+    bigram_factor: int = 0
+    """Rows of the table of hashed pairs of tokens, as a multiple of vocab_size; 0: there is no such table."""
 
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if not isinstance(self.bigram_factor, int) or isinstance(self.bigram_factor, bool) or self.bigram_factor < 0:
+            raise UserError(
+                f"bigram_factor is {self.bigram_factor!r}; it must be a whole number, 0 for no table of pairs"
+            )
         if self.n_embd % self.n_head:
             raise UserError(
                 f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; "
@@ -78,6 +87,7 @@ class GPTConfig:
         n_embd: int | None = None,
         n_head: int | None = None,
         window_pattern: str = "SSSL",
+        bigram_factor: int = 0,
     ) -> "GPTConfig":
         """Derive every dimension from the one dial.
 
@@ -91,6 +101,7 @@ class GPTConfig:
             n_embd: Width set by hand; None derives it.
             n_head: Query heads set by hand; None derives them from the width and head_dim.
             window_pattern: Attention windows, letters S and L tiled over the layers.
+            bigram_factor: Rows of the table of hashed pairs of tokens, per token of the vocabulary; 0 for none.
 
         Raises:
             UserError: If the dimensions do not fit together.
@@ -110,20 +121,21 @@ class GPTConfig:
             n_kv_head=heads if n_kv_head is None else n_kv_head,
             n_embd=width,
             window_pattern=window_pattern.upper(),
+            bigram_factor=bigram_factor,
         )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
         """Read a config from JSON fields, refusing unknown and missing ones by name."""
         names = {field.name for field in fields(cls)}
-        unknown, missing = sorted(set(values) - names), sorted(names - set(values))
+        unknown, missing = sorted(set(values) - names), sorted(names - ADDED_FIELDS - set(values))
         if unknown or missing:
             raise UserError(f"not a nanochat-lit model config: unknown fields {unknown}, missing fields {missing}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The seven fields, ready for JSON."""
-        return asdict(self)
+        """The seven fields, and the added ones that are on, ready for JSON."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ADDED_FIELDS}
 
     @property
     def head_dim(self) -> int:
@@ -134,6 +146,11 @@ class GPTConfig:
     def padded_vocab_size(self) -> int:
         """Rows of the embedding tables."""
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def num_bigram_rows(self) -> int:
+        """Rows of the table of hashed pairs of tokens; 0: there is none."""
+        return self.bigram_factor * self.vocab_size
 
     @property
     def short_window(self) -> int:

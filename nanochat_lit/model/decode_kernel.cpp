@@ -63,6 +63,7 @@ struct Model {
   const Layer* layers;
   Matrix head;
   const void* embeddings;  // (vocabulary, C)
+  const void* bigram;      // (hashed pairs of tokens, C), or null: no such table
   void* previous;          // (slots, C): un-smeared embedding of each sequence's last token
   const float *cos, *sin;  // (positions, D / 2)
   const float* smear_gate;
@@ -339,7 +340,7 @@ template <int Q, class Cached> void mix(const Queries<Cached>& a, int D) {
 // Room for the intermediate states of all rows.
 struct Step {
   const Model& model;
-  const int32_t *tokens, *positions;
+  const int32_t *tokens, *pairs, *positions;
   int rows;
   const Reading* reading;  // null: every row is a sequence of its own
   int max_room;            // positions of the longest sequence
@@ -368,6 +369,11 @@ struct Step {
   void embed(int row) {
     float* embedding = normed + int64_t(row) * model.n_embd;
     table_row(model, model.embeddings, tokens[row], model.n_embd, embedding);
+    if (model.bigram) {
+      float* pair = first + int64_t(row) * model.n_embd;  // not in use yet
+      table_row(model, model.bigram, pairs[row], model.n_embd, pair);
+      for (int i = 0; i < model.n_embd; i++) embedding[i] += pair[i];
+    }
     scaled_norm(embedding, embedding, model.n_embd, model.eps, 1.0f);
   }
 
@@ -558,15 +564,16 @@ struct Step {
 extern "C" {
 
 int64_t workspace_floats(const Model* model, int32_t rows, int32_t threads, int32_t max_room) {
-  Step step{*model, nullptr, nullptr, rows, nullptr, max_room};
+  Step step{*model, nullptr, nullptr, nullptr, rows, nullptr, max_room};
   return step.place(nullptr, threads);
 }
 
 // Extend the sequences in slots 0 to rows - 1 by a token each, or (reading is given) one sequence by rows tokens, which takes
-// max_room positions then. logits is (rows, vocab_size), or (vocab_size) after the last token.
-void run_step(const Model* model, const Reading* reading, const int32_t* tokens, const int32_t* positions, int32_t rows,
-              int32_t threads, int32_t max_room, float* workspace, float* logits) {
-  Step step{*model, tokens, positions, rows, reading, max_room};
+// max_room positions then. pairs are the rows of the table of pairs, if there is one; logits is (rows, vocab_size), or
+// (vocab_size) after the last token.
+void run_step(const Model* model, const Reading* reading, const int32_t* tokens, const int32_t* pairs,
+              const int32_t* positions, int32_t rows, int32_t threads, int32_t max_room, float* workspace, float* logits) {
+  Step step{*model, tokens, pairs, positions, rows, reading, max_room};
   step.place(workspace, threads);
   with_team(threads, [&](const Team& team) {
     Step mine = step;

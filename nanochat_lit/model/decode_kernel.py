@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_lit.common.cpp_library import cpp_library
+from nanochat_lit.model.bigram import bigram_rows
 from nanochat_lit.model.kv_cache import KVCache
 from nanochat_lit.model.slot_cache import SlotCache
 
@@ -52,7 +53,7 @@ class _Model(ctypes.Structure):
     _fields_ = (
         ("layers", _POINTER),
         ("head", _Matrix),
-        *((name, _POINTER) for name in ("embeddings", "previous", "cos", "sin", "smear_gate")),
+        *((name, _POINTER) for name in ("embeddings", "bigram", "previous", "cos", "sin", "smear_gate")),
         *((name, _FLOAT) for name in ("smear_lambda", "backout", "eps")),
         *((name, _INT) for name in ("n_layer", "n_embd", "n_head", "n_kv_head", "head_dim")),
         *(
@@ -73,7 +74,7 @@ def kernel_library() -> ctypes.CDLL | None:
     if library is not None:
         library.workspace_floats.restype = ctypes.c_int64
         library.workspace_floats.argtypes = [_POINTER, _INT, _INT, _INT]
-        library.run_step.argtypes = [*[_POINTER] * 4, _INT, _INT, _INT, _POINTER, _POINTER]
+        library.run_step.argtypes = [*[_POINTER] * 5, _INT, _INT, _INT, _POINTER, _POINTER]
         library.linear.argtypes = [_POINTER, _POINTER, _POINTER, _INT, _INT, _INT]
         library.run_step.restype = library.linear.restype = None
         library.use_tiles.argtypes, library.use_tiles.restype = [_INT], _INT
@@ -133,6 +134,7 @@ class DecodeKernel:
         self._smear_gate = model.smear_gate.weight.detach().float().contiguous()
         self._tables = {name: cast("nn.Embedding", table).weight for name, table in model.value_embeds.items()}
         self._embeddings = cast("nn.Embedding", model.transformer["wte"]).weight
+        self._bigram = None if model.bigram is None else model.bigram.weight
         self._gates = {}
         self._layers = (_Layer * config.n_layer)()
         resid, x0 = model.resid_lambdas.detach().tolist(), model.x0_lambdas.detach().tolist()
@@ -151,6 +153,7 @@ class DecodeKernel:
             layers=ctypes.addressof(self._layers),
             head=model.lm_head.matrix,
             embeddings=self._embeddings.data_ptr(),
+            bigram=None if self._bigram is None else self._bigram.data_ptr(),
             cos=self._cos.data_ptr(),
             sin=self._sin.data_ptr(),
             smear_gate=self._smear_gate.data_ptr(),
@@ -196,24 +199,38 @@ class DecodeKernel:
         if isinstance(cache, SlotCache):
             if cache is not self._cache:
                 self._bind(cache)
-            return self._run(token_ids[:, 0], cache.lengths(len(token_ids)), None, len(token_ids), cache.max_len)
+            pairs = self._pairs(token_ids, cache)[:, 0]
+            return self._run(token_ids[:, 0], pairs, cache.lengths(len(token_ids)), None, len(token_ids), cache.max_len)
         assert cache.batch_size == len(token_ids) == 1, "prompts are read one by one"
         assert cache.keys.dtype == self._embeddings.dtype, "the kernel reads and writes the model's compute dtype"
         keys, values = cache.keys.data_ptr(), cache.values.data_ptr()
         logits, start = torch.empty(0), cache.position
         if start + token_ids.shape[1] > cache.max_len:  # it would write beyond the cache
             raise IndexError(f"{start} tokens and {token_ids.shape[1]} more do not fit a cache of {cache.max_len}")
-        for tokens in token_ids[0].split(CHUNK):
+        pairs = self._pairs(token_ids, cache)[0]
+        for tokens, their_pairs in zip(token_ids[0].split(CHUNK), pairs.split(CHUNK), strict=True):
             after = torch.empty((1, 1, self._config.n_embd), dtype=cache.keys.dtype)
             before = None if cache.previous_embedding is None else cache.previous_embedding.data_ptr()
             reading = _Reading(keys, values, before, after.data_ptr(), cache.max_len)
             end = start + len(tokens)
-            logits = self._run(tokens, range(start, end), reading, 1, end)
+            logits = self._run(tokens, their_pairs, range(start, end), reading, 1, end)
             start, cache.previous_embedding = end, after
         return logits
 
+    def _pairs(self, token_ids: Tensor, cache: SlotCache | KVCache) -> Tensor:
+        """Rows of the table of pairs, (B, T); without one the kernel looks at none."""
+        if self._bigram is None:
+            return token_ids
+        return bigram_rows(token_ids, self._config.num_bigram_rows, cache)
+
     def _run(
-        self, token_ids: Tensor, positions: Sequence[int], reading: _Reading | None, num_logits: int, room: int
+        self,
+        token_ids: Tensor,
+        pairs: Tensor,
+        positions: Sequence[int],
+        reading: _Reading | None,
+        num_logits: int,
+        room: int,
     ) -> Tensor:
         library = kernel_library()
         assert library is not None, "made only where there is a kernel"
@@ -226,9 +243,10 @@ class DecodeKernel:
             raise IndexError(
                 f"token ids run from {lowest} to {highest}, the table's from 0 to {len(self._embeddings) - 1}"
             )
-        tokens, places = token_ids.int().contiguous(), torch.tensor(positions, dtype=torch.int32)
+        tokens, rows_of_pairs = token_ids.int().contiguous(), pairs.int().contiguous()
+        places = torch.tensor(positions, dtype=torch.int32)
         logits = torch.empty((num_logits, self._config.vocab_size))
-        numbers = tokens.data_ptr(), places.data_ptr(), rows, threads, room
+        numbers = tokens.data_ptr(), rows_of_pairs.data_ptr(), places.data_ptr(), rows, threads, room
         where = None if reading is None else ctypes.byref(reading)
         library.run_step(model, where, *numbers, self._workspace.data_ptr(), logits.data_ptr())
         return logits

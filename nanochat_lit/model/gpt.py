@@ -2,7 +2,8 @@
 
 Rotary positions, QK-norm, RMSNorm without weights, relu squared, value embeddings on every second layer, per-layer
 residual scalars, smear (each token takes a little of the one before), backout (the middle of the network is partly
-subtracted from the end), sliding windows, softcapped logits. Parameter names are those of nanochat's checkpoints.
+subtracted from the end), sliding windows, softcapped logits. Parameter names are those of nanochat's checkpoints. Added to
+its architecture, and off unless the config says otherwise: embeddings of hashed pairs of tokens (model/bigram.py).
 
 Precision: no autocast. Linear weights are kept in float32 and cast to the activations' dtype where they are used;
 embedding tables are kept in the compute dtype (in float32 when that is float16, whose range is too small for them).
@@ -27,6 +28,7 @@ from nanochat_lit.model.attention import (
     cuda_facts,
     window_block_mask,
 )
+from nanochat_lit.model.bigram import bigram_rows
 from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 from nanochat_lit.model.kv_cache import KVCache
 from nanochat_lit.model.loss import (
@@ -183,6 +185,7 @@ class GPT(nn.Module):
                 if config.has_value_embedding(layer)
             }
         )
+        self.bigram = _table(config.num_bigram_rows, config.n_embd) if config.bigram_factor else None
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)
         self.compute_dtype = compute_dtype
@@ -233,6 +236,8 @@ class GPT(nn.Module):
         _normal(self.lm_head.weight, 0.001, generator)
         for table in cast("Iterable[nn.Embedding]", self.value_embeds.values()):
             _uniform(table.weight, -bound, bound, generator)
+        if self.bigram is not None:
+            self.bigram.weight.zero_()
         for layer, block in enumerate(self.blocks):
             for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
                 _uniform(matrix.weight, -bound, bound, generator)
@@ -286,8 +291,10 @@ class GPT(nn.Module):
         cos, sin = self.cos[:length], self.sin[:length]
         if kv_cache is not None:
             cos, sin = kv_cache.rotary(self.cos, self.sin, length)
-        x = norm(self.transformer["wte"](inputs).to(self.compute_dtype))
-        x = self._smear(x, kv_cache)
+        x = self.transformer["wte"](inputs).to(self.compute_dtype)
+        if self.bigram is not None:
+            x = x + self.bigram(bigram_rows(inputs, self.config.num_bigram_rows, kv_cache)).to(x.dtype)
+        x = self._smear(norm(x), kv_cache)
         first, middle = x, x
         is_checkpointing = self.activation_checkpointing and kv_cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):

@@ -32,6 +32,8 @@ class KVCache:
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.previous_embedding: Tensor | None = None
         """(B, 1, C) normalised, un-smeared embedding of the last token; the next token's smear reads it."""
+        self.previous_token: Tensor | None = None
+        """(B, 1) id of the last token, int64; kept if the model has a table of pairs, whose next row depends on it."""
         self.position = 0
         """Tokens stored so far, the same in every row."""
 
@@ -78,8 +80,10 @@ class KVCache:
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         if self.previous_embedding is not None:
             self.previous_embedding = self.previous_embedding[rows]
+        if self.previous_token is not None:
+            self.previous_token = self.previous_token[rows]
 
     def reset(self) -> None:
         """Forget everything stored."""
         self.position = 0
-        self.previous_embedding = None
+        self.previous_embedding = self.previous_token = None

@@ -92,7 +92,7 @@ def training_memory(
         is_compiled=is_compiled,
         has_loss_kernel=device_type == "cpu" and compute_dtype != torch.float16 and has_cpp_compiler(),
     )
-    tables = (counts.wte + counts.value_embeds) * (2 if compute_dtype == torch.bfloat16 else MASTER_BYTES)
+    tables = counts.tables * (2 if compute_dtype == torch.bfloat16 else MASTER_BYTES)
     matrices = (counts.transformer_matrices + counts.lm_head + counts.scalars) * MASTER_BYTES
     state = 2 * tables + MASTER_BYTES * (counts.transformer_matrices + 2 * (counts.lm_head + counts.scalars))
     activations, again = _activations(config, run, activation_checkpointing=activation_checkpointing)

@@ -53,6 +53,8 @@ class SlotCache:
         self.values = [torch.zeros(shape, device=device, dtype=cache_dtype) for shape in shapes]
         self.embeddings = torch.zeros((num_slots, 1, config.n_embd), device=device, dtype=dtype)
         """Normalised, un-smeared embedding of each slot's last token."""
+        self.tokens = torch.zeros((num_slots, 1), device=device, dtype=torch.int64)
+        """Id of each slot's last token; kept if the model has a table of pairs."""
         self._lengths: list[int] = [0] * num_slots
         self._rows = torch.arange(num_slots, device=device)
         self._positions = torch.zeros(num_slots, dtype=torch.int64, device=device)
@@ -100,6 +102,8 @@ class SlotCache:
                     keys[slot, :, place : place + end - begin] = prefilled.keys[layer, 0, begin:end].transpose(0, 1)
                     values[slot, :, place : place + end - begin] = prefilled.values[layer, 0, begin:end].transpose(0, 1)
         self.embeddings[slot] = prefilled.previous_embedding[0]
+        if prefilled.previous_token is not None:
+            self.tokens[slot] = prefilled.previous_token[0]
         self._lengths[slot] = length
         self.num_active += 1
         return slot
@@ -113,6 +117,7 @@ class SlotCache:
                 used = min(self._lengths[last], tensor.shape[2])
                 tensor[slot, :, :used] = tensor[last, :, :used]
             self.embeddings[slot] = self.embeddings[last]
+            self.tokens[slot] = self.tokens[last]
             self._lengths[slot] = self._lengths[last]
         self._lengths[last] = 0
 
@@ -154,6 +159,15 @@ class SlotCache:
     @previous_embedding.setter
     def previous_embedding(self, embedding: Tensor) -> None:
         self.embeddings[: len(self._positions)] = embedding
+
+    @property
+    def previous_token(self) -> Tensor:
+        """(B, 1) id of each slot's last token."""
+        return self.tokens[: len(self._positions)]
+
+    @previous_token.setter
+    def previous_token(self, token_ids: Tensor) -> None:
+        self.tokens[: len(self._positions)] = token_ids
 
     def rotary(self, cos: Tensor, sin: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Rows of the rotary tables for the new tokens, (B, 1, D/2) each."""

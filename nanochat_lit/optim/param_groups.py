@@ -31,7 +31,7 @@ def param_groups(
     Args:
         model: Whose parameters.
         unembedding_lr: AdamW learning rate of lm_head at width 768.
-        embedding_lr: AdamW learning rate of the token embedding at width 768; value embeddings take half.
+        embedding_lr: AdamW learning rate of the token embedding at width 768; value embeddings and pairs take half.
         matrix_lr: Muon learning rate of the blocks' matrices.
         scalar_lr: AdamW learning rate of x0_lambdas; resid_lambdas take a hundredth.
         weight_decay: Of the Muon groups; the AdamW groups have their own constants.
@@ -52,6 +52,8 @@ def param_groups(
         _adamw("x0_lambdas", [model.x0_lambdas], scalar_lr, (0.96, 0.95), 0.0),
         _adamw("smear", smear, 0.2, (0.8, 0.95), 0.0),
     ]
+    if model.bigram is not None:
+        groups.append(_adamw("bigram", [model.bigram.weight], 0.5 * embedding_lr * scale, (0.8, 0.995), 0.01))
     matrices = [parameter for block in model.blocks for parameter in block.parameters()]
     muon = [
         {

@@ -24,12 +24,13 @@ class PretrainModule(LanguageModule):
         n_head: Query heads by hand.
         n_kv_head: Key/value heads; fewer than n_head is grouped-query attention.
         window_pattern: Attention windows, S short and L long, tiled over the layers.
+        bigram_factor: Adds an embedding of hashed pairs of tokens, of so many rows per token of the vocabulary (5, say); 0 is off.
         tokens_per_step: Tokens per optimizer step over all ranks; None derives it.
         target_param_data_ratio: Tokens per scaling parameter, which sets the length of the run.
         num_steps: Optimizer steps by hand; trainer.max_steps wins over it.
         target_flops: Compute budget of the run; used when no number of steps is given.
         unembedding_lr: AdamW learning rate of lm_head at width 768 and 2^19 tokens per step.
-        embedding_lr: AdamW learning rate of the token embedding, likewise; value embeddings take half.
+        embedding_lr: AdamW learning rate of the token embedding, likewise; value embeddings and pairs take half.
         matrix_lr: Muon learning rate at 2^19 tokens per step.
         scalar_lr: AdamW learning rate of the residual scalars.
         weight_decay: Of the matrices at the reference batch and horizon.
@@ -56,6 +57,7 @@ class PretrainModule(LanguageModule):
         n_head: int | None = None,
         n_kv_head: int | None = None,
         window_pattern: str = "SSSL",
+        bigram_factor: int = 0,
         tokens_per_step: int | None = None,
         target_param_data_ratio: float = 12.0,
         num_steps: int | None = None,
@@ -81,16 +83,15 @@ class PretrainModule(LanguageModule):
             learning_rates=learning_rates, compile=compile, eval_every=eval_every,
             activation_checkpointing=activation_checkpointing, fp8=fp8,
         )  # fmt: skip
-        self.depth, self.sequence_len = depth, sequence_len
+        self.depth, self.sequence_len, self.num_steps = depth, sequence_len, num_steps
         self.shape: dict[str, Any] = {
             "head_dim": head_dim, "aspect_ratio": aspect_ratio, "n_embd": n_embd, "n_head": n_head, "n_kv_head": n_kv_head,
-            "window_pattern": window_pattern,
+            "window_pattern": window_pattern, "bigram_factor": bigram_factor,
         }  # fmt: skip
         self.horizon: dict[str, Any] = {
             "tokens_per_step": tokens_per_step, "target_param_data_ratio": target_param_data_ratio,
             "target_flops": target_flops, "weight_decay": weight_decay,
         }  # fmt: skip
-        self.num_steps = num_steps
         self.schedule_options: dict[str, Any] = {
             "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
             "momentum_warmup": momentum_warmup,

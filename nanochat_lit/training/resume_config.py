@@ -19,11 +19,15 @@ FIXED = {
     "model.init_args.n_head": "the model",
     "model.init_args.n_kv_head": "the model",
     "model.init_args.window_pattern": "the model",
+    "model.init_args.bigram_factor": "the model",
     "model.init_args.sequence_len": "the model and the packed rows",
     "data.class_path": "the data",
     "data.init_args.vocab_size": "the tokenizer",
 }
 """Keys that a run keeps for life, and what they would break."""
+
+LATER = {"model.init_args.bigram_factor": 0}
+"""Keys that older checkpoints do not have, and what they were trained with."""
 
 FREE = (
     *("ckpt_path", "run_dir", "overwrite", "weights_only", "log_every", "checkpoint_every", "checkpoint_minutes"),
@@ -43,6 +47,7 @@ def compare_configs(saved: str, current: str) -> None:
         UserError: If a key has changed that may not.
     """
     before, now = _flatten(yaml.safe_load(saved)), _flatten(yaml.safe_load(current))
+    before = {key: value for key, value in LATER.items() if key in now} | before
     changed = sorted(
         key
         for key in before.keys() | now.keys()

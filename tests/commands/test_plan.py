@@ -82,6 +82,15 @@ def test_memory_follows_device_dtype_compile_and_checkpointing(capsys):
     assert cpu["activations"] > base["activations"]  # attention by blocks keeps the probabilities
 
 
+def test_pairs_of_tokens_count_as_parameters_alone(capsys):
+    plain, added = planned(capsys, "--depth", "12"), planned(capsys, "--depth", "12", "--bigram_factor", "5")
+    assert added["parameters"]["bigram"] == 5 * 32768 * 768
+    assert added["parameters"]["total"] - plain["parameters"]["total"] == added["parameters"]["bigram"]
+    assert added["training"] == plain["training"]
+    assert added["model"]["bigram_factor"] == 5
+    assert added["memory_bytes"]["weights"] > plain["memory_bytes"]["weights"]
+
+
 def test_table(capsys):
     assert cli.main(["plan", "--depth", "24", "--target_param_data_ratio", "8"]) == 0
     out = capsys.readouterr().out

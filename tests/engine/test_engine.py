@@ -57,6 +57,7 @@ class Scripted(torch.nn.Module):
         {"n_layer": 4, "window_pattern": "SL"},
         {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "window_pattern": "S"},  # GQA
         {"n_layer": 5, "n_head": 4, "n_kv_head": 1, "window_pattern": "SSL"},  # MQA, odd
+        {"n_layer": 2, "bigram_factor": 3},
     ],
     ids=str,
 )

@@ -45,11 +45,12 @@ def engine_attention(module, query, key, value, attention_mask, scaling=None, en
     return layer.attend(q, k, v, owners).unsqueeze(0), None
 
 
-@pytest.fixture(scope="module")
-def export(tmp_path_factory, random_model, tokenizer):
+@pytest.fixture(scope="module", params=[0, 3], ids=["plain", "pairs"])
+def export(request, tmp_path_factory, random_model, tokenizer):
     folder = tmp_path_factory.mktemp("engine") / "export"
     shape = {"n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 64, "sequence_len": 512, "window_pattern": "SSSL"}
-    save_export(folder, random_model(vocab_size=tokenizer.vocab_size, **shape), tokenizer)
+    model = random_model(vocab_size=tokenizer.vocab_size, bigram_factor=request.param, **shape)
+    save_export(folder, model, tokenizer)
     export_hf(folder, folder.parent / "hf")
     return folder
 
@@ -79,7 +80,8 @@ def test_an_engine_carries_two_requests_at_once(export):
         for name, start, end in step:
             found[name].append(states[: end - start])
             states = states[end - start :]
-    assert len(layers) == ours.config.n_layer + 1  # the last one remembers the token before
+    # the last one remembers the token before; pairs of tokens need the one before that too
+    assert len(layers) == ours.config.n_layer + (2 if ours.config.bigram_factor else 1)
     for name, text in texts.items():
         logits = whole.lm_head(torch.cat(found[name]))[:, : ours.config.vocab_size]
         cap = model.config.final_logit_softcapping

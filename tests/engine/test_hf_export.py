@@ -22,6 +22,7 @@ transformers = pytest.importorskip("transformers", reason="needs the hf extra")
 SHAPES = {
     "plain": {"n_layer": 3, "sequence_len": 256},
     "gqa": {"n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 64, "sequence_len": 512, "window_pattern": "SSSL"},
+    "pairs": {"n_layer": 3, "sequence_len": 256, "bigram_factor": 3},
 }
 
 

@@ -112,6 +112,11 @@ def test_what_cannot_be_represented_is_refused(nanochat_folder, random_model, ch
         load_nanochat_checkpoint(folder)
 
 
+def test_fields_of_our_own_are_not_of_nanochat(nanochat_folder, random_model):
+    with pytest.raises(UserError, match="dimensions bigram_factor, which this model does not know"):
+        load_nanochat_checkpoint(nanochat_folder(random_model(bigram_factor=3)))
+
+
 def test_hostile_and_damaged_weights_are_refused(nanochat_folder, random_model, tmp_path):
     folder = nanochat_folder(random_model())
     path = folder / "model_000007.pt"

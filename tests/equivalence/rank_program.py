@@ -34,7 +34,7 @@ def tiny_model(seed=0):
 
     Three layers, because with two the gradient of backout_lambda is nothing but rounding, which AdamW makes large.
     """
-    config = GPTConfig(sequence_len=16, vocab_size=100, n_layer=3, n_head=2, n_kv_head=2, n_embd=32)
+    config = GPTConfig(sequence_len=16, vocab_size=100, n_layer=3, n_head=2, n_kv_head=2, n_embd=32, bigram_factor=1)
     model, generator = GPT(config), torch.Generator().manual_seed(seed)
     model.init_weights(generator)
     with torch.no_grad():

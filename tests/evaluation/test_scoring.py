@@ -40,7 +40,7 @@ def as_pairs(scores):
 
 
 @pytest.mark.parametrize("tokens_per_pass", [1, 200, 100_000])
-@pytest.mark.parametrize("fields", [{}, {"n_kv_head": 1, "window_pattern": "SSL"}])
+@pytest.mark.parametrize("fields", [{}, {"n_kv_head": 1, "window_pattern": "SSL"}, {"bigram_factor": 3}])
 def test_scores_are_those_of_whole_rows(tokens_per_pass, fields, random_model):
     model, asked = random_model(sequence_len=128, **fields), examples()
     found = as_pairs(GPTScorer(model, tokens_per_pass).score(asked))

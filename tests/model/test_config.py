@@ -40,6 +40,8 @@ def test_padded_vocabulary(vocab_size):
         ({"n_head": 6, "n_kv_head": 4}, "n_kv_head 4 does not divide n_head 6"),
         ({"window_pattern": "SSX"}, "window_pattern 'SSX'"),
         ({"window_pattern": ""}, "window_pattern ''"),
+        ({"bigram_factor": -1}, "bigram_factor is -1"),
+        ({"bigram_factor": 1.5}, "bigram_factor is 1.5"),
         ({"n_layer": 0}, "n_layer is 0"),
         ({"sequence_len": 2.5}, "sequence_len is 2.5"),
         ({"n_embd": 16, "n_head": 2, "n_kv_head": 2}, "n_embd 16 is below 24"),

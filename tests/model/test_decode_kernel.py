@@ -61,7 +61,17 @@ def decode(model: GPT, prompts: list[torch.Tensor], following: list[torch.Tensor
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("changes", [{}, {"window_pattern": "S"}, {"n_kv_head": 4}, {"n_layer": 1}, {"vocab_size": 67}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"window_pattern": "S"},
+        {"n_kv_head": 4},
+        {"n_layer": 1},
+        {"vocab_size": 67},
+        {"vocab_size": 67, "bigram_factor": 3},
+    ],
+)
 def test_logits_are_those_of_the_full_forward(changes: dict[str, object]) -> None:
     """Prompts shorter and longer than the window of 128, and sequences that run past it; float32."""
     model = build(torch.float32, **changes)
@@ -78,8 +88,9 @@ def test_logits_are_those_of_the_full_forward(changes: dict[str, object]) -> Non
 
 
 @pytest.mark.usefixtures("units")
-def test_bfloat16_is_as_near_to_float32_as_pytorchs() -> None:
-    model, exact = build(torch.bfloat16), build(torch.bfloat16)
+@pytest.mark.parametrize("changes", [{}, {"bigram_factor": 3}])
+def test_bfloat16_is_as_near_to_float32_as_pytorchs(changes: dict[str, object]) -> None:
+    model, exact = build(torch.bfloat16, **changes), build(torch.bfloat16, **changes)
     for parameter in exact.parameters():
         parameter.data = parameter.data.float()
     exact.set_compute_dtype(torch.float32)
@@ -91,12 +102,27 @@ def test_bfloat16_is_as_near_to_float32_as_pytorchs() -> None:
 
 
 @pytest.mark.usefixtures("units")
+@pytest.mark.parametrize(
+    ("dtype", "quantize"), [(torch.bfloat16, None), (torch.float32, "int8"), (torch.bfloat16, "int8")]
+)
+def test_rounded_models_with_pairs_are_near_the_full_forward(dtype: torch.dtype, quantize: str | None) -> None:
+    exact, model = build(torch.float32, bigram_factor=3), build(dtype, bigram_factor=3)
+    pack_linears(model, quantize)
+    prompts, following = texts(3, 120, 250), texts(20, 20, 20)
+    steps = decode(model, prompts, following)
+    with torch.inference_mode():
+        whole = [exact(torch.cat(texts, dim=1))[0, -20:] for texts in zip(prompts, following, strict=True)]
+    expected = torch.stack(whole, dim=1)
+    assert (steps - expected).norm() < 0.06 * expected.norm()
+
+
+@pytest.mark.usefixtures("units")
 @pytest.mark.parametrize("quantize", [None, "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_company_and_threads_do_not_matter(dtype: torch.dtype, quantize: str | None, threads: int) -> None:
     """Bit for bit: eight rows on some threads against each alone on one."""
-    model = build(dtype)
+    model = build(dtype, bigram_factor=3)
     pack_linears(model, quantize)
     lengths = (3, 120, 129, 250, 7, 8, 9, 10)
     prompts, following = texts(*lengths), texts(*[12] * len(lengths))
@@ -121,7 +147,15 @@ def read(model: GPT, prompt: torch.Tensor, *sizes: int) -> tuple[torch.Tensor, K
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"window_pattern": "S"}, {"n_kv_head": 4}, {"n_head": 2, "n_kv_head": 1}, {"n_layer": 1}]
+    "changes",
+    [
+        {},
+        {"window_pattern": "S"},
+        {"n_kv_head": 4},
+        {"n_head": 2, "n_kv_head": 1},
+        {"n_layer": 1},
+        {"bigram_factor": 3},
+    ],
 )
 @pytest.mark.parametrize("length", [1, 2, 17, 128, 129, 290])
 def test_a_prompt_read_by_the_kernel(changes: dict[str, object], length: int) -> None:
@@ -137,6 +171,9 @@ def test_a_prompt_read_by_the_kernel(changes: dict[str, object], length: int) ->
     for ours, theirs in ((cache.keys, plain_cache.keys), (cache.values, plain_cache.values)):
         torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-4)
     torch.testing.assert_close(cache.previous_embedding, plain_cache.previous_embedding, atol=1e-6, rtol=1e-5)
+    if model.config.bigram_factor:
+        assert cache.previous_token is not None
+        assert torch.equal(cache.previous_token, prompt[:, -1:])
 
 
 @pytest.mark.usefixtures("units")
@@ -144,7 +181,7 @@ def test_a_prompt_read_by_the_kernel(changes: dict[str, object], length: int) ->
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_chunks_and_threads_of_a_prompt_do_not_matter(dtype: torch.dtype, quantize: str | None) -> None:
     """Bit for bit, also where chunks end just before, in and after a window of 128 and the kernel's own chunks of 256."""
-    model = build(dtype)
+    model = build(dtype, bigram_factor=3)
     pack_linears(model, quantize)
     (prompt,) = texts(290)
     before = torch.get_num_threads()
@@ -162,8 +199,9 @@ def test_chunks_and_threads_of_a_prompt_do_not_matter(dtype: torch.dtype, quanti
 
 
 @pytest.mark.usefixtures("units")
-def test_a_prompt_in_bfloat16_is_as_near_to_float32_as_pytorchs() -> None:
-    model, exact = build(torch.bfloat16), build(torch.bfloat16)
+@pytest.mark.parametrize("changes", [{}, {"bigram_factor": 3}])
+def test_a_prompt_in_bfloat16_is_as_near_to_float32_as_pytorchs(changes: dict[str, object]) -> None:
+    model, exact = build(torch.bfloat16, **changes), build(torch.bfloat16, **changes)
     for parameter in exact.parameters():
         parameter.data = parameter.data.float()
     exact.set_compute_dtype(torch.float32)

@@ -27,7 +27,9 @@ def tokens(model, rows=2, length=200):
     return torch.randint(0, model.config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_kv_head": 1}, {"n_layer": 5, "window_pattern": "SSSL"}, {"n_layer": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_kv_head": 1}, {"n_layer": 5, "window_pattern": "SSSL"}, {"n_layer": 1}, {"bigram_factor": 3}]
+)
 @pytest.mark.parametrize("cuts", [(1,), (150,), (50, 51, 120), (199,)])
 def test_cached_forward_equals_full_forward(changes, cuts):
     model = build(**changes)
@@ -64,14 +66,14 @@ def test_last_only_equals_the_last_position():
 
 
 def test_the_count_of_parameters_is_the_truth():
-    for config in (GPTConfig.from_depth(5, vocab_size=1000), build(n_kv_head=2).config):
+    for config in (GPTConfig.from_depth(5, vocab_size=1000), build(n_kv_head=2).config, build(bigram_factor=3).config):
         with torch.device("meta"):
             model = GPT(config)
         assert count_parameters(config).total == sum(p.numel() for p in model.parameters())
 
 
 def test_meta_initialisation_leaves_nothing_unset():
-    config = build().config
+    config = build(bigram_factor=3).config
     with torch.device("meta"):
         model = GPT(config)
     model.to_empty(device="cpu")
@@ -147,7 +149,7 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_training_loss_and_gradients_equal_eager():
-    model = build(n_kv_head=2)
+    model = build(n_kv_head=2, bigram_factor=3)
     inputs, targets = tokens(model, length=256), tokens(model, length=256).roll(-1, 1)
     eager = model(inputs, targets)
     expected = torch.autograd.grad(eager, list(model.parameters()))

@@ -48,10 +48,12 @@ def decode(model: GPT, prompts: list[torch.Tensor], following: list[torch.Tensor
     return torch.stack(out)
 
 
-@pytest.mark.parametrize("pattern", ["SL", "L", "S"])
-def test_slots_give_what_the_full_forward_gives(pattern: str) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"window_pattern": "L"}, {"window_pattern": "S"}, {"bigram_factor": 3}], ids=str
+)
+def test_slots_give_what_the_full_forward_gives(changes: dict[str, object]) -> None:
     """Prompts shorter and longer than the window of 128, and sequences that run past it."""
-    model = build(torch.float32, window_pattern=pattern)
+    model = build(torch.float32, **changes)
     prompts, following = texts([3, 120, 129, 250]), texts([20] * 4)
     steps = decode(model, prompts, following, 4)
     for row, (prompt, new) in enumerate(zip(prompts, following, strict=True)):
@@ -83,7 +85,7 @@ def one_thread() -> Iterator[None]:
 def test_neighbours_change_no_bit(dtype: torch.dtype, num_rows: int, quantize: str | None) -> None:
     if quantize == "int8" and not can_quantize(torch.device("cpu")):
         pytest.skip("needs a CPU with AVX512-VNNI")
-    model = build(dtype)
+    model = build(dtype, bigram_factor=3)
     if quantize != "plain":
         pack_linears(model, quantize)
     prompts, following = texts([3, 120, 129, 250, 40]), texts([12] * 5)
@@ -95,7 +97,7 @@ def test_neighbours_change_no_bit(dtype: torch.dtype, num_rows: int, quantize: s
 
 @torch.inference_mode()
 def test_removing_moves_the_last_sequence() -> None:
-    model = build(torch.float32)
+    model = build(torch.float32, bigram_factor=3)
     slots = SlotCache(model.config, 3, 300)
     prompts = texts([140, 10, 200])
     for prompt in prompts:

@@ -8,7 +8,7 @@ from nanochat_lit import GPT, GPTConfig, MuonAdamW, param_groups
 from nanochat_lit.optim import sharding
 from nanochat_lit.optim.step_costs import step_costs
 
-CONFIG = GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=64, vocab_size=1000, sequence_len=64)
+CONFIG = GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=64, vocab_size=1000, sequence_len=64, bigram_factor=2)
 
 
 class Arrived:

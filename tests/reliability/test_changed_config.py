@@ -5,6 +5,8 @@ import shutil
 import pytest
 
 from nanochat_lit import cli
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.training.resume_config import compare_configs
 
 
 @pytest.fixture
@@ -26,6 +28,14 @@ def test_nothing_changed_nothing_said(resume):
     assert "changed since the checkpoint" not in err
 
 
+def test_a_key_that_an_older_checkpoint_lacks_is_off():
+    older = "model: {init_args: {depth: 2}}"
+    compare_configs(older, "model: {init_args: {depth: 2, bigram_factor: 0}}")
+    with pytest.raises(UserError, match="bigram_factor is 5, the checkpoint was made with 0; the model cannot change"):
+        compare_configs(older, "model: {init_args: {depth: 2, bigram_factor: 5}}")
+    compare_configs("model: {init_args: {base: a}}", "model: {init_args: {base: a}}")  # a stage that has no such key
+
+
 def test_allowed_changes_are_said(resume):
     code, err = resume("--trainer.max_steps", "5", "--model.matrix_lr", "0.03", "--log_every", "3")
     assert code == 0
@@ -42,6 +52,7 @@ def test_allowed_changes_are_said(resume):
     [
         ("model.depth", "3", "the model"),
         ("model.window_pattern", "L", "the model"),
+        ("model.bigram_factor", "2", "the model"),
         ("model.sequence_len", "32", "the packed rows"),
         ("data.vocab_size", "400", "the tokenizer"),
     ],

@@ -96,6 +96,23 @@ def test_sft_keeps_the_moments_of_pretraining(sft_recipe, pretrained, tmp_path):
     assert steps == {4.0 + 3.0}
 
 
+def test_a_model_with_pairs_from_fit_to_chat(write_recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--run_dir", str(run), "--model.bigram_factor", "2", "--trainer.max_steps", "3"]
+    recipe = str(write_recipe())
+    assert cli.main(["fit", "--config", recipe, *options]) == 0
+    model, _ = load_export(run / "export", device="cpu", compute_dtype="float32")
+    assert model.config.bigram_factor == 2
+    assert model.bigram.weight.shape == (1024, 32)
+    assert model.bigram.weight.any()
+    assert "lr/bigram" in read_metrics(run / "metrics.csv")[3]
+    further = [*options[:-1], "4", "--ckpt_path", "last"]
+    assert cli.main(["fit", "--config", recipe, *further]) == 0
+    capsys.readouterr()
+    assert cli.main(["chat", "--model", str(run / "export"), "--device", "cpu", "-p", "hello"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
 def test_validate_gives_the_figure_of_training(pretrained, capsys):
     before = (pretrained / "config.yaml").read_bytes()
     arguments = ["--config", str(pretrained / "config.yaml"), "--ckpt_path", str(pretrained / "checkpoints/last.ckpt")]

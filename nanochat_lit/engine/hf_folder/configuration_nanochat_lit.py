@@ -4,12 +4,14 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+DERIVED = ("intermediate_size", "num_hidden_layers", "head_dim", "sliding_window", "layer_types", "use_cache")
+
 
 class NanochatLitConfig(PreTrainedConfig):
     """Dimensions of a nanochat-lit model.
 
     `num_hidden_layers` is one more than `n_layer`: the last key/value cache belongs to no block, it remembers which token
-    came before (see NanochatLitPreviousToken).
+    came before (see NanochatLitPreviousToken). With a table of pairs there is one more, for the token before that.
 
     Args:
         vocab_size: Number of token ids.
@@ -20,6 +22,7 @@ class NanochatLitConfig(PreTrainedConfig):
         num_key_value_heads: Key/value heads.
         max_position_embeddings: Context in tokens.
         window_pattern: Attention windows, letters S and L tiled over the blocks; the last is always L.
+        bigram_factor: Rows of the table of hashed pairs of tokens, per token of the vocabulary; 0: there is none.
         short_window: Tokens before itself that a token sees in a block S.
         rope_theta: Base of the rotary positions.
         qk_scale: Factor on queries and keys after their norm.
@@ -41,6 +44,7 @@ class NanochatLitConfig(PreTrainedConfig):
         num_key_value_heads: int = 6,
         max_position_embeddings: int = 2048,
         window_pattern: str = "SSSL",
+        bigram_factor: int = 0,
         short_window: int = 512,
         rope_theta: float = 100_000.0,
         qk_scale: float = 1.2,
@@ -53,7 +57,9 @@ class NanochatLitConfig(PreTrainedConfig):
         self.hidden_size = hidden_size
         self.intermediate_size = 4 * hidden_size
         self.n_layer = n_layer
-        self.num_hidden_layers = n_layer + 1
+        self.bigram_factor = bigram_factor
+        memories = 2 if bigram_factor else 1
+        self.num_hidden_layers = n_layer + memories
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads
         self.head_dim = hidden_size // num_attention_heads
@@ -61,21 +67,15 @@ class NanochatLitConfig(PreTrainedConfig):
         self.window_pattern = window_pattern
         self.short_window = short_window
         self.sliding_window = short_window + 1  # transformers counts the token itself
-        letters = [window_pattern[layer % len(window_pattern)].upper() for layer in range(n_layer - 1)] + ["L", "S"]
+        letters = [window_pattern[layer % len(window_pattern)].upper() for layer in range(n_layer - 1)]
+        letters += ["L", *["S"] * memories]
         self.layer_types = ["sliding_attention" if letter == "S" else "full_attention" for letter in letters]
         self.rope_theta = rope_theta
         self.qk_scale = qk_scale
         self.value_gate_scale = value_gate_scale
         self.final_logit_softcapping = final_logit_softcapping
         self.use_cache = True
-        for derived in (
-            "intermediate_size",
-            "num_hidden_layers",
-            "head_dim",
-            "sliding_window",
-            "layer_types",
-            "use_cache",
-        ):
+        for derived in DERIVED:
             kwargs.pop(derived, None)  # a saved config names them too
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)

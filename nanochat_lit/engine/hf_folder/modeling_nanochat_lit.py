@@ -20,6 +20,8 @@ from .configuration_nanochat_lit import NanochatLitConfig
 
 SMEAR_CHANNELS = 24
 VALUE_GATE_CHANNELS = 12
+PAIR_FACTORS = (36313, 27191)
+"""Of a token and of the one before it, in the hash of the two."""
 POSITION_BITS = 20
 ID_DIGITS = 3
 DIGIT_BITS = 8
@@ -257,6 +259,10 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
         layers = [layer for layer in range(config.n_layer) if config.has_value_embedding(layer)]
         self.value_embeds = nn.ModuleDict({str(layer): nn.Embedding(rows, kv_width) for layer in layers})
         self.previous_token = NanochatLitPreviousToken(config, config.n_layer)
+        if config.bigram_factor:
+            self.bigram = nn.Embedding(config.bigram_factor * config.vocab_size, config.hidden_size)
+            # smear mixes in the embedding of the token before, which is one of a pair too
+            self.token_before_previous = NanochatLitPreviousToken(config, config.n_layer + 1)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -301,13 +307,13 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        x = self.embed(input_ids)
+        x = self.transformer["wte"](input_ids)
         if position_ids is None:
             position_ids = self._positions(input_ids, attention_mask, past_key_values)
         position_ids = position_ids.expand(input_ids.shape)
         masks = self._masks(x, attention_mask, past_key_values, position_ids)
         context: dict[str, Any] = {"past_key_values": past_key_values, "position_ids": position_ids, **kwargs}
-        x = self._smear(x, input_ids, attention_mask=masks["sliding_attention"], **context)
+        x = self._first_states(input_ids, x.dtype, attention_mask=masks["sliding_attention"], **context)
         first, middle = x, x
         rotary = self._rotary(position_ids, x.dtype)
         states, attentions = [x], []
@@ -329,13 +335,22 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Normed embeddings before the smear, (B, T, C)."""
-        return norm(self.transformer["wte"](token_ids))
+    def embed(self, token_ids: Tensor, before: Tensor | None) -> Tensor:
+        """Normed embeddings before the smear, (B, T, C), of tokens and, with a table of pairs, of those before them."""
+        x = self.transformer["wte"](token_ids)
+        if before is not None:
+            pairs = (token_ids * PAIR_FACTORS[0]) ^ (before * PAIR_FACTORS[1])
+            x = x + self.bigram(pairs % self.bigram.num_embeddings)
+        return norm(x)
 
-    def _smear(self, x: Tensor, input_ids: Tensor, position_ids: Tensor, **context: Any) -> Tensor:
-        """Add to each token a gated share of the un-smeared one before it; the very first has none."""
-        previous = self.embed(self.previous_token(input_ids, position_ids, x.dtype, **context))
+    def _first_states(self, input_ids: Tensor, dtype: torch.dtype, position_ids: Tensor, **context: Any) -> Tensor:
+        """Embeddings, each with a gated share of the un-smeared one before it; the very first has none."""
+        before = self.previous_token(input_ids, position_ids, dtype, **context)
+        pair = pair_before = None
+        if self.config.bigram_factor:
+            pair = before = before.masked_fill(position_ids == 0, 0)
+            pair_before = self.token_before_previous(before, position_ids, dtype, **context)
+        x, previous = self.embed(input_ids, pair), self.embed(before, pair_before)
         opening = (x[..., :SMEAR_CHANNELS] * self.smear_gate.weight[0].to(x.dtype)).sum(dim=-1, keepdim=True)
         gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(opening)
         return torch.where(position_ids.unsqueeze(-1) > 0, x + gate * previous, x)
