@@ -1,8 +1,8 @@
 // Inference on a CPU, from token ids to logits, in one call: one token for each of several sequences, or several tokens of one.
 //
 // Written in the compiler's portable vectors of 16 lanes; where the processor has instructions for pairs of bfloat16 or
-// quadruples of 8-bit integers, or registers for whole tiles of them, those are used. Every output is one sum over the inputs in their order, whatever the number of
-// rows and threads, so a sequence gets the same bits in any company.
+// quadruples of 8-bit integers, or registers for whole tiles of them, those are used. Every output is a sum in an order that
+// depends neither on the number of rows nor on threads, so a sequence gets the same bits in any company.
 //
 // Shapes: rows (one a token), C channels (n_embd), H heads, Hkv key/value heads, D head dim.
 
