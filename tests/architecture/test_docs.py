@@ -24,7 +24,7 @@ LOG = "recipes/LOG.md"
 """A diary: its commands were right on their day."""
 PAGES = [
     "README.md",
-    *(f"recipes/{path.name}" for path in sorted((ROOT / "recipes").glob("*.md")) if path.name != "LOG.md"),
+    *(f"recipes/docs/{path.name}" for path in sorted((ROOT / "recipes" / "docs").glob("*.md"))),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 OTHERS = {"pip", "curl", "torchrun", "srun", "docker", "vllm", "python", "lm_eval", "bash", "apt-get", "pytest"}
@@ -207,7 +207,7 @@ def test_tree_of_files():
 def test_the_first_screen_is_short():
     first = text_of("README.md").split("\n## ")[0]
     assert len(first.splitlines()) <= 32
-    assert "recipes/images/chat_page.png" in first
+    assert "recipes/docs/images/chat_page.png" in first
     assert first.count("nanochat-lit quickstart") == 1
 
 

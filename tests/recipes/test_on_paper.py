@@ -1,4 +1,4 @@
-"""The estimate of the speedrun in recipes/README.md: every number of its table, from `plan` and the formulas beside it."""
+"""The estimate of the speedrun in recipes/docs/results.md: every number of its table, from `plan` and the formulas beside it."""
 
 import json
 from contextlib import redirect_stdout
@@ -12,7 +12,10 @@ from nanochat_lit import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTER = (
-    (ROOT / "recipes/README.md").read_text("utf-8").split("## On paper: the d24 speedrun on H100s")[1].split("\n## ")[0]
+    (ROOT / "recipes/docs/results.md")
+    .read_text("utf-8")
+    .split("## On paper: the d24 speedrun on H100s")[1]
+    .split("\n## ")[0]
 )
 GPUS = {1: 16, 8: 16, 64: 8}
 """Rows at once."""
