@@ -109,7 +109,7 @@ def _config(meta: object, path: Path, notes: list[str]) -> GPTConfig:
     values = meta.get("model_config") if isinstance(meta, dict) else None
     if not isinstance(values, dict):
         raise UserError(f"the meta file of {path} has no model_config; it is not one of nanochat")
-    names = {field.name for field in fields(GPTConfig)} - ADDED_FIELDS
+    names = {field.name for field in fields(GPTConfig)} - ADDED_FIELDS.keys()
     if "window_pattern" not in values:
         values = {**values, "window_pattern": "L"}
         notes.append("window_pattern is missing: L, full attention in every layer")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
+from nanochat_lit.model.config import REFERENCE_ARCHITECTURE, SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,9 @@ class ParameterCount:
 
 
 def count_parameters(config: GPTConfig) -> ParameterCount:
-    """Parameters of a GPT of this shape by group."""
+    """Parameters of a GPT of this shape by group; those of a variant of the architecture are counted, not computed."""
+    if config.architecture != REFERENCE_ARCHITECTURE:
+        return _counted(config)
     width, kv_width = config.n_embd, config.n_kv_head * config.head_dim
     num_tables = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
     block = 2 * width * width + 2 * width * kv_width + 8 * width * width
@@ -52,6 +54,22 @@ def count_parameters(config: GPTConfig) -> ParameterCount:
         transformer_matrices=config.n_layer * block + num_tables * gate,
         scalars=2 * config.n_layer + SMEAR_GATE_CHANNELS + 2,
     )
+
+
+def _counted(config: GPTConfig) -> ParameterCount:
+    import torch
+
+    from nanochat_lit.model.architecture import build_model
+
+    with torch.device("meta"):
+        model = build_model(config)
+    groups = {"wte": 0, "value_embeds": 0, "bigram": 0, "lm_head": 0, "transformer_matrices": 0, "scalars": 0}
+    for name, parameter in model.named_parameters():
+        parts = name.removeprefix("transformer.").split(".")
+        is_matrix = parts[0] == "h" and parameter.ndim > 1
+        group = "transformer_matrices" if is_matrix else parts[0] if parts[0] in groups else "scalars"
+        groups[group] += parameter.numel()
+    return ParameterCount(**groups)
 
 
 def flops_per_token(config: GPTConfig) -> int:

@@ -16,8 +16,10 @@ SMEAR_GATE_CHANNELS = 24
 VALUE_GATE_CHANNELS = 12
 """Leading channels of the attention input that the value-embedding gate reads."""
 
-ADDED_FIELDS = frozenset({"bigram_factor"})
-"""Fields that nanochat's architecture does not have; JSON names them only where they are on."""
+REFERENCE_ARCHITECTURE = "nanochat"
+
+ADDED_FIELDS = {"bigram_factor": 0, "architecture": REFERENCE_ARCHITECTURE}
+"""Fields that nanochat's config does not have, with their neutral values; JSON names them only where they differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,9 @@ class GPTConfig:
     bigram_factor: int = 0
     """Rows of the table of hashed pairs of tokens, as a multiple of vocab_size; 0: there is no such table."""
 
+    architecture: str = REFERENCE_ARCHITECTURE
+    """Which class computes it: "nanochat", or the class path of a subclass of GPT."""
+
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
             value = getattr(self, name)
@@ -53,6 +58,10 @@ class GPTConfig:
         if not isinstance(self.bigram_factor, int) or isinstance(self.bigram_factor, bool) or self.bigram_factor < 0:
             raise UserError(
                 f"bigram_factor is {self.bigram_factor!r}; it must be a whole number, 0 for no table of pairs"
+            )
+        if not isinstance(self.architecture, str) or not all(map(str.isidentifier, self.architecture.split("."))):
+            raise UserError(
+                f"architecture is {self.architecture!r}; use {REFERENCE_ARCHITECTURE} or a class path such as my_module.MyGPT"
             )
         if self.n_embd % self.n_head:
             raise UserError(
@@ -75,7 +84,7 @@ class GPTConfig:
             )
 
     @classmethod
-    def from_depth(
+    def from_depth(  # noqa: PLR0913 - one argument per dimension
         cls,
         depth: int,
         *,
@@ -88,6 +97,7 @@ class GPTConfig:
         n_head: int | None = None,
         window_pattern: str = "SSSL",
         bigram_factor: int = 0,
+        architecture: str = REFERENCE_ARCHITECTURE,
     ) -> "GPTConfig":
         """Derive every dimension from the one dial.
 
@@ -102,6 +112,7 @@ class GPTConfig:
             n_head: Query heads set by hand; None derives them from the width and head_dim.
             window_pattern: Attention windows, letters S and L tiled over the layers.
             bigram_factor: Rows of the table of hashed pairs of tokens, per token of the vocabulary; 0 for none.
+            architecture: "nanochat", or the class path of a subclass of GPT.
 
         Raises:
             UserError: If the dimensions do not fit together.
@@ -122,20 +133,21 @@ class GPTConfig:
             n_embd=width,
             window_pattern=window_pattern.upper(),
             bigram_factor=bigram_factor,
+            architecture=architecture,
         )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
         """Read a config from JSON fields, refusing unknown and missing ones by name."""
         names = {field.name for field in fields(cls)}
-        unknown, missing = sorted(set(values) - names), sorted(names - ADDED_FIELDS - set(values))
+        unknown, missing = sorted(set(values) - names), sorted(names - ADDED_FIELDS.keys() - set(values))
         if unknown or missing:
             raise UserError(f"not a nanochat-lit model config: unknown fields {unknown}, missing fields {missing}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The seven fields, and the added ones that are on, ready for JSON."""
-        return {name: value for name, value in asdict(self).items() if value or name not in ADDED_FIELDS}
+        """The seven fields, and the added ones that differ from their neutral values, ready for JSON."""
+        return {name: value for name, value in asdict(self).items() if ADDED_FIELDS.get(name) != value}
 
     @property
     def head_dim(self) -> int:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import resolve_compute_dtype
 from nanochat_lit.common.paths import read_json, write_json
+from nanochat_lit.model.architecture import build_model
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.gpt import GPT
 
@@ -74,7 +75,7 @@ def assemble(config: GPTConfig, tensors: dict[str, torch.Tensor], source: Path) 
         UserError: If they are not those of this shape.
     """
     with torch.device("meta"):
-        model = GPT(config)
+        model = build_model(config)
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:

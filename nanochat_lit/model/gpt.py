@@ -35,8 +35,8 @@ from nanochat_lit.model.loss import (
     reduce_losses,
     softcap,
     softcapped_cross_entropy,
-    softcapped_logprobs,
     softmax_and_slope,
+    token_logprobs,
     token_losses,
     total_and_token_losses,
 )
@@ -121,6 +121,16 @@ class MLP(nn.Module):
         self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
+    def init_weights(self, bound: float, generator: torch.Generator | None) -> None:
+        """Set the matrices; the last is zero, so that the block starts as the identity.
+
+        Args:
+            bound: sqrt(3 / C): a uniform matrix of this bound keeps the variance.
+            generator: Source of randomness.
+        """
+        init_uniform(self.c_fc.weight, -0.4 * bound, 0.4 * bound, generator)
+        self.c_proj.weight.zero_()
+
     def forward(self, x: Tensor) -> Tensor:
         """Each token by itself. (B, T, C) -> (B, T, C)."""
         return self.c_proj(F.relu(self.c_fc(x)).square())
@@ -129,10 +139,15 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One transformer layer: attention and MLP, each on a normed input, added to the residual stream."""
 
+    attention_class: type[Attention] = Attention
+    """What a variant may replace."""
+    mlp_class: type[nn.Module] = MLP
+    """Takes the config; has `init_weights(bound, generator)` and maps (B, T, C) -> (B, T, C)."""
+
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
-        self.attn = Attention(config, layer)
-        self.mlp = MLP(config)
+        self.attn = self.attention_class(config, layer)
+        self.mlp = self.mlp_class(config)
 
     def forward(
         self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, kv_cache: Cache | None
@@ -152,6 +167,9 @@ class GPT(nn.Module):
             third more arithmetic, much less memory (Chen et al. 2016. https://arxiv.org/abs/1604.06174).
     """
 
+    block_class: type[Block] = Block
+    """The layers; a variant of the architecture names its own (see the page on extending)."""
+
     cos: Tensor
     sin: Tensor
 
@@ -169,7 +187,7 @@ class GPT(nn.Module):
         self.transformer = nn.ModuleDict(
             {
                 "wte": _table(vocabulary, config.n_embd),
-                "h": nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)]),
+                "h": nn.ModuleList([self.block_class(config, layer) for layer in range(config.n_layer)]),
             }
         )
         self.lm_head = Linear(config.n_embd, vocabulary)
@@ -235,21 +253,20 @@ class GPT(nn.Module):
         _normal(cast("nn.Embedding", self.transformer["wte"]).weight, 0.8, generator)
         _normal(self.lm_head.weight, 0.001, generator)
         for table in cast("Iterable[nn.Embedding]", self.value_embeds.values()):
-            _uniform(table.weight, -bound, bound, generator)
+            init_uniform(table.weight, -bound, bound, generator)
         if self.bigram is not None:
             self.bigram.weight.zero_()
         for layer, block in enumerate(self.blocks):
             for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
-                _uniform(matrix.weight, -bound, bound, generator)
-            _uniform(block.mlp.c_fc.weight, -0.4 * bound, 0.4 * bound, generator)
+                init_uniform(matrix.weight, -bound, bound, generator)
+            block.mlp.init_weights(bound, generator)
             block.attn.c_proj.weight.zero_()
-            block.mlp.c_proj.weight.zero_()
             if config.has_value_embedding(layer):
-                _uniform(block.attn.ve_gate.weight, 0.0, 0.02, generator)
+                init_uniform(block.attn.ve_gate.weight, 0.0, 0.02, generator)
         progress = torch.linspace(0.0, 1.0, config.n_layer) if config.n_layer > 1 else torch.zeros(1)
         self.resid_lambdas.copy_(1.15 - 0.10 * progress)
         self.x0_lambdas.copy_(0.20 - 0.15 * progress)
-        _uniform(self.smear_gate.weight, 0.0, 0.02, generator)
+        init_uniform(self.smear_gate.weight, 0.0, 0.02, generator)
         self.smear_lambda.zero_()
         self.backout_lambda.fill_(0.2)
         self._set_rotary_tables()
@@ -361,16 +378,34 @@ class GPT(nn.Module):
             return logits.unsqueeze(1)
         if targets is None:
             hidden = self.features(inputs, kv_cache)
-            return softcap(self.unembed(hidden[:, -1:] if last_only else hidden))
-        if not isinstance(self.lm_head, Linear):  # packed for inference: it has no weight that could be taken apart
-            losses = token_losses(self.features(inputs, kv_cache), targets, self.unembed, self.config.vocab_size)
-            return reduce_losses(losses, targets, reduction)
+            return self.cap_logits(self.unembed(hidden[:, -1:] if last_only else hidden))
         hidden = self._training_features(inputs) if kv_cache is None else self.features(inputs, kv_cache)
+        if self._has_own_cap:
+            return reduce_losses(-self._logprobs(hidden, targets)[0], targets, reduction)
+        if not isinstance(self.lm_head, Linear):  # packed for inference: it has no weight that could be taken apart
+            losses = token_losses(hidden, targets, self.unembed, self.config.vocab_size)
+            return reduce_losses(losses, targets, reduction)
         return softcapped_cross_entropy(hidden, self._unembedding(), targets, reduction, self._loss_kernel)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Raw logits (..., V) of final states (..., C)."""
         return self.lm_head(hidden)[..., : self.config.vocab_size]
+
+    def cap_logits(self, logits: Tensor) -> Tensor:
+        """Float32 logits of raw ones, (..., V) -> (..., V). A variant that overrides it does without the loss kernels."""
+        return softcap(logits)
+
+    @property
+    def _has_own_cap(self) -> bool:
+        return type(self).cap_logits is not GPT.cap_logits
+
+    def _logprobs(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies as of `logprobs`, from final states."""
+
+        def capped(rows: Tensor) -> Tensor:
+            return self.cap_logits(self.unembed(rows))
+
+        return token_logprobs(hidden, capped, targets, self.config.vocab_size, temperature)
 
     def loss_and_token_losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The loss to train with, and what it is made of.
@@ -383,6 +418,9 @@ class GPT(nn.Module):
             Float32 mean over the kept targets in nats, and (B, T) losses without gradient, 0 for ignored targets.
         """
         hidden = self._training_features(inputs)
+        if self._has_own_cap:
+            losses = -self._logprobs(hidden, targets)[0]
+            return reduce_losses(losses, targets, "mean"), losses.detach()
         total, losses = total_and_token_losses(hidden, self._unembedding(), targets, self._loss_kernel)
         return reduce_losses(total, targets, "mean"), losses
 
@@ -397,7 +435,7 @@ class GPT(nn.Module):
         Returns:
             (B, T) float32 log-probabilities in nats, and (B, T) entropies of the distributions, without gradient.
         """
-        return softcapped_logprobs(self._training_features(inputs), self._unembedding(), targets, temperature)
+        return self._logprobs(self._training_features(inputs), targets, temperature)
 
     def _training_features(self, inputs: Tensor) -> Tensor:
         """Compiled for training alone: evaluation comes in many shapes, and each would be compiled anew."""
@@ -418,5 +456,6 @@ def _normal(parameter: Tensor, std: float, generator: torch.Generator | None) ->
     parameter.copy_(torch.randn(parameter.shape, generator=generator, device=parameter.device) * std)
 
 
-def _uniform(parameter: Tensor, low: float, high: float, generator: torch.Generator | None) -> None:
+def init_uniform(parameter: Tensor, low: float, high: float, generator: torch.Generator | None) -> None:
+    """Fill a parameter from a uniform distribution, in place."""
     parameter.copy_(torch.rand(parameter.shape, generator=generator, device=parameter.device) * (high - low) + low)

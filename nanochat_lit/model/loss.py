@@ -238,16 +238,21 @@ def total_and_token_losses(
     return losses.sum(), losses
 
 
-def chunk_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def chunk_logprobs(
+    hidden: Tensor, unembed: Callable[[Tensor], Tensor], targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets of a few rows at a temperature, and the entropies there, which have no gradient."""
-    logits = softcap(F.linear(hidden, weight)) / temperature
-    logprobs = torch.log_softmax(logits, dim=-1)
+    logprobs = torch.log_softmax(unembed(hidden) / temperature, dim=-1)
     entropies = -(logprobs.detach().exp() * logprobs.detach()).sum(dim=-1)
     return logprobs.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1), entropies
 
 
-def softcapped_logprobs(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0
+def token_logprobs(
+    hidden: Tensor,
+    unembed: Callable[[Tensor], Tensor],
+    targets: Tensor,
+    vocab_size: int,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """How likely each target is by itself, for losses that weigh tokens differently.
 
@@ -255,21 +260,19 @@ def softcapped_logprobs(
 
     Args:
         hidden: (B, T, C) final states in the compute dtype.
-        weight: (V, C) unembedding rows that are real tokens.
+        unembed: From (N, C) states to (N, V) float32 logits.
         targets: (B, T) token ids; IGNORE_INDEX gives 0.
-        temperature: Divides the softcapped logits.
+        vocab_size: V.
+        temperature: Divides the logits.
 
     Returns:
         (B, T) float32 log-probabilities, nats, and (B, T) float32 entropies of the distributions they come from, without
         gradient; both 0 where the target is ignored.
     """
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
-    compute_weight = weight.to(hidden.dtype)
+    chunk = rows_per_chunk(rows.shape[0], vocab_size)
     parts = [
-        checkpoint(
-            chunk_logprobs, part, compute_weight, own, temperature, use_reentrant=False, preserve_rng_state=False
-        )
+        checkpoint(chunk_logprobs, part, unembed, own, temperature, use_reentrant=False, preserve_rng_state=False)
         for part, own in zip(rows.split(chunk), flat_targets.split(chunk), strict=True)
     ]
     is_kept = flat_targets != IGNORE_INDEX

@@ -116,7 +116,7 @@ def pack_linears(model: GPT, quantize: Quantization | None = None) -> None:
         )
     if not can_pack(model.device):
         return
-    has_kernel = DecodeKernel.fits(model)
+    has_kernel = type(model) is GPT and DecodeKernel.fits(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             # gates are no matrices worth packing, and the model takes the smear gate's weight for a sum

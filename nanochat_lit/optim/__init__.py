@@ -1,5 +1,6 @@
 """Optimisation: Muon + AdamW, schedules, scaling laws. Plain PyTorch."""
 
+from nanochat_lit.optim.build import OptimizerCallable, build_optimizer
 from nanochat_lit.optim.muon_adamw import MuonAdamW
 from nanochat_lit.optim.param_groups import param_groups
 from nanochat_lit.optim.scaling import TrainingPlan, derive_plan, micro_batches
@@ -8,8 +9,10 @@ from nanochat_lit.optim.sharding import clip_grad_norm, global_grad_norm
 
 __all__ = [
     "MuonAdamW",
+    "OptimizerCallable",
     "Schedule",
     "TrainingPlan",
+    "build_optimizer",
     "clip_grad_norm",
     "derive_plan",
     "global_grad_norm",

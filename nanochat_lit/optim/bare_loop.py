@@ -6,8 +6,8 @@ from itertools import islice
 from torch import Tensor
 
 from nanochat_lit.model import GPT
-from nanochat_lit.optim.muon_adamw import MuonAdamW
-from nanochat_lit.optim.param_groups import param_groups
+from nanochat_lit.optim.build import apply_schedule, build_optimizer
+from nanochat_lit.optim.param_groups import WEIGHT_DECAY
 from nanochat_lit.optim.schedules import Schedule
 
 
@@ -25,16 +25,11 @@ def train_in_a_loop(
     Returns:
         Loss of each step, nats per token.
     """
-    optimizer = MuonAdamW(param_groups(model, **learning_rates))
-    groups = optimizer.param_groups
-    start = [(group["lr"], group["weight_decay"]) for group in groups]
+    weight_decay = learning_rates.pop("weight_decay", WEIGHT_DECAY)
+    optimizer = build_optimizer(model, learning_rates, weight_decay=weight_decay)
     losses = []
     for step, batch in enumerate(islice(batches, schedule.num_steps)):
-        for group, (lr, weight_decay) in zip(groups, start, strict=True):
-            group["lr"] = lr * schedule.lr_multiplier(step)
-            if group["kind"] == "muon":
-                group["momentum"] = schedule.muon_momentum(step)
-                group["weight_decay"] = weight_decay * schedule.weight_decay_multiplier(step)
+        apply_schedule(optimizer, schedule, step, weight_decay)
         loss = model(batch["inputs"].to(model.device), batch["targets"].to(model.device))
         loss.backward()
         optimizer.step()

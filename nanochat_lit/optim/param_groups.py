@@ -54,7 +54,12 @@ def param_groups(
     ]
     if model.bigram is not None:
         groups.append(_adamw("bigram", [model.bigram.weight], 0.5 * embedding_lr * scale, (0.8, 0.995), 0.01))
-    matrices = [parameter for block in model.blocks for parameter in block.parameters()]
+    matrices = [parameter for block in model.blocks for parameter in block.parameters() if parameter.ndim == 2]
+    grouped = {
+        id(parameter) for parameters in [matrices, *(group["params"] for group in groups)] for parameter in parameters
+    }
+    if added := [parameter for parameter in model.parameters() if id(parameter) not in grouped]:  # a variant's own
+        groups.append(_adamw("added", added, 0.01 * scalar_lr, (0.8, 0.95), 0.0))
     muon = [
         {
             "name": "muon_" + "x".join(map(str, shape)),

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from nanochat_lit.model.architecture import build_model
 from nanochat_lit.model.config import GPTConfig
-from nanochat_lit.model.gpt import GPT
 from nanochat_lit.optim.param_groups import param_groups
 from nanochat_lit.optim.polar import POLAR_EXPRESS_COEFFICIENTS
 from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Shards
@@ -37,7 +37,7 @@ def step_costs(
         compute_dtype: Of activations; tables are stored in it.
     """
     with torch.device("meta"):
-        model = GPT(config, compute_dtype)
+        model = build_model(config, compute_dtype=compute_dtype)
     shards = Shards(0, world_size if strategy == "zero" else 1)
     sent = flops = 0
     for group in param_groups(model):

@@ -13,7 +13,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.flash import activate_flash_attention
-from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan, micro_batches, param_groups
+from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, build_optimizer, micro_batches
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.callbacks.schedule import HyperparameterSchedule
 from nanochat_lit.training.compiling import decide_compile
@@ -33,6 +33,7 @@ class LanguageModule(LightningModule):
         eval_every: Steps between validations; 0 validates at the end only.
         activation_checkpointing: Compute blocks again in the backward pass instead of keeping what they computed.
         fp8: Matrix products of the blocks in float8 while training.
+        optimizer: Makes another optimizer than MuonAdamW from groups of parameters.
     """
 
     stage: str
@@ -58,8 +59,10 @@ class LanguageModule(LightningModule):
         eval_every: int,
         activation_checkpointing: bool = False,
         fp8: bool = False,
+        optimizer: OptimizerCallable | None = None,
     ) -> None:
         super().__init__()
+        self.make_optimizer = optimizer
         self.activation_checkpointing = activation_checkpointing
         self.fp8 = fp8
         self.is_resuming = False
@@ -185,15 +188,15 @@ class LanguageModule(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         return [HyperparameterSchedule()]
 
-    def configure_optimizers(self) -> MuonAdamW:
-        groups = param_groups(self.model, **self.learning_rates)
-        for group in groups:
-            if group["name"] != "smear":
-                group["lr"] *= self.plan.lr_scale
-            if group["kind"] == "muon":
-                group["weight_decay"] = self.plan.weight_decay
-        product_dtype = torch.bfloat16 if self.model.compute_dtype == torch.bfloat16 else None
-        return MuonAdamW(groups, product_dtype)
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.build_optimizer()
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Returns a new optimizer of the model, without state."""
+        return build_optimizer(
+            self.model, self.learning_rates, lr_scale=self.plan.lr_scale, weight_decay=self.plan.weight_decay,
+            make=self.make_optimizer,
+        )  # fmt: skip
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss = self.model(batch["inputs"], batch["targets"])
@@ -255,7 +258,11 @@ class LanguageModule(LightningModule):
         self.on_validation_epoch_end()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["nanochat_lit"] = {"config": self.config.to_dict(), "tokenizer": self.tokenizer.fingerprint}
+        checkpoint["nanochat_lit"] = {
+            "config": self.config.to_dict(),
+            "tokenizer": self.tokenizer.fingerprint,
+            "optimizer": type(self.build_optimizer()).__name__,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         made = checkpoint.get("nanochat_lit")
@@ -267,6 +274,7 @@ class LanguageModule(LightningModule):
             raise UserError("the checkpoint was trained with another tokenizer; use the tokenizer of its run folder")
         if self.trainer.state.fn != "fit":
             return
+        check_optimizer(made, self.build_optimizer(), "the checkpoint")
         step, num_steps = checkpoint["global_step"], self.plan.num_steps
         # Checkpoints lie between steps, so the micro-batches so far follow from the steps; another micro-batch size or
         # number of ranks makes other micro-batches of them, and the next step must begin with its first.
@@ -280,6 +288,15 @@ class LanguageModule(LightningModule):
                 f"the checkpoint is at step {step} of {num_steps}; --trainer.max_steps sets a later end",
                 file=sys.stderr,
             )
+
+
+def check_optimizer(made: dict[str, Any], optimizer: torch.optim.Optimizer, source: str) -> None:
+    """Raises UserError if a checkpoint, described by its entry `nanochat_lit`, has the state of another optimizer."""
+    saved, ours = made.get("optimizer", "MuonAdamW"), type(optimizer).__name__
+    if saved != ours:
+        raise UserError(
+            f"{source} holds the state of {saved}, the recipe asks for {ours}; use the same model.optimizer"
+        )
 
 
 def describe_differences(other: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from nanochat_lit.model import GPT, GPTConfig
-from nanochat_lit.optim import Schedule, derive_plan, micro_batches
+from nanochat_lit.model import GPTConfig
+from nanochat_lit.model.architecture import build_model, model_class
+from nanochat_lit.model.config import REFERENCE_ARCHITECTURE
+from nanochat_lit.optim import OptimizerCallable, Schedule, derive_plan, micro_batches
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR, WEIGHT_DECAY
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.module import LanguageModule
@@ -25,6 +27,7 @@ class PretrainModule(LanguageModule):
         n_kv_head: Key/value heads; fewer than n_head is grouped-query attention.
         window_pattern: Attention windows, S short and L long, tiled over the layers.
         bigram_factor: Adds an embedding of hashed pairs of tokens, of so many rows per token of the vocabulary (5, say); 0 is off.
+        architecture: nanochat, or the class path of a subclass of GPT (see the page on extending).
         tokens_per_step: Tokens per optimizer step over all ranks; None derives it.
         target_param_data_ratio: Tokens per scaling parameter, which sets the length of the run.
         num_steps: Optimizer steps by hand; trainer.max_steps wins over it.
@@ -42,6 +45,8 @@ class PretrainModule(LanguageModule):
         compile: auto, true or false: torch.compile; auto compiles on CUDA, and on CPU when the run is long enough.
         activation_checkpointing: Compute each block again in the backward pass: less memory, a third more arithmetic.
         fp8: Products of large layers in float8: CUDA from compute capability 8.9, with torchao.
+        optimizer: Another optimizer than MuonAdamW, as class_path and init_args (torch.optim.AdamW, say); its own learning
+            rate and weight decay hold, and the schedule scales the learning rate.
     """
 
     stage = "pretrain"
@@ -58,6 +63,7 @@ class PretrainModule(LanguageModule):
         n_kv_head: int | None = None,
         window_pattern: str = "SSSL",
         bigram_factor: int = 0,
+        architecture: str = REFERENCE_ARCHITECTURE,
         tokens_per_step: int | None = None,
         target_param_data_ratio: float = 12.0,
         num_steps: int | None = None,
@@ -75,18 +81,19 @@ class PretrainModule(LanguageModule):
         compile: str = "auto",
         activation_checkpointing: bool = False,
         fp8: bool = False,
+        optimizer: OptimizerCallable | None = None,
     ) -> None:
         learning_rates = {
             "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
         }  # fmt: skip
         super().__init__(
             learning_rates=learning_rates, compile=compile, eval_every=eval_every,
-            activation_checkpointing=activation_checkpointing, fp8=fp8,
+            activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer,
         )  # fmt: skip
         self.depth, self.sequence_len, self.num_steps = depth, sequence_len, num_steps
         self.shape: dict[str, Any] = {
             "head_dim": head_dim, "aspect_ratio": aspect_ratio, "n_embd": n_embd, "n_head": n_head, "n_kv_head": n_kv_head,
-            "window_pattern": window_pattern, "bigram_factor": bigram_factor,
+            "window_pattern": window_pattern, "bigram_factor": bigram_factor, "architecture": architecture,
         }  # fmt: skip
         self.horizon: dict[str, Any] = {
             "tokens_per_step": tokens_per_step, "target_param_data_ratio": target_param_data_ratio,
@@ -96,6 +103,7 @@ class PretrainModule(LanguageModule):
             "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
             "momentum_warmup": momentum_warmup,
         }  # fmt: skip
+        model_class(architecture, is_trusted=True)
         self.build_config(REFERENCE_VOCABULARY)  # impossible dimensions are reported before any data is read
 
     def build_config(self, vocab_size: int) -> GPTConfig:
@@ -128,7 +136,7 @@ class PretrainModule(LanguageModule):
         datamodule = self.datamodule
         config = self.build_config(datamodule.tokenizer.vocab_size)
         plan = derive_plan(config, num_steps=self.requested_steps(self.num_steps), **self.horizon)
-        model = GPT(config)  # the precision plugin sets its compute dtype
+        model = build_model(config, is_trusted=True)  # the precision plugin sets its compute dtype
         model.init_weights()
         self.adopt(model, datamodule.tokenizer)
         self.start_plan(plan, Schedule(num_steps=plan.num_steps, **self.schedule_options))

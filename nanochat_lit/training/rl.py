@@ -22,7 +22,7 @@ from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.export import CONFIG_FILE
-from nanochat_lit.optim import Schedule, TrainingPlan
+from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan
 from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_advantages, policy_gradient_loss
 from nanochat_lit.tasks.base import Conversation, GradedTask, Task, form_of, gives_credit
 from nanochat_lit.tokenizer import parse_completion
@@ -67,6 +67,7 @@ class RLModule(ContinuedModule):
         compile: auto, true or false, as in pretraining.
         activation_checkpointing: As in pretraining.
         fp8: As in pretraining.
+        optimizer: As in pretraining.
     """
 
     stage = "rl"
@@ -102,6 +103,7 @@ class RLModule(ContinuedModule):
         compile: str = "false",
         activation_checkpointing: bool = False,
         fp8: bool = False,
+        optimizer: OptimizerCallable | None = None,
     ) -> None:
         rates = {
             "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
@@ -109,6 +111,7 @@ class RLModule(ContinuedModule):
         super().__init__(
             base=base, rates=rates, tokens_per_step=None, init_lr_fraction=init_lr_fraction, temperature=chat_temperature,
             compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8,
+            optimizer=optimizer,
         )  # fmt: skip
         self.reward_shape = RewardShape(partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty)  # fmt: skip
         self.num_steps = num_steps

@@ -14,10 +14,10 @@ from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import IGNORE_INDEX
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.export import CONFIG_FILE
-from nanochat_lit.optim import MuonAdamW, Schedule, TrainingPlan, micro_batches
+from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, micro_batches
 from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.datamodules import ChatDataModule
-from nanochat_lit.training.module import describe_differences
+from nanochat_lit.training.module import check_optimizer, describe_differences
 from nanochat_lit.training.token_accounts import TokenAccounts
 
 
@@ -43,6 +43,7 @@ class SFTModule(ContinuedModule):
         compile: auto, true or false, as in pretraining.
         activation_checkpointing: As in pretraining.
         fp8: As in pretraining.
+        optimizer: As in pretraining.
     """
 
     stage = "sft"
@@ -67,6 +68,7 @@ class SFTModule(ContinuedModule):
         compile: str = "auto",
         activation_checkpointing: bool = False,
         fp8: bool = False,
+        optimizer: OptimizerCallable | None = None,
     ) -> None:
         rates = {
             "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
@@ -74,7 +76,7 @@ class SFTModule(ContinuedModule):
         super().__init__(
             base=base, rates=rates, tokens_per_step=tokens_per_step, init_lr_fraction=init_lr_fraction,
             temperature=temperature, compile=compile, eval_every=eval_every,
-            activation_checkpointing=activation_checkpointing, fp8=fp8,
+            activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer,
         )  # fmt: skip
         if optimizer_from is not None and not Path(optimizer_from).exists():
             raise UserError(
@@ -153,13 +155,14 @@ class SFTModule(ContinuedModule):
                 figures[f"val_bpb/{name}"] = value
         return figures
 
-    def configure_optimizers(self) -> MuonAdamW:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = super().configure_optimizers()
         if self.optimizer_from is not None:
             checkpoint = torch.load(self.optimizer_from, map_location="cpu", weights_only=True)
             made = checkpoint.get("nanochat_lit", {}).get("config", {})
             if differences := describe_differences(made, self.config.to_dict()):
                 raise UserError(f"{self.optimizer_from} is of another model than {self.base}: {differences}")
+            check_optimizer(checkpoint["nanochat_lit"], optimizer, self.optimizer_from)
             fresh = [
                 {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
             ]

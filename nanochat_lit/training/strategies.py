@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.optim import MuonAdamW, clip_grad_norm
+from nanochat_lit.optim import clip_grad_norm
 from nanochat_lit.optim.sharding import average_gradients
 from nanochat_lit.training.rank_watch import RankWatch
 
@@ -141,14 +141,15 @@ def broadcast_module(module: nn.Module) -> None:
 
 
 def shard_optimizer(optimizer: Any) -> None:
-    """Divide a `MuonAdamW` among the ranks of the process group.
+    """Divide an optimizer's state among the ranks of the process group.
 
     Raises:
-        UserError: If it is another optimizer.
+        UserError: If it has no `shard` method, as MuonAdamW has.
     """
     optimizer = getattr(optimizer, "_optimizer", optimizer)  # Lightning wraps them
-    if not isinstance(optimizer, MuonAdamW):
-        raise UserError(f"the strategy zero divides MuonAdamW, not {type(optimizer).__name__}; use the strategy ddp")
+    if not hasattr(optimizer, "shard"):
+        name = type(optimizer).__name__
+        raise UserError(f"strategy zero cannot divide the state of {name}, which has no method shard; use strategy ddp")
     optimizer.shard(dist.get_rank(), dist.get_world_size())
 
 

@@ -169,7 +169,9 @@ def test_logprobs_and_their_gradients(temperature, chunks_of):
     hidden, weight = torch.randn(2, 7, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
     targets, factors = torch.randint(0, 50, (2, 7)), torch.randn(2, 7)
     targets[0, 3] = -1
-    logprobs, entropies = loss_module.softcapped_logprobs(hidden, weight, targets, temperature)
+    logprobs, entropies = loss_module.token_logprobs(
+        hidden, lambda rows: loss_module.softcap(rows @ weight.T), targets, len(weight), temperature
+    )
     found = torch.autograd.grad((logprobs * factors).sum(), [hidden, weight])
     plain = torch.log_softmax(loss_module.softcap(hidden @ weight.T) / temperature, dim=-1)
     wanted = plain.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) * (targets != -1)

@@ -91,7 +91,6 @@ class RunProgress(StepCallback):
 
     def _log(self, trainer: Trainer, module: "LanguageModule", losses: list[float], window: WindowTimes) -> None:
         groups = trainer.optimizers[0].param_groups
-        muon = next(group for group in groups if group["kind"] == "muon")
         tokens = trainer.global_step * module.plan.tokens_per_step
         speed = window.num_steps * module.plan.tokens_per_step / window.seconds
         figures = module.pop_step_figures()
@@ -112,9 +111,9 @@ class RunProgress(StepCallback):
             "data_wait": window.data_wait,
             **({"data_lost": loader.lost} if isinstance(loader, ResumableLoader) else {}),
             "memory_gib": peak_memory_bytes(module.device) / 2**30,
-            "lr_multiplier": muon["lr"] / muon["initial_lr"],
-            "muon_momentum": muon["momentum"],
-            **{f"lr/{group['name']}": group["lr"] for group in groups},
+            "lr_multiplier": groups[-1]["lr"] / groups[-1]["initial_lr"],
+            **({"muon_momentum": groups[-1]["momentum"]} if groups[-1].get("kind") == "muon" else {}),
+            **{f"lr/{group.get('name', index)}": group["lr"] for index, group in enumerate(groups)},
         }
         for logger in trainer.loggers:
             logger.log_metrics(metrics, trainer.global_step)

@@ -1,0 +1,56 @@
+"""Which class computes a config: GPT itself, or a variant of it from another module, named by its class path."""
+
+import importlib
+import os
+import sys
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.model.config import REFERENCE_ARCHITECTURE, GPTConfig
+from nanochat_lit.model.gpt import GPT
+
+TRUST_VARIABLE = "NANOCHAT_TRUST_ARCHITECTURE"
+"""Environment variable with the class path that may be imported for an export or a checkpoint."""
+
+
+def model_class(architecture: str, *, is_trusted: bool = False) -> type[GPT]:
+    """Returns the class of an architecture.
+
+    Importing a module runs its code, so a class path that comes from a file is followed only if its module is loaded
+    already or the environment variable NANOCHAT_TRUST_ARCHITECTURE names it.
+
+    Args:
+        architecture: "nanochat", or the class path of a subclass of GPT.
+        is_trusted: The name was typed by the user, not read from a file of weights.
+
+    Raises:
+        UserError: If it is not trusted, cannot be imported, or is not a subclass of GPT.
+    """
+    if architecture == REFERENCE_ARCHITECTURE:
+        return GPT
+    module_name, _, name = architecture.rpartition(".")
+    if not (is_trusted or module_name in sys.modules or os.environ.get(TRUST_VARIABLE) == architecture):
+        raise UserError(
+            f"the model's architecture is {architecture}, code outside nanochat-lit; "
+            f"set {TRUST_VARIABLE}={architecture} to import it if you trust it"
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), name) if module_name else None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"architecture {architecture} cannot be imported: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, GPT)):
+        raise UserError(
+            f"architecture {architecture} is not a subclass of nanochat_lit.GPT; "
+            f"use {REFERENCE_ARCHITECTURE} or the class path of one, such as my_module.MyGPT"
+        )
+    return found
+
+
+def build_model(config: GPTConfig, *, is_trusted: bool = False, **options: object) -> GPT:
+    """Returns a model of a config whose weights are not set yet.
+
+    Args:
+        config: Its shape and architecture.
+        is_trusted: As for `model_class`.
+        **options: Of the class.
+    """
+    return model_class(config.architecture, is_trusted=is_trusted)(config, **options)  # type: ignore[arg-type]

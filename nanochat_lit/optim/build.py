@@ -1,0 +1,60 @@
+"""The seam between a model and its optimizer: MuonAdamW by default, any other by a callable that takes parameter groups."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from nanochat_lit.model.gpt import GPT
+from nanochat_lit.optim.muon_adamw import MuonAdamW
+from nanochat_lit.optim.param_groups import param_groups
+from nanochat_lit.optim.schedules import Schedule
+
+OptimizerCallable = Callable[[Iterable[Any]], torch.optim.Optimizer]
+
+
+def build_optimizer(
+    model: GPT,
+    learning_rates: dict[str, float],
+    *,
+    lr_scale: float = 1.0,
+    weight_decay: float,
+    make: OptimizerCallable | None = None,
+) -> torch.optim.Optimizer:
+    """Returns the optimizer of a run.
+
+    Args:
+        model: Whose parameters.
+        learning_rates: Keyword arguments of `param_groups`; another optimizer than MuonAdamW ignores them.
+        lr_scale: Factor on the learning rates of MuonAdamW (smear excepted).
+        weight_decay: Of the Muon groups.
+        make: Gets the named groups of parameters without hyperparameters and returns the optimizer; None is MuonAdamW.
+    """
+    groups = param_groups(model, **learning_rates)
+    if make is not None:
+        optimizer = make([{"name": group["name"], "params": group["params"]} for group in groups])
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        return optimizer
+    for group in groups:
+        if group["name"] != "smear":
+            group["lr"] *= lr_scale
+        if group["kind"] == "muon":
+            group["weight_decay"] = weight_decay
+    return MuonAdamW(groups, torch.bfloat16 if model.compute_dtype == torch.bfloat16 else None)
+
+
+def apply_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int, weight_decay: float) -> None:
+    """Writes the hyperparameters of a step into the groups: learning rates of all, momentum and weight decay of Muon's.
+
+    Args:
+        optimizer: Its groups have an `initial_lr`.
+        schedule: Of the run.
+        step: Number of the step that comes next, from 0.
+        weight_decay: Of the Muon groups before the schedule's factor.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * schedule.lr_multiplier(step)
+        if group.get("kind") == "muon":
+            group["momentum"] = schedule.muon_momentum(step)
+            group["weight_decay"] = weight_decay * schedule.weight_decay_multiplier(step)
