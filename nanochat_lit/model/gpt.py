@@ -31,6 +31,7 @@ from nanochat_lit.model.attention import (
 from nanochat_lit.model.bigram import bigram_rows
 from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 from nanochat_lit.model.kv_cache import KVCache
+from nanochat_lit.model.layers import Linear, init_normal, init_uniform, make_table, norm
 from nanochat_lit.model.loss import (
     reduce_losses,
     softcap,
@@ -52,29 +53,6 @@ VALUE_GATE_SCALE = 3.0
 """The value-embedding gate reaches up to this."""
 
 REDUCTIONS = ("mean", "sum", "none")
-
-
-def norm(x: Tensor) -> Tensor:
-    """Root-mean-square norm over the last dimension, without a learnable weight."""
-    return F.rms_norm(x, (x.shape[-1],))
-
-
-class Linear(nn.Linear):
-    """A bias-free linear layer that computes in its input's dtype, whatever dtype its weight is stored in."""
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-        self._in_training: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule with keys of its own
-
-    def train_with(self, twin: nn.Module) -> None:
-        """Let another layer, which shares this one's weight, compute the forward pass whenever gradients are wanted."""
-        self._in_training = (twin,)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
-        """Map the last dimension, (..., in_features) -> (..., out_features)."""
-        if self._in_training and torch.is_grad_enabled():
-            return self._in_training[0](input)
-        return F.linear(input, self.weight.to(input.dtype))
 
 
 class Attention(nn.Module):
@@ -186,7 +164,7 @@ class GPT(nn.Module):
         vocabulary, kv_width = config.padded_vocab_size, config.n_kv_head * config.head_dim
         self.transformer = nn.ModuleDict(
             {
-                "wte": _table(vocabulary, config.n_embd),
+                "wte": make_table(vocabulary, config.n_embd),
                 "h": nn.ModuleList([self.block_class(config, layer) for layer in range(config.n_layer)]),
             }
         )
@@ -198,12 +176,12 @@ class GPT(nn.Module):
         self.backout_lambda = nn.Parameter(torch.zeros(1))
         self.value_embeds = nn.ModuleDict(
             {
-                str(layer): _table(vocabulary, kv_width)
+                str(layer): make_table(vocabulary, kv_width)
                 for layer in range(config.n_layer)
                 if config.has_value_embedding(layer)
             }
         )
-        self.bigram = _table(config.num_bigram_rows, config.n_embd) if config.bigram_factor else None
+        self.bigram = make_table(config.num_bigram_rows, config.n_embd) if config.bigram_factor else None
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)
         self.compute_dtype = compute_dtype
@@ -250,8 +228,8 @@ class GPT(nn.Module):
         """
         config = self.config
         bound = (3.0 / config.n_embd) ** 0.5
-        _normal(cast("nn.Embedding", self.transformer["wte"]).weight, 0.8, generator)
-        _normal(self.lm_head.weight, 0.001, generator)
+        init_normal(cast("nn.Embedding", self.transformer["wte"]).weight, 0.8, generator)
+        init_normal(self.lm_head.weight, 0.001, generator)
         for table in cast("Iterable[nn.Embedding]", self.value_embeds.values()):
             init_uniform(table.weight, -bound, bound, generator)
         if self.bigram is not None:
@@ -445,17 +423,3 @@ class GPT(nn.Module):
         """The rows of lm_head that are real tokens, (V, C)."""
         weight = self.lm_head.weight
         return weight if self.config.vocab_size == weight.shape[0] else weight[: self.config.vocab_size]
-
-
-def _table(num_rows: int, width: int) -> nn.Embedding:
-    """An embedding whose weights are not set yet; nn.Embedding would fill them, for nothing."""
-    return nn.Embedding.from_pretrained(torch.empty(num_rows, width), freeze=False)
-
-
-def _normal(parameter: Tensor, std: float, generator: torch.Generator | None) -> None:
-    parameter.copy_(torch.randn(parameter.shape, generator=generator, device=parameter.device) * std)
-
-
-def init_uniform(parameter: Tensor, low: float, high: float, generator: torch.Generator | None) -> None:
-    """Fill a parameter from a uniform distribution, in place."""
-    parameter.copy_(torch.rand(parameter.shape, generator=generator, device=parameter.device) * (high - low) + low)

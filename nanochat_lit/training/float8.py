@@ -12,7 +12,7 @@ import torch
 
 from nanochat_lit.common.errors import UserError, missing_package
 from nanochat_lit.model import GPT
-from nanochat_lit.model.gpt import Linear
+from nanochat_lit.model.layers import Linear
 
 CAPABILITY = (8, 9)
 """First CUDA compute capability with float8 products (Ada); Hopper and Blackwell have them too."""

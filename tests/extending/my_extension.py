@@ -1,11 +1,11 @@
 """What somebody adds from outside: a variant of the architecture, an optimizer, a task, a data set, a reward, a callback."""
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat_lit.model.gpt import GPT, Block, Linear, init_uniform
+from nanochat_lit.model.gpt import GPT, Block
+from nanochat_lit.model.layers import Linear, init_uniform
 
 
 class SwiGLU(nn.Module):

@@ -1,0 +1,43 @@
+"""What the blocks are made of: norm, linear layers, embeddings, and how their weights start."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def norm(x: Tensor) -> Tensor:
+    """Root-mean-square norm over the last dimension, without a learnable weight."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+class Linear(nn.Linear):
+    """A bias-free linear layer that computes in its input's dtype, whatever dtype its weight is stored in."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self._in_training: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule with keys of its own
+
+    def train_with(self, twin: nn.Module) -> None:
+        """Let another layer, which shares this one's weight, compute the forward pass whenever gradients are wanted."""
+        self._in_training = (twin,)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
+        """Map the last dimension, (..., in_features) -> (..., out_features)."""
+        if self._in_training and torch.is_grad_enabled():
+            return self._in_training[0](input)
+        return F.linear(input, self.weight.to(input.dtype))
+
+
+def make_table(num_rows: int, width: int) -> nn.Embedding:
+    """An embedding whose weights are not set yet; nn.Embedding would fill them, for nothing."""
+    return nn.Embedding.from_pretrained(torch.empty(num_rows, width), freeze=False)
+
+
+def init_normal(parameter: Tensor, std: float, generator: torch.Generator | None) -> None:
+    """Fill a parameter from a normal distribution, in place."""
+    parameter.copy_(torch.randn(parameter.shape, generator=generator, device=parameter.device) * std)
+
+
+def init_uniform(parameter: Tensor, low: float, high: float, generator: torch.Generator | None) -> None:
+    """Fill a parameter from a uniform distribution, in place."""
+    parameter.copy_(torch.rand(parameter.shape, generator=generator, device=parameter.device) * (high - low) + low)
