@@ -87,8 +87,8 @@ class PretrainModule(LanguageModule):
             "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
         }  # fmt: skip
         super().__init__(
-            learning_rates=learning_rates, compile=compile, eval_every=eval_every,
-            activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer,
+            learning_rates=learning_rates, compile=compile, eval_every=eval_every, fp8=fp8, optimizer=optimizer,
+            activation_checkpointing=activation_checkpointing,
         )  # fmt: skip
         self.depth, self.sequence_len, self.num_steps = depth, sequence_len, num_steps
         self.shape: dict[str, Any] = {
@@ -96,18 +96,16 @@ class PretrainModule(LanguageModule):
             "window_pattern": window_pattern, "bigram_factor": bigram_factor, "architecture": architecture,
         }  # fmt: skip
         self.horizon: dict[str, Any] = {
-            "tokens_per_step": tokens_per_step, "target_param_data_ratio": target_param_data_ratio,
-            "target_flops": target_flops, "weight_decay": weight_decay,
+            "tokens_per_step": tokens_per_step, "target_param_data_ratio": target_param_data_ratio, "target_flops": target_flops, "weight_decay": weight_decay,
         }  # fmt: skip
         self.schedule_options: dict[str, Any] = {
-            "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
-            "momentum_warmup": momentum_warmup,
+            "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction, "momentum_warmup": momentum_warmup,
         }  # fmt: skip
-        model_class(architecture, is_trusted=True)
         self.build_config(REFERENCE_VOCABULARY)  # impossible dimensions are reported before any data is read
 
     def build_config(self, vocab_size: int) -> GPTConfig:
         """Shape of the model for a vocabulary."""
+        model_class(self.shape["architecture"], is_trusted=True)
         return GPTConfig.from_depth(self.depth, vocab_size=vocab_size, sequence_len=self.sequence_len, **self.shape)
 
     def start_from(self) -> Tokenizer | None:

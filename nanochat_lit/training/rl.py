@@ -110,19 +110,17 @@ class RLModule(ContinuedModule):
         }  # fmt: skip
         super().__init__(
             base=base, rates=rates, tokens_per_step=None, init_lr_fraction=init_lr_fraction, temperature=chat_temperature,
-            compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8,
-            optimizer=optimizer,
+            compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer,
         )  # fmt: skip
         self.reward_shape = RewardShape(partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty)  # fmt: skip
-        self.num_steps = num_steps
-        self.questions_per_step, self.num_samples = questions_per_step, num_samples
+        self.num_steps, self.questions_per_step, self.num_samples = num_steps, questions_per_step, num_samples
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
         self.updates_per_batch, self.clip_ratio, self.kl_coefficient = updates_per_batch, clip_ratio, kl_coefficient
-        self._check_settings()
         self.schedule_options: dict[str, Any] = {
             "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
             "momentum_start": 0.95, "momentum_peak": 0.95, "momentum_warmup": 0, "momentum_final": 0.95,
         }  # fmt: skip
+        self._check_settings()
         self.rollout_figures = RolloutFigures()
         self._token_sums: Tensor | None = None  # tokens, entropy, divergence; on the device
         self._reference: list[GPT] = []  # a list, so that it is no submodule: it neither learns nor is saved
