@@ -1,10 +1,12 @@
 """The tasks of ChatCORE and a few more for chat models, loaded and checked before a model runs."""
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat_lit.common.class_path import import_class
 from nanochat_lit.common.distributed import is_rank_zero
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine import sandbox
@@ -58,7 +60,7 @@ def load_chat_tasks(
     """Test splits of the tasks, from local files or from the Hugging Face hub.
 
     Args:
-        labels: Of CHAT_BASELINES or OTHER_TASKS; None or none is DEFAULT_LABELS, and HumanEval if there is a `run_code`.
+        labels: Of CHAT_BASELINES or OTHER_TASKS, or class paths of tasks; None or none is DEFAULT_LABELS, and HumanEval if there is a `run_code`.
         paths: Local files by label; other tasks come from the hub, or need no file.
         max_per_task: Most questions of a task; None takes all.
         run_code: Runs the programs of HumanEval where they can do no harm.
@@ -69,8 +71,9 @@ def load_chat_tasks(
     """
     labels, paths = list(labels or (CHAT_BASELINES if run_code else DEFAULT_LABELS)), dict(paths or {})
     known = (*CHAT_BASELINES, *OTHER_TASKS)
-    if unknown := sorted({*labels, *paths} - set(known)):
-        raise UserError(f"there is no task {', '.join(unknown)}; use {', '.join(known)}")
+    own = {label for label in labels if "." in label}
+    if unknown := sorted({*labels, *paths} - {*known, *own}):
+        raise UserError(f"there is no task {', '.join(unknown)}; use {', '.join(known)}, or a class path")
     if unused := sorted(set(paths) - set(labels)):
         raise UserError(f"paths names {', '.join(unused)}, which is not among the tasks {', '.join(labels)}")
     if len(set(labels)) < len(labels):
@@ -106,6 +109,22 @@ def code_runner(labels: Sequence[str] | None, allow_unsafe: bool = False) -> Run
     return lambda program: sandbox.run_python(program, allow_unsafe=allow_unsafe).ok
 
 
+def _own_task(class_path: str, path: str | Path | None) -> Task:
+    """A task from a module of the user's; it is asked for its test split and given the file if it takes these arguments."""
+    found = import_class(class_path, "task")
+    wanted = {"split": "test", "path": path}
+    takes = inspect.signature(found).parameters
+    given = {name: value for name, value in wanted.items() if name in takes and value is not None}
+    try:
+        inspect.signature(found).bind(**given)
+    except TypeError as error:
+        raise UserError(f"task {class_path} needs more than split and path: {error}; give the rest defaults") from None
+    task = found(**given)
+    if not isinstance(task, Task):
+        raise UserError(f"task {class_path} needs __len__, __getitem__ and evaluate; see nanochat_lit.tasks.base.Task")
+    return task
+
+
 def _load(label: str, path: str | Path | None, max_per_task: int | None, run_code: RunCode | None) -> ChatTask:
     if label == "identity" and path is not None:
         raise UserError("paths names identity, whose questions come from no file; leave it out")
@@ -119,7 +138,7 @@ def _load(label: str, path: str | Path | None, max_per_task: int | None, run_cod
         "spell_word": lambda: SpellWord(NUM_SPELLING, "test", path),
         "identity": Identity,
     }
-    task = loaders[label]()
+    task = loaders[label]() if label in loaders else _own_task(label, path)
     kind = "categorical" if "letters" in task[0] else "generative"
     if max_per_task is not None:
         task = TaskSlice(task, 0, max_per_task)

@@ -1,9 +1,9 @@
 """Which class computes a config: GPT itself, or a variant of it from another module, named by its class path."""
 
-import importlib
 import os
 import sys
 
+from nanochat_lit.common.class_path import import_class
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.model.config import REFERENCE_ARCHITECTURE, GPTConfig
 from nanochat_lit.model.gpt import GPT
@@ -27,17 +27,15 @@ def model_class(architecture: str, *, is_trusted: bool = False) -> type[GPT]:
     """
     if architecture == REFERENCE_ARCHITECTURE:
         return GPT
-    module_name, _, name = architecture.rpartition(".")
-    if not (is_trusted or module_name in sys.modules or os.environ.get(TRUST_VARIABLE) == architecture):
+    if not (
+        is_trusted or architecture.rpartition(".")[0] in sys.modules or os.environ.get(TRUST_VARIABLE) == architecture
+    ):
         raise UserError(
             f"the model's architecture is {architecture}, code outside nanochat-lit; "
             f"set {TRUST_VARIABLE}={architecture} to import it if you trust it"
         )
-    try:
-        found = getattr(importlib.import_module(module_name), name) if module_name else None
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"architecture {architecture} cannot be imported: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, GPT)):
+    found = import_class(architecture, "architecture")
+    if not issubclass(found, GPT):
         raise UserError(
             f"architecture {architecture} is not a subclass of nanochat_lit.GPT; "
             f"use {REFERENCE_ARCHITECTURE} or the class path of one, such as my_module.MyGPT"

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 
+from nanochat_lit.common.class_path import put_current_folder_on_path
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.recipes import find_recipe
 from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
@@ -299,6 +300,7 @@ def main(argv: Sequence[str]) -> int:
         logging.getLogger(name).setLevel(
             logging.WARNING
         )  # devices found, seeds set, tips: the plan table says what counts
+    put_current_folder_on_path()  # a class_path may name a file beside the recipe
     register_strategies()
     keep_compile_cache()
     with warnings.catch_warnings(), reported_once(), _user_errors_unwrapped():

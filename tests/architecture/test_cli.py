@@ -25,13 +25,13 @@ def test_every_verb_leads_to_a_documented_function(path):
     assert inspect.getdoc(function)
 
 
-def test_readme_lists_the_verbs(repository_root):
-    chapter = (repository_root / "README.md").read_text("utf-8").split("## Verbs")[1].split("\n## ")[0]
+def test_the_page_lists_the_commands(repository_root):
+    chapter = (repository_root / "recipes" / "docs" / "commands.md").read_text("utf-8")
     assert re.findall(r"^\| `([a-z-]+)`", chapter, flags=re.MULTILINE) == list(cli.VERBS)
     listed = dict(re.findall(r"^\| `([a-z-]+)`[^|]*\|([^|]*)\|", chapter, flags=re.MULTILINE))
     for verb, (target, _) in cli.VERBS.items():
         for subcommand in target if isinstance(target, dict) else ():
-            assert f"`{subcommand}`" in listed[verb], f"README does not name {verb} {subcommand}"
+            assert f"`{subcommand}`" in listed[verb], f"commands.md does not name {verb} {subcommand}"
 
 
 def test_help_is_fast():

@@ -27,7 +27,23 @@ PAGES = [
     *(f"recipes/docs/{path.name}" for path in sorted((ROOT / "recipes" / "docs").glob("*.md"))),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-OTHERS = {"pip", "curl", "torchrun", "srun", "docker", "vllm", "python", "lm_eval", "bash", "apt-get", "pytest"}
+OTHERS = {
+    "cd",
+    "git",
+    "mkdocs",
+    "source",
+    "pip",
+    "curl",
+    "torchrun",
+    "srun",
+    "docker",
+    "vllm",
+    "python",
+    "lm_eval",
+    "bash",
+    "apt-get",
+    "pytest",
+}
 """Programs of others that blocks begin with."""
 
 
@@ -145,7 +161,7 @@ def test_every_block_is_looked_at(page):
     for language, body in FENCE.findall(text_of(page)):
         assert language in ("", "yaml", "python", "text")
         if language == "python":
-            compile(body, page, "exec")  # run by test_quickstart.py, test_readme.py (serve) and test_hf_export.py
+            compile(body, page, "exec")  # run by the tests of quickstart, serve, hf_export and extending
         elif language == "":
             assert is_shell(body) or body.startswith("nanochat_lit/\n"), body
 
@@ -154,8 +170,9 @@ YAML = [pytest.param(body, id=f"{page}: {body.split()[0]}") for page in PAGES fo
 
 
 @pytest.mark.parametrize("body", YAML)
-def test_a_piece_of_a_recipe(body, tmp_path):
+def test_a_piece_of_a_recipe(body, tmp_path, monkeypatch):
     """It follows a recipe, and its values arrive."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "extending"))
     (tmp_path / "piece.yaml").write_text(body, "utf-8")
     with redirect_stdout(io.StringIO()) as out:
         words = ["fit", "--config", "recipes/d12.yaml", "--config", str(tmp_path / "piece.yaml")]
@@ -174,10 +191,12 @@ def holds(config, piece):
 
 
 def test_the_readme_leads_to_every_page():
-    """Somebody who reads only the README finds the others."""
+    """A reader of the README finds the others, the site lists them all."""
     linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text_of("README.md"))}
-    assert {*PAGES, LOG} - {"README.md"} <= linked
-    assert len(text_of("README.md").splitlines()) <= 400
+    pages = {Path(page).name for page in PAGES} - {"README.md"}
+    assert {*PAGES, LOG} - {"README.md", "recipes/docs/index.md", "recipes/docs/log.md"} <= linked
+    assert len(text_of("README.md").splitlines()) <= 150
+    assert set(re.findall(r": (\w+\.md)$", text_of("configs/docs/mkdocs.yml"), re.MULTILINE)) == pages
 
 
 @pytest.mark.parametrize("page", [*PAGES, LOG])
@@ -194,7 +213,7 @@ def test_links(page):
 
 
 def test_tree_of_files():
-    (tree,) = [body for body in blocks("README.md", "") if body.startswith("nanochat_lit/\n")]
+    (tree,) = [body for body in blocks("recipes/docs/architecture.md", "") if body.startswith("nanochat_lit/\n")]
     named = {line.split()[0].rstrip("/"): line.startswith(" ") for line in tree.splitlines()}
     for name, is_inside in named.items():
         assert (ROOT / "nanochat_lit" / name if is_inside else ROOT / name).exists(), name
@@ -206,9 +225,10 @@ def test_tree_of_files():
 
 def test_the_first_screen_is_short():
     first = text_of("README.md").split("\n## ")[0]
-    assert len(first.splitlines()) <= 32
-    assert "recipes/docs/images/chat_page.png" in first
-    assert first.count("nanochat-lit quickstart") == 1
+    assert len(first.splitlines()) <= 8
+    quickstart = text_of("README.md").split("\n## ")[1]
+    assert "recipes/docs/images/chat_page.png" in quickstart
+    assert quickstart.count("nanochat-lit quickstart") == 1
 
 
 def test_keys_that_the_pages_name():

@@ -46,10 +46,12 @@ def test_unknown_name_is_an_attribute_error():
 
 
 def test_each_name_is_documented(repository_root):
-    """In the table of the README, and by a docstring where it can have one."""
-    chapter = (repository_root / "README.md").read_text("utf-8").split("## From Python")[1].split("\n## ")[0]
+    """In the table of the API page and its reference, and by a docstring where it can have one."""
+    chapter, reference = (repository_root / "recipes" / "docs" / "api.md").read_text("utf-8").split("\n## Notebooks")
     table = "\n".join(line for line in chapter.splitlines() if line.startswith("|"))
     assert sorted(re.findall(r"`(\w+)`", table)) == sorted(nanochat_lit._HOMES)
+    undocumented = set(nanochat_lit._HOMES) - set(re.findall(r"^::: nanochat_lit\.(\w+)$", reference, re.MULTILINE))
+    assert undocumented == {"Conversation"}, "only a type alias has no entry"
     for name in nanochat_lit._HOMES:
         value = getattr(nanochat_lit, name)
         if inspect.isclass(value) or inspect.isfunction(value):

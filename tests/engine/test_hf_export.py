@@ -226,12 +226,10 @@ def test_only_what_it_knows_is_replaced(pair, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
-def test_the_program_of_the_readme(pair):
+def test_the_program_of_the_page(pair):
     export, folder = pair
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
-    (code,) = [
-        block for block in re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL) if "transformers" in block
-    ]
+    page = (Path(__file__).resolve().parents[2] / "recipes/docs/interchange.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     assert code.count('"my-model"') == 2
     names = {}
     exec(code.replace('"my-model"', repr(str(folder))), names)

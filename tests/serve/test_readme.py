@@ -1,4 +1,4 @@
-"""The README's curl command and client program, as they stand there, against a server."""
+"""The serving page's curl command and client program, as they stand there, against a server."""
 
 import json
 import re
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "recipes" / "docs" / "serving.md").read_text("utf-8")
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
-def test_the_command_of_the_readme(server):
-    (command,) = re.findall(r"```\n(curl .*?)```", README, flags=re.DOTALL)
+def test_the_command_of_the_page(server):
+    (command,) = re.findall(r"```\n(curl .*?)```", PAGE, flags=re.DOTALL)
     words = shlex.split(command.replace("http://127.0.0.1:8000", server.url))
     words += ["--silent", "--show-error", "--header", "Authorization: Bearer secret"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
@@ -24,9 +24,9 @@ def test_the_command_of_the_readme(server):
     assert json.loads(events[-2])["choices"][0]["finish_reason"] in ("stop", "length")
 
 
-def test_the_program_of_the_readme(server, capsys):
+def test_the_program_of_the_page(server, capsys):
     pytest.importorskip("openai")
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "OpenAI(" in block]
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL) if "OpenAI(" in block]
     for before, after in (
         ("http://127.0.0.1:8000", server.url),
         ('api_key="none"', 'api_key="secret"'),

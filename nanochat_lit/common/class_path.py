@@ -1,0 +1,37 @@
+"""Names of classes as recipes write them: my_module.MyClass."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from nanochat_lit.common.errors import UserError
+
+
+def put_current_folder_on_path() -> None:
+    """Lets class paths name modules in the current folder, as under `python -m`."""
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)
+
+
+def import_class(class_path: str, what: str) -> type[Any]:
+    """Returns the class of a class path; the current folder is on the path of imports.
+
+    Importing a module runs its code: call this only with names that the user has typed.
+
+    Args:
+        class_path: Module and class, such as my_module.MyClass.
+        what: What it names, for the error.
+
+    Raises:
+        UserError: If there is no such module or class in it.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    put_current_folder_on_path()
+    try:
+        found = getattr(importlib.import_module(module_name), name) if module_name else None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{what} {class_path} cannot be imported: {error}") from None
+    if not isinstance(found, type):
+        raise UserError(f"{what} {class_path} is not a class; give a class path such as my_module.MyClass")
+    return found

@@ -1,0 +1,50 @@
+"""Plain English: words that a native reader has to decipher do not come back."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ODD = {
+    r"so many": "this many, N",
+    r"whoever|nobody": "passive or imperative",
+    r"newcomers?": "new request",
+    r"likelier|likeliest": "more likely, most likely",
+    r"at hand": "available",
+    r"pairs? of tokens|table of pairs": "bigram embedding",
+    r"\bverbs?\b": "command",
+    r"examination": "held-out evaluation",
+    r"speaks chat": "is a chat model",
+    r"parcels?": "chunk",
+}
+"""Patterns, and what to write instead (design standard: the field's word, one word for one thing)."""
+
+ALLOWED = {"recipes/LOG.md"}
+"""A diary keeps its words."""
+
+PAGES = [
+    "README.md",
+    ".github/CONTRIBUTING.md",
+    *(f"recipes/docs/{p.name}" for p in (ROOT / "recipes/docs").glob("*.md")),
+]
+
+
+def odd_words(text):
+    for number, line in enumerate(text.splitlines(), 1):
+        for pattern, better in ODD.items():
+            for match in re.finditer(rf"\b(?:{pattern})\b", line, flags=re.IGNORECASE):
+                yield f"{number}: {match[0]!r}: write {better}"
+
+
+@pytest.mark.parametrize("page", sorted(set(PAGES) - ALLOWED))
+def test_pages(page):
+    assert list(odd_words((ROOT / page).read_text("utf-8"))) == []
+
+
+def test_the_check_finds_odd_words():
+    assert list(odd_words("Of so many rows.\nlikelier")) == [
+        "1: 'so many': write this many, N",
+        "2: 'likelier': write more likely, most likely",
+    ]
