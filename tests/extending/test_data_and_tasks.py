@@ -27,7 +27,7 @@ def _beside_the_recipe(tmp_path, monkeypatch):
 
 def test_a_data_set_and_a_callback(write_recipe, tmp_path):
     recipe = write_recipe(
-        data={"path": None, "source": {"class_path": "my_extension.Squares"}, "val_docs": 5},
+        data={"path": None, "source": {"class_path": "my_extension.Squares"}, "vocab_size": 300},
         trainer={
             "accelerator": "cpu",
             "devices": 1,
