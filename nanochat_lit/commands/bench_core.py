@@ -51,8 +51,8 @@ def bench_core(
         raise UserError(f"repeats is {repeats}; it must be at least 1")
     tasks = load_bundle(bundle, max_per_task)
     plain, tokenizer = load_export(model, device, "float32")
-    exact, _ = load_export(model, device, "float32", cast_weights=True)
-    fast, _ = load_export(model, device, compute_dtype, cast_weights=True)
+    exact, _ = load_export(model, device, "float32", cast_weights=True, packed=False)
+    fast, _ = load_export(model, device, compute_dtype, cast_weights=True, packed=False)
     ways: dict[str, Callable[[CoreTask], list[int]]] = {
         "plain float32": lambda task: plain_answers(plain, tokenizer, task),
         "evaluate core float32": lambda task: evaluate_task(GPTScorer(exact), tokenizer, task).correct,

@@ -58,7 +58,9 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
             tokenizer, context = measured.tokenizer, measured.sequence_len
             pieces = min(context, HUGGINGFACE_PIECE) if sequence_len is None else sequence_len
         else:
-            measured, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
+            measured, tokenizer = load_export(
+                model, device, compute_dtype, cast_weights=True, packed=False, quantize=quantize
+            )
             context = measured.config.sequence_len
             pieces = context if sequence_len is None else sequence_len
         if pieces > context:

@@ -153,7 +153,7 @@ def _scorer(
         other = load_huggingface(model, device, compute_dtype, trust_remote_code)
         scorer, tokenizer, dtype = HuggingFaceScorer(other), other.tokenizer, other.compute_dtype
     else:
-        gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True)
+        gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, packed=False)
         scorer, dtype = GPTScorer(gpt), gpt.compute_dtype
     return scorer, tokenizer, str(dtype).removeprefix("torch.")
 

@@ -78,6 +78,7 @@ def load_export(
     compute_dtype: str = "auto",
     *,
     cast_weights: bool = False,
+    packed: bool = True,
     quantize: Quantization | None = None,
 ) -> tuple[GPT, Tokenizer]:
     """Read an export: the model in evaluation mode, and its tokenizer.
@@ -86,8 +87,9 @@ def load_export(
         folder: What `save_export` wrote.
         device: Where to put the model; None is the fastest device there is.
         compute_dtype: "auto", "bfloat16", "float16" or "float32".
-        cast_weights: Also store the matrices in it, in the form that this device multiplies fastest: same results, but no
-            longer fit for training.
+        cast_weights: Also store the matrices in it: same results, but no longer fit for training.
+        packed: With cast_weights, lay the matrices out for decoding on this device. False keeps them as they are, which suits
+            evaluation in large batches.
         quantize: "int8" stores and multiplies the matrices in 8 bits (CPU); cast_weights is implied.
 
     Raises:
@@ -103,7 +105,7 @@ def load_export(
     device = default_device() if device is None else device
     model = load_model(folder, device, compute_dtype, cast_weights=cast_weights)
     _check_vocabulary(model, tokenizer, folder)
-    if cast_weights or quantize:
+    if (cast_weights and packed) or quantize:
         pack_linears(model, quantize)
     return model.eval(), tokenizer
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.host_copy import to_device
 
 MIN_TEMPERATURE = 1e-6
 """Lower temperatures above zero are computed as this one: below it float32 has nothing left to tell apart."""
@@ -77,7 +78,7 @@ def sample_next(
         total = cumulative.gather(-1, kept - 1)
     else:
         total = cumulative[:, -1:].contiguous()
-    thresholds = torch.tensor(uniforms, dtype=wide, device=logits.device)[:, None] * total
+    thresholds = to_device(uniforms, wide, logits.device)[:, None] * total
     # clamped to the last candidate that has any share: a product rounded up must not choose an impossible token
     chosen = torch.searchsorted(cumulative, thresholds, right=True)
     chosen = torch.minimum(chosen, torch.searchsorted(cumulative, total))

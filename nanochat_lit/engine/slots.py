@@ -1,4 +1,9 @@
-"""Slots that requests enter and leave at any time: prompts read in chunks, one cached decode step for all."""
+"""Slots that requests enter and leave at any time: prompts read in chunks, one cached decode step for all.
+
+On a GPU the host is one step behind: it starts a decode step, then looks at the tokens of the step before, which have come
+meanwhile. Chosen tokens go into the next step on the device (SlotCache.next_tokens); what a tool forces is known a step ahead,
+and written over them in time. A row that has ended is in one step too many, whose token is dropped.
+"""
 
 from collections import deque
 from collections.abc import Sequence
@@ -12,12 +17,14 @@ from torch import Tensor
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import AnswerText, Piece
 from nanochat_lit.engine.calculator import calculate
+from nanochat_lit.engine.host_copy import HostCopy, to_device
 from nanochat_lit.engine.request import Request, check_request
 from nanochat_lit.engine.sampling import row_random, sample_next
 from nanochat_lit.engine.sampling_kernel import has_sampling_kernel, sample_each
 from nanochat_lit.engine.tool_use import Tool, ToolRow
 from nanochat_lit.model import GPT, KVCache, SlotCache
 from nanochat_lit.model.slot_cache import check_room
+from nanochat_lit.model.step_graphs import StepGraphs
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 
@@ -49,8 +56,13 @@ class _Row:
     random: Random
     num_left: int
     """Tokens it may still emit."""
-    last_token: int = -1
-    """The newest one, which the model has not read yet."""
+    num_pending: int = 0
+    """Of these, those that were chosen and have not come to the host."""
+    forced: int | None = None
+    """What a tool wants as the next token to come."""
+    unread: int | None = None
+    """What a tool forced in place of the chosen token that the model reads next."""
+    has_left: bool = False
 
 
 @dataclass(slots=True)
@@ -60,6 +72,15 @@ class _Prefill:
     rows: list[_Row]
     prompt_ids: Sequence[int]
     num_read: int = 0
+
+
+@dataclass(slots=True)
+class _Chosen:
+    """The next token of some rows, on its way to the host."""
+
+    rows: list[_Row]
+    tokens: HostCopy
+    logprobs: HostCopy | None
 
 
 class SlotEngine:
@@ -101,6 +122,10 @@ class SlotEngine:
         self._prefills: deque[_Prefill] = deque()
         self._rows: list[_Row] = []  # in the order of the cache's slots
         self._caches: tuple[KVCache, SlotCache] | None = None  # one prompt being read; all that are decoded
+        self._graphs = StepGraphs(self._step, model.device)
+        self._lag = int(model.device.type == "cuda")
+        """Steps that the host is behind."""
+        self._pending: deque[_Chosen] = deque()
 
     def warm_up(self) -> None:
         """Run a request of no one's, so that what is built or allocated at its first use is so before anyone waits."""
@@ -142,6 +167,7 @@ class SlotEngine:
         self._prefills = deque(prefill for prefill in self._prefills if prefill.rows)
         for index, row in enumerate(self._rows):
             if row.slot == slot:
+                row.has_left = True
                 self._drop(index)
                 break
         if slot not in self._free:
@@ -153,8 +179,14 @@ class SlotEngine:
         Returns:
             The new tokens, at most one of each request.
         """
-        emitted = self._decode() if self._rows else []
-        return emitted + self._read_prompt() if self._prefills else emitted
+        is_needed = any(row.num_left > row.num_pending for row in self._rows)
+        if is_needed:
+            self._decode()
+        emitted = self._come(self._lag if is_needed else 0)
+        if self._prefills:
+            self._read_prompt()
+            emitted += self._come(self._lag)
+        return emitted
 
     def _admit(self, request: Request, num_samples: int) -> list[int]:
         self.check(request)
@@ -163,50 +195,60 @@ class SlotEngine:
                 f"all {self.num_slots} slots are in use; wait for one, or make the engine with more num_slots"
             )
         num_left = min(request.max_new_tokens, self.model.config.sequence_len - len(request.prompt_ids) + 1)
+        tools = [ToolRow(self.tokenizer, self.tool) for _ in range(num_samples)]
         rows = [
             _Row(
                 slot=self._free.pop(),
                 request=request,
-                tool=ToolRow(self.tokenizer, self.tool),
+                tool=tool,
                 text=AnswerText(self.tokenizer, request.stop),
                 random=row_random(request.seed, request.sample + i),
                 num_left=num_left,
             )
-            for i in range(num_samples)
+            for i, tool in enumerate(tools)
         ]
+        for row in rows:
+            row.forced = row.unread = row.tool.next_forced()
         self._prefills.append(_Prefill(rows=rows, prompt_ids=request.prompt_ids))
         return [row.slot for row in rows]
 
-    def _decode(self) -> list[Emitted]:
-        """One token more of every row."""
+    @torch.inference_mode()
+    def _decode(self) -> None:
+        """Start one token more of every row."""
         _, slots = self._cached()
-        with torch.inference_mode():
-            slots.begin_step(self._num_computed_rows)
-            scratch = len(slots.previous_embedding) - len(self._rows)
-            inputs = torch.tensor([[row.last_token] for row in self._rows] + [[0]] * scratch)
-            logits = self._forward(inputs, slots)[: len(self._rows)]
-            return self._choose(self._rows, logits)
+        for index, row in enumerate(self._rows):
+            if row.unread is not None:
+                slots.next_tokens[index] = row.unread
+                row.unread = None
+        slots.begin_step(self._num_computed_rows)
+        self._choose(self._rows, self._graphs(slots.step_shape)[: len(self._rows)])
 
-    def _read_prompt(self) -> list[Emitted]:
-        """A chunk of the oldest prompt; its first tokens if that was the last chunk."""
+    def _step(self) -> Tensor:
+        """Logits (B, V) after the slots' next tokens."""
+        _, slots = self._cached()
+        return self._forward(slots.next_tokens[: slots.step_shape[0], None], slots)
+
+    @torch.inference_mode()
+    def _read_prompt(self) -> None:
+        """Start a chunk of the oldest prompt, and its first tokens if that is the last chunk."""
         reading, slots = self._cached()
         prefill = self._prefills[0]
         end = min(prefill.num_read + self.prefill_chunk, len(prefill.prompt_ids))
-        with torch.inference_mode():
-            logits = self._forward(torch.tensor([prefill.prompt_ids[prefill.num_read : end]]), reading)
-            prefill.num_read = end
-            if end < len(prefill.prompt_ids):
-                return []
-            self._prefills.popleft()
-            for row in prefill.rows:
-                slots.insert(reading)
-                self._rows.append(row)
-            reading.reset()
-            return self._choose(prefill.rows, logits.expand(len(prefill.rows), -1))
+        chunk = to_device([prefill.prompt_ids[prefill.num_read : end]], torch.int64, self.model.device)
+        logits = self._forward(chunk, reading)
+        prefill.num_read = end
+        if end < len(prefill.prompt_ids):
+            return
+        self._prefills.popleft()
+        for row in prefill.rows:
+            slots.insert(reading)
+            self._rows.append(row)
+        reading.reset()
+        self._choose(prefill.rows, logits.expand(len(prefill.rows), -1))
 
     def _forward(self, inputs: Tensor, cache: KVCache | SlotCache) -> Tensor:
         """Logits (B, V) after the last of the new tokens, which the cache takes in."""
-        return self.model(inputs.to(self.model.device), kv_cache=cache, last_only=True)[:, -1]
+        return self.model(inputs, kv_cache=cache, last_only=True)[:, -1]
 
     @property
     def _num_computed_rows(self) -> int:
@@ -235,27 +277,43 @@ class SlotEngine:
                 self._caches = reading, SlotCache(config, room, config.sequence_len, device, dtype, has_kernel)
         return self._caches
 
-    def _choose(self, rows: Sequence[_Row], logits: Tensor) -> list[Emitted]:
-        """The next token of each row, sampled or forced; rows that end leave."""
-        chosen = _sample_rows([row.request for row in rows], [row.random for row in rows], logits)
+    def _choose(self, rows: Sequence[_Row], logits: Tensor) -> None:
+        """Start choosing the next token of rows that follow each other in the slots."""
+        first = self._rows.index(rows[0])
+        tokens = _sample_rows([row.request for row in rows], [row.random for row in rows], logits)
+        self._cached()[1].next_tokens[first : first + len(rows)] = tokens
+        logprobs = None
+        if any(row.request.logprobs for row in rows):
+            logprobs = HostCopy(logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0])
+        for row in rows:
+            row.num_pending += 1
+        self._pending.append(_Chosen(list(rows), HostCopy(tokens), logprobs))
+
+    def _come(self, lag: int) -> list[Emitted]:
+        """The tokens that have come, all but those of the last steps; rows that end leave."""
         emitted = []
-        for index, (row, choice) in enumerate(zip(rows, chosen, strict=True)):
-            forced = row.tool.next_forced()
-            token_id = choice if forced is None else forced
-            logprob = None
-            if row.request.logprobs and forced is None:
-                logprob = float(logits[index].float().log_softmax(dim=-1)[token_id])
-            emitted.append(self._take(row, token_id, forced is not None, logprob))
-        for token in emitted:
-            if token.finish_reason:
-                self.release(token.slot)
+        while len(self._pending) > lag:
+            chosen = self._pending.popleft()
+            logprobs = chosen.logprobs.tolist() if chosen.logprobs else [None] * len(chosen.rows)
+            for row, token_id, logprob in zip(chosen.rows, chosen.tokens.tolist(), logprobs, strict=True):
+                if not row.has_left:
+                    emitted.append(self._take(row, token_id, logprob if row.request.logprobs else None))
+                    if emitted[-1].finish_reason:
+                        self.release(row.slot)
         return emitted
 
-    def _take(self, row: _Row, token_id: int, is_forced: bool, logprob: float | None) -> Emitted:
-        """Add a token to a row."""
-        row.last_token = token_id
+    def _take(self, row: _Row, choice: int, logprob: float | None) -> Emitted:
+        """Add a token to a row: the choice, or what a tool forces."""
+        is_forced = row.forced is not None
+        token_id = choice if row.forced is None else row.forced
         row.num_left -= 1
+        row.num_pending -= 1
         row.tool.observe(token_id)
+        row.forced = row.tool.next_forced()
+        if row.num_pending:  # the token after this one was chosen already
+            row.unread = row.forced
+        elif is_forced:
+            row.unread = token_id
         pieces = [] if row.tool.has_ended else row.text.push(token_id)
         reason = None
         if row.tool.has_ended or row.text.has_stopped:
@@ -264,7 +322,7 @@ class SlotEngine:
             reason = "length"
         if reason:
             pieces = pieces + row.text.finish()
-        return Emitted(row.slot, token_id, is_forced, pieces, logprob, reason)
+        return Emitted(row.slot, token_id, is_forced, pieces, None if is_forced else logprob, reason)
 
     def _drop(self, index: int) -> None:
         """Remove a row; the last one takes its place, in the cache too."""
@@ -274,19 +332,20 @@ class SlotEngine:
         self._rows.pop()
 
 
-def _sample_rows(requests: Sequence[Request], randoms: Sequence[Random], logits: Tensor) -> list[int]:
-    """A token per row; without our kernel, rows with the same settings are sampled together."""
+def _sample_rows(requests: Sequence[Request], randoms: Sequence[Random], logits: Tensor) -> Tensor:
+    """A token per row, (B,) on the device; without our kernel, rows with the same settings are sampled together."""
     if has_sampling_kernel(logits):
         uniforms = [draw.random() if r.temperature else 0.0 for r, draw in zip(requests, randoms, strict=True)]
         temperatures, top_ps = [r.temperature for r in requests], [r.top_p for r in requests]
-        return sample_each(logits, temperatures, [r.top_k for r in requests], top_ps, uniforms)
+        return torch.tensor(sample_each(logits, temperatures, [r.top_k for r in requests], top_ps, uniforms))
     groups: dict[tuple[float, int | None, float], list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault((request.temperature, request.top_k, request.top_p), []).append(index)
-    tokens = [0] * len(requests)
+    tokens = torch.empty(len(requests), dtype=torch.int64, device=logits.device)
     for (temperature, top_k, top_p), members in groups.items():
         uniforms = [randoms[i].random() for i in members]
-        chosen = sample_next(logits[members], temperature, top_k, top_p, uniforms)
-        for index, token_id in zip(members, chosen.tolist(), strict=True):
-            tokens[index] = token_id
+        if len(groups) == 1:
+            return sample_next(logits, temperature, top_k, top_p, uniforms)
+        places = to_device(members, torch.int64, logits.device)
+        tokens[places] = sample_next(logits[places], temperature, top_k, top_p, uniforms)
     return tokens

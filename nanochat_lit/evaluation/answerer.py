@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nanochat_lit.common.lengths import padded_length
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.evaluation.answers import Answer, answer_of
 from nanochat_lit.evaluation.scoring import TOKENS_PER_PASS
@@ -110,7 +111,7 @@ class EngineAnswerer:
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """(N, V), without the softcap, which keeps their order."""
         model = self.engine.model
-        hidden = model.features(padded(prompts, self.device))
+        hidden = model.features(padded(prompts, self.sequence_len, self.device))
         return model.unembed(hidden[torch.arange(len(prompts), device=self.device), last_places(prompts, self.device)])
 
     def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
@@ -133,14 +134,15 @@ class EngineAnswerer:
         return answer_of(self.engine.tokenizer, token_ids)
 
 
-def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def padded(prompts: Sequence[Sequence[int]], sequence_len: int, device: torch.device) -> Tensor:
     """(N, T) token ids; what fills them up is on the right, where a causal model does not see it.
 
     Args:
         prompts: Token ids of any lengths.
+        sequence_len: The context.
         device: Where to put them.
     """
-    length = max(map(len, prompts))
+    length = padded_length(max(map(len, prompts)), sequence_len)
     return torch.tensor([[*prompt, *[0] * (length - len(prompt))] for prompt in prompts], device=device)
 
 

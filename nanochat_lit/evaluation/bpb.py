@@ -17,6 +17,7 @@ from torchmetrics import Metric
 
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.lengths import padded_length
 from nanochat_lit.evaluation.ranks import sum_over_ranks
 from nanochat_lit.model import IGNORE_INDEX
 
@@ -174,12 +175,13 @@ def document_batches(
         micro_batch_size: Pieces in a batch; pieces of similar lengths go together.
 
     Yields:
-        {"inputs", "targets"}, (B, T) int64 each with T at most sequence_len; targets are IGNORE_INDEX on padding.
+        {"inputs", "targets"}, (B, T) int64 each, T of the list of `padded_length` or sequence_len; targets are IGNORE_INDEX
+        on padding.
     """
     token_lists = (tokenizer.encode(item) if isinstance(item, str) else item[1:].tolist() for item in documents)
     pieces = (piece for token_ids in token_lists for piece in _cut(token_ids, sequence_len))
     for batch in _batches(pieces, micro_batch_size):
-        inputs, targets = _pad(batch, tokenizer.bos_id)
+        inputs, targets = _pad(batch, tokenizer.bos_id, padded_length(max(map(len, batch)), sequence_len))
         yield {"inputs": inputs, "targets": targets}
 
 
@@ -197,9 +199,8 @@ def _batches(pieces: Iterator[list[int]], micro_batch_size: int) -> Iterator[lis
             yield window[start : start + micro_batch_size]
 
 
-def _pad(pieces: list[list[int]], bos_id: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, T) of pieces, filled on the right, where causal attention lets padding change nothing."""
-    length = max(map(len, pieces))
+def _pad(pieces: list[list[int]], bos_id: int, length: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, length) of pieces, filled on the right, where causal attention lets padding change nothing."""
     inputs = [[bos_id, *piece[:-1]] + [bos_id] * (length - len(piece)) for piece in pieces]
     targets = [piece + [IGNORE_INDEX] * (length - len(piece)) for piece in pieces]
     return torch.tensor(inputs), torch.tensor(targets)

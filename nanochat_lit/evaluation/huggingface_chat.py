@@ -65,7 +65,9 @@ class HuggingFaceAnswerer:
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """(N, V) float32."""
         rows = torch.arange(len(prompts), device=self.device)
-        states = self._scorer.states(padded(prompts, self.device), None, rows, last_places(prompts, self.device))
+        states = self._scorer.states(
+            padded(prompts, self.sequence_len, self.device), None, rows, last_places(prompts, self.device)
+        )
         return self._scorer.logits(states)
 
     def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:

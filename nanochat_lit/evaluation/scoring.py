@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.lengths import padded_length
 from nanochat_lit.model import GPT, KVCache
 from nanochat_lit.model.loss import softcap
 
@@ -125,19 +126,22 @@ class RowScorer(ABC):
         """
         scores: list[list[RowScore]] = [[] for _ in examples]
         shared = [shared_length(example) if self.shares else 0 for example in examples]
-        for members in _batches(examples, shared, self.tokens_per_pass):
+        lengths = [
+            padded_length(max(map(len, example.rows)) - 1 - own, self.sequence_len - own)  # the last is only a target
+            for example, own in zip(examples, shared, strict=True)
+        ]
+        for members in _batches(examples, shared, lengths, self.tokens_per_pass):
             batch = [examples[index] for index in members]
-            row_scores = iter(self._score_batch(batch, shared[members[0]]))
+            row_scores = iter(self._score_batch(batch, shared[members[0]], lengths[members[0]]))
             for index, example in zip(members, batch, strict=True):
                 scores[index] = [next(row_scores) for _ in example.rows]
         return scores
 
     @torch.inference_mode()
-    def _score_batch(self, batch: list[Example], shared: int) -> list[RowScore]:
-        """Scores of all rows of examples that share `shared` tokens each, in order."""
+    def _score_batch(self, batch: list[Example], shared: int, length: int) -> list[RowScore]:
+        """Scores of all rows of examples that share `shared` tokens each, in order; the rest is padded to `length`."""
         rows = [row for example in batch for row in example.rows]
         starts = [start for example in batch for start in example.starts]
-        length = max(map(len, rows)) - 1 - shared  # the last token is only a target
         cache = None
         if shared:
             beginnings = np.stack([example.rows[0][:shared] for example in batch])
@@ -227,18 +231,20 @@ def common_prefix(rows: Sequence[np.ndarray]) -> int:
     return int(differs.argmax()) if differs.any() else shortest
 
 
-def _batches(examples: Sequence[Example], shared: list[int], tokens_per_pass: int) -> Iterator[list[int]]:
+def _batches(
+    examples: Sequence[Example], shared: list[int], lengths: list[int], tokens_per_pass: int
+) -> Iterator[list[int]]:
     """Indices of examples with equal shared lengths and similar rests, longest first (what is too large shows at once)."""
-    longest = [max(map(len, example.rows)) for example in examples]
     members: list[int] = []
     num_rows = 0
-    for index in sorted(range(len(examples)), key=lambda index: (shared[index], longest[index]), reverse=True):
+    for index in sorted(range(len(examples)), key=lambda index: (shared[index], lengths[index]), reverse=True):
         if members:
-            beginning, rows = shared[members[0]], num_rows + len(examples[index].rows)
+            beginning, length = shared[members[0]], lengths[members[0]]
+            rows = num_rows + len(examples[index].rows)
             is_full = (
                 (len(members) + 1) * beginning > tokens_per_pass
-                or rows * (longest[members[0]] - beginning) > tokens_per_pass
-                or rows * longest[members[0]] > CACHED_PASSES * tokens_per_pass
+                or rows * length > tokens_per_pass
+                or rows * (beginning + length) > CACHED_PASSES * tokens_per_pass
             )
             if is_full or shared[index] != beginning:
                 yield members

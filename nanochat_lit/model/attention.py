@@ -3,9 +3,10 @@
 Shapes: B rows, T queries, S keys, H heads, Hkv key/value heads, D head dim. A window w lets a query see itself and the
 w tokens before it.
 
-* On a GPU full attention is torch's fused kernel, or FlashAttention 3 or 4 in its place where one is installed, and a window
-  is a FlexAttention block mask: blocks outside the window are never computed.
-* Elsewhere the queries are taken in blocks and each block meets only the keys that some query of it may see, so a window
+* On a GPU full attention is torch's fused kernel, or FlashAttention 3 or 4 in its place where one is installed. A window is a
+  FlexAttention block mask in training, for the one length that its mask was made for. Other lengths (evaluation, prompts) would
+  each be compiled: they take blocks of queries through the fused kernel with a mask.
+* On a CPU the queries are taken in blocks and each block meets only the keys that some query of it may see, so a window
   costs T * (w + block) scores instead of T * T / 2. Full attention uses the same blocks up to BLOCKED_FULL_LIMIT tokens
   (faster than the fused kernel on CPU when compiled, 2x at T = 512) and torch's fused kernel beyond.
 """
@@ -21,7 +22,10 @@ from torch import Tensor
 from nanochat_lit.common.compilers import has_triton
 
 QUERY_BLOCK = 128
-"""Queries per block of the blocked form."""
+"""Queries per block of the blocked form on a CPU."""
+
+GPU_QUERY_BLOCK = 512
+"""On other devices, which prefer fewer and larger kernels."""
 
 BLOCKED_FULL_LIMIT = 1024
 """Longest full attention that the blocked form computes on CPU under torch.compile."""
@@ -83,7 +87,7 @@ def causal_attention(
         keys: (B, S, Hkv, D) with S >= T; query t stands at position S - T + t.
         values: As keys.
         window: Tokens before itself that a query sees.
-        window_mask: The window as a block mask of `window_block_mask`, made beforehand; used if T = S.
+        window_mask: The window as a block mask of `window_block_mask`, made beforehand for this T = S; used in training.
 
     Returns:
         (B, T, H, D).
@@ -95,16 +99,14 @@ def causal_attention(
     if num_queries != num_keys:
         return blocked_attention(queries, keys, values, window)
     is_windowed = window < num_keys - 1
-    if is_windowed and window_mask is not None:
-        return flex_attention(queries, keys, values, window_mask)
     is_compiling = torch.compiler.is_compiling()
+    if is_windowed and window_mask is not None and (is_compiling or torch.is_grad_enabled()):
+        return flex_attention(queries, keys, values, window_mask)
     device = queries.device
     backend = choose_attention(
         device.type, is_windowed=is_windowed, num_tokens=num_queries, is_compiling=is_compiling, **cuda_facts(device)
     )
-    if backend == "flex":
-        return flex_attention(queries, keys, values, window_block_mask(num_queries, window, device))
-    if backend == "blocked":
+    if backend in ("flex", "blocked"):
         return blocked_attention(queries, keys, values, window)
     return fused_attention(queries, keys, values, is_causal=True)
 
@@ -135,22 +137,35 @@ def blocked_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int
     num_keys, num_kv_heads = keys.shape[1], keys.shape[2]
     offset = num_keys - num_queries
     group = num_heads // num_kv_heads
-    q = (queries * head_dim**-0.5).transpose(1, 2).reshape(rows, num_kv_heads, group, num_queries, head_dim)
+    q = queries.transpose(1, 2).reshape(rows, num_kv_heads, group, num_queries, head_dim)
     k, v = keys.transpose(1, 2), values.transpose(1, 2)  # (B, Hkv, S, D)
+    is_cpu = q.device.type == "cpu"
+    attend, size = (_attend_on_cpu, QUERY_BLOCK) if is_cpu else (_attend_fused, GPU_QUERY_BLOCK)
     outputs = []
-    for start in range(0, num_queries, QUERY_BLOCK):
-        end = min(start + QUERY_BLOCK, num_queries)
+    for start in range(0, num_queries, size):
+        end = min(start + size, num_queries)
         first_key, last_key = max(0, offset + start - window), offset + end
         block = q[:, :, :, start:end].reshape(rows, num_kv_heads, group * (end - start), head_dim)
-        scores = block @ k[:, :, first_key:last_key].transpose(-1, -2)
-        scores = scores.view(rows, num_kv_heads, group, end - start, last_key - first_key)
         query_position = torch.arange(offset + start, offset + end, device=q.device).unsqueeze(1)
         distance = query_position - torch.arange(first_key, last_key, device=q.device)
         visible = (distance >= 0) & (distance <= window)
-        weights = scores.float().masked_fill(~visible, float("-inf")).softmax(dim=-1).to(v.dtype)
-        mixed = weights.view(rows, num_kv_heads, group * (end - start), -1) @ v[:, :, first_key:last_key]
-        outputs.append(mixed.view(rows, num_heads, end - start, head_dim))
+        mixed = attend(block, k[:, :, first_key:last_key], v[:, :, first_key:last_key], visible)
+        outputs.append(mixed.reshape(rows, num_heads, end - start, head_dim))
     return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _attend_on_cpu(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """Attention of (B, Hkv, group * Q, D) queries to (B, Hkv, K, D) keys and values under a mask (Q, K)."""
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+    grouped = scores.view(*scores.shape[:2], -1, *visible.shape)
+    weights = grouped.float().masked_fill(~visible, float("-inf")).softmax(dim=-1).to(values.dtype)
+    return weights.view(scores.shape) @ values
+
+
+def _attend_fused(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """The same by torch's fused kernel, which holds no scores."""
+    mask = visible.repeat(queries.shape[2] // len(visible), 1)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
 @lru_cache(maxsize=8)

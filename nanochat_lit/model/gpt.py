@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.layer = layer
         self.window = config.windows[layer]
         self.head_dim = config.head_dim
-        self.window_masks: dict[int, Any] = {}  # by number of tokens; see GPT.compile_for_training
+        self.window_masks: dict[int, Any] = {}  # by number of tokens; see GPT.prepare_windows
         self.c_q = Linear(config.n_embd, config.n_head * config.head_dim)
         self.c_k = Linear(config.n_embd, config.n_kv_head * config.head_dim)
         self.c_v = Linear(config.n_embd, config.n_kv_head * config.head_dim)
@@ -254,16 +254,24 @@ class GPT(nn.Module):
         """The transformer layers, first to last."""
         return list(self.transformer["h"])  # type: ignore[arg-type]
 
-    def compile_for_training(self) -> None:
-        """Compile the two hot parts: everything up to the last norm, and one chunk of the loss. Keys stay unchanged.
+    def prepare_windows(self, length: int) -> None:
+        """Let training at one length use FlexAttention for its windows, where this device has it.
 
-        Call it when the model is on its device.
+        Args:
+            length: Tokens in a row of a training batch. Call it when the model is on its device.
         """
-        length = self.config.sequence_len
         for attention in [block.attn for block in self.blocks]:
             is_windowed = attention.window < length - 1
             if is_windowed and self.attention_backends()[1] == "flex":
                 attention.window_masks[length] = window_block_mask(length, attention.window, self.device)
+
+    def compile_for_training(self, length: int | None = None) -> None:
+        """Compile the two hot parts: everything up to the last norm, and one chunk of the loss. Keys stay unchanged.
+
+        Args:
+            length: Tokens in a row of a training batch; None is the context. Call it when the model is on its device.
+        """
+        self.prepare_windows(length or self.config.sequence_len)
         self._features = torch.compile(self.features, dynamic=False)
         self._loss_kernel = torch.compile(softmax_and_slope, dynamic=False)
 

@@ -3,6 +3,9 @@
 Slots in use are the first `num_active` ones, so a step works on plain slices of the cache and costs what they need. A layer
 with a window w keeps a ring of w + 1 positions: keys carry their rotation, and attention does not care about their order.
 
+All that a step reads and writes stays in place on the device, positions included, and its shapes depend on `step_shape` alone:
+a step can be captured in a CUDA graph (model/step_graphs.py) and replayed.
+
 Shapes: B active slots, L visible keys, Hkv key/value heads, D head dim, C channels.
 """
 
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from nanochat_lit.common.available_memory import free_memory_bytes
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.lengths import padded_length
 from nanochat_lit.common.peak_memory import memory_text
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.kv_cache import KVCache
@@ -55,10 +59,14 @@ class SlotCache:
         """Normalised, un-smeared embedding of each slot's last token."""
         self.tokens = torch.zeros((num_slots, 1), device=device, dtype=torch.int64)
         """Id of each slot's last token; kept if the model has a table of pairs."""
+        self.next_tokens = torch.zeros(num_slots, device=device, dtype=torch.int64)
+        """Id of the token that each slot reads next; whoever chooses tokens keeps them here, so that no host need see them."""
+        self.step_shape = (0, 0)
+        """Rows and keys of the step that `begin_step` has prepared."""
         self._lengths: list[int] = [0] * num_slots
+        self._lengths_before = self._lengths
         self._rows = torch.arange(num_slots, device=device)
-        self._positions = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._longest = 0
+        self._all_positions = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._masks: dict[int, Tensor] = {}  # of the keys that are read, by room; made when first asked for
 
     @property
@@ -76,8 +84,10 @@ class SlotCache:
         return self._lengths[slot]
 
     def lengths(self, num_rows: int) -> list[int]:
-        """Tokens stored in the first slots."""
-        return self._lengths[:num_rows]
+        """Tokens that the first slots held before this step, each with room for one more."""
+        lengths = self._lengths_before[:num_rows]
+        assert max(lengths) < self.max_len, f"a slot has room for {self.max_len} tokens and is full"
+        return lengths
 
     def insert(self, prefilled: KVCache) -> int:
         """Copy a sequence from a cache of one row into the next free slot.
@@ -105,6 +115,7 @@ class SlotCache:
         if prefilled.previous_token is not None:
             self.tokens[slot] = prefilled.previous_token[0]
         self._lengths[slot] = length
+        self._all_positions[slot] = min(length, self.max_len - 1)
         self.num_active += 1
         return slot
 
@@ -116,62 +127,69 @@ class SlotCache:
             for tensor in (*self.keys, *self.values):
                 used = min(self._lengths[last], tensor.shape[2])
                 tensor[slot, :, :used] = tensor[last, :, :used]
-            self.embeddings[slot] = self.embeddings[last]
-            self.tokens[slot] = self.tokens[last]
+            for tensor in (self.embeddings, self.tokens, self.next_tokens, self._all_positions):
+                tensor[slot] = tensor[last]
             self._lengths[slot] = self._lengths[last]
         self._lengths[last] = 0
+        self._all_positions[last] = 0
 
     def begin_step(self, num_rows: int | None = None) -> None:
-        """Prepare for one more token of every active slot.
+        """Prepare for one more token of every active slot, and count it.
 
         Args:
             num_rows: Compute this many rows at least, which some kernels need to give a row the same result whatever is
                 beside it; those beyond the active ones are scratch.
         """
         rows = max(self.num_active, num_rows or 0)
-        longest = max(self._lengths[:rows])
-        assert longest < self.max_len, f"a slot has room for {self.max_len} tokens and is full"
-        self._longest = longest  # one number: a compiler that met the lists would compile for each slot's length
-        self._positions = torch.tensor(self._lengths[:rows], device=self._rows.device)
-        self._masks = {}
+        self._lengths_before = self._lengths[:rows]
+        # one number, of few: a compiler or a graph that met the slots' lengths would be made anew for each of them
+        self.step_shape = rows, _whole_steps(padded_length(self.position + 1, self.max_len))
+        for slot in range(self.num_active):
+            self._lengths[slot] += 1
 
     def _mask(self, room: int) -> Tensor:
         """Of a layer's keys, which each slot sees in this step: (B, 1, 1, L)."""
         if room not in self._masks:
-            places = torch.arange(_whole_steps(self._longest + 1), device=self._positions.device)
+            places = torch.arange(self.step_shape[1], device=self._positions.device)
             # of a ring that is full every place is visible: all are at or below the position
             visible = (places <= self._positions[:, None])[:, None, None]
             self._masks[room] = (visible & (places < room))[..., : _whole_steps(room)]
         return self._masks[room]
 
+    @property
+    def _positions(self) -> Tensor:
+        """(B,) tokens stored in each slot of this step."""
+        return self._all_positions[: self.step_shape[0]]
+
     # what GPT asks of a cache while it runs
 
     @property
     def position(self) -> int:
-        """The longest sequence's tokens."""
-        return max(self._lengths)
+        """Tokens of the longest sequence before this step; a full one has ended, and its slot is scratch."""
+        return min(max(self._lengths_before), self.max_len - 1)
 
     @property
     def previous_embedding(self) -> Tensor:
         """(B, 1, C) normalised, un-smeared embedding of each slot's last token."""
-        return self.embeddings[: len(self._positions)]
+        return self.embeddings[: self.step_shape[0]]
 
     @previous_embedding.setter
     def previous_embedding(self, embedding: Tensor) -> None:
-        self.embeddings[: len(self._positions)] = embedding
+        self.embeddings[: self.step_shape[0]] = embedding
 
     @property
     def previous_token(self) -> Tensor:
         """(B, 1) id of each slot's last token."""
-        return self.tokens[: len(self._positions)]
+        return self.tokens[: self.step_shape[0]]
 
     @previous_token.setter
     def previous_token(self, token_ids: Tensor) -> None:
-        self.tokens[: len(self._positions)] = token_ids
+        self.tokens[: self.step_shape[0]] = token_ids
 
     def rotary(self, cos: Tensor, sin: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Rows of the rotary tables for the new tokens, (B, 1, D/2) each."""
         assert num_tokens == 1, "slots are extended by one token at a time"
+        self._masks = {}  # this step's own: in a graph they are made from the positions at every replay
         return cos[self._positions].unsqueeze(1), sin[self._positions].unsqueeze(1)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:  # noqa: ARG002
@@ -204,9 +222,8 @@ class SlotCache:
         return mixed.reshape(rows, 1, num_heads, head_dim).to(queries.dtype)
 
     def advance(self, num_tokens: int) -> None:
-        """Count the tokens of the step that just ran."""
-        for slot in range(self.num_active):
-            self._lengths[slot] += num_tokens
+        """Count the tokens of the step on the device, where `begin_step` has not."""
+        self._positions.add_(num_tokens).clamp_(max=self.max_len - 1)
 
 
 def check_room(

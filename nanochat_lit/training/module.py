@@ -149,8 +149,9 @@ class LanguageModule(LightningModule):
             print_plan(self.config, self.plan, *rows, notes)
             save_plan(self._plan_path, self.plan, self.micro_batch_size)
         self.model.train()
+        self.model.prepare_windows(self.row_len)
         if will_compile:
-            self.model.compile_for_training()
+            self.model.compile_for_training(self.row_len)
 
     @property
     def _plan_path(self) -> Path:

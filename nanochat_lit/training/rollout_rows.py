@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nanochat_lit.common.lengths import padded_length
 from nanochat_lit.engine.rollout import Rollout
 from nanochat_lit.model import IGNORE_INDEX
 
@@ -45,7 +46,7 @@ def without_padding(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     used = (batch["targets"] != IGNORE_INDEX).any(0).nonzero()
     last = int(used[-1]) + 1 if len(used) else 1
-    length = -(-last // ROW_UNIT) * ROW_UNIT
+    length = padded_length(last, batch["targets"].shape[1])
     return {name: tensor[:, :length] if tensor.ndim == 2 else tensor for name, tensor in batch.items()}
 
 

@@ -1,6 +1,7 @@
 """The Python tool: values as Python's prompt shows them, silence where a program fails, and only for those who ask."""
 
 import pytest
+import torch
 
 from nanochat_lit import cli
 from nanochat_lit.common.errors import UserError
@@ -81,7 +82,7 @@ def test_a_row_says_what_python_says_only_where_it_is_asked_for(tokenizer):
 def test_the_engine_asks_its_tool(random_model, tokenizer, monkeypatch):
     """With what is sampled written by hand: a call, then one letter after the other."""
     asked, call = [], iter([*calling(tokenizer, "f(1)"), *tokenizer.encode("a" * 99)])
-    monkeypatch.setattr("nanochat_lit.engine.slots._sample_rows", lambda *_: [next(call)])
+    monkeypatch.setattr("nanochat_lit.engine.slots._sample_rows", lambda *_: torch.tensor([next(call)]))
 
     def tool(program):
         asked.append(program)
