@@ -81,3 +81,18 @@ def test_mistakes(
     filled = [argument.format(corpus=corpus) for argument in arguments]
     assert cli.main(["evaluate", filled[0], "--model", str(folder), *filled[1:]]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_large_batches_multiply_plain_matrices(
+    folder: Path, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout for decoding is many times slower for them on processors without AVX-512."""
+    seen: list[GPT] = []
+
+    def noted(model: GPT, *arguments: object) -> dict[str, float]:
+        seen.append(model)
+        return {"bpb": 1.0, "documents": 1, "tokens": 1, "bytes": 1, "seconds": 1.0}
+
+    monkeypatch.setattr("nanochat_lit.evaluation.bpb.evaluate_documents", noted)
+    run(capsys, "bpb", "--model", folder, "--data", corpus, "--device", "cpu")
+    assert seen[0].decode_kernel is None
