@@ -126,6 +126,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def reference() -> Path:
+    """Numbers recorded from nanochat: hyperparameters, and logits, losses and optimizer steps of two small models."""
+    return Path(__file__).parent / "reference"
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """320 tokens, for the models of `random_model`; folders that need another have their own."""
     return Tokenizer.train(SMALL_TEXTS, vocab_size=320)

@@ -17,8 +17,8 @@ SCALARS = ["resid_lambdas", "x0_lambdas", "smear_gate.weight", "smear_lambda", "
 
 @pytest.mark.parametrize("case", ["tiny", "gqa"])
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
-def test_logits_are_those_of_nanochat(shared, tmp_path, case, prefix):
-    folder = shared / "reference" / "nanochat" / case
+def test_logits_are_those_of_nanochat(reference, tmp_path, case, prefix):
+    folder = reference / "nanochat" / case
     weights = {prefix + name: tensor for name, tensor in load_file(folder / "weights.safetensors").items()}
     torch.save(weights, tmp_path / "model_000100.pt")
     meta = {"model_config": json.loads((folder / "config.json").read_text())}

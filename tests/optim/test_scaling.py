@@ -10,8 +10,8 @@ from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.optim import derive_plan, micro_batches
 
 
-def test_the_recorded_runs_come_out_exactly(shared):
-    rows = json.loads((shared / "reference" / "hyperparameters.json").read_text())
+def test_the_recorded_runs_come_out_exactly(reference):
+    rows = json.loads((reference / "hyperparameters.json").read_text())
     assert [row["depth"] for row in rows] == [12, 20, 24]
     for row in rows:
         config = GPTConfig.from_depth(row["depth"])

@@ -82,9 +82,9 @@ def test_batches_come_out_whole(name):
 
 
 @pytest.mark.parametrize(("name", "depth", "ratio"), [("gpt2_speedrun.yaml", 24, 8), ("d12.yaml", 12, 12)])
-def test_derived_numbers_equal_the_reference(name, depth, ratio, shared):
-    """Reference: nanochat's own functions on the same dial (shared/reference/hyperparameters.json). Exact."""
-    rows = json.loads((shared / "reference" / "hyperparameters.json").read_text("utf-8"))
+def test_derived_numbers_equal_the_reference(name, depth, ratio, reference):
+    """Reference: nanochat's own functions on the same dial (tests/reference/hyperparameters.json). Exact."""
+    rows = json.loads((reference / "hyperparameters.json").read_text("utf-8"))
     (row,) = [row for row in rows if (row["depth"], row["target_param_data_ratio"]) == (depth, ratio)]
     config = resolved(name)
     module = PretrainModule(**config["model"]["init_args"])
