@@ -4,7 +4,7 @@ import json as json_format
 from collections.abc import Callable, Sequence
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.shards import FileSource, ShardSource
+from nanochat_lit.data.shards import FileSource
 from nanochat_lit.data.statistics import CorpusStatistics, corpus_statistics
 from nanochat_lit.evaluation.plots import plot_bars
 from nanochat_lit.tokenizer import Tokenizer
@@ -40,11 +40,11 @@ def info(
         if value < 1:
             raise UserError(f"{name} is {value}, but must be at least 1")
     paths = [path] if isinstance(path, str) else path
-    sources: dict[str, ShardSource] = {one: FileSource(one) for one in paths}
+    sources = {one: FileSource(one) for one in paths}
     if not sources:
         raise UserError("path is an empty list; give at least one file or folder")
     count = None if tokenizer is None else _token_counter(Tokenizer.load(tokenizer))
-    found = corpus_statistics(sources, count, max_docs=max_docs, near_docs=near_docs, seed=seed)
+    found = corpus_statistics({**sources}, count, max_docs=max_docs, near_docs=near_docs, seed=seed)
     if not found.documents:
         raise UserError(f"{', '.join(paths)}: no documents, {found.passed_over} rows passed over")
     if plot is not None:
@@ -53,6 +53,9 @@ def info(
         print(json_format.dumps(found.to_json()))
         return
     print("\n".join(_lines(found)))
+    for one, source in sources.items():
+        if source.left_out():
+            print(f"{one}{source.left_out()}")
     if plot is not None:
         print(f"written to {plot}")
 

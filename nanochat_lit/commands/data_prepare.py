@@ -23,6 +23,7 @@ def prepare(data: str, tokenizer: str, out: str, num_threads: int | None = None)
         num_threads: Threads that encode; null is one for each core.
     """
     source = check_source(data)
+    print(source.summary())
     threads = os.cpu_count() or 1 if num_threads is None else num_threads
     started_s = time.perf_counter()
 

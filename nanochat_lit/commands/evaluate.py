@@ -42,13 +42,14 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
         out: Folder that gets bpb.json, such as runs/X/export_evaluation, where `report` finds it; null writes no file.
         json: Print the result as JSON alone.
     """
-    from nanochat_lit.data.shards import documents
+    from nanochat_lit.data.shards import FileSource
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.bpb import evaluate_documents
     from nanochat_lit.evaluation.huggingface import is_huggingface, load_huggingface
     from nanochat_lit.evaluation.ranks import joined_ranks
 
-    texts = documents(data)  # first, because a wrong path shows at once
+    source = FileSource(data)  # first, because a wrong path shows at once
+    texts = source.documents()
     with joined_ranks() as own_device:
         device = device or (None if own_device is None else str(own_device))
         if is_huggingface(model):
@@ -76,7 +77,7 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
         return
     print(
         f"{result['bpb']:.4f} bits per byte: {result['documents']:,} documents, {result['tokens']:,} tokens, "
-        f"{result['bytes']:,} bytes in {result['seconds']:.1f} s"
+        f"{result['bytes']:,} bytes in {result['seconds']:.1f} s{source.left_out()}"
     )
 
 

@@ -73,7 +73,7 @@ def train(
         held_out = list(islice(source.documents(split), _HELD_OUT_DOCUMENTS))
         results = measure_compression({"new": (tokenizer.vocab_size, tokenizer.encode_batch)}, {"text": held_out})
         where = "held-out documents" if split == "val" else "the text it was trained on"
-        print(f"{results[0].bytes_per_token:.3f} bytes per token on {where} of {source.path}")
+        print(f"{results[0].bytes_per_token:.3f} bytes per token on {where} of {source.path}{source.left_out()}")
     print(f"written to {out}")
 
 
@@ -109,7 +109,7 @@ def evaluate(
     texts: dict[str, list[str]] = {}
     for path in [data] if isinstance(data, str) else data or []:
         source = FileSource(path)
-        texts[path] = list(islice(source.documents("val" if len(source.files) > 1 else "all"), max_docs))
+        texts[path] = list(islice(source.documents("val" if source.split.val else "all"), max_docs))
     if domains:
         texts |= {name: [text] for name, text in DOMAINS.items()}
     results = measure_compression(encoders, texts)
@@ -139,4 +139,4 @@ def _encoder(name: str) -> tuple[int, EncodeBatch]:
 
 def _train_split(source: FileSource) -> Split:
     """'train', or everything when there is too little to hold a part out."""
-    return "train" if len(source.files) > 1 or source.num_rows("all") > 1 else "all"
+    return "train" if source.split.val or source.num_rows("all") > 1 else "all"

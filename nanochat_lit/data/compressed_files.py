@@ -1,30 +1,31 @@
-"""A .jsonl.gz or .jsonl.zst file, unpacked once into the cache folder, so that any row can be read without the others."""
+"""A compressed text or .jsonl file, unpacked once into the cache folder, so that any record can be read without the others."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from nanochat_lit.common.compressed import UNPACK_ERRORS
 from nanochat_lit.common.downloads import cache_folder, locked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write
 from nanochat_lit.data.parquet_file import ParquetFile
-from nanochat_lit.data.record_files import RecordFile, parse_json_row
+from nanochat_lit.data.record_files import IndexedFile, RecordFile
 
 ROW_GROUP_SIZE = 1024
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
-class CompressedJsonlFile(RecordFile):
-    """One JSON object a line, compressed. The unpacked copy is a parquet file of the lines and their numbers."""
+class CompressedFile(RecordFile):
+    """The records of another kind of file, which is compressed. The unpacked copy is a parquet file of their bytes."""
 
-    def __init__(self, path: Path, column: str) -> None:
-        super().__init__(path, column)
-        self._lines: ParquetFile | None = None
+    def __init__(self, plain: IndexedFile) -> None:
+        super().__init__(plain.path, plain.column)
+        self.plain = plain
+        self._copy: ParquetFile | None = None
 
     @property
     def num_rows(self) -> int:
-        """Lines that are not blank."""
+        """Its records."""
         return self._unpacked().num_rows
 
     def blocks(self) -> list[tuple[int, int]]:
@@ -35,49 +36,39 @@ class CompressedJsonlFile(RecordFile):
         """Items of rows of one block."""
         unpacked = self._unpacked()
         self.check_unchanged()
-        lines = unpacked.values(rows, ["line", "json"])
-        for number, data in zip(lines["line"].to_pylist(), lines["json"].to_pylist(), strict=True):
-            yield parse_json_row(data, self, lambda number=number: f"{self.path}:{number}")
+        found = unpacked.values(rows, ["start", "data"])
+        for start, data in zip(found["start"], found["data"], strict=True):
+            yield self.plain.parse(data, start)
 
     def _unpacked(self) -> ParquetFile:
-        if self._lines is None:
+        if self._copy is None:
             self.check_unchanged()
             about = self.path.stat()
             place = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
-            copy = cache_folder() / "unpacked" / f"{place}-{about.st_size}-{about.st_mtime_ns}.parquet"
+            name = f"{place}-{about.st_size}-{about.st_mtime_ns}-{self.plain.layout}.parquet"
+            copy = cache_folder() / "unpacked" / name
             if not copy.is_file():
                 with locked(copy.with_name(f"{place}.lock")):
                     if not copy.is_file():
                         for stale in copy.parent.glob(f"{place}-*.parquet"):
                             stale.unlink()
                         self._unpack(copy)
-            self._lines = ParquetFile(copy, "json")
-        return self._lines
+            self._copy = ParquetFile(copy, "data")
+        return self._copy
 
     def _unpack(self, copy: Path) -> None:
         import pyarrow
         import pyarrow.parquet
 
-        schema = pyarrow.schema([("line", pyarrow.int64()), ("json", pyarrow.binary())])
+        schema = pyarrow.schema([("start", pyarrow.int64()), ("data", pyarrow.binary())])
         try:
             with atomic_write(copy) as out, pyarrow.parquet.ParquetWriter(out, schema, compression="zstd") as writer:
-                lines = ((number, line) for number, line in enumerate(self._read_lines(), 1) if line.strip())
-                while group := list(islice(lines, ROW_GROUP_SIZE)):
+                records = self.plain.scanned()
+                while group := list(islice(records, ROW_GROUP_SIZE)):
                     writer.write_table(pyarrow.table(list(zip(*group, strict=True)), schema=schema))
-        except (OSError, EOFError, pyarrow.ArrowException) as error:
+        except (*UNPACK_ERRORS, pyarrow.ArrowException) as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(
                 f"'{self.path}' cannot be unpacked into '{copy.parent}' ({reason}); "
                 "if it is damaged, get it again; XDG_CACHE_HOME puts the copy elsewhere"
             ) from None
-
-    def _read_lines(self) -> Iterator[bytes]:
-        import pyarrow
-
-        with pyarrow.input_stream(str(self.path), compression=_CODECS[self.path.suffix]) as stream:
-            rest = b""
-            while chunk := stream.read(2**20):
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield from lines
-            if rest:
-                yield rest

@@ -10,9 +10,10 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.background_download import BackgroundDownload
 from nanochat_lit.data.hub import DataSet, RemoteFile
 from nanochat_lit.data.record_files import RecordFile
-from nanochat_lit.data.record_kinds import kind_of
+from nanochat_lit.data.record_kinds import family_of
 from nanochat_lit.data.shard_folder import ShardFolder, whole_file_check
 from nanochat_lit.data.shards import ShardSource
+from nanochat_lit.data.splits import FileSplit, split_of
 
 WINDOW = 4
 
@@ -74,11 +75,15 @@ class HubFiles(ShardSource):
     def choose(self, source: DataSet) -> tuple[list[RemoteFile], RemoteFile]:
         """The files to train on and the one to validate with, by the list of the hub or mirror."""
         files = source.files(self.pattern)
+        splits = {file.path: split_of(file.path) for file in files}
         by_path = {file.path: file for file in files}
-        chosen = by_path.get(self.validation_path or files[-1].path)
+        held_out = [path for path, split in splits.items() if split == "val"] or [
+            path for path, split in splits.items() if split != "test"
+        ]
+        chosen = by_path.get(self.validation_path or held_out[-1]) if held_out or self.validation_path else None
         if chosen is None:
-            raise UserError(f"{source.name} has no file '{self.validation_path}' to validate with")
-        train = [file for file in files if file != chosen]
+            raise UserError(f"{source.name} has no file {self.validation_path or 'but tests'!r} to validate with")
+        train = [file for file in files if file != chosen and splits[file.path] not in ("val", "test")]
         if len(train) < self.num_shards:
             raise UserError(
                 f"{source.name} has {len(train)} files to train on that match {self.pattern!r}, "
@@ -116,16 +121,17 @@ class HubFiles(ShardSource):
             self._background.stop()
             self._background = None
 
-    def find_files(self) -> list[Path]:
+    def find_split(self) -> FileSplit:
         """The files that the folder shall hold, by its manifest; not all may have arrived."""
         manifest = self.shards.manifest()
         if manifest is None:
             raise UserError(f"'{self.path}' has no shards of {self.data_set.repo} yet; download them first")
         names = [*manifest["train"], manifest["validation"]]
         for name in names:
-            if kind_of(Path(name)) is None:
+            if family_of(Path(name)) is None:
                 raise UserError(f"{self.data_set.repo}: {name} is of no kind that can be read; give another pattern")
-        return [self.path / name for name in names]
+        paths = [self.path / name for name in names]
+        return FileSplit(train=paths[:-1], val=paths[-1:])
 
     @property
     def field(self) -> str:
@@ -158,7 +164,7 @@ class HubFiles(ShardSource):
         if manifest is None or manifest["repo"] != source.repo or len(manifest["train"]) != self.num_shards:
             train, validation = self.choose(source)
             self.shards.describe(source.repo, source.revision, train, validation)
-        self._files = None
+        self._files = self._split = None
         self._here.clear()
         return source
 

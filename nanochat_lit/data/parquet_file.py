@@ -1,12 +1,14 @@
 """A .parquet file of documents or conversations, read by row group."""
 
 import bisect
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.record_files import SHAREGPT, RecordFile
+from nanochat_lit.data.record_files import SHAREGPT, RecordFile, other_name
+from nanochat_lit.tokenizer.foreign_chat import ROW_FIELDS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -44,16 +46,14 @@ class ParquetFile(RecordFile):
         """Items of rows of one row group."""
         if not rows:
             return
-        name = self.column
-        if name == "messages" and name not in self.names() and SHAREGPT in self.names():
-            name = SHAREGPT
-        column = self.values(rows, [name])[name]
-        try:
-            values = column.to_pylist()
-        except UnicodeDecodeError:  # as bytes, so that only the row that is no UTF-8 is lost
-            values = column.cast("binary" if str(column.type) == "string" else "large_binary").to_pylist()
-        for row, value in zip(rows, values, strict=True):
-            yield self.item(value, {name: value}, lambda row=row: f"{self.path}, row {row}")
+        columns = [self.column]
+        if self.column == "messages":
+            columns = [name for name in (self.column, SHAREGPT, *ROW_FIELDS) if name in self.names()]
+        found = self.values(rows, columns)
+        name = columns[0]
+        for index, row in enumerate(rows):
+            about = {column: values[index] for column, values in found.items()}
+            yield self.item(about[name], about, lambda row=row: f"{self.path}, row {row}")
 
     def names(self) -> list[str]:
         """The columns."""
@@ -63,21 +63,19 @@ class ParquetFile(RecordFile):
                 names = self._names = list(file.schema_arrow.names)
         return names
 
-    def values(self, rows: Sequence[int], columns: list[str]) -> "pyarrow.Table":
-        """Rows of one row group, in the order asked for."""
+    def values(self, rows: Sequence[int], columns: list[str]) -> dict[str, list[Any]]:
+        """By column, the values in rows of one row group, in the order asked for."""
         import pyarrow
 
         index = bisect.bisect_right(self.blocks(), rows[0], key=lambda block: block[0]) - 1
         start = self.blocks()[index][0]
+        places = [row - start for row in rows]
         with self._open() as file:
             try:
                 table = file.read_row_group(index, columns=columns)
-                return table.take(pyarrow.array([row - start for row in rows], pyarrow.int64()))
             except (pyarrow.ArrowException, OSError) as error:
-                reason = " ".join(str(error).split())[:120]
-                raise UserError(
-                    f"'{self.path}' is damaged in row group {index} ({reason}); delete it and get it again"
-                ) from None
+                raise self._unreadable(error, f"is damaged in row group {index}") from None
+        return {name: _picked(table[name], places) for name in columns}
 
     def _open(self) -> "pyarrow.parquet.ParquetFile":
         import pyarrow
@@ -87,12 +85,47 @@ class ParquetFile(RecordFile):
         try:
             file = pyarrow.parquet.ParquetFile(self.path)
         except (pyarrow.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(
-                f"'{self.path}' is not a whole parquet file ({reason}); delete it and get it again"
-            ) from None
+            raise self._unreadable(error, "is not a whole parquet file") from None
         names = file.schema_arrow.names
         if self.column not in names and (self.column != "messages" or SHAREGPT not in names):
             file.close()
-            raise UserError(f"'{self.path}' has no column {self.column!r} (columns: {', '.join(names) or 'none'})")
+            listed = ", ".join(names) or "none"
+            raise UserError(
+                f"'{self.path}' has no column {self.column!r} (columns: {listed}){other_name(self.column, names)}"
+            )
         return file
+
+    def _unreadable(self, error: Exception, damage: str) -> UserError:
+        """What to tell about an error of pyarrow or of the system, which need not be damage."""
+        import pyarrow
+
+        reason = " ".join(str(error).split())[:120]
+        if isinstance(error, pyarrow.ArrowNotImplementedError):
+            return UserError(
+                f"'{self.path}' has what pyarrow {pyarrow.__version__} cannot read ({reason}); write it anew"
+            )
+        if isinstance(error, MemoryError):
+            return UserError(f"'{self.path}' needs more memory than there is ({reason}); write smaller row groups")
+        if isinstance(error, OSError) and error.errno:
+            return UserError(f"'{self.path}' cannot be read ({error.strerror})")
+        return UserError(f"'{self.path}' {damage} ({reason}); delete it and get it again")
+
+
+def _picked(column: "pyarrow.ChunkedArray", places: list[int]) -> list[Any]:
+    """Values of a column as Python objects; text that is not UTF-8 as bytes, so that only that row is lost."""
+    import pyarrow
+
+    with contextlib.suppress(pyarrow.ArrowNotImplementedError):  # of views, alone or within lists, nothing can be taken
+        column, places = column.take(pyarrow.array(places, pyarrow.int64())), list(range(len(places)))
+    try:
+        values = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_bytes_or_text(value) for value in column]
+    return [values[place] for place in places]
+
+
+def _bytes_or_text(value: "pyarrow.Scalar") -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return value.cast("large_binary").as_py()

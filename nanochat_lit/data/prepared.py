@@ -2,7 +2,7 @@
 
     shard_00000.tokens, ...   token ids, a file for each text file (see prepared_file.py)
     tokenizer/                the tokenizer that made them
-    prepared.json             written last: the shards in order, that for validation last
+    prepared.json             written last: the shards in order, those for validation last
 
 Shards are written one by one, so that a preparation that was stopped goes on with the first that is missing.
 """
@@ -20,6 +20,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.data.encoding import ENCODE_BATCH_SIZE, batched, encoded_documents, token_dtype
 from nanochat_lit.data.prepared_file import SUFFIX, Header, read_header, write_shard
+from nanochat_lit.data.splits import FileSplit
 
 if TYPE_CHECKING:
     from nanochat_lit.data.shards import FileSource
@@ -38,8 +39,8 @@ def is_prepared(path: object) -> bool:
     return folder.is_dir() and ((folder / LIST_FILE).exists() or any(folder.glob(f"*{SUFFIX}")))
 
 
-def prepared_paths(folder: Path) -> list[Path]:
-    """The shards in order, that for validation last.
+def prepared_split(folder: Path) -> FileSplit:
+    """Which shards train and which validate.
 
     Raises:
         UserError: If the preparation was not finished, or a shard is missing.
@@ -54,7 +55,8 @@ def prepared_paths(folder: Path) -> list[Path]:
     for path in paths:
         if not path.is_file():
             raise UserError(f"'{path}' is missing; run the same `data prepare` again")
-    return paths
+    num_train = content.get("num_train", max(1, len(paths) - 1))  # earlier versions did not write it
+    return FileSplit(train=paths[:num_train], val=paths[num_train:])
 
 
 def check_tokenizer(folder: Path, tokenizer: "Tokenizer") -> None:
@@ -135,6 +137,7 @@ def _prepare(
         "documents": sum(header.num_rows for header in headers),
         "tokens": sum(header.num_tokens for header in headers),
         "shards": [path.name for path in paths],
+        "num_train": len(source.split.train),
     }
     write_json(folder / LIST_FILE, content)
     return headers
@@ -142,8 +145,8 @@ def _prepare(
 
 def _shard_paths(source: "FileSource", folder: Path) -> list[Path]:
     names = [file.path.name.split(".")[0] for file in source.files]
-    if len(set(names)) < len(names):  # a.b.txt and a.c.txt
-        names = [file.path.name for file in source.files]
+    if len(set(names)) < len(names):  # a.b.txt and a.c.txt, or the same name in two folders
+        names = [source.file_name(file.path).replace("/", "__") for file in source.files]
     return [folder / f"{name}{SUFFIX}" for name in names]
 
 

@@ -109,11 +109,11 @@ class PreparedFile(RecordFile):
             start, stop = int(offsets[row]), int(offsets[row + 1])
             yield tokens[start:stop] if stop > start else None
 
-    def check(self, thorough: bool) -> None:
+    def check(self, thorough: bool) -> int:
         """Raise UserError if the file is not whole; `thorough` reads every byte and compares the checksum."""
         header = self.header
         if not thorough:
-            return
+            return header.num_rows
         crc32 = 0
         with self.path.open("rb") as file:
             file.seek(HEADER_BYTES)
@@ -121,6 +121,7 @@ class PreparedFile(RecordFile):
                 crc32 = zlib.crc32(chunk, crc32)
         if crc32 != header.crc32:
             raise UserError(f"'{self.path}' is damaged (its checksum differs); delete it and run `data prepare` again")
+        return min(header.num_rows, header.num_tokens)
 
     def _mapped(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._arrays is None:

@@ -1,26 +1,33 @@
-"""One file of documents or conversations, read by row: .txt or .jsonl; .parquet and compressed ones have files of their own.
+"""One file of documents or conversations, read by row: text or .jsonl; .parquet and compressed ones have files of their own.
 
 A row is one document. Text and jsonl files are indexed once by byte offsets, so that any row can be read without the
 ones before it, in any order and by any rank. Errors are UserErrors that name the file and the row.
 """
 
+import codecs
 import json
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from nanochat_lit.common.compressed import open_unpacked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.text_check import TextCheck
 from nanochat_lit.tokenizer.chat import validate_conversation
 from nanochat_lit.tokenizer.foreign_chat import as_conversation
 
-TXT_SOFT_BYTES = 10_000
-TXT_HARD_BYTES = 20_000
+TXT_BYTES = 10_000
+"""Bytes of a text file from which a document ends at the next blank line; twice as many are the most."""
 _MAX_BLOCKS = 2**18
 _QUICK_CHECK_ROWS = 1000
 SHAREGPT = "conversations"
 """What ShareGPT's rows have instead of `messages`."""
+_OTHER_NAMES = {
+    "text": ("content", "contents", "document", "body", "article", "raw_content", "page_content"),
+    "messages": ("conversation", "dialogue", "dialog", "chat", "turns"),
+}
+"""Columns that others have instead of ours, for a hint."""
 
 
 class RecordFile:
@@ -31,6 +38,8 @@ class RecordFile:
         self.column = column
         self._stamp: tuple[int, int] | None = None
         self._texts = TextCheck(column)
+        self.num_elsewhere = 0
+        """Rows read so far without `messages`, but with ShareGPT's column, which then is most likely the right one."""
 
     @property
     def num_rows(self) -> int:
@@ -45,18 +54,27 @@ class RecordFile:
         """Items of rows within one block, in the order asked for; None for a null or empty row."""
         raise NotImplementedError
 
-    def check(self, thorough: bool) -> None:
-        """Raise UserError if the file is damaged or lacks the column; `thorough` reads every row."""
+    def check(self, thorough: bool) -> int:
+        """Raise UserError if the file is damaged or lacks the column; `thorough` reads every row.
+
+        Returns:
+            Items among the rows that were read.
+        """
         blocks = self.blocks()
         if not thorough and blocks:
             blocks = sorted({blocks[0], blocks[-1], *blocks[: _QUICK_CHECK_ROWS // (blocks[0][1] - blocks[0][0])]})
-        for start, stop in blocks:
-            for _ in self.read(range(start, stop)):
-                pass
+        num_items = sum(item is not None for start, stop in blocks for item in self.read(range(start, stop)))
+        if num_items and self.num_elsewhere:
+            raise UserError(
+                f"'{self.path}' has {self.num_elsewhere:,} rows with null or empty {self.column!r} and the "
+                f"conversation in {SHAREGPT!r}; put all of them under one name"
+            )
+        return num_items
 
     def item(self, value: Any, row: dict[str, Any], where: Callable[[], str]) -> Any:
         """The text or conversation of a row after checking its type; None if null, empty or no text to learn from."""
         if value is None or value in ("", []):
+            self.num_elsewhere += self.column == "messages" and bool(row.get(SHAREGPT))
             return None
         if self.column == "messages":
             try:
@@ -80,8 +98,11 @@ class RecordFile:
             raise UserError(f"'{self.path}' has changed while it was in use; start again, and keep it as it is")
 
 
-class _IndexedFile(RecordFile):
+class IndexedFile(RecordFile):
     """Rows by byte offset; two ints a row are kept in memory."""
+
+    layout = 0
+    """Changes when the same bytes would become other rows."""
 
     def __init__(self, path: Path, column: str) -> None:
         super().__init__(path, column)
@@ -89,14 +110,17 @@ class _IndexedFile(RecordFile):
 
     @property
     def num_rows(self) -> int:
+        """Rows of the file."""
         return len(self._offsets()) // 2
 
     def blocks(self) -> list[tuple[int, int]]:
+        """Ranges of rows."""
         # One row a block, so that an epoch is a full shuffle, until that would make the list of blocks large.
         size = max(1, self.num_rows // _MAX_BLOCKS)
         return [(start, min(start + size, self.num_rows)) for start in range(0, self.num_rows, size)]
 
     def read(self, rows: Sequence[int]) -> Iterator[Any]:
+        """Items of rows, in the order asked for."""
         offsets = self._offsets()
         self.check_unchanged()
         try:
@@ -115,47 +139,61 @@ class _IndexedFile(RecordFile):
         """The item in the bytes of one row, which begins at byte `start`."""
         raise NotImplementedError
 
-    def scan(self, file: IO[bytes]) -> Iterator[tuple[int, int]]:
-        """Byte ranges of the rows."""
+    def scan(self, file: IO[bytes]) -> Iterator[bytes]:
+        """The bytes of the file in order, cut where a row ends; what is only white space is no row."""
         raise NotImplementedError
+
+    def scanned(self) -> Iterator[tuple[int, bytes]]:
+        """Where each row begins, and its bytes; of a compressed file in the unpacked text."""
+        file, start = open_unpacked(self.path)
+        with file:
+            for data in self.scan(file):
+                if not self.is_blank(data):
+                    yield start, data
+                start += len(data)
+
+    def is_blank(self, data: bytes) -> bool:
+        """Whether there is no row in what `scan` has given."""
+        return not data.strip()
 
     def _offsets(self) -> "array[int]":
         if self._index is None:
             self.check_unchanged()
             try:
-                with self.path.open("rb") as file:
-                    self._index = array("q", (offset for pair in self.scan(file) for offset in pair))
+                self._index = array("q", (at for start, data in self.scanned() for at in (start, start + len(data))))
             except OSError as error:
                 raise UserError(f"'{self.path}' cannot be read ({error.strerror})") from None
         return self._index
 
 
-class TextFile(_IndexedFile):
-    """A .txt file: one document, or, above 10,000 bytes, documents cut at blank lines.
+class TextFile(IndexedFile):
+    r"""A text file: one document, or, above `layout` bytes, documents cut at blank lines.
 
-    Paragraphs are joined until they reach 10,000 bytes; a paragraph that goes beyond 20,000 is cut at a line end, a
-    line at a character. The documents joined are the file, byte for byte.
+    Paragraphs are joined until they reach that many bytes; a paragraph that goes beyond twice as many is cut at a line end, a
+    line at a character. The documents joined are the file; ends of lines become \n.
     """
 
-    def scan(self, file: IO[bytes]) -> Iterator[tuple[int, int]]:
-        """Byte ranges of the documents."""
-        start = end = 0
+    layout = TXT_BYTES
+
+    def scan(self, file: IO[bytes]) -> Iterator[bytes]:
+        """The documents."""
+        most = 2 * self.layout
+        document = b""
         blank_before = False
-        while line := file.readline(TXT_HARD_BYTES):
-            size = end - start
+        for line in _lines(file, most):
             blank = not line.strip()
             at_paragraph = blank_before and not blank
-            if size and ((size >= TXT_SOFT_BYTES and at_paragraph) or size + len(line) > TXT_HARD_BYTES):
-                yield start, end
-                start = end
-            if len(line) == TXT_HARD_BYTES and not line.endswith(b"\n"):
-                extra = _incomplete_tail(line)
-                line = line[: len(line) - extra]
-                file.seek(-extra, 1)
-            end += len(line)
+            if document and ((len(document) >= self.layout and at_paragraph) or len(document) + len(line) > most):
+                yield document
+                document = b""
+            document += line
             blank_before = blank
-        if end > start:
-            yield start, end
+        if document:
+            yield document
+
+    def is_blank(self, data: bytes) -> bool:
+        """Every document is a row, so that nothing is lost."""
+        return not data
 
     def parse(self, data: bytes, start: int) -> str | None:
         """The document."""
@@ -163,19 +201,15 @@ class TextFile(_IndexedFile):
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"'{self.path}' is not UTF-8 text (byte {start + error.start}); convert it") from None
-        return self.item(text, {}, lambda: f"{self.path}, byte {start}")
+        return self.item(text.replace("\r\n", "\n"), {}, lambda: f"{self.path}, byte {start}")
 
 
-class JsonlFile(_IndexedFile):
+class JsonlFile(IndexedFile):
     """A .jsonl file: one JSON object a line; blank lines are passed over."""
 
-    def scan(self, file: IO[bytes]) -> Iterator[tuple[int, int]]:
-        """Byte ranges of the lines."""
-        start = 0
-        for line in file:
-            if line.strip():
-                yield start, start + len(line)
-            start += len(line)
+    def scan(self, file: IO[bytes]) -> Iterator[bytes]:
+        """The lines."""
+        return iter(file)
 
     def parse(self, data: bytes, start: int) -> Any:
         """The item of a line."""
@@ -183,8 +217,9 @@ class JsonlFile(_IndexedFile):
         return parse_json_row(data, self, lambda: self._where(start))
 
     def _where(self, start: int) -> str:
-        with self.path.open("rb") as file:
-            line_number = 1 + sum(chunk.count(b"\n") for chunk in _chunks(file, start))
+        file, first = open_unpacked(self.path)
+        with file:
+            line_number = 1 + sum(chunk.count(b"\n") for chunk in _chunks(file, start - first))
         return f"{self.path}:{line_number}"
 
 
@@ -197,7 +232,7 @@ def parse_json_row(data: bytes, file: RecordFile, where: Callable[[], str]) -> A
         where: Names the place, for errors.
     """
     try:
-        text = data.decode("utf-8")
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")  # where files were put one behind the other
         row = json.loads(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{where()}: not UTF-8 text (byte {error.start} of the line); convert it") from None
@@ -210,10 +245,28 @@ def parse_json_row(data: bytes, file: RecordFile, where: Callable[[], str]) -> A
     if column == "messages" and column not in row and SHAREGPT in row:
         column = SHAREGPT
     if column not in row:
-        raise UserError(f"{where()}: no field {column!r} (fields: {', '.join(map(repr, row)) or 'none'})")
+        fields = ", ".join(map(repr, row)) or "none"
+        raise UserError(f"{where()}: no field {column!r} (fields: {fields}){other_name(column, row)}")
     if "\\ud" in text or "\\uD" in text:  # only an escape can bring a lone surrogate into valid UTF-8
         row = _without_lone_surrogates(row)
     return file.item(row[column], row, where)
+
+
+def other_name(column: str, names: Iterable[str]) -> str:
+    """A hint for those who have the column under another name; empty if none of `names` is one."""
+    other = next((name for name in names if name in _OTHER_NAMES.get(column, ())), None)
+    return f"; if {other!r} has the {column}, rename it" if other else ""
+
+
+def _lines(file: IO[bytes], most: int) -> Iterator[bytes]:
+    """The lines; one that is longer than `most` bytes in pieces, which end with whole characters."""
+    rest = b""
+    while line := rest + file.readline(most - len(rest)):
+        end = len(line)
+        if end == most and not line.endswith(b"\n"):
+            end -= _incomplete_tail(line)
+        yield line[:end]
+        rest = line[end:]
 
 
 def _incomplete_tail(line: bytes) -> int:

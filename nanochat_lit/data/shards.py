@@ -1,7 +1,7 @@
-"""Files of text or conversations as a source: which files, which split, in which order, for which rank.
+"""Files of text or conversations as a source: which rows are of which split, in which order, for which rank.
 
-With several files the last by name is the validation split, as with nanochat's shards; with one file its last percent
-of rows. Rows go to ranks by their place in the order of the epoch, so that every rank has its share.
+Which files validate is told by `splits`; where none does, the last hundredth of the last file. Rows go to ranks by their place
+in the order of the epoch, so that every rank has its share.
 """
 
 import logging
@@ -13,21 +13,25 @@ from typing import Any, Literal
 from nanochat_lit.common.downloads import file_sha256
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.block_cursor import Block, BlockCursor
-from nanochat_lit.data.prepared import is_prepared, prepared_paths
+from nanochat_lit.data.compressed_files import CompressedFile
+from nanochat_lit.data.prepared import is_prepared, prepared_split
 from nanochat_lit.data.prepared_file import PreparedFile
-from nanochat_lit.data.record_files import RecordFile
-from nanochat_lit.data.record_kinds import KINDS, kind_of, record_file
+from nanochat_lit.data.record_files import SHAREGPT, TXT_BYTES, RecordFile, TextFile
+from nanochat_lit.data.record_kinds import family_of, record_file
+from nanochat_lit.data.splits import FileSplit, find_split
 from nanochat_lit.data.text_source import Split, TextSource
 
 Column = Literal["text", "messages", "tokens"]
 SPLITS = ("train", "val", "all")
+SHORTEST_DOCUMENT = 100
+"""Bytes of the documents that a short lone text file is cut into."""
 THOROUGH_CHECK_BYTES = 512 * 2**20
 VALIDATION_FRACTION = 0.01
 _log = logging.getLogger(__name__)
 
 
 class ShardSource(TextSource):
-    """Rows of several files, the last of which is for validation, or of one, whose last hundredth is.
+    """Rows of files, of which the last ones are for validation, or the last hundredth of the last one.
 
     Args:
         path: File or folder, for messages.
@@ -46,6 +50,7 @@ class ShardSource(TextSource):
         self.num_skipped = 0
         """Rows passed over so far: null, empty, or no text to learn from."""
         self._order: tuple[tuple[str, int, int], list[Block]] | None = None
+        self._split: FileSplit | None = None
         self._files: list[RecordFile] | None = None
 
     @property
@@ -54,12 +59,20 @@ class ShardSource(TextSource):
         return f"'{self.path}'"
 
     @property
+    def split(self) -> FileSplit:
+        """Which files train and which validate."""
+        if self._split is None:
+            self._split = self.find_split()
+        return self._split
+
+    @property
     def files(self) -> list[RecordFile]:
-        """The files, that for validation last."""
+        """The files, those for validation last."""
         if self._files is None:
             tokens = self.column == "tokens"
-            paths = self.find_files()
-            self._files = [PreparedFile(path) if tokens else record_file(path, self.field) for path in paths]
+            self._files = [PreparedFile(path) if tokens else record_file(path, self.field) for path in self.split.files]
+            if self._files and not self.split.val and self.split.train:
+                _cut_for_validation(self._files[-1])
         return self._files
 
     @property
@@ -67,13 +80,22 @@ class ShardSource(TextSource):
         """Column or field that has what is read."""
         return self.column
 
-    def find_files(self) -> list[Path]:
-        """The files to read, that for validation last."""
+    def find_split(self) -> FileSplit:
+        """Which files train and which validate."""
         raise NotImplementedError
 
+    def file_name(self, path: Path) -> str:
+        """The name of a file within the folder."""
+        return str(path.relative_to(self.path)) if path.is_relative_to(self.path) and path != self.path else path.name
+
     def fingerprint(self) -> str:
-        """Changes when a place in the files would become another one: their names and lengths."""
-        return "\n".join(f"{file.path.name} {file.path.stat().st_size}" for file in self.files)
+        """Changes when a place in the files would become another one: their names, lengths and how text is cut."""
+        lines = []
+        for file in self.files:
+            text = _text_file(file)
+            cut = f" {text.layout}" if text is not None and text.layout != TXT_BYTES else ""
+            lines.append(f"{self.file_name(file.path)} {file.path.stat().st_size}{cut}")
+        return "\n".join(lines)
 
     def num_rows(self, split: Split, enough: int | None = None) -> int:
         """Rows of a split, null and empty ones included; counted until there are `enough`."""
@@ -106,11 +128,23 @@ class ShardSource(TextSource):
             UserError: Names the file, and the row where there is one.
         """
         size = sum(file.path.stat().st_size for file in self.files)
-        for file in self.files:
-            file.check(thorough=size <= THOROUGH_CHECK_BYTES)
-        for split in ("train", "val") if len(self.files) > 1 else ("all",):
+        thorough = size <= THOROUGH_CHECK_BYTES
+        num_items = [file.check(thorough) for file in self.files]
+        for split in ("train", "val"):
             self.num_rows(split)
+        if thorough and not sum(num_items[: len(self.split.train)]):
+            raise UserError(self._all_empty())
         self._check_duplicates()
+
+    def _all_empty(self) -> str:
+        """Why there is nothing to train on."""
+        files = self.files[: len(self.split.train)]
+        rows = sum(file.num_rows for file in files)
+        names = _listed([file.path.name for file in files])
+        hint = (
+            f"; the conversations stand in {SHAREGPT!r}: rename it" if any(file.num_elsewhere for file in files) else ""
+        )
+        return f"all {rows:,} rows of {names} in {self.name} are null or empty in {self.field!r}{hint}"
 
     def _check_duplicates(self) -> None:
         """Report training files with the same content, and refuse one that is also the validation file."""
@@ -123,7 +157,7 @@ class ShardSource(TextSource):
                 other = first.setdefault(file_sha256(path), path)
                 if path is other:
                     continue
-                if path == self.files[-1].path:
+                if path in self.split.val:
                     raise UserError(
                         f"'{path}', which is for validation, has the same content as '{other}': "
                         "figures would tell what was memorised; remove one of them, or name another for validation"
@@ -131,9 +165,9 @@ class ShardSource(TextSource):
                 _log.warning("'%s' has the same content as '%s', which is read as often again", path, other)
 
     def validation(self) -> dict[str, str]:
-        """The sha256 of the file that validation reads, by name."""
-        file = self.opened(len(self.files) - 1)
-        return {file.path.name: file_sha256(file.path)}
+        """The sha256 of the files that validation reads, by name."""
+        paths = [self.opened(file).path for file in self._split_files("val")]
+        return {self.file_name(path): file_sha256(path) for path in paths}
 
     def opened(self, file: int) -> RecordFile:
         """The file of this number."""
@@ -190,60 +224,91 @@ class ShardSource(TextSource):
     def _split_files(self, split: str) -> list[int]:
         if split not in SPLITS:
             raise UserError(f"split is {split!r}; use one of {', '.join(SPLITS)}")
-        files = range(len(self.files))
-        if split == "all" or len(files) == 1:
+        found, files = self.split, range(len(self.files))
+        if split == "all":
             return list(files)
-        return list(files[:-1] if split == "train" else files[-1:])
+        if not found.train:
+            kind = "validation" if found.val else "test"
+            names = _listed([self.file_name(path) for path in found.files])
+            raise UserError(
+                f"{self.name} has no file to train on: {names} is of a {kind} split by name; "
+                "give the file itself as the path, or rename it"
+            )
+        if split == "train":
+            return list(files[: len(found.train)])
+        return list(files[len(found.train) :] or files[-1:])
 
     def _ranges(self, split: str, chosen: Sequence[int] | None = None) -> Iterator[tuple[int, int, int]]:
         """(file, first row, last row + 1) of a split, or of some of its files."""
+        is_shared = split != "all" and not self.split.val
         total = 0
         for file in self.file_order(split, 0) if chosen is None else chosen:
             num_rows = self.opened(file).num_rows
             total += num_rows
-            if split == "all" or len(self.files) > 1:
-                yield file, 0, num_rows
+            start, stop = 0, num_rows
+            if is_shared and file == len(self.files) - 1:  # of which the last hundredth is for validation
+                num_train = num_rows - max(1, int(num_rows * VALIDATION_FRACTION))
+                start, stop = (0, max(0, num_train)) if split == "train" else (max(0, num_train), num_rows)
+            yield file, start, stop
         if total == 0 and (chosen is None or self.window is None):
-            part = "" if split == "all" else f" for the {split} split (with several files the last one is val)"
-            raise UserError(f"{self.name} has no rows{part}; give files with documents")
-        if split == "all" or len(self.files) > 1:
-            return
-        if total < 2:
+            raise UserError(self._no_rows(split))
+        if is_shared and total < 2 and len(self.files) == 1:
             raise UserError(
                 f"{self.name} has only one document, so it cannot be split into train and val; "
                 "give at least two documents, or a second file for validation"
             )
-        num_train = total - max(1, int(total * VALIDATION_FRACTION))
-        yield (0, 0, num_train) if split == "train" else (0, num_train, total)
+
+    def _no_rows(self, split: str) -> str:
+        names = _listed([self.file_name(self.files[file].path) for file in self._split_files(split)])
+        if split != "val" or not self.split.val:
+            return f"{self.name} has no rows ({names}); give files with documents"
+        why = " (the last by name)" if self.split.is_by_order else ""
+        return f"{names} in {self.name} validates{why}, but has no rows; fill it, remove it, or name another with --data.validation"
 
 
 class FileSource(ShardSource):
     """Documents (strings) or conversations (dicts) in one file or in the files of a folder.
 
     Args:
-        path: File, or folder of files of one kind: .parquet, .jsonl (also .gz or .zst) or .txt.
+        path: File, or folder of files of one kind: .txt, .md, .jsonl (these also .gz, .zst, .bz2 or .xz) or .parquet.
         column: 'text' for documents, 'messages' for conversations, 'tokens' for a folder of prepared shards.
         seed: Order of the training epochs.
-        validation: Name of the file to validate with; None takes the last by name, of a single file the last hundredth.
+        validation: Name of the file to validate with; None goes by the names of the files, see `splits`.
     """
 
     def __init__(self, path: str | Path, column: Column = "text", seed: int = 0, validation: str | None = None) -> None:
         super().__init__(path, column, seed)
         self.validation_name = validation
-        if self.files[0].path.suffix == ".txt" and column == "messages":
-            raise UserError(f"'{self.path}': conversations need .jsonl or .parquet files with 'messages', not .txt")
+        first = self.split.files[0]  # also looks whether there is anything
+        if column == "messages" and family_of(first) == ".txt":
+            raise UserError(f"'{self.path}': conversations need .jsonl or .parquet files with 'messages', not text")
 
-    def find_files(self) -> list[Path]:
-        """The files of the folder, that for validation last."""
-        paths = prepared_paths(self.path) if self.column == "tokens" else _find_files(self.path)
-        if self.validation_name is None:
-            return paths
-        chosen = [path for path in paths if path.name == self.validation_name]
-        if not chosen or len(paths) == 1:
-            raise UserError(
-                f"'{self.path}' has no validation file '{self.validation_name}' beside others (files: {_listed(paths)})"
-            )
-        return [path for path in paths if path.name != self.validation_name] + chosen
+    def find_split(self) -> FileSplit:
+        """Which files train and which validate, by their names."""
+        if self.column == "tokens":
+            return prepared_split(self.path)
+        if is_prepared(self.path):
+            raise UserError(f"the folder '{self.path}' holds prepared token ids; give the folder of the text")
+        return find_split(self.path, self.validation_name)
+
+    def summary(self) -> str:
+        """Which files train, which validate, how many documents they have, and what is not read."""
+        found, noun = self.split, "conversations" if self.column == "messages" else "documents"
+        train, val = self.num_rows("train"), self.num_rows("val")
+        trains = f"trains on {_listed([self.file_name(path) for path in found.train])}: {train:,} {noun}"
+        if any(text is not None and text.num_rows > 1 for text in map(_text_file, self.files)):
+            trains += " (text is cut at blank lines)"
+        if found.val:
+            how = " (the last by name)" if found.is_by_order else ""
+            validates = f"validates with {_listed([self.file_name(path) for path in found.val])}{how}: {val:,}"
+        else:
+            validates = f"validates with the last hundredth of {found.train[-1].name}: {val:,}"
+        return f"{trains}; {validates}{self.left_out()}"
+
+    def left_out(self) -> str:
+        """What lies in the folder and is not read, to be put behind something else; empty if nothing is."""
+        names = self.split.left_out
+        return f"; left out: {_listed(names, most=12)}" if names else ""
 
 
 def text_column(path: object) -> Column:
@@ -277,30 +342,19 @@ def conversations(path: str | Path, split: Split = "all") -> Iterator[dict[str, 
     return FileSource(path, "messages").documents(split)
 
 
-def _find_files(path: Path) -> list[Path]:
-    wanted = " or ".join(KINDS)
-    if path.is_file():
-        if kind_of(path) is None:
-            raise UserError(f"'{path}' is not a {wanted} file; convert it or give another")
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"no file or folder '{path}'; give a {wanted} file or a folder of such files")
-    # Hidden files are the unfinished ones of a download or an atomic write.
-    files = sorted(
-        file for file in path.iterdir() if file.is_file() and kind_of(file) and not file.name.startswith(".")
-    )
-    if is_prepared(path):
-        raise UserError(f"the folder '{path}' holds prepared token ids; give the folder of the text")
-    if not files:
-        inside = next((child.name for child in sorted(path.iterdir()) if child.is_dir()), None)
-        hint = f"; subfolders such as '{inside}' are not searched" if inside else ""
-        raise UserError(f"the folder '{path}' holds no {wanted} file{hint}")
-    kinds = sorted({str(kind_of(file)) for file in files})
-    if len(kinds) > 1:
-        raise UserError(f"the folder '{path}' holds {' and '.join(kinds)} files; keep one kind in a folder")
-    return files
+def _text_file(file: RecordFile) -> TextFile | None:
+    """The text file, compressed or not, that a file is."""
+    plain = file.plain if isinstance(file, CompressedFile) else file
+    return plain if isinstance(plain, TextFile) else None
 
 
-def _listed(paths: Sequence[Path]) -> str:
-    names = [path.name for path in paths]
-    return ", ".join(names if len(names) <= 6 else [*names[:3], "...", *names[-2:]])
+def _cut_for_validation(file: RecordFile) -> None:
+    """Cut a text file that has to validate, too, into about a hundred documents if it is short."""
+    if (text := _text_file(file)) is not None:
+        text.layout = min(TXT_BYTES, max(SHORTEST_DOCUMENT, text.path.stat().st_size // 100))
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"

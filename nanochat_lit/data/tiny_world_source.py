@@ -6,6 +6,7 @@ from nanochat_lit.common.download_progress import Report
 from nanochat_lit.common.downloads import cache_folder, locked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import ShardSource
+from nanochat_lit.data.splits import FileSplit
 from nanochat_lit.data.tiny_world_files import write_tiny_world
 
 
@@ -33,9 +34,9 @@ class TinyWorld(ShardSource):
             if not done.is_file():
                 write_tiny_world(self.folder, self.num_documents, num_conversations=1, per_category=1, seed=self.seed)
 
-    def find_files(self) -> list[Path]:
-        """The shards, that for validation last."""
+    def find_split(self) -> FileSplit:
+        """The shards, of which the last is for validation."""
         files = sorted(self.path.glob("shard_*.parquet"))
         if not files:
             raise UserError(f"'{self.path}' has no shards yet; they are written by prepare()")
-        return files
+        return FileSplit(train=files[:-1], val=files[-1:])

@@ -68,32 +68,41 @@ def write_hf_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None
 
 
 def chat_template() -> str:
-    """Jinja that renders conversations as tokenizer/chat.py does."""
+    """Jinja that renders conversations as tokenizer/chat.py does; what is trained on there is a generation block here."""
     parting = "".join(f" | replace('{name}', '<{PARTING_MARK}{name[1:]}')" for name in SPECIAL_TOKENS)
     wrong_turn = "user and assistant must speak in turn, after an optional system message"
     return f"""\
 {{%- macro plain(text) -%}} {{{{- text{parting} -}}}} {{%- endmacro -%}}
+{{%- macro said(content) -%}}
+{{%- if content is string -%}} {{{{- content -}}}}
+{{%- else -%}}
+{{%- for part in content -%}}
+{{%- if part['type'] != 'text' -%}} {{{{- raise_exception('what users and systems say must be text') -}}}} {{%- endif -%}}
+{{{{- part['text'] -}}}}
+{{%- endfor -%}}
+{{%- endif -%}}
+{{%- endmacro -%}}
 {{%- set has_system = messages[0]['role'] == 'system' -%}}
 {{%- if messages | length <= has_system -%}} {{{{- raise_exception('there is no user message') -}}}} {{%- endif -%}}
 {{{{- '{BOS}' -}}}}
 {{%- for message in messages[(1 if has_system else 0):] -%}}
 {{%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}} {{{{- raise_exception('{wrong_turn}') -}}}}
 {{%- elif message['role'] == 'user' -%}}
-{{%- set before = messages[0]['content'] + '\\n\\n' if loop.first and has_system else '' -%}}
-{{{{- '{USER_START}' + plain(before + message['content']) + '{USER_END}' -}}}}
+{{%- set before = said(messages[0]['content']) + '\n\n' if loop.first and has_system else '' -%}}
+{{{{- '{USER_START}' + plain(before + said(message['content'])) + '{USER_END}' -}}}}
 {{%- else -%}}
 {{{{- '{ASSISTANT_START}' -}}}}
 {{%- set content = message['content'] -%}}
 {{%- set parts = [{{'type': 'text', 'text': content}}] if content is string else content -%}}
 {{%- for part in parts -%}}
-{{%- if part['type'] == 'text' -%}} {{{{- plain(part['text']) -}}}}
+{{%- if part['type'] == 'text' -%}} {{%- generation -%}} {{{{- plain(part['text']) -}}}} {{%- endgeneration -%}}
 {{%- elif part['type'] == 'python' -%}}
-{{{{- '{PYTHON_START}' + plain(part['text']) + '{PYTHON_END}' -}}}}
+{{%- generation -%}} {{{{- '{PYTHON_START}' + plain(part['text']) + '{PYTHON_END}' -}}}} {{%- endgeneration -%}}
 {{%- elif part['type'] == 'python_output' -%}}
 {{{{- '{OUTPUT_START}' + plain(part['text']) + '{OUTPUT_END}' -}}}}
 {{%- else -%}} {{{{- raise_exception('a part must be text, python or python_output') -}}}} {{%- endif -%}}
 {{%- endfor -%}}
-{{{{- '{ASSISTANT_END}' -}}}}
+{{%- generation -%}} {{{{- '{ASSISTANT_END}' -}}}} {{%- endgeneration -%}}
 {{%- endif -%}}
 {{%- endfor -%}}
 {{%- if add_generation_prompt -%}} {{{{- '{ASSISTANT_START}' -}}}} {{%- endif -%}}

@@ -12,20 +12,28 @@ _USE = """## Use
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-messages = [{{"role": "user", "content": "What is 12 + 30?"}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+{inputs}
 print(tokenizer.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-`trust_remote_code=True` runs `modeling_nanochat_lit.py` of this folder; read it first, it is short. The tokenizer needs no code.
+`trust_remote_code=True` runs `configuration_nanochat_lit.py` and `modeling_nanochat_lit.py` of this folder; read them first, they are
+short. The tokenizer is plain `tokenizer.json`, but `AutoTokenizer` reads the model's configuration, too, and would ask.
 `tokenizer(text)` puts `<|bos|>` first, as every training document begins, and reads names of control tokens in the text as
 control tokens, unless `split_special_tokens=True` is given; the chat template keeps what a user types apart from them.
-Assistant content may be a list of parts `{{"type": "text" | "python" | "python_output", "text": ...}}`.
+Content may be a list of parts `{{"type": "text", "text": ...}}`, the assistant's also of the types python and python_output. With
+`return_assistant_tokens_mask=True` the template marks the tokens that nanochat-lit trains on.
 
 `nanochat-lit import-hf {name} --out EXPORT` makes it an export of nanochat-lit again.
 """
+
+_CHAT = """\
+messages = [{"role": "user", "content": "Who are you?"}]
+inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
+_TEXT = """\
+# a base model: it continues texts, and does not answer
+inputs = tokenizer("Once upon a time", return_tensors="pt")"""
 
 _LIMITS = """## Limits
 
@@ -52,7 +60,7 @@ def model_card(export: Path, name: str, model: GPT) -> str:
     head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [nanochat, nanochat-lit]\n---\n"
     sections = [
         f"{head}# {name}\n\n{_summary(model, provenance)}",
-        _USE.format(name=name),
+        _USE.format(name=name, inputs=_TEXT if provenance.get("stage") == "pretrain" else _CHAT),
         _training(provenance),
         _recipe(export),
         _scores(export, provenance),

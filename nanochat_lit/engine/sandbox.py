@@ -8,12 +8,14 @@ Each program gets a fresh interpreter, which before it runs a line of it gives u
 - all capabilities, if it was started by root;
 - memory, CPU time, size of files, number of open files (resource limits).
 
-The caller watches the rest: time on the clock, length of the output, size of the folder. Nothing here uses signal handlers
-or changes the calling process, so any number of threads may run programs at once.
+The caller watches the rest: time on the clock, length of the output, size of the folder and of what was removed from it and
+is still held open or mapped. Nothing here uses signal handlers or changes the calling process, so any number of threads may
+run programs at once.
 
 Where the kernel lacks any of it nothing runs, unless `allow_unsafe` says so. Three things are not hidden: whether a path
 exists and its size and times (stat), the machine's clock and load, and how the worker reports: a program made to deceive can
-claim that it ended well. What it cannot do is touch anything outside.
+claim that it ended well, because it runs in the process that reports. Replacing the functions that report is not enough for it;
+reading the token from its descriptor is. What it cannot do is touch anything outside.
 """
 
 import contextlib
@@ -23,6 +25,7 @@ import os
 import platform
 import secrets
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -59,7 +62,8 @@ class SandboxLimits:
     output_bytes: int = 64 << 10
     """Length of the standard output, and of the standard error."""
     folder_bytes: int = 16 << 20
-    """Size of all files in its folder, where an empty file counts as 4096 bytes; a sixteenth of it for one file."""
+    """Size of all files in its folder, where an empty file counts as 4096 bytes, and of removed files that it holds; a
+    sixteenth of it for one file."""
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "cpu_s", "output_bytes", "folder_bytes"):
@@ -70,12 +74,17 @@ class SandboxLimits:
                 f"memory_bytes {self.memory_bytes} is under {MIN_MEMORY_BYTES}, which Python needs to start"
             )
 
+    @property
+    def file_bytes(self) -> int:
+        """Size of one file."""
+        return max(1, self.folder_bytes // 16)
+
     def resources(self) -> list[tuple[str, int, int]]:
         """Name of the resource, soft and hard limit; after the soft limit of time the system warns, then kills."""
         same = {
             "RLIMIT_AS": self.memory_bytes,
             "RLIMIT_CORE": 0,
-            "RLIMIT_FSIZE": max(1, self.folder_bytes // 16),
+            "RLIMIT_FSIZE": self.file_bytes,
             "RLIMIT_MEMLOCK": 0,
             "RLIMIT_NOFILE": 64,
             "RLIMIT_NPROC": 0,
@@ -102,6 +111,11 @@ class SandboxResult:
     def ok(self) -> bool:
         """Whether the program ran to its end."""
         return self.error is None
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "a SandboxResult is neither true nor false; ask its .ok, which is whether the program ran to its end"
+        )
 
 
 def run_python(program: str, limits: SandboxLimits | None = None, *, allow_unsafe: bool = False) -> SandboxResult:
@@ -233,7 +247,7 @@ def _watch(
     while worker.poll() is None:
         if any(stream.is_full for stream in streams):
             return "output", f"wrote more than {limits.output_bytes} bytes"
-        if _folder_bytes(folder) > limits.folder_bytes:
+        if _folder_bytes(folder) + _held_bytes(worker.pid, limits.file_bytes) > limits.folder_bytes:
             return "files", f"its files are larger than {limits.folder_bytes} bytes"
         remaining_s = deadline - time.monotonic()
         if remaining_s <= 0:
@@ -253,6 +267,23 @@ def _folder_bytes(folder: Path) -> int:
             with contextlib.suppress(FileNotFoundError):
                 total += max(_ENTRY_BYTES, entry.stat(follow_symlinks=False).st_size)
     return total
+
+
+def _held_bytes(pid: int, file_bytes: int) -> int:
+    """Size of files that a process has removed and still holds: those that it maps, at their largest, and those open."""
+    held: dict[str, int] = {}
+    with contextlib.suppress(OSError):  # it has ended, or there is no /proc
+        for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+            fields = line.split(maxsplit=5)
+            if fields[-1].endswith(" (deleted)"):
+                held[fields[4]] = file_bytes
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                about = entry.stat()
+                if stat.S_ISREG(about.st_mode) and about.st_nlink == 0:
+                    held.setdefault(str(about.st_ino), about.st_size)
+    return sum(held.values())
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:

@@ -2,7 +2,7 @@
 
 The list names what may be done: a Python program that computes, reads its modules and writes in its folder needs some seventy
 calls. Every other call, also one that a later kernel brings, answers EPERM: sockets, processes, threads, signals, changes of
-owner, mode or time of a file, namespaces, shared memory. Four calls are admitted for some arguments only. A call that claims
+owner, mode or time of a file, namespaces, shared memory. Six calls are admitted for some arguments only. A call that claims
 to come from another architecture (32-bit code on x86_64) ends the process.
 
 The filter is classic BPF. It sees numbers, not paths: which files may be opened is Landlock's part (`sandbox_landlock`).
@@ -55,7 +55,6 @@ SYSCALLS: dict[str, tuple[int, int | None]] = {
     "newfstatat": (262, 79),
     "rename": (82, None),
     "renameat": (264, 38),
-    "renameat2": (316, 276),
     "stat": (4, None),
     "statx": (332, 291),
     "umask": (95, 166),
@@ -101,6 +100,7 @@ CHECKED_SYSCALLS: dict[str, tuple[int, int | None]] = {
     "open": (2, None),
     "openat": (257, 56),
     "prlimit64": (302, 261),
+    "renameat2": (316, 276),
 }
 """Calls that are admitted for some arguments only."""
 
@@ -108,6 +108,8 @@ CHECKED_SYSCALLS: dict[str, tuple[int, int | None]] = {
 FCNTL_COMMANDS = (0, 1, 2, 3, 1030)
 # ioctl: TCGETS (Python asks it whether a file is a terminal), FIOCLEX.
 IOCTL_COMMANDS = (0x5401, 0x5451)
+# renameat2: none, RENAME_NOREPLACE, RENAME_EXCHANGE. RENAME_WHITEOUT would leave a device node in place of the file.
+RENAME_FLAGS = (0, 1, 2)
 O_PATH = 0x200000
 O_TRUNC = 0x200
 O_ACCMODE = 0x3
@@ -155,6 +157,8 @@ def _argument_check(name: str) -> list[_Instruction]:
         return _one_of(1, FCNTL_COMMANDS)
     if name == "ioctl":
         return _one_of(1, IOCTL_COMMANDS)
+    if name == "renameat2":
+        return _one_of(4, RENAME_FLAGS)
     if name in ("open", "openat"):
         # An O_PATH handle is outside Landlock's sight, and so is, before its third version, truncating what is opened to
         # be read.

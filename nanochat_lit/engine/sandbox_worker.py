@@ -33,6 +33,7 @@ _BALLAST_BYTES = 4 << 20
 
 def main() -> None:
     """Read the policy, isolate this process or refuse, run the program, report how it ended."""
+    read, write, end = os.read, os.write, os._exit  # the program may replace them in their module
     # Copies, because the program may close 0 and 2.
     control, reports = os.dup(0), os.dup(2)
     os.close(0)
@@ -48,8 +49,8 @@ def main() -> None:
         os.environ.update(HOME=os.getcwd(), TMPDIR=os.getcwd())  # noqa: PTH109 - as above
         outcome, message = _run(source)
     report = f"{outcome}\n{message[:MAX_MESSAGE_CHARS]}".encode("utf-8", "backslashreplace")
-    os.write(reports, _read(control, TOKEN_BYTES) + report)
-    os._exit(0)
+    write(reports, read(control, TOKEN_BYTES) + report)  # the pipe has the whole token
+    end(0)
 
 
 def _read(descriptor: int, num_bytes: int) -> bytes:

@@ -13,6 +13,8 @@ from nanochat_lit.common.downloads import cache_folder, download, locked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write
 
+MAX_EXPANSION = 100
+"""How many times its size an archive may unpack to; the bundle's texts take four times."""
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 
 
@@ -58,6 +60,9 @@ def fetch_bundle(
 def _unpack(archive: Path, folder: Path, url: str) -> None:
     try:
         with zipfile.ZipFile(archive) as file:
+            unpacked = sum(entry.file_size for entry in file.infolist())  # zipfile gives out no more than this
+            if unpacked > MAX_EXPANSION * archive.stat().st_size:
+                raise UserError(f"{url} would unpack to {unpacked:,} bytes; it is not the CORE bundle")
             file.extractall(folder)  # compares every file with its checksum; names cannot lead out of the folder
     except (zipfile.BadZipFile, zlib.error, OSError) as error:
         raise UserError(f"{url} is no whole zip file ({error})") from None

@@ -8,13 +8,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation
 from nanochat_lit.tasks.rows import Row, RowTask, load_rows, missing_text
 
-RunCode = Callable[[str], bool]
-"""Runs a program and says whether it ended without an error. What it runs is untrusted: give it a sandbox."""
+RunCode = Callable[[str], Any]
+"""Runs a program and returns whether it ended without an error, as a bool or as the `ok` of what it returns.
+
+What it runs is untrusted: give it a sandbox."""
 
 INSTRUCTION = "Complete the function. Answer with the whole function, imports included, in one block of Python code."
 
@@ -51,14 +54,18 @@ class HumanEval(RowTask):
         """Whether the completion's code passes the problem's tests.
 
         Raises:
-            UserError: If there is no run_code.
+            UserError: If there is no run_code, or it does not return whether the program passed.
         """
         del tool_calls
         if self.run_code is None:
             raise UserError(
                 "HumanEval runs what a model has written; give it a run_code that isolates it, such as engine.run_python"
             )
-        return self.run_code(program(conversation, completion))
+        result = self.run_code(program(conversation, completion))
+        passed = getattr(result, "ok", result)
+        if not isinstance(passed, bool):
+            raise UserError(f"run_code gave {result!r:.80}; it must return True or False, or something with such an ok")
+        return passed
 
 
 def program(conversation: Conversation, completion: str) -> str:

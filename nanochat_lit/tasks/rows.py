@@ -6,16 +6,15 @@ hub's when it is read (they have a schema). Errors name the file and the line.
 
 from __future__ import annotations
 
-import gzip
 import json
 import time
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from nanochat_lit.common.compressed import UNPACK_ERRORS, open_unpacked
 from nanochat_lit.common.downloads import FIRST_PAUSE_S, NUM_ATTEMPTS
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation
@@ -91,7 +90,7 @@ def load_rows(
     """Rows of a local file if a path is given, else of the hub.
 
     Args:
-        path: A .jsonl, .jsonl.gz or .parquet file.
+        path: A .jsonl (also .gz, .zst, .bz2 or .xz) or .parquet file.
         hub: Name of the data set on the Hugging Face hub.
         subset: Its configuration; None for the only one.
         split: "train", "test" or another that it has; a local file is one split.
@@ -104,7 +103,7 @@ def load_rows(
     if path is None:
         return Rows(_hub_rows(hub, subset, split), lambda place: f"{hub} ({split}), row {place}", check, seed)
     path = Path(path)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         rows, lines = _parquet_rows(path), None
     else:
         rows, lines = read_jsonl(path)
@@ -121,7 +120,7 @@ def load_rows(
 
 
 def read_jsonl(path: Path) -> tuple[list[Row], list[int]]:
-    """The objects of a JSONL file (gzipped if its name ends with .gz), and the number of each one's line.
+    """The objects of a JSONL file (compressed if its name says so), and the number of each one's line.
 
     Args:
         path: The file; blank lines are passed over.
@@ -129,11 +128,11 @@ def read_jsonl(path: Path) -> tuple[list[Row], list[int]]:
     Raises:
         UserError: If the file cannot be read, or a line is not a JSON object.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
     rows: list[Row] = []
     lines: list[int] = []
     try:
-        with opened(path, "rb") as file:  # as bytes, so that a line that is not UTF-8 is named too
+        file, _ = open_unpacked(path)
+        with file:  # as bytes, so that a line that is not UTF-8 is named too
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
@@ -146,9 +145,9 @@ def read_jsonl(path: Path) -> tuple[list[Row], list[int]]:
                     raise UserError(f"{path}:{number}: expected a JSON object, got {_short(row)}")
                 rows.append(row)
                 lines.append(number)
-    except (OSError, EOFError, zlib.error) as error:
+    except UNPACK_ERRORS as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise UserError(f"{path}: {reason}; give a .jsonl, .jsonl.gz or .parquet file") from None
+        raise UserError(f"{path}: {reason}; give a .jsonl (also .gz, .zst) or .parquet file") from None
     return rows, lines
 
 

@@ -6,9 +6,13 @@
 A tool call becomes a python part of the assistant's turn, its result a python_output part, and what the assistant says
 after it belongs to the same turn. Of a call to python or the calculator the part is the code or expression, of others a
 call as Python writes it, `weather(city="Paris")`. Definitions of tools beside the messages are not part of the text.
+A system prompt beside the messages becomes the system message. Fields that change what is learned and cannot be followed,
+such as a weight of 0 or a reasoning apart from the content, are refused.
 """
 
+import functools
 import json
+import logging
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
@@ -25,25 +29,112 @@ OPENAI_ROLES = {
     "function": "result",
 }  # fmt: skip
 
+TRAINED_FIELDS = (
+    "weight", "sample_weight", "loss", "loss_weight", "loss_scale", "train", "training", "trainable", "is_trainable",
+    "trained", "train_on", "train_on_turn", "learn", "compute_loss",
+)  # fmt: skip
+"""Fields by which others choose what is trained on; 1 or true is what happens here."""
+MASK_FIELDS = (
+    "mask",
+    "masked",
+    "loss_mask",
+    "train_mask",
+    "ignore",
+    "ignore_loss",
+    "no_loss",
+    "completion_mask",
+    "assistant_masks",
+)
+"""Fields by which others choose what is not."""
+OTHER_FIELDS = (
+    "reasoning_content", "reasoning", "thinking", "thought", "train_detail", "training_detail", "prefix",
+    "chat_template_kwargs", "image", "images", "image_url", "audio", "audios", "video", "videos", "chosen", "rejected",
+)  # fmt: skip
+"""Fields with what would be part of the text, or of the aim, and has no place in our format."""
+SYSTEM_FIELDS = ("system", "system_prompt")
+TOOL_FIELDS = ("tools", "functions")
+ROW_FIELDS = (*SYSTEM_FIELDS, *TOOL_FIELDS, *TRAINED_FIELDS, *MASK_FIELDS, *OTHER_FIELDS)
+"""Fields beside the messages that are looked at."""
+_NOTHING = (None, "", "[]", "{}", [], {})
+ANSWER_ROLES = ("assistant", "gpt", "chatgpt", "function_call")
+_CHECKED_FIELDS = {*TRAINED_FIELDS, *MASK_FIELDS, *OTHER_FIELDS}
+_log = logging.getLogger(__name__)
+
+Turn = tuple[int, str, list[Part]]
+"""Number of the message, role (result is that of a tool), and what is said."""
+
 
 def as_conversation(row: dict[str, Any]) -> Conversation:
     """The row with `messages` in the format of `chat`; one that has it already is given back as it is.
 
     Raises:
-        UserError: If it is of neither format, or has what cannot be expressed; it begins with ": message N".
+        UserError: If it is of neither format, or has what cannot be expressed; it begins with ":".
     """
-    if row.get("messages") is None and isinstance(row.get("conversations"), list):
-        turns = [_sharegpt_turn(index, message) for index, message in enumerate(row["conversations"])]
-        others = {key: value for key, value in row.items() if key not in ("messages", "conversations")}
-        return {**others, "messages": _joined(turns)}
-    messages = row.get("messages")
-    if not isinstance(messages, list) or not any(map(_is_foreign, messages)):
+    name = "messages" if row.get("messages") is not None else "conversations"
+    messages = row.get(name)
+    if not isinstance(messages, list):
         return row
-    return {**row, "messages": _joined([_openai_turn(index, message) for index, message in enumerate(messages)])}
+    _check_fields(row, ": the row", is_answer=True)
+    for index, message in enumerate(messages):
+        if isinstance(message, dict):
+            is_answer = (message.get("role") or message.get("from")) in ANSWER_ROLES
+            parts = message.get("content")
+            for values in (message, *(parts if isinstance(parts, list) else ())):
+                if isinstance(values, dict):
+                    _check_fields(values, f": message {index}", is_answer)
+    if any(row.get(field) not in _NOTHING for field in TOOL_FIELDS):
+        _warn_of_tools()
+    system = next((row[field] for field in SYSTEM_FIELDS if row.get(field) not in _NOTHING), None)
+    if name == "messages" and system is None and not any(map(_is_foreign, messages)):
+        return row
+    joined = _joined([_turn(index, message, name) for index, message in enumerate(messages)])
+    if system is not None:
+        joined = _with_system(joined, system)
+    others = {key: value for key, value in row.items() if key not in ("conversations", *SYSTEM_FIELDS)}
+    return {**others, "messages": joined}
 
 
-Turn = tuple[int, str, list[Part]]
-"""Number of the message, role (result is that of a tool), and what is said."""
+def _check_fields(values: dict[str, Any], where: str, is_answer: bool) -> None:
+    """Refuse the fields of a row or a message that ask for something else than what is done.
+
+    Args:
+        values: The row or message.
+        where: Begins the error.
+        is_answer: Whether it is trained on.
+    """
+    for field, value in values.items():
+        if field not in _CHECKED_FIELDS or value in _NOTHING or (field == "weight" and value == 1):
+            continue
+        if field in TRAINED_FIELDS and isinstance(value, bool | int | float) and value == is_answer:
+            continue
+        if field in MASK_FIELDS and value is False and is_answer:
+            continue
+        if field in OTHER_FIELDS:
+            hint = "it would be left out; put it into the content, or remove the field"
+        else:
+            hint = "which messages are trained on cannot be chosen; remove those that should not be learned"
+        raise UserError(f"{where} has {field} {_short(value)}; {hint}")
+
+
+@functools.cache
+def _warn_of_tools() -> None:
+    _log.warning("definitions of tools beside the messages are not part of the text that is learned")
+
+
+def _with_system(messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
+    if not isinstance(system, str):
+        raise UserError(f": the system prompt beside the messages must be text, got {_short(system)}")
+    if not messages or messages[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *messages]
+    if messages[0]["content"] == system:
+        return messages
+    raise UserError(": has both a system message and another system prompt beside the messages; keep one of them")
+
+
+def _turn(index: int, message: Any, name: str) -> Turn:
+    """A message of either format: ShareGPT's column may hold OpenAI's messages, and the other way round."""
+    is_sharegpt = "from" in message if isinstance(message, dict) else name == "conversations"
+    return _sharegpt_turn(index, message) if is_sharegpt else _openai_turn(index, message)
 
 
 def _is_foreign(message: Any) -> bool:
@@ -51,7 +142,7 @@ def _is_foreign(message: Any) -> bool:
         return False
     role, content = message.get("role"), message.get("content")
     is_listed = isinstance(content, list) and role != "assistant"
-    others = any(message.get(key) is not None for key in ("tool_calls", "function_call", "weight", "refusal"))
+    others = any(message.get(key) is not None for key in ("tool_calls", "function_call", "refusal", "from"))
     return role in ("developer", "tool", "function") or others or is_listed
 
 
@@ -61,8 +152,6 @@ def _openai_turn(index: int, message: Any) -> Turn:
     if role is None:
         known = ", ".join(OPENAI_ROLES)
         raise UserError(f'{where} must be {{"role", "content"}} with one of the roles {known}, got {_short(message)}')
-    if message.get("weight") not in (None, 1):
-        raise UserError(f"{where} has weight {message['weight']!r}; which messages are trained on cannot be chosen")
     parts = _openai_content(message.get("content"), where)
     calls = message.get("tool_calls") or []
     if message.get("function_call") is not None:

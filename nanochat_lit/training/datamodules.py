@@ -17,7 +17,7 @@ from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.loader import ResumableLoader, merged
 from nanochat_lit.data.prepared import TOKENIZER_FOLDER
 from nanochat_lit.data.pretrain_stream import PretrainStream
-from nanochat_lit.data.shards import FileSource, check_source, conversations, text_column
+from nanochat_lit.data.shards import FileSource, text_column
 from nanochat_lit.data.sources import SourceLike
 from nanochat_lit.data.text_source import TextSource
 from nanochat_lit.evaluation.bpb import document_batches
@@ -144,7 +144,8 @@ class TextDataModule(LanguageDataModule):
     """Text for pretraining: a folder or file of .parquet, .jsonl or .txt, one that `data prepare` has written, or any source.
 
     Args:
-        path: File or folder. With several files the last one (by name) is for validation, with one its last hundredth.
+        path: File or folder. Names such as train, val and test tell the split of a file; else the last of several (by name)
+            is for validation, of a single one the last hundredth.
         source: What to read instead of a path, such as nanochat_lit.data.hub_files.ClimbMix; it has a seed of its own.
         mirror: Address to download from instead of the hub: a folder with the same files.
         tokenizer: Folder of a tokenizer; None trains one on the training split into the run folder, or takes that of
@@ -160,6 +161,7 @@ class TextDataModule(LanguageDataModule):
             of its own: true, false, or auto (true up to depth 7, where it was measured to be better).
         num_workers: Loader processes; 0 reads in the training process.
         seed: Order of files, row groups and rows of a path.
+        validation: Name of the file in the folder of `path` to validate with; None goes by the names.
     """
 
     def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
@@ -177,6 +179,7 @@ class TextDataModule(LanguageDataModule):
         split_scripts: bool | Literal["auto"] = "auto",
         num_workers: int = 0,
         seed: int = 0,
+        validation: str | None = None,
     ) -> None:
         super().__init__(tokenizer, micro_batch_size, num_workers, seed)
         if (path is None) == (source is None):
@@ -190,13 +193,14 @@ class TextDataModule(LanguageDataModule):
         self.val_docs = val_docs
         self.tokenizer_chars = tokenizer_chars
         self.split_scripts: bool | Literal["auto"] = split_scripts
+        self.validation = validation
         self._source = source
 
     @property
     def source(self) -> TextSource:
         """Where the text is."""
         if self._source is None:
-            self._source = FileSource(cast(str, self.path), text_column(self.path), seed=self.seed)
+            self._source = FileSource(cast(str, self.path), text_column(self.path), self.seed, self.validation)
         return self._source
 
     def prepare_data(self) -> None:
@@ -210,6 +214,8 @@ class TextDataModule(LanguageDataModule):
         self.source.prepare(self.mirror, progress.report)
         progress.end()
         self.source.check()
+        if isinstance(self.source, FileSource):
+            print(f"data: {self.source.summary()}", file=sys.stderr)
         pin_validation(
             self.run_dir / "validation.json",
             self.source.validation(),
@@ -278,13 +284,15 @@ class ChatDataModule(LanguageDataModule):
     OpenAI's format, tool calls included, and ShareGPT's are converted on reading; see `tokenizer.foreign_chat`.
 
     Args:
-        path: File or folder.
+        path: File or folder. Names such as train, val and test tell the split of a file; else the last of several (by name)
+            is for validation, of a single one the last hundredth.
         tokenizer: Folder of a tokenizer; None takes that of the base export.
         micro_batch_size: Rows per device per forward: a number, or auto (the most that fit the device's memory).
         buffer_size: Conversations that best-fit packing chooses from.
         val_rows: Packed rows of the validation split to measure on, at most.
         num_workers: Loader processes; 0 reads in the training process.
         seed: Order of the conversations.
+        validation: Name of the file in the folder of `path` to validate with; None goes by the names.
     """
 
     def __init__(
@@ -296,22 +304,30 @@ class ChatDataModule(LanguageDataModule):
         val_rows: int = 256,
         num_workers: int = 0,
         seed: int = 0,
+        validation: str | None = None,
     ) -> None:
         super().__init__(tokenizer, micro_batch_size, num_workers, seed)
         self.path = path
+        self.validation = validation
         self.buffer_size = buffer_size
         self.val_rows = val_rows
 
     def prepare_data(self) -> None:
-        """Check every file."""
-        check_source(self.path, "messages")
+        """Check every file, and print which train."""
+        source = self.files()
+        source.check()
+        print(f"data: {source.summary()}", file=sys.stderr)
+
+    def files(self) -> FileSource:
+        """The files of the path."""
+        return FileSource(self.path, "messages", self.seed, self.validation)
 
     names: list[str] | None = None
     """Where conversations may come from, when they say so in "source"."""
 
     def source(self) -> SourceLike:
         """Where the conversations are."""
-        return self.path
+        return self.files()
 
     def stream(self, split: str, items: SourceLike | None = None, rank: int = 0, world_size: int = 1) -> ChatStream:
         """Packed conversations of a split; the train split is endless."""
@@ -330,7 +346,7 @@ class ChatDataModule(LanguageDataModule):
 
     def epoch_tokens(self) -> int:
         """Tokens, padding included, of one pass over the training conversations."""
-        once = self.stream("all", lambda: conversations(self.path, "train"))
+        once = self.stream("all", lambda: self.files().documents("train"))
         return sum(batch["inputs"].numel() for batch in once)
 
     def train_dataloader(self) -> ResumableLoader:

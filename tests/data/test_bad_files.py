@@ -89,7 +89,7 @@ def test_compressed_jsonl_is_read_by_row(tmp_path, ending, monkeypatch):
     source = check_source(tmp_path / path.name)
     assert list(source.documents()) == texts
     assert sorted(source.iterate("train", 0, 1, 3)) == sorted(set(texts[:-25]) & set(source.iterate("train", 0, 1, 3)))
-    monkeypatch.setattr("nanochat_lit.data.compressed_files.CompressedJsonlFile._unpack", None)
+    monkeypatch.setattr("nanochat_lit.data.compressed_files.CompressedFile._unpack", None)
     assert list(documents(path)) == texts, "unpacked once"
 
 

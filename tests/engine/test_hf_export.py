@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine import Engine, load_export, save_export
 from nanochat_lit.engine.hf_export import HF_FILES, export_hf, import_hf
-from nanochat_lit.tokenizer import SPECIAL_TOKENS
+from nanochat_lit.tokenizer import SPECIAL_TOKENS, render_for_completion
 
 transformers = pytest.importorskip("transformers", reason="needs the hf extra")
 
@@ -28,10 +28,10 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def make_export(tmp_path_factory, random_model, tokenizer):
-    def make(**fields):
+    def make(stage="sft", **fields):
         folder = tmp_path_factory.mktemp("hf") / "export"
         model = random_model(**{"vocab_size": tokenizer.vocab_size, **fields})
-        save_export(folder, model, tokenizer, {"temperature": 0.8}, {"stage": "sft", "val_bpb": 1.5})
+        save_export(folder, model, tokenizer, {"temperature": 0.8}, {"stage": stage, "val_bpb": 1.5})
         return folder
 
     return make
@@ -140,6 +140,27 @@ def test_every_cache_gives_the_same_tokens(pair):
         assert torch.equal(theirs.generate(prompt, **options, **extra), plain), extra
     beams = {**options, "num_beams": 3}
     assert torch.equal(theirs.generate(prompt, **beams), theirs.generate(prompt, use_cache=False, **beams))
+
+
+def test_tokens_can_be_added(pair, tmp_path):
+    theirs, tokenizer = load(pair[1]), transformers.AutoTokenizer.from_pretrained(pair[1])
+    inputs = tokenizer("a b c", return_tensors="pt")
+    with torch.no_grad():
+        before = theirs(**inputs).logits
+    for number in range(70):  # also beyond the rows that the tables have as padding
+        tokenizer.add_tokens(f"<extra{number}>")
+    theirs.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        added = theirs(**tokenizer("a <extra69> b", return_tensors="pt"))
+        after = theirs(**inputs).logits
+    assert added.logits.shape[-1] == len(tokenizer) == before.shape[-1] + 70
+    assert added.logits.isfinite().all()
+    assert torch.equal(after[..., : before.shape[-1]], before)
+    theirs.save_pretrained(tmp_path)
+    for name in ("configuration_nanochat_lit.py", "modeling_nanochat_lit.py"):
+        (tmp_path / name).write_bytes((pair[1] / name).read_bytes())
+    with torch.no_grad():
+        torch.testing.assert_close(load(tmp_path)(**inputs).logits, after)
 
 
 def test_impossible_inputs_are_refused(pair):
@@ -264,6 +285,27 @@ def test_the_card_says_what_is_known(make_export):
     ):  # fmt: skip
         assert words in card
     assert "/home/me" not in card
+
+
+@pytest.mark.parametrize("stage", ["sft", "pretrain"])
+def test_the_program_of_the_card(make_export, monkeypatch, capsys, stage):
+    export = make_export(stage=stage)
+    export_hf(export, export.parent / "my-model")
+    card = (export.parent / "my-model" / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    monkeypatch.chdir(export.parent)
+    names = {}
+    torch.manual_seed(0)
+    exec(code, names)
+    assert capsys.readouterr().out.strip()
+    tokenizer = load_export(export, "cpu", "float32")[1]
+    ask = {"messages": [{"role": "user", "content": "Who are you?"}]}
+    prompt = (
+        render_for_completion(tokenizer, ask)
+        if stage == "sft"
+        else tokenizer.encode("Once upon a time", prepend_bos=True)
+    )
+    assert names["inputs"]["input_ids"].tolist() == [prompt]
 
 
 def test_exporting_needs_no_transformers(make_export, tmp_path):

@@ -108,11 +108,34 @@ def conversations(draw):
 @given(conversation=conversations())
 def test_conversations_have_our_ids(pairs, conversation):
     for name, (ours, theirs) in pairs.items():
-        token_ids, _ = render_conversation(ours, conversation)
-        assert theirs.apply_chat_template(conversation["messages"], return_dict=True)["input_ids"] == token_ids, name
+        token_ids, loss_mask = render_conversation(ours, conversation)
+        rendered = theirs.apply_chat_template(
+            conversation["messages"], return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert rendered["input_ids"] == token_ids, name
+        assert rendered["assistant_masks"] == loss_mask, name
         if conversation["messages"][-1]["role"] == "user":
             prompt = theirs.apply_chat_template(conversation["messages"], add_generation_prompt=True, return_dict=True)
             assert prompt["input_ids"] == render_for_completion(ours, conversation)
+
+
+def test_content_in_parts(pairs):
+    ours, theirs = pairs["small"]
+
+    def parts(*texts):
+        return [{"type": "text", "text": text} for text in texts]
+
+    messages = [
+        {"role": "system", "content": parts("Be ", "brief.")},
+        {"role": "user", "content": parts("What is ", "1 + 1?")},
+        {"role": "assistant", "content": parts("2")},
+    ]
+    plain = [{**message, "content": "".join(part["text"] for part in message["content"])} for message in messages]
+    expected, _ = render_conversation(ours, {"messages": plain})
+    assert theirs.apply_chat_template(messages, return_dict=True)["input_ids"] == expected
+    messages[1]["content"][0]["type"] = "image"
+    with pytest.raises(Exception, match="must be text"):
+        theirs.apply_chat_template(messages)
 
 
 @pytest.mark.parametrize(

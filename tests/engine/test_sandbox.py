@@ -117,6 +117,58 @@ def test_files_are_limited_in_number_and_size(run):
     assert run("open('x', 'wb').write(bytes(4096))", folder_bytes=1 << 16).ok
 
 
+HOLD = """
+import os, ctypes, time
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+for number in range(40):
+    handle = os.open("x", os.O_CREAT | os.O_RDWR)
+    os.write(handle, bytes(1 << 16))
+    {hold}
+    os.unlink("x")
+time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("hold", ["libc.mmap(None, 4096, 1, 1, handle, 0); os.close(handle)", "pass"])
+def test_removed_files_that_are_held_count(run, hold):
+    result = run(HOLD.format(hold=hold), folder_bytes=1 << 20)
+    assert (result.error, result.message) == ("files", "its files are larger than 1048576 bytes")
+
+
+def test_temporary_files_that_are_let_go_do_not_count(run):
+    program = """
+import tempfile
+for _ in range(40):
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(1 << 16))
+with tempfile.NamedTemporaryFile() as file:
+    file.write(b"x")
+"""
+    assert run(program, folder_bytes=1 << 20).ok
+
+
+def test_a_result_cannot_be_taken_for_a_truth(run):
+    with pytest.raises(TypeError, match=r"ask its \.ok"):
+        bool(run("raise SystemExit(1)"))
+
+
+@pytest.mark.parametrize("trick", [
+    "os.write = lambda handle, data: write(handle, data[:32] + b'ok\\n')",
+    "os._exit = lambda status: None; os.write = lambda *_: 0",
+    "os.read = lambda *_: b''",
+    "builtins.BaseException = builtins.Exception = ZeroDivisionError",
+    "builtins.type = builtins.len = lambda _: None",
+    "sys.excepthook = sys.__excepthook__ = lambda *_: os._exit(0)",
+    "import atexit; atexit.register(os._exit, 0)",
+    "sys.stderr = sys.stdout = None",
+    "os._exit(0)",
+])  # fmt: skip
+def test_what_a_program_replaces_does_not_make_it_right(run, trick):
+    assert not run(f"import builtins, os, sys\nwrite = os.write\n{trick}\nassert 1 == 2").ok
+
+
 def test_traceback_shows_the_program_and_not_the_worker(run):
     result = run("def f():\n    return 1 / 0\n\nf()\n")
     assert "    return 1 / 0\n" in result.stderr
@@ -330,6 +382,8 @@ def test_filter_looks_at_arguments(machine):
     assert verdict("prlimit64", 0, 7, 0, 1 << 40) == ALLOW
     for hostile in ((1, 7, 0, 0), (0, 7, 1, 0), (0, 7, 1 << 32, 0)):
         assert verdict("prlimit64", *hostile) == DENY
+    for flags in range(16):
+        assert verdict("renameat2", 0, 0, 0, 0, flags) == (ALLOW if flags < 3 else DENY)  # 4 makes a device node
     for name, before in (("open", [0]), ("openat", [0, 0])):
         if CHECKED_SYSCALLS[name][column] is not None:
             for flags in (os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, os.O_RDWR | os.O_TRUNC, os.O_CLOEXEC):

@@ -1,5 +1,8 @@
 """HumanEval: what is run, from what a model may write; the authors' own solutions pass."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from nanochat_lit.common.errors import UserError
@@ -55,6 +58,19 @@ def test_the_real_problems(shared):
     conversations = [task[place] for place in range(len(task))]
     assert all(task.evaluate(c, c["messages"][-1]["content"]) for c in conversations)
     assert not any(task.evaluate(c, f"def {c['entry_point']}(*args):\n    return 'wrong'") for c in conversations)
+
+
+@pytest.mark.parametrize(("answer", "is_right"), [
+    (True, True), (False, False), (SimpleNamespace(ok=True), True), (SimpleNamespace(ok=False), False),
+])  # fmt: skip
+def test_what_runs_the_code_may_return(tmp_path, answer, is_right):
+    row = {"prompt": "def f():\n", "canonical_solution": "    pass", "test": "def check(f): ...", "entry_point": "f"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    task = HumanEval(lambda _: answer, path=tmp_path / "a.jsonl")
+    assert task.evaluate(task[0], "x") is is_right
+    task.run_code = lambda _: "fine"
+    with pytest.raises(UserError, match="run_code gave 'fine'; it must return True or False"):
+        task.evaluate(task[0], "x")
 
 
 def test_nothing_is_run_without_a_sandbox(shared):

@@ -9,7 +9,7 @@ import pytest
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import check_source, conversations
 from nanochat_lit.tasks.conversations import FileConversations
-from nanochat_lit.tokenizer import render_conversation
+from nanochat_lit.tokenizer import foreign_chat, render_conversation
 from nanochat_lit.tokenizer.foreign_chat import as_conversation
 
 
@@ -129,3 +129,84 @@ def test_errors_name_file_and_line(tmp_path, row, message):
             FileConversations(path)
         assert f"{path}:2: " in str(error.value)
         assert message in str(error.value)
+
+
+def with_field(field, value, index=1, form="messages"):
+    if form == "messages":
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    else:
+        turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+    turns[index][field] = value
+    return {form: turns}
+
+
+@pytest.mark.parametrize("form", ["messages", "conversations"])
+@pytest.mark.parametrize(("field", "value"), [
+    ("weight", 0), ("weight", 0.5), ("train", False), ("training", False), ("loss", False), ("loss", "no"),
+    ("loss_weight", 0.0), ("trainable", False), ("mask", True), ("masked", 1), ("ignore", True), ("loss_mask", [0, 1]),
+    ("reasoning_content", "6 times 7"), ("thinking", "hm"), ("images", ["a.png"]), ("prefix", True),
+])  # fmt: skip
+def test_fields_that_change_what_is_learned_are_refused(tmp_path, form, field, value):
+    rows = [NATIVE, with_field(field, value, form=form)]
+    path = write(tmp_path / "a.jsonl", *rows)
+    for read in (lambda: check_source(path, "messages"), lambda: FileConversations(path)):
+        with pytest.raises(UserError, match=rf"a\.jsonl:2: .*message 1 has {field} "):
+            read()
+    table = pa.Table.from_pylist([rows[1]] * 2)
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=rf"a\.parquet, row 0: message 1 has {field} "):
+        check_source(tmp_path / "a.parquet", "messages")
+
+
+def test_such_fields_beside_the_messages(tmp_path):
+    for row in ({**NATIVE, "weight": 0.5}, {**NATIVE, "rejected": "x"}, {**NATIVE, "images": ["a.png"]}):
+        with pytest.raises(UserError, match=": the row has"):
+            as_conversation(row)
+        pq.write_table(pa.Table.from_pylist([row] * 2), tmp_path / "a.parquet")
+        with pytest.raises(UserError, match=r"row 0: the row has"):
+            check_source(tmp_path / "a.parquet", "messages")
+    parts = [{"type": "text", "text": "Ho", "train": False}]
+    with pytest.raises(UserError, match="message 1 has train False"):
+        as_conversation({"messages": [NATIVE["messages"][0], {"role": "assistant", "content": parts}]})
+
+
+@pytest.mark.parametrize(("field", "value", "index"), [
+    ("weight", 1, 1), ("weight", 1.0, 1), ("train", True, 1), ("loss", 1, 1), ("trainable", None, 1), ("mask", False, 1),
+    ("reasoning_content", None, 1), ("reasoning_content", "", 1), ("images", [], 1), ("name", "Ann", 0), ("id", "7", 1),
+    ("train", False, 0), ("weight", 0, 0), ("tool_calls", None, 1),
+])  # fmt: skip
+def test_fields_that_say_what_is_done_anyway(field, value, index):
+    for form in ("messages", "conversations"):
+        messages = as_conversation(with_field(field, value, index, form))["messages"]
+        assert [message["content"] for message in messages] == ["Hi", "Ho"]
+
+
+def test_a_system_prompt_beside_the_messages(tmp_path, caplog):
+    turns = [{"from": "human", "value": "Who are you?"}, {"from": "gpt", "value": "Arr, a pirate."}]
+    row = {"conversations": turns, "system": "You are a pirate.", "tools": "[]"}
+    expected = ["You are a pirate.", "Who are you?", "Arr, a pirate."]
+    pq.write_table(pa.Table.from_pylist([row] * 2), tmp_path / "a.parquet")
+    for path in (write(tmp_path / "a.jsonl", row, row), tmp_path / "a.parquet"):
+        found = next(conversations(path))
+        assert [message["content"] for message in found["messages"]] == expected
+        assert "system" not in found
+    assert as_conversation({**NATIVE, "system": "Be brief."})["messages"][0] == {
+        "role": "system",
+        "content": "Be brief.",
+    }
+    assert as_conversation({**NATIVE, "system": ""}) == {**NATIVE, "system": ""}
+    both = {"messages": [{"role": "system", "content": "Be brief."}, *NATIVE["messages"]], "system": "Be brief."}
+    assert as_conversation(both)["messages"] == both["messages"]
+    with pytest.raises(UserError, match="both a system message and another"):
+        as_conversation({**both, "system": "Be long."})
+    with pytest.raises(UserError, match="must be text"):
+        as_conversation({**NATIVE, "system": ["x"]})
+    foreign_chat._warn_of_tools.cache_clear()  # once a process
+    as_conversation({**NATIVE, "tools": [{"name": "f"}]})
+    assert "definitions of tools" in caplog.text
+
+
+def test_either_column_with_the_messages_of_the_other_format():
+    assert as_conversation({"conversations": NATIVE["messages"]})["messages"] == NATIVE["messages"]
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+    assert as_conversation({"messages": turns})["messages"] == NATIVE["messages"]

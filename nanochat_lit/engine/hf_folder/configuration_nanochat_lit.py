@@ -23,6 +23,7 @@ class NanochatLitConfig(PreTrainedConfig):
         max_position_embeddings: Context in tokens.
         window_pattern: Attention windows, letters S and L tiled over the blocks; the last is always L.
         bigram_factor: Rows of the table of hashed pairs of tokens, per token of the vocabulary; 0: there is none.
+        bigram_rows: Rows of that table; None: as `bigram_factor` says. Tokens that are added later leave the table as it is.
         short_window: Tokens before itself that a token sees in a block S.
         rope_theta: Base of the rotary positions.
         qk_scale: Factor on queries and keys after their norm.
@@ -45,6 +46,7 @@ class NanochatLitConfig(PreTrainedConfig):
         max_position_embeddings: int = 2048,
         window_pattern: str = "SSSL",
         bigram_factor: int = 0,
+        bigram_rows: int | None = None,
         short_window: int = 512,
         rope_theta: float = 100_000.0,
         qk_scale: float = 1.2,
@@ -58,6 +60,7 @@ class NanochatLitConfig(PreTrainedConfig):
         self.intermediate_size = 4 * hidden_size
         self.n_layer = n_layer
         self.bigram_factor = bigram_factor
+        self.bigram_rows = bigram_factor * vocab_size if bigram_rows is None else bigram_rows
         memories = 2 if bigram_factor else 1
         self.num_hidden_layers = n_layer + memories
         self.num_attention_heads = num_attention_heads

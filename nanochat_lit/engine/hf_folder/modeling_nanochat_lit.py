@@ -233,6 +233,17 @@ class NanochatLitPreTrainedModel(PreTrainedModel):
         embedding: Any = self.get_input_embeddings()
         return embedding.weight.dtype
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Give every table of tokens this many rows, value embeddings included, as transformers does with the first and last."""
+        embedding: Any = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        tables: Any = self.base_model.value_embeds
+        for layer, table in tables.items():
+            tables[layer] = self._get_resized_embeddings(table, embedding.num_embeddings, None, mean_resizing)
+        self.config.padded_vocab_size = embedding.num_embeddings
+        return embedding
+
     def _init_weights(self, module: nn.Module) -> None:
         """Small random weights for models that are not loaded; those to be trained come from nanochat-lit."""
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -260,7 +271,7 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
         self.value_embeds = nn.ModuleDict({str(layer): nn.Embedding(rows, kv_width) for layer in layers})
         self.previous_token = NanochatLitPreviousToken(config, config.n_layer)
         if config.bigram_factor:
-            self.bigram = nn.Embedding(config.bigram_factor * config.vocab_size, config.hidden_size)
+            self.bigram = nn.Embedding(config.bigram_rows, config.hidden_size)
             # smear mixes in the embedding of the token before, which is one of a pair too
             self.token_before_previous = NanochatLitPreviousToken(config, config.n_layer + 1)
         self.gradient_checkpointing = False

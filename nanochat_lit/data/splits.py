@@ -1,0 +1,139 @@
+"""Which files of a folder train and which validate, by the conventions of the Hugging Face hub.
+
+A word between separators in a file's name (`train-00000-of-00002.parquet`, `name_test.jsonl`), or a folder of that name, tells
+the split. Files of a test split are never trained on, and validate only if they are named. Where no name tells, the last
+file by name validates; a lone training file keeps its last hundredth for validation.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Literal
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.data.record_kinds import KINDS_IN_WORDS, family_of
+
+NamedSplit = Literal["train", "val", "test"]
+WORDS: dict[NamedSplit, tuple[str, ...]] = {  # in this order: a name with several words is best not trained on
+    "test": ("test", "testing", "eval", "evaluation"),
+    "val": ("validation", "valid", "val", "dev", "heldout", "holdout"),
+    "train": ("train", "training"),
+}
+_DOCUMENTATION = re.compile(r"(?i)(readme|license|licence|changelog|citation|notice|.*\.(md|markdown)$)")
+
+
+@dataclass(kw_only=True)
+class FileSplit:
+    """The files of a data set."""
+
+    train: list[Path] = field(default_factory=list)
+    """Files to train on, by name."""
+    val: list[Path] = field(default_factory=list)
+    """Files to validate with; empty where the last hundredth of the last training file does."""
+    test: list[Path] = field(default_factory=list)
+    """Files of a test split."""
+    left_out: list[str] = field(default_factory=list)
+    """What else lies in the folder, with the reason where it is not the kind."""
+    is_by_order: bool = False
+    """Whether the validation file is the last by name, because no name tells its split."""
+
+    @property
+    def files(self) -> list[Path]:
+        """All that are read: to train on, then to validate with; those of a test split if there are no others."""
+        return [*self.train, *self.val] or self.test
+
+
+def split_of(name: str) -> NamedSplit | None:
+    """The split that a path within a data set tells by the name of the file, or else of its folders; None if none does."""
+    *folders, file = PurePath(name).parts
+    for split, words in WORDS.items():
+        if re.search(rf"(?i)(^|[-._ 0-9])({'|'.join(words)})(set|data|split)?($|[-._ 0-9])", file):
+            return split
+    for folder in reversed(folders):
+        for split, words in WORDS.items():
+            if re.fullmatch(rf"(?i)({'|'.join(words)})[-_ ]?(set|data|split)?", folder):
+                return split
+    return None
+
+
+def find_split(path: Path, validation: str | None = None) -> FileSplit:
+    """The files below a path.
+
+    Args:
+        path: A file, or a folder of files of one kind.
+        validation: Name of the file to validate with; None goes by the names.
+
+    Raises:
+        UserError: If there is nothing to read, files are of several kinds, or `validation` is not among them.
+    """
+    if path.is_file():
+        if family_of(path) is None:
+            raise UserError(f"'{path}' is not a {KINDS_IN_WORDS} file; convert it or give another")
+        if validation is not None:
+            raise UserError(f"'{path}' is one file, so '{validation}' cannot validate; give the folder of both")
+        return FileSplit(train=[path])
+    if not path.is_dir():
+        raise UserError(f"no file or folder '{path}'; give a {KINDS_IN_WORDS} file or a folder of such files")
+    named, left_out = _named_files(path)
+    _leave_out_documentation(path, named, left_out)
+    if validation is not None:
+        found = _with_validation(path, named, validation)
+    else:
+        found = FileSplit(train=named["train"] or named[None], val=named["val"], test=named["test"])
+        if not named["train"] and not found.val and len(found.train) > 1:
+            found.val, found.is_by_order = [found.train.pop()], True
+    used = {*found.train, *found.val, *found.test}
+    for split, files in named.items():
+        reason = "no split in its name" if split is None else f"{split} split"
+        left_out += [f"{file.relative_to(path)} ({reason})" for file in files if file not in used]
+    left_out += [f"{file.relative_to(path)} (test split)" for file in found.test if file not in found.files]
+    found.left_out = sorted(left_out)
+    return found
+
+
+def _named_files(path: Path) -> tuple[dict[NamedSplit | None, list[Path]], list[str]]:
+    """The files that can be read, by the split that their names tell, and the names of all others that are not hidden."""
+    named: dict[NamedSplit | None, list[Path]] = {"train": [], "val": [], "test": [], None: []}
+    left_out: list[str] = []
+    for child in sorted(path.iterdir()):
+        if child.name.startswith("."):  # also the unfinished files of a download or an atomic write
+            continue
+        split = split_of(f"{child.name}/") if child.is_dir() else split_of(child.name)
+        if child.is_dir() and split is None:
+            left_out.append(f"{child.name}/")
+            continue
+        for file in sorted(child.iterdir()) if child.is_dir() else [child]:
+            if file.is_file() and family_of(file) is not None:
+                named[split].append(file)
+            elif not file.name.startswith("."):
+                slash = "/" if file.is_dir() else ""
+                left_out.append(f"{file.relative_to(path)}{slash}")
+    if not any(named.values()):
+        folder = next((name for name in left_out if name.endswith("/")), None)
+        hint = f"; subfolders such as '{folder[:-1]}' are not searched" if folder else ""
+        raise UserError(f"the folder '{path}' holds no {KINDS_IN_WORDS} file{hint}")
+    return named, left_out
+
+
+def _leave_out_documentation(path: Path, named: dict[NamedSplit | None, list[Path]], left_out: list[str]) -> None:
+    """Keep one kind: a README beside records is not data; other mixtures are refused."""
+    kinds = {str(family_of(file)) for files in named.values() for file in files}
+    if len(kinds) > 1 and ".txt" in kinds:
+        for split, files in named.items():
+            pages = [file for file in files if family_of(file) == ".txt" and _DOCUMENTATION.match(file.name)]
+            left_out += [str(file.relative_to(path)) for file in pages]
+            named[split] = [file for file in files if file not in pages]
+        kinds = {str(family_of(file)) for files in named.values() for file in files}
+    if len(kinds) > 1:
+        raise UserError(f"the folder '{path}' holds {' and '.join(sorted(kinds))} files; keep one kind in a folder")
+
+
+def _with_validation(path: Path, named: dict[NamedSplit | None, list[Path]], validation: str) -> FileSplit:
+    files = [file for split in ("train", None, "val", "test") for file in named[split]]
+    chosen = [file for file in files if str(file.relative_to(path)) == validation]
+    if not chosen or len(files) == 1:
+        names = sorted(str(file.relative_to(path)) for file in files)
+        shown = ", ".join(names if len(names) <= 6 else [*names[:3], "...", *names[-2:]])
+        raise UserError(f"'{path}' has no validation file '{validation}' beside others (files: {shown})")
+    train = [file for file in named["train"] or named[None] if file not in chosen]
+    return FileSplit(train=train, val=chosen, test=[file for file in named["test"] if file not in chosen])
