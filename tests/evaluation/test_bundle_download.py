@@ -63,12 +63,17 @@ def test_a_checksum_also_holds_for_what_is_kept(tmp_path):
         ("cut", "no whole zip file"),
         ("damaged", "no whole zip file"),
         ("other", "not the CORE bundle"),
+        ("bomb", r"would unpack to 50,000,000 bytes; it is not the CORE bundle"),
     ],
 )
 def test_a_broken_archive_leaves_nothing(content, message, tmp_path):
     def fetch(url, path, sha256):
         whole = archive(path, ("readme.txt",) if content == "other" else ("eval_bundle/core.yaml",))
         damaged = whole.replace(b"content of", b"kontent of", 1)
+        if content == "bomb":
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+                file.writestr("eval_bundle/core.yaml", bytes(50_000_000))
+            return
         path.write_bytes({"other": whole, "cut": whole[:-30], "damaged": damaged}.get(content, content))
 
     with pytest.raises(UserError, match=message):
