@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 COMPILERS = ("g++", "clang++", "c++")
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-Wno-psabi")
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-Wno-psabi")
 BUILD_TIMEOUT_S = 300.0
 HEADERS = Path(__file__).parent
 

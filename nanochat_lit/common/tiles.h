@@ -29,14 +29,14 @@ struct alignas(64) TileShapes {
 static_assert(sizeof(TileShapes) == 64);
 
 // Linux lets a process use the registers once it has asked for them.
-bool may_use_tiles() {
+inline bool may_use_tiles() {
   constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
   static const bool is_granted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
   return is_granted;
 }
 
 // The next products have so many rows; `_tile_release` ends them.
-void shape_tiles(int rows) {
+inline void shape_tiles(int rows) {
   TileShapes shapes;
   for (int i = 0; i < 7; i++) shapes.rows[i] = uint8_t(i < TILE_BLOCKS + 1 ? rows : 16);
   asm volatile("" ::"m"(shapes) : "memory");  // the intrinsic names only a part of what it reads
@@ -82,7 +82,7 @@ void multiply_tiles(const uint32_t* weights, int words, const uint32_t* x, uint3
 
 #else
 
-bool may_use_tiles() { return false; }
+inline bool may_use_tiles() { return false; }
 
 #endif
 

@@ -1,4 +1,4 @@
-// Vectors of 16 lanes in the compiler's portable form, and teams of threads: what the package's kernels share.
+// Vectors of the processor's own width in the compiler's portable form, and teams of threads: what the package's kernels share.
 
 #pragma once
 
@@ -6,9 +6,12 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 #if defined(_OPENMP)
 #include <omp.h>
@@ -16,11 +19,38 @@
 
 namespace {
 
+// A wider vector than the registers would live on the stack.
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+// The kernel's name, as a run reports it.
+constexpr const char* INSTRUCTIONS =
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+    "AMX";
+#elif defined(__AVX512BF16__)
+    "AVX-512 BF16";
+#elif defined(__AVX512F__)
+    "AVX-512";
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__AVXVNNI__)
+    "AVX2 and AVX-VNNI";
+#elif defined(__AVX2__) && defined(__FMA__)
+    "AVX2";
+#elif defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD)
+    "NEON with dot products";
+#elif defined(__ARM_NEON)
+    "NEON";
+#else
+    "portable vectors";
+#endif
 
 constexpr float SOFTCAP = 15.0f;
 
@@ -37,47 +67,60 @@ template <class V> V load(const void* from) {
   return v;
 }
 
-Floats load_wide(const float* from) { return load<Floats>(from); }
+inline Floats load_wide(const float* from) { return load<Floats>(from); }
 
-Floats load_wide(const uint16_t* from) {  // bfloat16
+inline Floats load_wide(const uint16_t* from) {  // bfloat16
   return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16);
 }
 
 template <class V> void store(void* to, V v) { std::memcpy(to, &v, sizeof(v)); }
 
-uint16_t to_bfloat16(float x) {
+inline uint16_t to_bfloat16(float x) {
   uint32_t word = bits<uint32_t>(x);
   return uint16_t((word + 0x7fff + ((word >> 16) & 1)) >> 16);  // to the nearest, ties to even
 }
 
-float from_bfloat16(uint16_t x) { return bits<float>(uint32_t(x) << 16); }
+inline float from_bfloat16(uint16_t x) { return bits<float>(uint32_t(x) << 16); }
 
-void store_narrow(float* to, Floats v) { store(to, v); }
+inline void store_narrow(float* to, Floats v) { store(to, v); }
 
-void store_narrow(uint16_t* to, Floats v) {  // bfloat16, to the nearest, ties to even
+inline void store_narrow(uint16_t* to, Floats v) {  // bfloat16, to the nearest, ties to even
   Words word = (Words)v;
   store(to, __builtin_convertvector((word + 0x7fff + ((word >> 16) & 1)) >> 16, Halves));
 }
 
-Floats exponential(Floats x) {  // within 2 units in the last place; exp(x) = 2^n * exp(r), |r| <= ln 2 / 2
+// a * b + c, rounded once where the processor can. Said explicitly, and compilers are told to fuse nothing by themselves: their
+// choice may differ from one copy of a function to the next, and with it the bits.
+inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+  return (Floats)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Floats fused(Floats a, float b, Floats c) { return fused(a, b - Floats{}, c); }  // 0 + b would be an addition
+
+inline Floats exponential(Floats x) {  // within 2 units in the last place; exp(x) = 2^n * exp(r), |r| <= ln 2 / 2
   const Floats low = Floats{} - 87.0f, high = Floats{} + 88.0f;
   x = x < low ? low : x;
   x = x > high ? high : x;
   const Floats magic = Floats{} + 12582912.0f;  // adding it rounds to a whole number
-  Floats n = (x * 1.44269504f + magic) - magic;
-  Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Floats n = fused(x, 1.44269504f, magic) - magic;
+  Floats r = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, x));
   Floats p = Floats{} + 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  for (float term : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = fused(p, r, Floats{} + term);
+  p = fused(p * r, r, r + 1.0f);
   Ints power = (__builtin_convertvector(n, Ints) + 127) << 23;
   return p * (Floats)power;
 }
 
-float total(Floats v) {
+inline float total(Floats v) {
   float lane[LANES];
   store(lane, v);
   for (int half = LANES / 2; half; half /= 2)
@@ -85,26 +128,28 @@ float total(Floats v) {
   return lane[0];
 }
 
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+// In each of two vectors the first `half` lanes of every 2 * half plus the others, one vector's sums after the other's.
+template <int half, int... lane> Floats folded(Floats a, Floats b, std::integer_sequence<int, lane...>) {
+  constexpr auto from = [](int i) {
+    int j = i % (LANES / 2);
+    return i / (LANES / 2) * LANES + j / half * 2 * half + j % half;
+  };
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, from(lane)...) + __builtin_shufflevector(a, b, (from(lane) + half)...);
 #else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Ints{__VA_ARGS__})
+  return __builtin_shuffle(a, b, Ints{from(lane)...}) + __builtin_shuffle(a, b, Ints{(from(lane) + half)...});
 #endif
+}
 
-// The totals of 16 vectors, each as `total` adds it: every step halves them by adding halves of what is left of each.
-Floats totals(const Floats (&v)[LANES]) {
-  Floats a[8], b[4], c[2];
-  for (int i = 0; i < 8; i++)
-    a[i] = SHUFFLE(v[2 * i], v[2 * i + 1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-           SHUFFLE(v[2 * i], v[2 * i + 1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  for (int i = 0; i < 4; i++)
-    b[i] = SHUFFLE(a[2 * i], a[2 * i + 1], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-           SHUFFLE(a[2 * i], a[2 * i + 1], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-  for (int i = 0; i < 2; i++)
-    c[i] = SHUFFLE(b[2 * i], b[2 * i + 1], 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
-           SHUFFLE(b[2 * i], b[2 * i + 1], 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
-  return SHUFFLE(c[0], c[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         SHUFFLE(c[0], c[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+// The totals of as many vectors as there are lanes: every step halves them by adding halves of what is left of each.
+template <int n = LANES> Floats totals(const Floats (&v)[n]) {
+  if constexpr (n == 1) {
+    return v[0];
+  } else {
+    Floats sums[n / 2];
+    for (int i = 0; i < n / 2; i++) sums[i] = folded<n / 2>(v[2 * i], v[2 * i + 1], std::make_integer_sequence<int, LANES>());
+    return totals<n / 2>(sums);
+  }
 }
 
 struct Team {

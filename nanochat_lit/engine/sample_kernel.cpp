@@ -26,7 +26,7 @@ struct Candidate {
 };
 
 bool any(Ints lanes) {
-  uint64_t word[8], all = 0;
+  uint64_t word[sizeof(lanes) / 8], all = 0;
   std::memcpy(word, &lanes, sizeof(word));
   for (uint64_t some : word) all |= some;
   return all != 0;
@@ -46,7 +46,7 @@ float largest(const float* z, int n) {
   return found;
 }
 
-// The k likeliest tokens in their order; most of the others are passed 16 at a time.
+// The k likeliest tokens in their order; most of the others are passed a vector at a time.
 std::vector<Candidate> likeliest(const float* z, int n, int k) {
   std::vector<Candidate> heap;  // the least likely one is its front
   heap.reserve(k);

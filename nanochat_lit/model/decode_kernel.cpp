@@ -1,8 +1,9 @@
 // Inference on a CPU, from token ids to logits, in one call: one token for each of several sequences, or several tokens of one.
 //
-// Written in the compiler's portable vectors of 16 lanes; where the processor has instructions for pairs of bfloat16 or
-// quadruples of 8-bit integers, or registers for whole tiles of them, those are used. Every output is a sum in an order that
-// depends neither on the number of rows nor on threads, so a sequence gets the same bits in any company.
+// Written in the compiler's portable vectors; where the processor has instructions for pairs of bfloat16 or quadruples of 8-bit
+// integers, or registers for whole tiles of them, those are used. Elsewhere weights in bfloat16 are widened on their way to
+// float32 arithmetic. Every output is a sum in an order that depends neither on the number of rows nor on threads, so a sequence
+// gets the same bits in any batch.
 //
 // Shapes: rows (one a token), C channels (n_embd), H heads, Hkv key/value heads, D head dim.
 
@@ -14,12 +15,26 @@ namespace {
 // How a matrix and its inputs are stored: 1, 2 or 4 numbers to a 32-bit word.
 enum Kind : int32_t { FLOAT32, BFLOAT16, INT8 };
 
-// As many sums as fit the registers: blocks of 16 outputs for some rows. Many rows read a weight less often in a tile that is
-// higher than wide; few rows read more weights at a time.
-#if defined(__AVX512F__)
-constexpr int BLOCKS = 4, ROWS = 6, MANY_BLOCKS = 3, MANY_ROWS = 8;
+constexpr int BLOCK = 16;  // outputs whose weights lie side by side
+constexpr int VECTORS = BLOCK / LANES;
+
+#if defined(__AVX512BF16__)
+constexpr bool HAS_PAIRS = true;  // inputs of bfloat16 weights are bfloat16 too; elsewhere they are float32
 #else
-constexpr int BLOCKS = 2, ROWS = 2, MANY_BLOCKS = 2, MANY_ROWS = 2;
+constexpr bool HAS_PAIRS = false;
+#endif
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr int ZERO = 128;  // what stands for 0 in 8-bit inputs: these instructions take unsigned ones
+#else
+constexpr int ZERO = 0;
+#endif
+
+// As many sums as fit the registers: blocks of outputs for some rows. Many rows read a weight less often in a tile that is
+// higher than wide; few rows need more sums at a time than they have rows, as each waits for the one before it.
+#if defined(__AVX512F__)
+constexpr int BLOCKS = 4, ROWS = 6, FEW_BLOCKS = 3, FEW_ROWS = 8, MANY_BLOCKS = 3, MANY_ROWS = 8;
+#else
+constexpr int BLOCKS = 4, ROWS = 1, FEW_BLOCKS = 2, FEW_ROWS = 3, MANY_BLOCKS = 1, MANY_ROWS = 6;
 #endif
 
 constexpr int QUERIES = 4;  // of a prompt that are computed together
@@ -29,7 +44,7 @@ float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
 float dot(const float* a, const float* b, int n) {  // n is a multiple of LANES
   Floats sum = {};
-  for (int i = 0; i < n; i += LANES) sum += load<Floats>(a + i) * load<Floats>(b + i);
+  for (int i = 0; i < n; i += LANES) sum = fused(load<Floats>(a + i), load<Floats>(b + i), sum);
   return total(sum);
 }
 
@@ -43,7 +58,7 @@ void scaled_norm(const float* x, float* out, int n, float eps, float scale) {
 extern "C" {
 
 struct Matrix {
-  const uint32_t* weights;  // (blocks of 16 outputs, words, 16)
+  const uint32_t* weights;  // (blocks of outputs, words, BLOCK)
   const float* scales;      // INT8: of each output
   const int32_t* sums;      // INT8: of each output's weights
   int32_t kind, outputs, inputs, words;
@@ -85,53 +100,70 @@ struct Reading {
 
 namespace {
 
+// Inputs to a word of weights, in words.
+constexpr int per_word(Kind kind) { return kind == BFLOAT16 && !HAS_PAIRS ? 2 : 1; }
+int input_words(const Matrix& m) { return m.words * per_word(Kind(m.kind)); }
+
 template <Kind kind> struct Sum {
   Floats v = {};
   void add(Words w, uint32_t x) {
-    if constexpr (kind == FLOAT32) {
-      v += (Floats)w * bits<float>(x);
-    } else {
 #if defined(__AVX512BF16__)
-      v = (Floats)_mm512_dpbf16_ps((__m512)v, (__m512bh)w, (__m512bh)_mm512_set1_epi32(int(x)));
-#else
-      v += (Floats)(w << 16) * bits<float>(x << 16);
-      v += (Floats)(w & 0xffff0000u) * bits<float>(x & 0xffff0000u);
+    if constexpr (kind == BFLOAT16) v = (Floats)_mm512_dpbf16_ps((__m512)v, (__m512bh)w, (__m512bh)_mm512_set1_epi32(int(x)));
+    else
 #endif
-    }
+      v = fused((Floats)w, bits<float>(x), v);
   }
 };
 
-template <> struct Sum<INT8> {  // signed weights, unsigned inputs around 128
+template <> struct Sum<INT8> {  // signed weights; inputs around ZERO
   Ints v = {};
   void add(Words w, uint32_t x) {
 #if defined(__AVX512VNNI__)
     v = (Ints)_mm512_dpbusd_epi32((__m512i)v, _mm512_set1_epi32(int(x)), (__m512i)w);
+#elif defined(__AVXVNNI__)
+    v = (Ints)_mm256_dpbusd_avx_epi32((__m256i)v, _mm256_set1_epi32(int(x)), (__m256i)w);
+#elif defined(__AVX2__)
+    // unsigned times signed: the sign moves to the weight; two products of up to 127 * 127 fit 16 bits
+    __m256i all = _mm256_set1_epi32(int(x));
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(all), _mm256_sign_epi8((__m256i)w, all));
+    v += (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(__ARM_FEATURE_DOTPROD)
+    v = (Ints)vdotq_s32((int32x4_t)v, (int8x16_t)w, vreinterpretq_s8_u32(vdupq_n_u32(x)));
 #else
-    for (int byte = 0; byte < 4; byte++) v += ((Ints)(w << (24 - 8 * byte)) >> 24) * int32_t((x >> (8 * byte)) & 255);
+    for (int byte = 0; byte < 4; byte++) v += ((Ints)(w << (24 - 8 * byte)) >> 24) * (int32_t(x << (24 - 8 * byte)) >> 24);
 #endif
   }
 };
 
+// Sums of NR rows for NB blocks of outputs; both halves of a word go into the same sum, one after the other.
 template <Kind kind, int NB, int NR>
-void tile(const uint32_t* weights, int words, const uint32_t* x, Sum<kind> (&out)[NB][NR]) {
-  Sum<kind> sums[NB][NR];
+void tile(const uint32_t* weights, int words, const uint32_t* x, Sum<kind> (&out)[NB * VECTORS][NR]) {
+  constexpr int NV = NB * VECTORS, PARTS = per_word(kind);
+  Sum<kind> sums[NV][NR];
   for (int k = 0; k < words; k++) {
-    Words w[NB];
+    Words whole[NV];
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; v++)
+      whole[v] = load<Words>(weights + (int64_t(v / VECTORS) * words + k) * BLOCK + v % VECTORS * LANES);
+#pragma GCC unroll 2
+    for (int part = 0; part < PARTS; part++) {
+      Words w[NV];
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; v++) w[v] = PARTS == 1 ? whole[v] : part == 0 ? whole[v] << 16 : whole[v] & 0xffff0000u;
 #pragma GCC unroll 8
-    for (int b = 0; b < NB; b++) w[b] = load<Words>(weights + (int64_t(b) * words + k) * LANES);
-#pragma GCC unroll 8
-    for (int r = 0; r < NR; r++)
-#pragma GCC unroll 8
-      for (int b = 0; b < NB; b++) sums[b][r].add(w[b], x[int64_t(r) * words + k]);
+      for (int r = 0; r < NR; r++)
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; v++) sums[v][r].add(w[v], x[(int64_t(r) * words + k) * PARTS + part]);
+    }
   }
-  for (int b = 0; b < NB; b++)
-    for (int r = 0; r < NR; r++) out[b][r] = sums[b][r];
+  for (int v = 0; v < NV; v++)
+    for (int r = 0; r < NR; r++) out[v][r] = sums[v][r];
 }
 
-// 16 outputs of a row as they are meant.
+// A vector of a row's outputs as they are meant.
 template <Kind kind> Floats finished(const Matrix& m, Sum<kind> sum, int output, float x_scale) {
   if constexpr (kind == INT8) {
-    Ints exact = sum.v - 128 * load<Ints>(m.sums + output);
+    Ints exact = sum.v - ZERO * load<Ints>(m.sums + output);
     return __builtin_convertvector(exact, Floats) * load<Floats>(m.scales + output) * x_scale;
   } else {
     return sum.v;
@@ -140,12 +172,13 @@ template <Kind kind> Floats finished(const Matrix& m, Sum<kind> sum, int output,
 
 template <Kind kind, int NB, int NR, class Put>
 void rows_of_blocks(const Matrix& m, const uint32_t* x, const float* x_scales, int row, int block, Put put) {
-  Sum<kind> sums[NB][NR];
-  tile<kind, NB, NR>(m.weights + int64_t(block) * m.words * LANES, m.words, x + int64_t(row) * m.words, sums);
-  for (int b = 0; b < NB; b++)
+  Sum<kind> sums[NB * VECTORS][NR];
+  tile<kind, NB, NR>(m.weights + int64_t(block) * m.words * BLOCK, m.words, x + int64_t(row) * input_words(m), sums);
+  for (int v = 0; v < NB * VECTORS; v++)
     for (int r = 0; r < NR; r++) {
-      int output = (block + b) * LANES;
-      put(row + r, output, finished<kind>(m, sums[b][r], output, x_scales[row + r]));
+      int output = block * BLOCK + v * LANES;
+      if (output >= m.outputs) return;  // the last block may be filled up with zeros
+      put(row + r, output, finished<kind>(m, sums[v][r], output, x_scales[row + r]));
     }
 }
 
@@ -168,7 +201,7 @@ void all_rows(const Matrix& m, const uint32_t* x, const float* x_scales, int row
 
 template <Kind kind, int NB, int NR, class Put>
 void my_outputs(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, const Team& team, Put put) {
-  int num_blocks = (m.outputs + LANES - 1) / LANES;
+  int num_blocks = (m.outputs + BLOCK - 1) / BLOCK;
   int num_groups = (num_blocks + NB - 1) / NB;
   int block = team.begin(num_groups) * NB, end = std::min(team.end(num_groups) * NB, num_blocks);
   for (; block + NB <= end; block += NB) all_rows<kind, NB, NR>(m, x, x_scales, rows, block, put);
@@ -215,11 +248,12 @@ void tiled(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, 
   if constexpr (kind != FLOAT32)
     if (m.words % 16 == 0 && is_using_tiles && may_use_tiles()) return my_tiles<kind>(m, x, x_scales, rows, team, put);
 #endif
-  if (rows > ROWS) my_outputs<kind, MANY_BLOCKS, MANY_ROWS>(m, x, x_scales, rows, team, put);
-  else my_outputs<kind, BLOCKS, ROWS>(m, x, x_scales, rows, team, put);
+  if (rows <= ROWS) my_outputs<kind, BLOCKS, ROWS>(m, x, x_scales, rows, team, put);
+  else if (rows <= FEW_ROWS) my_outputs<kind, FEW_BLOCKS, FEW_ROWS>(m, x, x_scales, rows, team, put);
+  else my_outputs<kind, MANY_BLOCKS, MANY_ROWS>(m, x, x_scales, rows, team, put);
 }
 
-// This thread's share of the outputs of matrix times rows; put(row, first output, 16 values) takes them.
+// This thread's share of the outputs of matrix times rows; put(row, first output, a vector of values) takes them.
 template <class Put>
 void multiply(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, const Team& team, Put put) {
   if (m.kind == FLOAT32) tiled<FLOAT32>(m, x, x_scales, rows, team, put);
@@ -229,8 +263,9 @@ void multiply(const Matrix& m, const uint32_t* x, const float* x_scales, int row
 
 // A row in the form that a matrix multiplies; returns its scale.
 float prepare(const Matrix& m, const float* x, uint32_t* out) {
-  if (m.kind == FLOAT32) {
+  if (m.kind == FLOAT32 || (m.kind == BFLOAT16 && !HAS_PAIRS)) {
     std::memcpy(out, x, sizeof(float) * m.inputs);
+    for (int i = m.inputs; i < input_words(m); i++) out[i] = 0;
   } else if (m.kind == BFLOAT16) {
     uint16_t* half = reinterpret_cast<uint16_t*>(out);
     for (int i = 0; i < m.inputs; i++) half[i] = to_bfloat16(x[i]);
@@ -240,8 +275,8 @@ float prepare(const Matrix& m, const float* x, uint32_t* out) {
     for (int i = 0; i < m.inputs; i++) largest = std::max(largest, std::fabs(x[i]));
     float scale = largest / 127;
     uint8_t* byte = reinterpret_cast<uint8_t*>(out);
-    for (int i = 0; i < m.inputs; i++) byte[i] = uint8_t(int(std::nearbyint(x[i] / scale)) + 128);
-    for (int i = m.inputs; i < 4 * m.words; i++) byte[i] = 128;
+    for (int i = 0; i < m.inputs; i++) byte[i] = uint8_t(int(std::nearbyint(x[i] / scale)) + ZERO);
+    for (int i = m.inputs; i < 4 * m.words; i++) byte[i] = ZERO;
     return scale;
   }
   return 1.0f;
@@ -282,13 +317,13 @@ void weigh(const Queries<Cached>& a, int begin, int end, const float* factors, i
     for (int n = 0; n < N; n++) {
       Floats value = load_wide(a.values + int64_t(j) * a.key_stride + at + n * LANES);
 #pragma GCC unroll 8
-      for (int q = 0; q < Q; q++) sums[q][n] += a.weights[int64_t(q) * a.room + j - begin] * value;
+      for (int q = 0; q < Q; q++) sums[q][n] = fused(value, a.weights[int64_t(q) * a.room + j - begin], sums[q][n]);
     }
   for (int q = 0; q < Q; q++)
     for (int n = 0; n < N; n++) store(a.out + int64_t(q) * a.stride + at + n * LANES, sums[q][n] * factors[q]);
 }
 
-// Keys are taken 16 at a time by their position, so a query gets the same bits beside any others.
+// Keys are taken a vector at a time by their position, so a query gets the same bits beside any others.
 template <int Q, class Cached> void mix(const Queries<Cached>& a, int D) {
   int begin = std::max(0, a.position - a.window) / LANES * LANES, end = a.position + Q;
   float scale = 1.0f / std::sqrt(float(D)), factors[Q];
@@ -303,7 +338,7 @@ template <int Q, class Cached> void mix(const Queries<Cached>& a, int D) {
       for (int i = 0; i < D; i += LANES) {
         Floats some = load_wide(key + i);
 #pragma GCC unroll 8
-        for (int q = 0; q < Q; q++) sum[q] += load<Floats>(a.first + int64_t(q) * a.stride + i) * some;
+        for (int q = 0; q < Q; q++) sum[q] = fused(load<Floats>(a.first + int64_t(q) * a.stride + i), some, sum[q]);
       }
       for (int q = 0; q < Q; q++) sums[q][j] = sum[q];
     }
@@ -331,7 +366,7 @@ template <int Q, class Cached> void mix(const Queries<Cached>& a, int D) {
     }
     factors[q] = 1.0f / total(sums);
   }
-  constexpr int WIDE = Q == 1 ? 8 : 4;
+  constexpr int WIDE = Q == 1 ? 8 : LANES == 8 ? 2 : 4;
   int i = 0;
   for (; i + WIDE * LANES <= D; i += WIDE * LANES) weigh<Q, WIDE>(a, begin, end, factors, i);
   for (; i < D; i += LANES) weigh<Q, 1>(a, begin, end, factors, i);
@@ -344,8 +379,9 @@ struct Step {
   int rows;
   const Reading* reading;  // null: every row is a sequence of its own
   int max_room;            // positions of the longest sequence
-  float *x, *first, *middle, *normed, *q, *k, *v, *mixed, *hidden, *gates, *scales, *scores;
-  uint32_t *inputs, *hidden_inputs;
+  float *x = {}, *first = {}, *middle = {}, *normed = {}, *q = {}, *k = {}, *v = {}, *mixed = {}, *hidden = {}, *gates = {},
+        *scales = {}, *scores = {};
+  uint32_t *inputs = {}, *hidden_inputs = {};
 
   // The same walk counts the floats and hands them out.
   int64_t place(float* base, int threads) {
@@ -411,7 +447,7 @@ struct Step {
   void norm_and_prepare(int row, const float* state, const Matrix& m) {
     float* out = normed + int64_t(row) * model.n_embd;
     scaled_norm(state, out, model.n_embd, model.eps, 1.0f);
-    scales[row] = prepare(m, out, inputs + int64_t(row) * m.words);
+    scales[row] = prepare(m, out, inputs + int64_t(row) * input_words(m));
   }
 
   void open_gates(const Layer& layer, int row) {
@@ -523,7 +559,7 @@ struct Step {
       else attention<float>(layer, number, team, room);
       team.wait();
       for (int row = first_row; row < end_row; row++)
-        scales[row] = prepare(layer.proj, mixed + int64_t(row) * C, inputs + int64_t(row) * layer.proj.words);
+        scales[row] = prepare(layer.proj, mixed + int64_t(row) * C, inputs + int64_t(row) * input_words(layer.proj));
       team.wait();
       multiply(layer.proj, inputs, scales, rows, team, onto_x);
       team.wait();
@@ -535,7 +571,7 @@ struct Step {
       });
       team.wait();
       for (int row = first_row; row < end_row; row++)
-        scales[row] = prepare(layer.out, hidden + int64_t(row) * 4 * C, hidden_inputs + int64_t(row) * layer.out.words);
+        scales[row] = prepare(layer.out, hidden + int64_t(row) * 4 * C, hidden_inputs + int64_t(row) * input_words(layer.out));
       team.wait();
       multiply(layer.out, hidden_inputs, scales, rows, team, onto_x);
       team.wait();
@@ -550,9 +586,9 @@ struct Step {
     }
     team.wait();
     int V = model.vocab_size, skipped = reading ? rows - 1 : 0;  // of a prompt only what follows it is asked for
-    multiply(model.head, inputs + int64_t(skipped) * model.head.words, scales + skipped, rows - skipped, team,
+    multiply(model.head, inputs + int64_t(skipped) * input_words(model.head), scales + skipped, rows - skipped, team,
              [=](int row, int output, Floats z) {
-               if (output >= V) return;
+               if (output >= V) return;  // the table has rows beyond the vocabulary
                Floats capped = SOFTCAP * (1.0f - 2.0f / (exponential(z * (2.0f / SOFTCAP)) + 1.0f));
                put_some(logits + int64_t(row) * V + output, capped, V - output);
              });
@@ -589,8 +625,9 @@ int32_t use_tiles(int32_t is_wanted) {
 
 // rows of inputs -> rows of outputs, both in bfloat16 or both in float32.
 void linear(const Matrix* m, const void* x, void* y, int32_t rows, int32_t is_bfloat16, int32_t threads) {
-  bool is_ready = m->kind == (is_bfloat16 ? BFLOAT16 : FLOAT32) && m->inputs * (is_bfloat16 ? 2 : 4) == m->words * 4;
-  std::vector<uint32_t> prepared(is_ready ? 0 : int64_t(rows) * m->words);
+  bool is_ready = is_bfloat16 ? m->kind == BFLOAT16 && HAS_PAIRS && m->inputs == m->words * 2
+                              : m->kind != INT8 && !(m->kind == BFLOAT16 && HAS_PAIRS) && m->inputs == input_words(*m);
+  std::vector<uint32_t> prepared(is_ready ? 0 : int64_t(rows) * input_words(*m));
   std::vector<float> scales(rows);
   const uint32_t* inputs = is_ready ? static_cast<const uint32_t*>(x) : prepared.data();
   with_team(threads, [&](const Team& team) {
@@ -603,7 +640,7 @@ void linear(const Matrix* m, const void* x, void* y, int32_t rows, int32_t is_bf
           for (int i = 0; i < m->inputs; i++) wide[i] = from_bfloat16(half[i]);
           from = wide.data();
         }
-        scales[row] = prepare(*m, from, prepared.data() + int64_t(row) * m->words);
+        scales[row] = prepare(*m, from, prepared.data() + int64_t(row) * input_words(*m));
       }
       team.wait();
     }

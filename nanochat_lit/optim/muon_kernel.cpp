@@ -6,7 +6,7 @@
 
 namespace {
 
-// Does `whole(i)` for each 16 elements from i on, and `single(i)` for those that are left.
+// Does `whole(i)` for each LANES elements from i on, and `single(i)` for those that are left.
 template <class Whole, class Single> void along(int64_t size, Whole whole, Single single) {
   int64_t i = 0;
   for (; i + LANES <= size; i += LANES) whole(i);
