@@ -9,14 +9,15 @@ from typing import Any, Literal
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import ReadBandwidth, default_device, resolve_compute_dtype
+from nanochat_lit.common.hardware import ReadBandwidth, default_device, is_free_choice, resolve_compute_dtype
 from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
 from nanochat_lit.engine.request import Request
 from nanochat_lit.engine.slots import SlotEngine
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.accounting import count_parameters
+from nanochat_lit.model.decode_kernel import KernelLinear
 from nanochat_lit.model.export import load_model
-from nanochat_lit.model.packed import Quantization, pack_linears
+from nanochat_lit.model.packed import Quantization, describe_kernel, pack_linears
 from nanochat_lit.model.slot_cache import stored_dtype
 
 
@@ -81,13 +82,14 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
             f"of {context} together"
         )
     if quantize or packed:
-        pack_linears(gpt, quantize)
-    weight_bytes = _weight_bytes(gpt.config, gpt.compute_dtype, quantize)
+        pack_linears(gpt, quantize, torch.bfloat16 if is_free_choice(compute_dtype) else None)
+    weight_bytes = _weight_bytes(gpt, quantize)
     report = {
         "config": asdict(gpt.config),
         "compute_dtype": str(gpt.compute_dtype).removeprefix("torch."),
         "quantize": quantize,
         "packed": quantize is not None or packed,
+        "kernel": describe_kernel(gpt),
         "weight_bytes": weight_bytes,
         **_measure(gpt, weight_bytes, counts, prompt_len, new_tokens, repeats),
     }
@@ -192,9 +194,10 @@ class _NoText:
         return ""
 
 
-def _weight_bytes(config: GPTConfig, dtype: torch.dtype, quantize: Quantization | None) -> int:
+def _weight_bytes(gpt: GPT, quantize: Quantization | None) -> int:
     """Bytes of matrices that a decode step reads; of the tables it reads a row."""
-    counts = count_parameters(config)
+    counts = count_parameters(gpt.config)
+    dtype = gpt.lm_head.dtype if isinstance(gpt.lm_head, KernelLinear) else gpt.compute_dtype
     return (counts.transformer_matrices + counts.lm_head) * (1 if quantize else dtype.itemsize)
 
 
@@ -207,7 +210,7 @@ def _key_bytes(gpt: GPT, position: int) -> int:
 
 def _table(report: dict[str, Any], prompt_len: int) -> str:
     heading = (
-        f"{report['compute_dtype']}, quantize {report['quantize']}, packed {report['packed']}; "
+        f"{report['compute_dtype']}, quantize {report['quantize']}, packed {report['packed']}; {report['kernel']}; "
         f"weights {report['weight_bytes'] / 1e6:.1f} MB, peak memory {memory_text(report['peak_memory_bytes'])}\n"
         f"prefill of {prompt_len} tokens: {report['first_token_ms']:.1f} ms to the first token, "
         f"{report['prefill_tokens_per_s']:,.0f} tokens/s\n"

@@ -1,5 +1,7 @@
 """nanochat-lit chat: talk to an export in the terminal. Imports little, because a person is waiting for the first word."""
 
+import sys
+
 from nanochat_lit.commands.terminal_chat import TerminalChat, note_cut, write
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.calculator import calculate
@@ -9,7 +11,7 @@ from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
 from nanochat_lit.engine.export import load_export, load_generation_defaults
 from nanochat_lit.engine.tool_use import Tool
-from nanochat_lit.model.packed import Quantization
+from nanochat_lit.model.packed import Quantization, describe_kernel
 
 
 def chat(  # noqa: PLR0913 - every option of the command is a parameter
@@ -53,6 +55,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         raise UserError("the prompt is empty; write a message after -p, or leave -p out for a conversation")
     tool = _tool(python_tool)
     gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
+    print(f"kernel: {describe_kernel(gpt)}", file=sys.stderr)
     with EngineChat(Engine(gpt, tokenizer, num_slots=1, tool=tool)) as chat_model:
         if prompt is None:
             TerminalChat(chat_model, conversation).run()

@@ -5,14 +5,18 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
+from nanochat_lit.common.cpp_library import instructions
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import COMPUTE_DTYPES, gpu_peak_flops_per_s
 from nanochat_lit.model.accounting import count_parameters, kv_cache_bytes
 from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.model.decode_kernel import uncovered
+from nanochat_lit.model.loss_kernel import loss_library, loss_problem
 from nanochat_lit.model.memory import TrainingMemory, training_memory
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, REFERENCE_WIDTH, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import TrainingPlan, derive_plan, micro_batches
 from nanochat_lit.optim.step_costs import step_costs
+from nanochat_lit.training.compiling import describe_kernels
 
 
 def plan(  # noqa: PLR0913 - every option of the command is a parameter
@@ -83,6 +87,8 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         compute_dtype=COMPUTE_DTYPES[compute_dtype], is_compiled=compile, activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
     values = _values(config, derived, micro_batch_size, gpus)
+    if device == "cpu":
+        values["kernels_of_this_machine"] = {"training": describe_kernels(), "decoding": _decoding(config)}
     values["memory_bytes"] = {**_memory(estimate(world_size=gpus)), "kv_cache_per_sequence": kv_cache_bytes(config)}
     values["memory_bytes_by_devices"] = {str(n): estimate(world_size=n).total for n in _device_counts(gpus)}
     values["optimizer_step_of_a_device"] = asdict(
@@ -102,6 +108,11 @@ def _values(config: GPTConfig, derived: TrainingPlan, micro_batch_size: int, gpu
         "training": _training(derived, micro_batches_per_step),
         "learning_rates": _learning_rates(config, derived),
     }
+
+
+def _decoding(config: GPTConfig) -> str:
+    library, obstacle = loss_library(), uncovered(config) or loss_problem()
+    return f"PyTorch; not C++: {obstacle}" if library is None or obstacle else f"{instructions(library)} (C++)"
 
 
 def _parameters(config: GPTConfig) -> dict[str, Any]:

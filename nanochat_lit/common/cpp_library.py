@@ -16,7 +16,6 @@ BUILD_TIMEOUT_S = 300.0
 HEADERS = Path(__file__).parent
 
 
-@lru_cache(maxsize=8)
 def cpp_library(source: Path) -> ctypes.CDLL | None:
     """Load a library, compiled on its first use on this machine (some seconds).
 
@@ -27,11 +26,27 @@ def cpp_library(source: Path) -> ctypes.CDLL | None:
         source: A C++ file whose functions are `extern "C"`; it may include this folder's headers.
 
     Returns:
-        The library; None where it cannot be built (no g++ or clang++, or one that is too old) or loaded.
+        The library; None where it cannot be built or loaded, for which `library_problem` has the reason.
     """
+    return _load(source)[0]
+
+
+def library_problem(source: Path) -> str:
+    """Why a library is missing, in one line; empty if it is not."""
+    return _load(source)[1]
+
+
+def instructions(library: ctypes.CDLL) -> str:
+    """Name of the instruction set that a library was built for, such as AVX2; see vectors.h."""
+    library.instructions.restype = ctypes.c_char_p
+    return library.instructions().decode()
+
+
+@lru_cache(maxsize=8)
+def _load(source: Path) -> tuple[ctypes.CDLL | None, str]:
     compiler = _compiler()
     if compiler is None:
-        return None
+        return None, "there is no C++ compiler (g++ or clang++)"
     texts = [path.read_text("utf-8") for path in (source, *sorted(HEADERS.glob("*.h")))]
     key = hashlib.sha256("\0".join([*texts, *FLAGS, *_machine(compiler)]).encode()).hexdigest()
     folder = cache_folder()
@@ -40,9 +55,10 @@ def cpp_library(source: Path) -> ctypes.CDLL | None:
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             _build(compiler, source, path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
-        return None
+        return ctypes.CDLL(str(path)), ""
+    except (OSError, subprocess.SubprocessError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        return None, next((line for line in lines if "error" in line), lines[0]).strip()
 
 
 def cache_folder() -> Path:

@@ -74,6 +74,11 @@ def resolve_compute_dtype(requested: str = "auto", device: str | torch.device | 
     return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
 
 
+def is_free_choice(requested: str) -> bool:
+    """Whether the number format is left to this package: "auto", and no NANOCHAT_DTYPE in the environment."""
+    return requested == "auto" and not os.environ.get("NANOCHAT_DTYPE")
+
+
 def default_device() -> torch.device:
     """The fastest kind of device that is there: CUDA, then Apple's MPS, then the CPU."""
     if torch.cuda.is_available():

@@ -32,25 +32,31 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
 
-// The kernel's name, as a run reports it.
+// As a run reports them.
 constexpr const char* INSTRUCTIONS =
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
-    "AMX";
+#if defined(__AVX512BF16__) && defined(__AMX_BF16__)
+    "AVX-512 BF16, AMX";
 #elif defined(__AVX512BF16__)
     "AVX-512 BF16";
 #elif defined(__AVX512F__)
     "AVX-512";
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__AVXVNNI__)
-    "AVX2 and AVX-VNNI";
+    "AVX2, AVX-VNNI";
 #elif defined(__AVX2__) && defined(__FMA__)
     "AVX2";
 #elif defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD)
-    "NEON with dot products";
+    "NEON, dot products";
 #elif defined(__ARM_NEON)
     "NEON";
 #else
     "portable vectors";
 #endif
+
+}  // namespace
+
+extern "C" __attribute__((used)) inline const char* instructions() { return INSTRUCTIONS; }
+
+namespace {
 
 constexpr float SOFTCAP = 15.0f;
 
@@ -81,6 +87,11 @@ inline uint16_t to_bfloat16(float x) {
 }
 
 inline float from_bfloat16(uint16_t x) { return bits<float>(uint32_t(x) << 16); }
+
+inline float widened(float x) { return x; }
+inline float widened(uint16_t x) { return from_bfloat16(x); }
+inline void narrowed(float x, float& to) { to = x; }
+inline void narrowed(float x, uint16_t& to) { to = to_bfloat16(x); }
 
 inline void store_narrow(float* to, Floats v) { store(to, v); }
 

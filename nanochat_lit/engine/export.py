@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import default_device
+from nanochat_lit.common.hardware import default_device, is_free_choice
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.model import GPT
 from nanochat_lit.model.export import load_model, save_model
@@ -88,8 +88,8 @@ def load_export(
         device: Where to put the model; None is the fastest device there is.
         compute_dtype: "auto", "bfloat16", "float16" or "float32".
         cast_weights: Also store the matrices in it: same results, but no longer fit for training.
-        packed: With cast_weights, lay the matrices out for decoding on this device. False keeps them as they are, which suits
-            evaluation in large batches.
+        packed: With cast_weights, lay the matrices out for decoding on this device; with "auto", a CPU that computes in
+            float32 keeps them in bfloat16. False keeps them as they are, which suits evaluation in large batches.
         quantize: "int8" stores and multiplies the matrices in 8 bits (CPU); cast_weights is implied.
 
     Raises:
@@ -106,7 +106,7 @@ def load_export(
     model = load_model(folder, device, compute_dtype, cast_weights=cast_weights)
     _check_vocabulary(model, tokenizer, folder)
     if (cast_weights and packed) or quantize:
-        pack_linears(model, quantize)
+        pack_linears(model, quantize, torch.bfloat16 if is_free_choice(compute_dtype) else None)
     return model.eval(), tokenizer
 
 

@@ -293,9 +293,6 @@ void table_row(const Model& model, const void* table, int64_t row, int width, fl
   }
 }
 
-void narrow(float x, float& out) { out = x; }
-void narrow(float x, uint16_t& out) { out = to_bfloat16(x); }
-
 // Neighbouring queries of one head, which meet the same keys; `stride` numbers from one key, or query, to the next.
 template <class Cached> struct Queries {
   const float* first;
@@ -486,7 +483,7 @@ struct Step {
     rotate(key, positions[row], QK_SCALE);
     Cached *to_key = keys<Cached>(layer, number, row, head), *to_value = values<Cached>(layer, number, row, head);
     int64_t at = int64_t(reading ? positions[row] : positions[row] % layer.room) * stride();
-    for (int i = 0; i < D; i++) narrow(key[i], to_key[at + i]), narrow(value[i], to_value[at + i]);
+    for (int i = 0; i < D; i++) narrowed(key[i], to_key[at + i]), narrowed(value[i], to_value[at + i]);
   }
 
   // The query heads that share a key/value head attend, of Q neighbouring rows of a prompt or of one of slots.
@@ -615,6 +612,11 @@ void run_step(const Model* model, const Reading* reading, const int32_t* tokens,
     Step mine = step;
     mine.run(team, logits);
   });
+}
+
+// Of Matrix, Layer, Model and Reading, in bytes, so that Python's can be compared.
+void struct_sizes(int64_t* sizes) {
+  for (size_t size : {sizeof(Matrix), sizeof(Layer), sizeof(Model), sizeof(Reading)}) *sizes++ = int64_t(size);
 }
 
 // Whether tiles are used from now on, if this processor has any; returns whether they are.

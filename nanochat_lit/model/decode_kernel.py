@@ -5,7 +5,8 @@ Here a step is one call, at the speed of the memory.
 """
 
 import ctypes
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,19 +14,26 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from nanochat_lit.common.cpp_library import cpp_library
+from nanochat_lit.common.cpp_library import cpp_library, instructions, library_problem
+from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.model.bigram import bigram_rows
+from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.kv_cache import KVCache
 from nanochat_lit.model.slot_cache import SlotCache
 
 if TYPE_CHECKING:
     from nanochat_lit.model.gpt import GPT
 
-LANES = 16
-"""Outputs that the kernel computes together."""
+BLOCK = 16
+"""Outputs whose weights lie side by side, as in decode_kernel.cpp."""
 
 CHUNK = 256
 """Tokens of a prompt that are read in one call: memory for their states stays small."""
+
+MAX_SLOWDOWN = 2.0
+"""Times PyTorch's duration from which on PyTorch is preferred: far beyond the noise of a busy machine."""
+
+_SOURCE = Path(__file__).with_name("decode_kernel.cpp")
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """As in decode_kernel.cpp: dtypes of weights."""
@@ -69,9 +77,13 @@ class _Reading(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def kernel_library() -> ctypes.CDLL | None:
-    """The compiled kernel, built on first use; None where there is no C++ compiler."""
-    library = cpp_library(Path(__file__).with_name("decode_kernel.cpp"))
+    """The compiled kernel, built on first use; None where it cannot be built."""
+    library = cpp_library(_SOURCE)
     if library is not None:
+        sizes = (ctypes.c_int64 * 4)()
+        library.struct_sizes(sizes)
+        expected = [ctypes.sizeof(struct) for struct in (_Matrix, _Layer, _Model, _Reading)]
+        assert list(sizes) == expected, f"structures of decode_kernel.cpp have {list(sizes)} bytes, here {expected}"
         library.workspace_floats.restype = ctypes.c_int64
         library.workspace_floats.argtypes = [_POINTER, _INT, _INT, _INT]
         library.run_step.argtypes = [*[_POINTER] * 5, _INT, _INT, _INT, _POINTER, _POINTER]
@@ -79,6 +91,66 @@ def kernel_library() -> ctypes.CDLL | None:
         library.run_step.restype = library.linear.restype = None
         library.use_tiles.argtypes, library.use_tiles.restype = [_INT], _INT
     return library
+
+
+def kernel_name() -> str:
+    """Instruction sets that the kernel computes with here, such as AVX2."""
+    library = kernel_library()
+    assert library is not None, "asked for only where there is a kernel"
+    name = instructions(library)
+    return name if library.use_tiles(1) else name.removesuffix(", AMX")  # the system may refuse these registers
+
+
+def uncovered(config: GPTConfig) -> str:
+    """Why the kernel cannot compute models of this config; empty if it can."""
+    if type(config) is not GPTConfig:
+        return f"it does not know {type(config).__name__}"
+    widths = {"n_embd": config.n_embd, "head_dim": config.head_dim}
+    wrong = [f"{name} {width}" for name, width in widths.items() if width % BLOCK]
+    return f"{' and '.join(wrong)} must be a multiple of {BLOCK}" if wrong else ""
+
+
+def kernel_obstacle(model: "GPT") -> str:
+    """Why PyTorch computes this model's decode steps instead of the kernel; empty if the kernel does."""
+    if model.device.type != "cpu":
+        return f"it is for CPUs, the model is on {model.device}"
+    if model.compute_dtype not in (torch.float32, torch.bfloat16):
+        return f"it computes in float32 and bfloat16, not in {model.compute_dtype}"
+    if cast("nn.Embedding", model.transformer["wte"]).weight.dtype != model.compute_dtype:
+        return "the embedding is not stored in the compute dtype"
+    return uncovered(model.config) or library_problem(_SOURCE) or _slowdown()
+
+
+@lru_cache(maxsize=1)
+def _slowdown() -> str:
+    """In what the kernel is slower than PyTorch here, measured once and kept beside the library; empty if in nothing."""
+    library = kernel_library()
+    assert library is not None, "asked for only where there is a kernel"
+    path = Path(library._name).with_suffix(".speed.json")
+    if not path.exists():
+        write_json(path, {"decoding": _times_of_pytorch(1), "prompts": _times_of_pytorch(128)})
+    slow = [f"{times:.1f} times slower in {name}" for name, times in read_json(path).items() if times > MAX_SLOWDOWN]
+    return f"than PyTorch it is {' and '.join(slow)} here" if slow else ""
+
+
+def _times_of_pytorch(rows: int) -> float:
+    """The kernel's duration over PyTorch's, of a layer: the fastest of several runs by turns."""
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs = (torch.randn(n, 256, generator=generator) for n in (1024, rows))
+    kernel = KernelLinear(weight)
+    ours, theirs = (
+        min(times)
+        for times in zip(
+            *((_seconds(kernel, inputs), _seconds(weight.matmul, inputs.T)) for _ in range(20)), strict=True
+        )
+    )
+    return ours / theirs
+
+
+def _seconds(compute: Callable[[Tensor], Tensor], inputs: Tensor) -> float:
+    start_s = time.perf_counter()
+    compute(inputs)
+    return time.perf_counter() - start_s
 
 
 class KernelLinear(nn.Module):
@@ -93,10 +165,10 @@ class KernelLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         group = 4 // weight.dtype.itemsize
-        outputs, words = -(-self.out_features // LANES) * LANES, -(-self.in_features // group)
+        outputs, words = -(-self.out_features // BLOCK) * BLOCK, -(-self.in_features // group)
         padded = torch.zeros((outputs, words * group), dtype=weight.dtype)
         padded[: self.out_features, : self.in_features] = weight.detach()
-        self._packed = padded.view(outputs // LANES, LANES, words, group).transpose(1, 2).contiguous()
+        self._packed = padded.view(outputs // BLOCK, BLOCK, words, group).transpose(1, 2).contiguous()
         self._scales, self._sums = torch.zeros(outputs), torch.zeros(outputs, dtype=torch.int32)
         if scales is not None:
             self._scales[: self.out_features] = scales
@@ -172,19 +244,6 @@ class DecodeKernel:
         )
         self._cache: SlotCache | None = None
         self._workspace = torch.empty(0)
-
-    @staticmethod
-    def fits(model: "GPT") -> bool:
-        """Whether this model's decode step can be done by the kernel here."""
-        config = model.config
-        is_whole = all(width % LANES == 0 for width in (config.n_embd, config.head_dim))
-        return (
-            model.device.type == "cpu"
-            and model.compute_dtype in (torch.float32, torch.bfloat16)
-            and cast("nn.Embedding", model.transformer["wte"]).weight.dtype == model.compute_dtype
-            and is_whole
-            and kernel_library() is not None
-        )
 
     def __call__(self, token_ids: Tensor, cache: SlotCache | KVCache) -> Tensor:
         """Logits after some tokens, which the cache takes in; its `advance` counts them.

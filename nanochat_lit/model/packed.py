@@ -13,13 +13,13 @@ https://arxiv.org/abs/2208.07339).
 Shapes: N rows, K input features, M output features.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.model.decode_kernel import DecodeKernel, KernelLinear, kernel_library
+from nanochat_lit.model.decode_kernel import DecodeKernel, KernelLinear, kernel_library, kernel_name, kernel_obstacle
 from nanochat_lit.model.gpt import GPT
 
 Quantization = Literal["int8"]
@@ -87,17 +87,25 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     return (values / scales[:, None]).round().to(torch.int8), scales
 
 
-def can_pack(device: torch.device) -> bool:
-    """Whether this device has oneDNN's packed products (x86 and ARM builds of torch, not GPUs)."""
-    return device.type == "cpu" and torch.backends.mkldnn.is_available()
+def can_pack(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this device has oneDNN's packed products of a dtype (x86 and ARM builds of torch, not GPUs)."""
+    has_library = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return has_library and (dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def can_quantize(device: torch.device) -> bool:
-    """Whether 8-bit products run fast here: on a CPU with our kernel, or with AVX-512 VNNI and oneDNN."""
-    return can_pack(device) and (kernel_library() is not None or torch.cpu._is_vnni_supported())
+    """Whether 8-bit products run here: on a CPU with our kernel, or with AVX-512 VNNI and oneDNN.
+
+    Without VNNI oneDNN's sums of 8-bit products overflow their 16 bits.
+    """
+    return device.type == "cpu" and (kernel_library() is not None or _has_int8_onednn(device))
 
 
-def pack_linears(model: GPT, quantize: Quantization | None = None) -> None:
+def _has_int8_onednn(device: torch.device) -> bool:
+    return can_pack(device) and torch.cpu._is_vnni_supported()
+
+
+def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype: torch.dtype | None = None) -> None:
     """Replace a model's linear layers, in place, by packed or 8-bit ones; elsewhere than on CPU nothing changes.
 
     Where a C++ compiler is at hand they are those of model/decode_kernel.py, with the decode step in one call; elsewhere
@@ -106,24 +114,40 @@ def pack_linears(model: GPT, quantize: Quantization | None = None) -> None:
     Args:
         model: For inference from now on.
         quantize: "int8" rounds weights and inputs of the linear layers to 8 bits; None keeps the dtype.
+        weight_dtype: bfloat16 keeps float32 matrices in it where our kernel multiplies them, in float32: half the memory is
+            read for each token. None keeps them as they are.
 
     Raises:
         UserError: If this device has no 8-bit products.
     """
-    if quantize is not None and not can_quantize(model.device):
+    obstacle = _obstacle(model)
+    if quantize is not None and obstacle and not _has_int8_onednn(model.device):
         raise UserError(
-            f"quantize: {quantize} needs a CPU with a C++ compiler or AVX512-VNNI, this is {model.device}; leave quantize out"
+            f"quantize: {quantize} needs the C++ kernel or AVX512-VNNI; the kernel is not used: {obstacle}; leave quantize out"
         )
-    if not can_pack(model.device):
+    has_kernel = not obstacle
+    if not has_kernel and not can_pack(model.device, model.compute_dtype):
         return
-    has_kernel = type(model) is GPT and DecodeKernel.fits(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             # gates are no matrices worth packing, and the model takes the smear gate's weight for a sum
             if isinstance(child, nn.Linear) and "gate" not in name:
-                setattr(parent, name, (_kernel_linear if has_kernel else _onednn_linear)(child.weight, quantize))
+                weight = child.weight.to(weight_dtype) if has_kernel and weight_dtype and not quantize else child.weight
+                setattr(parent, name, (_kernel_linear if has_kernel else _onednn_linear)(weight, quantize))
     if has_kernel:
         model.decode_kernel = DecodeKernel(model)
+
+
+def describe_kernel(model: GPT) -> str:
+    """What computes a model's decode steps, and why it is not our kernel if it is not."""
+    if model.decode_kernel is not None:
+        dtype = str(cast("KernelLinear", model.lm_head).dtype).removeprefix("torch.")
+        return f"{kernel_name()} (C++), weights in {dtype}"
+    return f"PyTorch; not the C++ kernel: {_obstacle(model) or 'the model is not packed'}"
+
+
+def _obstacle(model: GPT) -> str:
+    return kernel_obstacle(model) if type(model) is GPT else f"it does not know {type(model).__name__}"
 
 
 def _kernel_linear(weight: Tensor, quantize: Quantization | None) -> nn.Module:

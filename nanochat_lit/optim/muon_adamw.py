@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.optim.muon_kernel import combine_in_place, has_muon_kernel, momentum_in_bfloat16, update_in_place
+from nanochat_lit.optim.muon_kernel import add_product, has_muon_kernel, normalised_momentum, update_in_place
 from nanochat_lit.optim.polar import equilibrate_rows, polar_express, polar_iterations
 from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Pending, Shards
 
@@ -84,8 +84,8 @@ def muon_step(
     """
     momentum, beta2, lr, weight_decay = (options[name] for name in ("momentum", "beta2", "lr", "weight_decay"))
     if has_muon_kernel([*parameters, *gradients], dtype):
-        x = momentum_in_bfloat16(gradients, state["momentum_buffer"], momentum)
-        x, lr = polar_iterations(x, combine_in_place), lr * _shape_factor(x)
+        x = normalised_momentum(gradients, state["momentum_buffer"], momentum, dtype)
+        x, lr = polar_iterations(x, add_product), lr * _shape_factor(x)
         update_in_place(parameters, x, state["second_moment"], beta2=beta2, lr=lr, weight_decay=weight_decay)
         return
     direction = muon_direction(torch.stack(gradients), state["momentum_buffer"], momentum, dtype)

@@ -13,29 +13,27 @@ template <class Whole, class Single> void along(int64_t size, Whole whole, Singl
   for (; i < size; i++) single(i);
 }
 
-float squares(const uint16_t* row, int64_t size) {
+template <class T> float squares(const T* row, int64_t size) {
   Floats sums = {};
   float rest = 0.0f;
   along(
       size, [&](int64_t i) { Floats v = load_wide(row + i); sums += v * v; },
-      [&](int64_t i) { float v = from_bfloat16(row[i]); rest += v * v; });
+      [&](int64_t i) { float v = widened(row[i]); rest += v * v; });
   return total(sums) + rest;
 }
 
-}  // namespace
-
 // Moves the buffers towards the gradients and makes `out`: Nesterov's momentum with rows of one norm, of matrices whose
 // Frobenius norm is a little below 1.
-extern "C" void muon_momentum(
-    const float* const* gradients, float* buffers, int64_t count, int64_t rows, int64_t columns, float momentum, int32_t threads,
-    uint16_t* out) {
+template <class T>
+void momentum_step(const float* const* gradients, float* buffers, int64_t count, int64_t rows, int64_t columns, float momentum,
+                   int32_t threads, T* out) {
   std::vector<float> norms(count * rows), scales(count * rows);
   with_team(threads, [&](const Team& team) {
     int all = int(count * rows);
     for (int r = team.begin(all); r < team.end(all); r++) {
       const float* gradient = gradients[r / rows] + r % rows * columns;
       float* buffer = buffers + r * columns;
-      uint16_t* row = out + r * columns;
+      T* row = out + r * columns;
       along(
           columns,
           [&](int64_t i) {
@@ -46,7 +44,7 @@ extern "C" void muon_momentum(
           },
           [&](int64_t i) {
             buffer[i] += (1.0f - momentum) * (gradient[i] - buffer[i]);
-            row[i] = to_bfloat16(gradient[i] + momentum * (buffer[i] - gradient[i]));
+            narrowed(gradient[i] + momentum * (buffer[i] - gradient[i]), row[i]);
           });
       norms[r] = std::sqrt(squares(row, columns));
     }
@@ -66,34 +64,20 @@ extern "C" void muon_momentum(
     }
     team.wait();
     for (int r = team.begin(all); r < team.end(all); r++) {
-      uint16_t* row = out + r * columns;
+      T* row = out + r * columns;
       float scale = scales[r];
       along(
           columns, [&](int64_t i) { store_narrow(row + i, load_wide(row + i) * scale); },
-          [&](int64_t i) { row[i] = to_bfloat16(from_bfloat16(row[i]) * scale); });
+          [&](int64_t i) { narrowed(widened(row[i]) * scale, row[i]); });
     }
-  });
-}
-
-// x = a x + b y, element by element.
-extern "C" void muon_combine(uint16_t* x, float a, const uint16_t* y, float b, int64_t size, int32_t threads) {
-  with_team(threads, [=](const Team& team) {
-    int64_t first = size / LANES * team.thread / team.size * LANES;
-    int64_t last = team.thread == team.size - 1 ? size : size / LANES * (team.thread + 1) / team.size * LANES;
-    along(
-        last - first,
-        [&](int64_t i) { store_narrow(x + first + i, a * load_wide(x + first + i) + b * load_wide(y + first + i)); },
-        [&](int64_t i) {
-          x[first + i] = to_bfloat16(a * from_bfloat16(x[first + i]) + b * from_bfloat16(y[first + i]));
-        });
   });
 }
 
 // Steps against the directions: scaled to the norm of an orthogonal matrix, with neurons evened out by their running mean
 // squares (`moments`, one a row of tall and square matrices, one a column of wide ones), with decay where it pulls the same way.
-extern "C" void muon_update(
-    float* const* parameters, const uint16_t* directions, float* moments, int64_t count, int64_t rows, int64_t columns,
-    float beta2, float lr, float weight_decay, int32_t threads) {
+template <class T>
+void update(float* const* parameters, const T* directions, float* moments, int64_t count, int64_t rows, int64_t columns,
+            float beta2, float lr, float weight_decay, int32_t threads) {
   bool by_row = rows >= columns;
   int64_t neurons = by_row ? rows : columns, size = by_row ? columns : rows;
   std::vector<float> sums(count * neurons);  // of squares, then what each neuron's direction is multiplied with
@@ -104,12 +88,12 @@ extern "C" void muon_update(
     } else {
       int64_t blocks = (columns + LANES - 1) / LANES;
       for (int b = team.begin(int(count * blocks)); b < team.end(int(count * blocks)); b++) {
-        const uint16_t* matrix = directions + b / blocks * rows * columns;
+        const T* matrix = directions + b / blocks * rows * columns;
         float* sum = sums.data() + b / blocks * columns;
         int64_t first = b % blocks * LANES, last = std::min(first + LANES, columns);
         for (int64_t r = 0; r < rows; r++)
           for (int64_t i = first; i < last; i++) {
-            float v = from_bfloat16(matrix[r * columns + i]);
+            float v = widened(matrix[r * columns + i]);
             sum[i] += v * v;
           }
       }
@@ -133,7 +117,7 @@ extern "C" void muon_update(
     team.wait();
     for (int r = team.begin(all); r < team.end(all); r++) {
       float* parameter = parameters[r / rows] + r % rows * columns;
-      const uint16_t* direction = directions + r * columns;
+      const T* direction = directions + r * columns;
       const float* factor = sums.data() + (by_row ? r : r / rows * columns);
       along(
           columns,
@@ -144,9 +128,41 @@ extern "C" void muon_update(
             store(parameter + i, p - lr * (d + decay));
           },
           [&](int64_t i) {
-            float p = parameter[i], d = from_bfloat16(direction[i]) * factor[by_row ? 0 : i];
+            float p = parameter[i], d = widened(direction[i]) * factor[by_row ? 0 : i];
             parameter[i] = p - lr * (d + (d * p >= 0.0f ? p * weight_decay : 0.0f));
           });
     }
   });
 }
+
+}  // namespace
+
+extern "C" {
+
+void muon_momentum(const float* const* gradients, float* buffers, int64_t count, int64_t rows, int64_t columns, float momentum,
+                   int32_t threads, void* out, int32_t is_bfloat16) {
+  auto step = [&](auto* to) { momentum_step(gradients, buffers, count, rows, columns, momentum, threads, to); };
+  if (is_bfloat16) step(static_cast<uint16_t*>(out));
+  else step(static_cast<float*>(out));
+}
+
+// x = a x + b y, element by element, in bfloat16.
+void muon_combine(uint16_t* x, float a, const uint16_t* y, float b, int64_t size, int32_t threads) {
+  with_team(threads, [=](const Team& team) {
+    int64_t first = size / LANES * team.thread / team.size * LANES;
+    int64_t last = team.thread == team.size - 1 ? size : size / LANES * (team.thread + 1) / team.size * LANES;
+    along(
+        last - first,
+        [&](int64_t i) { store_narrow(x + first + i, a * load_wide(x + first + i) + b * load_wide(y + first + i)); },
+        [&](int64_t i) { narrowed(a * widened(x[first + i]) + b * widened(y[first + i]), x[first + i]); });
+  });
+}
+
+void muon_update(float* const* parameters, const void* directions, float* moments, int64_t count, int64_t rows, int64_t columns,
+                 float beta2, float lr, float weight_decay, int32_t threads, int32_t is_bfloat16) {
+  auto step = [&](auto* from) { update(parameters, from, moments, count, rows, columns, beta2, lr, weight_decay, threads); };
+  if (is_bfloat16) step(static_cast<const uint16_t*>(directions));
+  else step(static_cast<const float*>(directions));
+}
+
+}  // extern "C"

@@ -1,4 +1,4 @@
-"""Python's side of muon_kernel.cpp: what Muon does beside its matrix products, on a CPU, with products in bfloat16.
+"""Python's side of muon_kernel.cpp: what Muon does beside its matrix products, on a CPU.
 
 As tensor operations those are some thirty passes over the matrices, which take as long as the products.
 """
@@ -20,9 +20,9 @@ def muon_library() -> ctypes.CDLL | None:
     library = cpp_library(Path(__file__).with_name("muon_kernel.cpp"))
     if library is not None:
         array, size, real, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
-        library.muon_momentum.argtypes = [array, array, size, size, size, real, number, array]
+        library.muon_momentum.argtypes = [array, array, size, size, size, real, number, array, number]
         library.muon_combine.argtypes = [array, real, array, real, size, number]
-        library.muon_update.argtypes = [array, array, array, size, size, size, real, real, real, number]
+        library.muon_update.argtypes = [array, array, array, size, size, size, real, real, real, number, number]
         library.muon_momentum.restype = library.muon_combine.restype = library.muon_update.restype = None
     return library
 
@@ -32,16 +32,19 @@ def has_muon_kernel(matrices: Sequence[Tensor], product_dtype: torch.dtype) -> b
     fits = all(
         matrix.device.type == "cpu" and matrix.dtype == torch.float32 and matrix.is_contiguous() for matrix in matrices
     )
-    return fits and product_dtype == torch.bfloat16 and muon_library() is not None
+    return fits and product_dtype in (torch.float32, torch.bfloat16) and muon_library() is not None
 
 
-def momentum_in_bfloat16(gradients: Sequence[Tensor], momentum_buffer: Tensor, momentum: float) -> Tensor:
+def normalised_momentum(
+    gradients: Sequence[Tensor], momentum_buffer: Tensor, momentum: float, dtype: torch.dtype
+) -> Tensor:
     """Nesterov momentum with rows of one norm, ready for the products.
 
     Args:
         gradients: K of (m, n).
         momentum_buffer: (K, m, n) running mean of the gradients; updated in place.
         momentum: Share of the old mean that stays.
+        dtype: float32 or bfloat16.
 
     Returns:
         (K, m, n) matrices of Frobenius norm 1 / 1.01.
@@ -49,15 +52,20 @@ def momentum_in_bfloat16(gradients: Sequence[Tensor], momentum_buffer: Tensor, m
     library, shape = muon_library(), momentum_buffer.shape
     assert library is not None, "asked for only where there is a kernel"
     assert shape == (len(gradients), *gradients[0].shape), "a mean for each gradient"
-    out = torch.empty(shape, dtype=torch.bfloat16)
-    threads = torch.get_num_threads()
-    library.muon_momentum(_pointers(gradients), momentum_buffer.data_ptr(), *shape, momentum, threads, out.data_ptr())
+    out = torch.empty(shape, dtype=dtype)
+    arrays, threads = (_pointers(gradients), momentum_buffer.data_ptr()), torch.get_num_threads()
+    library.muon_momentum(*arrays, *shape, momentum, threads, out.data_ptr(), int(dtype == torch.bfloat16))
     return out
 
 
-def combine_in_place(x: Tensor, a: float, y: Tensor, b: float) -> Tensor:
-    """Make x = a * x + b * y; both bfloat16, contiguous and of one shape."""
-    library = muon_library()
+def add_product(x: Tensor, a: float, left: Tensor, right: Tensor, b: float) -> Tensor:
+    """Return a * x + b * left @ right of stacks of matrices; in bfloat16 x may be overwritten.
+
+    In float32 the library that multiplies adds as well. In bfloat16 it would round the product first.
+    """
+    if x.dtype == torch.float32:
+        return torch.baddbmm(x, left, right, beta=a, alpha=b)
+    library, y = muon_library(), left @ right
     assert library is not None, "asked for only where there is a kernel"
     assert x.shape == y.shape, "an element for each"
     library.muon_combine(x.data_ptr(), a, y.data_ptr(), b, x.numel(), torch.get_num_threads())
@@ -77,7 +85,7 @@ def update_in_place(
 
     Args:
         parameters: K of (m, n), updated in place.
-        direction: (K, m, n) bfloat16, orthogonal up to a factor.
+        direction: (K, m, n) float32 or bfloat16, contiguous, orthogonal up to a factor.
         second_moment: (K, m, 1), or (K, 1, n) when m < n: running mean squares; updated in place.
         beta2: Share of the old mean squares that stays.
         lr: Learning rate of these matrices.
@@ -88,7 +96,8 @@ def update_in_place(
     assert direction.shape == (len(parameters), *parameters[0].shape), "a direction for each matrix"
     assert second_moment.numel() == len(parameters) * max(parameters[0].shape), "a mean square for each neuron"
     arrays = _pointers(parameters), direction.data_ptr(), second_moment.data_ptr()
-    library.muon_update(*arrays, *direction.shape, beta2, lr, weight_decay, torch.get_num_threads())
+    numbers = beta2, lr, weight_decay, torch.get_num_threads(), int(direction.dtype == torch.bfloat16)
+    library.muon_update(*arrays, *direction.shape, *numbers)
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:

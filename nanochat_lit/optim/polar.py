@@ -23,12 +23,12 @@ def equilibrate_rows(matrices: Tensor) -> Tensor:
     return matrices * (mean_norm / row_norms.clamp(min=1e-6)).to(matrices.dtype)
 
 
-Combine: TypeAlias = Callable[[Tensor, float, Tensor, float], Tensor]
+AddProduct: TypeAlias = Callable[[Tensor, float, Tensor, Tensor, float], Tensor]
 
 
-def combine(x: Tensor, a: float, y: Tensor, b: float) -> Tensor:
-    """Sum of two tensors with factors, a * x + b * y."""
-    return a * x + b * y
+def add_product(x: Tensor, a: float, left: Tensor, right: Tensor, b: float) -> Tensor:
+    """Return a * x + b * left @ right."""
+    return a * x + b * (left @ right)
 
 
 def polar_express(matrices: Tensor) -> Tensor:
@@ -46,18 +46,18 @@ def polar_express(matrices: Tensor) -> Tensor:
     return x * (min(matrices.shape[-2:]) ** 0.5 / _frobenius(x).clamp(min=1e-6)).to(x.dtype)
 
 
-def polar_iterations(x: Tensor, combine: Combine = combine) -> Tensor:
+def polar_iterations(x: Tensor, add_product: AddProduct = add_product) -> Tensor:
     """The products of `polar_express`: bring all singular values of matrices of norm up to 1 near one another.
 
     Args:
         x: (K, m, n) of Frobenius norm below 1.
-        combine: Sums two tensors with factors; may do so in its first.
+        add_product: As the function of that name; may overwrite its first argument.
     """
     is_tall = x.shape[-2] > x.shape[-1]  # the Gram matrix of the short side is the cheap one
     for a, b, c in POLAR_EXPRESS_COEFFICIENTS:
         gram = x.mT @ x if is_tall else x @ x.mT
-        polynomial = combine(gram, b, gram @ gram, c)
-        x = combine(x, a, x @ polynomial if is_tall else polynomial @ x, 1.0)
+        polynomial = add_product(gram, b, gram, gram, c)
+        x = add_product(x, a, x, polynomial, 1.0) if is_tall else add_product(x, a, polynomial, x, 1.0)
     return x
 
 

@@ -86,6 +86,7 @@ class ChatAPI(litserve.LitAPI):
         from nanochat_lit.engine.engine import Engine
         from nanochat_lit.engine.export import load_export, load_generation_defaults
         from nanochat_lit.engine.scheduler import Scheduler
+        from nanochat_lit.model.packed import describe_kernel
         from nanochat_lit.serve.messages import Ready
 
         settings = self.settings
@@ -103,7 +104,7 @@ class ChatAPI(litserve.LitAPI):
             return
         self.end_ids = engine.end_ids
         self.scheduler = Scheduler(engine, settings.max_queue)
-        self.ready = Ready(num_slots=settings.num_slots, context=model.config.sequence_len, defaults=defaults)
+        self.ready = Ready(settings.num_slots, model.config.sequence_len, defaults, describe_kernel(model))
 
     async def authorize(self, request: Request) -> None:
         """LitServe's hook for every endpoint of the spec. Bearer, because that is what OpenAI's clients send."""

@@ -32,6 +32,8 @@ class Ready(NamedTuple):
     """The model's sequence_len."""
     defaults: dict[str, Any]
     """Generation settings of the export."""
+    kernel: str
+    """What computes its decode steps, in words."""
 
 
 class Failed(NamedTuple):

@@ -77,6 +77,8 @@ class ChatServer(litserve.LitServer):
         pool = self.pool
         status = "ok" if pool.num_ready == pool.num_workers else "degraded" if pool.num_ready else "not ready"
         body = {"status": status, "model": self.settings.name, "ready": pool.num_ready, "workers": pool.num_workers}
+        if pool.ready is not None:
+            body["kernel"] = pool.ready.kernel
         return JSONResponse(body, 200 if pool.num_ready else 503)
 
     async def metrics_page(self) -> Response:

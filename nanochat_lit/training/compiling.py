@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 from nanochat_lit.common.compilers import missing_compiler
+from nanochat_lit.common.cpp_library import instructions
+from nanochat_lit.model.loss_kernel import loss_library, loss_problem
 
 CPU_COMPILE_PAYS_FLOPS = 8e12
 """A CPU run shorter than this many operations would not earn back the half minute that compiling takes."""
@@ -24,6 +26,12 @@ def decide_compile(mode: str, device_type: str, total_flops: float) -> tuple[boo
     if device_type == "cpu" and total_flops <= CPU_COMPILE_PAYS_FLOPS:
         return False, "off: the run is too short to earn it back"
     return True, "on (the first step takes a minute, less when it is cached)"
+
+
+def describe_kernels() -> str:
+    """What computes the loss and the optimizer's step on a CPU, and why it is not our C++ kernels if it is not."""
+    library = loss_library()
+    return f"PyTorch; not C++: {loss_problem()}" if library is None else f"{instructions(library)} (C++): loss, Muon"
 
 
 def keep_compile_cache() -> Path:

@@ -16,7 +16,7 @@ from nanochat_lit.model.flash import activate_flash_attention
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, build_optimizer, micro_batches
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.callbacks.schedule import HyperparameterSchedule
-from nanochat_lit.training.compiling import decide_compile
+from nanochat_lit.training.compiling import decide_compile, describe_kernels
 from nanochat_lit.training.datamodules import LanguageDataModule
 from nanochat_lit.training.float8 import check_float8, convert_to_float8
 from nanochat_lit.training.micro_batch import choose_micro_batch_size
@@ -167,6 +167,8 @@ class LanguageModule(LightningModule):
             "compute dtype": str(self.model.compute_dtype).removeprefix("torch."),
             "attention": f"{full} (full), {windowed} (windows)",
         }
+        if self.device.type == "cpu":
+            notes["kernels"] = describe_kernels()
         if self.fp8:
             converted, all_layers = convert_to_float8(self.model)
             notes["float8"] = f"{converted} of {all_layers} linear layers"

@@ -2,15 +2,17 @@
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from nanochat_lit import GPT, GPTConfig
-from nanochat_lit.model import KVCache, SlotCache
-from nanochat_lit.model.decode_kernel import DecodeKernel, KernelLinear, kernel_library
-from nanochat_lit.model.packed import Int8Linear, can_pack, pack_linears, quantize_rows
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.model import KVCache, SlotCache, decode_kernel
+from nanochat_lit.model.decode_kernel import DecodeKernel, KernelLinear, kernel_library, kernel_obstacle, uncovered
+from nanochat_lit.model.packed import Int8Linear, can_pack, describe_kernel, pack_linears, quantize_rows
 
 pytestmark = pytest.mark.skipif(kernel_library() is None, reason="there is no C++ compiler")
 
@@ -230,8 +232,57 @@ def test_a_layer_equals_the_plain_product(shape: tuple[int, int], rows: int) -> 
 
 
 def test_other_widths_and_types_are_left_to_pytorch() -> None:
-    assert not DecodeKernel.fits(build(torch.float32, n_embd=72, n_head=3, n_kv_head=3))
-    assert not DecodeKernel.fits(build(torch.float16))
+    assert kernel_obstacle(build(torch.float32, n_embd=72, n_head=3, n_kv_head=3)) == (
+        "n_embd 72 and head_dim 24 must be a multiple of 16"
+    )
+    assert "not in torch.float16" in kernel_obstacle(build(torch.float16))
+
+
+def test_the_kernel_states_what_it_covers_and_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OtherConfig(GPTConfig):
+        """An architecture that the kernel has never met."""
+
+    assert uncovered(OtherConfig()) == "it does not know OtherConfig"
+    assert uncovered(GPTConfig()) == ""
+    model = build(torch.float32)
+    pack_linears(model, weight_dtype=torch.bfloat16)
+    assert describe_kernel(model).endswith(" (C++), weights in bfloat16")
+    monkeypatch.setattr("nanochat_lit.model.decode_kernel.library_problem", lambda _: "there is no C++ compiler")
+    model = build(torch.float32)
+    pack_linears(model)
+    assert model.decode_kernel is None
+    assert describe_kernel(model) == "PyTorch; not the C++ kernel: there is no C++ compiler"
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
+    with pytest.raises(UserError, match=r"int8 needs the C\+\+ kernel or AVX512-VNNI.*there is no C\+\+ compiler"):
+        pack_linears(model, "int8")
+
+
+def test_a_kernel_that_is_slower_than_pytorch_steps_aside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is measured once and remembered; the next process reads the result."""
+    calls: list[int] = []
+
+    def slow(rows: int) -> float:
+        calls.append(rows)
+        return 5.0 if rows > 1 else 0.5
+
+    monkeypatch.setattr("nanochat_lit.model.decode_kernel._times_of_pytorch", slow)
+    monkeypatch.setattr(kernel_library(), "_name", str(tmp_path / "kernel.so"))
+    for _ in range(2):
+        assert decode_kernel._slowdown.__wrapped__() == "than PyTorch it is 5.0 times slower in prompts here"
+    assert calls == [1, 128]
+
+
+def test_float32_models_may_keep_their_matrices_in_bfloat16() -> None:
+    """Sums stay in float32: only the weights are rounded, to 8 bits."""
+    (prompt,) = texts(40)
+    exact, rounded, model = (build(torch.float32) for _ in range(3))
+    for module in rounded.modules():
+        if isinstance(module, nn.Linear) and module.weight.shape[0] > 1 and module.weight.shape[1] > 12:
+            module.weight.data = module.weight.data.bfloat16().float()
+    pack_linears(model, weight_dtype=torch.bfloat16)
+    ours = read(model, prompt)[0]
+    torch.testing.assert_close(ours, read(rounded, prompt)[0], atol=5e-5, rtol=1e-4)
+    assert not torch.allclose(ours, read(exact, prompt)[0], atol=5e-5, rtol=1e-4)
 
 
 def test_what_lies_beside_the_tables_and_the_cache_is_not_touched() -> None:

@@ -9,7 +9,7 @@ from nanochat_lit import GPT, GPTConfig, MuonAdamW, param_groups
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.optim import polar
 from nanochat_lit.optim.muon_adamw import muon_step
-from nanochat_lit.optim.muon_kernel import combine_in_place, muon_library
+from nanochat_lit.optim.muon_kernel import add_product, has_muon_kernel, muon_library
 from nanochat_lit.optim.polar import equilibrate_rows, polar_express
 
 
@@ -118,13 +118,15 @@ def test_the_kernel_steps_as_the_tensor_operations_in_float32(shape, threads, mo
     torch.set_num_threads(threads)
     try:
         ours, state = step(torch.bfloat16)
-        exact, exact_state = step(torch.float32)
+        ours_in_float32, _ = step(torch.float32)
         monkeypatch.setattr("nanochat_lit.optim.muon_adamw.has_muon_kernel", lambda *_: False)
+        exact, exact_state = step(torch.float32)
         plain, _ = step(torch.bfloat16)
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(state["momentum_buffer"], exact_state["momentum_buffer"])
     torch.testing.assert_close(state["second_moment"], exact_state["second_moment"], atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(ours_in_float32, exact, atol=1e-4, rtol=1e-4)
     assert (ours - exact).norm() < 1.1 * (plain - exact).norm() < 0.15 * exact.norm()
 
 
@@ -133,6 +135,11 @@ def test_the_kernel_beside_the_products_is_exact(monkeypatch):
     if muon_library() is None:
         pytest.skip("there is no C++ compiler")
     monkeypatch.setattr(polar, "POLAR_EXPRESS_COEFFICIENTS", ())
+    has_kernel = has_muon_kernel
+    monkeypatch.setattr(
+        "nanochat_lit.optim.muon_adamw.has_muon_kernel",
+        lambda m, dtype: dtype != torch.float32 and has_kernel(m, dtype),
+    )
     for size in ((40, 20), (20, 72), (16, 16)):
         generator = torch.Generator().manual_seed(0)
         parameter, gradient = torch.randn(size, generator=generator), torch.randn(size, generator=generator)
@@ -148,10 +155,13 @@ def test_the_kernel_beside_the_products_is_exact(monkeypatch):
         torch.testing.assert_close(results[0][1], results[1][1], atol=1e-4, rtol=2e-3)
 
 
-def test_sums_with_factors():
+def test_products_are_added():
     if muon_library() is None:
         pytest.skip("there is no C++ compiler")
-    for size in (1, 15, 16, 47, 4096):
-        x, y = torch.randn(size).bfloat16(), torch.randn(size).bfloat16()
-        wanted = (3.0 * x.double() - 0.7 * y.double()).bfloat16()
-        torch.testing.assert_close(combine_in_place(x, 3.0, y, -0.7), wanted, atol=0, rtol=2**-7)
+    for m, n in ((1, 1), (5, 3), (1, 47), (64, 64)):
+        x, left, right = torch.randn(2, m, n), torch.randn(2, m, m), torch.randn(2, m, n)
+        wanted = (3.0 * x.double() - 0.7 * left.double() @ right.double()).float()
+        torch.testing.assert_close(add_product(x, 3.0, left, right, -0.7), wanted, atol=1e-5, rtol=1e-5)
+        x, left, right = x.bfloat16(), left.bfloat16(), right.bfloat16()
+        wanted = (3.0 * x.double() - 0.7 * (left @ right).double()).bfloat16()
+        torch.testing.assert_close(add_product(x, 3.0, left, right, -0.7), wanted, atol=0, rtol=2**-7)
