@@ -8,7 +8,7 @@
 #include <cstring>
 #include <utility>
 #include <vector>
-#if defined(__AVX2__)
+#if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
@@ -76,7 +76,11 @@ template <class V> V load(const void* from) {
 inline Floats load_wide(const float* from) { return load<Floats>(from); }
 
 inline Floats load_wide(const uint16_t* from) {  // bfloat16
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)  // the portable form takes five instructions
+  return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(from)), 16);
+#else
   return (Floats)(__builtin_convertvector(load<Halves>(from), Words) << 16);
+#endif
 }
 
 template <class V> void store(void* to, V v) { std::memcpy(to, &v, sizeof(v)); }

@@ -122,7 +122,7 @@ template <> struct Sum<INT8> {  // signed weights; inputs around ZERO
     v = (Ints)_mm512_dpbusd_epi32((__m512i)v, _mm512_set1_epi32(int(x)), (__m512i)w);
 #elif defined(__AVXVNNI__)
     v = (Ints)_mm256_dpbusd_avx_epi32((__m256i)v, _mm256_set1_epi32(int(x)), (__m256i)w);
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) && defined(__FMA__)
     // unsigned times signed: the sign moves to the weight; two products of up to 127 * 127 fit 16 bits
     __m256i all = _mm256_set1_epi32(int(x));
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(all), _mm256_sign_epi8((__m256i)w, all));

@@ -33,7 +33,6 @@ CHUNK = 256
 MAX_SLOWDOWN = 2.0
 """Times PyTorch's duration from which on PyTorch is preferred: far beyond the noise of a busy machine."""
 
-_SOURCE = Path(__file__).with_name("decode_kernel.cpp")
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """As in decode_kernel.cpp: dtypes of weights."""
@@ -75,10 +74,14 @@ class _Reading(ctypes.Structure):
     _fields_ = (*((name, _POINTER) for name in ("keys", "values", "before", "after")), ("room", _INT))
 
 
+def _source() -> Path:
+    return Path(__file__).with_name("decode_kernel.cpp")
+
+
 @lru_cache(maxsize=1)
 def kernel_library() -> ctypes.CDLL | None:
     """The compiled kernel, built on first use; None where it cannot be built."""
-    library = cpp_library(_SOURCE)
+    library = cpp_library(_source())
     if library is not None:
         sizes = (ctypes.c_int64 * 4)()
         library.struct_sizes(sizes)
@@ -118,7 +121,7 @@ def kernel_obstacle(model: "GPT") -> str:
         return f"it computes in float32 and bfloat16, not in {model.compute_dtype}"
     if cast("nn.Embedding", model.transformer["wte"]).weight.dtype != model.compute_dtype:
         return "the embedding is not stored in the compute dtype"
-    return uncovered(model.config) or library_problem(_SOURCE) or _slowdown()
+    return uncovered(model.config) or library_problem(_source()) or _slowdown()
 
 
 @lru_cache(maxsize=1)

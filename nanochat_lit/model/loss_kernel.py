@@ -12,18 +12,20 @@ from nanochat_lit.common.cpp_library import cpp_library, library_problem
 IGNORE_INDEX = -1
 """Target that is not trained on."""
 
-_SOURCE = Path(__file__).with_name("loss_kernel.cpp")
-
 
 def loss_problem() -> str:
     """Why there is no kernel, in one line; empty if there is one."""
-    return library_problem(_SOURCE)
+    return library_problem(_source())
+
+
+def _source() -> Path:
+    return Path(__file__).with_name("loss_kernel.cpp")
 
 
 @lru_cache(maxsize=1)
 def loss_library() -> ctypes.CDLL | None:
     """The compiled kernel, built on first use; None where it cannot be built."""
-    library = cpp_library(_SOURCE)
+    library = cpp_library(_source())
     if library is not None:
         pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
         library.loss_and_gradient.argtypes = [pointer, pointer, size, size, flag, flag, pointer]
