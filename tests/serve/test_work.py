@@ -192,7 +192,7 @@ def test_every_metric_is_described():
 @pytest.mark.parametrize("is_over", [False, True])
 def test_a_reader_that_stops_cancels_what_is_not_over(is_over):
     sent = []
-    worker = SimpleNamespace(ready=Ready(1, 64, {}), replies={}, send=sent.append)
+    worker = SimpleNamespace(ready=Ready(1, 64, {}, "PyTorch"), replies={}, send=sent.append)
     metrics = ServerMetrics()
     pool = WorkerPool(ServeSettings(model="m", name="m"), [None], metrics, print, print)
     pool._workers = [worker]
