@@ -27,7 +27,7 @@ from nanochat_lit import cli
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_model import Answer
-from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -413,11 +413,11 @@ class ScriptedModel:
 
     def __init__(self, pause_s: float = 0.0) -> None:
         self.pause_s = pause_s
-        self.asked: list[tuple[list[dict], ChatSettings]] = []
+        self.asked: list[tuple[list[dict], SamplingParams]] = []
         self.num_running = 0
         self._lock = threading.Lock()
 
-    def answer(self, messages: Sequence[dict], settings: ChatSettings) -> Answer:
+    def answer(self, messages: Sequence[dict], settings: SamplingParams) -> Answer:
         text = messages[-1]["content"]
         if text == "fail":
             raise UserError("this cannot be answered: it's <b>")
@@ -428,7 +428,7 @@ class ScriptedModel:
         return answer
 
     def _say(
-        self, answer: Answer, text: str, stopped: threading.Event, settings: ChatSettings
+        self, answer: Answer, text: str, stopped: threading.Event, settings: SamplingParams
     ) -> Generator[Piece, None, None]:
         with self._lock:
             self.num_running += 1
@@ -444,7 +444,7 @@ class ScriptedModel:
             with self._lock:
                 self.num_running -= 1
 
-    def _script(self, text: str, settings: ChatSettings) -> Generator[Piece, None, None]:
+    def _script(self, text: str, settings: SamplingParams) -> Generator[Piece, None, None]:
         if "sum" in text:
             yield from SUM
             return
@@ -457,6 +457,6 @@ class ScriptedModel:
             yield Piece("text", " more")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scripted_model() -> type[ScriptedModel]:
     return ScriptedModel

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.serve.chat_request import MAX_NEW_TOKENS, MAX_TEMPERATURE
+from nanochat_lit.serve.chat_request import MAX_NEW_TOKENS
 
 _PROMPTS = (
     "Tell me a story about a fox.",
@@ -83,7 +83,7 @@ def bench_serve(  # noqa: PLR0913 - every option of the command is a parameter
             rows.append(_row(engine, url, pid, bodies, count))
         newcomer = None
         if newcomers:
-            long = [_body(i, min(gpt.config.sequence_len, MAX_NEW_TOKENS), MAX_TEMPERATURE) for i in range(slots - 1)]
+            long = [_body(i, min(gpt.config.sequence_len, MAX_NEW_TOKENS), 2.0) for i in range(slots - 1)]
             short = [_body(i, 2, temperature) for i in range(newcomers)]
             newcomer = asyncio.run(run_newcomers(url, long, short, None)).row()
     report = {"model": model, "slots": slots, "max_tokens": max_tokens, "rows": rows[1:], "newcomer": newcomer}

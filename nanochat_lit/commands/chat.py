@@ -5,7 +5,6 @@ import sys
 from nanochat_lit.commands.terminal_chat import TerminalChat, note_cut, write
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.calculator import calculate
-from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.engine.conversation import Conversation
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
@@ -49,8 +48,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
-    chosen = {name: value for name, value in given.items() if value is not None}
-    conversation = Conversation(settings=ChatSettings.of({**load_generation_defaults(model), **chosen}))
+    conversation = Conversation(settings=load_generation_defaults(model).updated(given))
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write a message after -p, or leave -p out for a conversation")
     tool = _tool(python_tool)

@@ -18,7 +18,9 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
     max_queue: int = 64,
     workers: int = 1,
     devices: int = 1,
+    allowed_hosts: list[str] | None = None,
     request_timeout_s: float = 120.0,
+    hang_timeout_s: float = 8.0,
     drain_timeout_s: float = 20.0,
     max_body_bytes: int = 1_000_000,
     cors_origins: list[str] | None = None,
@@ -32,16 +34,19 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
 
     Args:
         model: Export folder.
-        host: Address to listen at; 0.0.0.0 lets other machines in.
+        host: Address to listen on; 0.0.0.0 lets other machines in.
         port: Port to listen at; 0 is any that is free.
         api_key: What clients must send as Bearer token; null is the environment variable NANOCHAT_API_KEY (which other users
-            of the machine cannot see, unlike an option), and no check if there is none.
+            of the machine cannot see, unlike an option), and no check if that is unset or empty.
         name: What requests call the model; null is the folder's name, or that of its run.
         slots: Requests that a worker answers at once; each holds a KV cache of the whole context.
         max_queue: Most requests that wait for a slot of a worker; more are refused with 429.
         workers: Processes per device, each with a model of its own.
         devices: CUDA devices to use, one or more workers on each.
+        allowed_hosts: Names of this server in addition to its address, as in '["chat.example.org"]'; requests that use another
+            name are refused, because a web page may have made it. '["*"]' allows all.
         request_timeout_s: Longest time for a request, waiting included; then it gets 504.
+        hang_timeout_s: Longest silence of a worker before it is replaced; raise it if one step of a large model takes longer.
         drain_timeout_s: Longest time that running requests get to finish after SIGTERM.
         max_body_bytes: Longest body of a request; more gets 413.
         cors_origins: Origins whose web pages may call the server, as in '["https://example.org"]', '["*"]' for all.
@@ -62,12 +67,15 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
     settings = ServeSettings(
         model=model,
         name=model_name(model) if name is None else name,
+        host=host,
+        allowed_hosts=tuple(allowed_hosts or ()),
         num_slots=slots,
         max_queue=max_queue,
         request_timeout_s=request_timeout_s,
+        hang_timeout_s=hang_timeout_s,
         drain_timeout_s=drain_timeout_s,
         max_body_bytes=max_body_bytes,
-        api_key=os.environ.get("NANOCHAT_API_KEY") if api_key is None else api_key,
+        api_key=os.environ.get("NANOCHAT_API_KEY") or None if api_key is None else api_key,
         cors_origins=tuple(cors_origins or ()),
         compute_dtype=compute_dtype,
         quantize=quantize,
@@ -77,7 +85,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
     names = [f"cuda:{index}" for index in range(devices)] if devices > 1 else [device]
     server = ChatServer(settings, names * workers)
     print(f"loading {model}", file=sys.stderr, flush=True)
-    server.run(host, port)
+    server.run(port)
 
 
 def model_name(model: str) -> str:

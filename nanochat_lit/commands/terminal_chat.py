@@ -1,7 +1,6 @@
 """A conversation in the terminal: what is typed, what is shown, and the commands that begin with a slash."""
 
 import contextlib
-import dataclasses
 import difflib
 import os
 import sys
@@ -138,7 +137,7 @@ class TerminalChat:
         name, _, value = argument.partition(" ")
         if argument:
             self._conversation.settings = self._conversation.settings.changed(name, value.strip())
-        settings = dataclasses.asdict(self._conversation.settings)
+        settings = self._conversation.settings.numbers()
         note(", ".join(f"{name} {value}" for name, value in settings.items()))
 
     def _save(self, name: str) -> None:

@@ -2,13 +2,13 @@
 
 import contextlib
 import os
-import socket
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
+from nanochat_lit.commands.serve import model_name
 from nanochat_lit.common.errors import UserError, missing_package
 from nanochat_lit.engine.chat_model import ChatModel
-from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
 from nanochat_lit.model.packed import Quantization
 
 MAX_NEW_TOKENS = 4096
@@ -21,6 +21,7 @@ def ui(
     api_key: str | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
+    allowed_hosts: list[str] | None = None,
     slots: int = 8,
     device: str | None = None,
     compute_dtype: str = "auto",
@@ -31,9 +32,10 @@ def ui(
     Args:
         model: Export folder; leave it out with --url.
         url: Address of a server, such as http://127.0.0.1:8000; leave it out with --model.
-        api_key: The server's key, if it has one; null takes it from the environment variable NANOCHAT_API_KEY.
+        api_key: The server's key, if it has one; null takes it from the environment variable NANOCHAT_API_KEY, if it is set and not empty.
         host: Address to listen on. 0.0.0.0 lets the whole network chat: there is no password.
         port: Port to listen on; 0 is a free one.
+        allowed_hosts: Names of this page in addition to its address, as in '["chat.example.org"]'; '["*"]' allows all.
         slots: Conversations that are answered at once; further ones wait. For --model.
         device: cpu, cuda or mps; null is the fastest there is. For --model.
         compute_dtype: auto, bfloat16, float16 or float32. For --model.
@@ -41,55 +43,57 @@ def ui(
     """
     if (model is None) == (url is None):
         raise UserError("give either --model EXPORT or --url URL, as in --model runs/quickstart/export")
-    # read when gradio and huggingface_hub are imported; the page works without a network
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    # read when gradio and huggingface_hub are imported; the page needs no network, so no proxy (nor what speaks to one)
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", NO_PROXY="*", no_proxy="*")
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(_listen(host, port))
+        page = stack.enter_context(_Page(host, port, allowed_hosts or ()))
         if url is not None:
             from nanochat_lit.serve.client import ServerChat
 
-            chat_model = ServerChat(url, api_key or os.environ.get("NANOCHAT_API_KEY"))
-            _serve(listener, chat_model, chat_model.name, ChatSettings(), MAX_NEW_TOKENS)
+            chat_model = ServerChat(url, api_key or os.environ.get("NANOCHAT_API_KEY") or None)
+            page.serve(chat_model, chat_model.name, CHAT_PARAMS, MAX_NEW_TOKENS)
             return
         assert model is not None
         from nanochat_lit.engine.engine import Engine
         from nanochat_lit.engine.engine_chat import EngineChat
         from nanochat_lit.engine.export import load_export, load_generation_defaults
 
-        settings = ChatSettings.of(load_generation_defaults(model))
+        settings = load_generation_defaults(model)
         gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
         chat_model = stack.enter_context(EngineChat(Engine(gpt, tokenizer, num_slots=slots)))
-        _serve(listener, chat_model, _name_of(model), settings, gpt.config.sequence_len)
+        page.serve(chat_model, model_name(model), settings, gpt.config.sequence_len)
 
 
-def _serve(
-    listener: socket.socket, chat_model: ChatModel, name: str, settings: ChatSettings, max_new_tokens: int
-) -> None:
-    try:
-        import uvicorn
+class _Page:
+    """An address and, once there is a model, the page on it; a context manager that leaves the address."""
 
-        from nanochat_lit.serve.chat_ui import build_app, build_page
+    def __init__(self, host: str, port: int, allowed_hosts: Sequence[str]) -> None:
+        try:
+            from nanochat_lit.serve.gate import address_of, listen
+        except ImportError as error:
+            raise missing_package("the chat page", error.name, "serve") from None
+        self._host, self._allowed_hosts = host, allowed_hosts
+        self._listener = listen(host, port)
+        self._address = address_of(self._listener, host)
 
-        app = build_app(build_page(chat_model, name, settings, max_new_tokens))
-    except ImportError as error:
-        raise missing_package("the chat page", error.name, "serve") from None
-    host, port = listener.getsockname()[:2]
-    print(f"chat with {name} at http://{host}:{port}", file=sys.stderr, flush=True)
-    # open tabs hold a stream of events for as long as they like; they are not waited for
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
+    def __enter__(self) -> "_Page":
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
 
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65_535:
-        raise UserError(f"port is {port}; use 1 to 65535, or 0 for a free one")
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}, port {port} ({error}); choose another with --port") from None
+    def serve(self, chat_model: ChatModel, name: str, settings: SamplingParams, max_new_tokens: int) -> None:
+        """Serve the page until Ctrl-C."""
+        try:
+            import uvicorn
 
+            from nanochat_lit.serve.chat_ui import build_app, build_page
+            from nanochat_lit.serve.gate import uvicorn_config
 
-def _name_of(export: str) -> str:
-    """runs/quickstart/export -> quickstart."""
-    path = Path(export).resolve()
-    return path.parent.name if path.name == "export" and path.parent.name else path.name
+            page = build_page(chat_model, name, settings, max_new_tokens)
+            app = build_app(page, self._host, self._allowed_hosts)
+        except ImportError as error:
+            raise missing_package("the chat page", error.name, "serve") from None
+        print(f"chat with {name} at {self._address}", file=sys.stderr, flush=True)
+        # open tabs hold a stream of events for as long as they like; they are not waited for
+        uvicorn.Server(uvicorn_config(app, timeout_graceful_shutdown=1)).run(sockets=[self._listener])

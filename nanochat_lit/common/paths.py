@@ -1,6 +1,7 @@
 """Files that are either whole or absent: written under a temporary name, then renamed."""
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -74,10 +75,32 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"{path}: not valid JSON (line {error.lineno}: {error.msg})") from None
 
 
+def folder_fingerprint(folder: str | os.PathLike[str], endings: tuple[str, ...]) -> str:
+    """SHA-256 of the names and contents of a folder's files, in hexadecimal: whether they are still the same.
+
+    Args:
+        folder: The folder; sub-folders are left out.
+        endings: Of the names of the files that count.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file() and path.name.endswith(endings):
+            digest.update(f"{path.name} {path.stat().st_size} ".encode())
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _mode_of(path: Path) -> int:
     """Permission bits the finished file shall have: those of the file it replaces, else what the umask leaves."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_mode & 0o777
+    return new_file_mode()
+
+
+def new_file_mode() -> int:
+    """Permission bits of a new file: what the umask leaves."""
     umask = os.umask(0)  # the only portable way to read it is to set it
     os.umask(umask)
     return 0o666 & ~umask

@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.engine.sampling_params import SamplingParams
 
 Message = dict[str, Any]
 """{"role": "system" | "user" | "assistant", "content": text, or parts if it is the assistant's}, as in tokenizer/chat.py."""
@@ -34,7 +34,7 @@ class Answer:
 class ChatModel(Protocol):
     """Answers conversations, several at once if they come from several threads."""
 
-    def answer(self, messages: Sequence[Message], settings: ChatSettings) -> Answer:
+    def answer(self, messages: Sequence[Message], settings: SamplingParams) -> Answer:
         """Begin the answer to a conversation whose last message is the user's.
 
         Raises:

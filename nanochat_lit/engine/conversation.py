@@ -11,7 +11,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_model import Answer, ChatModel, Message
-from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
 from nanochat_lit.tokenizer import validate_conversation
 
 
@@ -23,7 +23,7 @@ class Conversation:
     answer grows in it with every piece that is taken from the iterator; leaving the iterator early keeps what was said.
     """
 
-    settings: ChatSettings = field(default_factory=ChatSettings)
+    settings: SamplingParams = CHAT_PARAMS
     """How answers are generated."""
     system: str = ""
     """What the model is told before the first message; empty for nothing."""
@@ -99,7 +99,7 @@ class Conversation:
         self._check_not_empty()
         if Path(path).exists():
             Conversation.load(path)  # raises if what would be lost is no saved conversation
-        saved = {"messages": self._with_system(self.messages), "settings": dataclasses.asdict(self.settings)}
+        saved = {"messages": self._with_system(self.messages), "settings": self.settings.numbers()}
         try:
             write_json(path, saved)
         except OSError as error:
@@ -120,10 +120,10 @@ class Conversation:
         if messages[-1]["role"] != "assistant":
             raise UserError(f"{path}: ends with a question; give it an answer or take it out")
         if not isinstance(settings, dict):
-            raise UserError(f"{path}: settings must be an object such as {dataclasses.asdict(ChatSettings())}")
+            raise UserError(f"{path}: settings must be an object such as {CHAT_PARAMS.numbers()}")
         has_system = messages[0]["role"] == "system"
         return cls(
-            settings=ChatSettings.of(settings),
+            settings=CHAT_PARAMS.updated(settings),
             system=messages[0]["content"] if has_system else "",
             messages=messages[has_system:],
             num_answers=len(messages) // 2,

@@ -3,10 +3,11 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.calculator import calculate
-from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.request import FAILED, NOT_FINITE, Request
 from nanochat_lit.engine.slots import Emitted, SlotEngine
 from nanochat_lit.engine.tool_use import Tool
 from nanochat_lit.model import GPT
@@ -56,26 +57,14 @@ class Engine(SlotEngine):
         super().__init__(model, tokenizer, num_slots, prefill_chunk, tool=tool)
         self._inboxes: list[_Inbox] = []
 
-    def generate(
-        self,
-        prompt_ids: Sequence[int],
-        num_samples: int = 1,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        seed: int = 0,
-        top_p: float = 1.0,
-    ) -> list[list[int]]:
+    def generate(self, prompt_ids: Sequence[int], num_samples: int = 1, **sampling: Any) -> list[list[int]]:
         """Completions of one prompt.
 
         Args:
             prompt_ids: The prompt; it is read once for every num_slots samples.
             num_samples: Completions.
-            max_new_tokens: Longest completion in tokens, tool results included.
-            temperature: 0 is greedy.
-            top_k: Sample among this many likeliest tokens; None or 0 is all.
-            seed: The same seed gives the same completions; sample 0 is the same whether 1 or 16 are asked for.
-            top_p: Sample among the likeliest tokens that together have this probability; 1 is all.
+            sampling: Settings of `SamplingParams`; max_new_tokens is 64 unless given. Sample 0 is the same whether 1 or 16
+                are asked for.
 
         Returns:
             Token ids per sample, without the prompt and without the token that ended it.
@@ -83,32 +72,15 @@ class Engine(SlotEngine):
         Raises:
             UserError: If the prompt is empty, foreign or longer than the context, or a setting is impossible.
         """
-        request = Request(
-            prompt_ids=prompt_ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
+        request = _request(prompt_ids, sampling)
         return self.complete([request], num_samples)
 
-    def generate_batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        seed: int = 0,
-    ) -> list[list[int]]:
+    def generate_batch(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> list[list[int]]:
         """One completion for each of many prompts, the same as made one by one; more prompts than slots take turns.
 
         Args:
             prompts: Prompts of any lengths.
-            max_new_tokens: Longest completion in tokens, tool results included.
-            temperature: 0 is greedy.
-            top_k: Sample among this many likeliest tokens; None or 0 is all.
-            seed: Prompt i draws the numbers of sample i of this seed.
+            sampling: As in `generate`. Prompt i draws the numbers of sample i of the seed.
 
         Returns:
             Token ids per prompt, in the order of the prompts.
@@ -116,10 +88,8 @@ class Engine(SlotEngine):
         Raises:
             UserError: As `generate`.
         """
-        settings = Request(
-            prompt_ids=(), max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
-        )
-        return self.complete([replace(settings, prompt_ids=prompt, sample=i) for i, prompt in enumerate(prompts)])
+        request = _request((), sampling)
+        return self.complete([replace(request, prompt_ids=prompt, sample=i) for i, prompt in enumerate(prompts)])
 
     def complete(self, requests: Sequence[Request], num_samples: int = 1) -> list[list[int]]:
         """Completions of many requests, each of them several times if wished.
@@ -169,25 +139,14 @@ class Engine(SlotEngine):
         return completions
 
     def stream(
-        self,
-        prompt_ids: Sequence[int],
-        num_samples: int = 1,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        seed: int = 0,
-        top_p: float = 1.0,
+        self, prompt_ids: Sequence[int], num_samples: int = 1, **sampling: Any
     ) -> Iterator[tuple[list[int], list[int]]]:
         """The same as `generate`, step by step, as soon as each token is known.
 
         Args:
             prompt_ids: The prompt.
             num_samples: Completions, at most num_slots.
-            max_new_tokens: Most steps.
-            temperature: 0 is greedy.
-            top_k: Sample among this many likeliest tokens; None or 0 is all.
-            seed: The same seed gives the same tokens.
-            top_p: Sample among the likeliest tokens that together have this probability; 1 is all.
+            sampling: As in `generate`.
 
         Returns:
             An iterator of (token per sample, mask per sample): mask 1 where the model chose the token, 0 where a tool
@@ -197,14 +156,7 @@ class Engine(SlotEngine):
             UserError: As `generate`, when called, not at the first step.
         """
         _check_samples(num_samples)
-        request = Request(
-            prompt_ids=prompt_ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
+        request = _request(prompt_ids, sampling)
         self.check(request)
         if num_samples > self.num_free:
             raise UserError(f"{num_samples} samples need as many slots, {self.num_free} are free; raise num_slots")
@@ -239,6 +191,8 @@ class Engine(SlotEngine):
                         other.waiting[token.slot].append(token)
         tokens = [inbox.waiting[slot].popleft() for slot in inbox.slots if inbox.waiting[slot]]
         for token in tokens:
+            if token.finish_reason == FAILED:
+                raise UserError(NOT_FINITE)
             if token.finish_reason:
                 inbox.slots.remove(token.slot)
                 del inbox.waiting[token.slot]
@@ -248,6 +202,10 @@ class Engine(SlotEngine):
         for slot in inbox.slots:
             self.release(slot)
         self._inboxes.remove(inbox)
+
+
+def _request(prompt_ids: Sequence[int], sampling: dict[str, Any]) -> Request:
+    return Request(prompt_ids=prompt_ids, **{"max_new_tokens": 64, **sampling})
 
 
 def _check_samples(num_samples: int) -> None:

@@ -4,6 +4,7 @@ import itertools
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from types import TracebackType
 
@@ -11,9 +12,9 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_model import Answer, Message
 from nanochat_lit.engine.chat_prompt import fit_chat_prompt
-from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.engine.engine import Emitted, Engine
-from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.request import FAILED, NOT_FINITE, Request
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.engine.scheduler import QueueFull, Scheduler
 
 _Outbox = queue.SimpleQueue[tuple[float, Emitted] | Exception | None]
@@ -50,7 +51,7 @@ class EngineChat:
         self._orders.put(None)
         self._thread.join()
 
-    def answer(self, messages: Sequence[Message], settings: ChatSettings) -> Answer:
+    def answer(self, messages: Sequence[Message], settings: SamplingParams) -> Answer:
         """Begin an answer; see `ChatModel`.
 
         Raises:
@@ -58,14 +59,7 @@ class EngineChat:
         """
         context = self._engine.model.config.sequence_len
         prompt_ids, num_dropped = fit_chat_prompt(self._engine.tokenizer, messages, context, settings.max_new_tokens)
-        request = Request(
-            prompt_ids=prompt_ids,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            seed=settings.seed,
-        )
+        request = Request(prompt_ids=prompt_ids, **vars(settings))
         self._engine.check(request)
         key, outbox = next(self._keys), _Outbox()
 
@@ -77,7 +71,7 @@ class EngineChat:
         answer.pieces = self._pieces(answer, outbox, time.perf_counter())
         with self._lock:
             if self._has_ended:
-                raise RuntimeError("the engine has ended; if by an error, it was told to those who were waiting")
+                raise UserError("the engine has ended; start the program again")
             self._orders.put(lambda: self._submit(key, request, outbox))
         return answer
 
@@ -95,27 +89,38 @@ class EngineChat:
                 return
 
     def _run(self) -> None:
-        last: Exception | None = None
         try:
-            while True:
-                for order in self._next_orders():
-                    if order is None:
-                        return
-                    order()
-                for event in self._scheduler.step():
-                    self._deliver(event.key, event.error or event.emitted)
-        except Exception as error:
-            last = error
-            raise
+            while self._obey():
+                self._step()
         finally:
             with self._lock:
                 self._has_ended = True
                 while not self._orders.empty():
                     if (order := self._orders.get()) is not None:
                         order()
-            for key in list(self._outboxes):
-                self._scheduler.cancel(key)
-                self._deliver(key, last)
+            self._fail_all(None)
+
+    def _step(self) -> None:
+        try:
+            for event in self._scheduler.step():
+                self._deliver(event.key, event.error or event.emitted)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next request may fare better
+            traceback.print_exc()
+            self._fail_all(UserError(f"the engine failed ({type(error).__name__}: {error}); ask again"))
+
+    def _fail_all(self, item: UserError | None) -> None:
+        for key in list(self._outboxes):
+            self._scheduler.cancel(key)
+            self._deliver(key, item)
+        self._engine.reset()
+
+    def _obey(self) -> bool:
+        """Carry out all orders; False if one of them is to end."""
+        for order in self._next_orders():
+            if order is None:
+                return False
+            order()
+        return True
 
     def _next_orders(self) -> Iterator[Callable[[], None] | None]:
         """All that wait; when there is nothing to compute, the next one is waited for."""
@@ -139,6 +144,8 @@ class EngineChat:
         outbox = self._outboxes.get(key)
         if outbox is None:
             return
+        if isinstance(item, Emitted) and item.finish_reason == FAILED:
+            item = UserError(NOT_FINITE)
         outbox.put((time.perf_counter(), item) if isinstance(item, Emitted) else item)
         if not isinstance(item, Emitted) or item.finish_reason is not None:
             del self._outboxes[key]

@@ -18,6 +18,7 @@ import torch
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import default_device, is_free_choice
 from nanochat_lit.common.paths import read_json, write_json
+from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
 from nanochat_lit.model import GPT
 from nanochat_lit.model.export import load_model, save_model
 from nanochat_lit.model.packed import Quantization, pack_linears
@@ -35,7 +36,8 @@ EXPORT_FILES = (
     "provenance.json",
 )
 
-_DEFAULTS: tuple[tuple[str, float | int], ...] = (("temperature", 0.6), ("top_k", 50), ("max_new_tokens", 256))
+_GENERATION = ("temperature", "top_k", "max_new_tokens")
+"""Settings in generation.json."""
 
 
 def save_export(
@@ -59,14 +61,13 @@ def save_export(
     """
     target = Path(os.path.abspath(folder))  # noqa: PTH100 (resolve would follow a link and replace what it points to)
     _check_vocabulary(model, tokenizer, target)
-    settings = dict(_DEFAULTS)
-    if unknown := sorted(set(generation or {}) - set(settings)):
-        raise UserError(f"unknown generation settings {unknown}; use {', '.join(settings)}")
-    settings.update(generation or {})
+    if unknown := sorted(set(generation or {}) - set(_GENERATION)):
+        raise UserError(f"unknown generation settings {unknown}; use {', '.join(_GENERATION)}")
+    settings = CHAT_PARAMS.updated(generation or {})
     with replaced_whole(target, {*EXPORT_FILES, *TOKENIZER_FILES}) as temporary:
         save_model(model, temporary)
         tokenizer.save(temporary)
-        write_json(temporary / "generation.json", settings)
+        write_json(temporary / "generation.json", {name: getattr(settings, name) for name in _GENERATION})
         write_json(
             temporary / "provenance.json", {**(provenance or {}), "tokenizer_fingerprint": tokenizer.fingerprint}
         )
@@ -110,22 +111,24 @@ def load_export(
     return model.eval(), tokenizer
 
 
-def load_generation_defaults(folder: str | Path) -> dict[str, Any]:
-    """The generation settings of an export: temperature, top_k and max_new_tokens.
+def load_generation_defaults(folder: str | Path) -> SamplingParams:
+    """The sampling settings of an export: its temperature, top_k and max_new_tokens.
 
     Args:
         folder: What `save_export` wrote.
 
     Raises:
-        UserError: If the file is missing, broken, or holds something else.
+        UserError: If the file is missing or broken, or holds something else or a value that is not allowed.
     """
     path = Path(folder) / "generation.json"
     _check_files(Path(folder))
     settings = read_json(path)
-    names = [name for name, _ in _DEFAULTS]
-    if not isinstance(settings, dict) or sorted(settings) != sorted(names):
-        raise UserError(f"{path} must hold exactly {', '.join(names)}; export again")
-    return settings
+    if not isinstance(settings, dict) or sorted(settings) != sorted(_GENERATION):
+        raise UserError(f"{path} must hold exactly {', '.join(_GENERATION)}; export again")
+    try:
+        return SamplingParams(**settings)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _check_files(folder: Path) -> None:

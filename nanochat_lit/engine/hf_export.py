@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write, read_json, write_json
@@ -26,8 +25,9 @@ from nanochat_lit.engine.export import (
 from nanochat_lit.engine.hf_tokenizer import TOKENIZER_FILES as HF_TOKENIZER_FILES
 from nanochat_lit.engine.hf_tokenizer import write_hf_tokenizer
 from nanochat_lit.engine.model_card import model_card
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPTConfig
-from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, assemble
+from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, assemble, save_tensors
 from nanochat_lit.model.gpt import QK_SCALE, VALUE_GATE_SCALE
 from nanochat_lit.model.loss import SOFTCAP
 from nanochat_lit.model.rotary import ROTARY_BASE
@@ -68,7 +68,7 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
         )
     defaults = load_generation_defaults(export)
     with replaced_whole(target, HF_FILES) as folder:
-        save_file(_tensors(export, dtype), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_tensors(_tensors(export, dtype), folder / WEIGHTS_FILE)
         write_json(folder / CONFIG_FILE, _config(model.config, tokenizer, dtype))
         write_json(folder / "generation_config.json", _generation_config(defaults, tokenizer))
         write_hf_tokenizer(folder, tokenizer, model.config.sequence_len)
@@ -151,12 +151,13 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "pad_token_id": tokenizer.bos_id}
 
 
-def _generation_config(defaults: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    temperature, top_k = defaults["temperature"], defaults["top_k"]
+def _generation_config(defaults: SamplingParams, tokenizer: Tokenizer) -> dict[str, Any]:
     sampling = (
-        {"do_sample": True, "temperature": temperature, "top_k": top_k or 0} if temperature else {"do_sample": False}
+        {"do_sample": True, "temperature": defaults.temperature, "top_k": defaults.top_k}
+        if defaults.temperature
+        else {"do_sample": False}
     )
-    return {**_token_ids(tokenizer), **sampling, "max_new_tokens": defaults["max_new_tokens"]}
+    return {**_token_ids(tokenizer), **sampling, "max_new_tokens": defaults.max_new_tokens}
 
 
 def _gpt_config(values: object, folder: Path) -> GPTConfig:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
@@ -30,9 +31,7 @@ def roll_out(
     prompts: Sequence[Sequence[int]],
     seeds: Sequence[int],
     num_samples: int = 1,
-    max_new_tokens: int = 64,
-    temperature: float = 1.0,
-    top_k: int | None = None,
+    **sampling: Any,
 ) -> list[list[Rollout]]:
     """Sample completions of every prompt, with the calculator at hand.
 
@@ -43,9 +42,7 @@ def roll_out(
         prompts: Token ids, of any lengths.
         seeds: One for each prompt.
         num_samples: Completions of each prompt.
-        max_new_tokens: Longest completion in tokens, tool results included.
-        temperature: 0 is greedy.
-        top_k: Sample among this many likeliest tokens; None or 0 is all.
+        sampling: Settings of `SamplingParams`; unless given, the temperature is 1 and max_new_tokens 64.
 
     Returns:
         `num_samples` rollouts for each prompt, in the order of the prompts.
@@ -55,10 +52,8 @@ def roll_out(
     """
     if len(seeds) != len(prompts):
         raise UserError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
-    requests = [
-        Request(prompt_ids=prompt, seed=seed, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k)
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
+    sampling = {"temperature": 1.0, "max_new_tokens": 64, **sampling}
+    requests = [Request(prompt_ids=prompt, seed=seed, **sampling) for prompt, seed in zip(prompts, seeds, strict=True)]
     rollouts = [
         Rollout(
             token_ids=[token.token_id for token in tokens],

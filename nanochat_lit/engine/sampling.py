@@ -6,32 +6,17 @@ on every device.
 Legend: B rows, V vocabulary.
 """
 
-import math
 import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.host_copy import to_device
+from nanochat_lit.engine.sampling_params import SamplingParams
 
 MIN_TEMPERATURE = 1e-6
 """Lower temperatures above zero are computed as this one: below it float32 has nothing left to tell apart."""
-
-
-def check_sampling(temperature: float, top_k: int | None, top_p: float = 1.0) -> None:
-    """Refuse settings that mean nothing.
-
-    Raises:
-        UserError: If the temperature is negative or not finite, top_k is negative, or top_p is not in (0, 1].
-    """
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise UserError(f"temperature is {temperature}; use 0 (the likeliest token) or a positive number such as 0.6")
-    if top_k is not None and top_k < 0:
-        raise UserError(f"top_k is {top_k}; use 0 (off) or the number of likeliest tokens to choose from")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}; use 1 (off) or the share of probability to choose from, such as 0.9")
 
 
 def sample_next(
@@ -57,7 +42,7 @@ def sample_next(
     Raises:
         UserError: If a setting is impossible.
     """
-    check_sampling(temperature, top_k, top_p)
+    SamplingParams(temperature=temperature, top_k=top_k or 0, top_p=top_p)  # checks them
     if temperature == 0:
         return logits.argmax(dim=-1)
     assert len(uniforms) == len(logits), "one random number per row"

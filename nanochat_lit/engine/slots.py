@@ -18,7 +18,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import AnswerText, Piece
 from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.host_copy import HostCopy, to_device
-from nanochat_lit.engine.request import Request, check_request
+from nanochat_lit.engine.request import FAILED, Request, check_prompt
 from nanochat_lit.engine.sampling import row_random, sample_next
 from nanochat_lit.engine.sampling_kernel import has_sampling_kernel, sample_each
 from nanochat_lit.engine.tool_use import Tool, ToolRow
@@ -42,7 +42,8 @@ class Emitted(NamedTuple):
     logprob: float | None
     """Log-probability in nats at temperature 1, where the request asked for it and the model chose the token."""
     finish_reason: str | None
-    """None while the request goes on; with its last token "stop" (the model or a stop string ended it) or "length"."""
+    """None while the request goes on; with its last token "stop" (the model or a stop string ended it) or "length". FAILED
+    comes without a token."""
 
 
 @dataclass(slots=True)
@@ -63,6 +64,8 @@ class _Row:
     unread: int | None = None
     """What a tool forced in place of the chosen token that the model reads next."""
     has_left: bool = False
+    has_failed: bool = False
+    """Whether its logits were not finite, and its keys and values may be NaN."""
 
 
 @dataclass(slots=True)
@@ -118,13 +121,17 @@ class SlotEngine:
         self.prefill_chunk = prefill_chunk
         self.end_ids = frozenset((tokenizer.special_ids[ASSISTANT_END], tokenizer.bos_id))
         self.tool = tool
-        self._free = list(range(num_slots))[::-1]
+        self._lag = int(model.device.type == "cuda")
+        """Steps that the host is behind."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all requests, also after an exception in the middle of a step."""
+        self._free = list(range(self.num_slots))[::-1]
         self._prefills: deque[_Prefill] = deque()
         self._rows: list[_Row] = []  # in the order of the cache's slots
         self._caches: tuple[KVCache, SlotCache] | None = None  # one prompt being read; all that are decoded
-        self._graphs = StepGraphs(self._step, model.device)
-        self._lag = int(model.device.type == "cuda")
-        """Steps that the host is behind."""
+        self._graphs = StepGraphs(self._step, self.model.device)
         self._pending: deque[_Chosen] = deque()
 
     def warm_up(self) -> None:
@@ -143,9 +150,9 @@ class SlotEngine:
         """Refuse a request that cannot be served.
 
         Raises:
-            UserError: As `check_request`.
+            UserError: As `check_prompt`.
         """
-        check_request(request, self.model.config.sequence_len, self.model.config.vocab_size)
+        check_prompt(request.prompt_ids, self.model.config.sequence_len, self.model.config.vocab_size)
 
     def admit(self, request: Request) -> int:
         """Give a request a slot; the next steps read its prompt and then extend it.
@@ -280,6 +287,9 @@ class SlotEngine:
     def _choose(self, rows: Sequence[_Row], logits: Tensor) -> None:
         """Start choosing the next token of rows that follow each other in the slots."""
         first = self._rows.index(rows[0])
+        is_finite = logits.sum(dim=-1).isfinite()
+        if self._lag or not is_finite.all():  # a device that runs behind is not asked: it would be waited for
+            logits = torch.where(is_finite[:, None], logits, 0.0)
         tokens = _sample_rows([row.request for row in rows], [row.random for row in rows], logits)
         self._cached()[1].next_tokens[first : first + len(rows)] = tokens
         logprobs = None
@@ -287,7 +297,7 @@ class SlotEngine:
             logprobs = HostCopy(logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0])
         for row in rows:
             row.num_pending += 1
-        self._pending.append(_Chosen(list(rows), HostCopy(tokens), logprobs))
+        self._pending.append(_Chosen(list(rows), HostCopy(torch.where(is_finite, tokens, -1)), logprobs))
 
     def _come(self, lag: int) -> list[Emitted]:
         """The tokens that have come, all but those of the last steps; rows that end leave."""
@@ -296,10 +306,15 @@ class SlotEngine:
             chosen = self._pending.popleft()
             logprobs = chosen.logprobs.tolist() if chosen.logprobs else [None] * len(chosen.rows)
             for row, token_id, logprob in zip(chosen.rows, chosen.tokens.tolist(), logprobs, strict=True):
-                if not row.has_left:
+                if row.has_left:
+                    continue
+                if token_id < 0:
+                    row.has_failed = True
+                    emitted.append(Emitted(row.slot, -1, False, [], None, FAILED))
+                else:
                     emitted.append(self._take(row, token_id, logprob if row.request.logprobs else None))
-                    if emitted[-1].finish_reason:
-                        self.release(row.slot)
+                if emitted[-1].finish_reason:
+                    self.release(row.slot)
         return emitted
 
     def _take(self, row: _Row, choice: int, logprob: float | None) -> Emitted:
@@ -327,6 +342,8 @@ class SlotEngine:
     def _drop(self, index: int) -> None:
         """Remove a row; the last one takes its place, in the cache too."""
         with torch.inference_mode():
+            if self._rows[index].has_failed or self._rows[index].num_pending:
+                self._cached()[1].clear(index)
             self._cached()[1].remove(index)
         self._rows[index] = self._rows[-1]
         self._rows.pop()
@@ -338,7 +355,7 @@ def _sample_rows(requests: Sequence[Request], randoms: Sequence[Random], logits:
         uniforms = [draw.random() if r.temperature else 0.0 for r, draw in zip(requests, randoms, strict=True)]
         temperatures, top_ps = [r.temperature for r in requests], [r.top_p for r in requests]
         return torch.tensor(sample_each(logits, temperatures, [r.top_k for r in requests], top_ps, uniforms))
-    groups: dict[tuple[float, int | None, float], list[int]] = {}
+    groups: dict[tuple[float, int, float], list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault((request.temperature, request.top_k, request.top_p), []).append(index)
     tokens = torch.empty(len(requests), dtype=torch.int64, device=logits.device)

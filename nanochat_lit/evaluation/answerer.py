@@ -116,17 +116,17 @@ class EngineAnswerer:
 
     def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """All of them at once, as many as there are slots."""
-        return self.engine.generate_batch(prompts, max_new_tokens)
+        return self.engine.generate_batch(prompts, max_new_tokens=max_new_tokens)
 
     def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
         """The prompt is read once."""
         return self.engine.generate(
             prompt,
             answering.num_samples,
-            answering.max_new_tokens,
-            answering.temperature,
-            answering.top_k,
-            answering.seed,
+            max_new_tokens=answering.max_new_tokens,
+            temperature=answering.temperature,
+            top_k=answering.top_k,
+            seed=answering.seed,
         )
 
     def read(self, token_ids: Sequence[int]) -> Answer:

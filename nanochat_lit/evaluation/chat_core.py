@@ -12,7 +12,7 @@ import torch
 
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.sampling import check_sampling
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.evaluation.answerer import Answerer, Answering
 from nanochat_lit.evaluation.chat_tasks import ChatTask
 from nanochat_lit.evaluation.ranks import sum_over_ranks
@@ -57,7 +57,7 @@ def check_tasks(answerer: Answerer, tasks: Sequence[ChatTask], answering: Answer
     Raises:
         UserError: If a letter is not one token, or a setting is impossible.
     """
-    check_sampling(answering.temperature, answering.top_k)
+    SamplingParams(temperature=answering.temperature, top_k=answering.top_k or 0)  # checks them
     for name in ("num_samples", "max_new_tokens"):
         if getattr(answering, name) < 1:
             raise UserError(f"{name} is {getattr(answering, name)}; it must be at least 1")

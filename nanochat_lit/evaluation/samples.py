@@ -41,7 +41,9 @@ def complete_texts(
         Continuations, without the prompts.
     """
     token_ids = [engine.tokenizer.encode(prompt, prepend_bos=True) for prompt in prompts]
-    completions = engine.generate_batch(token_ids, max_new_tokens, temperature, top_k, seed)
+    completions = engine.generate_batch(
+        token_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
+    )
     return [engine.tokenizer.decode(completion) for completion in completions]
 
 
@@ -65,11 +67,15 @@ def answer_messages(
     """
     if isinstance(engine, HuggingFaceModel):
         token_ids = [engine.tokenizer.render_question(prompt) for prompt in prompts]
-        completions = engine.generate_batch(token_ids, max_new_tokens, temperature, top_k, seed)
+        completions = engine.generate_batch(
+            token_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
+        )
         return [engine.tokenizer.decode(completion) for completion in completions]
     conversations = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
     token_ids = [render_for_completion(engine.tokenizer, conversation) for conversation in conversations]
-    completions = engine.generate_batch(token_ids, max_new_tokens, temperature, top_k, seed)
+    completions = engine.generate_batch(
+        token_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
+    )
     return [readable(parse_completion(engine.tokenizer, completion)) for completion in completions]
 
 

@@ -66,7 +66,9 @@ def _answer(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= context]
     answers: list[list[int] | None] = [None] * len(items)
     mine = fitting[rank() :: world_size()]
-    completions = joined_shares(engine.generate_batch([prompts[index] for index in mine], max_new_tokens))
+    completions = joined_shares(
+        engine.generate_batch([prompts[index] for index in mine], max_new_tokens=max_new_tokens)
+    )
     for index, completion in zip(fitting, completions, strict=True):
         answers[index] = completion
     return answers

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import resolve_compute_dtype
-from nanochat_lit.common.paths import read_json, write_json
+from nanochat_lit.common.paths import new_file_mode, read_json, write_json
 from nanochat_lit.model.architecture import build_model
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.gpt import GPT
@@ -24,8 +24,14 @@ def save_model(model: GPT, folder: str | Path) -> None:
     """
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(tensors, folder / WEIGHTS_FILE)
     write_json(folder / CONFIG_FILE, model.config.to_dict())
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file with the permissions that the umask leaves; safetensors 0.8 itself lets only its owner read."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(new_file_mode())
 
 
 def load_model(

@@ -119,6 +119,11 @@ class SlotCache:
         self.num_active += 1
         return slot
 
+    def clear(self, slot: int) -> None:
+        """Zero what a slot holds, which a NaN in it would outlive: a mask does not hide it."""
+        for tensor in (*self.keys, *self.values, self.embeddings):
+            tensor[slot].zero_()
+
     def remove(self, slot: int) -> None:
         """Free a slot; the last active sequence moves into it."""
         self.num_active -= 1

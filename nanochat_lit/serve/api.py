@@ -1,6 +1,7 @@
 """LitServe's view of the model: what a worker loads, and who may ask."""
 
 import hmac
+import math
 import multiprocessing
 import os
 import threading
@@ -11,7 +12,9 @@ import litserve
 from fastapi import Request
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import folder_fingerprint
 from nanochat_lit.serve.api_error import ApiError
+from nanochat_lit.serve.loop import BEAT_EVERY_S
 
 if TYPE_CHECKING:
     from nanochat_lit.engine.scheduler import Scheduler
@@ -30,8 +33,14 @@ class ServeSettings:
     """Requests that a worker answers at once."""
     max_queue: int = 64
     """Most requests that wait for a slot of a worker."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names of this server in addition to those of its address; "*" allows all."""
     request_timeout_s: float = 120.0
     """Longest time for a request, waiting included."""
+    hang_timeout_s: float = 8.0
+    """Longest silence of a worker, whose every step ends one, before it is replaced."""
     drain_timeout_s: float = 20.0
     """Longest time that running requests get to finish after SIGTERM."""
     max_body_bytes: int = 1_000_000
@@ -53,12 +62,18 @@ class ServeSettings:
                 raise UserError(f"{name} is {getattr(self, name)}; use at least 1")
         if self.max_queue < 0:
             raise UserError(f"max_queue is {self.max_queue}; use 0 (nobody waits) or more")
-        if self.request_timeout_s <= 0 or self.drain_timeout_s < 0:
-            raise UserError("request_timeout_s must be above 0 and drain_timeout_s at least 0")
+        for name, low in (("request_timeout_s", 0.001), ("hang_timeout_s", 2 * BEAT_EVERY_S), ("drain_timeout_s", 0)):
+            if not low <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; use a number of seconds of at least {low:g}")
         if self.api_key is not None and not (
             self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
         ):
             raise UserError("the API key must be printable ASCII, which is all that clients can send, and not empty")
+
+
+def fingerprint_of(export: str) -> str:
+    """Of all that an export answers with."""
+    return folder_fingerprint(export, (".json", ".safetensors", ".model", ".tiktoken"))
 
 
 class ChatAPI(litserve.LitAPI):
@@ -66,6 +81,7 @@ class ChatAPI(litserve.LitAPI):
 
     Args:
         settings: Of the server.
+        fingerprint: Of the export, when the server started; a worker does not load another.
         arguments: For LitServe: spec and loop.
     """
 
@@ -73,10 +89,11 @@ class ChatAPI(litserve.LitAPI):
     end_ids: frozenset[int]
     ready: "Ready"
 
-    def __init__(self, settings: ServeSettings, **arguments: Any) -> None:
+    def __init__(self, settings: ServeSettings, fingerprint: str, **arguments: Any) -> None:
         super().__init__(api_path="/v1/chat/completions", stream=True, **arguments)
         self.settings = settings
         self.failure: str | None = None
+        self.fingerprint = fingerprint
 
     def setup(self, device: str | None) -> None:
         """Load the model and run it once, in the worker's process."""
@@ -97,6 +114,10 @@ class ChatAPI(litserve.LitAPI):
             model, tokenizer = load_export(
                 settings.model, device, settings.compute_dtype, cast_weights=True, quantize=settings.quantize
             )
+            if fingerprint_of(settings.model) != self.fingerprint:
+                raise UserError(
+                    f"{settings.model} has changed since the server started; restart the server to serve it"
+                )
             engine = Engine(model, tokenizer, num_slots=settings.num_slots)
             engine.warm_up()
         except UserError as error:

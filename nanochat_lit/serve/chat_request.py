@@ -5,25 +5,25 @@ Beyond OpenAI's fields: `top_k`, and in an assistant's message `nanochat`, the p
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.serve.api_error import ApiError
-from nanochat_lit.tokenizer import Tokenizer, render_for_completion, validate_conversation
+from nanochat_lit.engine.sampling_params import MAX_SEED, SamplingParams
+from nanochat_lit.serve.api_error import ApiError, bad_field, kind_of, short
+from nanochat_lit.serve.chat_messages import as_messages
+from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
-MAX_MESSAGES = 500
-MAX_MESSAGE_CHARS = 8_000
-MAX_TOTAL_CHARS = 32_000
-MAX_TEMPERATURE = 2.0
-MAX_TOP_K = 200
+MAX_DEPTH = 16
+"""Objects and lists inside each other."""
 MAX_NEW_TOKENS = 4_096
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARS = 100
 MAX_USER_CHARS = 512
-_MAX_SEED = 2**63
+_LIMITS = {"temperature": 2.0, "top_k": 200, "max_new_tokens": MAX_NEW_TOKENS}
+"""What one request may ask of the server, in addition to what `SamplingParams` allows."""
 
 _USED = ("model", "messages", "stream", "stream_options", "temperature", "top_p", "top_k", "seed", "stop", "user", "n")
 _LENGTHS = ("max_completion_tokens", "max_tokens")
@@ -48,8 +48,6 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("verbosity", ("medium",)),
     ("web_search_options", ()),
 )
-# Of a message: what OpenAI's client sends back with an answer it has received; all of it empty here.
-_EMPTY_IN_MESSAGES = ("refusal", "annotations", "audio", "function_call", "tool_calls", "name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +56,8 @@ class ChatRequest:
 
     messages: list[dict[str, Any]]
     """A conversation in the tokenizer's format, the last message the user's."""
-    max_new_tokens: int
-    """Longest answer in tokens."""
-    temperature: float
-    """0 is greedy."""
-    top_p: float
-    """Sample among the likeliest tokens that together have this probability."""
-    top_k: int
-    """Sample among this many likeliest tokens; 0 is all."""
-    seed: int | None
-    """None lets the server choose one."""
-    stop: tuple[str, ...]
-    """The answer ends before the first of these."""
+    sampling: SamplingParams
+    """How to generate the answer."""
     stream: bool
     """Whether to send the answer in parts."""
     include_usage: bool
@@ -93,43 +81,35 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and endless numbers
         raise ApiError(400, f"the body is not JSON in UTF-8: {error}", code="invalid_json") from None
     if not isinstance(body, dict):
-        raise ApiError(400, f"the body must be a JSON object, not {_kind(body)}", code="invalid_json")
+        raise ApiError(400, f"the body must be a JSON object, not {kind_of(body)}", code="invalid_json")
+    level: list[Any] = [body]
+    for _ in range(MAX_DEPTH):
+        inner = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+    if level:
+        raise ApiError(400, f"the body is nested more than {MAX_DEPTH} deep; send fewer levels", code="invalid_json")
     return body
 
 
-def parse_chat_request(body: Mapping[str, Any], model_name: str, defaults: Mapping[str, Any]) -> ChatRequest:
+def parse_chat_request(body: Mapping[str, Any], model_name: str, defaults: SamplingParams) -> ChatRequest:
     """Check every field of a request.
 
     Args:
         body: What `parse_json` gave.
         model_name: The one model that is served; a request may leave its name out.
-        defaults: Of the export: temperature, top_k and max_new_tokens.
+        defaults: Of the export. A seed that the request does not give is random.
 
     Raises:
         ApiError: 404 for another model, 400 for everything else, with the field's name.
     """
     _check_fields(body, model_name)
-    lengths = [name for name in _LENGTHS if body.get(name) is not None]
-    if len(lengths) == 2:
-        raise _bad("max_tokens", "give max_tokens or max_completion_tokens, not both")
-    length = lengths[0] if lengths else "max_tokens"
     stream = _boolean(body, "stream")
     user = body.get("user")
     if user is not None and not (isinstance(user, str) and len(user) <= MAX_USER_CHARS):
-        raise _bad("user", f"user must be a string of at most {MAX_USER_CHARS} characters")
-    top_p = _number(body, "top_p", 1.0, 0, 1)
-    if top_p == 0:
-        raise _bad(
-            "top_p", "top_p is 0, which leaves no token; use a number above 0, or temperature 0 for the likeliest"
-        )
+        raise bad_field("user", f"user must be a string of at most {MAX_USER_CHARS} characters")
     return ChatRequest(
-        messages=_messages(body.get("messages")),
-        max_new_tokens=_integer(body, length, min(defaults["max_new_tokens"], MAX_NEW_TOKENS), 1, MAX_NEW_TOKENS),
-        temperature=_number(body, "temperature", defaults["temperature"], 0, MAX_TEMPERATURE),
-        top_p=top_p,
-        top_k=_integer(body, "top_k", defaults["top_k"], 0, MAX_TOP_K),
-        seed=None if body.get("seed") is None else _integer(body, "seed", 0, -_MAX_SEED, _MAX_SEED - 1),
-        stop=_stop(body.get("stop")),
+        messages=as_messages(body.get("messages")),
+        sampling=_sampling(body, defaults),
         stream=stream,
         include_usage=_include_usage(body.get("stream_options"), stream),
         user=user or "",
@@ -150,7 +130,7 @@ def render_prompt(request: ChatRequest, tokenizer: Tokenizer, context: int) -> l
     try:
         prompt = render_for_completion(tokenizer, {"messages": request.messages})
     except UserError as error:
-        raise _bad("messages", str(error)) from None
+        raise bad_field("messages", str(error)) from None
     if len(prompt) > context:
         raise ApiError(
             400,
@@ -164,92 +144,53 @@ def render_prompt(request: ChatRequest, tokenizer: Tokenizer, context: int) -> l
 def _check_fields(body: Mapping[str, Any], model_name: str) -> None:
     model = body.get("model", model_name)
     if not isinstance(model, str):
-        raise _bad("model", f"model must be a string, not {_kind(model)}")
+        raise bad_field("model", f"model must be a string, not {kind_of(model)}")
     if model != model_name:
-        message = f"the model {_short(model)} does not exist; this server has {model_name!r}"
+        message = f"the model {short(model)} does not exist; this server has {model_name!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
     refused = dict(_REFUSED)
     for name, value in body.items():
         if name in refused:
             if value is not None and not any(_is_same(value, harmless) for harmless in refused[name]):
-                raise _bad(name, f"{name} is not supported by this server; leave it out", "unsupported_parameter")
+                raise bad_field(name, f"{name} is not supported by this server; leave it out", "unsupported_parameter")
         elif name not in (*_USED, *_LENGTHS, *_HARMLESS):
-            raise _bad(_short(name).strip("'"), f"unknown parameter {_short(name)}; leave it out", "unknown_parameter")
-    if _integer(body, "n", 1, 1, 2**31) != 1:
-        raise _bad("n", f"n is {body['n']}; this server gives one answer per request, ask several times")
+            raise bad_field(
+                short(name).strip("'"), f"unknown parameter {short(name)}; leave it out", "unknown_parameter"
+            )
+    if body.get("n") is not None and not _is_same(body["n"], 1):
+        raise bad_field("n", f"n is {short(body['n'])}; this server gives one answer per request, ask several times")
 
 
-def _messages(given: object) -> list[dict[str, Any]]:
-    if not isinstance(given, list) or not given:
-        raise _bad("messages", "messages must be a list of at least one message")
-    if len(given) > MAX_MESSAGES:
-        raise _bad("messages", f"{len(given)} messages; at most {MAX_MESSAGES} are allowed")
-    messages = [_message(message, f"messages[{index}]") for index, message in enumerate(given)]
-    lengths = [_num_chars(message["content"]) for message in messages]
-    for index, length in enumerate(lengths):
-        if length > MAX_MESSAGE_CHARS:
-            where = f"messages[{index}]"
-            raise _bad(where, f"{where} has {length} characters; at most {MAX_MESSAGE_CHARS} are allowed")
-    if sum(lengths) > MAX_TOTAL_CHARS:
-        raise _bad("messages", f"the messages have {sum(lengths)} characters; at most {MAX_TOTAL_CHARS} are allowed")
-    try:
-        validate_conversation({"messages": messages}, "messages")
-    except UserError as error:
-        raise _bad("messages", str(error)) from None
-    if messages[-1]["role"] != "user":
-        raise _bad("messages", f"the last message must be the user's, not the {messages[-1]['role']}'s")
-    return messages
-
-
-def _message(message: object, where: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise _bad(where, f"{where} must be an object with role and content, not {_kind(message)}")
-    role = message.get("role")
-    if role == "developer":  # OpenAI's newer name
-        role = "system"
-    if role not in ("system", "user", "assistant"):
-        raise _bad(f"{where}.role", f"{where}.role must be system, user or assistant, not {_short(role)}")
-    for name, value in message.items():
-        if name not in ("role", "content", "nanochat", *_EMPTY_IN_MESSAGES):
-            raise _bad(where, f"{where} has an unknown field {_short(name)}; leave it out")
-        if name in _EMPTY_IN_MESSAGES and value not in (None, [], {}, ""):
-            raise _bad(f"{where}.{name}", f"{where}.{name} is not supported by this server; leave it out")
-    if message.get("nanochat") is not None:
-        return {"role": role, "content": _parts(message["nanochat"], role, f"{where}.nanochat")}
-    return {"role": role, "content": _content(message.get("content"), f"{where}.content")}
-
-
-def _content(content: object, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise _bad(where, f"{where} must be a string or a list of text parts, not {_kind(content)}")
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise _bad(where, f'{where} may hold parts {{"type": "text", "text": ...}} only: this model reads text')
-    return "".join(part["text"] for part in content)
-
-
-def _parts(extension: object, role: str, where: str) -> list[dict[str, str]]:
-    """The parts of an earlier answer; `validate_conversation` checks them one by one."""
-    parts = extension.get("parts") if isinstance(extension, dict) else None
-    if role != "assistant" or not isinstance(parts, list):
-        raise _bad(where, f"{where} belongs to assistant messages and looks like {{'parts': [...]}}")
-    return parts
-
-
-def _num_chars(content: str | Sequence[Any]) -> int:
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(str(part.get("text", ""))) if isinstance(part, dict) else 0 for part in content)
+def _sampling(body: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
+    given = {name: body[name] for name in ("temperature", "top_k", "top_p", "seed") if body.get(name) is not None}
+    lengths = [name for name in _LENGTHS if body.get(name) is not None]
+    if len(lengths) == 2:
+        raise bad_field("max_tokens", "give max_tokens or max_completion_tokens, not both")
+    if lengths:
+        given["max_new_tokens"] = body[lengths[0]]
+    sampling = replace(
+        defaults,
+        max_new_tokens=min(defaults.max_new_tokens, MAX_NEW_TOKENS),
+        seed=secrets.randbits(31),
+        stop=_stop(body.get("stop")),
+    )
+    for name, value in given.items():
+        param = lengths[0] if name == "max_new_tokens" else name
+        try:
+            sampling = sampling.updated({name: value})
+        except UserError as error:
+            raise bad_field(param, str(error).replace(name, param)) from None
+        if getattr(sampling, name) > _LIMITS.get(name, MAX_SEED):
+            raise bad_field(param, f"{param} is {short(value)}; this server allows at most {_LIMITS[name]:g}")
+    return sampling
 
 
 def _stop(stop: object) -> tuple[str, ...]:
     strings = [stop] if isinstance(stop, str) else [] if stop is None else stop
     if not isinstance(strings, list) or not all(isinstance(string, str) and string for string in strings):
-        raise _bad("stop", "stop must be a string or a list of strings, none of them empty")
+        raise bad_field("stop", "stop must be a string or a list of strings, none of them empty")
     if len(strings) > MAX_STOP_STRINGS or any(len(string) > MAX_STOP_CHARS for string in strings):
-        raise _bad("stop", f"stop takes at most {MAX_STOP_STRINGS} strings of at most {MAX_STOP_CHARS} characters")
+        raise bad_field("stop", f"stop takes at most {MAX_STOP_STRINGS} strings of at most {MAX_STOP_CHARS} characters")
     return tuple(strings)
 
 
@@ -257,62 +198,19 @@ def _include_usage(options: object, stream: bool) -> bool:
     if options is None:
         return False
     if not stream:
-        raise _bad("stream_options", "stream_options is for streamed answers; leave it out or set stream to true")
+        raise bad_field("stream_options", "stream_options is for streamed answers; leave it out or set stream to true")
     if not isinstance(options, dict) or set(options) - {"include_usage", "include_obfuscation"}:
-        raise _bad("stream_options", 'stream_options must look like {"include_usage": true}')
+        raise bad_field("stream_options", 'stream_options must look like {"include_usage": true}')
     return _boolean(options, "include_usage")
 
 
 def _boolean(body: Mapping[str, Any], name: str) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise _bad(name, f"{name} must be true or false, not {_kind(value)}")
+        raise bad_field(name, f"{name} must be true or false, not {kind_of(value)}")
     return bool(value)
-
-
-def _number(body: Mapping[str, Any], name: str, default: float, low: float, high: float) -> float:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _bad(name, f"{name} must be a number from {low:g} to {high:g}, not {_short(value)}")
-    return _within(name, value, low, high)
-
-
-def _integer(body: Mapping[str, Any], name: str, default: int, low: int, high: int) -> int:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _bad(name, f"{name} must be a whole number from {low} to {high}, not {_short(value)}")
-    return _within(name, value, low, high)
-
-
-def _within(name: str, value: Any, low: float, high: float) -> Any:
-    if not low <= value <= high:
-        raise _bad(name, f"{name} is {_short(value)}; use {low} to {high}")
-    return value
 
 
 def _is_same(value: object, other: object) -> bool:
     """Equal as JSON is: true is not 1."""
     return isinstance(value, bool) == isinstance(other, bool) and value == other
-
-
-def _bad(param: str, message: str, code: str | None = None) -> ApiError:
-    return ApiError(400, message, param=param, code=code)
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _short(value: object) -> str:
-    """For messages; lone surrogates, which no response can carry, are escaped."""
-    text = json.dumps(value) if isinstance(value, int | float) else ascii(value) if _is_odd(value) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _is_odd(value: object) -> bool:
-    return not repr(value).isprintable()

@@ -2,14 +2,14 @@
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_model import ChatModel
-from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.engine.conversation import Conversation
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.chat_view import shown_messages, status_line, typed_text
 
 REFRESH_S = 0.05
@@ -38,14 +38,14 @@ class ChatTab:
         settings: What the conversation begins with.
     """
 
-    def __init__(self, model: ChatModel, settings: ChatSettings) -> None:
+    def __init__(self, model: ChatModel, settings: SamplingParams) -> None:
         self._model = model
         self._conversation = Conversation(settings=settings)
         self._lock = threading.Lock()
         self.is_markdown = False
         """Whether the page renders Markdown."""
 
-    def send(self, text: str) -> Iterator[TabView]:
+    def send(self, text: object) -> Iterator[TabView]:
         """Ask something, and see the answer grow.
 
         Raises:
@@ -55,12 +55,21 @@ class ChatTab:
 
     def retry(self) -> Iterator[TabView]:
         """See another answer to the last question grow; raises as `send`."""
-        return self._answering(lambda: self._conversation.retry(self._model))
+        is_same = self._conversation.settings.temperature == 0
+        note = "the same answer again, as always at temperature 0; raise it for another" if is_same else ""
+        return self._answering(lambda: self._conversation.retry(self._model), note)
 
-    def edit(self, shown_index: int, text: str) -> Iterator[TabView]:
-        """Ask something else in place of a question, given by its place among the shown messages; raises as `send`."""
-        index = shown_messages(self._conversation.messages)[shown_index][0]
-        return self._answering(lambda: self._conversation.edit(self._model, index, _typed(text)))
+    def edit(self, shown_index: object, text: object) -> Iterator[TabView]:
+        """Ask something else in place of a question, given by its index among the shown messages; raises as `send`."""
+        return self._answering(
+            lambda: self._conversation.edit(self._model, self._index_of_question(shown_index), _typed(text))
+        )
+
+    def _index_of_question(self, shown_index: object) -> int:
+        shown = shown_messages(self._conversation.messages)
+        if isinstance(shown_index, int) and 0 <= shown_index < len(shown) and shown[shown_index][1]["role"] == "user":
+            return shown[shown_index][0]
+        raise UserError("there is no such question any more; ask it as a new message")
 
     def undo(self) -> tuple[TabView, str]:
         """Take back the last question with its answer; the question is returned.
@@ -85,9 +94,19 @@ class ChatTab:
         if self._conversation.answer is not None:
             self._conversation.answer.stop()
 
-    def configure(self, settings: ChatSettings, system: str) -> None:
-        """Change how the next answers are generated, and what the model is told beforehand."""
-        self._conversation.settings = settings
+    def configure(self, settings: Mapping[str, Any], system: object) -> None:
+        """Change how the next answers are generated, and what the model is told beforehand.
+
+        Args:
+            settings: Of `SamplingParams`, by name; None leaves one as it is.
+            system: The system prompt.
+
+        Raises:
+            UserError: If a value is not allowed.
+        """
+        if not isinstance(system, str):
+            raise UserError("the system prompt must be text")
+        self._conversation.settings = self._conversation.settings.updated(settings)
         self._conversation.system = system.strip()
 
     def view(self, status: str = "", is_running: bool = False) -> TabView:
@@ -95,7 +114,7 @@ class ChatTab:
         shown = shown_messages(self._conversation.messages, self.is_markdown)
         return TabView([message for _, message in shown], status, is_running)
 
-    def _answering(self, begin: Callable[[], Generator[Piece, None, None]]) -> Iterator[TabView]:
+    def _answering(self, begin: Callable[[], Generator[Piece, None, None]], note: str = "") -> Iterator[TabView]:
         with self._lock:
             self.stop()
             pieces = begin()
@@ -113,10 +132,12 @@ class ChatTab:
             answer.stop()
             pieces.close()
         if self._conversation.answer is answer:
-            yield self.view(status_line(answer, is_running=False))
+            yield self.view(status_line(answer, is_running=False, note=note))
 
 
-def _typed(text: str) -> str:
+def _typed(text: object) -> str:
+    if not isinstance(text, str):
+        raise UserError("the message must be text")
     if not (typed := typed_text(text)):
         raise UserError("the message is empty; write something")
     return typed

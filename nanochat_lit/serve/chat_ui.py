@@ -1,8 +1,8 @@
 """The chat page: Gradio in front of a `ChatModel`.
 
 Only this machine is ever asked for anything: Gradio's analytics, run history and links are off, its fonts come with it, and a
-Content-Security-Policy forbids the browser to load from elsewhere, whatever a model writes (an image in Markdown would tell
-its address who reads it).
+Content-Security-Policy (serve/page_gate.py) forbids the browser to load from elsewhere, whatever a model writes (an image in
+Markdown would tell its address who reads it).
 
 A tab's conversation is kept here, by the tab's session. Answers end by their own `stop`, not by Gradio's cancellation of
 events, which would lose what the page shows of them.
@@ -11,13 +11,15 @@ events, which would lose what the page shows of them.
 import html
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.chat_model import ChatModel
-from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.chat_tab import ChatTab, TabView
+from nanochat_lit.serve.gate import Gate
+from nanochat_lit.serve.page_gate import PageGate
 
 if TYPE_CHECKING:
     import fastapi
@@ -40,13 +42,6 @@ _Updates = tuple[Any, Any, Any]
 """Of the Chatbot, the text box and the status line."""
 
 _SETTINGS = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")
-
-# Gradio's page runs inline scripts and compiles functions of its own; all else must come from here.
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
-    "form-action 'self'"
-)
 
 # hidden: no veil over the page; no limit: tabs do not wait for each other; private: a session is needed
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
@@ -75,7 +70,7 @@ class OpenTabs:
         settings: What a conversation begins with.
     """
 
-    def __init__(self, model: ChatModel, settings: ChatSettings) -> None:
+    def __init__(self, model: ChatModel, settings: SamplingParams) -> None:
         self._model, self._settings = model, settings
         self._tabs: OrderedDict[str, ChatTab] = OrderedDict()
         self._lock = threading.Lock()
@@ -91,7 +86,7 @@ class OpenTabs:
         return tab
 
 
-def build_page(model: ChatModel, name: str, settings: ChatSettings, max_new_tokens: int) -> "gradio.Blocks":
+def build_page(model: ChatModel, name: str, settings: SamplingParams, max_new_tokens: int) -> "gradio.Blocks":
     """The page as Gradio's Blocks.
 
     Args:
@@ -136,7 +131,7 @@ def build_page(model: ChatModel, name: str, settings: ChatSettings, max_new_toke
     return page
 
 
-def _controls(settings: ChatSettings, max_new_tokens: int) -> tuple[list[Any], "gradio.Checkbox"]:
+def _controls(settings: SamplingParams, max_new_tokens: int) -> tuple[list[Any], "gradio.Checkbox"]:
     """What `ChatTab.configure` needs, in the order of _SETTINGS and then the system prompt; and the switch for Markdown."""
     import gradio as gr
 
@@ -147,9 +142,12 @@ def _controls(settings: ChatSettings, max_new_tokens: int) -> tuple[list[Any], "
         gr.Slider(0, MAX_TOP_K, settings.top_k, step=1, label="Top-k", info="0: all tokens"),
         gr.Slider(0.05, 1, settings.top_p, step=0.05, label="Top-p", info="1: all tokens"),
         gr.Slider(1, max_new_tokens, min(settings.max_new_tokens, max_new_tokens), step=1, label="New tokens"),
-        gr.Number(settings.seed, label="Seed", precision=0, minimum=0),
+        gr.Number(settings.seed, label="Seed", precision=0),
         gr.Textbox(label="System prompt", lines=3, placeholder="What the model is told before the first message"),
     ]
+    for control in controls:
+        # `SamplingParams` checks them: Gradio's own checks show an error in place of the conversation
+        control.preprocess = lambda value: value
     return controls, gr.Checkbox(label="Show Markdown", value=False)
 
 
@@ -160,13 +158,15 @@ def _connect_answers(
     import gradio as gr
 
     def send(request: gr.Request, text: str, *values: Any) -> Iterator[_Updates]:
-        if text.strip():
-            tab = tabs.of(request)
+        tab = tabs.of(request)
+        if isinstance(text, str) and not text.strip():
+            yield _updates(tab.view())
+        else:
             yield from _answering(tab, tab.send(text), values, typed=text)
 
     def send_example(request: gr.Request, event: gr.SelectData, *values: Any) -> Iterator[_Updates]:
         tab = tabs.of(request)
-        yield from _answering(tab, tab.send(event.value["text"]), values)
+        yield from _answering(tab, tab.send(event.value.get("text") if isinstance(event.value, dict) else None), values)
 
     def retry(request: gr.Request, *values: Any) -> Iterator[_Updates]:
         tab = tabs.of(request)
@@ -174,7 +174,7 @@ def _connect_answers(
 
     def edit(request: gr.Request, event: gr.EditData, *values: Any) -> Iterator[_Updates]:
         tab = tabs.of(request)
-        index = event.index if isinstance(event.index, int) else event.index[0]
+        index = event.index[0] if isinstance(event.index, list) and event.index else event.index
         yield from _answering(tab, tab.edit(index, event.value), values)
 
     box.submit(send, [box, *controls], outputs, **_QUIET)
@@ -194,7 +194,12 @@ def _connect_changes(
     import gradio as gr
 
     def undo(request: gr.Request) -> _Updates:
-        view, question = tabs.of(request).undo()
+        tab = tabs.of(request)
+        try:
+            view, question = tab.undo()
+        except UserError as error:
+            _warn(error)
+            return _updates(tab.view())
         return _updates(view, value=question)
 
     def clear(request: gr.Request) -> _Updates:
@@ -205,8 +210,8 @@ def _connect_changes(
 
     def render_markdown(request: gr.Request, is_on: bool) -> Any:
         tab = tabs.of(request)
-        tab.is_markdown = is_on
-        return gr.update(value=tab.view().messages, render_markdown=is_on)
+        tab.is_markdown = is_on is True
+        return gr.update(value=tab.view().messages, render_markdown=tab.is_markdown)
 
     chatbot.undo(undo, None, outputs, **_QUIET)
     chatbot.clear(clear, None, outputs, **_QUIET)
@@ -231,14 +236,20 @@ def _answering(
     emptied: dict[str, Any] = {} if typed is None else {"value": ""}
     was_running = False
     try:
-        tab.configure(ChatSettings(**dict(zip(_SETTINGS, values[:-1], strict=True))), values[-1])
+        tab.configure(dict(zip(_SETTINGS, values[:-1], strict=True)), values[-1])
         for view in views:
             messages, box, status = _updates(view, **emptied)
             yield messages, gr.skip() if was_running and view.is_running else box, status
             refilled, emptied, was_running = {}, {}, view.is_running
     except UserError as error:
-        gr.Warning(html.escape(str(error)), duration=6)
+        _warn(error)
         yield _updates(tab.view(), **refilled)
+
+
+def _warn(error: UserError) -> None:
+    import gradio as gr
+
+    gr.Warning(html.escape(str(error)), duration=6)
 
 
 def _updates(view: TabView, **box: Any) -> _Updates:
@@ -247,16 +258,28 @@ def _updates(view: TabView, **box: Any) -> _Updates:
     return view.messages, gr.Textbox(submit_btn=not view.is_running, stop_btn=view.is_running, **box), view.status
 
 
-def build_app(page: "gradio.Blocks") -> "fastapi.FastAPI":
-    """The page as an ASGI application, for uvicorn."""
+def build_app(page: "gradio.Blocks", host: str = "127.0.0.1", allowed_hosts: Sequence[str] = ()) -> "fastapi.FastAPI":
+    """The page as an ASGI application, for uvicorn.
+
+    Args:
+        page: Of `build_page`.
+        host: Address it will be served on.
+        allowed_hosts: Names in addition to those of that address; "*" allows all.
+    """
     import fastapi
     import gradio as gr
     from gradio import themes
+    from starlette.responses import PlainTextResponse
+
+    def refuse(status: int, message: str) -> Any:
+        return PlainTextResponse(message, status)
 
     # of the two weights that Gradio asks for by default, the half-bold one lacks most letters in its file
     font = (themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif")
     app = fastapi.FastAPI(openapi_url=None)
-    app.add_middleware(_OnlyFromHere)
+    app.add_middleware(PageGate, functions=page.fns)
+    app.add_middleware(Gate, host=host, allowed_hosts=allowed_hosts, origins=(), refuse=refuse)  # the last is outermost
+    page.has_launched = True  # Gradio checks which files may be read only then, and does not set it when it is mounted
     return gr.mount_gradio_app(
         app,
         page,
@@ -269,19 +292,5 @@ def build_app(page: "gradio.Blocks") -> "fastapi.FastAPI":
         mcp_server=False,
         pwa=False,
         enable_monitoring=False,
+        show_error=False,  # what a person should read is said by gr.Warning
     )
-
-
-class _OnlyFromHere:
-    """Adds the Content-Security-Policy to every answer; plain ASGI, because Starlette's own base class buffers streams."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        async def send_with_policy(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
-            await send(message)
-
-        await self._app(scope, receive, send_with_policy)

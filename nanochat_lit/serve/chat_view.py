@@ -9,6 +9,8 @@ from nanochat_lit.engine.chat_model import Answer, Message
 # The Chatbot takes what looks like HTML for HTML, also where it renders no Markdown. An invisible character after the sign
 # makes it text again. (The entity &lt; would do so too, but would appear as such when a person edits or copies the message.)
 _HTML_SIGN = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])")
+# fenced or in backticks; what is not closed is no code yet
+_CODE = re.compile(r"(^```[^`\n]*\n.*?^```[ \t]*$|(?<![`\\])`[^`\n]+`(?!`))", re.DOTALL | re.MULTILINE)
 _WORD_JOINER = "\u2060"
 
 
@@ -17,14 +19,17 @@ def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> li
 
     Args:
         messages: Of a conversation.
-        is_markdown: Whether the Chatbot renders Markdown; if not, every character shall be seen as it is.
+        is_markdown: Whether the Chatbot renders Markdown; if not, every character is shown as it is. HTML is never rendered.
 
     Returns:
         (index in `messages`, message for the Chatbot), in order.
     """
 
     def literal(text: str) -> str:
-        return text if is_markdown else _HTML_SIGN.sub(lambda sign: sign.group() + _WORD_JOINER, text)
+        # in Markdown, code is shown as it is, and without the invisible characters when a person copies it
+        between = _CODE.split(text) if is_markdown else [text]
+        between[::2] = [_HTML_SIGN.sub(lambda sign: sign.group() + _WORD_JOINER, part) for part in between[::2]]
+        return "".join(between)
 
     shown: list[tuple[int, dict[str, Any]]] = []
     for index, message in enumerate(messages):
@@ -48,14 +53,15 @@ def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> li
     return shown
 
 
-def status_line(answer: Answer, is_running: bool) -> str:
+def status_line(answer: Answer, is_running: bool, note: str = "") -> str:
     """Speed of an answer, and what a person should know about it.
 
     Args:
         answer: The last one.
         is_running: Whether there is more to come.
+        note: What else to say of it.
     """
-    notes = []
+    notes = [note] if note else []
     if answer.num_tokens and answer.elapsed_s > 0:
         notes.append(f"{answer.num_tokens} token{'s' * (answer.num_tokens > 1)}")
         notes.append(f"{answer.num_tokens / answer.elapsed_s:,.0f} tokens/s")

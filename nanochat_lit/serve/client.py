@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_model import Answer, Message
-from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.engine.sampling_params import SamplingParams
 
 TIMEOUT_S = 120.0
 """Longest silence of the server."""
@@ -53,7 +53,7 @@ class ServerChat:
         self._context: int | None = None
         self._tokens_per_char = 0.0
 
-    def answer(self, messages: Sequence[Message], settings: ChatSettings) -> Answer:
+    def answer(self, messages: Sequence[Message], settings: SamplingParams) -> Answer:
         """Begin an answer; see `ChatModel`.
 
         Oldest turns are left out while the server says that it is too long. A server may also take what leaves no room for
@@ -80,7 +80,7 @@ class ServerChat:
             del turns[:2]
             num_dropped += 1
 
-    def _body(self, messages: Sequence[dict[str, Any]], settings: ChatSettings) -> bytes:
+    def _body(self, messages: Sequence[dict[str, Any]], settings: SamplingParams) -> bytes:
         request = {
             "model": self.name,
             "messages": messages,

@@ -16,11 +16,16 @@ from typing import Any
 from litserve.loops import LitLoop
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.serve.messages import Cancel, Close, Failed, Report, Submit, Update
+from nanochat_lit.engine.request import FAILED, NOT_FINITE
+from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Report, Submit, Update
 
 REPORT_EVERY_S = 0.04
 """Text is sent at most this often, but for an answer's first and last tokens, which take nobody else's along. A small model
 makes thousands of tokens a second, whose messages would cost more than the tokens; 25 times a second is smooth to the eye."""
+
+
+BEAT_EVERY_S = 1.0
+"""Longest silence of a worker whose loop runs. The thread that steps the engine sends the beats, so that a step that hangs shows."""
 
 
 class ChatLoop(LitLoop):
@@ -44,10 +49,14 @@ class ChatLoop(LitLoop):
         inbox: SimpleQueue[Any] = SimpleQueue()
         threading.Thread(target=_collect, args=(request_queue.recv, inbox), daemon=True).start()
         work = EngineWork(lit_api.scheduler, lit_api.end_ids)
+        beat_s = time.monotonic()
         while work.take(_messages(inbox, wait=not lit_api.scheduler.has_work)):
-            report = work.step()
-            if report is not None:
-                transport.send(report, 0)
+            message = work.step()
+            if message is None and time.monotonic() - beat_s >= BEAT_EVERY_S:
+                message = Beat()
+            if message is not None:
+                beat_s = time.monotonic()
+                transport.send(message, 0)
         raise SystemExit(0)
 
 
@@ -89,6 +98,8 @@ class EngineWork:
         for key, emitted, error in self._scheduler.step():
             if error is not None:
                 self._fail(key, *_status_of(error))
+            elif emitted.finish_reason == FAILED:
+                self._fail(key, 500, NOT_FINITE)
             else:
                 self._add(key, emitted)
         state = (self._scheduler.num_queued, self._scheduler.num_active)
@@ -107,13 +118,10 @@ class EngineWork:
         return Report(*state, [self._news.pop(key).update(key) for key in keys])
 
     def _submit(self, message: Submit) -> None:
-        from nanochat_lit.engine.request import Request
         from nanochat_lit.engine.scheduler import QueueFull
 
         try:
-            self._scheduler.submit(
-                message.key, Request(**message.fields), message.client, message.deadline_s - self._clock()
-            )
+            self._scheduler.submit(message.key, message.request, message.client, message.deadline_s - self._clock())
         except QueueFull as full:
             self._fail(message.key, 429, str(full), full.retry_after_s)
 
@@ -162,9 +170,10 @@ def _collect(receive: Callable[[], Any], inbox: SimpleQueue[Any]) -> None:
 
 
 def _messages(inbox: SimpleQueue[Any], wait: bool) -> Iterable[Any]:
-    """What has arrived; waits for the first if there is nothing else to do."""
+    """What has arrived; waits for the first, but not longer than the next beat, if there is nothing else to do."""
     if wait:
-        yield inbox.get()
+        with contextlib.suppress(Empty):
+            yield inbox.get(timeout=BEAT_EVERY_S)
     with contextlib.suppress(Empty):
         while True:
             yield inbox.get_nowait()

@@ -1,14 +1,16 @@
 """What the server and its workers say to each other."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.sampling_params import SamplingParams
 
 
 class Submit(NamedTuple):
     """To a worker: a new request."""
 
     key: int
-    fields: dict[str, Any]
-    """Arguments of `nanochat_lit.engine.request.Request`; the server's process does without torch."""
+    request: Request
     client: str
     deadline_s: float
     """When it is given up, by time.monotonic, which all processes of a machine share: time on the way counts, too."""
@@ -30,10 +32,14 @@ class Ready(NamedTuple):
     num_slots: int
     context: int
     """The model's sequence_len."""
-    defaults: dict[str, Any]
-    """Generation settings of the export."""
+    defaults: SamplingParams
+    """Of the export."""
     kernel: str
     """What computes its decode steps, in words."""
+
+
+class Beat(NamedTuple):
+    """From a worker: its loop runs, and has nothing else to tell."""
 
 
 class Failed(NamedTuple):

@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.serve.api import ChatAPI, ServeSettings
+from nanochat_lit.serve.api import ChatAPI, ServeSettings, fingerprint_of
 from nanochat_lit.serve.api_error import ApiError
+from nanochat_lit.serve.gate import Gate, address_of, listen, uvicorn_config
 from nanochat_lit.serve.loop import ChatLoop
 from nanochat_lit.serve.messages import Ready
 from nanochat_lit.serve.metrics import ServerMetrics
@@ -26,6 +27,7 @@ from nanochat_lit.serve.workers import WorkerPool
 from nanochat_lit.tokenizer import Tokenizer
 
 _PATHS = ("/v1/chat/completions", "/v1/models", "/health", "/metrics")
+_OFFER = "POST /v1/chat/completions and GET /v1/models, and beside it /health and /metrics"
 
 
 class ChatServer(litserve.LitServer):
@@ -42,18 +44,32 @@ class ChatServer(litserve.LitServer):
     def __init__(self, settings: ServeSettings, devices: Sequence[str | None]) -> None:
         self.settings = settings
         self.metrics = ServerMetrics()
-        self.pool = WorkerPool(settings, devices, self.metrics, self._announce, self._give_up)
+        tokenizer = Tokenizer.load(settings.model)
+        fingerprint = fingerprint_of(settings.model)
+        self.pool = WorkerPool(settings, fingerprint, devices, self.metrics, self._announce, self._give_up)
         self.failure: tuple[str, int] | None = None
         self._address = ""
         self._start_s = time.monotonic()
         self._uvicorn: _Uvicorn | None = None
-        spec = ChatSpec(settings, Tokenizer.load(settings.model), self.pool, self.metrics)
-        middlewares: list[Any] = [_DefectAnswers, (_RequestCounter, {"metrics": self.metrics})]  # the last is outermost
+        spec = ChatSpec(settings, tokenizer, self.pool, self.metrics)
+        middlewares: list[Any] = [  # the last is outermost
+            _DefectAnswers,
+            (
+                Gate,
+                {
+                    "host": settings.host,
+                    "allowed_hosts": settings.allowed_hosts,
+                    "origins": settings.cors_origins,
+                    "refuse": _refusal,
+                },
+            ),
+            (_RequestCounter, {"metrics": self.metrics}),
+        ]
         if settings.cors_origins:
             cors = {"allow_origins": list(settings.cors_origins), "allow_methods": ["*"], "allow_headers": ["*"]}
             middlewares.append((CORSMiddleware, {**cors, "expose_headers": ["Retry-After"]}))
         super().__init__(
-            ChatAPI(settings, loop=ChatLoop(), spec=spec),
+            ChatAPI(settings, fingerprint, loop=ChatLoop(), spec=spec),
             accelerator="cpu",  # devices are the pool's business
             devices=1,
             max_payload_size=settings.max_body_bytes,
@@ -94,26 +110,19 @@ class ChatServer(litserve.LitServer):
         finally:
             await self.pool.close()
 
-    def run(self, host: str = "127.0.0.1", port: int = 8000) -> None:  # type: ignore[override]
+    def run(self, port: int = 8000) -> None:  # type: ignore[override]
         """Serve until SIGTERM or Ctrl-C.
 
         Args:
-            host: Address to listen at.
             port: 0 is any that is free.
 
         Raises:
             UserError: If the port is taken or a worker cannot start.
             SystemExit: With status 1 if workers die again and again.
         """
-        listener = _listen(host, port)
-        shown = f"[{host}]" if ":" in host else host
-        self._address = f"http://{shown}:{listener.getsockname()[1]}"
-        config = uvicorn.Config(
-            self.app,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=int(self.settings.drain_timeout_s) + 3,
-        )
+        listener = listen(self.settings.host, port)
+        self._address = address_of(listener, self.settings.host)
+        config = uvicorn_config(self.app, timeout_graceful_shutdown=int(self.settings.drain_timeout_s) + 3)
         self._uvicorn = _Uvicorn(config, self.pool, self.settings.drain_timeout_s)
         # uvicorn ends gracefully at a signal, then raises it again for whoever was there before: nobody, the work is done
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -210,20 +219,20 @@ class _RequestCounter:
             self.metrics.requests.add(path, str(status))
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise UserError(f"port is {port}; use 1 to 65535, or 0 for any that is free")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        raise UserError(f"cannot listen at {host}:{port} ({error.strerror or error}); choose another --port") from None
+def _refusal(status: int, message: str) -> Response:
+    error = ApiError(status, message)
+    return JSONResponse(error.body, error.status)
 
 
-async def _tell(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+async def _tell(request: Request, error: Exception) -> Response:
     """Every error in OpenAI's shape."""
     if isinstance(error, StarletteHTTPException | HTTPException):
-        detail = {404: "there is nothing at this path", 413: "the body is too large; send less"}
+        path = ascii(request.url.path[:80])
+        detail = {
+            404: f"there is nothing at {path}; use the base URL {request.base_url}v1, which has {_OFFER}",
+            405: f"{path} does not take {request.method}; this server has {_OFFER}",
+            413: "the body is too large; send less",
+        }
         error = ApiError(error.status_code, detail.get(error.status_code, str(error.detail)))
     if not isinstance(error, ApiError):
         error = ApiError(500, "internal error", code="internal_error")

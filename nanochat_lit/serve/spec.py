@@ -9,19 +9,19 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from litserve.specs.base import LitSpec
+from starlette.requests import ClientDisconnect
 
+from nanochat_lit.engine.request import Request as EngineRequest
 from nanochat_lit.serve.api import ServeSettings
 from nanochat_lit.serve.api_error import ApiError
-from nanochat_lit.serve.chat_request import ChatRequest, parse_chat_request, parse_json, render_prompt
+from nanochat_lit.serve.chat_request import parse_chat_request, parse_json, render_prompt
 from nanochat_lit.serve.chat_response import AnswerParts, ChunkWriter, completion, event, usage
+from nanochat_lit.serve.gate import BODY_TIMEOUT_S
 from nanochat_lit.serve.messages import Update
 from nanochat_lit.serve.metrics import ServerMetrics
 from nanochat_lit.serve.reply import ClientLeft, Reply
-from nanochat_lit.serve.workers import HANG_S, WorkerPool
+from nanochat_lit.serve.workers import WorkerPool
 from nanochat_lit.tokenizer import Tokenizer
-
-BODY_TIMEOUT_S = 30.0
-"""Longest time for a request's body to arrive."""
 
 
 class ChatSpec(LitSpec):
@@ -52,7 +52,7 @@ class ChatSpec(LitSpec):
         """LitServe's moment for naming endpoints."""
         self.add_endpoint(self.api_path, self.chat_completions, ["POST"])
         self.add_endpoint("/v1/models", self.models, ["GET"])
-        self.add_endpoint("/v1/models/{name}", self.model, ["GET"])
+        self.add_endpoint("/v1/models/{name:path}", self.model, ["GET"])  # names may have slashes
 
     def decode_request(self, request: Any, context_kwargs: Any = None) -> Any:  # noqa: ARG002 - LitServe's signature
         """Not used: requests are read by the endpoint."""
@@ -78,6 +78,8 @@ class ChatSpec(LitSpec):
         start_s = time.monotonic()
         try:
             raw = await asyncio.wait_for(request.body(), BODY_TIMEOUT_S)
+        except ClientDisconnect:
+            return Response(status_code=499)  # read by nobody
         except asyncio.TimeoutError:  # not the builtin before Python 3.11
             raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
         ready = self._pool.ready
@@ -86,7 +88,8 @@ class ChatSpec(LitSpec):
         chat = parse_chat_request(parse_json(raw), self._settings.name, ready.defaults)
         prompt = render_prompt(chat, self._tokenizer, ready.context)
         client = f"{request.client.host if request.client else ''} {chat.user}"
-        reply = self._pool.ask(_engine_fields(chat, prompt), client, start_s)
+        engine_request = EngineRequest(prompt_ids=prompt, **vars(chat.sampling))
+        reply = self._pool.ask(engine_request, client, start_s)
         watcher = asyncio.ensure_future(_leave_with_client(reply, request))
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._settings.name}
         is_streaming = False
@@ -97,7 +100,9 @@ class ChatSpec(LitSpec):
             if chat.stream:
                 is_streaming = True
                 answer = _Stream(reply, first, ChunkWriter(head, chat.include_usage), len(prompt))
-                return _EventResponse(answer, watcher, self._settings.request_timeout_s + 2 * HANG_S)
+                return _EventResponse(
+                    answer, watcher, self._settings.request_timeout_s + 2 * self._settings.hang_timeout_s
+                )
             return JSONResponse(completion(head, await _whole(reply, first), len(prompt)))
         except ClientLeft:
             return Response(status_code=499)  # read by nobody
@@ -162,18 +167,6 @@ class _Stream:
         if update.finish_reason is None:
             return text, False
         return text + self._writer.end(update.finish_reason, usage(self._num_prompt, self._num_tokens)), True
-
-
-def _engine_fields(chat: ChatRequest, prompt: list[int]) -> dict[str, Any]:
-    return {
-        "prompt_ids": prompt,
-        "max_new_tokens": chat.max_new_tokens,
-        "temperature": chat.temperature,
-        "top_k": chat.top_k,
-        "top_p": chat.top_p,
-        "seed": secrets.randbits(31) if chat.seed is None else chat.seed,
-        "stop": chat.stop,
-    }
 
 
 async def _whole(reply: Reply, first: Update) -> AnswerParts:

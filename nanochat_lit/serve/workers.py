@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,6 +23,7 @@ from litserve.callbacks import CallbackRunner
 from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
 
+from nanochat_lit.engine.request import Request
 from nanochat_lit.serve.api import ChatAPI, ServeSettings
 from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.loop import ChatLoop
@@ -32,9 +33,12 @@ from nanochat_lit.serve.reply import Reply
 
 MAX_QUICK_DEATHS = 3
 QUICK_DEATH_S = 30.0
-"""A worker that dies so soon after it was ready, MAX_QUICK_DEATHS times in a row, would die again: the server ends."""
-HANG_S = 10.0
-"""A worker that has not even reported a timeout this long after it hangs, and is replaced."""
+"""A worker that dies so soon after it was ready, MAX_QUICK_DEATHS times with no answer in between, would die again: the server
+ends."""
+SILENT_S = 3.0
+"""A worker silent for this long is given no requests, and /health does not count it, until it is heard again or replaced."""
+WATCH_EVERY_S = 0.5
+"""Time between two looks at how long each worker has been silent."""
 
 
 class PipeTransport(MessageTransport):
@@ -56,22 +60,29 @@ class PipeTransport(MessageTransport):
 class _Worker:
     """A process, the socket to it and the requests it has."""
 
-    def __init__(self, settings: ServeSettings, index: int, device: str | None) -> None:
+    def __init__(self, settings: ServeSettings, fingerprint: str, index: int, device: str | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.index, self.device = index, device
         self.replies: dict[int, Reply] = {}
         self.report = Report(0, 0, [])
         self.ready: Ready | None = None
         self.ready_s = math.inf  # so that one that never was ready has died quickly
+        self.heard_s = 0.0
+        self.has_given_up = False
         self.socket, theirs = socket.socketpair()
         self._writer: asyncio.StreamWriter | None = None
         connection = Connection(theirs.detach())
-        api = ChatAPI(settings, loop=ChatLoop())
+        api = ChatAPI(settings, fingerprint, loop=ChatLoop())
         arguments = (api, device, index, connection, PipeTransport(connection), {}, CallbackRunner(), False)
         self.process = context.Process(target=inference_worker, args=arguments, name=f"worker-{index}", daemon=True)
         with _signals_blocked():
             self.process.start()
         connection.close()  # now the socket ends when the process does
+
+    @property
+    def is_able(self) -> bool:
+        """Whether it can take requests."""
+        return self.ready is not None and time.monotonic() - self.heard_s < SILENT_S
 
     def send(self, message: Any) -> None:
         """Send without waiting: what a worker does not read at once is kept for it."""
@@ -104,6 +115,7 @@ class WorkerPool:
 
     Args:
         settings: Of the server.
+        fingerprint: Of the export, which restarted workers load again or not at all.
         devices: One per worker; None is the fastest there is.
         metrics: Where to count.
         on_ready: Called when the first worker is ready.
@@ -113,15 +125,16 @@ class WorkerPool:
     def __init__(
         self,
         settings: ServeSettings,
+        fingerprint: str,
         devices: Sequence[str | None],
         metrics: ServerMetrics,
         on_ready: Callable[[Ready], None],
         on_failure: Callable[[str, int], None],
     ) -> None:
-        self._settings, self._devices, self._metrics = settings, devices, metrics
+        self._settings, self._fingerprint, self._devices, self._metrics = settings, fingerprint, devices, metrics
         self._on_ready, self._on_failure = on_ready, on_failure
         self._workers: list[_Worker] = []
-        self._readers: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._next_key = 0
         self._num_quick_deaths = 0
         self._is_closing = False
@@ -136,11 +149,12 @@ class WorkerPool:
     @property
     def num_ready(self) -> int:
         """Workers that can take requests."""
-        return sum(worker.ready is not None for worker in self._workers)
+        return sum(worker.is_able for worker in self._workers)
 
     def start(self) -> None:
         """Start all workers, from inside the event loop."""
         self._workers = [self._launch(index) for index in range(self.num_workers)]
+        self._start(self._watch())
 
     async def close(self) -> None:
         """End all workers: nicely, then by force."""
@@ -152,18 +166,18 @@ class WorkerPool:
             await asyncio.sleep(0.02)
         for worker in self._workers:
             worker.end()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def fail_all(self, status: int, message: str) -> None:
         """Tell every request that there will be no (more) answer."""
         for worker in self._workers:
             self._fail(worker, status, message)
 
-    def ask(self, fields: dict[str, Any], client: str, start_s: float) -> Reply:
+    def ask(self, request: Request, client: str, start_s: float) -> Reply:
         """Have a request answered.
 
         Args:
-            fields: Of the engine's Request.
+            request: For the engine.
             client: Whose turn it takes.
             start_s: When it arrived, by time.monotonic.
 
@@ -173,7 +187,7 @@ class WorkerPool:
         Raises:
             ApiError: If nobody can answer now.
         """
-        able = [worker for worker in self._workers if worker.ready is not None]
+        able = [worker for worker in self._workers if worker.is_able]
         if not able:
             raise ApiError(503, "the model is not ready; try again in a moment", code="not_ready", retry_after_s=2)
         worker = min(able, key=lambda worker: len(worker.replies))
@@ -181,34 +195,50 @@ class WorkerPool:
         timeout_s = self._settings.request_timeout_s
 
         def close(is_over: bool) -> None:
-            timer.cancel()
             worker.replies.pop(key, None)
             if not is_over:
                 worker.send(Cancel(key))
 
         reply = worker.replies[key] = Reply(self._metrics, start_s, close)
-        timer = asyncio.get_running_loop().call_later(timeout_s + HANG_S, self._replace, worker, key)
-        worker.send(Submit(key, fields, client, time.monotonic() + timeout_s))
+        worker.send(Submit(key, request, client, time.monotonic() + timeout_s))
         return reply
 
-    def _replace(self, worker: _Worker, key: int) -> None:
-        """A worker hangs."""
-        worker.ready = None  # no new requests
-        worker.process.kill()  # its end is noticed and it is replaced
-        error = 504, "the model does not answer; it is started again", 5
-        worker.replies[key].put(Update(key, [], 0, None, error))
+    async def _watch(self) -> None:
+        """Kill workers that are silent for too long: their end is noticed, and they are replaced."""
+        hang_s = self._settings.hang_timeout_s
+        while not self._is_closing:
+            start_s = time.monotonic()
+            await asyncio.sleep(WATCH_EVERY_S)
+            now_s = time.monotonic()
+            pause_s = max(0.0, now_s - start_s - 2 * WATCH_EVERY_S)  # of this process: it has not read what was sent
+            for worker in self._workers:
+                worker.heard_s += pause_s
+                if worker.ready is not None and now_s - worker.heard_s > hang_s:
+                    print(f"worker {worker.index} has been silent for {hang_s:g} s", file=sys.stderr, flush=True)
+                    self._fail(
+                        worker, 504, "the process that computes this answer hangs and is started again; try again"
+                    )
+                    worker.ready = None
+                    worker.process.kill()
+            self._measure()
 
     def _launch(self, index: int) -> _Worker:
-        worker = _Worker(self._settings, index, self._devices[index])
-        reader = asyncio.get_running_loop().create_task(worker.receive(self._receive))
-        self._readers.add(reader)
-        reader.add_done_callback(self._readers.discard)
+        worker = _Worker(self._settings, self._fingerprint, index, self._devices[index])
+        self._start(worker.receive(self._receive))
         return worker
 
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _receive(self, worker: _Worker, message: Any) -> None:
+        worker.heard_s = time.monotonic()
         if isinstance(message, Report):
             worker.report = message
             for update in message.updates:
+                if update.finish_reason is not None:
+                    self._num_quick_deaths = 0
                 reply = worker.replies.get(update.key)
                 if reply is not None:  # else its client has left
                     reply.put(self._explained(update))
@@ -218,9 +248,8 @@ class WorkerPool:
                 self.ready = message
                 self._on_ready(message)
         elif isinstance(message, Failed):
-            self._is_closing = True
-            self._on_failure(message.message, 2)
-        elif not self._is_closing:
+            self._give_up(worker, message.message, 2)
+        elif message is None and not self._is_closing and worker is self._workers[worker.index]:
             self._bury(worker)
         self._measure()
 
@@ -232,6 +261,8 @@ class WorkerPool:
         is_quick = time.monotonic() - worker.ready_s < QUICK_DEATH_S
         self._num_quick_deaths = self._num_quick_deaths + 1 if is_quick else 0
         status = worker.process.exitcode
+        if worker.has_given_up:
+            return
         if self.ready is None or self._num_quick_deaths >= MAX_QUICK_DEATHS:
             self._is_closing = True
             self._on_failure(f"worker {worker.index} ended with status {status} and would do so again", 1)
@@ -239,6 +270,15 @@ class WorkerPool:
         print(f"worker {worker.index} ended with status {status}; starting another", file=sys.stderr, flush=True)
         self._metrics.restarts.add()
         self._workers[worker.index] = self._launch(worker.index)
+
+    def _give_up(self, worker: _Worker, message: str, status: int) -> None:
+        """A worker cannot start: the server goes on with the others, if there are any."""
+        worker.has_given_up = True
+        if any(other.ready is not None for other in self._workers):
+            print(f"error: worker {worker.index}: {message}; others go on", file=sys.stderr, flush=True)
+            return
+        self._is_closing = True
+        self._on_failure(message, status)
 
     def _fail(self, worker: _Worker, status: int, message: str) -> None:
         for key, reply in worker.replies.items():
@@ -255,7 +295,9 @@ class WorkerPool:
         self._metrics.queued.set(sum(worker.report.num_queued for worker in self._workers))
         self._metrics.active.set(sum(worker.report.num_active for worker in self._workers))
         self._metrics.workers.set(self.num_ready)
-        self._metrics.slots.set(sum(worker.ready.num_slots for worker in self._workers if worker.ready))
+        self._metrics.slots.set(
+            sum(worker.ready.num_slots for worker in self._workers if worker.ready and worker.is_able)
+        )
 
 
 @contextlib.contextmanager

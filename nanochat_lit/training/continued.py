@@ -6,6 +6,7 @@ from typing import Any
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.export import load_export
+from nanochat_lit.engine.sampling_params import CHAT_PARAMS
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import REFERENCE_TOKENS_PER_STEP
 from nanochat_lit.tokenizer import Tokenizer
@@ -79,6 +80,7 @@ class ContinuedModule(LanguageModule):
         self.base = base
         self.base_rates = base_rates
         self.tokens_per_step = int(values["tokens_per_step"])
+        CHAT_PARAMS.updated({"temperature": temperature})  # checks it before the run, not at its end
         self.generation = {"temperature": temperature}
 
     @property

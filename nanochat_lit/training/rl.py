@@ -15,7 +15,7 @@ from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export
 from nanochat_lit.engine.rollout import Rollout, roll_out
-from nanochat_lit.engine.sampling import check_sampling
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.evaluation.answers import answer_of
 from nanochat_lit.evaluation.pass_rates import PassRates
 from nanochat_lit.evaluation.samples import readable
@@ -134,7 +134,7 @@ class RLModule(ContinuedModule):
             raise UserError(
                 f"num_samples is {self.num_samples}; an answer is compared with others, so ask for 2 or more"
             )
-        check_sampling(self.temperature, self.top_k)
+        SamplingParams(temperature=self.temperature, top_k=self.top_k or 0)  # checks them
         if self.temperature == 0:
             raise UserError(
                 "temperature is 0, so all answers to a question would be equal; use 1 or another positive one"
@@ -238,7 +238,7 @@ class RLModule(ContinuedModule):
         groups = roll_out(
             Engine(self.model, self.tokenizer, num_slots=min(MAX_SLOTS, len(prompts) * self.num_samples)),
             prompts, [(data.seed << 40) + own for own in numbers],
-            self.num_samples, self.max_new_tokens, self.temperature, self.top_k,
+            self.num_samples, max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_k=self.top_k,
         )  # fmt: skip
         rewards = torch.tensor(
             [self._judge(data.train[place], group) for place, group in zip(places, groups, strict=True)]
@@ -336,9 +336,11 @@ class RLModule(ContinuedModule):
         asked = {place: prompt for place in places if (prompt := self.questions.prompt(task[place])) is not None}
         num_samples, prompts = self.questions.val_samples, list(asked.values())
         engine = Engine(self.model, self.tokenizer)
-        greedy = engine.generate_batch(prompts, self.max_new_tokens)
+        greedy = engine.generate_batch(prompts, max_new_tokens=self.max_new_tokens)
         repeated = [prompt for prompt in prompts for _ in range(num_samples)]
-        samples = engine.generate_batch(repeated, self.max_new_tokens, self.temperature, self.top_k, places[0])
+        samples = engine.generate_batch(
+            repeated, max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_k=self.top_k, seed=places[0]
+        )
         if places[0] == 0:
             self._transcripts.clear()
         for number, place in enumerate(asked):

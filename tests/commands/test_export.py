@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from nanochat_lit import cli
-from nanochat_lit.engine import Engine, load_export, save_export
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.export import load_export, save_export
 from nanochat_lit.tokenizer import render_for_completion
 
 

@@ -7,7 +7,8 @@ import torch
 import yaml
 
 from nanochat_lit import cli
-from nanochat_lit.engine import Engine, load_export
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.export import load_export
 from nanochat_lit.tokenizer.tiktoken_bpe import TiktokenTokenizer
 
 

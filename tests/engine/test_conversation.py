@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.engine.conversation import Conversation
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.tokenizer import validate_conversation
 
 PARTS = [
@@ -21,7 +21,7 @@ def user(text: str) -> dict:
 
 
 def test_asking_grows_the_conversation(scripted_model) -> None:
-    model, conversation = scripted_model(), Conversation(settings=ChatSettings(seed=5), system="be brief")
+    model, conversation = scripted_model(), Conversation(settings=SamplingParams(seed=5), system="be brief")
     pieces = conversation.ask(model, "a sum")
     assert conversation.messages == [user("a sum"), {"role": "assistant", "content": []}], (
         "the question is there at once"
@@ -85,7 +85,7 @@ def test_what_was_said_stays_said(scripted_model) -> None:
 
 
 def test_saved_and_loaded(scripted_model, tmp_path: Path) -> None:
-    conversation = Conversation(settings=ChatSettings(temperature=0.3, seed=4), system="be brief")
+    conversation = Conversation(settings=SamplingParams(temperature=0.3, seed=4), system="be brief")
     with pytest.raises(UserError, match="empty"):
         conversation.save(tmp_path / "c.json")
     list(conversation.ask(scripted_model(), "a sum"))

@@ -103,21 +103,21 @@ def test_rows_that_end_do_not_disturb_the_others(random_model: MakeModel, tokeni
 def test_seeds(random_model: MakeModel, tokenizer: Tokenizer) -> None:
     engine = Engine(random_model(), tokenizer)
     torch.manual_seed(0)
-    first = engine.generate(prompt_of(4), 3, 20, 1.0, 50, seed=7)
+    first = engine.generate(prompt_of(4), 3, max_new_tokens=20, temperature=1.0, top_k=50, seed=7)
     torch.manual_seed(1)
-    assert engine.generate(prompt_of(4), 3, 20, 1.0, 50, seed=7) == first
-    assert engine.generate(prompt_of(4), 3, 20, 1.0, 50, seed=8) != first
+    assert engine.generate(prompt_of(4), 3, max_new_tokens=20, temperature=1.0, top_k=50, seed=7) == first
+    assert engine.generate(prompt_of(4), 3, max_new_tokens=20, temperature=1.0, top_k=50, seed=8) != first
     assert first[0] != first[1]
     prompts = [prompt_of(4), prompt_of(6), prompt_of(4, 1)]
-    batch = engine.generate_batch(prompts, 20, 1.0, 50, seed=7)
+    batch = engine.generate_batch(prompts, max_new_tokens=20, temperature=1.0, top_k=50, seed=7)
     assert batch[0] == first[0]
-    assert engine.generate_batch(prompts, 20, 1.0, 50, seed=7) == batch
+    assert engine.generate_batch(prompts, max_new_tokens=20, temperature=1.0, top_k=50, seed=7) == batch
 
 
 def test_stream_gives_what_generate_gives(random_model: MakeModel, tokenizer: Tokenizer) -> None:
     engine = Engine(random_model(), tokenizer)
-    steps = list(engine.stream(prompt_of(4), 2, 15, 1.0, seed=2))
-    generated = engine.generate(prompt_of(4), 2, 15, 1.0, seed=2)
+    steps = list(engine.stream(prompt_of(4), 2, max_new_tokens=15, temperature=1.0, seed=2))
+    generated = engine.generate(prompt_of(4), 2, max_new_tokens=15, temperature=1.0, seed=2)
     for row, completion in enumerate(generated):
         assert [tokens[row] for tokens, _ in steps][: len(completion)] == completion
     assert not torch.is_inference_mode_enabled()

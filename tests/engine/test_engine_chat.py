@@ -6,13 +6,13 @@ from collections.abc import Callable
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
-SETTINGS = ChatSettings(temperature=0.9, top_k=0, max_new_tokens=20)
+SETTINGS = SamplingParams(temperature=0.9, top_k=0, max_new_tokens=20)
 
 
 def question(number: int) -> list[dict]:
@@ -54,7 +54,7 @@ def test_several_conversations_at_once(engine: Engine, tokenizer: Tokenizer) -> 
 
 
 def test_stopped_answers_free_their_slots(engine: Engine) -> None:
-    endless = ChatSettings(temperature=0.9, max_new_tokens=10_000)
+    endless = SamplingParams(temperature=0.9, max_new_tokens=10_000)
     with EngineChat(engine) as model:
         answers = [model.answer(question(number), endless) for number in range(4)]  # two of them wait
         pieces = [answer.pieces for answer in answers]
@@ -72,7 +72,7 @@ def test_stopped_answers_free_their_slots(engine: Engine) -> None:
 
 def test_leaving_ends_what_is_being_said(engine: Engine) -> None:
     with EngineChat(engine) as model:
-        pieces = model.answer(question(0), ChatSettings(max_new_tokens=10_000)).pieces
+        pieces = model.answer(question(0), SamplingParams(max_new_tokens=10_000)).pieces
     list(pieces)  # does not wait for ever
     with pytest.raises(RuntimeError, match="has ended"):
         model.answer(question(0), SETTINGS)
@@ -85,7 +85,7 @@ def test_mistakes_are_told_at_once(engine: Engine) -> None:
 
 
 def test_no_more_wait_than_may(engine: Engine) -> None:
-    endless = ChatSettings(temperature=0.9, max_new_tokens=10_000)
+    endless = SamplingParams(temperature=0.9, max_new_tokens=10_000)
     with EngineChat(engine, max_queue=1) as model:
         answers = [model.answer(question(number), endless) for number in range(40)]
         with pytest.raises(UserError, match="too many wait for an answer"):

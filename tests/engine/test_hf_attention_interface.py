@@ -8,7 +8,7 @@ is written from that description in plain PyTorch; neither of the two is run.
 import pytest
 import torch
 
-from nanochat_lit.engine import load_export, save_export
+from nanochat_lit.engine.export import load_export, save_export
 from nanochat_lit.engine.hf_export import export_hf
 
 transformers = pytest.importorskip("transformers", reason="needs the hf extra")

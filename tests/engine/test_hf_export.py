@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine import Engine, load_export, save_export
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.export import load_export, save_export
 from nanochat_lit.engine.hf_export import HF_FILES, export_hf, import_hf
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, render_for_completion
 

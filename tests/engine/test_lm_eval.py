@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanochat_lit.engine import load_export, save_export
+from nanochat_lit.engine.export import load_export, save_export
 from nanochat_lit.engine.hf_export import export_hf
 
 TASK = """

@@ -5,7 +5,8 @@ import torch
 
 from nanochat_lit import cli
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine import Engine, sandbox
+from nanochat_lit.engine import sandbox
+from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import save_export
 from nanochat_lit.engine.python_tool import MAX_PROGRAM_CHARS, check_python_tool, run_tool
 from nanochat_lit.engine.tool_use import ToolRow

@@ -12,9 +12,9 @@ PROMPTS = [[1, 40, 50], [1, 60, 61, 62, 63], [1, 41, 51]]
 
 def test_rollouts_are_the_completions_of_the_engine(random_model, tokenizer):
     engine = Engine(random_model(), tokenizer)
-    groups = roll_out(engine, PROMPTS, [5, 6, 7], 4, 30, 1.0, 20)
+    groups = roll_out(engine, PROMPTS, [5, 6, 7], 4, max_new_tokens=30, top_k=20)
     for prompt, seed, group in zip(PROMPTS, (5, 6, 7), groups, strict=True):
-        wanted = engine.generate(prompt, 4, 30, 1.0, 20, seed)
+        wanted = engine.generate(prompt, 4, max_new_tokens=30, temperature=1.0, top_k=20, seed=seed)
         assert [r.token_ids[:-1] if r.has_ended else r.token_ids for r in group] == wanted
         for rollout in group:
             assert rollout.has_ended is (rollout.token_ids[-1] in engine.end_ids)
@@ -23,8 +23,8 @@ def test_rollouts_are_the_completions_of_the_engine(random_model, tokenizer):
 
 def test_a_prompt_does_not_depend_on_its_neighbours(random_model, tokenizer):
     engine = Engine(random_model(), tokenizer)
-    together = roll_out(engine, PROMPTS, [5, 6, 7], 3, 20)
-    assert roll_out(engine, PROMPTS[1:2], [6], 3, 20) == together[1:2]
+    together = roll_out(engine, PROMPTS, [5, 6, 7], 3, max_new_tokens=20)
+    assert roll_out(engine, PROMPTS[1:2], [6], 3, max_new_tokens=20) == together[1:2]
 
 
 def test_forced_tokens_are_not_the_models(random_model, tokenizer, monkeypatch):
@@ -38,7 +38,7 @@ def test_forced_tokens_are_not_the_models(random_model, tokenizer, monkeypatch):
         row._forced.extend(forced)
 
     monkeypatch.setattr(ToolRow, "__init__", primed)
-    ((rollout,),) = roll_out(Engine(random_model(), tokenizer), PROMPTS[:1], [0], 1, 10)
+    ((rollout,),) = roll_out(Engine(random_model(), tokenizer), PROMPTS[:1], [0], 1, max_new_tokens=10)
     assert rollout.token_ids[: len(forced)] == forced
     assert rollout.mask == [0] * len(forced) + [1] * (len(rollout.mask) - len(forced))
     assert rollout.num_sampled == len(rollout.mask) - len(forced)

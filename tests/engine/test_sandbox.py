@@ -15,15 +15,8 @@ import pytest
 
 import nanochat_lit
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine import (
-    SandboxLimits,
-    SandboxResult,
-    missing_isolation,
-    run_python,
-    sandbox,
-    sandbox_landlock,
-    sandbox_worker,
-)
+from nanochat_lit.engine import sandbox, sandbox_landlock, sandbox_worker
+from nanochat_lit.engine.sandbox import SandboxLimits, SandboxResult, missing_isolation, run_python
 from nanochat_lit.engine.sandbox_seccomp import AUDIT_ARCHES, CHECKED_SYSCALLS, SYSCALLS, seccomp_filter
 
 

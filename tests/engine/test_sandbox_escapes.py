@@ -28,7 +28,7 @@ def probe():
     """Run the probe as a user; its report."""
     if not sys.platform.startswith("linux"):
         pytest.skip("isolation needs Linux")
-    from nanochat_lit.engine import missing_isolation
+    from nanochat_lit.engine.sandbox import missing_isolation
 
     if (missing := missing_isolation()) is not None:
         pytest.skip(missing)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nanochat_lit.engine.chat_settings import ChatSettings
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
+from nanochat_lit.engine.sampling_params import SamplingParams
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
@@ -53,7 +53,7 @@ def serve() -> Iterator[Callable[..., str]]:
     running = []
 
     def start(model: object) -> str:
-        app = build_app(build_page(model, "scripted", ChatSettings(temperature=0.5), max_new_tokens=512))
+        app = build_app(build_page(model, "scripted", SamplingParams(temperature=0.5), max_new_tokens=512))
         listener = socket.create_server(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -220,7 +220,7 @@ def test_settings_and_system_prompt(serve, browser, model, screenshots) -> None:
     chat.wait_for("seed 11")
     messages, settings = model.asked[-1]
     assert messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
-    assert settings == ChatSettings(temperature=1.25, top_k=7, top_p=0.9, max_new_tokens=99, seed=11)
+    assert settings == SamplingParams(temperature=1.25, top_k=7, top_p=0.9, max_new_tokens=99, seed=11)
 
 
 def test_markdown_on_demand_loads_nothing_from_elsewhere(serve, browser, model) -> None:

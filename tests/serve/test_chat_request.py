@@ -1,14 +1,17 @@
 """Reading requests: what is accepted means what OpenAI says, everything else is refused by name."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.chat_request import parse_chat_request, parse_json, render_prompt
 from nanochat_lit.tokenizer import render_for_completion
 
-DEFAULTS = {"temperature": 0.6, "top_k": 50, "max_new_tokens": 256}
+DEFAULTS = SamplingParams(temperature=0.6, top_k=50)
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -18,15 +21,11 @@ def parse(**body):
 
 def test_defaults_are_the_exports():
     request = parse()
-    assert (request.temperature, request.top_k, request.max_new_tokens, request.top_p) == (0.6, 50, 256, 1.0)
-    assert (request.seed, request.stop, request.stream, request.include_usage, request.user) == (
-        None,
-        (),
-        False,
-        False,
-        "",
-    )
-    assert parse(temperature=None, top_k=None, max_tokens=None, stop=None, n=None, stream=None, seed=None) == request
+    assert replace(request.sampling, seed=0) == DEFAULTS
+    assert (request.stream, request.include_usage, request.user) == (False, False, "")
+    others = parse(temperature=None, top_k=None, max_tokens=None, stop=None, n=None, stream=None, seed=None)
+    assert replace(others.sampling, seed=0) == DEFAULTS
+    assert others.sampling.seed != request.sampling.seed
 
 
 def test_everything_that_is_understood():
@@ -35,13 +34,8 @@ def test_everything_that_is_understood():
         stream=True, stream_options={"include_usage": True}, user="me", n=1, logprobs=False, tools=[], tool_choice="auto",
         response_format={"type": "text"}, presence_penalty=0, frequency_penalty=0.0, logit_bias={}, metadata={"a": "b"},
     )  # fmt: skip
-    assert (request.temperature, request.top_p, request.top_k, request.seed) == (0, 0.5, 0, -3)
-    assert (request.stop, request.max_new_tokens, request.stream, request.include_usage) == (
-        ("a", "b"),
-        4096,
-        True,
-        True,
-    )
+    assert request.sampling == SamplingParams(top_p=0.5, seed=-3, stop=("a", "b"), max_new_tokens=4096)
+    assert (request.stream, request.include_usage, request.user) == (True, True, "me")
 
 
 @pytest.mark.parametrize(
@@ -56,25 +50,30 @@ def test_everything_that_is_understood():
             "40000 characters; at most 32000",
         ),
         ({"messages": ["x"]}, "messages[0]", "must be an object"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "must be system, user or assistant"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "must be one of system, developer, user, assistant"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "not null"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "reads text"),
-        ({"messages": HELLO * 2}, "messages", "expected 'assistant'"),
-        ({"messages": [*HELLO, {"role": "assistant", "content": "x"}]}, "messages", "last message must be the user's"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages", "no user message"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "x"}]}, "messages", "the last message is the assistant's"),
         ({"messages": [{**HELLO[0], "tool_calls": [1]}]}, "messages[0].tool_calls", "not supported"),
         ({"messages": [{**HELLO[0], "mood": 1}]}, "messages[0]", "unknown field"),
         ({"messages": [{**HELLO[0], "nanochat": {"parts": []}}]}, "messages[0].nanochat", "assistant messages"),
         ({"temperature": -0.1}, "temperature", "use 0"),
         ({"temperature": 2.1}, "temperature", "2.1"),
-        ({"temperature": True}, "temperature", "must be a number"),
-        ({"temperature": "1"}, "temperature", "must be a number"),
-        ({"temperature": float("inf")}, "temperature", "must be a number"),
+        ({"temperature": True}, "temperature", "not a number"),
+        ({"temperature": "1"}, "temperature", "not a number"),
+        ({"temperature": float("inf")}, "temperature", "inf"),
+        ({"temperature": 10**400}, "temperature", "over 40 digits"),
+        ({"seed": 10**400}, "seed", "over 40 digits"),
+        ({"seed": 1.5}, "seed", "whole number"),
+        ({"max_completion_tokens": "64"}, "max_completion_tokens", "whole number"),
+        ({"top_k": False}, "top_k", "whole number"),
+        ({"top_p": [1]}, "top_p", "not a number"),
+        ({"n": True}, "n", "one answer per request"),
         ({"top_k": 201}, "top_k", "201"),
         ({"top_k": 1.5}, "top_k", "whole number"),
-        ({"top_p": 0}, "top_p", "leaves no token"),
+        ({"top_p": 0}, "top_p", "use 1 (off)"),
         ({"top_p": 1.1}, "top_p", "1.1"),
-        ({"max_tokens": 0}, "max_tokens", "use 1"),
+        ({"max_tokens": 0}, "max_tokens", "use at least 1"),
         ({"max_tokens": 4097}, "max_tokens", "4097"),
         ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens", "not both"),
         ({"n": 2}, "n", "one answer per request"),
@@ -119,6 +118,44 @@ def test_content_as_parts_and_developers_are_systems(tokenizer):
     assert render_prompt(request, tokenizer, 999) == render_for_completion(tokenizer, plain)
 
 
+USER, SYSTEM, ASSISTANT = ({"role": role, "content": role[0]} for role in ("user", "system", "assistant"))
+DEVELOPER = {**SYSTEM, "role": "developer"}
+CALL = {"role": "assistant", "content": "", "nanochat": {"parts": [{"type": "python", "text": "1"}]}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([USER, USER], ["u\n\nu"]),
+        ([USER, ASSISTANT, ASSISTANT, USER], ["u", "a\n\na", "u"]),
+        ([ASSISTANT, USER], ["", "a", "u"]),
+        ([SYSTEM, ASSISTANT, USER], ["s", "a", "u"]),
+        ([SYSTEM, SYSTEM, USER], ["s\n\ns\n\nu"]),
+        ([SYSTEM], ["s"]),
+        ([USER, SYSTEM], ["u\n\ns"]),
+        ([USER, ASSISTANT, DEVELOPER, USER], ["u", "a", "s\n\nu"]),
+        ([USER, {**ASSISTANT, "content": [{"type": "text", "text": "x"}]}, {**USER, "name": "Ann"}], ["u", "x", "u"]),
+        ([{**SYSTEM, "content": [{"type": "text", "text": "x"}]}, USER], ["x\n\nu"]),
+        ([{**USER, "content": ""}, USER], ["u"]),
+    ],
+)
+def test_messages_that_openai_takes_become_turns(messages, said):
+    turns = parse(messages=messages).messages
+    assert [turn["content"] for turn in turns] == said
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "user"][: len(said)]
+
+
+def test_answers_with_calls_are_joined_too():
+    turns = parse(messages=[USER, CALL, ASSISTANT, USER]).messages
+    assert [part["text"] for part in turns[1]["content"]] == ["1", "\n\n", "a"]
+
+
+@pytest.mark.parametrize("name", [1, "x" * 65, ["a"]])
+def test_names_are_short_strings(name):
+    with pytest.raises(ApiError, match="name must be a string"):
+        parse(messages=[{**USER, "name": name}])
+
+
 def test_an_answer_can_be_sent_back_with_its_calculator_calls(tokenizer):
     parts = [
         {"type": "python", "text": "1+1"},
@@ -160,7 +197,16 @@ def test_bytes_are_an_object_or_refused(raw):
 
 
 @pytest.mark.parametrize(
-    "raw", [b'{"a": NaN}', b'{"a": Infinity}', b"[" * 100_000, b"1", b'"x"', b'{"a": ' + b"9" * 9999 + b"}"]
+    "raw",
+    [
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b"[" * 100_000,
+        b"1",
+        b'"x"',
+        b'{"a": ' + b"9" * 9999 + b"}",
+        b'{"a":' * 17 + b"1" + b"}" * 17,
+    ],
 )
 def test_what_is_no_json_object(raw):
     with pytest.raises(ApiError) as caught:

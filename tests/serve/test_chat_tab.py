@@ -4,7 +4,7 @@ import time
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.engine.sampling_params import CHAT_PARAMS
 from nanochat_lit.serve.chat_tab import REFRESH_S, ChatTab
 
 
@@ -13,7 +13,7 @@ def contents(view) -> list[str]:
 
 
 def test_views_of_an_answer(scripted_model) -> None:
-    tab = ChatTab(scripted_model(), ChatSettings())
+    tab = ChatTab(scripted_model(), CHAT_PARAMS)
     first, *_, last = tab.send("  hello ")
     assert (contents(first), first.is_running) == (["hello"], True)
     assert (contents(last), last.is_running) == (["hello", "hello! (seed 0)"], False)
@@ -21,7 +21,7 @@ def test_views_of_an_answer(scripted_model) -> None:
 
 
 def test_an_answer_is_not_drawn_more_often_than_the_page_likes(scripted_model) -> None:
-    tab = ChatTab(scripted_model(pause_s=0.001), ChatSettings())
+    tab = ChatTab(scripted_model(pause_s=0.001), CHAT_PARAMS)
     started_s = time.perf_counter()
     views = []
     for view in tab.send("endless"):
@@ -35,7 +35,7 @@ def test_an_answer_is_not_drawn_more_often_than_the_page_likes(scripted_model) -
 
 def test_another_answer_takes_the_place_of_the_one_being_said(scripted_model) -> None:
     model = scripted_model(pause_s=0.005)
-    tab = ChatTab(model, ChatSettings())
+    tab = ChatTab(model, CHAT_PARAMS)
     old: list = []
     thread = threading.Thread(target=lambda: old.extend(tab.send("endless")))
     thread.start()
@@ -51,7 +51,7 @@ def test_another_answer_takes_the_place_of_the_one_being_said(scripted_model) ->
 @pytest.mark.parametrize("act", ["undo", "clear"])
 def test_taking_back_ends_the_answer(scripted_model, act: str) -> None:
     model = scripted_model(pause_s=0.005)
-    tab = ChatTab(model, ChatSettings())
+    tab = ChatTab(model, CHAT_PARAMS)
     views = tab.send("endless")
     next(views)
     getattr(tab, act)()
@@ -62,7 +62,7 @@ def test_taking_back_ends_the_answer(scripted_model, act: str) -> None:
 
 def test_leaving_ends_the_answer(scripted_model) -> None:
     model = scripted_model()
-    views = ChatTab(model, ChatSettings()).send("endless")
+    views = ChatTab(model, CHAT_PARAMS).send("endless")
     next(views)
     next(views)
     views.close()
@@ -71,7 +71,7 @@ def test_leaving_ends_the_answer(scripted_model) -> None:
 
 def test_edit_finds_the_question_among_folded_calls(scripted_model) -> None:
     model = scripted_model()
-    tab = ChatTab(model, ChatSettings())
+    tab = ChatTab(model, CHAT_PARAMS)
     for question in ("a sum", "two", "three"):
         list(tab.send(question))
     shown = contents(tab.view())
@@ -80,7 +80,7 @@ def test_edit_finds_the_question_among_folded_calls(scripted_model) -> None:
 
 
 def test_mistakes(scripted_model) -> None:
-    tab = ChatTab(scripted_model(), ChatSettings())
+    tab = ChatTab(scripted_model(), CHAT_PARAMS)
     for act in (lambda: tab.send(" \u2060"), lambda: tab.send("fail"), tab.retry):
         with pytest.raises(UserError):
             list(act())

@@ -46,7 +46,12 @@ def test_what_looks_like_html_is_text(text: str) -> None:
     assert "".join(seen) == shown["content"]
     assert typed_text(shown["content"]) == text
     ((_, markdown),) = shown_messages([user(text)], is_markdown=True)
-    assert markdown["content"] == text
+    assert markdown["content"] == shown["content"]
+    fenced = f"`{text}`, and\n```html\n{text}\n```"
+    ((_, code),) = shown_messages([user(fenced)], is_markdown=True)
+    assert code["content"] == fenced  # nothing invisible in what a person copies
+    ((_, escaped),) = shown_messages([user(f"\\`{text}\\`")], is_markdown=True)
+    assert "\u2060" in escaped["content"]
 
 
 @pytest.mark.parametrize("text", ["1 < 2 & 3 > 2", "a <= b", "x << 3", "R & D &", "2*3*4", "日本 <3"])

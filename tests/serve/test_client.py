@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.chat_settings import ChatSettings
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.client import ServerChat
 
-SETTINGS = ChatSettings(temperature=0.3, top_k=7, top_p=0.9, max_new_tokens=33, seed=5)
+SETTINGS = SamplingParams(temperature=0.3, top_k=7, top_p=0.9, max_new_tokens=33, seed=5)
 
 
 def chunk(delta: dict, finish_reason: str | None = None, **more: object) -> dict:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import pytest
 
 from nanochat_lit.engine.answer_text import Piece
+from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.engine.scheduler import Scheduler
 from nanochat_lit.serve.api import ServeSettings
 from nanochat_lit.serve.chat_response import AnswerParts, ChunkWriter, completion, usage
@@ -69,7 +71,7 @@ class Clock:
 
 
 def submit(key, length, deadline_s=1e9) -> Submit:
-    return Submit(key, {"prompt_ids": [length]}, "me", deadline_s)
+    return Submit(key, Request(prompt_ids=[length]), "me", deadline_s)
 
 
 def make(max_queue=2) -> tuple[EngineWork, Clock]:
@@ -192,13 +194,13 @@ def test_every_metric_is_described():
 @pytest.mark.parametrize("is_over", [False, True])
 def test_a_reader_that_stops_cancels_what_is_not_over(is_over):
     sent = []
-    worker = SimpleNamespace(ready=Ready(1, 64, {}, "PyTorch"), replies={}, send=sent.append)
+    worker = SimpleNamespace(ready=Ready(1, 64, SamplingParams(), "kernel"), is_able=True, replies={}, send=sent.append)
     metrics = ServerMetrics()
-    pool = WorkerPool(ServeSettings(model="m", name="m"), [None], metrics, print, print)
+    pool = WorkerPool(ServeSettings(model="m", name="m"), "", [None], metrics, print, print)
     pool._workers = [worker]
 
     async def read() -> None:
-        reply = pool.ask({"prompt_ids": [1]}, "me", 0.0)
+        reply = pool.ask(Request(prompt_ids=[1]), "me", 0.0)
         first = asyncio.ensure_future(reply.next())
         await asyncio.sleep(0)
         (key,) = worker.replies

@@ -1,0 +1,124 @@
+"""OpenAI's messages as a conversation that the model was trained on: user and assistant in turn. Pure functions.
+
+Clients may send what the model has never seen; what they mean is kept:
+
+* two messages of one role in a row are one, with an empty line between them;
+* a system or developer message goes, as in training, before the user message that follows it, or else after the last one;
+* an assistant that speaks first answers an empty user message.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.serve.api_error import bad_field, kind_of, short
+from nanochat_lit.tokenizer import validate_conversation
+
+MAX_MESSAGES = 500
+MAX_MESSAGE_CHARS = 8_000
+MAX_TOTAL_CHARS = 32_000
+MAX_NAME_CHARS = 64
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+# What OpenAI's client sends back with an answer it has received; all of it empty here.
+_EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls")
+
+
+def as_messages(given: object) -> list[dict[str, Any]]:
+    """A conversation in the tokenizer's format, its last message the user's.
+
+    Args:
+        given: The request's messages.
+
+    Raises:
+        ApiError: 400 with the field's name.
+    """
+    if not isinstance(given, list) or not given:
+        raise bad_field("messages", "messages must be a list of at least one message")
+    if len(given) > MAX_MESSAGES:
+        raise bad_field("messages", f"{len(given)} messages; at most {MAX_MESSAGES} are allowed")
+    messages = [_message(message, f"messages[{index}]") for index, message in enumerate(given)]
+    lengths = [_num_chars(message["content"]) for message in messages]
+    for index, length in enumerate(lengths):
+        if length > MAX_MESSAGE_CHARS:
+            where = f"messages[{index}]"
+            raise bad_field(where, f"{where} has {length} characters; at most {MAX_MESSAGE_CHARS} are allowed")
+    if sum(lengths) > MAX_TOTAL_CHARS:
+        raise bad_field(
+            "messages", f"the messages have {sum(lengths)} characters; at most {MAX_TOTAL_CHARS} are allowed"
+        )
+    if messages[-1]["role"] == "assistant":
+        raise bad_field("messages", "the last message is the assistant's; end with a message that it is to answer")
+    turns = _in_turn(messages)
+    try:
+        validate_conversation({"messages": turns}, "messages")
+    except UserError as error:
+        raise bad_field("messages", str(error)) from None
+    return turns
+
+
+def _in_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        role = "assistant" if message["role"] == "assistant" else "user"  # a system speaks in the user's turn
+        if not turns and role == "assistant":
+            turns.append({"role": "user", "content": ""})
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] = _joined(turns[-1]["content"], message["content"])
+        else:
+            turns.append({"role": role, "content": message["content"]})
+    return turns
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two contents as one: strings, or lists of parts."""
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}" if first and second else first or second
+    parts = [[{"type": "text", "text": side}] if isinstance(side, str) else side for side in (first, second)]
+    return [*parts[0], {"type": "text", "text": "\n\n"}, *parts[1]]
+
+
+def _message(message: object, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise bad_field(where, f"{where} must be an object with role and content, not {kind_of(message)}")
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise bad_field(f"{where}.role", f"{where}.role must be one of {', '.join(_ROLES)}, not {short(role)}")
+    for name, value in message.items():
+        if name in _EMPTY and value not in (None, [], {}, ""):
+            raise bad_field(f"{where}.{name}", f"{where}.{name} is not supported by this server; leave it out")
+        if name not in ("role", "content", "name", "nanochat", *_EMPTY):
+            raise bad_field(where, f"{where} has an unknown field {short(name)}; leave it out")
+    name = message.get("name")  # the model's format has none
+    if name is not None and not (isinstance(name, str) and len(name) <= MAX_NAME_CHARS):
+        raise bad_field(f"{where}.name", f"{where}.name must be a string of at most {MAX_NAME_CHARS} characters")
+    if message.get("nanochat") is not None:
+        return {"role": role, "content": _parts(message["nanochat"], role, f"{where}.nanochat")}
+    return {"role": _ROLES[role], "content": _content(message.get("content"), f"{where}.content")}
+
+
+def _content(content: object, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise bad_field(where, f"{where} must be a string or a list of text parts, not {kind_of(content)}")
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise bad_field(
+                where, f'{where} may hold parts {{"type": "text", "text": ...}} only: this model reads text'
+            )
+    return "".join(part["text"] for part in content)
+
+
+def _parts(extension: object, role: str, where: str) -> list[dict[str, str]]:
+    """The parts of an earlier answer; `validate_conversation` checks them one by one."""
+    parts = extension.get("parts") if isinstance(extension, dict) else None
+    if role != "assistant" or not isinstance(parts, list):
+        raise bad_field(where, f"{where} belongs to assistant messages and looks like {{'parts': [...]}}")
+    return parts
+
+
+def _num_chars(content: str | Sequence[Any]) -> int:
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(str(part.get("text", ""))) if isinstance(part, dict) else 0 for part in content)
