@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
+    argv = _with_underscores(argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -197,6 +198,19 @@ def _expand_short_options(args: list[str], short_options: dict[str, str]) -> lis
             value = next(rest, None)
         expanded.append(arg if option is None or value is None else f"{option}={value}")
     return expanded
+
+
+def _with_underscores(args: list[str]) -> list[str]:
+    """--api-key as --api_key, and --model.num-steps as --model.num_steps; deeper keys may be names of somebody's."""
+    spelled = []
+    for before, arg in zip(["", *args], args, strict=False):
+        option, equals, value = arg.partition("=")
+        if option.startswith("--") and before not in ("-p", "--prompt"):
+            first, second, *others = [*option[2:].split("."), ""]
+            names = [first.replace("-", "_"), second.replace("-", "_"), *others]
+            option = "--" + ".".join(names[: option.count(".") + 1])
+        spelled.append(f"{option}{equals}{value}")
+    return spelled
 
 
 def _name_first_words(args: list[str], option: str | None, function: Callable[..., Any]) -> list[str]:

@@ -10,6 +10,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from nanochat_lit.common.kept_code import kept_code
+
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-Wno-psabi")
 BUILD_TIMEOUT_S = 300.0
@@ -49,13 +51,9 @@ def _load(source: Path) -> tuple[ctypes.CDLL | None, str]:
         return None, "there is no C++ compiler (g++ or clang++)"
     texts = [path.read_text("utf-8") for path in (source, *sorted(HEADERS.glob("*.h")))]
     key = hashlib.sha256("\0".join([*texts, *FLAGS, *_machine(compiler)]).encode()).hexdigest()
-    folder = cache_folder()
-    path = folder / f"{source.stem}-{key[:20]}.so"
+    path = cache_folder() / f"{source.stem}-{key[:20]}.so"
     try:
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _build(compiler, source, path)
-        return ctypes.CDLL(str(path)), ""
+        return ctypes.CDLL(str(kept_code(path, lambda path: _build(compiler, source, path)))), ""
     except (OSError, subprocess.SubprocessError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         return None, next((line for line in lines if "error" in line), lines[0]).strip()

@@ -55,7 +55,7 @@ class Server:
         body = {"messages": [{"role": "user", "content": "hello"}], "stream": True, **fields}
         text = json.dumps(body).encode()
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(text)}"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(text)}"
         connection.sendall(head.encode() + b"\r\n\r\n" + text)
         return connection
 

@@ -80,7 +80,7 @@ class Client(threading.Thread):
 
     def break_off(self) -> None:
         with socket.create_connection(("127.0.0.1", self.server.port), timeout=10) as connection:
-            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n{")
+            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n{")
             if self.rng.random() < 0.5:  # gone at once, without a goodbye
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 

@@ -153,7 +153,8 @@ def test_too_large_a_body_is_413(server, stated):
         size = 1_200_000
         length = b"Content-Length: %d" % size if stated else b"Transfer-Encoding: chunked"
         connection.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer secret\r\n%s\r\n\r\n" % length
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n%s\r\n\r\n"
+            % length
         )
         connection.sendall(b"x" * size if stated else b"%x\r\n%s\r\n0\r\n\r\n" % (size, b"x" * size))
         response = b""

@@ -1,0 +1,83 @@
+"""Compiled code that is kept on disk: loaded only if it is this user's, whole, and what was built."""
+
+import atexit
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from nanochat_lit.common.file_lock import lock_file
+
+
+def kept_code(path: Path, build: Callable[[Path], None]) -> Path:
+    """A file of compiled code, built if it is missing, damaged or somebody else's.
+
+    Its SHA-256 is kept beside it. A reason to build again, other than that there is no file, is printed.
+
+    Args:
+        path: Where to keep it. If another user can write to its folder, a temporary one is used instead.
+        build: Writes the file it is given.
+
+    Returns:
+        Where it is.
+    """
+    path = _own_folder(path.parent) / path.name
+    if _defect(path) is None:
+        return path
+    with path.with_suffix(".lock").open("w") as lock:
+        lock_file(lock)  # another process may be building it
+        defect = _defect(path)
+        if defect is not None:
+            if path.exists() or path.is_symlink():
+                _say(f"{path} {defect}; it is built again")
+                path.unlink()
+            build(path)
+            path.chmod(0o700)
+            path.with_suffix(".sha256").write_text(_hash(path), "utf-8")
+    return path
+
+
+@lru_cache(maxsize=8)
+def _own_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    defect = _foreign(folder)
+    if defect is None:
+        return folder
+    _say(
+        f"{folder} {defect}; compiled code is built for this process alone (set XDG_CACHE_HOME to a folder of your own)"
+    )
+    temporary = Path(tempfile.mkdtemp(prefix="nanochat-lit-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
+
+
+def _defect(path: Path) -> str | None:
+    """Why a kept file is not to be loaded; None if it is."""
+    try:
+        return _foreign(path) or (
+            None if path.with_suffix(".sha256").read_text("utf-8") == _hash(path) else "is damaged"
+        )
+    except (OSError, UnicodeDecodeError):
+        return "is not complete"
+
+
+def _foreign(path: Path) -> str | None:
+    """Why another user may have written a file or a folder; None if none can."""
+    if not hasattr(os, "geteuid"):  # Windows
+        return None
+    for about in (path.lstat(), path.stat()):  # of a link, and of what it points to
+        if about.st_uid not in (os.geteuid(), 0):
+            return "belongs to another user"
+    return "can be written by other users" if path.stat().st_mode & 0o022 else None
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the reason why a start is slow
