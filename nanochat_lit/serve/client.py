@@ -29,7 +29,7 @@ class ServerChat:
     """Answers come from a server. Between two answers nothing is kept open.
 
     Args:
-        url: Of the server, as in http://127.0.0.1:8000; a path before /v1 is kept.
+        url: Of the server, as in http://127.0.0.1:8000; a path before /v1 is kept. No proxy of the environment is used.
         api_key: What the server was started with; None if it asks for none.
 
     Raises:
@@ -43,7 +43,7 @@ class ServerChat:
         self._url = url
         self._host, self._port = parts.hostname, _port(url, parts)
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._path = parts.path.rstrip("/").removesuffix("/v1") + "/v1"
+        self._path = parts.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1") + "/v1"
         self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"

@@ -185,7 +185,7 @@ class Gate:
         origins: Sequence[str],
         refuse: Callable[[int, str], Any],
     ) -> None:
-        self._app, self._refuse, self._origins = app, refuse, set(origins)
+        self._app, self._refuse, self._origins = app, refuse, {origin.lower() for origin in origins}
         self._given = {name.lower().strip("[]") for name in allowed_hosts}
         self._is_wildcard = host in ("0.0.0.0", "::", "")  # noqa: S104
         is_local = self._is_wildcard or host.lower() == "localhost" or _is_loopback(host)

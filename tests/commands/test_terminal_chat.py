@@ -16,7 +16,7 @@ import pytest
 
 from nanochat_lit.commands.terminal_chat import TerminalChat
 from nanochat_lit.engine.conversation import Conversation
-from nanochat_lit.engine.sampling_params import SamplingParams
+from nanochat_lit.engine.sampling_params import CHAT_PARAMS
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def converse(
 
     def run(*lines: str, **settings: float) -> tuple[str, list[str]]:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
-        TerminalChat(scripted_model(), Conversation(settings=SamplingParams(**settings))).run()
+        TerminalChat(scripted_model(), Conversation(settings=CHAT_PARAMS.updated(settings))).run()
         out, err = capsys.readouterr()
         return out, err.splitlines()
 

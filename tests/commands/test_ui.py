@@ -1,3 +1,4 @@
+import os
 import re
 import signal
 import socket
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_lit import cli
-from nanochat_lit.commands.ui import _name_of
+from nanochat_lit.commands.serve import model_name
 from nanochat_lit.engine.export import save_export
 from nanochat_lit.model import GPT
 from nanochat_lit.tokenizer import Tokenizer
@@ -43,8 +44,8 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_name_of_an_export(tmp_path: Path) -> None:
-    assert _name_of(str(tmp_path / "quickstart" / "export")) == "quickstart"
-    assert _name_of(str(tmp_path / "my_model")) == "my_model"
+    assert model_name(str(tmp_path / "quickstart" / "export")) == "quickstart"
+    assert model_name(str(tmp_path / "my_model")) == "my_model"
 
 
 def test_the_page_is_served_until_ctrl_c(
@@ -53,7 +54,8 @@ def test_the_page_is_served_until_ctrl_c(
     pytest.importorskip("gradio", reason="needs pip install '.[serve]'")
     save_export(tmp_path / "toy" / "export", random_model(), tokenizer)
     command = [sys.executable, "-m", "nanochat_lit", "ui", "--model", str(tmp_path / "toy" / "export"), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    proxies = dict.fromkeys(("http_proxy", "ALL_PROXY"), "socks5://127.0.0.1:9")  # Gradio's httpx would want socksio
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **proxies}) as process:
         try:
             assert process.stderr is not None
             line = process.stderr.readline()

@@ -74,7 +74,7 @@ def test_leaving_ends_what_is_being_said(engine: Engine) -> None:
     with EngineChat(engine) as model:
         pieces = model.answer(question(0), SamplingParams(max_new_tokens=10_000)).pieces
     list(pieces)  # does not wait for ever
-    with pytest.raises(RuntimeError, match="has ended"):
+    with pytest.raises(UserError, match="has ended"):
         model.answer(question(0), SETTINGS)
     assert engine.num_free == 2
 
@@ -92,15 +92,28 @@ def test_no_more_wait_than_may(engine: Engine) -> None:
             [next(answer.pieces) for answer in answers]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_engine_that_fails_is_no_silence(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> list:
-        raise ZeroDivisionError("of the engine")
-
-    monkeypatch.setattr(engine, "step", fail)
+def test_a_failure_is_told_to_those_who_wait_and_the_next_question_is_answered(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with EngineChat(engine) as model:
-        with pytest.raises(ZeroDivisionError, match="of the engine"):
-            list(model.answer(question(0), SETTINGS).pieces)
-        model._thread.join(10)
-        with pytest.raises(RuntimeError, match="has ended"):
-            model.answer(question(0), SETTINGS)
+        expected = [piece.text for piece in model.answer(question(0), SETTINGS).pieces]
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "_decode", lambda: 1 / 0)
+            for _ in range(3):
+                with pytest.raises(UserError, match="the engine failed \\(ZeroDivisionError"):
+                    list(model.answer(question(0), SETTINGS).pieces)
+        assert [piece.text for piece in model.answer(question(0), SETTINGS).pieces] == expected
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert engine.num_free == 2
+    with pytest.raises(UserError, match="the engine has ended"):
+        model.answer(question(0), SETTINGS)
+
+
+def test_an_answer_that_is_not_finite_is_an_error(engine: Engine) -> None:
+    for parameter in engine.model.parameters():
+        parameter.data.fill_(float("nan"))
+    with EngineChat(engine) as model, pytest.raises(UserError, match="not finite"):
+        list(model.answer(question(0), SETTINGS).pieces)
+    with pytest.raises(UserError, match="not finite"):
+        engine.generate([engine.tokenizer.bos_id])
+    assert engine.num_free == 2

@@ -1,4 +1,6 @@
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import torch
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine import export
 from nanochat_lit.engine.export import EXPORT_FILES, load_export, load_generation_defaults, save_export
+from nanochat_lit.engine.hf_export import export_hf
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT
 from nanochat_lit.tokenizer import Tokenizer
 
@@ -27,7 +31,7 @@ def test_round_trip(folder: Path, random_model: MakeModel, tokenizer: Tokenizer)
     inputs = torch.randint(0, 320, (2, 30))
     assert torch.equal(model(inputs), random_model()(inputs))
     assert loaded.encode("the cat 12") == tokenizer.encode("the cat 12")
-    assert load_generation_defaults(folder) == {"temperature": 0.1, "top_k": 50, "max_new_tokens": 256}
+    assert load_generation_defaults(folder) == SamplingParams(temperature=0.1, top_k=50)
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance == {"recipe": "x", "tokenizer_fingerprint": tokenizer.fingerprint}
 
@@ -93,3 +97,26 @@ def test_files_of_another_export_are_refused(
     Tokenizer.train(["another text altogether, of foxes and dogs"] * 40, vocab_size=300).save(folder)
     with pytest.raises(UserError, match="another export"):
         load_export(folder, "cpu")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_have_the_permissions_of_the_umask(tmp_path, random_model, tokenizer, umask):
+    """So that the container's user can read what another has written."""
+    before = os.umask(umask)
+    try:
+        save_export(tmp_path / "export", random_model(), tokenizer)
+        export_hf(tmp_path / "export", tmp_path / "hf")
+    finally:
+        os.umask(before)
+    for path in [*(tmp_path / "export").rglob("*"), *(tmp_path / "hf").rglob("*")]:
+        wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert path.stat().st_mode & 0o777 == wanted, path
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": -1}, {"top_k": True}, {"max_new_tokens": "64"}, {"temperature": math.nan}]
+)
+def test_settings_that_no_chat_would_take_are_not_exported(tmp_path, random_model, tokenizer, settings):
+    with pytest.raises(UserError, match=" is "):
+        save_export(tmp_path / "export", random_model(), tokenizer, settings)
+    assert not (tmp_path / "export").exists()

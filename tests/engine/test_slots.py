@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.request import FAILED, Request
 from nanochat_lit.engine.slots import Emitted, SlotEngine
 from nanochat_lit.model import GPT
 from nanochat_lit.model.packed import can_pack, pack_linears
@@ -148,5 +148,60 @@ def test_more_requests_than_slots_are_refused(random_model: MakeModel, tokenizer
         engine.admit(Request(prompt_ids=[1]))
     with pytest.raises(UserError, match="num_slots is 0"):
         SlotEngine(random_model(), tokenizer, num_slots=0)
-    with pytest.raises(UserError, match="stop takes up to"):
+    with pytest.raises(UserError, match="stop must hold"):
         engine.check(Request(prompt_ids=[1], stop=("",)))
+
+
+def _with_nan(model: GPT, token_id: int) -> GPT:
+    """The model with an embedding that is not a number."""
+    with torch.no_grad():
+        model.transformer.wte.weight[token_id] = float("nan")
+    return model
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_request_whose_logits_are_not_finite_fails_alone(
+    random_model: MakeModel, tokenizer: Tokenizer, is_packed: bool
+) -> None:
+    """Its neighbours, and those that use its slot afterwards, emit what they emit alone."""
+    model = _with_nan(random_model(sequence_len=128), 300)
+    if is_packed and not can_pack(model):
+        pytest.skip("nothing is packed here")
+    if is_packed:
+        pack_linears(model)
+    good = [Request(prompt_ids=[20 + n] * 70, max_new_tokens=9, temperature=n % 2, seed=n) for n in range(6)]
+    bad = [
+        Request(prompt_ids=[30] * 90 + [300], max_new_tokens=9, temperature=t, top_p=p)
+        for t, p in ((0, 1), (1, 1), (1, 0.9))
+    ]
+    alone = [[t.token_id for t in run_alone(SlotEngine(model, tokenizer, num_slots=4), request)] for request in good]
+    engine = SlotEngine(model, tokenizer, num_slots=4)
+    got: dict[int, list[int]] = defaultdict(list)
+    owners: dict[int, tuple[bool, int]] = {}
+    waiting = [entry for i in range(3) for entry in ((False, i), (True, i), (False, i + 3))]
+    while waiting or owners:
+        while waiting and engine.num_free:
+            is_bad, number = waiting.pop(0)
+            owners[engine.admit(bad[number] if is_bad else good[number])] = (is_bad, number)
+        for token in engine.step():
+            is_bad, number = owners[token.slot]
+            if is_bad:
+                assert (token.finish_reason, token.pieces) == (FAILED, [])
+            else:
+                got[number].append(token.token_id)
+            if token.finish_reason is not None:
+                del owners[token.slot]
+    assert [got[number] for number in range(6)] == alone
+    assert engine.num_free == 4
+
+
+def test_a_failure_of_the_engine_leaves_it_as_new(random_model: MakeModel, tokenizer: Tokenizer) -> None:
+    engine = SlotEngine(random_model(), tokenizer, num_slots=2)
+    request = Request(prompt_ids=[20] * 5, max_new_tokens=6)
+    expected = [token.token_id for token in run_alone(engine, request)]
+    engine.admit(request)
+    engine.step()
+    engine.admit(request)
+    engine.reset()
+    assert engine.num_free == 2
+    assert [token.token_id for token in run_alone(engine, request)] == expected

@@ -5,6 +5,7 @@ Nothing is built here. The image's health check is run against a real server, it
 
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -120,6 +121,7 @@ def test_commands_of_image_and_compose(compose, monkeypatch):
     assert [(o["host"], o["port"]) for o in options] == [("0.0.0.0", 8000), ("0.0.0.0", 8000), ("0.0.0.0", 7860)]
     assert options[2]["url"] == "http://server:8000"
     assert {o.get("model") for o in options} == {"/model", None}
+    assert options[1]["allowed_hosts"] == ["server"]  # what the page calls it
 
 
 def test_compose(compose):
@@ -138,15 +140,16 @@ def test_compose(compose):
 
 def run_check(command, port):
     program = [
-        sys.executable if word == "python" else re.sub(r"127\.0\.0\.1:\d+", f"127.0.0.1:{port}", word)
+        sys.executable if word == "python" else re.sub(r"'127\.0\.0\.1', \d+", f"'127.0.0.1', {port}", word)
         for word in command
     ]
-    return subprocess.run(program, capture_output=True, timeout=60).returncode
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), "socks5://127.0.0.1:9")
+    return subprocess.run(program, capture_output=True, timeout=60, env={**os.environ, **proxies}).returncode
 
 
 def test_health_checks_see_life_and_death(server, compose):
     image = json.loads(values("HEALTHCHECK")[0].partition("CMD ")[2])
-    assert "127.0.0.1:8000/health" in image[-1]
+    assert "'127.0.0.1', 8000" in image[-1]
     assert run_check(image, server.port) == 0
     assert run_check(image, 1) != 0
     check = compose["services"]["ui"]["healthcheck"]["test"]

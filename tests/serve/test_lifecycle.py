@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -95,11 +96,13 @@ def test_workers_that_die_are_replaced_until_it_is_hopeless(start_server):
     assert outcomes == [200, 200, 503, 503]  # only the dead worker's requests suffer
     server.wait(lambda: json.loads(server.request("/health")[2])["ready"] == 2, 120)
     assert server.metric("nanochat_worker_restarts_total") == 1
-    # all at once: nobody is left to answer, and health says so; again and again: the server ends
-    for worker in server.workers():
-        os.kill(worker, signal.SIGKILL)
-    server.wait(lambda: not server.is_healthy(), 10)  # told so, or nobody is there to tell
-    assert server.process.wait(30) == 1
+    # all at once, and again: nobody is left to answer, and health says so; the server ends
+    while server.process.poll() is None:
+        for worker in server.workers():
+            os.kill(worker, signal.SIGKILL)
+        server.wait(lambda: not server.is_healthy(), 10)  # told so, or nobody is there to tell
+        server.wait(lambda: server.process.poll() is not None or ready(server) == 2, 120)
+    assert server.process.returncode == 1
     assert "would do so again" in server.log.read_text()
     assert not server.workers()
 
@@ -149,11 +152,45 @@ def test_a_request_that_takes_too_long_is_504(start_server, stream):
             status, body = answer.result()
             assert (status, body["error"]["code"]) == (504, "timeout")
     assert server.chat(max_tokens=2)[0] == 200
-    # one that hangs altogether is noticed, too, and replaced
-    os.kill(worker, signal.SIGSTOP)
-    assert server.chat(**LONG)[0] == 504
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_patient", [True, False])
+def test_a_worker_that_hangs_is_noticed_and_replaced(start_server, is_patient):
+    """Whether clients wait or give up; /health tells within 5 s, the worker is killed within 15."""
+    server = start_server("--slots", "2")
+    (worker,) = server.workers()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        os.kill(worker, signal.SIGSTOP)
+        begin_s = time.monotonic()
+        answer = pool.submit(server.chat, 60 if is_patient else 1, **LONG)
+        streamed = server.open_stream(**LONG)
+        server.wait(lambda: not server.is_healthy(), 5)
+        server.wait(lambda: not is_alive(worker), 15 - (time.monotonic() - begin_s))
+        if is_patient:
+            assert answer.result()[0] == 504
+        else:
+            with pytest.raises(TimeoutError):
+                answer.result()
+    assert b"hangs" in streamed.recv(65_536)
+    streamed.close()
     server.wait(server.is_healthy, 120)
     assert server.chat(max_tokens=2)[0] == 200
+    assert server.metric("nanochat_worker_restarts_total") == 1
+
+
+@pytest.mark.slow
+def test_another_export_in_the_place_of_the_first_is_not_served(make_export, start_server):
+    export, other = make_export(sequence_len=66), make_export(sequence_len=67)
+    server = start_server(model=export)
+    assert server.chat(max_tokens=2)[0] == 200
+    shutil.rmtree(export)
+    shutil.copytree(other, export)
+    assert server.chat(max_tokens=2)[0] == 200  # what is loaded stays
+    (worker,) = server.workers()
+    os.kill(worker, signal.SIGKILL)
+    assert server.process.wait(60) == 2
+    assert "has changed since the server started" in server.log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -163,9 +200,11 @@ def test_a_request_that_takes_too_long_is_504(start_server, stream):
         ({"workers": 0}, "workers is 0"),
         ({"devices": 2, "device": "cpu"}, "devices is 2"),
         ({"port": 70000}, "port is 70000"),
-        ({"host": "256.0.0.1"}, "cannot listen at 256.0.0.1"),
+        ({"host": "256.0.0.1"}, "cannot listen on 256.0.0.1"),
         ({"api_key": ""}, "printable ASCII"),
         ({"api_key": "schlüssel"}, "printable ASCII"),
+        ({"hang_timeout_s": 0.5}, "hang_timeout_s is 0.5; use a number of seconds of at least 2"),
+        ({"request_timeout_s": float("nan")}, "request_timeout_s is nan"),
         ({"model": "nowhere"}, "no tokenizer.json in 'nowhere'"),
     ],
 )
