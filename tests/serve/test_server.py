@@ -8,7 +8,7 @@ import socket
 
 import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
@@ -262,13 +262,17 @@ BODIES = st.dictionaries(st.sampled_from(NAMES), JSON, max_size=5).flatmap(
 ) | st.fixed_dictionaries({"messages": st.lists(MESSAGE, max_size=4), "max_tokens": st.just(2)})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(raw=BODIES.map(lambda body: json.dumps(body).encode()) | st.binary(max_size=60))
-def test_no_body_gives_a_500(server, raw):
-    status, _, text = server.request("/v1/chat/completions", raw)
-    assert status in (200, 400, 404)
-    if status != 200:
-        errors(json.loads(text))
+@pytest.mark.parametrize("number", [60, pytest.param(3000, marks=pytest.mark.slow)])
+def test_no_body_gives_a_500(server, number):
+    @settings(max_examples=number, deadline=None, database=None)
+    @given(raw=BODIES.map(lambda body: json.dumps(body).encode()) | st.binary(max_size=60))
+    def check(raw):
+        status, _, text = server.request("/v1/chat/completions", raw)
+        assert status in (200, 400, 404)
+        if status != 200:
+            errors(json.loads(text))
+
+    check()
 
 
 @pytest.mark.parametrize(
