@@ -96,6 +96,24 @@ def test_values_arrive(greet, capsys):
     assert capsys.readouterr().out == "-p 1 a=b\n"
 
 
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        (["--api-key", "a-b"], ["--api_key", "a-b"]),
+        (["--api-key=--a-b"], ["--api_key=--a-b"]),
+        (["--model.num-steps=3", "--trainer.max-time", "0:1"], ["--model.num_steps=3", "--trainer.max_time", "0:1"]),
+        (
+            ["--data.sources.my-set.weight", "2", "--run-dir", "r-1"],
+            ["--data.sources.my-set.weight", "2", "--run_dir", "r-1"],
+        ),
+        (["-p", "--why-not", "--", "a-b", "--a"], ["-p", "--why-not", "--", "a-b", "--a"]),
+        (["--prompt", "--what-is", "--top-k", "1"], ["--prompt", "--what-is", "--top_k", "1"]),
+    ],
+)
+def test_options_may_be_spelled_with_dashes(given, understood):
+    assert cli._with_underscores(given) == understood
+
+
 def test_help_mentions_short_options(greet, capsys):
     assert greet("--help") == 0
     assert "-p is short for --prompt" in capsys.readouterr().out

@@ -92,7 +92,12 @@ class Server:
         while new := [pid for pid, parent in tables.items() if parent in parents and pid not in found]:
             found += new
             parents |= set(new)
-        return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        workers = []
+        for pid in found:
+            with contextlib.suppress(OSError):  # it has just ended
+                if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    workers.append(pid)
+        return workers
 
 
 @pytest.fixture(scope="session")

@@ -240,6 +240,30 @@ def test_markdown_on_demand_loads_nothing_from_elsewhere(serve, browser, model) 
     assert chat.page.evaluate("[...document.querySelectorAll('#chat img')].every(image => image.naturalWidth == 0)")
 
 
+def test_mistakes_leave_the_conversation_where_it_was(serve, browser, model) -> None:
+    chat = Chat(browser, serve(model))
+    chat.send("# hello <h1>big</h1>")
+    chat.wait_for("seed 0")
+    chat.wait_until_done()
+    for nothing in ("", "  "):
+        chat.send(nothing)
+        chat.page.wait_for_timeout(300)
+        assert len(chat.said("user")) == 1
+    chat.page.get_by_label("Toggle Sidebar").click()
+    chat.page.get_by_label("Seed").fill("-3")
+    chat.page.get_by_label("number input for Temperature").fill("0")
+    chat.send("again")
+    chat.wait_for("seed -2")  # the second answer
+    chat.wait_until_done()
+    chat.click("Retry")
+    chat.page.locator("#status").get_by_text("the same answer again").wait_for()
+    chat.page.get_by_label("Show Markdown").check()
+    chat.page.locator("#chat [data-testid=user] h1").first.wait_for()  # of the Markdown
+    assert "<\u2060h1>big<\u2060/h1>" in chat.said("user")[0]
+    assert chat.page.locator("#chat").get_by_text("Error", exact=True).count() == 0
+    assert chat.complaints == []
+
+
 def test_two_tabs_at_once(serve, browser, model) -> None:
     url = serve(model)
     one, two = Chat(browser, url), Chat(browser, url)

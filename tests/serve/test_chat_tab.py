@@ -87,3 +87,47 @@ def test_mistakes(scripted_model) -> None:
     with pytest.raises(UserError, match="fell silent"):
         list(tab.send("break"))
     assert contents(tab.view()) == ["break", "half of "]
+
+
+def test_retry_at_temperature_0_says_that_the_answer_is_the_same(scripted_model) -> None:
+    tab = ChatTab(scripted_model(), CHAT_PARAMS)
+    list(tab.send("hello"))
+    *_, last = tab.retry()
+    assert "same answer" not in last.status
+    tab.configure({"temperature": 0}, "")
+    *_, last = tab.retry()
+    assert last.status.startswith("the same answer again, as always at temperature 0; raise it for another · 2 tokens")
+    *_, last = tab.send("hello")
+    assert "same answer" not in last.status
+
+
+@pytest.mark.parametrize(
+    ("settings", "system", "message"),
+    [
+        ({"seed": 2.5}, "", "seed is 2.5"),
+        ({"temperature": True}, "", "temperature is True"),
+        ({"heat": 1}, "", "no setting 'heat'"),
+        ({"seed": 1}, 5, "the system prompt must be text"),
+    ],
+)
+def test_settings_are_checked_before_any_of_them_is_changed(scripted_model, settings, system, message) -> None:
+    model = scripted_model()
+    tab = ChatTab(model, CHAT_PARAMS)
+    tab.configure({"seed": -3, "top_k": None}, " brief ")
+    with pytest.raises(UserError, match=message):
+        tab.configure(settings, system)
+    list(tab.send("hello"))
+    assert model.asked[-1][1].seed == -3
+    assert model.asked[-1][0][0] == {"role": "system", "content": "brief"}
+
+
+@pytest.mark.parametrize("index", [1, 2, -1, "0", None, [0], 1.0])
+def test_only_questions_that_are_shown_can_be_edited(scripted_model, index) -> None:
+    tab = ChatTab(scripted_model(), CHAT_PARAMS)
+    list(tab.send("hello"))
+    with pytest.raises(UserError, match="no such question"):
+        list(tab.edit(index, "other"))
+    for text in (None, {"text": "x"}, 3):
+        with pytest.raises(UserError, match="the message must be text"):
+            list(tab.edit(0, text))
+    assert contents(tab.view()) == ["hello", "hello! (seed 0)"]

@@ -201,7 +201,7 @@ def test_ten_minutes_with_workers_that_hang_and_die(start_server):
         victim, kind = rng.choice(server.workers()), rng.choice([signal.SIGSTOP, signal.SIGKILL])
         os.kill(victim, kind)
         damage.append(time.monotonic())
-        server.wait(lambda: victim not in server.workers(), 15)
+        server.wait(lambda victim=victim: victim not in server.workers(), 15)
         server.wait(lambda: server.metric("nanochat_workers_ready") == 2, 90)
     for thread in (health, *clients):
         thread.join()
