@@ -54,10 +54,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
     """
-    if workers < 1 or devices < 1:
-        raise UserError(f"workers is {workers} and devices {devices}; use at least 1 of each")
-    if devices > 1 and device not in (None, "cuda"):
-        raise UserError(f"devices is {devices}, but there is one device {device}; leave --devices or --device out")
+    names = _devices(workers, devices, device)
     try:
         from nanochat_lit.serve.api import ServeSettings
         from nanochat_lit.serve.server import ChatServer
@@ -82,10 +79,18 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
         # several models on one CPU share its cores: all of them with all threads would wait for each other
         num_threads=max(1, (os.cpu_count() or 1) // workers) if workers > 1 and device in (None, "cpu") else None,
     )
-    names = [f"cuda:{index}" for index in range(devices)] if devices > 1 else [device]
-    server = ChatServer(settings, names * workers)
+    server = ChatServer(settings, names)
     print(f"loading {model}", file=sys.stderr, flush=True)
     server.run(port)
+
+
+def _devices(workers: int, devices: int, device: str | None) -> list[str | None]:
+    """Where each worker computes."""
+    if workers < 1 or devices < 1:
+        raise UserError(f"workers is {workers} and devices {devices}; use at least 1 of each")
+    if devices > 1 and device not in (None, "cuda"):
+        raise UserError(f"devices is {devices}, but there is one device {device}; leave --devices or --device out")
+    return ([f"cuda:{index}" for index in range(devices)] if devices > 1 else [device]) * workers
 
 
 def model_name(model: str) -> str:

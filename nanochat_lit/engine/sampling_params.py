@@ -5,7 +5,6 @@ Requests over HTTP, the page's controls, the terminal's /set, an export's genera
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ _WHOLE = ("top_k", "max_new_tokens", "seed")
 _RANGES: dict[str, tuple[float, float, str]] = {
     "temperature": (0, 100, "use 0 (the most likely token) to 100, such as 0.6"),
     "top_k": (0, 2**31 - 1, "use 0 (off) or the number of most likely tokens to choose from"),
-    "top_p": (math.ulp(0.0), 1, "use 1 (off) or the share of probability to choose from, such as 0.9"),
+    "top_p": (5e-324, 1, "use 1 (off) or the share of probability to choose from, such as 0.9"),
     "max_new_tokens": (1, 2**31 - 1, "use at least 1"),
     "seed": (-MAX_SEED, MAX_SEED - 1, "use a whole number of at most 64 bits"),
 }

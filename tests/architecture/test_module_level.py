@@ -9,7 +9,7 @@ HARMLESS = {
     "TypeVar", "ParamSpec", "NewType", "namedtuple", "frozenset", "tuple", "dict", "list", "set", "field", "dataclass",
     "re.compile", "logging.getLogger", "getLogger", "MappingProxyType", "Path", "float", "int", "range", "len", "chr",
     "ord", "sorted", "zip", "enumerate", "max", "min", "sum", "math.sqrt", "math.log", "tuple.fromkeys", "dict.fromkeys",
-    "str.maketrans", "torch.device", "library.custom_op",
+    "str.maketrans", "torch.device", "library.custom_op", "SamplingParams",
 }  # fmt: skip
 # Tables of words, built at import by pure functions that lie beside them; test_import_purity.py covers them all the same.
 TABLES = "data/tiny_world"

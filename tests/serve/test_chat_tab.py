@@ -117,7 +117,7 @@ def test_settings_are_checked_before_any_of_them_is_changed(scripted_model, sett
     with pytest.raises(UserError, match=message):
         tab.configure(settings, system)
     list(tab.send("hello"))
-    assert model.asked[-1][1].seed == -3
+    assert model.asked[-1][1].seed == 2**63 - 3
     assert model.asked[-1][0][0] == {"role": "system", "content": "brief"}
 
 

@@ -200,7 +200,8 @@ def test_too_many_connections_cost_the_oldest_idle_one(start, monkeypatch):
             for _ in range(12)
         ]
         assert ask(port)[0] == 200
-        assert connections[0].recv(1) == b""
+        with contextlib.suppress(ConnectionError):
+            assert connections[0].recv(1) == b""
         connections[-1].settimeout(0.1)
         with pytest.raises(TimeoutError):
             connections[-1].recv(1)

@@ -97,9 +97,11 @@ class Client(threading.Thread):
                 connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nA: ")
                 for _ in range(100):
                     connection.sendall(self.rng.choice([b"a" * 10_000, b"A: b\r\n" * 2_000]))
+                said = connection.recv(1000)
             except ConnectionError:
                 return
-        self.failures.append("a megabyte of headers was taken")
+        if b" 431 " not in said and b" 400 " not in said and said:
+            self.failures.append(f"a megabyte of headers was taken: {said!r}")
 
     def nonsense(self) -> None:
         raw = self.rng.choice([b"", b"\xff" * 50, b"[1]", b'{"messages": 3}', b'{"n": 7}', b'{"model": "x"}'])
