@@ -7,6 +7,7 @@ page run behind this file.
 import asyncio
 import contextlib
 import ipaddress
+import itertools
 import re
 import socket
 from collections.abc import Callable, Sequence
@@ -84,18 +85,19 @@ class BoundedProtocol(HttpToolsProtocol):
     connections cannot keep others out.
     """
 
-    _since_s = 0.0
+    _numbers = itertools.count()  # a loop's clock is the same for all that come at once
+    _number = 0
     _num_unparsed = 0
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Start the clock of the first request."""
         super().connection_made(transport)
-        self._since_s = self.loop.time()
+        self._number = next(self._numbers)
         self._await_head()
         if len(self.connections) > _max_connections():
             others = [other for other in self.connections if isinstance(other, BoundedProtocol) and not other.is_busy]
-            min(others, key=lambda other: other._since_s, default=self)._hang_up()
+            min(others, key=lambda other: other._number, default=self)._hang_up()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
