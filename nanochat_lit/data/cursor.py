@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from nanochat_lit.common.errors import UserError
 
@@ -12,11 +12,15 @@ _NO_END = 2**60
 """More items than an epoch has."""
 
 
-class Repeatable(Protocol):
-    """Items that can be read again from their beginning."""
+@runtime_checkable
+class Source(Protocol):
+    """Documents (strings) or conversations (dicts) by split and epoch, disjoint between ranks."""
 
     def iterate(self, split: Any, epoch: int, rank: int, world_size: int) -> Iterator[Any]:
-        """Every `world_size`-th item of one epoch, from that of number `rank` on."""
+        """Every `world_size`-th item of one epoch of a split, from that of number `rank` on; it may be endless.
+
+        The order of an epoch must be the same each time, so that a run can come back to its place.
+        """
         ...
 
 
@@ -65,7 +69,7 @@ class ItemCursor:
     read again after a resume.
     """
 
-    def __init__(self, source: Repeatable, split: str, rank: int, world_size: int) -> None:
+    def __init__(self, source: Source, split: str, rank: int, world_size: int) -> None:
         self._source = source
         self._split = split
         self._rank = rank

@@ -20,6 +20,7 @@ import numpy as np
 from nanochat_lit.common.errors import UserError
 
 Item = TypeVar("Item")
+Row = TypeVar("Row")
 Tokens = np.ndarray
 """Token ids of a document or a row, one dimension, any type of integer."""
 PaddedRow = tuple[list[int], list[int]]
@@ -115,8 +116,43 @@ class FitBuffer(Generic[Item]):
         self._num_added, self._num_popped = state["num_added"], state["num_popped"]
 
 
-class BestFitRows(Iterator[Tokens]):
-    """Rows of text; see `best_fit_rows`. Between two rows its state is the buffer and the counts."""
+class PackedRows(Iterator[Row], Generic[Item, Row]):
+    """Rows made of items in a buffer, which a subclass fills and empties. Between two rows its state is the buffer and the counts."""
+
+    def __init__(self, items: Iterable[Any], row_len: int, buffer_size: int, scatter: bool = False) -> None:
+        if row_len < 2:
+            raise UserError(f"a row of {row_len} tokens has no target; use a sequence length of at least 1")
+        if buffer_size < 1:
+            raise UserError(f"buffer_size is {buffer_size}, but must be at least 1")
+        self.counts = PackingCounts()
+        self.buffer: FitBuffer[Item] = FitBuffer(scatter)
+        self._items = iter(items)
+        self._row_len = row_len
+        self._buffer_size = buffer_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, lists and arrays from which an iterator over the following items continues exactly."""
+        return {"buffer": self.buffer.state_dict(), "counts": asdict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state; the items must begin with the first that was not read then."""
+        self.buffer.load_state_dict(state["buffer"])
+        self.counts = PackingCounts(**state["counts"])
+
+    def _fill_buffer(self) -> None:
+        while len(self.buffer) < self._buffer_size:
+            item = next(self._items, None)
+            if item is None:
+                return
+            self._take(item)
+
+    def _take(self, item: Any) -> None:
+        """Count an item and put it, or what is made of it, into the buffer."""
+        raise NotImplementedError
+
+
+class BestFitRows(PackedRows[Tokens, Tokens]):
+    """Rows of text; see `best_fit_rows`."""
 
     def __init__(
         self,
@@ -125,15 +161,10 @@ class BestFitRows(Iterator[Tokens]):
         buffer_size: int = 1000,
         long_documents: Literal["crop", "split"] = "crop",
     ) -> None:
-        _check_sizes(row_len, buffer_size)
         if long_documents not in ("crop", "split"):
             raise UserError(f"long_documents is {long_documents!r}; use 'crop' or 'split'")
-        self.counts = PackingCounts()
-        self._documents = iter(documents)
-        self._row_len = row_len
-        self._buffer_size = buffer_size
         self._split = long_documents == "split"
-        self.buffer: FitBuffer[Tokens] = FitBuffer(scatter=self._split)
+        super().__init__(documents, row_len, buffer_size, scatter=self._split)
 
     def __next__(self) -> Tokens:
         pieces: list[Tokens] = []
@@ -154,42 +185,24 @@ class BestFitRows(Iterator[Tokens]):
         self.counts.used += self._row_len
         return np.concatenate(pieces)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Numbers and arrays from which an iterator over the following documents continues exactly."""
-        return {"buffer": self.buffer.state_dict(), "counts": asdict(self.counts)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state; `documents` must begin with the first document that was not read then."""
-        self.buffer.load_state_dict(state["buffer"])
-        self.counts = PackingCounts(**state["counts"])
-
-    def _fill_buffer(self) -> None:
-        while len(self.buffer) < self._buffer_size:
-            document = next(self._documents, None)
-            if document is None:
-                return
-            if not len(document):
-                continue
-            self.counts.items += 1
-            self.counts.read += len(document)
-            tokens = np.asarray(document)
-            pieces = split_document(tokens, self._row_len) if self._split else [tokens]
-            self.counts.added += len(pieces) - 1
-            for piece in pieces:
-                self.buffer.add(piece, len(piece))
+    def _take(self, item: Tokens | Sequence[int]) -> None:
+        if not len(item):
+            return
+        self.counts.items += 1
+        self.counts.read += len(item)
+        tokens = np.asarray(item)
+        pieces = split_document(tokens, self._row_len) if self._split else [tokens]
+        self.counts.added += len(pieces) - 1
+        for piece in pieces:
+            self.buffer.add(piece, len(piece))
 
 
-class PaddedRows(Iterator[PaddedRow]):
+class PaddedRows(PackedRows[Masked, PaddedRow]):
     """Rows of conversations; see `padded_rows`."""
 
     def __init__(self, conversations: Iterable[Masked], row_len: int, pad_id: int, buffer_size: int = 1000) -> None:
-        _check_sizes(row_len, buffer_size)
-        self.counts = PackingCounts()
-        self._conversations = iter(conversations)
-        self._row_len = row_len
+        super().__init__(conversations, row_len, buffer_size)
         self._pad_id = pad_id
-        self._buffer_size = buffer_size
-        self.buffer: FitBuffer[Masked] = FitBuffer()
 
     def __next__(self) -> PaddedRow:
         token_ids: list[int] = []
@@ -209,30 +222,17 @@ class PaddedRows(Iterator[PaddedRow]):
         self.counts.padding += padding
         return token_ids + [self._pad_id] * padding, loss_mask + [0] * padding
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers from which an iterator over the following conversations continues exactly."""
-        return {"buffer": self.buffer.state_dict(), "counts": asdict(self.counts)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state; `conversations` must begin with the first one that was not read then."""
-        self.buffer.load_state_dict(state["buffer"])
-        self.counts = PackingCounts(**state["counts"])
-
-    def _fill_buffer(self) -> None:
-        while len(self.buffer) < self._buffer_size:
-            conversation = next(self._conversations, None)
-            if conversation is None:
-                return
-            token_ids, loss_mask = conversation
-            if not token_ids:
-                continue
-            self.counts.items += 1
-            self.counts.read += len(token_ids)
-            if len(token_ids) > self._row_len:
-                self.counts.items_cut += 1
-                self.counts.cropped += len(token_ids) - self._row_len
-                token_ids, loss_mask = token_ids[: self._row_len], loss_mask[: self._row_len]
-            self.buffer.add((token_ids, loss_mask), len(token_ids))
+    def _take(self, item: Masked) -> None:
+        token_ids, loss_mask = item
+        if not token_ids:
+            return
+        self.counts.items += 1
+        self.counts.read += len(token_ids)
+        if len(token_ids) > self._row_len:
+            self.counts.items_cut += 1
+            self.counts.cropped += len(token_ids) - self._row_len
+            token_ids, loss_mask = token_ids[: self._row_len], loss_mask[: self._row_len]
+        self.buffer.add((token_ids, loss_mask), len(token_ids))
 
 
 def best_fit_rows(
@@ -277,10 +277,3 @@ def split_document(token_ids: Tokens, max_len: int) -> list[Tokens]:
     bos = token_ids[:1]
     starts = range(1, len(token_ids), max_len - 1)
     return [np.concatenate((bos, token_ids[start : start + max_len - 1])) for start in starts]
-
-
-def _check_sizes(row_len: int, buffer_size: int) -> None:
-    if row_len < 2:
-        raise UserError(f"a row of {row_len} tokens has no target; use a sequence length of at least 1")
-    if buffer_size < 1:
-        raise UserError(f"buffer_size is {buffer_size}, but must be at least 1")

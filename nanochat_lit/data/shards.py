@@ -140,11 +140,13 @@ class ShardSource(TextSource):
         """Why there is nothing to train on."""
         files = self.files[: len(self.split.train)]
         rows = sum(file.num_rows for file in files)
-        names = _listed([file.path.name for file in files])
+        names = self.name
+        if len(files) > 1:
+            names = f"{_listed([self.file_name(file.path) for file in files])} in {names}"
         hint = (
             f"; the conversations stand in {SHAREGPT!r}: rename it" if any(file.num_elsewhere for file in files) else ""
         )
-        return f"all {rows:,} rows of {names} in {self.name} are null or empty in {self.field!r}{hint}"
+        return f"all {rows:,} rows of {names} are null or empty in {self.field!r}{hint}"
 
     def _check_duplicates(self) -> None:
         """Report training files with the same content, and refuse one that is also the validation file."""

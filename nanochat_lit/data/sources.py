@@ -5,10 +5,10 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.cursor import Cursor, ItemCursor
+from nanochat_lit.data.cursor import Cursor, ItemCursor, Source
 from nanochat_lit.data.shards import VALIDATION_FRACTION, Column, FileSource
 
 
@@ -21,18 +21,6 @@ class Items(Protocol):
 
     def __getitem__(self, index: int, /) -> Any:
         """The item at this place."""
-        ...
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Documents (strings) or conversations (dicts) by split and epoch, disjoint between ranks."""
-
-    def iterate(self, split: Any, epoch: int, rank: int, world_size: int) -> Iterator[Any]:
-        """Every `world_size`-th item of one epoch of a split, from that of number `rank` on; it may be endless.
-
-        The order of an epoch must be the same each time, so that a run can come back to its place.
-        """
         ...
 
 
