@@ -2,17 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import IterableDataset
 
-from nanochat_lit.data.buffered_places import BufferedPlaces, places_of
 from nanochat_lit.data.cursor import Cursor
-from nanochat_lit.data.packing import Masked, PackingCounts, PaddedRows, padded_rows
-from nanochat_lit.data.pretrain_stream import Batch, check_stream_sizes, reader_share
-from nanochat_lit.data.sources import SourceLike, as_source, make_cursor
+from nanochat_lit.data.packing import Masked, PaddedRows, padded_rows
+from nanochat_lit.data.pretrain_stream import Batch, PackedStream
+from nanochat_lit.data.sources import SourceLike, as_source
 from nanochat_lit.tokenizer.chat import render_conversation
 
 if TYPE_CHECKING:
@@ -23,7 +20,7 @@ IGNORE_INDEX = -1
 _log = logging.getLogger(__name__)
 
 
-class ChatStream(IterableDataset[Batch]):
+class ChatStream(PackedStream):
     """Batches of conversations.
 
     The train split is endless, other splits finite and the same each time (the last batch may have fewer rows).
@@ -58,44 +55,16 @@ class ChatStream(IterableDataset[Batch]):
         buffer_size: int = 1000,
         names: Sequence[str] | None = None,
     ) -> None:
-        check_stream_sizes(sequence_len, micro_batch_size, rank, world_size)
-        self.source = as_source(conversations, "messages", seed)
-        self.tokenizer = tokenizer
-        self.sequence_len = sequence_len
-        self.micro_batch_size = micro_batch_size
-        self.split = split
-        self.rank = rank
-        self.world_size = world_size
-        self.buffer_size = buffer_size
+        source = as_source(conversations, "messages", seed)
+        super().__init__(source, tokenizer, sequence_len, micro_batch_size, split, rank, world_size, buffer_size)
         self.numbers = None if names is None else {name: number for number, name in enumerate(names, start=1)}
-        self.reader_shift = 0
-        """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
         self._has_warned = False
-        self._cursor: Cursor | None = None
-        self._places: BufferedPlaces
-        self._rows: PaddedRows | None = None
-        self._restored: dict[str, Any] | None = None
-
-    @property
-    def counts(self) -> PackingCounts:
-        """Where the tokens went in the current iteration of this process."""
-        return self._rows.counts if self._rows is not None else PackingCounts()
 
     def __iter__(self) -> Iterator[Batch]:
-        state, self._restored = self._restored, None
-        rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
-        self._cursor = make_cursor(self.source, self.split, rank, world_size)
-        row_len = self.sequence_len + 1
-        self._rows = padded_rows(self._rendered(self._cursor), row_len, self.tokenizer.bos_id, self.buffer_size)
-        self._places = BufferedPlaces(self._rows.buffer)
-        if state is not None:
-            self._cursor.load_state_dict(state["cursor"])
-            if state["packer"] is not None:
-                self._rows.load_state_dict(state["packer"])
-                self._places.load(state["places"])
+        batches = self.begin()
         warn, self._has_warned = not self._has_warned, True  # validation reads the same stream again and again
         warned = False
-        while rows := list(islice(self._rows, self.micro_batch_size)):
+        for rows in batches:
             if warn and self.counts.items_cut and not warned:
                 warned = True
                 _log.warning("conversations longer than sequence_len %d are cut there", self.sequence_len)
@@ -119,30 +88,13 @@ class ChatStream(IterableDataset[Batch]):
         """The same."""
         return rows
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the iteration stands after the last batch; see `PretrainStream.state_dict`."""
-        if self._cursor is None or self._rows is None:
-            return {}
-        return {
-            "cursor": self._cursor.state_dict(),
-            "packer": self._rows.state_dict(),
-            "places": self._places.state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iteration continues from `state`, made with the same source and settings (batch size excepted)."""
-        self._restored = state or None
-
-    def merge(self, states: Sequence[dict[str, Any]], num_readers: int) -> dict[str, Any]:
-        """As `PretrainStream.merge`."""
-        cursor = make_cursor(self.source, self.split, 0, 1)
-        merged = cursor.merge([state["cursor"] for state in states], num_readers, places_of(states))
-        return {"cursor": merged, "packer": None}
+    def packed(self, cursor: Cursor) -> PaddedRows:
+        """Rows of whole conversations, padded."""
+        return padded_rows(self._rendered(cursor), self.sequence_len + 1, self.tokenizer.bos_id, self.buffer_size)
 
     def _rendered(self, cursor: Cursor) -> Iterator[Masked]:
         for conversation in cursor:
-            cursor.num_taken += 1
-            self._places.add(cursor.last_place())
+            self.taken(cursor)
             token_ids, loss_mask = render_conversation(self.tokenizer, conversation)
             if self.numbers is not None:
                 number = self.numbers[conversation["source"]]

@@ -1,7 +1,6 @@
 """Text as batches for pretraining: source -> tokens -> best-fit rows -> {"inputs", "targets"}, each (B, T) int64."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,9 +9,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.buffered_places import BufferedPlaces, places_of
-from nanochat_lit.data.cursor import Cursor
-from nanochat_lit.data.encoding import encoded_documents, small_batches
-from nanochat_lit.data.packing import BestFitRows, PackingCounts, Tokens, best_fit_rows
+from nanochat_lit.data.cursor import Cursor, Source
+from nanochat_lit.data.encoding import batched, encoded_documents, small_batches
+from nanochat_lit.data.packing import BestFitRows, PackedRows, PackingCounts, Tokens, best_fit_rows
 from nanochat_lit.data.prepared import check_tokenizer
 from nanochat_lit.data.shards import FileSource, text_column
 from nanochat_lit.data.sources import SourceLike, as_source, make_cursor
@@ -23,7 +22,95 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]
 
 
-class PretrainStream(IterableDataset[Batch]):
+class PackedStream(IterableDataset[Batch]):
+    """What streams of text and of conversations share: a cursor over a source, rows packed of its items, and their state."""
+
+    def __init__(
+        self, source: Source, tokenizer: "Tokenizer", sequence_len: int, micro_batch_size: int, split: str, rank: int,
+        world_size: int, buffer_size: int,
+    ) -> None:  # fmt: skip
+        for name, value in (("sequence_len", sequence_len), ("micro_batch_size", micro_batch_size)):
+            if value < 1:
+                raise UserError(f"{name} is {value}, but must be at least 1")
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} is not one of {world_size} processes (0 to {world_size - 1})")
+        self.source = source
+        self.tokenizer = tokenizer
+        self.sequence_len = sequence_len
+        self.micro_batch_size = micro_batch_size
+        self.split = split
+        self.rank = rank
+        self.world_size = world_size
+        self.buffer_size = buffer_size
+        self.reader_shift = 0
+        """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
+        self._cursor: Cursor | None = None
+        self._places: BufferedPlaces
+        self._rows: PackedRows[Any, Any] | None = None
+        self._restored: dict[str, Any] | None = None
+
+    @property
+    def counts(self) -> PackingCounts:
+        """Where the tokens went in the current iteration of this process."""
+        return self._rows.counts if self._rows is not None else PackingCounts()
+
+    def packed(self, cursor: Cursor) -> PackedRows[Any, Any]:
+        """Rows of what the cursor gives."""
+        raise NotImplementedError
+
+    def begin(self) -> Iterator[list[Any]]:
+        """Start an iteration, at the place of a state that was loaded; the rows of each batch."""
+        state, self._restored = self._restored, None
+        rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
+        self._cursor = make_cursor(self.source, self.split, rank, world_size)
+        self._rows = self.packed(self._cursor)
+        self._places = BufferedPlaces(self._rows.buffer)
+        if state is not None:
+            self._cursor.load_state_dict(state["cursor"])
+            if state["packer"] is not None:
+                self._rows.load_state_dict(state["packer"])
+                self._places.load(state["places"])
+        return batched(self._rows, self.micro_batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iteration stands after the last batch: the cursor, and the buffered documents by value and by place.
+
+        By value the same readers go on without reading or encoding again, and from any source, also one that gives its
+        documents one after the other: a thousand documents are 0.7 MB when split at T 512, 5.2 MB whole. The places
+        (50 KB) are for other readers, which read the documents again.
+        Of this process only: with DataLoader workers the state lives in the workers.
+        """
+        if self._cursor is None or self._rows is None:
+            return {}
+        return {
+            "cursor": self._cursor.state_dict(),
+            "packer": self._rows.state_dict(),
+            "places": self._places.state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next iteration continues from `state`, made with the same source and settings (batch size excepted).
+
+        A state whose packer is None begins at its cursor with an empty buffer.
+        """
+        self._restored = state or None
+
+    def merge(self, states: Sequence[dict[str, Any]], num_readers: int) -> dict[str, Any]:
+        """The state from which `num_readers` readers go on, by those of all readers so far.
+
+        Buffers are empty; what lay in them and was not used at all will be read again.
+        """
+        cursor = make_cursor(self.source, self.split, 0, 1)
+        merged = cursor.merge([state["cursor"] for state in states], num_readers, places_of(states))
+        return {"cursor": merged, "packer": None}
+
+    def taken(self, cursor: Cursor) -> None:
+        """Take note that the cursor's next item goes into the buffer."""
+        cursor.num_taken += 1
+        self._places.add(cursor.last_place())
+
+
+class PretrainStream(PackedStream):
     """Batches of densely packed text.
 
     The train split is endless: every epoch reads the source again in another order, and documents flow from one epoch
@@ -59,29 +146,11 @@ class PretrainStream(IterableDataset[Batch]):
         buffer_size: int = 1000,
         long_documents: Literal["crop", "split"] = "crop",
     ) -> None:
-        check_stream_sizes(sequence_len, micro_batch_size, rank, world_size)
-        self.source = as_source(texts, text_column(texts), seed)
-        if isinstance(self.source, FileSource) and self.source.column == "tokens":
-            check_tokenizer(self.source.path, tokenizer)
-        self.tokenizer = tokenizer
-        self.sequence_len = sequence_len
-        self.micro_batch_size = micro_batch_size
-        self.split = split
-        self.rank = rank
-        self.world_size = world_size
-        self.buffer_size = buffer_size
+        source = as_source(texts, text_column(texts), seed)
+        super().__init__(source, tokenizer, sequence_len, micro_batch_size, split, rank, world_size, buffer_size)
+        if isinstance(source, FileSource) and source.column == "tokens":
+            check_tokenizer(source.path, tokenizer)
         self.long_documents: Literal["crop", "split"] = long_documents
-        self.reader_shift = 0
-        """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
-        self._cursor: Cursor | None = None
-        self._places: BufferedPlaces
-        self._rows: BestFitRows | None = None
-        self._restored: dict[str, Any] | None = None
-
-    @property
-    def counts(self) -> PackingCounts:
-        """Where the tokens went in the current iteration of this process."""
-        return self._rows.counts if self._rows is not None else PackingCounts()
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.batch_of, self.rows())
@@ -94,52 +163,11 @@ class PretrainStream(IterableDataset[Batch]):
 
     def rows(self) -> Iterator[np.ndarray]:
         """The batches as rows, (B, T + 1) of two or four bytes a token: what workers send."""
-        state, self._restored = self._restored, None
-        rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
-        self._cursor = make_cursor(self.source, self.split, rank, world_size)
-        self._rows = best_fit_rows(
-            self._documents(self._cursor), self.sequence_len + 1, self.buffer_size, self.long_documents
-        )
-        self._places = BufferedPlaces(self._rows.buffer)
-        if state is not None:
-            self._cursor.load_state_dict(state["cursor"])
-            if state["packer"] is not None:
-                self._rows.load_state_dict(state["packer"])
-                self._places.load(state["places"])
-        while rows := list(islice(self._rows, self.micro_batch_size)):
-            yield np.stack(rows)
+        return map(np.stack, self.begin())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the iteration stands after the last batch: the cursor, and the buffered documents by value and by place.
-
-        By value the same readers go on without reading or encoding again, and from any source, also one that gives its
-        documents one after the other: a thousand documents are 0.7 MB when split at T 512, 5.2 MB whole. The places
-        (50 KB) are for other readers, which read the documents again.
-        Of this process only: with DataLoader workers the state lives in the workers.
-        """
-        if self._cursor is None or self._rows is None:
-            return {}
-        return {
-            "cursor": self._cursor.state_dict(),
-            "packer": self._rows.state_dict(),
-            "places": self._places.state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iteration continues from `state`, made with the same source and settings (batch size excepted).
-
-        A state whose packer is None begins at its cursor with an empty buffer.
-        """
-        self._restored = state or None
-
-    def merge(self, states: Sequence[dict[str, Any]], num_readers: int) -> dict[str, Any]:
-        """The state from which `num_readers` readers go on, by those of all readers so far.
-
-        Buffers are empty; what lay in them and was not used at all will be read again.
-        """
-        cursor = make_cursor(self.source, self.split, 0, 1)
-        merged = cursor.merge([state["cursor"] for state in states], num_readers, places_of(states))
-        return {"cursor": merged, "packer": None}
+    def packed(self, cursor: Cursor) -> BestFitRows:
+        """Rows filled by best fit."""
+        return best_fit_rows(self._documents(cursor), self.sequence_len + 1, self.buffer_size, self.long_documents)
 
     def _documents(self, cursor: Cursor) -> Iterator[Tokens]:
         """Token ids of the documents, each from BOS on."""
@@ -147,8 +175,7 @@ class PretrainStream(IterableDataset[Batch]):
             # prepared shards have documents of tokens already
             documents = items if isinstance(items[0], np.ndarray) else encoded_documents(self.tokenizer, items)
             for document in documents:
-                cursor.num_taken += 1
-                self._places.add(cursor.last_place())
+                self.taken(cursor)
                 yield document
 
 
@@ -159,12 +186,3 @@ def reader_share(rank: int, world_size: int, shift: int = 0) -> tuple[int, int]:
         return rank, world_size
     number = (worker.id + shift) % worker.num_workers
     return rank * worker.num_workers + number, world_size * worker.num_workers
-
-
-def check_stream_sizes(sequence_len: int, micro_batch_size: int, rank: int, world_size: int) -> None:
-    """Raise UserError for sizes that cannot be."""
-    for name, value in (("sequence_len", sequence_len), ("micro_batch_size", micro_batch_size)):
-        if value < 1:
-            raise UserError(f"{name} is {value}, but must be at least 1")
-    if not 0 <= rank < world_size:
-        raise UserError(f"rank {rank} is not one of {world_size} processes (0 to {world_size - 1})")
