@@ -53,6 +53,8 @@ def token_losses(hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Te
     """
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk = rows_per_chunk(len(rows), vocab_size)
+    if rows.device.type == "cpu":  # larger pieces of memory are given back and cleared again for each chunk
+        chunk = min(chunk, max(1, CHUNK_ROWS // 8, CHUNK_ELEMENTS // vocab_size))
     losses = [
         chunk_losses(unembed(part), part_targets)
         for part, part_targets in zip(rows.split(chunk), flat_targets.split(chunk), strict=True)

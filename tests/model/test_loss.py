@@ -196,3 +196,20 @@ def test_gradients_are_added(dtype, size):
     wanted = sums + added.float()
     loss_module.add_in_place(sums, added)
     assert torch.equal(sums, wanted)
+
+
+def test_an_evaluation_on_a_cpu_takes_chunks_of_memory_that_is_kept(monkeypatch):
+    """Logits of 32 MiB and more would be returned to the system after each chunk, and cleared when they are taken again."""
+    made, vocab_size = [], 8192
+
+    def noted(logits, targets):
+        made.append(logits.nbytes)
+        return torch.zeros(len(logits))
+
+    monkeypatch.setattr(loss_module, "chunk_losses", noted)
+    with torch.inference_mode():
+        softcapped_cross_entropy(
+            torch.zeros(1, 2048, 8), torch.zeros(vocab_size, 8), torch.zeros(1, 2048).long(), "none"
+        )
+    assert sum(made) == 2048 * vocab_size * 4
+    assert max(made) <= 16 << 20
