@@ -9,6 +9,7 @@ from nanochat_lit.common.cpp_library import instructions
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import COMPUTE_DTYPES, gpu_peak_flops_per_s
 from nanochat_lit.model.accounting import count_parameters, kv_cache_bytes
+from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.decode_kernel import uncovered
 from nanochat_lit.model.loss_kernel import loss_library, loss_problem
@@ -42,7 +43,8 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     device: Literal["cuda", "cpu"] = "cuda",
     compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     compile: bool = True,  # noqa: A002 - the key of recipes
-    activation_checkpointing: bool = False,
+    activation_checkpointing: Checkpointing = False,
+    fp8: bool = False,
     json: bool = False,
 ) -> None:
     """Print dimensions, parameters, tokens, batch, learning rates, memory, communication, hours and cost of a pretraining run.
@@ -70,7 +72,8 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         device: Kind of device, for the memory estimate; on a CPU the process itself takes half a GiB more.
         compute_dtype: Of activations, likewise.
         compile: Whether training steps are compiled, likewise.
-        activation_checkpointing: Whether blocks are computed again in the backward pass, likewise.
+        activation_checkpointing: true or selective: what is computed again in the backward pass, likewise.
+        fp8: Whether linear layers compute in float8, likewise.
         json: Print one JSON object instead of the table.
     """
     _check(gpus=gpus, mfu=mfu, micro_batch_size=micro_batch_size)
@@ -84,16 +87,15 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     )  # fmt: skip
     estimate = partial(
         training_memory, config, micro_batch_size=micro_batch_size, strategy=strategy, device_type=device,
-        compute_dtype=COMPUTE_DTYPES[compute_dtype], is_compiled=compile, activation_checkpointing=activation_checkpointing,
+        compute_dtype=COMPUTE_DTYPES[compute_dtype], is_compiled=compile, activation_checkpointing=activation_checkpointing, fp8=fp8,
     )  # fmt: skip
     values = _values(config, derived, micro_batch_size, gpus)
     if device == "cpu":
         values["kernels_of_this_machine"] = {"training": describe_kernels(), "decoding": _decoding(config)}
-    values["memory_bytes"] = {**_memory(estimate(world_size=gpus)), "kv_cache_per_sequence": kv_cache_bytes(config)}
+    values["memory_bytes"] = _memory(config, estimate(world_size=gpus), estimate(world_size=1))
     values["memory_bytes_by_devices"] = {str(n): estimate(world_size=n).total for n in _device_counts(gpus)}
-    values["optimizer_step_of_a_device"] = asdict(
-        step_costs(config, strategy=strategy, world_size=gpus, compute_dtype=COMPUTE_DTYPES[compute_dtype])
-    )
+    step = step_costs(config, strategy=strategy, world_size=gpus, compute_dtype=COMPUTE_DTYPES[compute_dtype])
+    values["optimizer_step_of_a_device"] = asdict(step)
     cost = _cost(derived, gpus, gpu, peak_flops_per_s, mfu, price_per_gpu_hour)
     values["cost"] = {"hardware": f"{gpus} x {gpu}", "strategy": strategy, **cost}
     print(json_module.dumps(values) if json else _table(values))
@@ -154,8 +156,14 @@ def _learning_rates(config: GPTConfig, derived: TrainingPlan) -> dict[str, Any]:
     }
 
 
-def _memory(memory: TrainingMemory) -> dict[str, int]:
-    return {**asdict(memory), "total": memory.total}
+def _memory(config: GPTConfig, memory: TrainingMemory, alone: TrainingMemory) -> dict[str, int]:
+    """Of one device; a checkpoint, which rank 0 copies to the host, holds the optimizer state of all of them."""
+    return {
+        **asdict(memory),
+        "total": memory.total,
+        "kv_cache_per_sequence": kv_cache_bytes(config),
+        "checkpoint_on_host": alone.weights + alone.optimizer_state,
+    }
 
 
 def _device_counts(gpus: int) -> list[int]:

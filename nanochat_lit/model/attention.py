@@ -3,7 +3,7 @@
 Shapes: B rows, T queries, S keys, H heads, Hkv key/value heads, D head dim. A window w lets a query see itself and the
 w tokens before it.
 
-* On a GPU full attention is torch's fused kernel, or FlashAttention 3 or 4 in its place where one is installed. A window is a
+* On a GPU an installed FlashAttention 3 or 4 (model/flash.py) computes all. Else full attention is torch's fused kernel. A window is a
   FlexAttention block mask in training, for the one length that its mask was made for. Other lengths (evaluation, prompts) would
   each be compiled: they take blocks of queries through the fused kernel with a mask.
 * On a CPU the queries are taken in blocks and each block meets only the keys that some query of it may see, so a window
@@ -60,7 +60,7 @@ def choose_attention(
         num_tokens: Length of the sequence.
         is_compiling: Whether this is under torch.compile.
         can_compile: Whether Triton is there to compile FlexAttention.
-        installed: FlashAttention implementations whose kernels are installed, of "FA3" and "FA4".
+        installed: FlashAttention implementations that can be used, of "FA3" and "FA4".
 
     Returns:
         FA4 and FA3 (in place of torch's own flash kernel), flex, sdpa, or blocked.
@@ -69,11 +69,11 @@ def choose_attention(
         is_blocked = is_windowed or (device_type == "cpu" and is_compiling and num_tokens <= BLOCKED_FULL_LIMIT)
         return "blocked" if is_blocked else "sdpa"
     capability = capability or (0, 0)
-    if is_windowed:
-        return "flex" if can_compile and capability >= FLEX_CAPABILITY else "blocked"
     for name in ("FA3", "FA4"):  # where both run, on Hopper, FA3 was written for it
         if name in installed and dtype == torch.bfloat16 and capability[0] in FLASH_CAPABILITIES[name]:
             return name
+    if is_windowed:
+        return "flex" if can_compile and capability >= FLEX_CAPABILITY else "blocked"
     return "sdpa"
 
 
@@ -104,8 +104,15 @@ def causal_attention(
         return flex_attention(queries, keys, values, window_mask)
     device = queries.device
     backend = choose_attention(
-        device.type, is_windowed=is_windowed, num_tokens=num_queries, is_compiling=is_compiling, **cuda_facts(device)
+        device.type,
+        is_windowed=is_windowed,
+        dtype=queries.dtype,
+        num_tokens=num_queries,
+        is_compiling=is_compiling,
+        **cuda_facts(device),
     )
+    if is_windowed and backend in FLASH_CAPABILITIES:
+        return flash_window_attention(queries, keys, values, window)
     if backend in ("flex", "blocked"):
         return blocked_attention(queries, keys, values, window)
     return fused_attention(queries, keys, values, is_causal=True)
@@ -116,7 +123,32 @@ def cuda_facts(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return {}
     properties = torch.cuda.get_device_properties(device)
-    return {"capability": (properties.major, properties.minor), "can_compile": has_triton()}
+    active = active_flash_attention()
+    return {
+        "capability": (properties.major, properties.minor),
+        "can_compile": has_triton(),
+        "installed": (active,) if active else (),
+    }
+
+
+@torch.compiler.assume_constant_result
+def active_flash_attention() -> str | None:
+    """The FlashAttention that replaces torch's own kernel in this process; torch versions without a registry have none."""
+    from torch.nn import attention
+
+    current = getattr(attention, "current_flash_attention_impl", None)
+    return current() if current is not None else None
+
+
+def flash_window_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
+    """Windowed causal attention by torch's flash operator, which an active FlashAttention replaces.
+
+    `scaled_dot_product_attention` has no argument for a window; the operator below it does.
+    """
+    num_queries, num_keys = queries.shape[1], keys.shape[1]
+    options = {"window_size_left": window, "window_size_right": 0}
+    flash = torch.ops.aten._flash_attention_forward
+    return flash(queries, keys, values, None, None, num_queries, num_keys, 0.0, True, False, **options)[0]
 
 
 def fused_attention(queries: Tensor, keys: Tensor, values: Tensor, *, is_causal: bool) -> Tensor:

@@ -18,7 +18,6 @@ from typing import Any, TypeAlias, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.model.attention import (
@@ -29,10 +28,13 @@ from nanochat_lit.model.attention import (
     window_block_mask,
 )
 from nanochat_lit.model.bigram import bigram_rows
+from nanochat_lit.model.checkpointing import Checkpointing, checkpointed
 from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
+from nanochat_lit.model.float8 import MULTIPLE, Float8ChunkMatmuls, to_float8
 from nanochat_lit.model.kv_cache import KVCache
 from nanochat_lit.model.layers import Linear, init_normal, init_uniform, make_table, norm
 from nanochat_lit.model.loss import (
+    ChunkMatmuls,
     reduce_losses,
     softcap,
     softcapped_cross_entropy,
@@ -141,8 +143,8 @@ class GPT(nn.Module):
     Args:
         config: Its dimensions.
         compute_dtype: Dtype of activations and matrix products.
-        activation_checkpointing: Keep only what enters each block and compute the rest again for the backward pass: a
-            third more arithmetic, much less memory (Chen et al. 2016. https://arxiv.org/abs/1604.06174).
+        activation_checkpointing: True keeps only what enters each block and computes the rest again for the backward pass:
+            a third more arithmetic, much less memory. "selective" computes all but matmuls and attention again.
     """
 
     block_class: type[Block] = Block
@@ -156,11 +158,11 @@ class GPT(nn.Module):
         config: GPTConfig,
         compute_dtype: torch.dtype = torch.float32,
         *,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing: Checkpointing = activation_checkpointing
         vocabulary, kv_width = config.padded_vocab_size, config.n_kv_head * config.head_dim
         self.transformer = nn.ModuleDict(
             {
@@ -188,6 +190,7 @@ class GPT(nn.Module):
         self.set_compute_dtype(compute_dtype)
         self._features: Callable[..., Tensor] = self.features
         self._loss_kernel = softmax_and_slope
+        self._scaling = to_float8
         self.decode_kernel: Callable[[Tensor, SlotCache | KVCache], Tensor] | None = None
         """Computes the logits of a decode step, or after a chunk of one prompt, in one call; see model/packed.py."""
 
@@ -274,11 +277,13 @@ class GPT(nn.Module):
         self.prepare_windows(length or self.config.sequence_len)
         self._features = torch.compile(self.features, dynamic=False)
         self._loss_kernel = torch.compile(softmax_and_slope, dynamic=False)
+        self._scaling = torch.compile(to_float8, dynamic=False)
 
     def attention_backends(self, *, is_compiling: bool = False) -> tuple[AttentionBackend, AttentionBackend]:
         """The forms that training takes on this device: for full attention, for windows."""
         kind, length, facts = self.device.type, self.config.sequence_len, cuda_facts(self.device)
-        choose = partial(choose_attention, kind, num_tokens=length, is_compiling=is_compiling, **facts)
+        options = {"dtype": self.compute_dtype, "num_tokens": length, "is_compiling": is_compiling}
+        choose = partial(choose_attention, kind, **options, **facts)
         return choose(is_windowed=False), choose(is_windowed=True)
 
     def features(self, inputs: Tensor, kv_cache: Cache | None = None) -> Tensor:
@@ -305,8 +310,7 @@ class GPT(nn.Module):
             table = self.value_embeds[str(layer)] if self.config.has_value_embedding(layer) else None
             value_embedding = None if table is None else table(inputs).to(x.dtype)
             if is_checkpointing:
-                # nothing in a block is random, so there is no state to put back before it is computed again
-                x = checkpoint(block, x, value_embedding, cos, sin, None, use_reentrant=False, preserve_rng_state=False)
+                x = checkpointed(block, self.activation_checkpointing, x, value_embedding, cos, sin, None)
             else:
                 x = block(x, value_embedding, cos, sin, kv_cache)
             if layer == self.config.n_layer // 2:
@@ -371,7 +375,9 @@ class GPT(nn.Module):
         if not isinstance(self.lm_head, Linear):  # packed for inference: it has no weight that could be taken apart
             losses = token_losses(hidden, targets, self.unembed, self.config.vocab_size)
             return reduce_losses(losses, targets, reduction)
-        return softcapped_cross_entropy(hidden, self._unembedding(), targets, reduction, self._loss_kernel)
+        return softcapped_cross_entropy(
+            hidden, self._unembedding(), targets, reduction, self._loss_kernel, self._make_matmuls
+        )
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Raw logits (..., V) of final states (..., C)."""
@@ -407,7 +413,9 @@ class GPT(nn.Module):
         if self._has_own_cap:
             losses = -self._logprobs(hidden, targets)[0]
             return reduce_losses(losses, targets, "mean"), losses.detach()
-        total, losses = total_and_token_losses(hidden, self._unembedding(), targets, self._loss_kernel)
+        total, losses = total_and_token_losses(
+            hidden, self._unembedding(), targets, self._loss_kernel, self._make_matmuls
+        )
         return reduce_losses(total, targets, "mean"), losses
 
     def logprobs(self, inputs: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -426,6 +434,11 @@ class GPT(nn.Module):
     def _training_features(self, inputs: Tensor) -> Tensor:
         """Compiled for training alone: evaluation comes in many shapes, and each would be compiled anew."""
         return self._features(inputs) if torch.is_grad_enabled() else self.features(inputs)
+
+    def _make_matmuls(self, weight: Tensor, hidden: Tensor, chunk: int) -> ChunkMatmuls | Float8ChunkMatmuls:
+        if self.lm_head.trains_in_float8 and chunk % MULTIPLE == len(hidden) % MULTIPLE == 0:
+            return Float8ChunkMatmuls(weight, hidden.dtype, self._scaling)
+        return ChunkMatmuls(weight, hidden, chunk)
 
     def _unembedding(self) -> Tensor:
         """The rows of lm_head that are real tokens, (V, C)."""

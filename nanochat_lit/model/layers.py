@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanochat_lit.model.float8 import MULTIPLE, float8_linear
+
 
 def norm(x: Tensor) -> Tensor:
     """Root-mean-square norm over the last dimension, without a learnable weight."""
@@ -15,16 +17,13 @@ class Linear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
-        self._in_training: tuple[nn.Module, ...] = ()  # a tuple, so that it is no submodule with keys of its own
-
-    def train_with(self, twin: nn.Module) -> None:
-        """Let another layer, which shares this one's weight, compute the forward pass whenever gradients are wanted."""
-        self._in_training = (twin,)
+        self.trains_in_float8 = False
+        """Whether it computes in float8 while gradients are wanted."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
         """Map the last dimension, (..., in_features) -> (..., out_features)."""
-        if self._in_training and torch.is_grad_enabled():
-            return self._in_training[0](input)
+        if self.trains_in_float8 and torch.is_grad_enabled() and input.shape[:-1].numel() % MULTIPLE == 0:
+            return float8_linear(input, self.weight)
         return F.linear(input, self.weight.to(input.dtype))
 
 

@@ -130,28 +130,54 @@ def chunk_loss_and_gradient(logits: Tensor, targets: Tensor, kernel: ChunkKernel
     return losses.squeeze(1), gradient
 
 
+class ChunkMatmuls:
+    """The matmuls of a chunk's loss, in the dtype of the hidden states.
+
+    Args:
+        weight: (V, C) unembedding.
+        hidden: (N, C) final states.
+        chunk: Largest number of rows that are computed at once.
+    """
+
+    def __init__(self, weight: Tensor, hidden: Tensor, chunk: int) -> None:
+        self._weight = weight.to(hidden.dtype)
+        # one allocation for all chunks: memory that is given back and fetched again is cleared page by page
+        self._logits, self._product = self._weight.new_empty(chunk, len(weight)), torch.empty_like(self._weight)
+        self._rows: Tensor
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """(n, V) raw logits of (n, C) states; valid until the next call."""
+        self._rows = rows
+        return torch.mm(rows, self._weight.T, out=self._logits[: len(rows)])
+
+    def add_gradients(self, gradient: Tensor, grad_rows: Tensor, grad_weight: Tensor) -> None:
+        """From the gradient of the logits just made: set that of the rows, add that of the weight."""
+        torch.mm(gradient, self._weight, out=grad_rows)
+        add_in_place(grad_weight, torch.mm(gradient.T, self._rows, out=self._product))
+
+
+MakeMatmuls = Callable[[Tensor, Tensor, int], Any]
+"""`ChunkMatmuls`, or another class (or function) that makes an object with its methods."""
+
+
 class _ChunkedLoss(torch.autograd.Function):
     """Sum of the row losses, and these themselves without gradient; the sum's gradients are ready when forward returns."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernel: ChunkKernel
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernel: ChunkKernel, make_matmuls: MakeMatmuls
     ) -> tuple[Tensor, Tensor]:
-        compute_weight = weight.to(hidden.dtype)
         rows, index = _rows_that_count(hidden, targets)
         targets = targets if index is None else targets[index]
         grad_rows = torch.empty_like(rows)
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         losses = torch.empty(len(rows), dtype=torch.float32, device=hidden.device)
         chunk = rows_per_chunk(rows.shape[0], weight.shape[0])
-        # one piece of memory for all chunks: what is given back and fetched again is cleared page by page
-        room, product = hidden.new_empty(chunk, weight.shape[0]), torch.empty_like(compute_weight)
+        matmuls = make_matmuls(weight, rows, chunk)
         for start in range(0, rows.shape[0], chunk):
             part = slice(start, start + chunk)
-            logits = torch.mm(rows[part], compute_weight.T, out=room[: len(rows[part])])
-            losses[part], gradient = chunk_loss_and_gradient(logits, targets[part], kernel)
-            torch.mm(gradient, compute_weight, out=grad_rows[part])
-            add_in_place(grad_weight, torch.mm(gradient.T, rows[part], out=product))
+            losses[part], gradient = chunk_loss_and_gradient(matmuls.logits(rows[part]), targets[part], kernel)
+            matmuls.add_gradients(gradient, grad_rows[part], grad_weight)
         total, grad_hidden = losses.sum(), grad_rows
         if index is not None:
             grad_hidden = torch.zeros_like(hidden).index_copy_(0, index, grad_rows)
@@ -164,9 +190,9 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grad_hidden, grad_weight = ctx.saved_tensors
-        grad_weight = (grad_weight * grad_output).to(ctx.weight_dtype)
-        return grad_hidden * grad_output.to(grad_hidden.dtype), grad_weight, None, None
+        grad_hidden, grad_weight = ctx.saved_tensors  # in place: both are as large as a step's memory is tight
+        grad_weight = grad_weight.mul_(grad_output).to(ctx.weight_dtype)
+        return grad_hidden.mul_(grad_output.to(grad_hidden.dtype)), grad_weight, None, None, None
 
 
 def _rows_that_count(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -199,6 +225,7 @@ def softcapped_cross_entropy(
     targets: Tensor,
     reduction: str = "mean",
     kernel: ChunkKernel = softmax_and_slope,
+    make_matmuls: MakeMatmuls = ChunkMatmuls,
 ) -> Tensor:
     """Cross entropy of softcapped logits, in chunks.
 
@@ -208,6 +235,7 @@ def softcapped_cross_entropy(
         targets: (B, T) token ids; IGNORE_INDEX rows do not count.
         reduction: "mean" over the kept targets (0 when there are none), "sum", or "none" for (B, T).
         kernel: Touches every logit of a chunk; a compiled twin of the default may be passed.
+        make_matmuls: How logits and gradients are multiplied.
 
     Returns:
         Float32 loss in nats: a scalar, or (B, T) with 0 for ignored targets.
@@ -215,12 +243,16 @@ def softcapped_cross_entropy(
     if reduction == "none":
         compute_weight = weight.to(hidden.dtype)
         return token_losses(hidden, targets, lambda rows: F.linear(rows, compute_weight), weight.shape[0])
-    total, _ = total_and_token_losses(hidden, weight, targets, kernel)
+    total, _ = total_and_token_losses(hidden, weight, targets, kernel, make_matmuls)
     return reduce_losses(total, targets, reduction)
 
 
 def total_and_token_losses(
-    hidden: Tensor, weight: Tensor, targets: Tensor, kernel: ChunkKernel = softmax_and_slope
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    kernel: ChunkKernel = softmax_and_slope,
+    make_matmuls: MakeMatmuls = ChunkMatmuls,
 ) -> tuple[Tensor, Tensor]:
     """The sum of the losses, and what each token contributes to it, at no further cost.
 
@@ -229,12 +261,14 @@ def total_and_token_losses(
         weight: (V, C) unembedding rows that are real tokens.
         targets: (B, T) token ids; IGNORE_INDEX rows do not count.
         kernel: As of `softcapped_cross_entropy`.
+        make_matmuls: Likewise.
 
     Returns:
         Float32 scalar in nats, and (B, T) without gradient, 0 for ignored targets.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        total, losses = _ChunkedLoss.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets.reshape(-1), kernel)
+        rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        total, losses = _ChunkedLoss.apply(rows, weight, flat_targets, kernel, make_matmuls)
         return total, losses.view(targets.shape)
     losses = softcapped_cross_entropy(hidden, weight, targets, "none")
     return losses.sum(), losses

@@ -1,9 +1,10 @@
 """How much memory a device needs to train a model of a given shape, computed from the shape alone.
 
-The sums follow what the modules of this package keep. Per token of a micro-batch, in elements of the compute dtype: three
-residual states and three inputs of linear layers of C channels, queries and keys before their norm, the MLP's hidden layer
+The sums follow what the modules of this package keep. Per token of a micro-batch, in elements of the compute dtype: two
+residual states and two inputs of linear layers of C channels, queries and keys before their norm, the MLP's hidden layer
 before and after its square (8C), what attention keeps (below), and the value embedding where there is one. Without
-torch.compile a norm in 16 bits keeps its input in float32.
+torch.compile there is one more residual state, and a norm in 16 bits keeps its input in float32. In float8 inputs of linear
+layers take one byte. Selective checkpointing keeps what enters a block, and the results of matmuls and of attention.
 
 Attention by blocks keeps the probabilities (in float32, and again in 16 bits) of every pair of a block's queries with the
 keys it meets, and copies of those keys and values. The fused kernels and FlexAttention keep queries, keys, values and output.
@@ -16,11 +17,12 @@ import torch
 from nanochat_lit.common.compilers import has_cpp_compiler
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.model.attention import QUERY_BLOCK, choose_attention
+from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.loss import rows_per_chunk
 
-CUDA_SLACK = 0.05
-"""Share of the live memory that torch's caching allocator holds beside it (an assumption)."""
+CUDA_SLACK = 0.03
+"""Share of the live memory that torch's caching allocator holds beside it (1 to 3% with expandable segments)."""
 
 MASTER_BYTES = 4
 """Matrices, their gradients and their optimizer state are float32."""
@@ -59,6 +61,7 @@ class _Run:
     device_type: str
     is_compiled: bool
     has_loss_kernel: bool
+    is_float8: bool
 
 
 def training_memory(
@@ -68,7 +71,8 @@ def training_memory(
     compute_dtype: torch.dtype = torch.bfloat16,
     device_type: str = "cuda",
     is_compiled: bool = True,
-    activation_checkpointing: bool = False,
+    activation_checkpointing: Checkpointing = False,
+    fp8: bool = False,
     strategy: str = "ddp",
     world_size: int = 1,
 ) -> TrainingMemory:
@@ -80,7 +84,8 @@ def training_memory(
         compute_dtype: Of activations; tables are stored in it too (in float32 when it is float16).
         device_type: "cuda" (of compute capability 8.0 or more) or "cpu"; they differ in attention and allocator.
         is_compiled: Whether torch.compile is on.
-        activation_checkpointing: Whether blocks are computed again in the backward pass.
+        activation_checkpointing: Whether blocks are computed again in the backward pass; see `GPT`.
+        fp8: Whether linear layers compute in float8.
         strategy: "ddp" (everything on every rank) or "zero" (optimizer state divided among the ranks).
         world_size: Ranks.
     """
@@ -91,11 +96,12 @@ def training_memory(
         device_type=device_type,
         is_compiled=is_compiled,
         has_loss_kernel=device_type == "cpu" and compute_dtype != torch.float16 and has_cpp_compiler(),
+        is_float8=fp8,
     )
     tables = counts.tables * (2 if compute_dtype == torch.bfloat16 else MASTER_BYTES)
     matrices = (counts.transformer_matrices + counts.lm_head + counts.scalars) * MASTER_BYTES
     state = 2 * tables + MASTER_BYTES * (counts.transformer_matrices + 2 * (counts.lm_head + counts.scalars))
-    activations, again = _activations(config, run, activation_checkpointing=activation_checkpointing)
+    activations, again = _activations(config, run, activation_checkpointing)
     # A compiled backward pass hands over all gradients at its end, beside those accumulated so far.
     at_the_end = tables + counts.transformer_matrices * MASTER_BYTES if is_compiled else 0
     beyond = max(at_the_end, _optimizer_step(config)) - activations
@@ -133,18 +139,24 @@ def _glibc_slack(held: int, passing: int, run: _Run) -> float:
     return 15e6 + 0.15 * held + share * passing
 
 
-def _activations(config: GPTConfig, run: _Run, *, activation_checkpointing: bool) -> tuple[int, int]:
+def _activations(config: GPTConfig, run: _Run, mode: Checkpointing) -> tuple[int, int]:
     """Kept from the forward for the backward pass; and what of one block is there again while its gradients are made."""
     tokens = run.rows * config.sequence_len
     layers = [_layer(config, run, layer) for layer in range(config.n_layer)]
-    outside = tokens * config.n_embd * (2 * run.element + 2 * _norm_bytes(run))  # embedding, smear, backout, last norm
-    copies = 0 if run.element == MASTER_BYTES else count_parameters(config).transformer_matrices * run.element
-    if not activation_checkpointing:
+    outside = tokens * config.n_embd * (run.element + 2 * _norm_bytes(run))  # embedding and smear, backout, last norm
+    weight_bytes = 1 if run.is_float8 else run.element
+    copies = 0 if weight_bytes == MASTER_BYTES else count_parameters(config).transformer_matrices * weight_bytes
+    if not mode:
         return outside + sum(layers) + copies, 0
     tables = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
     # What enters each block, and the embedding, which enters all.
     entering = (config.n_layer + 1) * config.n_embd + tables * config.n_kv_head * config.head_dim
     kept = tokens * run.element * entering
+    if (
+        mode == "selective"
+    ):  # queries, keys and values, the outputs of both layers after them, and the MLP's hidden layer
+        heads, kv_width = config.n_head * MASTER_BYTES, config.n_kv_head * config.head_dim
+        kept += config.n_layer * tokens * ((3 * config.n_embd + 2 * kv_width + 4 * config.n_embd) * run.element + heads)
     return outside + kept, max(layers) + copies // config.n_layer
 
 
@@ -157,10 +169,11 @@ def _layer(config: GPTConfig, run: _Run, layer: int) -> int:
     """Kept by one block."""
     tokens, width, kv_width = run.rows * config.sequence_len, config.n_embd, config.n_kv_head * config.head_dim
     norm_bytes = _norm_bytes(run)
-    residual = width * (run.element + 2 * norm_bytes)
-    linear_inputs = 3 * width * run.element
+    residual = width * (2 * norm_bytes + (0 if run.is_compiled else run.element))
+    input_bytes = 1 if run.is_float8 else run.element
+    linear_inputs = (3 if run.is_float8 else 2) * width * input_bytes  # attention's output in float8 is one more
     queries_and_keys = (width + kv_width) * norm_bytes
-    mlp = 8 * width * run.element
+    mlp = 4 * width * (run.element + input_bytes)
     value_embedding = kv_width * run.element if config.has_value_embedding(layer) else 0
     per_token = residual + linear_inputs + queries_and_keys + mlp + value_embedding
     return tokens * per_token + _attention(config, run, layer)
@@ -177,10 +190,10 @@ def _attention(config: GPTConfig, run: _Run, layer: int) -> int:
         num_tokens=length,
         is_compiling=run.is_compiled,
     )
-    if form != "blocked":
+    if form != "blocked":  # its output is also the input of the layer after it
         return tokens * ((2 * width + 2 * kv_width) * run.element + config.n_head * MASTER_BYTES)
     probability = MASTER_BYTES + (run.element if run.element < MASTER_BYTES else 0)
-    total = tokens * width * run.element  # the blocks of queries
+    total = 2 * tokens * width * run.element  # the blocks of queries, and the output put together again
     for start in range(0, length, QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, length)
         num_keys = end - max(0, start - window)

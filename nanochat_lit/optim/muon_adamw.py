@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.optim.exchange import Exchange
 from nanochat_lit.optim.muon_kernel import add_product, has_muon_kernel, normalised_momentum, update_in_place
 from nanochat_lit.optim.polar import equilibrate_rows, polar_express, polar_iterations
 from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Pending, Shards
@@ -107,9 +108,9 @@ class MuonAdamW(torch.optim.Optimizer):
     Every group has a `kind`: "muon" groups hold same-shaped matrices, updated as one stack, and read lr, momentum,
     beta2 and weight_decay; "adamw" groups read lr, betas, eps and weight_decay. Schedules may write any of them.
 
-    After `shard` each rank keeps and updates its part: of a muon group some of the matrices, of a large adamw tensor some
-    of the rows. `state_dict` and `load_state_dict` speak of the whole all the same, so a checkpoint fits any number of
-    ranks.
+    After `shard` each rank keeps and updates its part: some of the muon groups' matrices, which are dealt out together, and
+    some of the rows of each large adamw tensor. `state_dict` and `load_state_dict` speak of the whole all the same, so a
+    checkpoint fits any number of ranks.
 
     Args:
         groups: As `param_groups` makes them.
@@ -123,6 +124,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, {})
         self.product_dtype = product_dtype
         self.shards = Shards()
+        self._exchange: Exchange | None = None
         for group in self.param_groups:
             if group.get("kind") not in ("muon", "adamw"):
                 raise UserError(f"parameter group of kind {group.get('kind')!r}; it must be 'muon' or 'adamw'")
@@ -142,8 +144,15 @@ class MuonAdamW(torch.optim.Optimizer):
         if shards != self.shards:
             assert self.shards.world_size == 1, "the work is divided already"
             whole = super().state_dict()
-            self.shards = shards
+            muon, adamw = ([group["params"] for group in self._groups(kind)] for kind in ("muon", "adamw"))
+            tables = [list(filter(_is_divided, parameters)) for parameters in adamw]
+            self.shards, self._exchange = shards, Exchange(muon, tables, shards)
             self.load_state_dict(whole)
+
+    def expect_step(self) -> None:
+        """Let the next backward pass, the last before `step`, start to average gradients as they come."""
+        if self._exchange is not None:
+            self._exchange.expect_step()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -152,39 +161,39 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        averages: Iterable[list[Pending]] = map(self._average_gradients, self.param_groups)
-        if self.shards.world_size > 1:
-            averages = list(averages)  # all gradients are under way before the first is waited for
+        if self._exchange is not None:
+            self._exchange.start()
+        small = self._small_averages()  # all gradients are under way before the first is waited for
         writes: list[Callable[[], None]] = []
-        for group, pending in zip(self.param_groups, averages, strict=True):
-            update = self._update_muon if group["kind"] == "muon" else self._update_adamw
-            writes += update(group, pending)
-            if self.shards.world_size == 1:
-                _run(writes)  # nothing to wait for, so no group's copy need be kept
-        _run(writes)  # each group was gathered while those after it were updated
+        for group in self._groups("adamw"):
+            writes += self._update_adamw(group, small)
+        if self._exchange is None:
+            own = {p: p.grad for group in self._groups("muon") for p in group["params"] if p.grad is not None}
+        else:
+            own = self._exchange.averages_of_matrices()
+        for group in self._groups("muon"):
+            self._update_muon(group, own)
+        if self._exchange is not None:
+            writes += [bucket.gather() for bucket in self._exchange.buckets]
+        for write in writes:  # the tables were gathered while Muon computed
+            write()
         return loss
 
-    def _average_gradients(self, group: dict[str, Any]) -> list[Pending]:
-        """This rank's part of the gradients, averaged over the ranks: of a muon group that is divided one stack."""
-        gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-        if group["kind"] == "muon" and self.shards.world_size > 1:
-            assert len(gradients) in (0, len(group["params"])), "a muon group steps whole: it needs every gradient"
-            return [self.shards.average(torch.stack(gradients))] if gradients else []
-        return [
-            self.shards.average(gradient) if _is_divided(gradient) else self.shards.average_whole(gradient)
-            for gradient in gradients
-        ]
+    def _groups(self, kind: str) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["kind"] == kind]
 
-    def _update_muon(self, group: dict[str, Any], averages: list[Pending]) -> list[Callable[[], None]]:
+    def _small_averages(self) -> dict[Tensor, Pending]:
+        """Averaged gradients of the adamw tensors that every rank updates whole."""
+        parameters: list[Tensor] = [p for group in self._groups("adamw") for p in group["params"]]
+        small = [p for p in parameters if self._exchange is None or not _is_divided(p)]
+        return {p: self.shards.average_whole(p.grad) for p in small if p.grad is not None}
+
+    def _update_muon(self, group: dict[str, Any], averages: dict[Tensor, Tensor]) -> None:
         parameters = _with_gradient(group)
         if not parameters:
-            return []
-        own = parameters[self.shards.span(len(parameters))]
-        if self.shards.world_size == 1:
-            assert len(parameters) == len(group["params"]), "a muon group steps whole: it needs every gradient"
-            gradients = [gradient.wait() for gradient in averages]
-        else:
-            gradients = list(averages[0].wait().unbind())
+            return
+        assert len(parameters) == len(group["params"]), "a muon group steps whole: it needs every gradient"
+        own = [parameter for parameter in parameters if parameter in averages]
         state = self.state[parameters[0]]
         if not state:
             num_rows, num_columns = parameters[0].shape
@@ -192,15 +201,12 @@ class MuonAdamW(torch.optim.Optimizer):
             for name, shape in (("momentum_buffer", (num_rows, num_columns)), ("second_moment", moment_shape)):
                 state[name] = parameters[0].new_zeros(len(own), *shape)
         if own:
+            gradients = [averages[parameter] for parameter in own]
             muon_step(own, gradients, state, group, self.product_dtype or gradients[0].dtype)
-        if self.shards.world_size == 1:
-            return []
-        stacked = torch.stack(own) if own else parameters[0].new_empty(0, *parameters[0].shape)
-        return [partial(_write_stack, parameters, self.shards.gather(stacked, len(parameters)))]
 
-    def _update_adamw(self, group: dict[str, Any], averages: list[Pending]) -> list[Callable[[], None]]:
+    def _update_adamw(self, group: dict[str, Any], small: dict[Tensor, Pending]) -> list[Callable[[], None]]:
         parameters = _with_gradient(group)
-        parts = [self.shards.own(parameter) if _is_divided(parameter) else parameter for parameter in parameters]
+        parts = [parameter if parameter in small else self.shards.own(parameter) for parameter in parameters]
         for parameter, part in zip(parameters, parts, strict=True):
             state = self.state[parameter]
             if not state:
@@ -210,7 +216,7 @@ class MuonAdamW(torch.optim.Optimizer):
         states = [self.state[parameter] for parameter in parameters]
         adamw(
             parts,
-            [gradient.wait() for gradient in averages],
+            [small[p].wait() if p in small else cast(Exchange, self._exchange).average_of_rows(p) for p in parameters],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -227,7 +233,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return [
             partial(_write, parameter, self.shards.gather(part, len(parameter), into=parameter.data))
             for parameter, part in zip(parameters, parts, strict=True)
-            if part is not parameter
+            if parameter not in small
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -237,46 +243,48 @@ class MuonAdamW(torch.optim.Optimizer):
         of rank 0, one at a time; the other ranks get the hyper-parameters only.
         """
         whole = super().state_dict()
-        if self.shards.world_size > 1:
-            counts = dict(self._divided_counts())
-            for index, state in whole["state"].items():
-                if index in counts:
-                    gathered = {name: self._gather_state(name, value, counts[index]) for name, value in state.items()}
-                    whole["state"][index] = gathered
+        if self._exchange is not None:
+            for index, _, gather in self._divided():
+                if index in whole["state"]:
+                    state = whole["state"][index]
+                    whole["state"][index] = {name: self._gather_state(name, state[name], gather) for name in state}
             if self.shards.rank != 0:
                 whole["state"] = {}
         return whole
 
-    def _gather_state(self, name: str, value: Tensor, count: int) -> Tensor:
+    def _gather_state(self, name: str, value: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
         if name == "step":
             return value
-        gathered = self.shards.gather(value, count).wait()
+        gathered = gather(value)
         return gathered.cpu() if self.shards.rank == 0 else value
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a state that `state_dict` gave on any number of ranks; this rank keeps its part."""
         state = dict(state_dict["state"])
-        for index, count in self._divided_counts():
+        for index, own, _ in self._divided():
             if index in state:
-                rows = self.shards.span(count)
-                state[index] = {
-                    name: value if name == "step" else value[rows].clone() for name, value in state[index].items()
-                }
+                parts = {name: value if name == "step" else value[own].clone() for name, value in state[index].items()}
+                state[index] = parts
         super().load_state_dict({**state_dict, "state": state})
 
-    def _divided_counts(self) -> Iterator[tuple[int, int]]:
-        """Number of a parameter whose state is divided, as state_dict counts them, and the rows that state has."""
+    def _divided(self) -> Iterator[tuple[int, slice | list[int], Callable[[Tensor], Tensor]]]:
+        """Of each state that is divided: its number in state_dict, this rank's rows, and how all rows are gathered."""
         index = 0
         for group in self.param_groups:
-            if group["kind"] == "muon":
-                yield index, len(group["params"])  # the first parameter keeps the state of the stack
+            parameters: list[Tensor] = group["params"]
+            if group["kind"] == "muon":  # the first parameter keeps the state of the stack
+                owners = [0 if self._exchange is None else self._exchange.owner(p) for p in parameters]
+                own = [at for at, owner in enumerate(owners) if owner == self.shards.rank]
+                yield index, own, partial(self.shards.gather_dealt, owners=owners)
             else:
-                yield from (
-                    (index + offset, len(parameter))
-                    for offset, parameter in enumerate(group["params"])
-                    if _is_divided(parameter)
-                )
-            index += len(group["params"])
+                for at, parameter in enumerate(parameters):
+                    if _is_divided(parameter):
+                        count = len(parameter)
+                        yield index + at, self.shards.span(count), partial(self._gather_rows, count=count)
+            index += len(parameters)
+
+    def _gather_rows(self, own: Tensor, count: int) -> Tensor:
+        return self.shards.gather(own, count).wait()
 
 
 def _with_gradient(group: dict[str, Any]) -> list[Tensor]:
@@ -288,18 +296,7 @@ def _is_divided(tensor: Tensor) -> bool:
     return tensor.numel() >= MIN_SHARDED_ELEMENTS
 
 
-def _write_stack(parameters: list[Tensor], stack: Pending) -> None:
-    for parameter, value in zip(parameters, stack.wait().unbind(), strict=True):
-        parameter.copy_(value)
-
-
 def _write(parameter: Tensor, whole: Pending) -> None:
     value = whole.wait()
     if value.data_ptr() != parameter.data_ptr():
         parameter.copy_(value)
-
-
-def _run(writes: list[Callable[[], None]]) -> None:
-    for write in writes:
-        write()
-    writes.clear()

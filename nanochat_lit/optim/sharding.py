@@ -1,10 +1,11 @@
 """Optimizer state divided among ranks (Rajbhandari et al. 2020, ZeRO stage 1. https://arxiv.org/abs/1910.02054).
 
-Something of `count` rows (the matrices of a stack, the rows of a table) is cut into as many spans as there are ranks.
-Gradients are averaged over the ranks while they are scattered, each rank updates its span, and the spans are gathered.
-Spans are of one size, so what is sent is padded when the count does not divide; what is kept is not.
+The rows of an embedding or of the unembedding are cut into as many spans as there are ranks. Gradients are averaged over
+the ranks while they are scattered, each rank updates its span, and the spans are gathered. Spans are of one size, so what
+is sent is padded when the count does not divide; what is kept is not. Muon's matrices are dealt out whole: exchange.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,17 @@ class Shards:
         # A copy, because `own` may be a part of `into`, which not every backend allows.
         work = dist.all_gather_single(whole, self._pad(own.clone(), size), async_op=True)
         return Pending(whole[:count], work)
+
+    def gather_dealt(self, own: Tensor, owners: Sequence[int]) -> Tensor:
+        """All rows, in order, from the ranks that own them.
+
+        Args:
+            own: This rank's rows.
+            owners: The rank of each row.
+        """
+        most = max(map(owners.count, range(self.world_size)))
+        whole = self.gather(own, most * self.world_size).wait()
+        return whole[[rank * most + owners[:at].count(rank) for at, rank in enumerate(owners)]]
 
     def _size(self, count: int) -> int:
         return -(-count // self.world_size)

@@ -110,6 +110,13 @@ class NanochatCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_minutes", type=float, default=None, help="Minutes between checkpoints, besides."
         )
+        parser.add_argument(
+            "--checkpoint_in_background",
+            type=bool | None,
+            default=None,
+            help="Copy each checkpoint to the host's memory and let a thread write it while training continues. Default "
+            "null: on a GPU, if less than half of the host's free memory is needed.",
+        )
         parser.add_argument("--keep_last", type=int, default=2, help="Checkpoints to keep, the newest.")
         parser.add_argument(
             "--keep_best",
@@ -205,10 +212,11 @@ class NanochatCLI(LightningCLI):
             FreezeGarbage(),
             self._run_checkpoint(run_dir),
         ]
+        checkpoint_io = AtomicCheckpointIO(self._get(self.config_init, "checkpoint_in_background"))
         kwargs |= {
             "default_root_dir": str(run_dir),
             "logger": _loggers(run_dir, trainer_config.get("logger")) if self.subcommand == "fit" else False,
-            "plugins": [*(trainer_config.get("plugins") or []), precision, AtomicCheckpointIO()],
+            "plugins": [*(trainer_config.get("plugins") or []), precision, checkpoint_io],
         }
         config = {**trainer_config, **kwargs}
         config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]

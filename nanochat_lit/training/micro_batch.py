@@ -14,6 +14,7 @@ import torch.distributed as dist
 from nanochat_lit.common.available_memory import available_memory_bytes
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.memory import training_memory
 from nanochat_lit.optim import micro_batches
 
@@ -55,7 +56,12 @@ def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
 
 
 def cpu_fits(
-    config: GPTConfig, available_bytes: float, *, compute_dtype: torch.dtype, is_compiled: bool, checkpointing: bool
+    config: GPTConfig,
+    available_bytes: float,
+    *,
+    compute_dtype: torch.dtype,
+    is_compiled: bool,
+    checkpointing: Checkpointing,
 ) -> Callable[[int], bool]:
     """Whether the estimated memory of a size is there, and the size is not beyond all use."""
 

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,13 +12,14 @@ from torch import Tensor
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.flash import activate_flash_attention
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, build_optimizer, micro_batches
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.callbacks.schedule import HyperparameterSchedule
 from nanochat_lit.training.compiling import decide_compile, describe_kernels
 from nanochat_lit.training.datamodules import LanguageDataModule
-from nanochat_lit.training.float8 import check_float8, convert_to_float8
+from nanochat_lit.training.float8 import convert_to_float8, decide_float8, nvidia_capability
 from nanochat_lit.training.micro_batch import choose_micro_batch_size
 from nanochat_lit.training.step_losses import StepLosses
 from nanochat_lit.training.summary import print_plan, save_plan, saved_micro_batch_size
@@ -31,8 +32,8 @@ class LanguageModule(LightningModule):
         learning_rates: Keyword arguments of `param_groups`.
         compile: "auto", "true" or "false".
         eval_every: Steps between validations; 0 validates at the end only.
-        activation_checkpointing: Compute blocks again in the backward pass instead of keeping what they computed.
-        fp8: Matrix products of the blocks in float8 while training.
+        activation_checkpointing: True or "selective": compute blocks again in the backward pass; see `GPT`.
+        fp8: "auto", "true" or "false": matmuls of the blocks and lm_head in float8 while training.
         optimizer: Makes another optimizer than MuonAdamW from groups of parameters.
     """
 
@@ -57,14 +58,14 @@ class LanguageModule(LightningModule):
         learning_rates: dict[str, float],
         compile: str | bool,
         eval_every: int,
-        activation_checkpointing: bool = False,
-        fp8: bool = False,
+        activation_checkpointing: Checkpointing = False,
+        fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,
     ) -> None:
         super().__init__()
         self.make_optimizer = optimizer
-        self.activation_checkpointing = activation_checkpointing
-        self.fp8 = fp8
+        self.activation_checkpointing: Checkpointing = activation_checkpointing
+        self.fp8_mode = str(fp8).lower()
         self.is_resuming = False
         self.learning_rates = learning_rates
         self.compile_mode = str(compile).lower()
@@ -115,11 +116,12 @@ class LanguageModule(LightningModule):
 
     def check_hardware(self, trainer: Trainer) -> None:
         """Raise UserError for a number format that the Trainer's device has not."""
+        self._decide_float8(trainer)
+
+    def _decide_float8(self, trainer: Trainer) -> tuple[bool, str]:
         device = trainer.strategy.root_device
-        if self.fp8:
-            capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-            dtype = getattr(trainer.precision_plugin, "compute_dtype", torch.float32)
-            check_float8(device.type, capability, dtype)
+        dtype = getattr(trainer.precision_plugin, "compute_dtype", torch.float32)
+        return decide_float8(self.fp8_mode, device.type, nvidia_capability(device), dtype)
 
     def start_plan(self, plan: TrainingPlan, schedule: Schedule) -> None:
         """Tell the Trainer what the plan means in its own terms: steps, accumulation, when to validate."""
@@ -159,21 +161,24 @@ class LanguageModule(LightningModule):
 
     def _prepare_kernels(self, will_compile: bool) -> dict[str, str]:
         """Set up attention and float8 on the device; what was chosen, for the table of the run."""
-        full, windowed = self.model.attention_backends(is_compiling=will_compile)
         if self.device.type == "cuda":
-            capability = torch.cuda.get_device_capability(self.device)
-            full = activate_flash_attention(capability, self.model.compute_dtype) or full
+            activate_flash_attention(torch.cuda.get_device_capability(self.device), self.model.compute_dtype)
+        full, windowed = self.model.attention_backends(is_compiling=will_compile)
         notes = {
             "compute dtype": str(self.model.compute_dtype).removeprefix("torch."),
             "attention": f"{full} (full), {windowed} (windows)",
         }
         if self.device.type == "cpu":
             notes["kernels"] = describe_kernels()
-        if self.fp8:
+        trains_in_float8, note = self._decide_float8(self.trainer)
+        if trains_in_float8:
             converted, all_layers = convert_to_float8(self.model)
-            notes["float8"] = f"{converted} of {all_layers} linear layers"
+            note = f"{converted} of {all_layers} linear layers"
+        if self.fp8_mode != "false":
+            notes["float8"] = note
         if self.activation_checkpointing:
-            notes["activations"] = "computed again in the backward pass, block by block"
+            but = " but for matmuls and attention" if self.activation_checkpointing == "selective" else ""
+            notes["activations"] = f"computed again in the backward pass, block by block{but}"
         return notes
 
     def validates_after(self, step: int) -> bool:

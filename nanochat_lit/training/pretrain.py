@@ -1,9 +1,10 @@
 """Pretraining: a GPT from nothing, sized by the depth dial."""
 
-from typing import Any
+from typing import Any, Literal
 
 from nanochat_lit.model import GPTConfig
 from nanochat_lit.model.architecture import build_model, model_class
+from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.config import REFERENCE_ARCHITECTURE
 from nanochat_lit.optim import OptimizerCallable, Schedule, derive_plan, micro_batches
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR, WEIGHT_DECAY
@@ -43,8 +44,9 @@ class PretrainModule(LanguageModule):
         momentum_warmup: Steps over which Muon momentum rises.
         eval_every: Steps between validations; 0 validates at the end only.
         compile: auto, true or false: torch.compile; auto compiles on CUDA, and on CPU when the run is long enough.
-        activation_checkpointing: Compute each block again in the backward pass: less memory, a third more arithmetic.
-        fp8: Products of large layers in float8: CUDA from compute capability 8.9, with torchao.
+        activation_checkpointing: true computes each block again in the backward pass: least memory, a third more arithmetic.
+            selective computes all but matmuls and attention again: half the memory, little time.
+        fp8: auto, true or false: matmuls of large layers in float8; auto where the GPU has them (CUDA capability 8.9).
         optimizer: Another optimizer than MuonAdamW, as class_path and init_args (torch.optim.AdamW, say); its own learning
             rate and weight decay hold, and the schedule scales the learning rate.
     """
@@ -79,8 +81,8 @@ class PretrainModule(LanguageModule):
         momentum_warmup: int = 400,
         eval_every: int = 250,
         compile: str = "auto",
-        activation_checkpointing: bool = False,
-        fp8: bool = False,
+        activation_checkpointing: Checkpointing = False,
+        fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,
     ) -> None:
         learning_rates = {

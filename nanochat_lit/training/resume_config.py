@@ -31,7 +31,8 @@ LATER = {"model.init_args.bigram_factor": 0}
 
 FREE = (
     *("ckpt_path", "run_dir", "overwrite", "weights_only", "log_every", "checkpoint_every", "checkpoint_minutes"),
-    *("keep_last", "keep_best", "stop_on_explosion", "config", "trainer.callbacks", "trainer.logger"),
+    *("checkpoint_in_background", "keep_last", "keep_best", "stop_on_explosion", "config", "trainer.callbacks"),
+    "trainer.logger",
 )
 """Keys whose change is nobody's concern."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from nanochat_lit.evaluation.pass_rates import PassRates
 from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.accounting import flops_per_token
+from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.export import CONFIG_FILE
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan
 from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_advantages, policy_gradient_loss
@@ -101,8 +102,8 @@ class RLModule(ContinuedModule):
         eval_every: int = 60,
         chat_temperature: float = 0.6,
         compile: str = "false",
-        activation_checkpointing: bool = False,
-        fp8: bool = False,
+        activation_checkpointing: Checkpointing = False,
+        fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,
     ) -> None:
         rates = {

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from nanochat_lit.common.paths import read_json
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import IGNORE_INDEX
 from nanochat_lit.model.accounting import flops_per_token
+from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.export import CONFIG_FILE
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, micro_batches
 from nanochat_lit.training.continued import ContinuedModule
@@ -66,8 +67,8 @@ class SFTModule(ContinuedModule):
         eval_every: int = 250,
         temperature: float = 0.6,
         compile: str = "auto",
-        activation_checkpointing: bool = False,
-        fp8: bool = False,
+        activation_checkpointing: Checkpointing = False,
+        fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,
     ) -> None:
         rates = {

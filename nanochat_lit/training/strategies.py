@@ -5,7 +5,7 @@ stay local while they accumulate, and `MuonAdamW` averages them when it steps.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 from lightning.fabric.strategies import STRATEGY_REGISTRY
@@ -61,7 +61,8 @@ class ZeroStrategy(WatchedDDPStrategy):
     """ZeRO stage 1: every rank has all parameters and 1/N of the optimizer's state.
 
     Needs `MuonAdamW`, which sends and receives. Gradients are local until it steps, so accumulation costs no messages;
-    whoever looks at gradients before that uses `global_grad_norm`, `clip_grad_norm` or `average_gradients`.
+    `global_grad_norm`, `clip_grad_norm` and `average_gradients` are right before that. The last backward pass of a step
+    already starts the messages of gradients that are complete.
     """
 
     def configure_ddp(self) -> None:
@@ -74,6 +75,17 @@ class ZeroStrategy(WatchedDDPStrategy):
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
             shard_optimizer(optimizer)
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Let the last backward pass of a step start the messages, unless clipping or a loss scale changes what is sent."""
+        super().pre_backward(closure_loss)
+        assert self.lightning_module is not None
+        trainer = self.lightning_module.trainer
+        is_last = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        is_scaled = getattr(self.precision_plugin, "scaler", None) is not None
+        if is_last and not is_scaled and not trainer.gradient_clip_val:
+            for optimizer in filter(lambda optimizer: hasattr(optimizer, "expect_step"), self.optimizers):
+                cast(Any, optimizer).expect_step()
 
 
 class _LocalGradients(_BackwardSyncControl):

@@ -73,11 +73,16 @@ def test_memory_for_every_number_of_devices(capsys):
 def test_memory_follows_device_dtype_compile_and_checkpointing(capsys):
     base = planned(capsys, "--depth", "12")["memory_bytes"]
     exact = planned(capsys, "--depth", "12", "--compute_dtype", "float32")["memory_bytes"]
-    lean = planned(capsys, "--depth", "12", "--activation_checkpointing")["memory_bytes"]
+    lean = planned(capsys, "--depth", "12", "--activation_checkpointing", "true")["memory_bytes"]
+    selective = planned(capsys, "--depth", "12", "--activation_checkpointing", "selective")["memory_bytes"]
     eager = planned(capsys, "--depth", "12", "--compile", "false")["memory_bytes"]
+    float8 = planned(capsys, "--depth", "12", "--fp8")["memory_bytes"]
     cpu = planned(capsys, "--depth", "12", "--device", "cpu")["memory_bytes"]
     assert 1.9 * (base["activations"] - base["weights"]) < exact["activations"]
     assert lean["activations"] < base["activations"] / 4
+    assert lean["activations"] < selective["activations"] < 0.6 * base["activations"]
+    assert float8["activations"] < base["activations"]
+    assert base["checkpoint_on_host"] == base["weights"] + base["optimizer_state"]
     assert eager["activations"] > base["activations"]
     assert cpu["activations"] > base["activations"]  # attention by blocks keeps the probabilities
 

@@ -97,7 +97,12 @@ HARDWARE = [
     ("cuda", (9, 0), torch.bfloat16, False, True, True, ("FA4",), "FA4"),
     ("cuda", (9, 0), torch.bfloat16, False, True, True, BOTH, "FA3"),
     ("cuda", (9, 0), torch.float32, False, True, True, BOTH, "sdpa"),
-    ("cuda", (9, 0), torch.bfloat16, True, True, True, BOTH, "flex"),
+    ("cuda", (9, 0), torch.bfloat16, True, True, True, (), "flex"),
+    ("cuda", (9, 0), torch.bfloat16, True, True, True, ("FA3",), "FA3"),
+    ("cuda", (9, 0), torch.bfloat16, True, True, False, ("FA4",), "FA4"),
+    ("cuda", (9, 0), torch.float32, True, True, True, BOTH, "flex"),
+    ("cuda", (12, 0), torch.bfloat16, True, True, True, BOTH, "flex"),
+    ("cuda", (10, 0), torch.bfloat16, True, True, True, BOTH, "FA4"),
     ("cuda", (10, 0), torch.bfloat16, False, True, True, ("FA3",), "sdpa"),
     ("cuda", (10, 0), torch.bfloat16, False, True, True, BOTH, "FA4"),
     ("cuda", (12, 0), torch.bfloat16, False, True, True, BOTH, "sdpa"),
@@ -140,6 +145,41 @@ def test_an_installed_flash_attention_is_activated_where_it_runs(fake_flash):
     assert fake_flash == []
     assert flash.activate_flash_attention((9, 0), torch.bfloat16) == "FA3"
     assert fake_flash == ["FA3"]
+
+
+@pytest.fixture
+def flash_on_cpu(monkeypatch):
+    """A CPU that believes it is a Hopper GPU with FlashAttention 3 active; its operator notes the windows it is asked for."""
+    windows = []
+
+    def forward(q, k, v, _cum_q, _cum_k, max_q, max_k, dropout, is_causal, debug, **options):
+        assert (max_q, max_k, dropout, is_causal, debug) == (q.shape[1], k.shape[1], 0.0, True, False)
+        assert options["window_size_right"] == 0
+        windows.append(options["window_size_left"])
+        return blocked_attention(q, k, v, options["window_size_left"]), *(q.new_empty(0) for _ in range(4))
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_flash_attention_forward", forward, "CPU")
+    facts = {"capability": (9, 0), "can_compile": True, "installed": ("FA3",)}
+    monkeypatch.setattr(attention, "cuda_facts", lambda _: facts)
+    choose = attention.choose_attention
+    monkeypatch.setattr(attention, "choose_attention", lambda _, **options: choose("cuda", **options))
+    yield windows
+    library._destroy()
+
+
+def test_an_active_flash_attention_computes_windows(flash_on_cpu):
+    inputs = [x.detach().bfloat16() for x in tensors(256, 256, 2)]
+    out = causal_attention(*inputs, 100)
+    assert flash_on_cpu == [100]
+    torch.testing.assert_close(out.float(), naive(*(x.float() for x in inputs), 100).float(), atol=0.02, rtol=0.02)
+
+
+def test_the_active_flash_attention_is_torchs(monkeypatch):
+    monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: "FA4", raising=False)
+    assert attention.active_flash_attention() == "FA4"
+    monkeypatch.delattr(torch.nn.attention, "current_flash_attention_impl")
+    assert attention.active_flash_attention() is None
 
 
 def test_a_flash_attention_that_does_not_load_is_told(monkeypatch):

@@ -5,6 +5,9 @@ import copy
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from nanochat_lit.model import attention
 
 
 def batch(model, rows=4):
@@ -42,6 +45,24 @@ def test_gradients_are_the_same_and_less_is_kept(dtype, random_model):
         torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("device_attention", ["blocked", "sdpa"])
+def test_selective_checkpointing_repeats_no_matmul(device_attention, random_model, monkeypatch):
+    """The gradients are the same bits, from the same floating-point operations of matmuls; true needs a third more."""
+    monkeypatch.setattr(attention, "choose_attention", lambda *_, **__: device_attention)
+    model = random_model(n_layer=4, window_pattern="L").train()
+    inputs, targets = batch(model)
+    gradients, flops = {}, {}
+    for mode in (False, "selective", True):
+        model.activation_checkpointing = mode
+        model.zero_grad()
+        with FlopCounterMode(display=False) as counter:
+            model(inputs, targets).backward()
+        gradients[mode] = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        flops[mode] = counter.get_total_flops()
+    assert torch.equal(gradients["selective"], gradients[False])
+    assert flops["selective"] == flops[False] < 0.9 * flops[True]
+
+
 def test_evaluation_and_decoding_do_not_use_it(random_model, monkeypatch):
     from nanochat_lit.model import gpt
 
@@ -50,7 +71,7 @@ def test_evaluation_and_decoding_do_not_use_it(random_model, monkeypatch):
 
     model = random_model()
     model.activation_checkpointing = True
-    monkeypatch.setattr(gpt, "checkpoint", refuse)
+    monkeypatch.setattr(gpt, "checkpointed", refuse)
     with torch.no_grad():
         model(*batch(model))
     with pytest.raises(AssertionError, match="without a backward"):

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanochat_lit import GPT, GPTConfig, MuonAdamW, param_groups
-from nanochat_lit.optim import sharding
+from nanochat_lit.optim import exchange, sharding
 from nanochat_lit.optim.step_costs import step_costs
 
 CONFIG = GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=64, vocab_size=1000, sequence_len=64, bigram_factor=2)
@@ -19,7 +19,7 @@ class Arrived:
 @pytest.fixture
 def sent(monkeypatch):
     """Bytes that a ring of ranks would send from each, of the collectives that are called; nothing arrives but zeros."""
-    total = [0.0]
+    total = [0.0, 0]  # and the rank
 
     def count(tensor, share):
         total[0] += tensor.numel() * tensor.element_size() * share
@@ -33,7 +33,13 @@ def sent(monkeypatch):
 
         return call
 
-    def of(world_size):
+    def move(output, source, received, sent):
+        output.zero_()
+        total[0] += (source.numel() - sent[total[1]]) * source.element_size()
+
+    def of(rank, world_size):
+        total[:] = [0.0, rank]
+        monkeypatch.setattr(exchange.dist, "all_to_all_single", move)
         for name, ways in (("reduce_scatter_single", 1), ("all_gather_single", 1), ("all_reduce", 2)):
             monkeypatch.setattr(sharding.dist, name, collective(ways, world_size))
         return total
@@ -41,21 +47,27 @@ def sent(monkeypatch):
     return of
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 16])
-def test_zero_sends_and_multiplies_so_much(world_size, sent):
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_zero_sends_and_multiplies_so_much(world_size, sent, monkeypatch):
+    """Of the ranks, the one that has most to do counts."""
+    monkeypatch.setattr(exchange, "BUCKET_ELEMENTS", 20_000)
     torch.manual_seed(0)
     model = GPT(CONFIG, torch.bfloat16)
     model.init_weights()
-    optimizer = MuonAdamW(param_groups(model))
-    optimizer.shards = sharding.Shards(0, world_size)
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    total = sent(world_size)
-    with FlopCounterMode(display=False) as counter:
-        optimizer.step()
+    messages, flops = [], []
+    for rank in range(world_size):
+        optimizer = MuonAdamW(param_groups(model))
+        optimizer.shard(rank, world_size)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        total = sent(rank, world_size)
+        with FlopCounterMode(display=False) as counter:
+            optimizer.step()
+        messages.append(total[0])
+        flops.append(counter.get_total_flops())
     costs = step_costs(CONFIG, strategy="zero", world_size=world_size)
-    assert costs.sent_bytes == pytest.approx(total[0], abs=1)
-    assert costs.muon_flops == counter.get_total_flops() > 0
+    assert costs.sent_bytes == pytest.approx(max(messages), abs=1)
+    assert costs.muon_flops == max(flops) > 0
 
 
 def test_ddp_sends_every_gradient_and_multiplies_everything():

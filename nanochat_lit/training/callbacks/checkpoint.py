@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,8 +35,9 @@ class RunCheckpoint(StepCallback, Checkpoint):
     before each validation: what validation finds out decides only whether it is the best one. SIGTERM, SIGINT (Ctrl-C)
     and SIGUSR1 let the step finish, write one, and end the process with status 128 + the signal's number.
 
-    A checkpoint that cannot be written (a full disk) is reported and training goes on, with the older ones untouched;
-    only the one at the end must succeed.
+    On a GPU a thread writes while training continues (see `AtomicCheckpointIO`); the run waits for it before the next
+    checkpoint and before it ends. A checkpoint that cannot be written (a full disk) is reported and training continues,
+    with the older ones untouched; only the one at the end must succeed.
 
     Args:
         folder: Of the checkpoints.
@@ -64,6 +66,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
         self.best: float | None = None
         self.stop_request = StopRequest()
         self._saved_at_s = 0.0
+        self._path: Path | None = None  # of the last checkpoint, unless it failed
         self._group: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -84,6 +87,8 @@ class RunCheckpoint(StepCallback, Checkpoint):
 
     def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         is_late = self.every_minutes is not None and time.monotonic() - self._saved_at_s > 60 * self.every_minutes
+        if _writer(trainer).error is not None:
+            self._report(trainer)
         signum, is_late = self._agree(trainer, self.stop_request.signum, is_late)
         is_end = step >= module.plan.num_steps
         if signum or is_late or is_end or step % self.every_steps == 0 or module.validates_after(step):
@@ -100,31 +105,37 @@ class RunCheckpoint(StepCallback, Checkpoint):
         Raises:
             UserError: If it must succeed and did not.
         """
-        path = self.folder / f"step{trainer.global_step:06d}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)  # the word is Lightning's for leaving the optimizer out
+        self._report(trainer)
+        self._path = self.folder / f"step{trainer.global_step:06d}.ckpt"
+        trainer.save_checkpoint(self._path, weights_only=False)  # Lightning's word for leaving the optimizer out
         self._saved_at_s = time.monotonic()
-        if not trainer.is_global_zero:
+        if trainer.is_global_zero:
+            _writer(trainer).then(partial(give_name, self._path, LAST))
+            _writer(trainer).then(partial(self._prune, trainer, trainer.global_step))
+        if must_succeed or not _writer(trainer).is_writing():
+            self._report(trainer, must_succeed=must_succeed)
+
+    def _report(self, trainer: Trainer, *, must_succeed: bool = False) -> None:
+        """Wait for the checkpoint in flight, and say if it could not be written."""
+        writer = _writer(trainer)
+        writer.wait()
+        if (error := writer.error) is None:
             return
-        checkpoint_io = trainer.strategy.checkpoint_io
-        error = checkpoint_io.error if isinstance(checkpoint_io, AtomicCheckpointIO) else None
-        if error is None:
-            give_name(path, LAST)
-            self._prune(trainer)
-        elif must_succeed:
+        path, writer.error, self._path = self._path, None, None
+        if must_succeed:
             raise UserError(
                 f"checkpoint {path} cannot be written: {error.strerror}; make room, then --ckpt_path last continues"
             )
-        else:
-            print(
-                f"warning: checkpoint {path} could not be written ({error.strerror}); training goes on, "
-                "older checkpoints are untouched",
-                file=sys.stderr,
-            )
+        print(
+            f"warning: checkpoint {path} could not be written ({error.strerror}); training continues, "
+            "older checkpoints are untouched",
+            file=sys.stderr,
+        )
 
-    def _prune(self, trainer: Trainer) -> None:
+    def _prune(self, trainer: Trainer, step: int) -> None:
         """Remove what is not to be kept: old steps, later ones from which a resume has turned back, remains of a kill."""
         files = step_files(self.folder)
-        kept = [at for at in files if at <= trainer.global_step][: self.keep_last]
+        kept = [at for at in files if at <= step][: self.keep_last]
         for guard in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(guard, LossGuard) and guard.high_since is not None:  # it may be exploding
                 kept += [at for at in files if at < guard.high_since][:1]
@@ -142,14 +153,18 @@ class RunCheckpoint(StepCallback, Checkpoint):
             return
         self.best = float(value)
         path = self.folder / f"step{trainer.global_step:06d}.ckpt"
-        if self.keep_best and trainer.is_global_zero and path.exists():
-            give_name(path, BEST)
+        if self.keep_best and trainer.is_global_zero and path == self._path:
+            _writer(trainer).then(partial(give_name, path, BEST))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.stop_request.ignore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.stop_request.ignore()  # Lightning leaves teardown out then
+        self._report(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -165,3 +180,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
         torch.distributed.all_reduce(noticed, op=torch.distributed.ReduceOp.MAX, group=self._group)
         signum, late = noticed.tolist()
         return int(signum), bool(late)
+
+
+def _writer(trainer: Trainer) -> AtomicCheckpointIO:
+    return cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io)

@@ -140,8 +140,9 @@ def _batch_file(trainer: Trainer) -> Path:
 
 def _saved(trainer: Trainer, path: Path) -> str:
     """The path, or why it is not there."""
-    checkpoint_io = trainer.strategy.checkpoint_io
-    error = checkpoint_io.error if isinstance(checkpoint_io, AtomicCheckpointIO) else None
+    checkpoint_io = cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io)
+    checkpoint_io.wait()
+    error = checkpoint_io.error
     return str(path) if error is None else f"lost ({path} cannot be written: {error.strerror})"
 
 
