@@ -23,7 +23,7 @@ constexpr bool HAS_PAIRS = true;  // inputs of bfloat16 weights are bfloat16 too
 #else
 constexpr bool HAS_PAIRS = false;
 #endif
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
 constexpr int ZERO = 128;  // what stands for 0 in 8-bit inputs: these instructions take unsigned ones
 #else
 constexpr int ZERO = 0;
@@ -120,9 +120,9 @@ template <> struct Sum<INT8> {  // signed weights; inputs around ZERO
   void add(Words w, uint32_t x) {
 #if defined(__AVX512VNNI__)
     v = (Ints)_mm512_dpbusd_epi32((__m512i)v, _mm512_set1_epi32(int(x)), (__m512i)w);
-#elif defined(__AVXVNNI__)
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
     v = (Ints)_mm256_dpbusd_avx_epi32((__m256i)v, _mm256_set1_epi32(int(x)), (__m256i)w);
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
     // unsigned times signed: the sign moves to the weight; two products of up to 127 * 127 fit 16 bits
     __m256i all = _mm256_set1_epi32(int(x));
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(all), _mm256_sign_epi8((__m256i)w, all));
