@@ -171,9 +171,9 @@ def _layer(config: GPTConfig, run: _Run, layer: int) -> int:
     norm_bytes = _norm_bytes(run)
     residual = width * (2 * norm_bytes + (0 if run.is_compiled else run.element))
     input_bytes = 1 if run.is_float8 else run.element
-    linear_inputs = (3 if run.is_float8 else 2) * width * input_bytes  # attention's output in float8 is one more
+    linear_inputs = 2 * width * input_bytes
     queries_and_keys = (width + kv_width) * norm_bytes
-    mlp = 4 * width * (run.element + input_bytes)
+    mlp = (4 if run.is_float8 else 8) * width * run.element  # its square in float8 is computed again
     value_embedding = kv_width * run.element if config.has_value_embedding(layer) else 0
     per_token = residual + linear_inputs + queries_and_keys + mlp + value_embedding
     return tokens * per_token + _attention(config, run, layer)
