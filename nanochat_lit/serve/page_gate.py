@@ -90,8 +90,8 @@ class PageGate:
         values = message.get("data") if isinstance(message, dict) else None
         if not isinstance(values, list) or any(isinstance(value, dict | list) for value in values):
             return 400, "data must be a list of numbers, strings, true, false or null"
-        if not isinstance(message.get("session_hash"), str) or not isinstance(message.get("event_data"), dict | None):
-            return 400, "session_hash must be a string and event_data an object"
+        if not isinstance(message.get("session_hash"), str) or isinstance(message.get("event_data"), list):
+            return 400, "session_hash must be a string and event_data an object or a plain value"
         index = message.get("fn_index")
         if not isinstance(index, int) or isinstance(index, bool) or index not in self._functions:
             return 400, "fn_index is none of the page's functions"

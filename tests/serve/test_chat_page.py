@@ -250,7 +250,7 @@ def test_mistakes_leave_the_conversation_where_it_was(serve, browser, model) -> 
         chat.page.wait_for_timeout(300)
         assert len(chat.said("user")) == 1
     chat.page.get_by_label("Toggle Sidebar").click()
-    chat.page.get_by_label("Seed").fill("-3")
+    chat.page.get_by_label("Seed", exact=True).fill("-3")
     chat.page.get_by_label("number input for Temperature").fill("0")
     chat.send("again")
     chat.wait_for(f"seed {2**63 - 2}")  # the second answer
