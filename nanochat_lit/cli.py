@@ -104,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0; 2 for a mistake of the user, told on stderr in a line or two; 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _configure_allocator()
     try:
         status = _dispatch(argv)
         sys.stdout.flush()  # here, not at exit, so that a closed pipe is noticed where it is handled
@@ -124,6 +125,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(str(error))
     return status
+
+
+def _configure_allocator() -> None:
+    """Let torch's CUDA allocator grow its segments, which keeps memory whole; torch reads the variable when it is imported."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    if sys.platform == "linux" and not any(name in os.environ for name in names):
+        os.environ[names[0]] = "expandable_segments:True"
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import ReadBandwidth, default_device, is_free_choice, resolve_compute_dtype
+from nanochat_lit.common.hardware import ReadBandwidth, find_device, is_free_choice, resolve_compute_dtype
 from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
 from nanochat_lit.engine.request import Request
 from nanochat_lit.engine.slots import SlotEngine
@@ -71,7 +71,7 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
         json: Print the result as JSON alone.
     """
     counts = [1, 4, 16] if streams is None else streams
-    target = torch.device(device) if device else default_device()
+    target = find_device(device)
     gpt = _model(model, depth, vocab_size, sequence_len, target, compute_dtype)
     if not counts or min(counts) < 1 or repeats < 1:
         raise UserError(f"streams is {counts} and repeats {repeats}; use 1 or more of each")

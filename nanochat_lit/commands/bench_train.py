@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nanochat_lit.common.compilers import missing_compiler
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import ReadBandwidth, default_device, resolve_compute_dtype
+from nanochat_lit.common.hardware import ReadBandwidth, find_device, resolve_compute_dtype
 from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.accounting import flops_per_token
@@ -67,12 +67,12 @@ def bench_train(  # noqa: PLR0913 - every option of the command is a parameter
         tokens_per_step: Tokens between two updates; whole micro-batches.
         repeats: Steps that are timed; the medians count.
         device: cpu, cuda or mps; null is the fastest there is.
-        compute_dtype: auto, bfloat16 or float32.
+        compute_dtype: auto, bfloat16, float16 or float32.
         compile: Whether steps are compiled, which takes a minute the first time.
         profile: Print where the time of one more step goes, too.
         json: Print the result as JSON alone.
     """
-    target = torch.device(device) if device else default_device()
+    target = find_device(device)
     tokens = micro_batch_size * sequence_len
     if micro_batch_size < 1 or repeats < 1:
         raise UserError(f"micro_batch_size is {micro_batch_size} and repeats {repeats}; use 1 or more of each")
@@ -85,8 +85,6 @@ def bench_train(  # noqa: PLR0913 - every option of the command is a parameter
         raise UserError(f"cannot compile: {missing}; use --compile false")
     config = GPTConfig.from_depth(depth, vocab_size=vocab_size, sequence_len=sequence_len, head_dim=head_dim)
     dtype = resolve_compute_dtype(compute_dtype, target)
-    if dtype == torch.float16:
-        raise UserError("compute_dtype float16 needs a loss scaler; bench bfloat16 or float32")
     steps = _steps(config, dtype, target, compile, micro_batch_size, tokens_per_step // tokens)
     report = {
         "config": asdict(config),
@@ -112,7 +110,7 @@ def _steps(
     model.init_weights(torch.Generator(device=device).manual_seed(0))
     if compile:
         model.compile_for_training()
-    optimizer = MuonAdamW(param_groups(model), dtype)
+    optimizer = MuonAdamW(param_groups(model), dtype if dtype == torch.bfloat16 else None)
     generator = torch.Generator().manual_seed(1)
     while True:
         batches = torch.randint(config.vocab_size, (micro_batches, rows, config.sequence_len + 1), generator=generator)
@@ -133,10 +131,8 @@ def _steps(
 
 def _now(device: torch.device) -> float:
     """The clock, when the device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

@@ -1,19 +1,30 @@
 """`nanochat-lit plan`: what a depth means and costs, before any of it is spent."""
 
 import json as json_module
+import math
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
+import torch
+
 from nanochat_lit.common.cpp_library import instructions
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import COMPUTE_DTYPES, gpu_peak_flops_per_s
+from nanochat_lit.common.hardware import (
+    BFLOAT16_CAPABILITY,
+    COMPUTE_DTYPES,
+    Card,
+    find_card,
+    native_cuda_dtype,
+    resolve_compute_dtype,
+)
 from nanochat_lit.model.accounting import count_parameters, kv_cache_bytes
 from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.decode_kernel import uncovered
 from nanochat_lit.model.loss_kernel import loss_library, loss_problem
-from nanochat_lit.model.memory import TrainingMemory, training_memory
+from nanochat_lit.model.memory import TrainingMemory, largest_that_fits, training_memory
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, REFERENCE_WIDTH, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import TrainingPlan, derive_plan, micro_batches
 from nanochat_lit.optim.step_costs import step_costs
@@ -35,13 +46,13 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     bigram_factor: int = 0,
     micro_batch_size: int = 16,
     gpus: int = 8,
-    gpu: str = "H100",
+    gpu: str | None = None,
     peak_flops_per_s: float | None = None,
     mfu: float = 0.5,
     price_per_gpu_hour: float = 3.0,
     strategy: Literal["ddp", "zero"] = "ddp",
     device: Literal["cuda", "cpu"] = "cuda",
-    compute_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     compile: bool = True,  # noqa: A002 - the key of recipes
     activation_checkpointing: Checkpointing = False,
     fp8: bool = False,
@@ -64,13 +75,14 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         bigram_factor: Rows of the table of hashed pairs of tokens, per token of the vocabulary; 0 for none.
         micro_batch_size: Rows per device per forward; the memory estimate depends on it.
         gpus: Devices.
-        gpu: Their name, for the table of peak arithmetic.
-        peak_flops_per_s: Peak of one device in bf16; null looks the name up.
+        gpu: Their name, such as T4, A100, "RTX 4090" or H100; null is this machine's GPU, or H100 where there is none. Its compute
+            capability decides on dtype and attention, its memory on what fits.
+        peak_flops_per_s: Peak of one device at 16 bits; null looks the name up.
         mfu: Share of the peak that training reaches, 0 to 1.
         price_per_gpu_hour: Dollars per device and hour.
         strategy: How memory is divided: ddp, or zero (optimizer state shared among the devices).
         device: Kind of device, for the memory estimate; on a CPU the process itself takes half a GiB more.
-        compute_dtype: Of activations, likewise.
+        compute_dtype: Of activations, likewise; auto is what the GPU has in hardware.
         compile: Whether training steps are compiled, likewise.
         activation_checkpointing: true or selective: what is computed again in the backward pass, likewise.
         fp8: Whether linear layers compute in float8, likewise.
@@ -85,20 +97,71 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         config, target_param_data_ratio=target_param_data_ratio, tokens_per_step=tokens_per_step, num_steps=num_steps,
         target_flops=target_flops,
     )  # fmt: skip
+    gpu = _this_gpu() if gpu is None else gpu
+    dtype = _dtype(gpu, device, compute_dtype)
     estimate = partial(
-        training_memory, config, micro_batch_size=micro_batch_size, strategy=strategy, device_type=device,
-        compute_dtype=COMPUTE_DTYPES[compute_dtype], is_compiled=compile, activation_checkpointing=activation_checkpointing, fp8=fp8,
+        training_memory, config, strategy=strategy, device_type=device, compute_dtype=dtype, is_compiled=compile, fp8=fp8,
+        capability=_capability(gpu), activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
-    values = _values(config, derived, micro_batch_size, gpus)
-    if device == "cpu":
-        values["kernels_of_this_machine"] = {"training": describe_kernels(), "decoding": _decoding(config)}
-    values["memory_bytes"] = _memory(config, estimate(world_size=gpus), estimate(world_size=1))
-    values["memory_bytes_by_devices"] = {str(n): estimate(world_size=n).total for n in _device_counts(gpus)}
-    step = step_costs(config, strategy=strategy, world_size=gpus, compute_dtype=COMPUTE_DTYPES[compute_dtype])
-    values["optimizer_step_of_a_device"] = asdict(step)
+    values = _values(config, derived, micro_batch_size, gpus) | _memory(config, estimate, micro_batch_size, gpus)
+    costs = step_costs(config, strategy=strategy, world_size=gpus, compute_dtype=dtype)
+    values["optimizer_step_of_a_device"] = asdict(costs)
+    values |= _hardware(config, device, find_card(gpu), dtype, partial(estimate, world_size=gpus), micro_batch_size)
     cost = _cost(derived, gpus, gpu, peak_flops_per_s, mfu, price_per_gpu_hour)
     values["cost"] = {"hardware": f"{gpus} x {gpu}", "strategy": strategy, **cost}
     print(json_module.dumps(values) if json else _table(values))
+
+
+def _this_gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "H100"
+
+
+def _capability(gpu: str) -> tuple[int, int]:
+    card = find_card(gpu)
+    return card.capability if card is not None and card.capability is not None else BFLOAT16_CAPABILITY
+
+
+def _dtype(gpu: str, device: str, requested: str) -> torch.dtype:
+    """The dtype that a run gets on a card.
+
+    Raises:
+        UserError: If it asks for bfloat16 and the card does not have it.
+    """
+    native = native_cuda_dtype(_capability(gpu))
+    if device == "cuda" and requested == "bfloat16" and native != torch.bfloat16:
+        raise UserError(
+            f"compute_dtype is bfloat16, which {gpu} does not have; use auto or {native}".replace("torch.", "")
+        )
+    if requested == "auto":
+        return native if device == "cuda" else resolve_compute_dtype("auto", device)
+    return COMPUTE_DTYPES[requested]
+
+
+def _hardware(
+    config: GPTConfig,
+    device: str,
+    card: Card | None,
+    dtype: torch.dtype,
+    estimate: Callable[..., TrainingMemory],
+    micro_batch_size: int,
+) -> dict[str, dict[str, Any]]:
+    """The kernels of this CPU; or of a GPU what it has, whether the run fits, and the largest power of two that would."""
+    if device == "cpu":
+        return {"kernels_of_this_machine": {"training": describe_kernels(), "decoding": _decoding(config)}}
+    if card is None:
+        return {}
+
+    def fits(size: int) -> bool:
+        return estimate(micro_batch_size=size).total <= card.gib * 2**30
+
+    return {
+        "card": {
+            "memory_gib": card.gib,
+            "compute_dtype": str(dtype).removeprefix("torch."),
+            "fits": fits(micro_batch_size),
+            "largest_micro_batch": largest_that_fits([2**n for n in range(12)], fits),
+        }
+    }
 
 
 def _values(config: GPTConfig, derived: TrainingPlan, micro_batch_size: int, gpus: int) -> dict[str, dict[str, Any]]:
@@ -156,14 +219,21 @@ def _learning_rates(config: GPTConfig, derived: TrainingPlan) -> dict[str, Any]:
     }
 
 
-def _memory(config: GPTConfig, memory: TrainingMemory, alone: TrainingMemory) -> dict[str, int]:
-    """Of one device; a checkpoint, which rank 0 copies to the host, holds the optimizer state of all of them."""
-    return {
-        **asdict(memory),
-        "total": memory.total,
+def _memory(
+    config: GPTConfig, estimate: Callable[..., TrainingMemory], micro_batch_size: int, gpus: int
+) -> dict[str, dict[str, Any]]:
+    """The estimate by its parts, and its total for several numbers of devices.
+
+    A checkpoint, which rank 0 copies to the host, holds the optimizer state of all of them.
+    """
+    totals = {n: estimate(micro_batch_size=micro_batch_size, world_size=n) for n in _device_counts(gpus)}
+    whole = {
+        **asdict(totals[gpus]),
+        "total": totals[gpus].total,
         "kv_cache_per_sequence": kv_cache_bytes(config),
-        "checkpoint_on_host": alone.weights + alone.optimizer_state,
+        "checkpoint_on_host": totals[1].weights + totals[1].optimizer_state,
     }
+    return {"memory_bytes": whole, "memory_bytes_by_devices": {str(n): memory.total for n, memory in totals.items()}}
 
 
 def _device_counts(gpus: int) -> list[int]:
@@ -174,7 +244,7 @@ def _device_counts(gpus: int) -> list[int]:
 def _cost(
     derived: TrainingPlan, gpus: int, gpu: str, peak_flops_per_s: float | None, mfu: float, price_per_gpu_hour: float
 ) -> dict[str, Any]:
-    peak = peak_flops_per_s if peak_flops_per_s is not None else gpu_peak_flops_per_s(gpu, COMPUTE_DTYPES["bfloat16"])
+    peak = peak_flops_per_s if peak_flops_per_s is not None else getattr(find_card(gpu), "peak_flops_per_s", math.nan)
     if not peak > 0:  # NaN for a name that the table does not have
         raise UserError(f"the peak of {gpu!r} is not known; give --peak_flops_per_s, a positive number")
     hours = derived.total_flops / (peak * mfu * gpus) / 3600
@@ -206,6 +276,8 @@ def _table(values: dict[str, Any]) -> str:
 def _format(name: str, value: Any, section: str) -> str:
     if section.startswith("memory_bytes"):
         return f"{value / 2**30:,.2f} GiB"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if name == "windows":
         return " ".join(map(str, value))
     if name == "dollars":

@@ -42,7 +42,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
         slots: Requests that a worker answers at once; each holds a KV cache of the whole context.
         max_queue: Most requests that wait for a slot of a worker; more are refused with 429.
         workers: Processes per device, each with a model of its own.
-        devices: CUDA devices to use, one or more workers on each.
+        devices: GPUs to use, one or more workers on each.
         allowed_hosts: Names of this server in addition to its address, as in '["chat.example.org"]'; requests that use another
             name are refused, because a web page may have made it. '["*"]' allows all.
         request_timeout_s: Longest time for a request, waiting included; then it gets 504.
@@ -88,9 +88,9 @@ def _devices(workers: int, devices: int, device: str | None) -> list[str | None]
     """Where each worker computes."""
     if workers < 1 or devices < 1:
         raise UserError(f"workers is {workers} and devices {devices}; use at least 1 of each")
-    if devices > 1 and device not in (None, "cuda"):
+    if devices > 1 and device not in (None, "cuda", "xpu"):
         raise UserError(f"devices is {devices}, but there is one device {device}; leave --devices or --device out")
-    return ([f"cuda:{index}" for index in range(devices)] if devices > 1 else [device]) * workers
+    return ([f"{device or 'cuda'}:{index}" for index in range(devices)] if devices > 1 else [device]) * workers
 
 
 def model_name(model: str) -> str:

@@ -32,14 +32,24 @@ def free_memory_bytes(device: "torch.device") -> int | None:
     """Memory of a device that tensors can take; None where the system does not say.
 
     Args:
-        device: cpu, cuda or mps, which shares the machine's.
+        device: A GPU with memory of its own (cuda, xpu), or cpu and mps, which share the machine's.
     """
-    if device.type != "cuda":
+    if device.type in ("cpu", "mps"):
         return available_memory_bytes() if hasattr(os, "sysconf") else None
     import torch
 
-    free, _ = torch.cuda.mem_get_info(device)  # and what this process has taken from the driver, but no tensor uses
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    module = torch.get_device_module(device.type)
+    free, _ = module.mem_get_info(device)  # and what this process has taken from the driver, but no tensor uses
+    return free + module.memory_reserved(device) - module.memory_allocated(device)
+
+
+def total_memory_bytes(device: "torch.device") -> int:
+    """Memory of a GPU: its own, or what macOS recommends as the most that it takes of the machine's."""
+    import torch
+
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return torch.get_device_module(device.type).get_device_properties(device).total_memory
 
 
 def _from_meminfo(meminfo: Path) -> int:

@@ -6,8 +6,12 @@ Nothing here runs at import; every probe is a function call.
 import math
 import os
 import platform
+import re
 import time
+import warnings
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -15,44 +19,64 @@ from nanochat_lit.common.errors import UserError
 
 COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
-# Dense peak of matrix products with 16-bit inputs and 32-bit accumulation, FLOP/s, from the vendors' data sheets
-# (without sparsity). The first entry whose words all occur in the device's name wins, so the special comes first.
-_GPU_PEAK_FLOPS_PER_S: tuple[tuple[tuple[str, ...], float], ...] = (
-    (("gb200",), 2.5e15),
-    (("b200",), 2.25e15),
-    (("h200",), 989e12),
-    (("h100", "nvl"), 835e12),
-    (("h100", "pcie"), 756e12),
-    (("h100",), 989e12),
-    (("gh200",), 989e12),
-    (("h800", "pcie"), 756e12),
-    (("h800",), 989e12),
-    (("a100",), 312e12),
-    (("a800",), 312e12),
-    (("a40",), 149.7e12),
-    (("a10g",), 70e12),
-    (("a10",), 125e12),
-    (("l40s",), 362e12),
-    (("l40",), 181e12),
-    (("l4",), 121e12),
-    (("5090",), 209e12),
-    (("4090",), 165e12),
-    (("3090",), 71e12),
-    (("v100",), 125e12),
-    (("t4",), 65e12),
-    (("mi300x",), 1307e12),
-    (("mi250x",), 383e12),
+BFLOAT16_CAPABILITY = (8, 0)
+"""First CUDA compute capability with bfloat16 tensor cores (Ampere)."""
+
+FLOAT16_CAPABILITY = (7, 0)
+"""First CUDA compute capability with float16 tensor cores (Volta)."""
+
+_BFLOAT16_ROCM = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
+"""Architectures of AMD GPUs with bfloat16 matrix instructions, by the beginning of their names."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model of GPU, from its vendor's data sheet."""
+
+    words: tuple[str, ...]
+    """All of them occur in the name that the driver gives."""
+    peak_flops_per_s: float
+    """Dense matrix multiplications with 16-bit inputs and 32-bit accumulation, without sparsity."""
+    gib: int
+    """Memory."""
+    capability: tuple[int, int] | None = None
+    """CUDA compute capability; None for other vendors."""
+
+
+# Fields of Card. The first entry that matches a name wins, so the special comes first.
+_CARDS: tuple[tuple[Any, ...], ...] = (
+    (("gb200",), 2.5e15, 186, (10, 0)),
+    (("b200",), 2.25e15, 180, (10, 0)),
+    (("h200",), 989e12, 141, (9, 0)),
+    (("h100", "nvl"), 835e12, 94, (9, 0)),
+    (("h100", "pcie"), 756e12, 80, (9, 0)),
+    (("h100",), 989e12, 80, (9, 0)),
+    (("gh200",), 989e12, 96, (9, 0)),
+    (("h800", "pcie"), 756e12, 80, (9, 0)),
+    (("h800",), 989e12, 80, (9, 0)),
+    (("a100", "40gb"), 312e12, 40, (8, 0)),
+    (("a100",), 312e12, 80, (8, 0)),
+    (("a800",), 312e12, 80, (8, 0)),
+    (("a40",), 149.7e12, 48, (8, 6)),
+    (("a10g",), 70e12, 24, (8, 6)),
+    (("a10",), 125e12, 24, (8, 6)),
+    (("l40s",), 362e12, 48, (8, 9)),
+    (("l40",), 181e12, 48, (8, 9)),
+    (("l4",), 121e12, 24, (8, 9)),
+    (("5090",), 209e12, 32, (12, 0)),
+    (("4090",), 165e12, 24, (8, 9)),
+    (("3090",), 71e12, 24, (8, 6)),
+    (("v100",), 125e12, 16, (7, 0)),
+    (("t4",), 65e12, 16, (7, 5)),
+    (("mi300x",), 1307e12, 192),
+    (("mi250x",), 383e12, 128),
 )
-# These have tensor cores for float16 only.
-_FLOAT16_ONLY = (("v100",), ("t4",))
 
 
 def resolve_compute_dtype(requested: str = "auto", device: str | torch.device | None = None) -> torch.dtype:
-    """Number format of activations and matrix products.
+    """Dtype of activations and matrix multiplications.
 
-    The environment variable NANOCHAT_DTYPE, when set, wins over `requested`. "auto" is bfloat16 where it is native (CUDA
-    from compute capability 8.0, CPUs with bfloat16 instructions), else float32. float16 is never chosen by itself: it
-    needs a gradient scaler, and on CPU its matrix products are a hundred times slower than float32's.
+    The environment variable NANOCHAT_DTYPE, when set, wins over `requested`. "auto" is the device's `native_dtype`.
 
     Args:
         requested: "auto", "bfloat16", "float16" or "float32".
@@ -62,16 +86,58 @@ def resolve_compute_dtype(requested: str = "auto", device: str | torch.device | 
         A torch dtype.
 
     Raises:
-        UserError: If `requested` or NANOCHAT_DTYPE is none of the four words.
+        UserError: If `requested` or NANOCHAT_DTYPE is none of the four words, or is bfloat16 on a GPU that emulates it.
     """
     override = os.environ.get("NANOCHAT_DTYPE", "")
     word, origin = (override, "environment variable NANOCHAT_DTYPE") if override else (requested, "compute_dtype")
-    if word in COMPUTE_DTYPES:
-        return COMPUTE_DTYPES[word]
-    if word != "auto":
+    if word != "auto" and word not in COMPUTE_DTYPES:
         raise UserError(f"{origin} {word!r} is unknown; choose one of auto, {', '.join(COMPUTE_DTYPES)}")
+    if word in ("float16", "float32"):
+        return COMPUTE_DTYPES[word]
     device = default_device() if device is None else torch.device(device)
-    return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
+    native = native_dtype(device)
+    if word == "bfloat16" and not _has_bfloat16(device, native):
+        better = str(native).removeprefix("torch.")
+        raise UserError(f"{origin} is bfloat16, which {_describe(device)} does not have; use auto (here {better})")
+    return native if word == "auto" else torch.bfloat16
+
+
+def native_dtype(device: torch.device) -> torch.dtype:
+    """The narrowest dtype that a device multiplies matrices in by hardware, as safe as training with it can be.
+
+    bfloat16 from CUDA compute capability 8.0, on AMD's matrix cores, on Intel's GPUs and on CPUs with its instructions;
+    float16, which trains with a gradient scaler, from capability 7.0 (V100, T4); else float32. MPS computes in float32:
+    bfloat16 there is not faster on every chip.
+    """
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        if torch.version.hip:
+            return torch.bfloat16 if properties.gcnArchName.startswith(_BFLOAT16_ROCM) else torch.float16
+        return native_cuda_dtype((properties.major, properties.minor))
+    if device.type == "xpu":
+        return torch.bfloat16
+    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
+
+
+def native_cuda_dtype(capability: tuple[int, int]) -> torch.dtype:
+    """`native_dtype` of a CUDA compute capability."""
+    if capability >= BFLOAT16_CAPABILITY:
+        return torch.bfloat16
+    return torch.float16 if capability >= FLOAT16_CAPABILITY else torch.float32
+
+
+def _has_bfloat16(device: torch.device, native: torch.dtype) -> bool:
+    """Whether bfloat16 may be asked for: natively on CUDA; CPUs and Apple's GPUs from macOS 14 may be slow at it."""
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    return device.type != "cuda" or native == torch.bfloat16
+
+
+def _describe(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "macOS before 14"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
 
 
 def is_free_choice(requested: str) -> bool:
@@ -80,12 +146,66 @@ def is_free_choice(requested: str) -> bool:
 
 
 def default_device() -> torch.device:
-    """The fastest kind of device that is there: CUDA, then Apple's MPS, then the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
+    """The accelerator that torch finds (CUDA, ROCm, MPS, XPU), else the CPU, with a warning if a GPU's driver is too old."""
+    if (found := torch.accelerator.current_accelerator(check_available=True)) is not None:
+        return found
+    if "too old" in (reason := why_no_gpu()):
+        warnings.warn(f"the CPU is used: {reason}", stacklevel=2)
     return torch.device("cpu")
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """A device by name, None for `default_device()`.
+
+    Raises:
+        UserError: If there is no such device here; it gives the reason.
+    """
+    try:
+        device = default_device() if name is None else torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r} is unknown; use cpu, cuda, mps or xpu, or leave it out") from None
+    if name is not None and device.type not in ("cpu", "meta"):
+        module = torch.get_device_module(device.type)
+        count = module.device_count() if module.is_available() else 0
+        if count == 0:
+            reason = why_no_gpu() if device.type == "cuda" else f"PyTorch finds no {device.type} device on this machine"
+            raise UserError(f"device {name} cannot be used: {reason}")
+        if (device.index or 0) >= count:
+            raise UserError(
+                f"device {name} does not exist; this machine has {device.type}:0 to {device.type}:{count - 1}"
+            )
+    check_kernels(device)
+    return device
+
+
+def check_kernels(device: torch.device) -> None:
+    """Raise UserError for a GPU older than all that this build of torch has kernels for (a V100 and CUDA 13, say)."""
+    if device.type != "cuda" or torch.version.hip:
+        return
+    built = [int(name[3:].rstrip("af")) for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    major, minor = torch.cuda.get_device_capability(device)
+    if built and 10 * major + minor < min(built):
+        raise UserError(
+            f"this PyTorch ({torch.__version__}) has no kernels for {_describe(device)}; "
+            f"install one for an older CUDA, whose builds still have them"
+        )
+
+
+def why_no_gpu() -> str:
+    """Why torch finds no CUDA device: no driver, a driver too old for this build of torch, or a build without CUDA."""
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:
+        found = re.search(r"driver on your system is too old \(found version (\d+)\)", str(error))
+        if found:
+            major, minor = divmod(int(found[1]) // 10, 100)
+            return (
+                f"the NVIDIA driver is too old for this PyTorch: it supports CUDA {major}.{minor}, PyTorch is built for CUDA "
+                f"{torch.version.cuda}; update the driver, or install a PyTorch built for CUDA {major}.{minor} or older"
+            )
+        if torch.version.cuda is None and torch.version.hip is None:
+            return "this PyTorch is built without CUDA; install a build with it to use a GPU"
+    return "PyTorch finds no GPU on this machine"
 
 
 LONGEST_PRODUCT_S = 0.3
@@ -111,24 +231,29 @@ def peak_flops_per_s(device: str | torch.device, dtype: torch.dtype) -> float:
     return math.nan
 
 
-def gpu_peak_flops_per_s(name: str, dtype: torch.dtype) -> float:
-    """Data-sheet peak of a GPU by the name its driver gives; NaN for unknown names and for dtypes wider than 16 bits."""
-    if dtype not in (torch.bfloat16, torch.float16):
-        return math.nan
+def find_card(name: str) -> Card | None:
+    """The data sheet of a GPU by the name its driver gives; None for unknown names and for slices of a GPU (MIG)."""
     words = name.lower().replace("-", " ").split()
-    if "mig" in words:  # a slice of a GPU, whose share the name does not state in FLOP/s
+    if "mig" in words:  # a slice, whose share the name does not state in FLOP/s
+        return None
+    for card in (Card(*fields) for fields in _CARDS):
+        if all(any(word == want or (len(want) > 3 and want in word) for word in words) for want in card.words):
+            return card
+    return None
+
+
+def gpu_peak_flops_per_s(name: str, dtype: torch.dtype) -> float:
+    """Data-sheet peak of a GPU by the name its driver gives; NaN for unknown names, and for dtypes without tensor cores."""
+    card = find_card(name)
+    if card is None or dtype not in (torch.bfloat16, torch.float16):
         return math.nan
-    for wanted, flops_per_s in _GPU_PEAK_FLOPS_PER_S:
-        if all(any(word == want or (len(want) > 3 and want in word) for word in words) for want in wanted):
-            return math.nan if wanted in _FLOAT16_ONLY and dtype != torch.float16 else flops_per_s
-    return math.nan
+    is_emulated = dtype == torch.bfloat16 and card.capability is not None and card.capability < BFLOAT16_CAPABILITY
+    return math.nan if is_emulated else card.peak_flops_per_s
 
 
-def _has_native_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu" or platform.system() != "Linux":
-        return False  # elsewhere torch's CPU build has no fast bfloat16 product, whatever the processor can do
+def _cpu_has_bfloat16() -> bool:
+    if platform.system() != "Linux":
+        return False  # elsewhere torch's CPU build has no fast bfloat16 matmul, whatever the processor can do
     capabilities = torch.cpu.get_capabilities()
     names = ("avx512_bf16", "amx_bf16") if capabilities.get("architecture") == "x86_64" else ("bf16", "sve_bf16")
     return any(bool(capabilities.get(name, False)) for name in names)

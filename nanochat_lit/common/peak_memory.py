@@ -7,7 +7,7 @@ import torch
 
 
 def peak_memory_bytes(device: str | torch.device = "cpu", status: Path = Path("/proc/self/status")) -> int:
-    """Most memory that was held at once: on a CUDA device by tensors, else by this process (its resident pages).
+    """Most memory that was held at once: by tensors on a GPU that counts them (CUDA, ROCm, XPU), else by this process (its resident pages).
 
     Args:
         device: Where the tensors are.
@@ -17,8 +17,10 @@ def peak_memory_bytes(device: str | torch.device = "cpu", status: Path = Path("/
         Bytes; 0 where the system does not say (Windows).
     """
     device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" and (
+        measured := getattr(torch.get_device_module(device.type), "max_memory_allocated", None)
+    ):
+        return measured(device)
     if status.exists():  # getrusage would give the peak of the process that started this one, if that was higher
         for line in status.read_text("utf-8").splitlines():
             if line.startswith("VmHWM:"):

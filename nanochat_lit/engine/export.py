@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import default_device, is_free_choice
+from nanochat_lit.common.hardware import find_device, is_free_choice
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
 from nanochat_lit.model import GPT
@@ -103,7 +103,7 @@ def load_export(
     expected = provenance.get("tokenizer_fingerprint") if isinstance(provenance, dict) else None
     if expected != tokenizer.fingerprint:
         raise UserError(f"the tokenizer in {folder} is not the one of its model (of another export?); export again")
-    device = default_device() if device is None else device
+    device = find_device(device)
     model = load_model(folder, device, compute_dtype, cast_weights=cast_weights)
     _check_vocabulary(model, tokenizer, folder)
     if (cast_weights and packed) or quantize:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from nanochat_lit.common.errors import UserError, missing_package
-from nanochat_lit.common.hardware import default_device, resolve_compute_dtype
+from nanochat_lit.common.hardware import find_device, resolve_compute_dtype
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.evaluation.scoring import RowScorer
 from nanochat_lit.model import IGNORE_INDEX
@@ -223,7 +223,9 @@ class HuggingFaceModel:
                 raise UserError(f"a prompt of {len(prompt)} tokens leaves no room in {self.sequence_len}; shorten it")
         limits = [min(max_new_tokens, self.sequence_len - len(prompt)) for prompt in prompts]
         completions: list[list[int]] = [[] for _ in prompts]
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        has_generator = self.device.type not in ("cpu", "mps")  # of its own, by index
+        kind = self.device.type if has_generator else "cuda"
+        with torch.random.fork_rng([self.device.index or 0] if has_generator else [], device_type=kind):
             torch.manual_seed(seed)
             for members in self._batches([len(prompt) for prompt in prompts], limits):
                 batch = self._generate([prompts[index] for index in members], limits[members[0]], temperature, top_k)
@@ -327,7 +329,7 @@ def load_huggingface(
             f"{folder} has no weights in safetensors; others (pytorch_model.bin) are pickles, which can run code: "
             "convert them with transformers' save_pretrained"
         )
-    device = default_device() if device is None else torch.device(device)
+    device = find_device(device)
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     dtype = resolve_compute_dtype(compute_dtype, device)
     has_bar = transformers.utils.logging.is_progress_bar_enabled()

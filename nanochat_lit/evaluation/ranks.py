@@ -59,10 +59,11 @@ def joined_ranks() -> Iterator[torch.device | None]:
     if world_size() == 1 or dist.is_initialized():
         yield None
         return
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else None
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    device = None if accelerator is None else torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
     if device is not None:
-        torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if device is None else "nccl")
+        torch.accelerator.set_device_index(device.index)
+    dist.init_process_group("gloo" if device is None else dist.get_default_backend_for_device(device))
     try:
         yield device
     finally:

@@ -256,9 +256,9 @@ def _batches(
 
 
 def _row_scores(losses: Tensor, hits: Tensor, counts: list[int]) -> list[RowScore]:
-    if not bool(losses.isfinite().all()):
+    all_losses, all_hits = losses.cpu().double().numpy(), hits.cpu().numpy()  # MPS has no float64
+    if not np.isfinite(all_losses).all():
         raise UserError("the model gives losses that are not numbers (NaN or infinite); its weights are damaged")
-    all_losses, all_hits = losses.double().cpu().numpy(), hits.cpu().numpy()
     bounds = np.cumsum([0, *counts])
     return [
         RowScore(mean_loss=float(all_losses[start:stop].mean()), is_greedy=bool(all_hits[start:stop].all()))

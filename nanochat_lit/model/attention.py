@@ -12,6 +12,7 @@ w tokens before it.
 """
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat_lit.common.compilers import has_triton
+from nanochat_lit.common.compilers import missing_compiler
 
 QUERY_BLOCK = 128
 """Queries per block of the blocked form on a CPU."""
@@ -59,7 +60,7 @@ def choose_attention(
         dtype: Of queries, keys and values.
         num_tokens: Length of the sequence.
         is_compiling: Whether this is under torch.compile.
-        can_compile: Whether Triton is there to compile FlexAttention.
+        can_compile: Whether torch.compile works here, which FlexAttention needs.
         installed: FlashAttention implementations that can be used, of "FA3" and "FA4".
 
     Returns:
@@ -124,9 +125,10 @@ def cuda_facts(device: torch.device) -> dict[str, Any]:
         return {}
     properties = torch.cuda.get_device_properties(device)
     active = active_flash_attention()
+    can_compile = torch.compiler.is_compiling() or not missing_compiler(device.type)
     return {
         "capability": (properties.major, properties.minor),
-        "can_compile": has_triton(),
+        "can_compile": can_compile,
         "installed": (active,) if active else (),
     }
 
@@ -149,6 +151,19 @@ def flash_window_attention(queries: Tensor, keys: Tensor, values: Tensor, window
     options = {"window_size_left": window, "window_size_right": 0}
     flash = torch.ops.aten._flash_attention_forward
     return flash(queries, keys, values, None, None, num_queries, num_keys, 0.0, True, False, **options)[0]
+
+
+def steady_kernels(device: torch.device) -> AbstractContextManager[Any]:
+    """Keeps cuDNN out of the fused attention inside, unless gradients are wanted.
+
+    cuDNN builds a plan for each new shape, up to half a second each: worth it for the one shape of training, not for prompts,
+    decoding and evaluation, whose lengths vary.
+    """
+    if device.type != "cuda" or torch.is_grad_enabled():
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def fused_attention(queries: Tensor, keys: Tensor, values: Tensor, *, is_causal: bool) -> Tensor:

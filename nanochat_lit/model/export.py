@@ -34,6 +34,19 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     path.chmod(new_file_mode())
 
 
+def read_config(folder: str | Path) -> GPTConfig:
+    """The model config of an export.
+
+    Raises:
+        UserError: If the file is missing or holds something else.
+    """
+    path = Path(folder) / CONFIG_FILE
+    fields = read_json(path)
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} does not hold a model config")
+    return GPTConfig.from_dict(fields)
+
+
 def load_model(
     folder: str | Path,
     device: str | torch.device = "cpu",
@@ -52,11 +65,8 @@ def load_model(
     Raises:
         UserError: If a file is missing or broken, or the weights are those of another shape.
     """
-    folder = Path(folder)
-    fields = read_json(folder / CONFIG_FILE)
-    if not isinstance(fields, dict):
-        raise UserError(f"{folder / CONFIG_FILE} does not hold a model config")
-    config = GPTConfig.from_dict(fields)
+    folder, dtype = Path(folder), resolve_compute_dtype(compute_dtype, device)
+    config = read_config(folder)
     path = folder / WEIGHTS_FILE
     try:
         tensors = load_file(path)
@@ -66,7 +76,7 @@ def load_model(
         raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off, export again") from None
     model = assemble(config, tensors, path)
     model.to(device)
-    return model.set_compute_dtype(resolve_compute_dtype(compute_dtype, device), cast_weights=cast_weights)
+    return model.set_compute_dtype(dtype, cast_weights=cast_weights)
 
 
 def assemble(config: GPTConfig, tensors: dict[str, torch.Tensor], source: Path) -> GPT:

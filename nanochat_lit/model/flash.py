@@ -1,4 +1,4 @@
-"""FlashAttention 3 and 4, where they are installed, in place of torch's own flash kernel."""
+"""Which kernel torch's fused attention runs: FlashAttention 3 and 4, where they are installed, or one of torch's own."""
 
 import warnings
 from importlib.util import find_spec
@@ -6,9 +6,14 @@ from importlib.util import find_spec
 import torch
 
 from nanochat_lit.model.attention import choose_attention
+from nanochat_lit.model.config import GPTConfig
 
 FLASH_MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
 """What has to be importable for each implementation of torch's registry."""
+
+
+SDPA_KERNELS = {0: "math", 1: "flash", 2: "memory-efficient", 3: "cuDNN"}
+"""Names of the values of torch's SDPBackend."""
 
 
 def installed_flash_attention() -> tuple[str, ...]:
@@ -32,18 +37,42 @@ def activate_flash_attention(capability: tuple[int, int], dtype: torch.dtype) ->
 
     Returns:
         FA3 or FA4 if that is in use now, else None: nothing suitable is installed, or what is does not load (a warning
-        says so).
+        says so). cuDNN's kernel, which torch would prefer, is turned off then.
     """
     installed = installed_flash_attention()
     name = choose_attention("cuda", is_windowed=False, capability=capability, dtype=dtype, installed=installed)
     if name not in FLASH_MODULES:
         return None
-    from torch.nn.attention import activate_flash_attention_impl
-
     try:
+        from torch.nn.attention import activate_flash_attention_impl
+
         activate_flash_attention_impl(name)
     except (ImportError, RuntimeError) as error:  # built for another torch or CUDA
         reason = str(error).splitlines()[0]
         warnings.warn(f"{name} is installed but does not load ({reason}); torch's own kernel is used", stacklevel=2)
         return None
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return name
+
+
+def fused_kernel(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """The kernel that torch's fused attention runs in a training step of a model on a CUDA device.
+
+    Args:
+        config: Gives the shape.
+        device: Where.
+        dtype: Compute dtype.
+
+    Returns:
+        cuDNN, flash, memory-efficient or math; "sdpa" where torch does not say.
+    """
+    choose = getattr(torch, "_fused_sdp_choice", None)
+    if choose is None:
+        return "sdpa"
+    queries, keys = (
+        torch.empty(1, heads, config.sequence_len, config.head_dim, device=device, dtype=dtype, requires_grad=True)
+        for heads in (config.n_head, config.n_kv_head)
+    )
+    is_grouped = config.n_head != config.n_kv_head
+    chosen = choose(queries, keys, keys, None, 0.0, is_causal=True, enable_gqa=is_grouped)
+    return SDPA_KERNELS.get(int(chosen), "sdpa")

@@ -25,6 +25,7 @@ from nanochat_lit.model.attention import (
     causal_attention,
     choose_attention,
     cuda_facts,
+    steady_kernels,
     window_block_mask,
 )
 from nanochat_lit.model.bigram import bigram_rows
@@ -288,10 +289,10 @@ class GPT(nn.Module):
 
     def features(self, inputs: Tensor, kv_cache: Cache | None = None) -> Tensor:
         """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids."""
-        if kv_cache is None:
-            return self._states(inputs, None)
-        hidden = self._states(inputs, kv_cache)
-        kv_cache.advance(inputs.shape[1])
+        with steady_kernels(inputs.device):
+            hidden = self._states(inputs, kv_cache)
+        if kv_cache is not None:
+            kv_cache.advance(inputs.shape[1])
         return hidden
 
     def _states(self, inputs: Tensor, kv_cache: Cache | None) -> Tensor:

@@ -30,6 +30,9 @@ CHUNK_ELEMENTS = 1 << 22
 CHUNK_ROWS = 1024
 """Rows per chunk at least: each chunk adds a gradient of the whole unembedding, 12 bytes a weight to be moved."""
 
+FLOAT16_SCALE = 1024.0
+"""Factor on the gradients of float16 logits: those of improbable tokens are below float16's smallest number, 6e-8."""
+
 CHUNK_SHARE = 16
 """A chunk is at least one in so many of the rows: where memory is for many rows, it is for longer chunks."""
 
@@ -90,14 +93,14 @@ def softmax_and_slope(logits: Tensor, is_kept: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         (N, 1) float32 sums of the softcapped logits' exponentials, and (N, V), in the dtype of the logits, the gradient
-        of their logarithm with respect to the raw logits; 0 in ignored rows.
+        of their logarithm with respect to the raw logits, times `gradient_scale`; 0 in ignored rows.
     """
     # tanh(z) = 1 - 2r with r = 1 / (exp(2z) + 1), so one exponential gives the softcap and its slope 1 - tanh^2 = 4r(1-r):
     # cheaper than tanh on CPU. The softcap bounds the logits by 15, so no exponential overflows and no maximum is needed.
     r = 1.0 / (torch.exp(logits.float() * (2.0 / SOFTCAP)) + 1.0)
     exponentials = torch.exp(SOFTCAP * (1.0 - 2.0 * r))
     total = exponentials.sum(dim=-1, keepdim=True)
-    factor = torch.where(is_kept, 4.0 / total, 0.0)
+    factor = torch.where(is_kept, 4.0 * gradient_scale(logits.dtype) / total, 0.0)
     return total, (exponentials * factor * (r * (1.0 - r))).to(logits.dtype)
 
 
@@ -116,7 +119,7 @@ def chunk_loss_and_gradient(logits: Tensor, targets: Tensor, kernel: ChunkKernel
         kernel: `softmax_and_slope` or a compiled twin.
 
     Returns:
-        (N,) float32, and (N, V) in the dtype of the logits; ignored rows count nothing.
+        (N,) float32, and (N, V) in the dtype of the logits, times `gradient_scale`; ignored rows count nothing.
     """
     if has_loss_kernel(logits):
         return loss_and_gradient_in_place(logits, targets), logits
@@ -125,7 +128,7 @@ def chunk_loss_and_gradient(logits: Tensor, targets: Tensor, kernel: ChunkKernel
     total, gradient = kernel(logits, is_kept)
     squeezed = torch.tanh(logits.gather(1, index).float() / SOFTCAP)
     at_target = (torch.exp(SOFTCAP * squeezed) / total - 1.0) * (1.0 - squeezed.square()) * is_kept
-    gradient.scatter_(1, index, at_target.to(gradient.dtype))
+    gradient.scatter_(1, index, (at_target * gradient_scale(logits.dtype)).to(gradient.dtype))
     losses = (total.log() - SOFTCAP * squeezed) * is_kept
     return losses.squeeze(1), gradient
 
@@ -152,8 +155,8 @@ class ChunkMatmuls:
 
     def add_gradients(self, gradient: Tensor, grad_rows: Tensor, grad_weight: Tensor) -> None:
         """From the gradient of the logits just made: set that of the rows, add that of the weight."""
-        torch.mm(gradient, self._weight, out=grad_rows)
-        add_in_place(grad_weight, torch.mm(gradient.T, self._rows, out=self._product))
+        _unscaled_product(gradient, self._weight, out=grad_rows)
+        add_in_place(grad_weight, _unscaled_product(gradient.T, self._rows, out=self._product))
 
 
 MakeMatmuls = Callable[[Tensor, Tensor, int], Any]
@@ -193,6 +196,18 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors  # in place: both are as large as a step's memory is tight
         grad_weight = grad_weight.mul_(grad_output).to(ctx.weight_dtype)
         return grad_hidden.mul_(grad_output.to(grad_hidden.dtype)), grad_weight, None, None, None
+
+
+def gradient_scale(dtype: torch.dtype) -> float:
+    """Factor on the gradients of logits of a dtype; the matrix multiplications after them divide by it."""
+    return FLOAT16_SCALE if dtype == torch.float16 else 1.0
+
+
+def _unscaled_product(gradient: Tensor, other: Tensor, out: Tensor) -> Tensor:
+    """Gradient @ other / gradient_scale, divided before it is rounded to the dtype of out."""
+    if gradient.dtype != torch.float16:
+        return torch.mm(gradient, other, out=out)
+    return torch.addmm(out, gradient, other, beta=0, alpha=1.0 / FLOAT16_SCALE, out=out)
 
 
 def _rows_that_count(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ Attention by blocks keeps the probabilities (in float32, and again in 16 bits) o
 keys it meets, and copies of those keys and values. The fused kernels and FlexAttention keep queries, keys, values and output.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -59,6 +60,7 @@ class _Run:
     rows: int
     element: int  # bytes of the compute dtype
     device_type: str
+    capability: tuple[int, int] | None
     is_compiled: bool
     has_loss_kernel: bool
     is_float8: bool
@@ -70,6 +72,7 @@ def training_memory(
     micro_batch_size: int,
     compute_dtype: torch.dtype = torch.bfloat16,
     device_type: str = "cuda",
+    capability: tuple[int, int] | None = (8, 0),
     is_compiled: bool = True,
     activation_checkpointing: Checkpointing = False,
     fp8: bool = False,
@@ -82,7 +85,8 @@ def training_memory(
         config: Shape of the model.
         micro_batch_size: Rows per device per forward.
         compute_dtype: Of activations; tables are stored in it too (in float32 when it is float16).
-        device_type: "cuda" (of compute capability 8.0 or more) or "cpu"; they differ in attention and allocator.
+        device_type: "cuda", "cpu" or another of torch's words; they differ in attention and allocator.
+        capability: CUDA compute capability, which decides on the form of windowed attention.
         is_compiled: Whether torch.compile is on.
         activation_checkpointing: Whether blocks are computed again in the backward pass; see `GPT`.
         fp8: Whether linear layers compute in float8.
@@ -94,6 +98,7 @@ def training_memory(
         rows=micro_batch_size,
         element=compute_dtype.itemsize,
         device_type=device_type,
+        capability=capability,
         is_compiled=is_compiled,
         has_loss_kernel=device_type == "cpu" and compute_dtype != torch.float16 and has_cpp_compiler(),
         is_float8=fp8,
@@ -122,6 +127,23 @@ def training_memory(
         workspace=workspace,
         allocator=int(slack),
     )
+
+
+def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
+    """The largest of ascending sizes that fits, found by bisection; 0 if none does.
+
+    Args:
+        sizes: In ascending order.
+        fits: Predicate on the size; must be monotone.
+    """
+    low, high = -1, len(sizes)  # sizes[low] fits, sizes[high] does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(sizes[middle]):
+            low = middle
+        else:
+            high = middle
+    return sizes[low] if low >= 0 else 0
 
 
 def _glibc_slack(held: int, passing: int, run: _Run) -> float:
@@ -186,7 +208,7 @@ def _attention(config: GPTConfig, run: _Run, layer: int) -> int:
     form = choose_attention(
         run.device_type,
         is_windowed=window < length - 1,
-        capability=(8, 0),
+        capability=run.capability,
         num_tokens=length,
         is_compiling=run.is_compiled,
     )

@@ -266,6 +266,9 @@ class MuonAdamW(torch.optim.Optimizer):
                 parts = {name: value if name == "step" else value[own].clone() for name, value in state[index].items()}
                 state[index] = parts
         super().load_state_dict({**state_dict, "state": state})
+        for parameter, loaded in self.state.items():
+            if "step" in loaded:  # torch leaves it on the CPU; fused AdamW wants it beside its parameter
+                loaded["step"] = loaded["step"].to(parameter.device)
 
     def _divided(self) -> Iterator[tuple[int, slice | list[int], Callable[[Tensor], Tensor]]]:
         """Of each state that is divided: its number in state_dict, this rank's rows, and how all rows are gathered."""

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -19,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from nanochat_lit.common.class_path import put_current_folder_on_path
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.recipes import find_recipe
+from nanochat_lit.training.accelerators import choose_accelerator
 from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
 from nanochat_lit.training.callbacks.export import ExportModel
 from nanochat_lit.training.callbacks.garbage import FreezeGarbage
@@ -198,7 +198,8 @@ class NanochatCLI(LightningCLI):
                 raise UserError(f"trainer.{name} is {trainer_config[name]!r}, but runs do not use it; set {instead}")
         if run_dir.exists() and not run_dir.is_dir():
             raise UserError(f"run_dir {run_dir} is a file; give a folder")
-        device = "cpu" if trainer_config.get("accelerator") == "cpu" else None
+        accelerator = choose_accelerator(trainer_config.get("accelerator"), trainer_config.get("devices"))
+        device = "cpu" if accelerator == "cpu" else None
         precision = ExplicitPrecision(self._get(self.config_init, "compute_dtype"), device)
         log_every = self._get(self.config_init, "log_every")
         callbacks = [
@@ -218,7 +219,7 @@ class NanochatCLI(LightningCLI):
             "logger": _loggers(run_dir, trainer_config.get("logger")) if self.subcommand == "fit" else False,
             "plugins": [*(trainer_config.get("plugins") or []), precision, checkpoint_io],
         }
-        config = {**trainer_config, **kwargs}
+        config = {**trainer_config, **kwargs, "accelerator": accelerator or "auto"}
         config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
         try:
             return self._instantiate_trainer(config, [])
@@ -250,11 +251,6 @@ def _loggers(run_dir: Path, more: Any) -> list[Logger]:
 
 def _explain(error: Exception, trainer_config: Any) -> str:
     accelerator, devices = trainer_config.get("accelerator"), trainer_config.get("devices")
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        return (
-            f"this run asks for {devices} GPU(s) and PyTorch finds none on this machine; "
-            "use one that has them, or --trainer.accelerator cpu --trainer.devices 1 --trainer.strategy auto"
-        )
     return (
         f"the Trainer cannot be set up with accelerator {accelerator!r} and devices {devices!r}: "
         f"{str(error).splitlines()[0]} (on this machine try --trainer.accelerator auto --trainer.devices 1)"

@@ -87,7 +87,7 @@ class LanguageDataModule(LightningDataModule):
             rows = stream.source.num_rows("train", enough=world_size() * max(1, self.num_workers))
             if rows is not None:
                 self.check_ranks(rows, stream.source.name)
-        self._loader = ResumableLoader(stream, self.num_workers, pin_memory=torch.cuda.is_available())
+        self._loader = ResumableLoader(stream, self.num_workers, pin_memory=self.module.device.type in ("cuda", "xpu"))
         if self._positions:
             self._loader.seek(self._own_position(stream, self._positions, self._loader.num_readers))
         return self._loader

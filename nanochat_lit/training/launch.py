@@ -4,12 +4,19 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from nanochat_lit.common.available_memory import total_memory_bytes
 from nanochat_lit.common.distributed import is_srun, rank, world_size
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.peak_memory import memory_text
+from nanochat_lit.model.attention import cuda_facts
+from nanochat_lit.model.checkpointing import Checkpointing
+from nanochat_lit.model.memory import largest_that_fits, training_memory
 from nanochat_lit.training.datamodules import LanguageDataModule
+from nanochat_lit.training.micro_batch import strategy_name
 from nanochat_lit.training.module import LanguageModule
 
 
@@ -54,6 +61,51 @@ def check_batch(module: LightningModule, datamodule: LightningDataModule | None,
         module.check_batch(datamodule.rows, num_ranks, getattr(datamodule, "vocab_size", "auto"))
 
 
+PLAN_TOLERANCE = 0.1
+"""A run is refused only if its estimate exceeds the memory by more than this share: estimates are that exact."""
+
+
+def check_memory(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None) -> None:
+    """Compare the estimate of `nanochat-lit plan` with the memory of the GPU.
+
+    Raises:
+        UserError: If the run cannot fit; it proposes what does.
+    """
+    device = trainer.strategy.root_device
+    if not (isinstance(module, LanguageModule) and isinstance(datamodule, LanguageDataModule)) or device.type == "cpu":
+        return
+    config = module.config_before_data(getattr(datamodule, "vocab_size", "auto"))
+    if config is None:
+        return
+    memory, size = total_memory_bytes(device), datamodule.rows
+
+    def need(sequences: int, *, checkpointing: Checkpointing = module.activation_checkpointing) -> int:
+        return training_memory(
+            config,
+            micro_batch_size=sequences,
+            compute_dtype=getattr(trainer.precision_plugin, "compute_dtype", torch.float32),
+            device_type=device.type,
+            capability=cuda_facts(device).get("capability"),
+            activation_checkpointing=checkpointing,
+            strategy=strategy_name(trainer),
+            world_size=trainer.num_devices * trainer.num_nodes,
+        ).total
+
+    if need(size) <= (1 + PLAN_TOLERANCE) * memory:
+        return
+    sizes = [number for number in range(1, size) if size % number == 0]
+    if fitting := largest_that_fits(sizes, lambda sequences: need(sequences) <= memory):
+        fix = f"use --data.micro_batch_size {fitting}"
+    elif need(1, checkpointing=True) <= memory:
+        fix = "use --data.micro_batch_size 1 --model.activation_checkpointing true"
+    else:
+        fix = "use a smaller model: recipes one_gpu_8gb to one_gpu_24gb are for cards of that size"
+    raise UserError(
+        f"micro_batch_size {size} of this {config.n_layer}-layer model needs about {memory_text(need(size))} "
+        f"(nanochat-lit plan) and the GPU has {memory_text(memory)}; {fix}"
+    )
+
+
 @contextlib.contextmanager
 def reported_once() -> Iterator[None]:
     """Let rank 0 alone print a UserError of a running job: the others have told it what went wrong (see rank_watch)."""
@@ -66,11 +118,12 @@ def reported_once() -> Iterator[None]:
 
 
 def check_launch(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None) -> None:
-    """Both checks; they come out the same on every rank, so that only rank 0 reports."""
+    """All checks; they come out the same on every rank, so that only rank 0 reports."""
     try:
         check_processes(trainer)
         check_hardware(trainer, module)
         check_batch(module, datamodule, trainer.num_devices * trainer.num_nodes)
+        check_memory(trainer, module, datamodule)
     except UserError:
         if rank() != 0:
             raise SystemExit(2) from None

@@ -1,11 +1,11 @@
 """`micro_batch_size: auto`: the most rows per forward pass that fit the device, the same on every rank.
 
-On CUDA sizes are tried, and one that runs out of memory is given up. On a CPU, where running out of memory ends the
+On a GPU sizes are tried, and one that runs out of memory is given up. On a CPU, where running out of memory ends the
 process, the estimate of `nanochat_lit.model.memory` is held against what the machine has free.
 """
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,11 +14,14 @@ import torch.distributed as dist
 from nanochat_lit.common.available_memory import available_memory_bytes
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model.attention import cuda_facts
 from nanochat_lit.model.checkpointing import Checkpointing
-from nanochat_lit.model.memory import training_memory
+from nanochat_lit.model.memory import largest_that_fits, training_memory
 from nanochat_lit.optim import micro_batches
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
     from nanochat_lit.training.module import LanguageModule
 
 CPU_ENOUGH_TOKENS = 8192
@@ -36,23 +39,6 @@ def possible_sizes(tokens_per_step: int, sequence_len: int, world_size: int) -> 
     """
     rows = micro_batches(tokens_per_step, 1, sequence_len, world_size)
     return [size for size in range(1, rows + 1) if rows % size == 0]
-
-
-def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """The largest of ascending sizes that fits, found by bisection; 0 if none does.
-
-    Args:
-        sizes: In ascending order.
-        fits: Whether a size does; whoever fits, all smaller ones do too.
-    """
-    low, high = -1, len(sizes)  # sizes[low] fits, sizes[high] does not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fits(sizes[middle]):
-            low = middle
-        else:
-            high = middle
-    return sizes[low] if low >= 0 else 0
 
 
 def cpu_fits(
@@ -100,8 +86,8 @@ def trial_fits(model: GPT, reserved_bytes: int) -> Callable[[int], bool]:
         finally:
             model.zero_grad(set_to_none=True)
             gc.collect()  # a traceback may hold on to activations
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()
+            if model.device.type != "cpu":
+                torch.accelerator.empty_cache()
         return True
 
     return fits
@@ -117,13 +103,15 @@ def choose_micro_batch_size(module: "LanguageModule", tokens_per_step: int) -> i
     device = trainer.strategy.root_device
     sizes = possible_sizes(tokens_per_step, model.config.sequence_len, trainer.world_size)
     dtype = getattr(trainer.precision_plugin, "compute_dtype", model.compute_dtype)
-    if device.type == "cuda":
+    if device.type != "cpu":
         model.to(device).set_compute_dtype(dtype)
         memory = training_memory(
             model.config,
             micro_batch_size=1,
             compute_dtype=dtype,
-            strategy=_strategy(module),
+            device_type=device.type,
+            capability=cuda_facts(device).get("capability"),
+            strategy=strategy_name(trainer),
             world_size=trainer.world_size,
         )
         bucket_bytes = memory.gradients - memory.weights  # of ddp; zero has none
@@ -150,5 +138,6 @@ def choose_micro_batch_size(module: "LanguageModule", tokens_per_step: int) -> i
     return size
 
 
-def _strategy(module: "LanguageModule") -> str:
-    return "zero" if "Zero" in type(module.trainer.strategy).__name__ else "ddp"
+def strategy_name(trainer: "Trainer") -> str:
+    """How memory is divided among the ranks: "zero" or "ddp"."""
+    return "zero" if "Zero" in type(trainer.strategy).__name__ else "ddp"

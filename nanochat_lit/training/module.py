@@ -13,7 +13,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.checkpointing import Checkpointing
-from nanochat_lit.model.flash import activate_flash_attention
+from nanochat_lit.model.flash import activate_flash_attention, fused_kernel
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, build_optimizer, micro_batches
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.callbacks.schedule import HyperparameterSchedule
@@ -108,6 +108,10 @@ class LanguageModule(LightningModule):
         """Raise UserError for a batch that the ranks' micro-batches cannot fill, as far as it is known before the data."""
         raise NotImplementedError
 
+    def config_before_data(self, vocab_size: int | str = "auto") -> GPTConfig | None:
+        """Shape of the model as far as it is known before the data; None if its memory is not that of whole contexts."""
+        return None
+
     def adopt(self, model: GPT, tokenizer: Tokenizer) -> None:
         """Take the model to train and its tokenizer."""
         self.model, self.tokenizer = model, tokenizer
@@ -161,9 +165,11 @@ class LanguageModule(LightningModule):
 
     def _prepare_kernels(self, will_compile: bool) -> dict[str, str]:
         """Set up attention and float8 on the device; what was chosen, for the table of the run."""
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and torch.version.hip is None:
             activate_flash_attention(torch.cuda.get_device_capability(self.device), self.model.compute_dtype)
         full, windowed = self.model.attention_backends(is_compiling=will_compile)
+        if self.device.type == "cuda" and full == "sdpa":
+            full = fused_kernel(self.config, self.device, self.model.compute_dtype)
         notes = {
             "compute dtype": str(self.model.compute_dtype).removeprefix("torch."),
             "attention": f"{full} (full), {windowed} (windows)",

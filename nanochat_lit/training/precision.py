@@ -13,7 +13,7 @@ from lightning.fabric.plugins.precision import Precision as FabricPrecision
 from lightning.pytorch.plugins.precision import Precision as TrainerPrecision
 from torch import Tensor, nn
 
-from nanochat_lit.common.hardware import default_device, resolve_compute_dtype
+from nanochat_lit.common.hardware import find_device, resolve_compute_dtype
 from nanochat_lit.model.gpt import GPT
 from nanochat_lit.optim import clip_grad_norm
 from nanochat_lit.optim.sharding import average_gradients
@@ -25,7 +25,7 @@ class _ComputeDtype:
     precision: Any = "32-true"  # the word Lightning knows for "do not convert anything"
 
     def __init__(self, compute_dtype: str = "auto", device: str | torch.device | None = None) -> None:
-        device = torch.device(device) if device is not None else default_device()
+        device = find_device(device)
         self.compute_dtype = resolve_compute_dtype(compute_dtype, device)
         self.scaler = torch.amp.GradScaler(device.type) if self.compute_dtype == torch.float16 else None
         self._unscaled: set[int] = set()

@@ -110,6 +110,10 @@ class PretrainModule(LanguageModule):
         model_class(self.shape["architecture"], is_trusted=True)
         return GPTConfig.from_depth(self.depth, vocab_size=vocab_size, sequence_len=self.sequence_len, **self.shape)
 
+    def config_before_data(self, vocab_size: int | str = "auto") -> GPTConfig:
+        """With a vocabulary of nanochat's size while ours is not known."""
+        return self.build_config(vocab_size if isinstance(vocab_size, int) else REFERENCE_VOCABULARY)
+
     def start_from(self) -> Tokenizer | None:
         """Nothing: the tokenizer is the data's."""
         return None
@@ -125,7 +129,7 @@ class PretrainModule(LanguageModule):
         if tokens_per_step is None:
             if not isinstance(vocab_size, int) and unit & (unit - 1) == 0:
                 return
-            config = self.build_config(vocab_size if isinstance(vocab_size, int) else REFERENCE_VOCABULARY)
+            config = self.config_before_data(vocab_size)
             tokens_per_step = derive_plan(config, num_steps=self.num_steps, **self.horizon).tokens_per_step
         micro_batches(tokens_per_step, micro_batch_size, self.sequence_len, world_size)
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import ModuleList
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import read_json
 from nanochat_lit.evaluation.bpb import BitsPerByte
-from nanochat_lit.model import IGNORE_INDEX
+from nanochat_lit.model import IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.checkpointing import Checkpointing
-from nanochat_lit.model.export import CONFIG_FILE
+from nanochat_lit.model.export import read_config
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, micro_batches
+from nanochat_lit.training.checkpoint_files import load
 from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.datamodules import ChatDataModule
 from nanochat_lit.training.module import check_optimizer, describe_differences
@@ -96,9 +96,12 @@ class SFTModule(ContinuedModule):
 
     def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
         """Raise UserError for a batch that the ranks' micro-batches cannot fill, at the context of the base."""
-        config = read_json(Path(self.base) / CONFIG_FILE)
-        if isinstance(config, dict) and isinstance(config.get("sequence_len"), int):
-            micro_batches(self.tokens_per_step, micro_batch_size, config["sequence_len"], world_size)
+        config = self.config_before_data()
+        micro_batches(self.tokens_per_step, micro_batch_size, config.sequence_len, world_size)
+
+    def config_before_data(self, vocab_size: int | str = "auto") -> GPTConfig:
+        """The base's."""
+        return read_config(self.base)
 
     def configure_model(self) -> None:
         """Load the base once the data is ready."""
@@ -159,9 +162,8 @@ class SFTModule(ContinuedModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = super().configure_optimizers()
         if self.optimizer_from is not None:
-            checkpoint = torch.load(self.optimizer_from, map_location="cpu", weights_only=True)
-            made = checkpoint.get("nanochat_lit", {}).get("config", {})
-            if differences := describe_differences(made, self.config.to_dict()):
+            checkpoint = load(Path(self.optimizer_from), mmap=True)  # each rank reads the part that it keeps
+            if differences := describe_differences(checkpoint["nanochat_lit"]["config"], self.config.to_dict()):
                 raise UserError(f"{self.optimizer_from} is of another model than {self.base}: {differences}")
             check_optimizer(checkpoint["nanochat_lit"], optimizer, self.optimizer_from)
             fresh = [

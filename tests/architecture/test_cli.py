@@ -48,6 +48,23 @@ def test_help_is_fast():
     assert min(times_s) < 0.3
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        (
+            {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"},
+            {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"},
+        ),
+    ],
+)
+def test_gpu_memory_grows_in_segments_unless_the_user_has_chosen(given, expected, monkeypatch):
+    monkeypatch.setattr(cli.os, "environ", dict(given))
+    monkeypatch.setattr(cli.sys, "platform", "linux")
+    assert cli.main(["--version"]) == 0
+    assert cli.os.environ == expected
+
+
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == "nanochat-lit 0.1.0\n"

@@ -129,3 +129,23 @@ def test_impossible_plans(options, words, capsys):
     assert len(error.splitlines()) <= 2
     for word in words:
         assert word in error
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "gib"), [("T4", "float16", 16), ("RTX 4090", "bfloat16", 24), ("H100", "bfloat16", 80)]
+)
+def test_the_card_decides_on_dtype_and_attention(gpu, dtype, gib, capsys):
+    values = planned(capsys, "--depth", "14", "--micro_batch_size", "8", "--gpus", "1", "--gpu", gpu)
+    card, needed = values["card"], values["memory_bytes"]["total"]
+    assert (card["compute_dtype"], card["memory_gib"]) == (dtype, gib)
+    assert card["fits"] == (needed <= gib * 2**30)
+    larger = planned(
+        capsys, "--depth", "14", "--gpus", "1", "--gpu", gpu, "--micro_batch_size", str(2 * card["largest_micro_batch"])
+    )
+    assert larger["memory_bytes"]["total"] > gib * 2**30
+    assert values["cost"]["hardware"] == f"1 x {gpu}"
+
+
+def test_a_dtype_that_a_card_lacks(capsys):
+    assert cli.main(["plan", "--gpu", "T4", "--compute_dtype", "bfloat16"]) == 2
+    assert capsys.readouterr().err == "error: compute_dtype is bfloat16, which T4 does not have; use auto or float16\n"

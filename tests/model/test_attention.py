@@ -1,11 +1,13 @@
 """Every form of attention against the naive masked one, forward and backward."""
 
+import contextlib
 import time
+import types
 
 import pytest
 import torch
 
-from nanochat_lit.model import attention, flash
+from nanochat_lit.model import GPTConfig, attention, flash, gpt
 from nanochat_lit.model.attention import blocked_attention, causal_attention, choose_attention
 
 
@@ -61,20 +63,6 @@ def test_flex_window_mask_is_the_same_mask(kv_heads, monkeypatch):
     mask = attention.window_block_mask(256, 100, torch.device("cpu"))
     torch.testing.assert_close(causal_attention(*inputs, 100, mask), naive(*inputs, 100).float(), atol=1e-5, rtol=1e-4)
     attention.window_block_mask.cache_clear()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("window", [100, 256])
-def test_cuda_forms_equal_naive(window, kv_heads):
-    """FlexAttention for the window, torch's fused kernel without one; float32 products may use TF32: tolerance 1e-2."""
-    inputs = [x.detach().cuda().requires_grad_() for x in tensors(256, 256, kv_heads)]
-    out, expected = causal_attention(*inputs, window), naive(*inputs, window)
-    torch.testing.assert_close(out, expected.float(), atol=1e-2, rtol=1e-2)
-    weight = torch.randn_like(out)
-    gradients = torch.autograd.grad((out * weight).sum(), inputs)
-    for mine, theirs in zip(gradients, torch.autograd.grad((expected * weight).sum(), inputs), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=5e-2, rtol=5e-2)
 
 
 BOTH = ("FA3", "FA4")
@@ -134,6 +122,7 @@ def fake_flash(monkeypatch):
 
     activated = []
     monkeypatch.setattr(registry, "activate_flash_attention_impl", activated.append)
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda is_on: activated.append(f"cuDNN {is_on}"))
     monkeypatch.setattr(flash, "find_spec", lambda module: object() if module == "flash_attn_interface" else None)
     return activated
 
@@ -144,7 +133,47 @@ def test_an_installed_flash_attention_is_activated_where_it_runs(fake_flash):
     assert flash.activate_flash_attention((9, 0), torch.float32) is None
     assert fake_flash == []
     assert flash.activate_flash_attention((9, 0), torch.bfloat16) == "FA3"
-    assert fake_flash == ["FA3"]
+    assert fake_flash == ["FA3", "cuDNN False"]
+
+
+def test_cudnn_plans_no_kernels_without_gradients(random_model, monkeypatch):
+    """Prompts, decoding and evaluation come in many lengths, for each of which cuDNN would plan."""
+    gpu = torch.device("cuda")
+    with torch.no_grad(), attention.steady_kernels(gpu):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+    with attention.steady_kernels(gpu):
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+    asked = []
+    monkeypatch.setattr(gpt, "steady_kernels", lambda device: asked.append(device.type) or contextlib.nullcontext())
+    random_model()(torch.zeros(1, 4, dtype=torch.int64))
+    assert asked == ["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "name"), [(0, "math"), (1, "flash"), (2, "memory-efficient"), (3, "cuDNN"), (9, "sdpa")]
+)
+def test_the_kernel_of_the_run_table_is_the_one_torch_chooses(chosen, name, monkeypatch):
+    config = GPTConfig(n_layer=1, n_head=4, n_kv_head=2, n_embd=64, sequence_len=32, vocab_size=64)
+    asked = []
+    monkeypatch.setattr(
+        torch, "_fused_sdp_choice", lambda *tensors, **options: asked.append((tensors, options)) or chosen
+    )
+    assert flash.fused_kernel(config, torch.device("cpu"), torch.bfloat16) == name
+    (queries, keys, *_), options = asked[0]
+    assert (queries.shape, keys.shape, queries.requires_grad) == ((1, 4, 32, 16), (1, 2, 32, 16), True)
+    assert options == {"is_causal": True, "enable_gqa": True}
+    monkeypatch.undo()
+    assert flash.fused_kernel(config, torch.device("cpu"), torch.float32) in {"math", "flash"}  # torch's own answer
+
+
+def test_windows_are_not_left_to_a_compiler_that_is_missing(monkeypatch):
+    properties = types.SimpleNamespace(major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    for missing, form in (("", "flex"), ("Triton needs a C compiler (gcc or clang)", "blocked")):
+        monkeypatch.setattr(attention, "missing_compiler", lambda _, missing=missing: missing)
+        facts = attention.cuda_facts(torch.device("cuda"))
+        assert choose_attention("cuda", is_windowed=True, **facts) == form
 
 
 @pytest.fixture

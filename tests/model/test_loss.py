@@ -107,6 +107,23 @@ def test_bfloat16_gradients_are_close_to_float32(case):
         assert (mine.float() - theirs).norm() < 0.02 * theirs.norm()
 
 
+def test_float16_keeps_the_gradients_of_improbable_tokens():
+    """A probability of 1e-9 is below float16's smallest number; on the way to the float32 gradients it must not be lost."""
+    hidden = torch.full((1, 16, 8), 0.5).half().requires_grad_()
+    weight = torch.linspace(-4.0, 3.0, 64)[:, None].repeat(1, 8).half().float().requires_grad_()
+    targets = torch.full((1, 16), 63)
+    loss = softcapped_cross_entropy(hidden, weight, targets, "sum")
+    found = torch.autograd.grad(loss, weight)[0]
+    exact_hidden, exact_weight = hidden.detach().double(), weight.detach().double().requires_grad_()
+    logits = 15 * torch.tanh(exact_hidden @ exact_weight.T / 15)
+    exact = F.cross_entropy(logits[0], targets[0], reduction="sum")
+    wanted = torch.autograd.grad(exact, exact_weight)[0]
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-3, atol=1e-3)
+    improbable = (wanted > 1e-7) & (wanted < 1e-5)
+    assert improbable.any()
+    torch.testing.assert_close(found[improbable].double(), wanted[improbable], rtol=0.3, atol=1e-8)
+
+
 def test_chunks_never_hold_all_logits(case, chunks_of, monkeypatch):
     seen = []
 

@@ -12,6 +12,8 @@ from nanochat_lit.optim.muon_adamw import muon_step
 from nanochat_lit.optim.muon_kernel import add_product, has_muon_kernel, muon_library
 from nanochat_lit.optim.polar import equilibrate_rows, polar_express
 
+ADAMW_OR_MUON = {"betas": (0.8, 0.95), "eps": 1e-10, "weight_decay": 0.0, "momentum": 0.9, "beta2": 0.9}
+
 
 def test_adamw_groups_equal_torch():
     generator = torch.Generator().manual_seed(0)
@@ -26,6 +28,18 @@ def test_adamw_groups_equal_torch():
         mine.step()
         reference.step()
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_a_loaded_state_lies_where_its_parameters_do(kind):
+    """A checkpoint is read to the CPU, the model may be elsewhere; fused AdamW refuses a step count on another device."""
+    saved = MuonAdamW([{"kind": kind, "params": [torch.nn.Parameter(torch.zeros(4, 4))], "lr": 0.1, **ADAMW_OR_MUON}])
+    saved.param_groups[0]["params"][0].grad = torch.ones(4, 4)
+    saved.step()
+    elsewhere = torch.nn.Parameter(torch.zeros(4, 4, device="meta"))
+    loaded = MuonAdamW([{"kind": kind, "params": [elsewhere], "lr": 0.1, **ADAMW_OR_MUON}])
+    loaded.load_state_dict(saved.state_dict())
+    assert {tensor.device.type for tensor in loaded.state[elsewhere].values()} == {"meta"}
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 64, 16), (2, 16, 64)])

@@ -219,6 +219,9 @@ def test_moments_of_another_model(pretrained, sft_recipe, write_recipe, refused)
     refused(
         ["fit", "--config", sft_recipe, "--model.optimizer_from", other], "another model", "n_embd 64 instead of 32"
     )
+    damaged = recipe.parent / "damaged.ckpt"
+    damaged.write_bytes(other.read_bytes()[:1000])
+    refused(["fit", "--config", sft_recipe, "--model.optimizer_from", damaged], "damaged.ckpt", "is damaged")
 
 
 def test_sft_with_another_tokenizer(sft_recipe, conversation_file, tmp_path, refused):

@@ -34,9 +34,10 @@ def test_decision(mode, device, flops, missing, compiles, words, monkeypatch):
 @pytest.mark.parametrize(
     ("device", "triton", "cpp", "words"),
     [("cpu", False, True, ""), ("cpu", True, False, "C++"), ("cuda", True, True, ""), ("cuda", False, True, "Triton"),
-     ("cuda", True, False, "C++"), ("mps", True, True, "mps")],
+     ("cuda", True, False, "C++"), ("xpu", False, True, "Triton"), ("mps", True, True, "mps")],
 )  # fmt: skip
 def test_what_is_missing(device, triton, cpp, words, monkeypatch):
+    monkeypatch.setattr(compilers, "has_c_compiler", lambda: True)
     monkeypatch.setattr(compilers, "has_triton", lambda: triton)
     monkeypatch.setattr(compilers, "has_cpp_compiler", lambda: cpp)
     found = compilers.missing_compiler(device)

@@ -8,9 +8,9 @@ from nanochat_lit import GPT, GPTConfig, cli
 from nanochat_lit.common.available_memory import available_memory_bytes
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
-from nanochat_lit.model.memory import training_memory
+from nanochat_lit.model.memory import largest_that_fits, training_memory
 from nanochat_lit.training import micro_batch
-from nanochat_lit.training.micro_batch import cpu_fits, largest_that_fits, possible_sizes, trial_fits
+from nanochat_lit.training.micro_batch import cpu_fits, possible_sizes, trial_fits
 
 
 @pytest.mark.parametrize("limit", range(14))

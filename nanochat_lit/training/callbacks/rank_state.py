@@ -27,7 +27,7 @@ class RankState(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         module = cast("LanguageModule", pl_module)
         own = {
-            "random": random_state(),
+            "random": random_state(module.device),
             "position": module.datamodule.position(),
             "module": module.rank_state_dict(),
         }
@@ -48,7 +48,7 @@ class RankState(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._own is not None:
-            set_random_state(self._own["random"])
+            set_random_state(self._own["random"], pl_module.device)
             cast("LanguageModule", pl_module).load_rank_state_dict(self._own["module"])
             self._own = None
 
@@ -60,22 +60,22 @@ def _packed(state: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def random_state() -> dict[str, Any]:
-    """The generators of torch (CPU, and this process's GPU), numpy and Python, as a restricted unpickler takes them."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The generators of torch (CPU, and the GPU in use), numpy and Python, as a restricted unpickler takes them."""
     name, keys, *rest = cast("tuple[Any, ...]", numpy.random.get_state(legacy=True))  # noqa: NPY002 - the global generator is what others may use
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "device": None if device.type == "cpu" else torch.get_device_module(device.type).get_rng_state(),
         "python": random.getstate(),
         "numpy": (name, torch.from_numpy(keys.astype("int64")), *rest),
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Take up what `random_state` gave."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(state["cuda"])
+    if state.get("device") is not None and device.type != "cpu":
+        torch.get_device_module(device.type).set_rng_state(state["device"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
