@@ -61,6 +61,9 @@ def shape(report: Report, depth: int, sequences: int) -> tuple[GPTConfig, int]:
 
 def ours(report: Report, depth: int, sequences: int, *, fp8: bool = False) -> None:
     """Time our step, halving the number of sequences until they fit."""
+    if fp8 and torch.cuda.get_device_capability() < (8, 9):
+        report.value("float8", "the card has none")
+        return
     config, sequences = shape(report, depth, sequences)
     while True:
         try:
