@@ -88,7 +88,8 @@ class _Worker:
         """Send without waiting: what a worker does not read at once is kept for it."""
         if self._writer is not None:
             content = pickle.dumps(message)
-            self._writer.write(struct.pack("!i", len(content)) + content)  # as a Connection writes it
+            with contextlib.suppress(OSError, RuntimeError):  # it has just died, which `receive` is about to notice
+                self._writer.write(struct.pack("!i", len(content)) + content)  # as a Connection writes it
 
     async def receive(self, take: Callable[["_Worker", Any], None]) -> None:
         """Hand over every message as it comes, None after the last."""

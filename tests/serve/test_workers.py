@@ -132,3 +132,13 @@ def test_a_worker_beats_while_it_waits_and_while_it_works(monkeypatch):
     assert time.monotonic() - start_s < 1
     inbox.put(1)
     assert list(loop._messages(inbox, wait=True)) == [1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the handler is closed"), BrokenPipeError()])
+def test_a_worker_that_has_just_died_takes_messages_without_an_error(error):
+    """Its end is noticed a moment later, and then its requests are told."""
+
+    def write(content: bytes) -> None:
+        raise error
+
+    workers._Worker.send(SimpleNamespace(_writer=SimpleNamespace(write=write)), Beat())
