@@ -5,6 +5,8 @@ rank-dependent decisions are taken before the process group is up); else a singl
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch.distributed as dist
 
@@ -24,6 +26,16 @@ def world_size() -> int:
 def is_rank_zero() -> bool:
     """True on the one process that prints and writes files."""
     return rank() == 0
+
+
+def collective(name: str) -> Callable[..., Any]:
+    """Returns a collective of torch.distributed under its newest name: torch before 2.13 has only the old one.
+
+    Args:
+        name: reduce_scatter_single or all_gather_single.
+    """
+    old = {"reduce_scatter_single": "reduce_scatter_tensor", "all_gather_single": "all_gather_into_tensor"}
+    return getattr(dist, name if hasattr(dist, name) else old[name])
 
 
 def _initialized() -> bool:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nanochat_lit.common.distributed import collective
 from nanochat_lit.optim.sharding import Pending, Shards
 
 BUCKET_ELEMENTS = 1 << 25
@@ -73,7 +74,7 @@ class Bucket:
         torch.cat([gradient.reshape(-1) for gradient in gradients], out=flat[: self._num_elements])
         assert len(gradients) == len(self.parameters), "matrices step together: each needs a gradient"
         piece = flat.new_empty(self.piece)
-        return Pending(piece, dist.reduce_scatter_single(piece, flat, op=dist.ReduceOp.AVG, async_op=True))
+        return Pending(piece, collective("reduce_scatter_single")(piece, flat, op=dist.ReduceOp.AVG, async_op=True))
 
     def own_gradients(self, average: Pending) -> list[tuple[Tensor, Tensor]]:
         """This rank's matrices with their averaged gradients."""
@@ -91,7 +92,7 @@ class Bucket:
         piece = flat.new_zeros(self.piece)
         piece[: sum(sent)] = self._move(flat, received, sent)[: sum(sent)]
         whole = flat.new_empty(self.piece * self._shards.world_size)
-        pending = Pending(whole, dist.all_gather_single(whole, piece, async_op=True))
+        pending = Pending(whole, collective("all_gather_single")(whole, piece, async_op=True))
 
         def write() -> None:
             parts = pending.wait()[: self._num_elements].split([matrix.numel() for matrix in self.parameters])

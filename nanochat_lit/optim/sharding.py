@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nanochat_lit.common.distributed import collective
+
 MIN_SHARDED_ELEMENTS = 1024
 """Smaller tensors are averaged and updated whole on every rank: a message costs more than the work it would save."""
 
@@ -58,7 +60,7 @@ class Shards:
         count, size = len(whole), self._size(len(whole))
         padded = self._pad(whole.contiguous(), size * self.world_size)
         rows = whole.new_empty(size, *whole.shape[1:])
-        work = dist.reduce_scatter_single(rows, padded, op=dist.ReduceOp.AVG, async_op=True)
+        work = collective("reduce_scatter_single")(rows, padded, op=dist.ReduceOp.AVG, async_op=True)
         span = self.span(count)
         return Pending(rows[: span.stop - span.start], work)
 
@@ -83,7 +85,7 @@ class Shards:
         fits = into is not None and count == size * self.world_size and into.is_contiguous()
         whole = into if fits and into is not None else own.new_empty(size * self.world_size, *own.shape[1:])
         # A copy, because `own` may be a part of `into`, which not every backend allows.
-        work = dist.all_gather_single(whole, self._pad(own.clone(), size), async_op=True)
+        work = collective("all_gather_single")(whole, self._pad(own.clone(), size), async_op=True)
         return Pending(whole[:count], work)
 
     def gather_dealt(self, own: Tensor, owners: Sequence[int]) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nanochat_lit import MuonAdamW
+from nanochat_lit.common.distributed import collective
 from nanochat_lit.optim import clip_grad_norm, exchange, global_grad_norm
 from nanochat_lit.optim.sharding import Shards
 
@@ -91,7 +92,10 @@ def sent(monkeypatch):
     def gather(whole, own, **_):
         whole.copy_(torch.cat([own, own]))
 
-    for name, function in (("reduce_scatter_single", reduce_scatter), ("all_gather_single", gather)):
+    for name, function in (
+        (collective("reduce_scatter_single").__name__, reduce_scatter),
+        (collective("all_gather_single").__name__, gather),
+    ):
         monkeypatch.setattr(torch.distributed, name, function)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
     monkeypatch.setattr(exchange, "BUCKET_ELEMENTS", 48)

@@ -5,9 +5,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanochat_lit import GPT, GPTConfig, MuonAdamW, param_groups
+from nanochat_lit.common import distributed
 from nanochat_lit.optim import exchange, sharding
 from nanochat_lit.optim.step_costs import step_costs
 
+SCATTER, GATHER = (distributed.collective(f"{name}_single").__name__ for name in ("reduce_scatter", "all_gather"))
 CONFIG = GPTConfig(n_layer=3, n_head=2, n_kv_head=1, n_embd=64, vocab_size=1000, sequence_len=64, bigram_factor=2)
 
 
@@ -40,7 +42,7 @@ def sent(monkeypatch):
     def of(rank, world_size):
         total[:] = [0.0, rank]
         monkeypatch.setattr(exchange.dist, "all_to_all_single", move)
-        for name, ways in (("reduce_scatter_single", 1), ("all_gather_single", 1), ("all_reduce", 2)):
+        for name, ways in ((SCATTER, 1), (GATHER, 1), ("all_reduce", 2)):
             monkeypatch.setattr(sharding.dist, name, collective(ways, world_size))
         return total
 
