@@ -6,7 +6,7 @@ from typing import Any
 from nanochat_lit.common.download_progress import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.hub_files import DCLM, ClimbMix, FineWebEdu, HubFiles
-from nanochat_lit.data.tiny_world_files import write_tiny_world
+from nanochat_lit.tiny_world.files import write_tiny_world
 
 SOURCES: dict[str, type[HubFiles]] = {"climbmix": ClimbMix, "fineweb-edu": FineWebEdu, "dclm": DCLM}
 

@@ -151,13 +151,13 @@ def tiny_world(
         out: Folder that gets tiny_world.json, such as runs/X/export_evaluation, where `report` finds it; null writes no file.
         json: Print the result as JSON alone, every failure included.
     """
-    from nanochat_lit.data.tiny_world import examination
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.huggingface import refuse_huggingface
     from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.tiny_world import examine
     from nanochat_lit.tasks.tiny_world import TinyWorldTask
+    from nanochat_lit.tiny_world import examination
 
     if per_category < 1:
         raise UserError(f"per_category is {per_category}; it must be at least 1")

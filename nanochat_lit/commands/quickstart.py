@@ -50,7 +50,7 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) 
     """
     from nanochat_lit.commands.quickstart_report import write_report
     from nanochat_lit.common.peak_memory import peak_memory_bytes
-    from nanochat_lit.data.tiny_world_files import write_tiny_world
+    from nanochat_lit.tiny_world.files import write_tiny_world
     from nanochat_lit.training.cli import main as trainer
 
     start_s = time.perf_counter()

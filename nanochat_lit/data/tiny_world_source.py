@@ -7,7 +7,7 @@ from nanochat_lit.common.downloads import cache_folder, locked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import ShardSource
 from nanochat_lit.data.splits import FileSplit
-from nanochat_lit.data.tiny_world_files import write_tiny_world
+from nanochat_lit.tiny_world.files import write_tiny_world
 
 
 class TinyWorld(ShardSource):

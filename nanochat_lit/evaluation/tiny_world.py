@@ -22,7 +22,7 @@ def examine(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int
 
     Args:
         engine: Model and tokenizer.
-        items: Of `data.tiny_world.examination`: messages that end with a user turn, category, expect.
+        items: Of `tiny_world.examination`: messages that end with a user turn, category, expect.
         max_new_tokens: Longest answer in tokens.
 
     Returns:

@@ -6,7 +6,7 @@ from nanochat_lit import cli
 from nanochat_lit.commands.data import generate
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import check_source
-from nanochat_lit.data.tiny_world_files import write_tiny_world
+from nanochat_lit.tiny_world.files import write_tiny_world
 
 
 def files_of(folder):

@@ -8,10 +8,11 @@ from random import Random
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.tiny_world.dialogues import block
-from nanochat_lit.data.tiny_world.exam import CATEGORIES, item_of
 from nanochat_lit.tasks.base import Task
 from nanochat_lit.tasks.tiny_world import TinyWorldTask, judge
+from nanochat_lit.tiny_world.dialogues import block
+from nanochat_lit.tiny_world.exam import categories
+from nanochat_lit.tiny_world.turns import item_of
 
 
 def visible(answer):
@@ -36,13 +37,13 @@ SAME_FACT = {"Andrej Karpathy created nanochat.", "Andrej Karpathy is the creato
 """Who made nanochat and who Karpathy is: each sentence truly answers both questions."""
 
 
-@pytest.mark.parametrize("category", CATEGORIES)
+@pytest.mark.parametrize("category", categories())
 def test_reference_answers_are_right(category):
     wrong = [(i, a) for i, a in samples(category) if not judge(i, visible(a), calls(a))]
     assert not wrong, wrong[:3]
 
 
-@pytest.mark.parametrize("category", [name for name in CATEGORIES if name != "unknown"])
+@pytest.mark.parametrize("category", [name for name in categories() if name != "unknown"])
 def test_answers_to_other_items_are_wrong(category):
     rng = Random(1)
     found = samples(category)

@@ -1,0 +1,16 @@
+"""tiny_world: an endless, seeded corpus written by our own grammar, for models that train in minutes on a CPU.
+
+Stories, facts, sums, spellings and conversations about one small world and about nanochat itself. Everything follows
+from a split name and a seed; train, validation and test never share an item (see `splits`).
+
+The words are data: one file of templates/ per category. A file with `relations` or `intents` is a category by itself:
+add it and it is asked in conversations, examined and, with statements, told in documents. Calculations, comparisons,
+spelling, stories, follow-ups, greetings and questions without an answer have a module of that name besides.
+"""
+
+from nanochat_lit.tiny_world.corpus import documents
+from nanochat_lit.tiny_world.dialogues import conversations
+from nanochat_lit.tiny_world.exam import examination
+from nanochat_lit.tiny_world.harder_arithmetic import problems
+
+__all__ = ["conversations", "documents", "examination", "problems"]

@@ -1,0 +1,156 @@
+"""Endless documents for pretraining: stories, facts, sums, spellings, dialogues, passages about nanochat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from random import Random
+
+from nanochat_lit.tiny_world import arithmetic, comparisons, dialogues, relations, spelling, stories
+from nanochat_lit.tiny_world.splits import check_split, split_of
+from nanochat_lit.tiny_world.templates import names, pick, pronouns, template, template_names
+from nanochat_lit.tiny_world.turns import capitalise, plain_text, with_article
+
+
+def _statements(rng: Random, _split: str, category: str) -> str:
+    """A paragraph of statements, about one relation of the category or several."""
+    known = relations.relations(category)
+    if len(known) == 1:
+        entries = rng.sample(known[0].entries, min(rng.randrange(6, 11), len(known[0].entries)))
+        return " ".join(known[0].statement(rng, entry) for entry in entries)
+    weights = [len(relation.entries) for relation in known]
+    count = rng.randrange(5, 10)
+    if rng.random() < 0.5:
+        relation = rng.choices(known, weights)[0]
+        entries = rng.sample(relation.entries, min(count, len(relation.entries)))
+        return " ".join(relation.statement(rng, entry) for entry in entries)
+    chosen = rng.choices(known, weights, k=count)
+    return " ".join(relation.statement(rng, rng.choice(relation.entries)) for relation in chosen)
+
+
+def _calendar(rng: Random, split: str) -> str:
+    if rng.random() < 0.15:
+        lists = template("days")["lists"]
+        unit = rng.choice((lists["day"], lists["month"]))
+        start = rng.randrange(len(unit))
+        return ", ".join(unit[start:] + unit[:start]) + "."
+    return _statements(rng, split, "days")
+
+
+def _arithmetic(rng: Random, split: str) -> str:
+    lines: list[str] = []
+    wanted = rng.randrange(6, 11)
+    small = rng.random() < 0.5
+    while len(lines) < wanted:
+        operation = rng.choice("++--*/")
+        a, b = arithmetic.operands(rng, operation)
+        if small:
+            a, b = a % 20 + 1, b % 10 + 1
+            if operation == "/":
+                a *= b
+        if split_of(arithmetic.expression_key(a, operation, b)) != split:
+            continue
+        words = {"a": a, "b": b, "o": operation, "w": template("documents")["operations"][operation]}
+        lines.append(pick(rng, "documents", "sums").format(**words, v=arithmetic.value_of(a, operation, b)))
+    return "\n".join(lines)
+
+
+def _comparisons(rng: Random, split: str) -> str:
+    if rng.random() < 0.15:
+        return "\n".join(comparisons.size_sentence(rng) for _ in range(rng.randrange(3, 6)))
+    return "\n".join(plain_text(comparisons.sample(rng, split).answer) for _ in range(rng.randrange(6, 11)))
+
+
+def _spelling(rng: Random, _split: str) -> str:
+    lines = []
+    for word in rng.sample(template("lexicon")["words"], rng.randrange(6, 10)):
+        choice = rng.random()
+        spelled = spelling.spelling_of(word)
+        if 0.6 <= choice < 0.8:
+            spelled = f"The word {spelled}"
+        elif choice >= 0.8:
+            spelled = f"'{word}' has the letters {' '.join(word)}"
+        lines.append(spelled)
+    return "\n".join(lines)
+
+
+def _about_nanochat(rng: Random, _split: str) -> str:
+    return " ".join(rng.sample(template("identity")["passage"], rng.randrange(4, 9)))
+
+
+def _dialogue(rng: Random, split: str) -> str:
+    first, second = rng.sample(names(), 2)
+    lines: list[str] = []
+    while len(lines) < 4:
+        _, turns = dialogues.turns_of_conversation(rng, split)
+        for turn in turns:
+            lines += [f"{first}: {turn.question}", f"{second}: {plain_text(turn.answer)}"]
+    return "\n".join(lines)
+
+
+def _portrait(rng: Random, _split: str) -> str:
+    """A short description of a person of the world."""
+
+    def one(key: str, file: str = "documents") -> str:
+        return pick(rng, file, key)
+
+    name = rng.choice(names())
+    he, _, his = pronouns(name)
+    capitals = relations.relation("facts", "capital")
+    country = rng.choice(capitals.entries)
+    thing, colour = one("things"), one("colours")
+    lists = template("days")["lists"]
+    sentences = [
+        one("openings").format(n=name, p=country),
+        f"{capitalise(he)} lives in {country}, and the capital of {country} is {capitals.table[country]}.",
+        f"{capitalise(his)} {thing} is {colour}.",
+        f"{name} has {with_article(one('story_animals', 'lexicon'))} named {rng.choice(names())}.",
+        f"Every {rng.choice(lists['day'])} {name} likes to {one('hobbies', 'stories')}.",
+        f"{capitalise(he)} is {one('adjectives', 'stories')} and likes {one('foods')} and {one('foods')}.",
+        f"In {rng.choice(lists['month'])} {he} visits {his} {one('relatives')}.",
+    ]
+    return " ".join(sentences[: rng.randrange(5, 8)])
+
+
+# Kind of document -> (how to write one, its share of the documents).
+_FIRST: dict[str, tuple[Callable[[Random, str], str], float]] = {
+    "story": (stories.document, 14),
+    "portrait": (_portrait, 4),
+    "facts": (partial(_statements, category="facts"), 24),
+    "calendar": (_calendar, 5),
+    "opposites": (partial(_statements, category="opposites"), 6),
+    "comparisons": (_comparisons, 8),
+    "arithmetic": (_arithmetic, 4),
+    "spelling": (_spelling, 14),
+    "nanochat": (_about_nanochat, 4),
+    "dialogue": (_dialogue, 17),
+}
+# Documents that are made of items of the split already; of the others, the whole text decides its split.
+_SPLIT_BY_ITEM = frozenset({"story", "arithmetic", "comparisons", "dialogue"})
+
+
+def mixture() -> dict[str, tuple[Callable[[Random, str], str], float]]:
+    """The kinds of documents: those above, and the relations of template files that state a share of `documents`."""
+    others = template_names("documents")
+    return _FIRST | {name: (partial(_statements, category=name), float(template(name)["documents"])) for name in others}
+
+
+def documents(split: str = "train", seed: int = 0) -> Iterator[str]:
+    """Endless pretraining texts of a split.
+
+    Args:
+        split: "train", "validation" (or "val") or "test"; no text and no held-out item is in two of them. Facts and
+            the letters of words are told in every split: only what is asked about them is held out.
+        seed: another seed gives other texts of the same split.
+    """
+    split = check_split(split)
+    rng = Random(f"documents:{split}:{seed}")
+    kinds = mixture()
+    weights = [weight for _, weight in kinds.values()]
+    while True:
+        kind = rng.choices(tuple(kinds), weights)[0]
+        write = kinds[kind][0]
+        text = write(rng, split)
+        while kind not in _SPLIT_BY_ITEM and split_of(f"document:{text}") != split:
+            text = write(rng, split)
+        yield text

@@ -1,0 +1,86 @@
+"""The generated tiny world as files, laid out like any other corpus."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import atomic_write
+
+ROW_GROUP_SIZE = 1024
+
+HARDER_PROBLEMS = {"train": 8000, "val": 400, "test": 1000}
+"""Questions of harder arithmetic in each split."""
+
+KNOWN_QUESTIONS = 150
+"""Training questions of each category of the examination, asked between the harder ones so that nothing is forgotten."""
+
+
+def write_tiny_world(
+    out: str | Path,
+    num_documents: int = 20_000,
+    num_conversations: int = 20_000,
+    per_category: int = 100,
+    seed: int = 0,
+    documents_per_shard: int = 16_384,
+) -> None:
+    """Write pretrain/shard_*.parquet, sft/train.jsonl, sft/val.jsonl, test.jsonl (the examination) and harder/*.jsonl.
+
+    harder/ has train, val and test questions of harder arithmetic, for reinforcement learning, and known.jsonl, training
+    questions of what the conversations teach.
+
+    The validation parts come on top, one for every 50 training items, from splits that share no item with training;
+    among the shards the last is validation. The same arguments give the same bytes.
+
+    Args:
+        out: Folder, made if needed; files of these names are replaced.
+        num_documents: Training documents.
+        num_conversations: Training conversations.
+        per_category: Questions of every category in the examination.
+        seed: Which world's texts are drawn.
+        documents_per_shard: Training documents in one parquet file.
+    """
+    from nanochat_lit import tiny_world
+
+    counts = {"num_documents": num_documents, "num_conversations": num_conversations, "per_category": per_category}
+    for name, value in {**counts, "documents_per_shard": documents_per_shard}.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}, but must be at least 1")
+    out = Path(out)
+    folder = out / "pretrain"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("shard_*.parquet"):  # an earlier, longer run must not leave its shards behind
+        old.unlink()
+    texts = islice(tiny_world.documents("train", seed), num_documents)
+    index = 0
+    while shard := list(islice(texts, documents_per_shard)):
+        _write_parquet(folder / f"shard_{index:05d}.parquet", shard)
+        index += 1
+    val_texts = list(islice(tiny_world.documents("val", seed), _num_val(num_documents)))
+    _write_parquet(folder / f"shard_{index:05d}.parquet", val_texts)
+    for split, count in (("train", num_conversations), ("val", _num_val(num_conversations))):
+        _write_jsonl(out / "sft" / f"{split}.jsonl", islice(tiny_world.conversations(split, seed), count))
+    _write_jsonl(out / "test.jsonl", iter(tiny_world.examination("test", seed, per_category)))
+    for split, count in HARDER_PROBLEMS.items():
+        _write_jsonl(out / "harder" / f"{split}.jsonl", iter(tiny_world.problems(split, count, seed)))
+    _write_jsonl(out / "harder" / "known.jsonl", iter(tiny_world.examination("train", seed, KNOWN_QUESTIONS)))
+
+
+def _num_val(num_train: int) -> int:
+    return max(1, num_train // 50)
+
+
+def _write_parquet(path: Path, texts: list[str]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"text": pyarrow.array(texts, pyarrow.string())})
+    with atomic_write(path, "wb") as file:
+        pyarrow.parquet.write_table(table, file, row_group_size=ROW_GROUP_SIZE, compression="zstd")
+
+
+def _write_jsonl(path: Path, rows: Iterator[dict[str, object]]) -> None:
+    with atomic_write(path, "w") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,39 @@
+"""Greetings in other languages: a polite answer that names the language and prefers English."""
+
+from __future__ import annotations
+
+from random import Random
+
+from nanochat_lit.tiny_world.splits import COMMON_PREFIX
+from nanochat_lit.tiny_world.templates import names, pick, template
+from nanochat_lit.tiny_world.turns import Turn, draw, phrase_key
+
+
+def _make(rng: Random) -> Turn:
+    languages = template("greetings")["languages"]
+    language = rng.choice(tuple(languages))
+    greetings, followers = languages[language]
+    greeting = rng.choice(greetings)
+    follower = rng.choice(followers).format(n=rng.choice(names()))
+    name = rng.choice(names()) if rng.random() < 0.35 else ""
+    core = " ".join(piece for piece in (greeting, name, follower) if piece)
+    head = f"{greeting}, {name}" if name else greeting
+    question = head + pick(rng, "greetings", "ends") + (f" {follower}" if follower else "")
+    choice = rng.random()
+    if choice < 0.15:
+        question = question.lower()
+    elif choice < 0.25:
+        question = question.rstrip("!.?; ")
+    prefix = COMMON_PREFIX if core == greetings[0] else ""
+    return Turn(
+        category="greetings",
+        key=prefix + phrase_key("greetings", core),
+        question=question,
+        answer=f"Hello! I see that you write {language}, but I prefer English. How can I help you?",
+        expect={"all": ["English", language], "none": [other for other in languages if other != language]},
+    )
+
+
+def sample(rng: Random, split: str) -> Turn:
+    """A greeting in a language other than English."""
+    return draw(rng, split, _make)
