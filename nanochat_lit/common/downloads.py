@@ -1,31 +1,34 @@
-"""Files from the internet: whole or absent, checked, taken up where the connection broke, once per machine."""
+"""Files from the internet, by the client of the Hugging Face hub: whole or absent, checked, resumed, once per machine.
+
+The client asks, follows redirects (to http and https only, without the token where the server changes), waits for busy
+servers and resumes broken connections. What it lacks is here: checksums, resuming in a later run, a pinned version.
+"""
 
 import contextlib
 import errno
 import hashlib
-import http.client
 import os
 import re
 import shutil
 import time
-import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.file_lock import lock_file
-from nanochat_lit.common.http_request import AgainError, Request, extent, open_request, retry_after_s, version
-from nanochat_lit.common.paths import read_json, write_json
 
 NUM_ATTEMPTS = 5
-"""In a row without gaining ground; an attempt that has brought PROGRESS_BYTES does not count."""
-PROGRESS_BYTES = 8 << 20
 FIRST_PAUSE_S = 1.0
 """Between the first two attempts; every further pause is twice as long."""
-LONGEST_PAUSE_S = 300.0
-"""However long a server asks us to wait."""
-CHUNK_BYTES = 1 << 20
+
+
+class DiskFullError(UserError):
+    """There is no room for a file."""
+
+
+class _AgainError(Exception):
+    """The file is not the expected one; the next attempt may get it."""
 
 
 def cache_folder() -> Path:
@@ -49,21 +52,89 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
         yield lock_file(file, wait=wait)
 
 
+def file_sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        hasher = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    return hasher.hexdigest()
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether a server has reported that it cannot answer now, or a file has come damaged."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, _AgainError) or (isinstance(status, int) and (status >= 500 or status in (408, 429)))
+
+
+def with_retries(
+    call: Callable[[], Any], what: str, hint: str = "", pause: Callable[[float], object] = time.sleep
+) -> Any:
+    """The result of a call that goes to a server, tried again after growing pauses while the server is busy.
+
+    Args:
+        call: The call.
+        what: What is fetched, for the error.
+        hint: What else to do, for the error.
+        pause: Waits for a number of seconds.
+
+    Raises:
+        UserError: If the last attempt fails too, or at once if the server refuses or cannot be reached.
+    """
+    attempt = 1
+    while True:
+        try:
+            return call()
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - offline, refused, a broken cache: each client has errors of its own
+            if not is_passing(error) or attempt == NUM_ATTEMPTS:
+                tried = "" if attempt == 1 else f", tried {attempt} times"
+                status = getattr(getattr(error, "response", None), "status_code", None)
+                token = "; if it needs permission, set HF_TOKEN to a token that has it" if status in (401, 403) else ""
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"{what} cannot be downloaded ({type(error).__name__}: {reason}{tried}){token}{hint}"
+                ) from None
+        pause(FIRST_PAUSE_S * 2 ** (attempt - 1))
+        attempt += 1
+
+
+def read_url(url: str) -> str:
+    """The text of a small file.
+
+    Raises:
+        Exception: Of the hub's client, if it cannot be had.
+    """
+    from huggingface_hub.utils import hf_raise_for_status, http_backoff
+
+    response = http_backoff("GET", url, follow_redirects=True)
+    hf_raise_for_status(response)
+    return response.content.decode("utf-8", "replace")
+
+
 def download(
-    url: str | Request,
+    url: str,
     path: Path,
     sha256: str | None = None,
+    *,
+    size: int | None = None,
+    token: bool | None = False,
+    check: Callable[[Path], None] | None = None,
     pause: Callable[[float], object] = time.sleep,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Fetch a file, on from where it broke off after an error, and put it in place when it is whole.
+    """Fetch a file and put it in place when it is whole; what has arrived of it stays for a later call.
 
     Args:
         url: What to fetch.
         path: Where; an existing file is replaced.
-        sha256: Short for that of a `Request`.
+        sha256: Checksum in hexadecimal; None takes the one that the hub states, else only the length is checked.
+        size: Length in bytes; None takes the one that the server states.
+        token: False sends no token, None the one of the environment or of `hf auth login`.
+        check: Raises UserError if the file that has arrived is not whole.
         pause: Waits for a number of seconds.
-        progress: Told the bytes as they arrive; negative for bytes that have to be fetched again.
+        progress: Called with the bytes as they arrive; negative for bytes that have to be fetched again.
 
     Returns:
         The sha256 of the file.
@@ -71,185 +142,109 @@ def download(
     Raises:
         UserError: If the last attempt fails too, the server refuses, the file is another one, or the disk is full.
     """
-    request = Request(url=url, sha256=sha256) if isinstance(url, str) else url
-    if not request.url.startswith(("http://", "https://")):
-        raise UserError(f"the address {request.url} is neither http nor https")
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"the address {url} is neither http nor https")
     path.parent.mkdir(parents=True, exist_ok=True)
-    transfer = _Transfer(request, path, progress or (lambda _: None))
-    try:
-        return _attempts(transfer, pause)
-    except BaseException:
-        if not request.keep_partial:
-            transfer.discard()
-        raise
-
-
-def _attempts(transfer: "_Transfer", pause: Callable[[float], object]) -> str:
-    url = transfer.request.url
-    attempt = num_tries = 0
-    while True:
-        before = transfer.num_received
-        num_tries += 1
-        try:
-            return transfer.run()
-        except (OSError, http.client.HTTPException, AgainError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise transfer.disk_full() from None
-            attempt = 1 if transfer.num_received - before >= PROGRESS_BYTES else attempt + 1
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in (408, 429)
-            if refused or attempt == NUM_ATTEMPTS:
-                raise _give_up(url, error, num_tries) from None
-            wait_s = FIRST_PAUSE_S * 2 ** (attempt - 1)
-            if isinstance(error, urllib.error.HTTPError):
-                wait_s = max(wait_s, retry_after_s(error.headers.get("Retry-After")))
-                error.close()
-            pause(min(wait_s, LONGEST_PAUSE_S))
-
-
-def _give_up(url: str, error: Exception, num_tries: int) -> UserError:
-    times = "once" if num_tries == 1 else f"{num_tries} times"
-    hint = ""
-    if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403):
-        hint = "; if it needs permission, set HF_TOKEN to a token that has it"
-    return UserError(f"{url} cannot be downloaded (tried {times}; {error}){hint}")
-
-
-class DiskFullError(UserError):
-    """There is no room for a file."""
+    transfer = _Transfer(url, path, sha256, size, token, check or (lambda _: None), progress or (lambda _: None))
+    return with_retries(transfer.run, url, pause=pause)
 
 
 class _Transfer:
-    """One file on its way: what has arrived lies in .NAME.partial, what it belongs to in .NAME.partial.json."""
+    """One file on its way: what has arrived of a version lies in .NAME.VERSION.partial."""
 
-    def __init__(self, request: Request, path: Path, progress: Callable[[int], None]) -> None:
-        self.request = request
-        self.path = path
-        self.partial = path.with_name(f".{path.name}.partial")
-        self.about = path.with_name(f".{path.name}.partial.json")
-        self.progress = progress
-        self.num_received = 0
-        self._counted = 0
+    def __init__(
+        self,
+        url: str,
+        path: Path,
+        sha256: str | None,
+        size: int | None,
+        token: bool | None,
+        check: Callable[[Path], None],
+        progress: Callable[[int], None],
+    ) -> None:
+        self.url, self.path, self.sha256, self.size = url, path, sha256, size
+        self.token, self.check, self.progress = token, check, progress
+        self.num_counted = 0
 
     def run(self) -> str:
         """One attempt; the checksum of the file, which is in place then."""
-        sha256, size = self._fetch()
-        found_size = self.partial.stat().st_size
-        if size is not None and found_size < size:
-            raise AgainError(f"the connection has ended after {found_size:,} of {size:,} bytes")
-        if size is not None and found_size != size:
-            self._fetch_again(f"{found_size:,} bytes have come instead of {size:,}")
-        found = file_sha256(self.partial)
-        if sha256 is not None and found != sha256.lower():
-            self._fetch_again(f"it gives a file with the sha256 {found}, not {sha256}, which is not kept")
-        if self.request.check is not None:
-            try:
-                self.request.check(self.partial)
-            except UserError as error:
-                self._fetch_again(str(error))
-        with self.partial.open("rb") as file:
+        from huggingface_hub import get_hf_file_metadata
+
+        about = get_hf_file_metadata(self.url, token=self.token, retry_on_errors=True)
+        if self.url.startswith("https://") and about.location.startswith("http://"):
+            raise UserError(f"{self.url} leads to {about.location}, which is not https; this is not followed")
+        version = hashlib.sha256((about.etag or "").encode()).hexdigest()[:12]
+        partial = self.path.with_name(f".{self.path.name}.{version}.partial")
+        for old in self.path.parent.glob(f".{self.path.name}.*.partial"):
+            if old != partial or about.etag is None:
+                old.unlink()
+        stated = about.etag if about.etag and re.fullmatch("[0-9a-f]{64}", about.etag) else None
+        try:
+            found = self._fetch(partial, self.size or about.size, self.sha256 or stated)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            partial.unlink(missing_ok=True)
+            free = shutil.disk_usage(self.path.parent).free
+            raise DiskFullError(
+                f"no space left for '{self.path}' ({free:,} bytes free); make room or give another folder, "
+                "then start again: what is complete stays"
+            ) from None
+        with partial.open("rb") as file:
             os.fsync(file.fileno())
-        self.partial.replace(self.path)
-        self.about.unlink(missing_ok=True)
+        partial.replace(self.path)
         return found
 
-    def discard(self) -> None:
-        """Forget what has arrived."""
-        self.partial.unlink(missing_ok=True)
-        self.about.unlink(missing_ok=True)
-        self.progress(-self._counted)
-        self._counted = 0
+    def _fetch(self, partial: Path, size: int | None, sha256: str | None) -> str:
+        """Append what is missing of the file; its checksum."""
+        from huggingface_hub.file_download import http_get
+        from huggingface_hub.utils import build_hf_headers
 
-    def disk_full(self) -> DiskFullError:
-        """The error for a disk that is full; what has arrived is given up, to make room for others."""
-        self.discard()
-        free = shutil.disk_usage(self.path.parent).free
-        return DiskFullError(
-            f"no space left for '{self.path}' ({free:,} bytes free); make room or give another folder, "
-            "then start again: what is complete stays"
-        )
-
-    def _fetch_again(self, reason: str) -> None:
-        self.discard()
-        raise AgainError(reason)
-
-    def _fetch(self) -> tuple[str | None, int | None]:
-        """Append what is missing; the checksum and length that the file has to have."""
-        have = self.partial.stat().st_size if self.partial.is_file() and self.about.is_file() else 0
-        self._count_up_to(have)
-        with open_request(self.request, have) as (response, linked):
-            start, size = extent(response)
-            about = {"version": version(response, linked), "size": size}
-            if start and (start != have or about != _read_about(self.about)):
-                self._fetch_again("the file on the server has changed meanwhile")
-            if not start:
-                self._count_up_to(0)
-                write_json(self.about, about)
-            with self.partial.open("ab" if start else "wb") as file:
-                self._copy(response, file)
-        named = linked.get("X-Linked-ETag") or response.headers.get("ETag") or ""
-        named = named.strip('W/"')
-        sha256 = self.request.sha256 or (named if re.fullmatch("[0-9a-f]{64}", named) else None)
-        return sha256, self.request.size if self.request.size is not None else size
-
-    def _copy(self, response: Any, file: IO[bytes]) -> None:
+        have = partial.stat().st_size if partial.is_file() else 0
+        self._count(have - self.num_counted)
+        with partial.open("ab") as file:
+            http_get(
+                self.url,
+                file,
+                resume_size=have,
+                expected_size=None,
+                headers={**build_hf_headers(token=self.token), "Accept-Encoding": "identity"},
+                tqdm_class=self._counter(),
+            )
         try:
-            while chunk := response.read(CHUNK_BYTES):
-                file.write(chunk)
-                self._received(len(chunk))
-        except http.client.IncompleteRead as error:
-            file.write(error.partial)
-            self._received(len(error.partial))
+            found_size = partial.stat().st_size
+            if size is not None and found_size != size:
+                raise _AgainError(f"{found_size:,} bytes have come instead of {size:,}")
+            found = file_sha256(partial)
+            if sha256 is not None and found != sha256.lower():
+                raise _AgainError(f"it gives a file with the sha256 {found}, not {sha256}, which is not kept")
+            self._checked(partial)
+        except _AgainError:
+            partial.unlink()
+            self._count(-self.num_counted)
+            raise
+        return found
 
-    def _received(self, num_bytes: int) -> None:
-        self.num_received += num_bytes
-        self._counted += num_bytes
-        self.progress(num_bytes)
+    def _checked(self, partial: Path) -> None:
+        try:
+            self.check(partial)
+        except UserError as error:
+            raise _AgainError(str(error)) from None
 
-    def _count_up_to(self, num_bytes: int) -> None:
-        if num_bytes != self._counted:
-            self.progress(num_bytes - self._counted)
-            self._counted = num_bytes
+    def _count(self, num_bytes: int) -> None:
+        if num_bytes:
+            self.num_counted += num_bytes
+            self.progress(num_bytes)
 
+    def _counter(self) -> type:
+        """What the hub's client takes for a progress bar."""
+        count = self._count
 
-def fetch_bytes(request: Request, limit: int, pause: Callable[[float], object] = time.sleep) -> tuple[bytes, str]:
-    """A small answer, such as a list of files, and the value of its Link header.
+        class Counter(contextlib.nullcontext):
+            def __init__(self, **_: object) -> None:
+                super().__init__(self)
 
-    Args:
-        request: What to fetch.
-        limit: Most bytes that are read.
-        pause: Waits for a number of seconds.
+            def update(self, num_bytes: int) -> None:
+                count(num_bytes)
 
-    Raises:
-        UserError: As `download`, or if the answer is longer.
-    """
-
-    class Answer(_Transfer):
-        content, link = b"", ""
-
-        def run(self) -> str:
-            with open_request(self.request, 0) as (response, _):
-                self.content = response.read(limit + 1)
-                self.link = response.headers.get("Link") or ""
-            return ""
-
-    answer = Answer(request, Path("answer"), lambda _: None)
-    _attempts(answer, pause)
-    if len(answer.content) > limit:
-        raise UserError(f"{request.url} answers with more than {limit:,} bytes, which is no list of files")
-    return answer.content, answer.link
-
-
-def file_sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        hasher = hashlib.sha256()
-        while chunk := file.read(CHUNK_BYTES):
-            hasher.update(chunk)
-    return hasher.hexdigest()
-
-
-def _read_about(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except UserError:
-        return None
+        return Counter

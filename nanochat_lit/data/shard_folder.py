@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.download_progress import Report
-from nanochat_lit.common.downloads import DiskFullError, download, file_sha256, locked
+from nanochat_lit.common.downloads import DiskFullError, file_sha256, locked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.data.hub import DataSet, RemoteFile
@@ -115,9 +115,7 @@ class ShardFolder:
                 if report is not None:
                     report(0, num_bytes)
 
-            request = source.request(file)
-            request = type(request)(**{**vars(request), "check": check, "keep_partial": True})
-            sha256 = download(request, self.folder / file.name, pause=pause or stop.wait, progress=progress)
+            sha256 = source.fetch(file, self.folder / file.name, check, pause or stop.wait, progress)
             self._arrived(file, sha256)
             if report is not None:
                 report(1, 0)
@@ -212,9 +210,9 @@ class ShardFolder:
     def _check_space(self, files: Sequence[RemoteFile]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         needed = sum(file.size or 0 for file in files)
-        for file in files:
-            partial = self.folder / f".{file.name}.partial"
-            needed -= partial.stat().st_size if partial.is_file() and file.size else 0
+        needed -= sum(
+            part.stat().st_size for file in files if file.size for part in self.folder.glob(f".{file.name}.*.partial")
+        )
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(

@@ -1,15 +1,13 @@
 """The CORE bundle from the internet, kept on this machine."""
 
-import hashlib
 import shutil
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
-from nanochat_lit.common.downloads import cache_folder, download, locked
+from nanochat_lit.common.downloads import cache_folder, download, file_sha256, locked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write
 
@@ -43,8 +41,7 @@ def fetch_bundle(
                     fetch(url, archive, sha256)
                 except UserError as error:
                     raise UserError(f"{error}; download it elsewhere and give the folder with bundle") from None
-                with archive.open("rb") as file:
-                    found = _sha256(file)
+                found = file_sha256(archive)
                 _unpack(archive, Path(workplace) / "unpacked", url)
                 with atomic_write(record, "w") as file:
                     file.write(found + "\n")
@@ -68,10 +65,3 @@ def _unpack(archive: Path, folder: Path, url: str) -> None:
         raise UserError(f"{url} is no whole zip file ({error})") from None
     if not (folder / "eval_bundle" / "core.yaml").is_file():
         raise UserError(f"{url} holds no eval_bundle/core.yaml; it is not the CORE bundle")
-
-
-def _sha256(file: IO[bytes]) -> str:
-    hasher = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        hasher.update(chunk)
-    return hasher.hexdigest()

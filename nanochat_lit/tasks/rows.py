@@ -7,7 +7,6 @@ hub's when it is read (they have a schema). Errors name the file and the line.
 from __future__ import annotations
 
 import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from random import Random
 from typing import Any
 
 from nanochat_lit.common.compressed import UNPACK_ERRORS, open_unpacked
-from nanochat_lit.common.downloads import FIRST_PAUSE_S, NUM_ATTEMPTS
+from nanochat_lit.common.downloads import with_retries
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation
 
@@ -165,25 +164,12 @@ def _parquet_rows(path: Path) -> list[Row]:
 def _hub_rows(hub: str, subset: str | None, split: str) -> Sequence[Row]:
     import datasets
 
-    attempt = 1
-    while True:
-        try:
-            return datasets.load_dataset(hub, subset, split=split)  # type: ignore[return-value]
-        except Exception as error:  # noqa: BLE001 - offline, no such split, a broken cache: each has errors of its own
-            if not _is_passing(error) or attempt == NUM_ATTEMPTS:
-                reason = " ".join(str(error).split())[:160]
-                raise UserError(
-                    f"the data set {hub} ({split}) cannot be had from the Hugging Face hub ({type(error).__name__}: "
-                    f"{reason}); give a local file: path in a recipe, --paths of evaluate chat"
-                ) from None
-        time.sleep(FIRST_PAUSE_S * 2 ** (attempt - 1))
-        attempt += 1
-
-
-def _is_passing(error: Exception) -> bool:
-    """Whether a server has said that it cannot answer now; the hub's client gives up at the first of these."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return isinstance(status, int) and (status >= 500 or status in (408, 429))
+    hint = "; give a local file: path in a recipe, --paths of evaluate chat"
+    return with_retries(
+        lambda: datasets.load_dataset(hub, subset, split=split),
+        f"the data set {hub} ({split}) of the Hugging Face hub",
+        hint,
+    )
 
 
 def missing_text(row: Row, *names: str) -> str | None:

@@ -1,8 +1,5 @@
-"""Downloads from a server on this machine that fails, cuts short and lies."""
+"""What every download has, and the lock that lets one process download at a time; see also data/test_hub_files.py."""
 
-import functools
-import hashlib
-import http.server
 import itertools
 import sys
 import threading
@@ -11,82 +8,28 @@ import types
 
 import pytest
 
-from nanochat_lit.common.downloads import NUM_ATTEMPTS, download, locked
+from nanochat_lit.common.downloads import download, locked
 from nanochat_lit.common.errors import UserError
 
-CONTENT = b"a bundle " * 300_000
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
-
-class Server(http.server.BaseHTTPRequestHandler):
-    """Answers the requests as `script` says: a status, or "cut" for half a file; then always 200."""
-
-    def do_GET(self):
-        self.server.num_requests += 1
-        answer = self.server.script.pop(0) if self.server.script else 200
-        self.send_response(200 if answer == "cut" else answer)
-        self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        if answer in (200, "cut"):
-            self.wfile.write(CONTENT if answer == 200 else CONTENT[: len(CONTENT) // 2])
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def server():
-    server = http.server.HTTPServer(("127.0.0.1", 0), Server)
-    server.script, server.num_requests = [], 0
-    server.url = f"http://127.0.0.1:{server.server_port}/bundle"
-    thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_a_file_arrives(server, tmp_path):
-    download(server.url, tmp_path / "deep" / "file", SHA256)
-    assert (tmp_path / "deep" / "file").read_bytes() == CONTENT
-
-
-def test_failures_are_tried_again_after_growing_pauses(server, tmp_path):
-    server.script = [503, "cut", 429, 500]
-    pauses = []
-    download(server.url, tmp_path / "file", SHA256, pauses.append)
-    assert (tmp_path / "file").read_bytes() == CONTENT
-    assert pauses == [1.0, 2.0, 4.0, 8.0]
-
-
-@pytest.mark.parametrize(
-    ("script", "num_requests", "message"),
-    [
-        ([404], 1, "tried once; .*404"),
-        (["cut"] * NUM_ATTEMPTS, NUM_ATTEMPTS, "tried 5 times; .*ended after 1,350,000 of 2,700,000 bytes"),
-    ],
-)
-def test_nothing_is_left_of_a_failure(server, tmp_path, script, num_requests, message):
-    server.script = script
-    with pytest.raises(UserError, match=message):
-        download(server.url, tmp_path / "file", pause=lambda _: None)
-    assert server.num_requests == num_requests
+def test_no_server_and_no_scheme(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        download("http://127.0.0.1:9/none", tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_another_file_is_not_kept(server, tmp_path):
-    (tmp_path / "file").write_text("the old one")
-    with pytest.raises(UserError, match=f"sha256 {SHA256}, not 00"):
-        download(server.url, tmp_path / "file", "00" * 32, lambda _: None)
-    assert (tmp_path / "file").read_text() == "the old one"
-
-
-def test_no_server_and_no_scheme(tmp_path):
-    with pytest.raises(UserError, match="tried 5 times"):
-        download("http://127.0.0.1:9/none", tmp_path / "file", pause=lambda _: None)
     with pytest.raises(UserError, match="neither http nor https"):
         download("file:///etc/passwd", tmp_path / "file")
+
+
+def test_another_file_is_not_kept(fault_server, tmp_path):
+    (fault_server.folder / "file").write_bytes(b"a bundle " * 9)
+    (tmp_path / "file").write_text("the old one")
+    pauses = []
+    with pytest.raises(UserError, match=r"sha256 \w+, not 00.*tried 5 times"):
+        download(f"{fault_server.url}/file", tmp_path / "file", "00" * 32, pause=pauses.append)
+    assert pauses == [1.0, 2.0, 4.0, 8.0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "served"]
+    assert (tmp_path / "file").read_text() == "the old one"
 
 
 def test_one_at_a_time_is_in_a_lock(tmp_path):

@@ -18,6 +18,7 @@ class Seen:
     path: str
     range: str | None
     token: str | None
+    method: str = "GET"
     status: int = 0
 
 
@@ -39,28 +40,32 @@ class Faults:
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
+    def do_HEAD(self):
+        self.do_GET()
+
     def do_GET(self):
         url = urllib.parse.urlsplit(self.path)
         path = urllib.parse.unquote(url.path)
-        self.seen = Seen(path, self.headers.get("Range"), self.headers.get("Authorization"))
+        self.seen = Seen(path, self.headers.get("Range"), self.headers.get("Authorization"), self.command)
         self.server.seen.append(self.seen)
         if path.startswith("/api/datasets/"):
             return self.list_files(path, urllib.parse.parse_qs(url.query))
         hub = re.fullmatch(r"/datasets/[^/]+/[^/]+/resolve/[^/]+/(.+)", path)
         name = hub[1] if hub else path.removeprefix("/cdn/").lstrip("/")
-        fault = None if hub else self.server.faults.next(name)
+        fault = None if hub or self.command == "HEAD" else self.server.faults.next(name)
         file = self.server.folder / name
         if isinstance(fault, int | tuple) or not file.is_file():
             status, wait = fault if isinstance(fault, tuple) else (fault or 404, None)
             return self.answer(status, {"Retry-After": str(wait)} if wait is not None else {})
         if hub:  # as the hub does: the checksum first, the bytes from another server
             location = f"{self.server.cdn}/cdn/{urllib.parse.quote(name)}"
-            return self.answer(302, {"Location": location, "X-Linked-ETag": f'"{sha256(file.read_bytes())}"'})
+            about = {"X-Linked-ETag": f'"{sha256(file.read_bytes())}"', "X-Linked-Size": str(file.stat().st_size)}
+            return self.answer(302, {"Location": self.server.redirect or location, **about})
         return self.send_file(file, fault)
 
     def send_file(self, file, fault):
         content = file.read_bytes()
-        headers = {"Last-Modified": self.date_time_string(int(file.stat().st_mtime))}
+        headers = {"ETag": f'"{file.stat().st_mtime_ns:x}-{len(content):x}"'}
         start, status = 0, 200
         asked = re.fullmatch(r"bytes=(\d+)-", self.seen.range or "")
         if asked and fault != "no_range":
@@ -75,6 +80,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault == "truncate":
             body = body[: len(body) // 2]
         self.answer(status, {**headers, "Content-Length": str(len(body))}, end=False)
+        if self.command == "HEAD":
+            return None
         if fault == "drop":
             body = body[: len(body) // 2]
         for place in range(0, len(body), CHUNK):
@@ -94,8 +101,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         entries = []
         for name in names[page * 3 : page * 3 + 3]:
             content = (self.server.folder / name).read_bytes()
-            lfs = {"oid": sha256(content), "size": len(content)}
-            entries.append({"type": "file", "path": name, "size": 130, "oid": "0" * 40, "lfs": lfs})
+            lfs = {"oid": sha256(content), "size": len(content), "pointerSize": 130}
+            entries.append({"type": "file", "path": name, "size": len(content), "oid": "0" * 40, "lfs": lfs})
         body = json.dumps(entries).encode()
         more = {}
         if len(names) > page * 3 + 3:
@@ -123,7 +130,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.faults, self.seen, self.bytes_per_s = folder, Faults(), [], None
+        self.folder, self.faults, self.seen, self.bytes_per_s, self.redirect = folder, Faults(), [], None, None
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.cdn = f"http://localhost:{self.server_port}"  # another host, as far as a client can see
 
@@ -132,7 +139,8 @@ class Server(http.server.ThreadingHTTPServer):
 
     def asked(self, name):
         """The requests for the bytes of a file."""
-        return [seen for seen in self.seen if seen.path.endswith(name) and "/resolve/" not in seen.path]
+        found = (seen for seen in self.seen if seen.method == "GET" and "/resolve/" not in seen.path)
+        return [seen for seen in found if seen.path.endswith(name)]
 
 
 def sha256(content):

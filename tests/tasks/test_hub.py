@@ -113,5 +113,5 @@ def test_a_hub_without_the_data_set_is_explained(hub, tmp_path):
         path.unlink()
     refused = read(tmp_path, hub, ["gsm8k"])
     assert refused.returncode == 1
-    assert "UserError: the data set openai/gsm8k (test) cannot be had from the Hugging Face hub" in refused.stderr
+    assert "UserError: the data set openai/gsm8k (test) of the Hugging Face hub cannot be downloaded" in refused.stderr
     assert "give a local file: path" in refused.stderr
