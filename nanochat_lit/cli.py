@@ -59,12 +59,9 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
     "bench": (
         {
             "train": "nanochat_lit.commands.bench_train:bench_train",
-            "data": "nanochat_lit.commands.bench_data:bench_data",
             "infer": "nanochat_lit.commands.bench_infer:bench_infer",
-            "serve": "nanochat_lit.commands.bench_serve:bench_serve",
-            "core": "nanochat_lit.commands.bench_core:bench_core",
         },
-        "measure speed: of training, of data and loader, of the engine alone, of a server and its clients, of CORE",
+        "measure speed: training steps next to the limits of the machine, prefill and decoding",
     ),
     "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
     "export": ("nanochat_lit.commands.export:export", "write an export in another format: a folder for Hugging Face"),

@@ -6,11 +6,11 @@ import time
 
 import numpy as np
 import pytest
+from bench import main
+from bench_data import scanned_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat_lit.cli import main
-from nanochat_lit.commands.bench_data import scanned_rows
 from nanochat_lit.data.packing import best_fit_rows
 
 SMALL = ["--vocab_size=320", "--sequence_len=32", "--micro_batch_size=2", "--buffer_size=20", "--num_workers=1"]
@@ -23,7 +23,7 @@ def test_prepare_and_measure(text_folder, tmp_path, capsys):
     options = ["--data", str(text_folder), "--tokenizer", str(tokenizer), "--out", str(prepared)]
     assert main(["data", "prepare", *options]) == 0
     assert "tokens in 2 shards" in capsys.readouterr().out
-    command = ["bench", "data", "--data", str(text_folder), "--prepared", str(prepared), *SMALL]
+    command = ["data", "--data", str(text_folder), "--prepared", str(prepared), *SMALL]
     assert main([*command, "--demands=[100000, 200000]", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     crop, split = report["packing"]
@@ -68,5 +68,5 @@ def test_the_scan_gives_the_same_rows(lengths, row_len, buffer_size):
     [(["--repeats=0"], "must be above 0"), (["--prepared=nowhere"], "no folder that `data prepare`")],
 )
 def test_impossible_measurements(text_folder, options, message, capsys):
-    assert main(["bench", "data", "--data", str(text_folder), *SMALL, *options]) == 2
+    assert main(["data", "--data", str(text_folder), *SMALL, *options]) == 2
     assert message in capsys.readouterr().err

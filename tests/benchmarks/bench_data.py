@@ -1,4 +1,4 @@
-"""nanochat-lit bench data: how fast text becomes batches, beside a plain loop, and how long training would wait for them."""
+"""bench.py data: how fast text becomes batches, beside a plain loop, and how long training would wait for them."""
 
 import json as json_format
 import statistics
@@ -66,7 +66,7 @@ class _Shape:
     """Documents that packing chooses from."""
 
 
-def bench_data(  # noqa: PLR0913 - every option of the command is a parameter
+def bench_data(
     data: str,
     prepared: str | None = None,
     tokenizer: str | None = None,

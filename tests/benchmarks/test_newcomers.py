@@ -2,12 +2,12 @@
 
 import asyncio
 
+import newcomers
 import pytest
+from newcomers import Newcomers, run_newcomers
+from serve_load import Answered
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.serve import newcomers
-from nanochat_lit.serve.load import Answered
-from nanochat_lit.serve.newcomers import Newcomers, run_newcomers
 
 HELLO = [{"role": "user", "content": "hello"}]
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_load import Answered, Connection, percentiles
+
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.serve.load import Answered, Connection, percentiles
 
 START_TIMEOUT_S = 60.0
 """Longest time until all long answers run."""

@@ -1,8 +1,8 @@
 import json
 
+import bench as cli
 import pytest
 
-from nanochat_lit import cli
 from nanochat_lit.commands.serve import model_name
 from nanochat_lit.engine.export import save_export
 
@@ -24,7 +24,7 @@ def test_every_request_is_answered_and_compared(tmp_path, random_model, tokenize
         "--device",
         "cpu",
     ]
-    assert cli.main(["bench", "serve", "--model", str(tmp_path / "export"), *options, "--json"]) == 0
+    assert cli.main(["serve", "--model", str(tmp_path / "export"), *options, "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
     rows, newcomer = report["rows"], report["newcomer"]
     assert [(row["concurrency"], row["requests"], row["errors"]) for row in rows] == [(1, 2, 0), (3, 6, 0)]
@@ -52,5 +52,5 @@ def test_models_are_named_by_their_run(folder, name):
     [(["--concurrency", "[0]"], "concurrency is [0]"), (["--slots", "1"], "newcomers is 30 with 1 slots")],
 )
 def test_impossible_measurements_are_refused(options, message, capsys):
-    assert cli.main(["bench", "serve", "--model", "x", *options]) == 2
+    assert cli.main(["serve", "--model", "x", *options]) == 2
     assert message in capsys.readouterr().err

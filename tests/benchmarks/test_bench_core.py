@@ -3,15 +3,15 @@
 import json
 
 import pytest
+from bench import main
 
-from nanochat_lit.cli import main
 from nanochat_lit.engine.export import save_export
 
 
 @pytest.fixture
 def options(tmp_path, random_model, tokenizer, core_bundle):
     save_export(tmp_path / "export", random_model(sequence_len=256), tokenizer)
-    return ["bench", "core", f"--model={tmp_path / 'export'}", f"--bundle={core_bundle}", "--repeats=1"]
+    return ["core", f"--model={tmp_path / 'export'}", f"--bundle={core_bundle}", "--repeats=1"]
 
 
 def test_the_ways_agree(options, capsys):

@@ -1,4 +1,4 @@
-"""nanochat-lit bench serve: what clients of a server wait, and what the server costs beside its engine."""
+"""bench.py serve: what clients of a server wait, and what the server costs beside its engine."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ _PROMPTS = (
 )
 
 
-def bench_serve(  # noqa: PLR0913 - every option of the command is a parameter
+def bench_serve(
     model: str,
     concurrency: list[int] | None = None,
     requests_per_client: int = 8,
@@ -62,9 +62,10 @@ def bench_serve(  # noqa: PLR0913 - every option of the command is a parameter
         quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
         json: Print the result as JSON alone.
     """
+    from newcomers import run_newcomers
+
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
-    from nanochat_lit.serve.newcomers import run_newcomers
 
     counts = [1, 2, 4, 8, 16, 32] if concurrency is None else concurrency
     if not counts or min(counts) < 1 or requests_per_client < 1:
@@ -92,7 +93,7 @@ def bench_serve(  # noqa: PLR0913 - every option of the command is a parameter
 
 def _row(engine: Any, url: str, pid: int, bodies: list[dict[str, Any]], count: int) -> dict[str, Any]:
     """Figures of the engine alone and of `count` clients at the server, with the same requests."""
-    from nanochat_lit.serve.load import run_load
+    from serve_load import run_load
 
     times = [_cpu_s(pid)]
     alone = _engine_tokens_per_s(engine, bodies, count)
@@ -175,7 +176,7 @@ def _cpu_overhead(spent: dict[str, float] | None) -> float | None:
 def _server(model: str, options: list[str]) -> Iterator[tuple[str, int]]:
     """The address and the process of a server of its own."""
     command = [sys.executable, "-m", "nanochat_lit", "serve", "--model", model, "--port=0", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 (this program itself)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             lines = []

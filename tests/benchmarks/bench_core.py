@@ -1,4 +1,4 @@
-"""nanochat-lit bench core: examples per second of `evaluate core`, beside the plain way, on the same model in one run."""
+"""bench.py core: examples per second of `evaluate core`, beside the plain way, on the same model in one run."""
 
 import statistics
 import time

@@ -1,0 +1,30 @@
+"""Benchmarks that a checkout has and an installed copy lacks: `python tests/benchmarks/bench.py data|serve|core --help`.
+
+data    tokenizer, packing and loader, beside a plain loop
+serve   a server and its clients, beside the engine alone
+core    examples per second of `evaluate core`, beside the plain way
+"""
+
+import sys
+
+from nanochat_lit import cli
+
+BENCHMARKS = {
+    "data": "bench_data:bench_data",
+    "serve": "bench_serve:bench_serve",
+    "core": "bench_core:bench_core",
+}
+
+
+def main(argv=None):
+    verbs = dict(cli.VERBS)
+    own, cli.PROG = {"bench": (BENCHMARKS, "benchmarks")}, "tests/benchmarks/bench.py"
+    try:
+        cli.VERBS = own
+        return cli.main(["bench", *(sys.argv[1:] if argv is None else argv)])
+    finally:
+        cli.VERBS, cli.PROG = verbs, "nanochat-lit"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
