@@ -48,8 +48,8 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) 
         fast: The same path in a minute or two, to see that it works; the model will not be able to talk.
         seed: Of the generated data.
     """
-    from nanochat_lit.commands.quickstart_report import write_report
     from nanochat_lit.common.peak_memory import peak_memory_bytes
+    from nanochat_lit.report.quickstart import write_report
     from nanochat_lit.tiny_world.files import write_tiny_world
     from nanochat_lit.training.cli import main as trainer
 

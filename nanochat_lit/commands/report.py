@@ -17,9 +17,9 @@ def report(runs: list[str], out: str | None = None, price_per_hour: float = 0.0)
         out: Folder to write into; null is `report` in the folder of the only run, or `report` here.
         price_per_hour: Dollars that one device costs an hour; 0 leaves money out.
     """
-    from nanochat_lit.commands.run_folder import read_runs
-    from nanochat_lit.commands.run_page import report_blocks
-    from nanochat_lit.evaluation.page import write_page
+    from nanochat_lit.report.page import write_page
+    from nanochat_lit.report.run import runs_page
+    from nanochat_lit.report.run_folder import read_runs
 
     if not runs:
         raise UserError("no run was named; give one or more run folders, such as runs/quickstart")
@@ -29,5 +29,5 @@ def report(runs: list[str], out: str | None = None, price_per_hour: float = 0.0)
     folder = Path(out) if out is not None else (Path(runs[0]) if len(runs) == 1 else Path()) / "report"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out {folder} is a file; give a folder")
-    write_page(folder, f"nanochat-lit: {', '.join(run.name for run in found)}", report_blocks(found, price_per_hour))
+    write_page(folder, f"nanochat-lit: {', '.join(run.name for run in found)}", *runs_page(found, price_per_hour))
     print(f"{folder / 'report.html'}\n{folder / 'report.md'}")

@@ -35,10 +35,10 @@ def sweep(
         dry_run: Print the commands, and train nothing.
         train: Train what is missing; false only looks at what is finished.
     """
-    from nanochat_lit.commands.sweep_page import sweep_blocks, sweep_results
-    from nanochat_lit.commands.sweep_recipe import read_sweep
     from nanochat_lit.common.paths import write_json
-    from nanochat_lit.evaluation.page import write_page
+    from nanochat_lit.report.page import write_page
+    from nanochat_lit.report.sweep import sweep_page, sweep_results
+    from nanochat_lit.report.sweep_recipe import read_sweep
 
     changes = {"run_dir": run_dir, "fit": fit, "depths": depths, "flops_budgets": flops_budgets, "options": options}
     plan = read_sweep(recipe, changes)
@@ -56,7 +56,7 @@ def sweep(
     results = sweep_results(finished, num_planned=len(plan.runs))
     folder = Path(plan.run_dir)
     write_json(folder / "sweep_results.json", results)
-    write_page(folder / "report", f"nanochat-lit sweep: {plan.run_dir}", sweep_blocks(plan.run_dir, results))
+    write_page(folder / "report", f"nanochat-lit sweep: {plan.run_dir}", *sweep_page(plan.run_dir, results))
     for law in results["laws"]:
         print(law["text"])
     print(f"{folder / 'report' / 'report.html'}\n{folder / 'report' / 'report.md'}")

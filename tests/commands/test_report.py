@@ -8,7 +8,7 @@ from html import unescape
 import pytest
 
 from nanochat_lit import cli
-from nanochat_lit.commands.run_folder import flatten, read_run
+from nanochat_lit.report.run_folder import flatten, read_run
 
 SESSION = {
     "command": ["nanochat-lit", "fit", "--config", "a b.yaml"],
@@ -51,9 +51,9 @@ def test_a_run_as_it_was_left(run, capsys):
         assert text in markdown
     assert "23.7% to 76.3%" in html  # 5 of 10, as tables of Wilson's interval have it
     assert "core.json is not a result that this report understands" in html
-    assert "## Step 2" in html
-    assert "## Step 4" in html
-    assert "## Step 3" not in html
+    assert "Step 2\n\na <script>b" in html
+    assert "Step 4" in html
+    assert "Step 3" not in html
     assert "<script>b" not in (run / "report" / "report.html").read_text("utf-8")
     raw = (run / "report" / "report.html").read_text("utf-8")
     assert raw.count("src=") == raw.count('src="data:image/png;base64,') == 4  # loss, bpb, rates, throughput

@@ -5,9 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from nanochat_lit.commands.run_folder import RunFolder
-from nanochat_lit.commands.sweep_recipe import SweepRun
-from nanochat_lit.evaluation.page import Block, Heading, Paragraph, Plots, Table
 from nanochat_lit.evaluation.plots import curves_png
 from nanochat_lit.evaluation.scaling_fits import (
     Parabola,
@@ -17,15 +14,9 @@ from nanochat_lit.evaluation.scaling_fits import (
     fit_saturating_power_law,
 )
 from nanochat_lit.model.accounting import count_parameters
-
-METHOD = (
-    "Method: for each budget a parabola of the loss over log10 N is fitted by least squares (N: the parameters that count for "
-    "scaling, blocks and unembedding), and another one over log10 D (D: tokens); their lowest points are the best size and "
-    "the best number of tokens for the budget, and straight lines through these in log-log coordinates are the power laws "
-    "(Hoffmann et al. 2022, second approach). Lowest points outside the sizes that were trained are left out of the laws. A "
-    "large error of the fit says that the sizes lie too far apart for a parabola: choose depths nearer to the best one."
-)
-SERIES_METHOD = "Method: offset + factor * FLOPs ** exponent by least squares of the loss; the offset by trying (from four runs on)."
+from nanochat_lit.report.page import fill
+from nanochat_lit.report.run_folder import RunFolder
+from nanochat_lit.report.sweep_recipe import SweepRun
 
 
 def sweep_results(finished: Sequence[tuple[SweepRun, RunFolder]], num_planned: int) -> dict[str, Any]:
@@ -108,61 +99,41 @@ def _law_text(name: str, law: PowerLaw) -> str:
     return f"{name} = {offset}{law.factor:.4g} * FLOPs ** {law.exponent:.4f}{error}"
 
 
-def sweep_blocks(title: str, results: dict[str, Any]) -> list[Block]:
-    """The page of a sweep.
+def sweep_page(title: str, results: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
+    """The page of a sweep as markdown, and its pictures.
 
     Args:
         title: Its name.
         results: Of `sweep_results`.
     """
-    rows = results["runs"]
-    missing = results["num_planned"] - len(rows)
+    rows, optima = results["runs"], results["optima"]
     is_budgeted = any(row["budget"] is not None for row in rows)
-    blocks: list[Block] = [Heading(text=f"Sweep: {title}", level=1)]
-    if missing:
-        blocks.append(
-            Paragraph(
-                text=f"{missing} of {results['num_planned']} runs are not finished; all that follows leaves them out."
-            )
-        )
-    blocks += [
-        Table(
-            heading=["run", "depth", "budget, FLOPs", "FLOPs", "N", "D", "D / N", "val_bpb", "hours"],
-            rows=[
-                [
-                    row["name"], str(row["depth"]), "" if row["budget"] is None else f"{row['budget']:.3g}",
-                    f"{row['flops']:.3g}", f"{row['parameters']:,}", f"{row['tokens']:,.0f}",
-                    f"{row['tokens'] / row['parameters']:.3g}", f"{row['val_bpb']:.4f}", f"{row['hours']:.2f}",
-                ]
-                for row in rows
-            ],
-        ),
-        Heading(text="Laws"),
-        *(Paragraph(text=law["text"]) for law in results["laws"]),
-    ]  # fmt: skip
-    if not results["laws"]:
-        blocks.append(Paragraph(text="Too few runs (or no lowest points between the sizes) for a law."))
-    if results["optima"]:
-        blocks.append(_optima_table(results["optima"]))
-    blocks.append(Paragraph(text=METHOD if is_budgeted else SERIES_METHOD))
-    return [
-        *blocks,
-        Heading(text="Plots"),
-        Plots(images=_budget_plots(results) if is_budgeted else _series_plots(results)),
-    ]
-
-
-def _optima_table(optima: Sequence[dict[str, Any]]) -> Table:
-    return Table(
-        heading=["budget, FLOPs", "best N", "best D", "D / N", "val_bpb there", "error of the fit", "between the sizes trained"],
-        rows=[
+    images = _budget_plots(results) if is_budgeted else _series_plots(results)
+    markdown = fill(
+        "sweep.md",
+        title=title,
+        missing=results["num_planned"] - len(rows),
+        num_planned=results["num_planned"],
+        runs=[
+            [
+                row["name"], row["depth"], "" if row["budget"] is None else f"{row['budget']:.3g}",
+                f"{row['flops']:.3g}", f"{row['parameters']:,}", f"{row['tokens']:,.0f}",
+                f"{row['tokens'] / row['parameters']:.3g}", f"{row['val_bpb']:.4f}", f"{row['hours']:.2f}",
+            ]
+            for row in rows
+        ],
+        laws=results["laws"],
+        optima=[
             [
                 f"{best['budget']:.3g}", f"{best['parameters']:.4g}", f"{best['tokens']:.4g}",
                 f"{best['tokens'] / best['parameters']:.1f}", f"{best['val_bpb']:.4f}", f"{best['error']:.4f}", "yes" if best["is_inside"] else "no",
             ]
             for best in optima
         ],
+        is_budgeted=is_budgeted,
+        images=list(images),
     )  # fmt: skip
+    return markdown, images
 
 
 def _budget_plots(results: dict[str, Any]) -> dict[str, bytes]:

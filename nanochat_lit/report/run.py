@@ -1,4 +1,4 @@
-"""The blocks of a report on one or several runs."""
+"""The report on one or several runs."""
 
 import math
 import re
@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nanochat_lit.commands.run_folder import RunFolder
-from nanochat_lit.evaluation.page import Block, Heading, Paragraph, Plots, Table, Verbatim
 from nanochat_lit.evaluation.plots import curves_png
 from nanochat_lit.evaluation.score_report import headline, table_rows
 from nanochat_lit.evaluation.statistics import wilson_interval
 from nanochat_lit.model.accounting import count_parameters
+from nanochat_lit.report.page import Markdown, fill
+from nanochat_lit.report.run_folder import RunFolder
 
 STAGES = {"pretrain": "pretraining", "sft": "fine-tuning", "rl": "reinforcement learning"}
 CLASS_STAGES = {"PretrainModule": "pretrain", "SFTModule": "sft", "RLModule": "rl"}
@@ -21,24 +21,28 @@ SAMPLES_LIMIT = 6000
 """Characters of the last samples that the page shows; the rest is in samples.md."""
 
 
-def report_blocks(runs: Sequence[RunFolder], price_per_hour: float) -> list[Block]:
-    """The whole page.
+def runs_page(runs: Sequence[RunFolder], price_per_hour: float) -> tuple[str, dict[str, bytes]]:
+    """The page as markdown, and its pictures.
 
     Args:
-        runs: In the order of the page.
+        runs: In the order of the page; with several, the first table compares them.
         price_per_hour: Dollars of a device for an hour; 0 leaves money out.
     """
-    title = f"Report: {runs[0].name}" if len(runs) == 1 else f"Report on {len(runs)} runs"
-    blocks: list[Block] = [Heading(text=title, level=1)]
-    if len(runs) > 1:
-        blocks += comparison_blocks(runs, price_per_hour)
-        blocks += [Heading(text="Curves"), Plots(images=curve_plots(runs, against="tokens"))]
-    for run in runs:
-        blocks += run_blocks(run, price_per_hour, is_alone=len(runs) == 1)
-    return blocks
+    is_alone = len(runs) == 1
+    images = curve_plots(runs) if is_alone else curve_plots(runs, against="tokens")
+    comparison, differences = ([], []) if is_alone else _comparison(runs, price_per_hour)
+    markdown = fill(
+        "runs.md",
+        runs=[_run_values(run, price_per_hour, is_alone=is_alone) for run in runs],
+        heading=["", *(run.name for run in runs)],
+        comparison=comparison,
+        differences=differences,
+        images=list(images),
+    )
+    return markdown, images
 
 
-def comparison_blocks(runs: Sequence[RunFolder], price_per_hour: float) -> list[Block]:
+def _comparison(runs: Sequence[RunFolder], price_per_hour: float) -> tuple[list[list[str]], list[list[str]]]:
     """What the runs have reached, side by side, and in which settings they differ."""
     facts = [dict(_facts(run, price_per_hour)) for run in runs]
     names = list(dict.fromkeys(name for fact in facts for name in fact))
@@ -48,37 +52,24 @@ def comparison_blocks(runs: Sequence[RunFolder], price_per_hour: float) -> list[
     settings = [run.settings for run in runs]
     keys = list(dict.fromkeys(key for setting in settings for key in setting))
     different = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
-    heading = ["", *(run.name for run in runs)]
-    return [
-        Heading(text="Side by side"),
-        Table(heading=heading, rows=rows),
-        Heading(text="Settings that differ"),
-        Table(heading=heading, rows=[[key, *(setting.get(key, "") for setting in settings)] for key in different])
-        if different
-        else Paragraph(text="None."),
-    ]
+    return rows, [[key, *(setting.get(key, "") for setting in settings)] for key in different]
 
 
-def run_blocks(run: RunFolder, price_per_hour: float, *, is_alone: bool) -> list[Block]:
-    """Everything about one run; its plots only if no plots of all runs are above."""
-    level = 2 if is_alone else 3
-    blocks: list[Block] = [] if is_alone else [Heading(text=run.name)]
-    blocks += [
-        Paragraph(text=_what(run)),
-        Heading(text="Result, time and cost", level=level),
-        Table(heading=["", ""], rows=[list(fact) for fact in _facts(run, price_per_hour)]),
-        Heading(text="Command", level=level),
-        *_command_blocks(run),
-        Heading(text="Data", level=level),
-        Table(heading=["setting", "value"], rows=_data_rows(run)),
-    ]
-    if is_alone:
-        blocks += [Heading(text="Curves"), Plots(images=curve_plots([run]))]
-    blocks += [Heading(text="Scores", level=level), *_score_blocks(run)]
-    blocks += [Heading(text="Samples", level=level), *_sample_blocks(run)]
-    blocks += [Heading(text="System", level=level), *_system_blocks(run)]
-    settings = [[name, value] for name, value in run.settings.items()]
-    return [*blocks, Heading(text="All settings", level=level), Table(heading=["key", "value"], rows=settings)]
+def _run_values(run: RunFolder, price_per_hour: float, *, is_alone: bool) -> dict[str, Any]:
+    """Everything about one run, by the names of the template."""
+    return {
+        "is_alone": is_alone,
+        "level": Markdown("##" if is_alone else "###"),
+        "name": run.name,
+        "what": _what(run),
+        "facts": _facts(run, price_per_hour),
+        "commands": _commands(run),
+        "data": _data_rows(run),
+        "scores": [_evaluation(name, report) for name, report in run.evaluations.items()],
+        "samples": _samples(run),
+        "system": _system_rows(run),
+        "settings": list(run.settings.items()),
+    }
 
 
 def curve_plots(runs: Sequence[RunFolder], against: str = "step") -> dict[str, bytes]:
@@ -174,16 +165,14 @@ def _facts(run: RunFolder, price_per_hour: float) -> list[tuple[str, str]]:
     return [*facts, ("peak memory", f"{max(memory):.2f} GiB")] if memory else facts
 
 
-def _command_blocks(run: RunFolder) -> list[Block]:
-    if not run.sessions:
-        return [Paragraph(text="Not recorded.")]
+def _commands(run: RunFolder) -> str:
     lines = []
     for session in run.sessions:
         end = session.get("end") or "no end recorded: under way, or killed"
         first, last = session.get("first_step"), session.get("last_step")
         lines.append(f"# {session.get('started_at')}, from step {first} to {'?' if last is None else last}, {end}")
         lines.append(shlex.join(map(str, session.get("command") or ["?"])))
-    return [Verbatim(text="\n".join(lines))]
+    return "\n".join(lines)
 
 
 def _data_rows(run: RunFolder) -> list[list[str]]:
@@ -204,24 +193,20 @@ def _size(path: Path) -> str:
     return f"{len(files)} file(s), {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
 
 
-def _score_blocks(run: RunFolder) -> list[Block]:
-    blocks = [block for name, report in run.evaluations.items() for block in _evaluation_blocks(name, report)]
-    return blocks or [Paragraph(text="None was measured; what `nanochat-lit evaluate` leaves appears here.")]
-
-
-def _evaluation_blocks(name: str, report: dict[str, Any]) -> list[Block]:
+def _evaluation(name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """A sentence on an evaluation, and its table."""
     try:
         return SCORE_TABLES[name](report)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
-        return [Paragraph(text=f"{report['file']} is not a result that this report understands.")]
+        return {"text": f"{report['file']} is not a result that this report understands.", "rows": []}
 
 
-def _task_scores(report: dict[str, Any]) -> list[Block]:
+def _task_scores(report: dict[str, Any]) -> dict[str, Any]:
     heading, *rows = table_rows(report)
-    return [Paragraph(text=" ".join(headline(report))), Table(heading=heading, rows=rows)]
+    return {"text": " ".join(headline(report)), "heading": heading, "rows": rows}
 
 
-def _tiny_world_scores(report: dict[str, Any]) -> list[Block]:
+def _tiny_world_scores(report: dict[str, Any]) -> dict[str, Any]:
     def row(name: str, correct: int, count: int) -> list[str]:
         low, high = wilson_interval(correct, count)
         return [name, f"{correct / count:.1%}", f"{low:.1%} to {high:.1%}", f"{correct} of {count}"]
@@ -229,18 +214,16 @@ def _tiny_world_scores(report: dict[str, Any]) -> list[Block]:
     entries = report["categories"].items()
     rows = [row(name, entry["correct"], entry["count"]) for name, entry in entries]
     rows.append(row("all", sum(e["correct"] for _, e in entries), sum(e["count"] for _, e in entries)))
-    return [
-        Paragraph(text="Held-out questions of the tiny world; intervals are Wilson's, 95%."),
-        Table(heading=["category", "right", "95% interval", "questions"], rows=rows),
-    ]
+    text = "Held-out questions of the tiny world; intervals are Wilson's, 95%."
+    return {"text": text, "heading": ["category", "right", "95% interval", "questions"], "rows": rows}
 
 
-def _bpb_scores(report: dict[str, Any]) -> list[Block]:
-    text = f"{report['bpb']:.4f} bits per byte on {report['documents']:,} documents ({report['bytes']:,} bytes) of {report['data']}."
-    return [Paragraph(text=text)]
+def _bpb_scores(report: dict[str, Any]) -> dict[str, Any]:
+    size = f"{report['documents']:,} documents ({report['bytes']:,} bytes)"
+    return {"text": f"{report['bpb']:.4f} bits per byte on {size} of {report['data']}.", "rows": []}
 
 
-SCORE_TABLES: dict[str, Callable[[dict[str, Any]], list[Block]]] = {
+SCORE_TABLES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "core": _task_scores,
     "chat_core": _task_scores,
     "tiny_world": _tiny_world_scores,
@@ -267,27 +250,28 @@ def _score(report: dict[str, Any] | None) -> str:
         return "?"
 
 
-def _sample_blocks(run: RunFolder) -> list[Block]:
+def _samples(run: RunFolder) -> list[str]:
     """The samples of the first and the last validation: what training has changed."""
     sections = [part.strip() for part in re.split(r"(?m)^(?=## Step \d+$)", run.samples) if part.strip()]
-    if not sections:
-        return [Paragraph(text="None were written.")]
-    shown = dict.fromkeys([sections[0], sections[-1]])
-    return [Verbatim(text=_shortened(section)) for section in shown]
+    shown = [
+        re.sub(r"(?m)^(?:## |- \*\*(.+?)\*\*)", r"\1", section)
+        for section in dict.fromkeys(sections[:1] + sections[-1:])
+    ]
+    return [_shortened(section) for section in shown]
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= SAMPLES_LIMIT else f"{text[:SAMPLES_LIMIT]}\n[cut here; the whole is in samples.md]"
 
 
-def _system_blocks(run: RunFolder) -> list[Block]:
+def _system_rows(run: RunFolder) -> list[list[str]]:
     rows: list[list[str]] = []
     for session in run.sessions:
         machine = session.get("machine")
         facts = [[str(name), str(value)] for name, value in machine.items()] if isinstance(machine, dict) else []
         facts += [[name, str(session[name])] for name in ("device", "world_size", "compute_dtype") if name in session]
         rows += [fact for fact in facts if fact not in rows]
-    return [Table(heading=["", ""], rows=rows)] if rows else [Paragraph(text="Not recorded.")]
+    return rows
 
 
 def _wall_clock_s(run: RunFolder) -> float | None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from nanochat_lit.commands.run_folder import RunFolder, read_run
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.common.recipes import find_recipe
+from nanochat_lit.report.run_folder import RunFolder, read_run
 
 RECORD_FILE = "sweep.json"
 

@@ -1,0 +1,1 @@
+"""Pages on runs, sweeps and the quickstart: Jinja templates of markdown, which also become one HTML file."""
