@@ -28,6 +28,14 @@ def _statements(rng: Random, _split: str, category: str) -> str:
     return " ".join(relation.statement(rng, rng.choice(relation.entries)) for relation in chosen)
 
 
+def _facts(rng: Random, split: str) -> str:
+    return _statements(rng, split, "facts")
+
+
+def _opposites(rng: Random, split: str) -> str:
+    return _statements(rng, split, "opposites")
+
+
 def _calendar(rng: Random, split: str) -> str:
     if rng.random() < 0.15:
         lists = template("days")["lists"]
@@ -116,9 +124,9 @@ def _portrait(rng: Random, _split: str) -> str:
 _FIRST: dict[str, tuple[Callable[[Random, str], str], float]] = {
     "story": (stories.document, 14),
     "portrait": (_portrait, 4),
-    "facts": (partial(_statements, category="facts"), 24),
+    "facts": (_facts, 24),
     "calendar": (_calendar, 5),
-    "opposites": (partial(_statements, category="opposites"), 6),
+    "opposites": (_opposites, 6),
     "comparisons": (_comparisons, 8),
     "arithmetic": (_arithmetic, 4),
     "spelling": (_spelling, 14),
