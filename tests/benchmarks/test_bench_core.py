@@ -18,9 +18,9 @@ def test_the_ways_agree(options, capsys):
     assert main([*options, "--max_per_task=12", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["examples"], report["tasks"]) == (48, 4)
-    plain, exact, fast = report["ways"]
+    plain, exact, *fast = report["ways"]  # auto is float32 too on a processor without bfloat16
     assert (plain["ratio"], plain["differing_answers"], exact["differing_answers"]) == (1.0, 0, 0)
-    assert fast["way"].startswith("evaluate core ")
+    assert all(way["way"].startswith("evaluate core ") for way in fast)
     assert exact["ratio"] == pytest.approx(exact["examples_per_s"] / plain["examples_per_s"])
 
 

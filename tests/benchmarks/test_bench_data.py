@@ -11,6 +11,7 @@ from bench_data import scanned_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanochat_lit import cli
 from nanochat_lit.data.packing import best_fit_rows
 
 SMALL = ["--vocab_size=320", "--sequence_len=32", "--micro_batch_size=2", "--buffer_size=20", "--num_workers=1"]
@@ -19,9 +20,11 @@ SMALL += ["--seconds=0.1", "--repeats=1", "--train_chars=20000"]
 
 def test_prepare_and_measure(text_folder, tmp_path, capsys):
     tokenizer, prepared = tmp_path / "tokenizer", tmp_path / "prepared"
-    assert main(["tokenizer", "train", "--path", str(text_folder), "--out", str(tokenizer), "--vocab_size=320"]) == 0
+    assert (
+        cli.main(["tokenizer", "train", "--path", str(text_folder), "--out", str(tokenizer), "--vocab_size=320"]) == 0
+    )
     options = ["--data", str(text_folder), "--tokenizer", str(tokenizer), "--out", str(prepared)]
-    assert main(["data", "prepare", *options]) == 0
+    assert cli.main(["data", "prepare", *options]) == 0
     assert "tokens in 2 shards" in capsys.readouterr().out
     command = ["data", "--data", str(text_folder), "--prepared", str(prepared), *SMALL]
     assert main([*command, "--demands=[100000, 200000]", "--json"]) == 0

@@ -84,7 +84,7 @@ def test_several_runs_are_compared(run, capsys):
     out = run.parent / "both"
     assert cli.main(["report", str(run), str(other), "--out", str(out)]) == 0
     html = page(out)
-    different = html.split("Settings that differ")[1].split("</table>")[0]
+    different = "".join(html.split("Settings that differ")[1].split("</table>")[0].split("\n"))
     assert "<td>model.warmup</td><td>1</td><td>2</td>" in different
     assert different.count("<tr>") == 2  # the heading and this one
     assert "1 h 30 min" in html

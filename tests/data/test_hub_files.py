@@ -131,8 +131,14 @@ def test_wrong_or_missing_bytes_are_noticed_by_the_hubs_checksum(climbmix, tmp_p
 
 def test_without_a_checksum_length_and_footer_are_checked(climbmix, tmp_path):
     climbmix.faults.by_name["shard_00000.parquet"] = ["truncate"] * 5
+    with pytest.raises(UserError, match="bytes have come instead of"):
+        fetch(climbmix, tmp_path / "here")
+    path = climbmix.folder / "shard_00000.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])  # now the server states that length too
     with pytest.raises(UserError, match="not a whole parquet file"):
         fetch(climbmix, tmp_path / "here")
+    path.write_bytes(whole)
     size = (climbmix.folder / "shard_00001.parquet").stat().st_size
     climbmix.faults.by_name["shard_00001.parquet"] = ["truncate"]
     fetch(climbmix, tmp_path / "here", "shard_00001.parquet", size=size)
@@ -184,7 +190,7 @@ def test_the_token_goes_to_the_hub_and_no_further(climbmix, tmp_path, monkeypatc
     assert tokens == {"datasets": "Bearer secret", "cdn": None}
     climbmix.seen.clear()
     fetch(climbmix, tmp_path / "mirrored")
-    assert [seen.token for seen in climbmix.seen] == [None]
+    assert {seen.token for seen in climbmix.seen} == {None}
     assert "secret" not in "".join(path.read_text() for path in (tmp_path / "here").iterdir() if path.suffix == ".json")
 
 

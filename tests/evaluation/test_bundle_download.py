@@ -94,6 +94,7 @@ def test_without_a_network_the_way_out_is_told(tmp_path):
 def patient(monkeypatch):
     """Downloads as usual, without the pauses."""
     monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 64)
     return functools.partial(download, pause=lambda _: None)
 
 
