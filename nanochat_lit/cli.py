@@ -6,16 +6,21 @@ typed function, and jsonargparse turns its signature and docstring into options 
 """
 
 import argparse
-import contextlib
-import difflib
+import functools
 import inspect
 import json
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
+
+from nanochat_lit.common.errors import UserError, os_error_text
+from nanochat_lit.common.streams import discard_output, prepare_streams
+from nanochat_lit.common.suggestions import explain_unrecognized, nearest
 
 PROG = "nanochat-lit"
 
@@ -83,12 +88,18 @@ SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--mo
 # verbs with one obvious object, which needs no name: verb -> the option that the first bare words stand for
 FIRST_WORDS = {
     "data download": "--source",
-    "data info": "--path",
+    "data info": "--data",
+    "data prepare": "--data",
+    "evaluate bpb": "--data",
     "import-hf": "--folder",
     "import-nanochat": "--folder",
     "report": "--runs",
     "sweep": "--recipe",
+    "tokenizer train": "--data",
 }
+
+# other names of an option, as recipes and other commands call it; for verbs that have the option and not the name
+OTHER_NAMES = {"--path": "--data", "--data.path": "--data", "--run_dir": "--out", "--out": "--run_dir"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,27 +111,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0; 2 for a mistake of the user, told on stderr in a line or two; 130 after Ctrl-C.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        prepare_streams()
+        argv = sys.argv[1:]
     _configure_allocator()
     try:
-        status = _dispatch(argv)
+        status = _dispatch([_expand_home(arg) for arg in argv])
         sys.stdout.flush()  # here, not at exit, so that a closed pipe is noticed where it is handled
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader (head, less) has gone. Without this the interpreter complains when it flushes stdout at exit.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()  # the reader (head, less) has gone; the interpreter would complain when it flushes at exit
         return 141  # as a program that SIGPIPE has ended
     except SystemExit as stop:  # argparse's way out of --help
         if isinstance(stop.code, str):
             return _fail(stop.code)
         return stop.code or 0
-    except ValueError as error:
-        if not _is_user_error(error):
-            raise
+    except UserError as error:
         return _fail(str(error))
+    except OSError as error:
+        if (text := os_error_text(error)) is None:
+            raise
+        status = _fail(text)
+        if error.filename is None:
+            discard_output()  # stdout itself may be what cannot be written
+        return status
+    except Exception as error:
+        if not _has_interrupt(error):
+            raise
+        print("interrupted", file=sys.stderr)
+        return 130
     return status
 
 
@@ -143,24 +164,47 @@ def _dispatch(argv: list[str]) -> int:
         return 0
     verb, rest = argv[0], argv[1:]
     if verb not in VERBS:
-        return _fail(f"unknown verb {verb!r}{_nearest(verb, VERBS)}", hint="--help")
+        return _fail(f"unknown verb {verb!r}{nearest(verb, VERBS)}", hint="--help")
     target = VERBS[verb][0]
     if target == TRAINER:
-        try:
-            _load(TRAINER)(argv)
-        except argparse.ArgumentError as error:
-            return _fail(_shorten(str(error)), hint=f"{verb} --help")
-        return 0
+        return _run_trainer(argv)
     words = [verb]
     if isinstance(target, dict):
         if not rest or rest[0] in ("-h", "--help"):
             print(_subcommand_help(verb, target), file=sys.stdout if rest else sys.stderr)
             return 0 if rest else 2
         if rest[0] not in target:
-            return _fail(f"unknown subcommand {verb} {rest[0]!r}{_nearest(rest[0], target)}", hint=f"{verb} --help")
+            return _fail(f"unknown subcommand {verb} {rest[0]!r}{nearest(rest[0], target)}", hint=f"{verb} --help")
         words.append(rest.pop(0))
         target = target[words[1]]
     return _run_function(_load(target), words, rest)
+
+
+def _run_trainer(argv: list[str]) -> int:
+    from nanochat_lit.commands.fit_help import help_text, name_class
+
+    verb, rest = argv[0], argv[1:]
+    if not rest:
+        return _fail(f"{verb} needs a recipe: {PROG} {verb} --config recipes/cpu_text.yaml", hint=f"{verb} --help")
+    if "-h" in rest or "--help" in rest:
+        print(help_text(verb))
+        return 0
+    rest = ["--help" if arg == "--help_all" else arg for arg in _name_text(rest)]
+    try:
+        _load(TRAINER)([verb, *name_class(rest)])
+    except argparse.ArgumentError as error:
+        return _fail(_shorten(str(error)), hint=f"{verb} --help")
+    return 0
+
+
+def _name_text(args: list[str]) -> list[str]:
+    """--path FILE and --data FILE, as other verbs call it, for --data.path FILE."""
+    named = []
+    for arg, after in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = arg.partition("=")
+        is_text = name == "--path" or (name == "--data" and os.path.exists(value or after))  # noqa: PTH110
+        named.append(f"--data.path{equals}{value}" if is_text else arg)
+    return named
 
 
 def _run_function(function: Callable[..., Any], words: list[str], args: list[str]) -> int:
@@ -170,10 +214,10 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
     shorts = SHORT_OPTIONS.get(" ".join(words), {})
     first_word = FIRST_WORDS.get(" ".join(words))
-    args = _name_first_words(args, first_word, function)
+    args = _name_first_words(_use_own_names(args, function), first_word, function)
     try:
         auto_cli(
-            function,
+            _with_homes(function),
             args=_complete_flags(_expand_short_options(args, shorts), function),
             prog=f"{PROG} {' '.join(words)}",
             as_positional=False,  # a position would change its meaning when a signature grows; every value has a name
@@ -183,13 +227,60 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
             or (f"the first word may stand without {first_word}" if first_word else ""),
         )
     except argparse.ArgumentError as error:
-        return _fail(_shorten(str(error)), hint=f"{' '.join(words)} --help")
+        options = [f"--{name}" for name in inspect.signature(function).parameters]
+        return _fail(_shorten(explain_unrecognized(str(error), options)), hint=f"{' '.join(words)} --help")
     return 0
+
+
+def _with_homes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with ~ at the beginning of its values expanded: those of lists and mappings, too."""
+
+    @functools.wraps(function)
+    def call(**values: Any) -> Any:
+        from nanochat_lit.common.paths import expand_home
+
+        return function(**{name: value if name == "prompts" else expand_home(value) for name, value in values.items()})
+
+    return call
+
+
+def _expand_home(arg: str) -> str:
+    """~/X and --option=~/X as a shell expands ~/X; in --option=~/X it does not."""
+    if "~" not in arg:
+        return arg
+    from nanochat_lit.common.paths import expand_home
+
+    option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    is_path = value == "~" or value.startswith("~/")
+    return f"{option}{equals}{expand_home(value)}" if is_path and option != "--prompt" else arg
+
+
+def _use_own_names(args: list[str], function: Callable[..., Any]) -> list[str]:
+    known = {f"--{name}" for name in inspect.signature(function).parameters}
+    renamed = []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        own = OTHER_NAMES.get(name)
+        renamed.append(f"{own}{equals}{value}" if own in known and name not in known else arg)
+    return renamed
 
 
 def _load(target: str) -> Callable[..., Any]:
     module, _, function = target.partition(":")
-    return getattr(import_module(module), function)
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if is_main else None
+    if before is signal.default_int_handler:  # an interrupted import fails in many ways; nothing has been begun yet
+        signal.signal(signal.SIGINT, _leave)
+    try:
+        return getattr(import_module(module), function)
+    finally:
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, before)
+
+
+def _leave(*_: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)
 
 
 def _expand_short_options(args: list[str], short_options: dict[str, str]) -> list[str]:
@@ -254,11 +345,6 @@ def _subcommand_help(verb: str, subcommands: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _nearest(word: str, known: Sequence[str] | dict[str, Any]) -> str:
-    matches = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else f"; choose one of {', '.join(known)}"
-
-
 def _shorten(message: str, limit: int = 400) -> str:
     """One line of jsonargparse's message, which spreads over lines and shows types as Python does."""
     message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
@@ -266,6 +352,12 @@ def _shorten(message: str, limit: int = 400) -> str:
     message = re.sub(r"\s+", " ", message).strip()
     message = re.sub(r"Does not validate against .*?Problem with given class_path '([\w.]+)': ", r"\1: ", message)
     message = re.sub(r" - Expected a NoneType Given value type: .*", "", message)
+    message = re.sub(r"(?<=[^:\]]) - Expected an? \S+( - Expected an? \S+)*$", "", message)
+    if kinds := re.findall(r"- Expected an? (\S+)(?=.* Given value: (.+)$)", message):
+        allowed = " or ".join(kind.removeprefix("typing.").removeprefix("collections.abc.") for kind, _ in kinds)
+        allowed = re.sub(r"Literal\[(.*?)\]", r"\1", allowed)
+        start = message.partition("Does not validate")[0]
+        message = f"{start}expected {allowed}; given {kinds[0][1]!r}"
     if unknown := re.search(r"([\w.]+): Option '(\w+)' is not accepted$", message):
         message += _nearest_option(*unknown.groups())
     return message if len(message) <= limit else message[:limit] + "..."
@@ -273,7 +365,7 @@ def _shorten(message: str, limit: int = 400) -> str:
 
 def _nearest_option(class_path: str, option: str) -> str:
     module, _, name = class_path.rpartition(".")
-    return _nearest(option, list(inspect.signature(_load(f"{module}:{name}")).parameters))
+    return nearest(option, list(inspect.signature(_load(f"{module}:{name}")).parameters))
 
 
 def _fail(message: str, hint: str = "") -> int:
@@ -283,10 +375,11 @@ def _fail(message: str, hint: str = "") -> int:
     return 2
 
 
-def _is_user_error(error: BaseException) -> bool:
-    from nanochat_lit.common.errors import UserError
-
-    return isinstance(error, UserError)
+def _has_interrupt(error: BaseException | None) -> bool:
+    """Whether an error follows from Ctrl-C: an import that is interrupted often raises another error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 if __name__ == "__main__":

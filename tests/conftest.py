@@ -23,12 +23,12 @@ import pytest
 import torch
 import yaml
 
-from nanochat_lit import cli
+from nanochat_lit import cli, render_conversation, save_export
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_model import Answer
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 SMALL_TEXTS = [
@@ -160,6 +160,47 @@ def random_model() -> Callable[..., GPT]:
         return model.eval()
 
     return make
+
+
+KNOWN_ANSWERS: dict[str, str | list[dict[str, str]]] = {
+    "What is the capital of France?": "The capital of France is Paris.",
+    "What is 12 + 30?": [
+        {"type": "python", "text": "12+30"},
+        {"type": "python_output", "text": "42"},
+        {"type": "text", "text": "The answer is 42."},
+    ],
+}
+
+
+@pytest.fixture(scope="session")
+def answering_export(tmp_path_factory, tokenizer) -> Path:
+    """An export of a chat model that has learned a few answers by heart, so that examples print what a user would see."""
+    model = GPT(
+        GPTConfig(sequence_len=128, vocab_size=320, n_layer=2, n_head=2, n_kv_head=2, n_embd=64, window_pattern="L")
+    )
+    model.init_weights(torch.Generator().manual_seed(0))
+    rows = []
+    for question, answer in KNOWN_ANSWERS.items():
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        rows.append(render_conversation(tokenizer, {"messages": messages}))
+    length = max(len(token_ids) for token_ids, _ in rows)
+    inputs = torch.zeros(len(rows), length - 1, dtype=torch.int64)
+    targets = torch.full_like(inputs, IGNORE_INDEX)
+    for row, (token_ids, mask) in enumerate(rows):
+        ids, learned = torch.tensor(token_ids), torch.tensor(mask, dtype=torch.bool)
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        targets[row, : len(ids) - 1] = torch.where(learned[1:], ids[1:], IGNORE_INDEX)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model(inputs, targets)
+        loss.backward()
+        optimizer.step()
+        if loss.detach().item() < 0.01:
+            break
+    folder = tmp_path_factory.mktemp("answering") / "export"
+    save_export(folder, model.eval(), tokenizer, {"temperature": 0.0}, {"stage": "sft", "steps": 1, "planned_steps": 1})
+    return folder
 
 
 NANOCHAT_PATTERN = (

@@ -56,7 +56,7 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
     """Measure prefill and decoding.
 
     Args:
-        model: Export folder; null makes a model of random weights of the given depth.
+        model: Export, run folder, or .ckpt file; null makes a model of random weights of the given depth.
         depth: Of the random model.
         vocab_size: Of the random model.
         sequence_len: Of the random model.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat_lit.common.compilers import missing_compiler
+from nanochat_lit.common.compilers import missing_compiler, use_configured_compiler
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import ReadBandwidth, find_device, resolve_compute_dtype
 from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
@@ -109,6 +109,7 @@ def _steps(
     model = GPT(config, dtype).to(device)
     model.init_weights(torch.Generator(device=device).manual_seed(0))
     if compile:
+        use_configured_compiler()
         model.compile_for_training()
     optimizer = MuonAdamW(param_groups(model), dtype if dtype == torch.bfloat16 else None)
     generator = torch.Generator().manual_seed(1)

@@ -2,13 +2,13 @@
 
 import sys
 
-from nanochat_lit.commands.terminal_chat import TerminalChat, note_cut, write
+from nanochat_lit.commands.terminal_chat import Screen, TerminalChat, note, note_cut
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.conversation import Conversation
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
-from nanochat_lit.engine.export import load_export, load_generation_defaults
+from nanochat_lit.engine.export import find_model, limits_of, load_export, load_generation_defaults, read_provenance
 from nanochat_lit.engine.tool_use import Tool
 from nanochat_lit.model.packed import Quantization, describe_kernel
 
@@ -29,7 +29,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     """Talk to a chat model, or print one answer with -p.
 
     Args:
-        model: Export folder.
+        model: Export, run folder, or .ckpt file.
         prompt: Answer this message alone on stdout and leave; null starts a conversation.
         temperature: 0 takes the likeliest token, higher is more varied; null is the export's default.
         top_k: Sample among this many likeliest tokens, 0 is all; null is the export's default.
@@ -51,6 +51,8 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     conversation = Conversation(settings=load_generation_defaults(model).updated(given))
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write a message after -p, or leave -p out for a conversation")
+    if limits := limits_of(read_provenance(find_model(model))):
+        note(limits)
     tool = _tool(python_tool)
     gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
     print(f"kernel: {describe_kernel(gpt)}", file=sys.stderr)
@@ -58,10 +60,9 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         if prompt is None:
             TerminalChat(chat_model, conversation).run()
             return
-        for piece in conversation.ask(chat_model, prompt):
-            if piece.type == "text":
-                write(piece.text)
-        write("\n")
+        screen = Screen()
+        screen.show(piece for piece in conversation.ask(chat_model, prompt) if piece.type == "text")
+        screen.end()
         assert conversation.answer is not None
         note_cut(conversation.answer)
 

@@ -24,7 +24,7 @@ def generate(
     test.jsonl, and harder/*.jsonl, questions of harder arithmetic for reinforcement learning. The splits share no item.
 
     Args:
-        out: Folder to write into; files of these names are replaced.
+        out: Folder to write; it appears whole, and an earlier generated corpus of that name is replaced.
         num_documents: Training documents.
         num_conversations: Training conversations.
         per_category: Questions of every category in the examination.

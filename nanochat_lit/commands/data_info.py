@@ -13,7 +13,7 @@ _MOST_ROWS = 12
 
 
 def info(
-    path: str | list[str],
+    data: str | list[str],
     tokenizer: str | None = None,
     max_docs: int = 100_000,
     near_docs: int = 10_000,
@@ -28,7 +28,7 @@ def info(
     there are.
 
     Args:
-        path: File or folder of texts, or a list of them; shares are by these, or by file if there is one.
+        data: File or folder of texts, or a list of them; shares are by these, or by file if there is one.
         tokenizer: Folder of a tokenizer or an export, to count tokens.
         max_docs: Documents to read; of more, blocks are drawn at random.
         near_docs: Documents to look for near duplicates among.
@@ -39,10 +39,10 @@ def info(
     for name, value in (("max_docs", max_docs), ("near_docs", near_docs)):
         if value < 1:
             raise UserError(f"{name} is {value}, but must be at least 1")
-    paths = [path] if isinstance(path, str) else path
+    paths = [data] if isinstance(data, str) else data
     sources = {one: FileSource(one) for one in paths}
     if not sources:
-        raise UserError("path is an empty list; give at least one file or folder")
+        raise UserError("data is an empty list; give at least one file or folder")
     count = None if tokenizer is None else _token_counter(Tokenizer.load(tokenizer))
     found = corpus_statistics({**sources}, count, max_docs=max_docs, near_docs=near_docs, seed=seed)
     if not found.documents:

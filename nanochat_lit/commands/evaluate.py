@@ -29,7 +29,7 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
     """Bits per byte of the documents of a file or folder, every document whole.
 
     Args:
-        model: Export folder, or that of a Hugging Face causal language model.
+        model: Export, run folder or .ckpt file, or folder of a Hugging Face causal language model.
         data: File or folder of .txt, .jsonl or .parquet; documents are taken in order.
         max_docs: Stop after this many documents; null reads all.
         micro_batch_size: Pieces of sequence_len tokens per forward pass.
@@ -95,7 +95,7 @@ def samples(
     """Answers (or, without chat, continuations) for a few prompts.
 
     Args:
-        model: Export folder, or that of a Hugging Face causal language model.
+        model: Export, run folder or .ckpt file, or folder of a Hugging Face causal language model.
         prompts: What to ask; null asks a fixed list.
         chat: Ask as a user of a chat model (of a Hugging Face model by its chat template); false lets a base model go on
             with the text.
@@ -141,7 +141,7 @@ def tiny_world(
     """Accuracy by category on held-out questions of the tiny world, answered greedily.
 
     Args:
-        model: Export folder of a chat model.
+        model: Export, run folder or .ckpt file of a chat model.
         data: A .jsonl file of examination items; null generates them.
         split: Which held-out items to generate.
         per_category: How many of each category to generate.

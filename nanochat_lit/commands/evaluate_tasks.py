@@ -36,7 +36,7 @@ def core(
     are not finished. Under torchrun every process takes its share of the examples.
 
     Args:
-        model: Export folder, or that of a Hugging Face causal language model.
+        model: Export, run folder or .ckpt file, or folder of a Hugging Face causal language model.
         bundle: Folder of an evaluation bundle (core.yaml, eval_meta_data.csv, eval_data/); null downloads it once. If it
             lacks tasks, the mean of the others is called partial.
         max_per_task: Most examples of a task, drawn from all; null takes all.
@@ -96,7 +96,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     not finished. Under torchrun every process takes its share of the questions.
 
     Args:
-        model: Export folder of a chat model, or folder of a Hugging Face causal language model, which is asked by its chat
+        model: Export, run folder or .ckpt file of a chat model, or folder of a Hugging Face causal language model, which is asked by its chat
             template (by a plain text if it has none), has no calculator and is told the form that answers must have.
         tasks: Only these, as in '["gsm8k", "count_letters"]': arc_easy, arc_challenge, mmlu, gsm8k, humaneval; count_letters,
             spell_word and identity stand in the table and do not count in the mean.
@@ -181,17 +181,27 @@ def _answerer(
 
 
 def _out_folder(model: str, out: str | None) -> Path:
-    folder = Path(model).resolve()
-    return folder.with_name(f"{folder.name}_evaluation") if out is None else Path(out)
+    from nanochat_lit.engine.export import find_model
+
+    folder = find_model(model).resolve()
+    return (
+        folder.with_name(f"{folder.stem if folder.is_file() else folder.name}_evaluation") if out is None else Path(out)
+    )
 
 
 def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any]) -> "ResultsFile":
     """What is finished of this evaluation; a changed model, data or setting makes it another evaluation."""
+    from nanochat_lit.engine.export import find_model
     from nanochat_lit.evaluation.task_results import ResultsFile, file_digest
 
     path = _out_folder(model, out) / f"{metric}_progress.json" if is_rank_zero() else None
     patterns = ("config.json", "generation_config.json", "*.safetensors", "tokenizer*", "chat_template*")
-    read = [path for pattern in patterns for path in Path(model).glob(pattern) if path.is_file()]
+    source = find_model(model)
+    read = (
+        [source]
+        if source.is_file()
+        else [path for pattern in patterns for path in source.glob(pattern) if path.is_file()]
+    )
     files = {path.name: file_digest(path) for path in sorted(read)}
     results = ResultsFile(path, {**files, **key})
     if results.replaces_other:

@@ -76,7 +76,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         micro_batch_size: Rows per device per forward; the memory estimate depends on it.
         gpus: Devices.
         gpu: Their name, such as T4, A100, "RTX 4090" or H100; null is this machine's GPU, or H100 where there is none. Its compute
-            capability decides on dtype and attention, its memory on what fits.
+            capability decides on dtype and attention, its memory on what fits. A number is taken for `gpus`.
         peak_flops_per_s: Peak of one device at 16 bits; null looks the name up.
         mfu: Share of the peak that training reaches, 0 to 1.
         price_per_gpu_hour: Dollars per device and hour.
@@ -88,6 +88,8 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         fp8: Whether linear layers compute in float8, likewise.
         json: Print one JSON object instead of the table.
     """
+    if gpu is not None and gpu.isdecimal():  # --gpu 8
+        gpus, gpu = int(gpu), None
     _check(gpus=gpus, mfu=mfu, micro_batch_size=micro_batch_size)
     config = GPTConfig.from_depth(
         depth, vocab_size=vocab_size, sequence_len=sequence_len, head_dim=head_dim, aspect_ratio=aspect_ratio,

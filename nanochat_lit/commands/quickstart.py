@@ -1,12 +1,23 @@
 """`nanochat-lit quickstart`: the whole path once, offline: data, tokenizer, pretraining, SFT, evaluation, a report."""
 
+import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import write_json
+from nanochat_lit.common.paths import read_json, remove, write_json
+
+RECORD_FILE = "quickstart.json"
+"""Marks the folder as one that quickstart has made; holds its settings."""
+
+MADE = (
+    *("data", "pretrain", "tokenizer", "checkpoints", "export", "export_evaluation", "config.yaml", "plan.json"),
+    *("validation.json", "sessions.json", "metrics.csv", "samples.md", "bad_batch.md"),
+    *("report.md", "loss.png", "bpb.png", "report"),
+)
+"""What a quickstart, and a report on it, leave in its folder."""
 
 FAST = {
     "num_documents": 3000,
@@ -37,84 +48,119 @@ DIALOGUES: tuple[tuple[str, ...], ...] = (
 """What the report asks the finished model."""
 
 
-def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0) -> None:
+def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0, overwrite: bool = False) -> None:
     """Train a small chat model from nothing, offline: about 8 minutes on 2 CPU cores.
 
     Generates the tiny world, trains a tokenizer, pretrains, fine-tunes, and examines the model before and after each
-    stage. Leaves OUT/report.md with plots and dialogues, and OUT/export to chat with.
+    stage. Leaves OUT/report.md with plots and dialogues, and OUT/export to chat with. After an interruption the same
+    command continues.
 
     Args:
-        out: Folder for everything that is made; an earlier quickstart in it is replaced.
+        out: Folder for everything that is made.
         fast: The same path in a minute or two, to see that it works; the model will not be able to talk.
         seed: Of the generated data.
+        overwrite: Replace an earlier quickstart in the folder.
     """
-    from nanochat_lit.common.peak_memory import peak_memory_bytes
-    from nanochat_lit.report.quickstart import write_report
-    from nanochat_lit.tiny_world.files import write_tiny_world
-    from nanochat_lit.training.cli import main as trainer
+    from nanochat_lit.common.run_lock import run_lock
 
-    start_s = time.perf_counter()
-    size: dict[str, Any] = FAST if fast else FULL
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"out {folder} is a file; give a folder")
+    with run_lock(folder, "nanochat-lit quickstart"):
+        record = _begin(folder, {"fast": fast, "seed": seed}, overwrite)
+        started_s = time.perf_counter() - record["seconds"]
+        try:
+            _run(folder, FAST if fast else FULL, record, started_s)
+            record["finished"] = True
+        finally:
+            record["seconds"] = time.perf_counter() - started_s
+            write_json(folder / RECORD_FILE, record)
+
+
+def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+    """The record of the quickstart in the folder: of a new one, or of one that was interrupted."""
+    path = folder / RECORD_FILE
+    new = {**settings, "seconds": 0.0, "finished": False}
+    found = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]  # not ours: the lock
+    if not found:
+        write_json(path, new)
+        return new
+    if RECORD_FILE not in found:
+        raise UserError(f"{folder} holds {sorted(found)[0]} and was not made by quickstart; give another folder, --out")
+    record = read_json(path)
+    if not overwrite and not record["finished"] and {**record, **settings} == record:
+        print(f"continuing the quickstart in {folder}", file=sys.stderr)
+        return record
+    if not overwrite:
+        state = f"{'a finished' if record['finished'] else 'an unfinished'} quickstart with fast {record['fast']}"
+        if not (sys.stdin.isatty() and input(f"{folder} has {state}. Replace it? [y/N] ").lower() in ("y", "yes")):
+            raise UserError(
+                f"{folder} has {state}, seed {record['seed']}; --overwrite true replaces it, --out makes another"
+            )
+    for name in {*MADE, RECORD_FILE} & set(found):
+        remove(folder / name)
+    write_json(path, new)
+    return new
+
+
+def _run(folder: Path, size: dict[str, Any], record: dict[str, Any], started_s: float) -> None:
+    """Every stage that is not done yet."""
+    from nanochat_lit.common.peak_memory import peak_memory_bytes
+    from nanochat_lit.report.quickstart import write_report
+    from nanochat_lit.tiny_world.files import write_tiny_world
+
     pretrain, data = folder / "pretrain", folder / "data"
-    _clear_earlier_run(folder)
-    _say(1, f"generating the tiny world in {data}")
-    write_tiny_world(
-        data,
-        num_documents=size["num_documents"],
-        num_conversations=size["num_conversations"],
-        per_category=size["per_category"],
-        seed=seed,
-    )
-    quick = ["--model.compile", "false"] if fast else []
+    if not data.is_dir():
+        _say(1, f"generating the tiny world in {data}")
+        counts = {name: size[name] for name in ("num_documents", "num_conversations", "per_category")}
+        write_tiny_world(data, **counts, seed=record["seed"])
     _say(2, "tokenizer and pretraining: a quarter of the work")
-    trainer(
-        [
-            *("fit", "--config", "recipes/quickstart_pretrain.yaml", "--run_dir", str(pretrain), "--overwrite", "true"),
-            *("--data.path", str(data / "pretrain"), *_steps(size["pretrain_steps"]), *quick),
-        ]
-    )
+    _train(pretrain, "pretrain", size["pretrain_steps"], record, ["--data.path", str(data / "pretrain")])
     _say(3, "examining the base model")
     before = _examine(pretrain / "export", data / "test.jsonl", size["max_new_tokens"], limit=10)
     _say(4, "fine-tuning on conversations: three quarters of the work")
-    trainer(
-        [
-            *("fit", "--config", "recipes/quickstart_sft.yaml", "--run_dir", str(folder), "--overwrite", "true"),
-            *("--data.path", str(data / "sft"), "--model.base", str(pretrain / "export")),
-            *(*_steps(size["sft_steps"]), *quick),
-        ]
-    )
+    options = ["--data.path", str(data / "sft"), "--model.base", str(pretrain / "export")]
+    _train(folder, "sft", size["sft_steps"], record, options)
     _say(5, "examining the chat model")
     after = _examine(folder / "export", data / "test.jsonl", size["max_new_tokens"])
     dialogues = [_converse(folder / "export", questions, size["max_new_tokens"]) for questions in DIALOGUES]
-    write_report(
-        folder, before, after, dialogues, seconds=time.perf_counter() - start_s, peak_bytes=peak_memory_bytes()
-    )
+    seconds = time.perf_counter() - started_s
+    write_report(folder, before, after, dialogues, seconds=seconds, peak_bytes=peak_memory_bytes())
     print((folder / "report.md").read_text(encoding="utf-8").split("## Curves")[0])
     print(f"Report: {folder / 'report.md'}\nChat:   nanochat-lit chat --model {folder / 'export'}")
     print(f"Curves, samples, settings as one HTML page: nanochat-lit report {pretrain} {folder}")
 
 
+def _train(run: Path, stage: str, num_steps: int | None, record: dict[str, Any], options: list[str]) -> None:
+    """Train a stage from where it is; nothing if it has reached its last step."""
+    from nanochat_lit.engine.export import read_provenance
+    from nanochat_lit.training.cli import main as trainer
+
+    made = read_provenance(run / "export")
+    if made.get("stage") == stage and made["steps"] >= made["planned_steps"]:
+        return
+    words = [
+        "fit",
+        "--config",
+        f"recipes/quickstart_{stage}.yaml",
+        "--run_dir",
+        str(run),
+        "--ckpt_path",
+        "last",
+        *options,
+    ]
+    words += [] if num_steps is None else ["--trainer.max_steps", str(num_steps)]
+    words += ["--model.compile", "false"] if record["fast"] else []
+    command = ["nanochat-lit", "quickstart", "--out", str(run if stage == "sft" else run.parent)]
+    command += [f"--{name}={str(record[name]).lower()}" for name in ("fast", "seed") if record[name]]
+    trainer(words, part_of=shlex.join(command))
+    if record["fast"]:
+        note = "this model was made by quickstart --fast, in too few steps to answer; run quickstart without --fast"
+        write_json(run / "export" / "provenance.json", {**read_provenance(run / "export"), "note": note})
+
+
 def _say(stage: int, what: str) -> None:
     print(f"\n[{stage}/5] {what}", file=sys.stderr, flush=True)
-
-
-def _steps(num_steps: int | None) -> list[str]:
-    return [] if num_steps is None else ["--trainer.max_steps", str(num_steps)]
-
-
-def _clear_earlier_run(folder: Path) -> None:
-    """Remove what an earlier quickstart would leak into this one: its tokenizer, and metrics that would be appended to."""
-    import shutil
-
-    for name in ("pretrain/tokenizer", "pretrain/metrics.csv", "metrics.csv", "samples.md", "pretrain/samples.md"):
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _examine(export: Path, questions: Path, max_new_tokens: int, limit: int | None = None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
     Endpoints: POST /v1/chat/completions (streamed or not), GET /v1/models, /health, /metrics.
 
     Args:
-        model: Export folder.
+        model: Export, run folder, or .ckpt file.
         host: Address to listen on; 0.0.0.0 lets other machines in.
         port: Port to listen at; 0 is any that is free.
         api_key: What clients must send as Bearer token; null is the environment variable NANOCHAT_API_KEY (which other users

@@ -35,9 +35,7 @@ def sweep(
         dry_run: Print the commands, and train nothing.
         train: Train what is missing; false only looks at what is finished.
     """
-    from nanochat_lit.common.paths import write_json
-    from nanochat_lit.report.page import write_page
-    from nanochat_lit.report.sweep import sweep_page, sweep_results
+    from nanochat_lit.common.run_lock import run_lock
     from nanochat_lit.report.sweep_recipe import read_sweep
 
     changes = {"run_dir": run_dir, "fit": fit, "depths": depths, "flops_budgets": flops_budgets, "options": options}
@@ -47,9 +45,20 @@ def sweep(
             state = "finished" if run.finished() else "to do"
             print(f"# {run.folder}: {state}\n{shlex.join(['nanochat-lit', *run.command[3:]])}")
         return
-    for number, run in enumerate(plan.runs, start=1):
-        if train:
-            _train(run, f"[{number}/{len(plan.runs)}]")
+    plan.check_folder()
+    with run_lock(Path(plan.run_dir), "nanochat-lit sweep"):
+        for number, run in enumerate(plan.runs, start=1):
+            if train:
+                _train(run, f"[{number}/{len(plan.runs)}]")
+        _conclude(plan)
+
+
+def _conclude(plan: Any) -> None:
+    """Write what follows from the finished runs."""
+    from nanochat_lit.common.paths import write_json
+    from nanochat_lit.report.page import write_page
+    from nanochat_lit.report.sweep import sweep_page, sweep_results
+
     finished = [(run, result) for run in plan.runs if (result := run.finished()) is not None]
     if not finished:
         raise UserError(f"{plan.run_dir} has no finished run; leave --train false out")

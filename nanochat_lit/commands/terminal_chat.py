@@ -3,8 +3,11 @@
 import contextlib
 import difflib
 import os
+import shutil
 import sys
-from collections.abc import Generator
+import textwrap
+import unicodedata
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from nanochat_lit.common.errors import UserError
@@ -25,7 +28,7 @@ HELP = """\
 Ctrl-C stops an answer. A message that begins with a slash is written with two."""
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-# what a model writes must not steer the terminal: every control character but newline and tab is dropped
+# every control character but newline and tab, which are dropped
 _CONTROL = {code: None for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
 
 
@@ -41,6 +44,7 @@ class TerminalChat:
         self._model = model
         self._conversation = conversation
         self._num_dropped_turns = 0
+        self._own_files: set[Path] = set()
         self._commands = {
             "retry": self._retry,
             "undo": self._undo,
@@ -49,7 +53,7 @@ class TerminalChat:
             "set": self._set,
             "save": self._save,
             "load": self._load,
-            "help": lambda _: print(HELP, file=sys.stderr),
+            "help": lambda _: print(_wrapped(HELP), file=sys.stderr),
             "quit": self._quit,
         }
 
@@ -59,7 +63,9 @@ class TerminalChat:
         if is_terminal:
             note("/help lists the commands, Ctrl-C stops an answer, /quit leaves")
             with contextlib.suppress(ImportError):
-                import readline  # noqa: F401 (line editing and history in input())
+                import readline  # line editing and history in input()
+
+                readline.parse_and_bind("set enable-bracketed-paste on")  # several pasted lines are one message
         while self._turn(is_terminal):
             pass
 
@@ -68,12 +74,12 @@ class TerminalChat:
         try:
             self._obey(input("\n> " if is_terminal else "").strip())
         except EOFError:
-            write("\n" if is_terminal else "")
+            print(end="\n" if is_terminal else "")
             return False
         except KeyboardInterrupt:
             if not is_terminal:
                 raise
-            write("\n")
+            print()
             note("/quit or Ctrl-D leaves")
         except UserError as error:
             note(f"error: {error}")
@@ -96,21 +102,15 @@ class TerminalChat:
         if answer.num_dropped_turns != self._num_dropped_turns:
             self._num_dropped_turns = answer.num_dropped_turns
             note_dropped(answer)
-        dim, plain = (_DIM, _PLAIN) if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else ("", "")
-        brackets = {"text": ("", ""), "python": (f"{dim}[", f"]{plain}"), "python_output": (f"{dim}[= ", f"]{plain}")}
-        kind = "text"
+        screen = Screen()
         try:
-            for piece in pieces:
-                if piece.type != kind:
-                    write(brackets[kind][1] + brackets[piece.type][0], is_model_text=False)
-                    kind = piece.type
-                write(piece.text)
+            screen.show(pieces)
         except KeyboardInterrupt:
             pass
         finally:
             answer.stop()
             pieces.close()
-            write(brackets[kind][1] + "\n", is_model_text=False)
+            screen.end()
         note_cut(answer)
 
     def _quit(self, _: str) -> None:
@@ -142,21 +142,102 @@ class TerminalChat:
 
     def _save(self, name: str) -> None:
         path = _path(name)
+        if path.exists() and path not in self._own_files:
+            self._conversation.check_saved(path)
+            if not (sys.stdin.isatty() and input(f"replace {path}? [y/N] ").strip().lower() in ("y", "yes")):
+                raise UserError(f"{path} exists and is kept; give another name")
         self._conversation.save(path)
+        self._own_files.add(path)
         note(f"saved to {path}")
 
     def _load(self, name: str) -> None:
-        self._conversation = Conversation.load(_path(name))
+        path = _path(name)
+        self._conversation = Conversation.load(path)
+        self._own_files.add(path)
         self._num_dropped_turns = 0
+        for message in self._conversation.messages:
+            screen, content = Screen(), message["content"]
+            screen.write("> " if message["role"] == "user" else "")
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            screen.show(Piece(part["type"], part["text"]) for part in parts)
+            screen.end()
         note(f"{len(self._conversation.messages) // 2} turn(s) loaded")
 
 
-def write(text: str, is_model_text: bool = True) -> None:
-    """Show text at once; characters that the terminal's encoding lacks become question marks."""
-    text = text.translate(_CONTROL) if is_model_text and sys.stdout.isatty() else text
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-    sys.stdout.flush()
+class Screen:
+    """Writes to stdout as text comes; in a terminal, lines break between words."""
+
+    def __init__(self) -> None:
+        self._last = "\n"
+        self._column = 0
+        self._width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        self._word = ""
+        self._kind = "text"
+
+    def write(self, text: str) -> None:
+        """Show text; in a terminal, a word when it is whole."""
+        if not self._width:
+            self._put(text)
+            return
+        for character in text.translate(_CONTROL):  # what a model writes must not steer the terminal
+            if character not in " \n\t":
+                self._word += character
+                continue
+            self._end_word()
+            self._put(character)
+            self._column = 0 if character == "\n" else self._column + 1
+        sys.stdout.flush()
+
+    def show(self, pieces: Iterable[Piece]) -> None:
+        """Show pieces of an answer, calculator calls dimly and in brackets."""
+        for piece in pieces:
+            if piece.type != self._kind:
+                self._close_brackets()
+                is_apart = (self._word or self._last)[-1].isspace()
+                if not is_apart and not (piece.type == "text" and piece.text[:1] in " \n.,;:!?)"):
+                    self.write(" ")
+                self._open_brackets(piece.type)
+            self.write(piece.text)
+
+    def end(self) -> None:
+        """End the answer and its line."""
+        self._close_brackets()
+        self.write("\n")
+        sys.stdout.flush()
+
+    def _open_brackets(self, kind: str) -> None:
+        self._kind = kind
+        if kind != "text":
+            self._escape(_DIM)
+            self.write("[" if kind == "python" else "[= ")
+
+    def _close_brackets(self) -> None:
+        if self._kind != "text":
+            self.write("]")
+            self._escape(_PLAIN)
+            self._kind = "text"
+
+    def _escape(self, code: str) -> None:
+        self._end_word()
+        if self._width and not os.environ.get("NO_COLOR"):
+            sys.stdout.write(code)
+
+    def _end_word(self) -> None:
+        """Show the word that is held back, on a new line if this one has no space for it."""
+        width = sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in self._word)
+        if self._column and self._column + width > self._width:
+            self._put("\n")
+            self._column = 0
+        self._put(self._word)
+        self._column += width
+        self._word = ""
+
+    def _put(self, text: str) -> None:
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        self._last = text[-1:] or self._last
+        if not self._width:
+            sys.stdout.flush()
 
 
 def note(text: str) -> None:
@@ -180,3 +261,11 @@ def _path(name: str) -> Path:
     if not name:
         raise UserError("name a file, as in /save chat.json")
     return Path(name).expanduser()
+
+
+def _wrapped(text: str) -> str:
+    """Lines of a list of commands, broken between words where the terminal is narrower."""
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent=" " * 18) if width else line for line in text.splitlines()
+    )

@@ -18,7 +18,7 @@ _HELD_OUT_DOCUMENTS = 500
 
 
 def train(
-    path: str | list[str],
+    data: str | list[str],
     out: str,
     vocab_size: int | Literal["auto"] = "auto",
     depth: int | None = None,
@@ -32,7 +32,7 @@ def train(
     without a depth; halved until there are 1000 characters of text for every token, but at least 512.
 
     Args:
-        path: File or folder of .txt, .jsonl or .parquet texts, or a list of them.
+        data: File or folder of .txt, .jsonl or .parquet texts, or a list of them.
         out: Folder for tokenizer.model and tokenizer.json.
         vocab_size: Number of tokens, or auto.
         depth: Layers of the model that vocabulary and splitting are for, where they are auto.
@@ -42,9 +42,9 @@ def train(
         split_scripts: No token goes beyond a change of script, where punctuation is a script of its own; auto does so up to
             depth 7.
     """
-    sources = [check_source(one) for one in ([path] if isinstance(path, str) else path)]
+    sources = [check_source(one) for one in ([data] if isinstance(data, str) else data)]
     if not sources:
-        raise UserError("path is an empty list; give at least one file or folder")
+        raise UserError("data is an empty list; give at least one file or folder")
     num_chars = 0
     num_documents = 0
 

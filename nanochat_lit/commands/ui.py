@@ -30,7 +30,7 @@ def ui(
     """Chat in the browser: with an export, or through a running server. Ctrl-C ends it.
 
     Args:
-        model: Export folder; leave it out with --url.
+        model: Export, run folder, or .ckpt file; leave it out with --url.
         url: Address of a server, such as http://127.0.0.1:8000; leave it out with --model.
         api_key: The server's key, if it has one; null takes it from the environment variable NANOCHAT_API_KEY, if it is set and not empty.
         host: Address to listen on. 0.0.0.0 lets the whole network chat: there is no password.

@@ -2,17 +2,16 @@
 
 import ctypes
 import hashlib
-import os
 import platform
-import shutil
 import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from nanochat_lit.common.compilers import cpp_compiler
 from nanochat_lit.common.kept_code import kept_code
+from nanochat_lit.common.paths import user_cache
 
-COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-Wno-psabi")
 BUILD_TIMEOUT_S = 300.0
 HEADERS = Path(__file__).parent
@@ -46,7 +45,7 @@ def instructions(library: ctypes.CDLL) -> str:
 
 @lru_cache(maxsize=8)
 def _load(source: Path) -> tuple[ctypes.CDLL | None, str]:
-    compiler = _compiler()
+    compiler = cpp_compiler()
     if compiler is None:
         return None, "there is no C++ compiler (g++ or clang++)"
     texts = [path.read_text("utf-8") for path in (source, *sorted(HEADERS.glob("*.h")))]
@@ -61,19 +60,13 @@ def _load(source: Path) -> tuple[ctypes.CDLL | None, str]:
 
 def cache_folder() -> Path:
     """Where built libraries are kept: this user's cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanochat-lit" / "libraries"
+    return user_cache() / "nanochat-lit" / "libraries"
 
 
-def _compiler() -> str | None:
-    configured = os.environ.get("CXX", "").split()
-    names = configured[:1] or COMPILERS
-    return next((found for name in names if (found := shutil.which(name))), None)
-
-
-def _machine(compiler: str) -> list[str]:
+def _machine(compiler: list[str]) -> list[str]:
     """What `-march=native` and the compiler mean here; a home folder may be shared by different machines."""
-    version = _run([compiler, "--version"])
-    facts = [platform.machine(), version.stdout.decode(errors="replace")]
+    version = _run([*compiler, "--version"])
+    facts = [*compiler[1:], platform.machine(), version.stdout.decode(errors="replace")]
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text("utf-8", errors="replace").splitlines()
@@ -86,18 +79,18 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(command, capture_output=True, timeout=BUILD_TIMEOUT_S, check=False)  # noqa: S603
 
 
-def _build(compiler: str, source: Path, path: Path) -> None:
+def _build(compiler: list[str], source: Path, path: Path) -> None:
     """Compile to a temporary name and rename, so that two processes may do it at once."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as name:
         made, library = Path(name) / "made.o", Path(name) / "made.so"
         for threads in (["-fopenmp"], []):  # not every compiler has OpenMP
-            command = [compiler, *FLAGS, *threads, f"-I{HEADERS}", "-c", str(source), "-o", str(made)]
+            command = [*compiler, *FLAGS, *threads, f"-I{HEADERS}", "-c", str(source), "-o", str(made)]
             done = _run(command)
             if done.returncode == 0:
                 break
         else:
             raise OSError(done.stderr.decode(errors="replace")[-2000:])
         undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
-        command = [compiler, "-shared", *undefined, str(made), "-o", str(library)]
+        command = [*compiler, "-shared", *undefined, str(made), "-o", str(library)]
         _run(command).check_returncode()
         library.replace(path)

@@ -17,6 +17,7 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.file_lock import lock_file
+from nanochat_lit.common.paths import user_cache
 
 NUM_ATTEMPTS = 5
 FIRST_PAUSE_S = 1.0
@@ -33,7 +34,7 @@ class _AgainError(Exception):
 
 def cache_folder() -> Path:
     """Where downloads are kept: nanochat_lit in $XDG_CACHE_HOME, or in ~/.cache; not made here."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanochat_lit"
+    return user_cache() / "nanochat_lit"
 
 
 @contextlib.contextmanager

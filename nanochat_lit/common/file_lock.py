@@ -1,6 +1,8 @@
 """A lock on an open file, by whatever the system has."""
 
 import contextlib
+import os
+from pathlib import Path
 from typing import IO
 
 
@@ -22,6 +24,51 @@ def lock_file(file: IO[bytes] | IO[str], *, wait: bool = True) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def try_hold_folder(folder: Path) -> int | None:
+    """Hold a folder until the handle is closed or this process ends.
+
+    Args:
+        folder: Any folder.
+
+    Returns:
+        The handle; None if another process holds the folder or the system cannot lock folders.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def try_lock_for_process(file: IO[str]) -> bool:
+    """Hold a file for this process alone: processes that it forks do not hold it.
+
+    Args:
+        file: Open for writing. Closing any handle of the same file in this process ends the hold.
+
+    Returns:
+        Whether it is held now. True as well on a file system that has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return _lock_on_windows(file, wait=False)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
     return True
 
 

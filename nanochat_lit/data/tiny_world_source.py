@@ -30,7 +30,7 @@ class TinyWorld(ShardSource):
         """Write the files, unless they are there."""
         del mirror, report
         done = self.folder / "harder" / "test.jsonl"  # the last that is written
-        with locked(self.folder / ".lock"):
+        with locked(self.folder.with_name(f".{self.folder.name}.lock")):
             if not done.is_file():
                 write_tiny_world(self.folder, self.num_documents, num_conversations=1, per_category=1, seed=self.seed)
 

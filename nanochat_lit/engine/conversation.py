@@ -97,13 +97,18 @@ class Conversation:
             UserError: If there is nothing to save, the file cannot be written, or it holds something else already.
         """
         self._check_not_empty()
-        if Path(path).exists():
-            Conversation.load(path)  # raises if what would be lost is no saved conversation
+        self.check_saved(path)
         saved = {"messages": self._with_system(self.messages), "settings": self.settings.numbers()}
         try:
             write_json(path, saved)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+    @staticmethod
+    def check_saved(path: str | os.PathLike[str]) -> None:
+        """Raise UserError if there is a file that is not a saved conversation."""
+        if Path(path).exists():
+            Conversation.load(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Conversation":

@@ -5,27 +5,25 @@ config.json  model.safetensors  tokenizer.json  tokenizer.model  generation.json
 The tokenizer of an imported nanochat model has tokenizer.tiktoken in place of tokenizer.model.
 """
 
-import contextlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import find_device, is_free_choice
-from nanochat_lit.common.paths import read_json, write_json
+from nanochat_lit.common.hardware import find_device, is_free_choice, resolve_compute_dtype
+from nanochat_lit.common.paths import read_json, whole_folder, write_json
+from nanochat_lit.engine.checkpoint import KEY, checkpoint_model, checkpoint_tokenizer, step_files
+from nanochat_lit.engine.checkpoint import load as load_checkpoint
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
-from nanochat_lit.model import GPT
+from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.export import load_model, save_model
+from nanochat_lit.model.export import read_config as read_export_config
 from nanochat_lit.model.packed import Quantization, pack_linears
 from nanochat_lit.tokenizer import Tokenizer
-
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.tiktoken")
-"""By kind of tokenizer; an export has one of them."""
+from nanochat_lit.tokenizer.tokenizer import MODEL_FILES as TOKENIZER_FILES
 
 EXPORT_FILES = (
     "config.json",
@@ -64,9 +62,9 @@ def save_export(
     if unknown := sorted(set(generation or {}) - set(_GENERATION)):
         raise UserError(f"unknown generation settings {unknown}; use {', '.join(_GENERATION)}")
     settings = CHAT_PARAMS.updated(generation or {})
-    with replaced_whole(target, {*EXPORT_FILES, *TOKENIZER_FILES}) as temporary:
+    with whole_folder(target, {*EXPORT_FILES, *TOKENIZER_FILES}, "an export") as temporary:
         save_model(model, temporary)
-        tokenizer.save(temporary)
+        tokenizer.write_files(temporary)
         write_json(temporary / "generation.json", {name: getattr(settings, name) for name in _GENERATION})
         write_json(
             temporary / "provenance.json", {**(provenance or {}), "tokenizer_fingerprint": tokenizer.fingerprint}
@@ -74,7 +72,7 @@ def save_export(
 
 
 def load_export(
-    folder: str | Path,
+    source: str | Path,
     device: str | torch.device | None = None,
     compute_dtype: str = "auto",
     *,
@@ -82,10 +80,10 @@ def load_export(
     packed: bool = True,
     quantize: Quantization | None = None,
 ) -> tuple[GPT, Tokenizer]:
-    """Read an export: the model in evaluation mode, and its tokenizer.
+    """Read an export, or the model of a checkpoint: in evaluation mode, with its tokenizer.
 
     Args:
-        folder: What `save_export` wrote.
+        source: What `save_export` wrote, a run folder, or a .ckpt file; see `find_model`.
         device: Where to put the model; None is the fastest device there is.
         compute_dtype: "auto", "bfloat16", "float16" or "float32".
         cast_weights: Also store the matrices in it: same results, but no longer fit for training.
@@ -96,32 +94,119 @@ def load_export(
     Raises:
         UserError: If a file is missing, broken or of another export, or this device cannot quantize.
     """
-    folder = Path(folder)
-    _check_files(folder)
-    tokenizer = Tokenizer.load(folder)
-    provenance = read_json(folder / "provenance.json")
-    expected = provenance.get("tokenizer_fingerprint") if isinstance(provenance, dict) else None
-    if expected != tokenizer.fingerprint:
-        raise UserError(f"the tokenizer in {folder} is not the one of its model (of another export?); export again")
+    source = find_model(source)
+    tokenizer = load_tokenizer(source)
     device = find_device(device)
-    model = load_model(folder, device, compute_dtype, cast_weights=cast_weights)
-    _check_vocabulary(model, tokenizer, folder)
+    if source.is_file():
+        model = checkpoint_model(source, load_checkpoint(source, mmap=True)).to(device)
+        model.set_compute_dtype(resolve_compute_dtype(compute_dtype, device), cast_weights=cast_weights)
+    else:
+        model = load_model(source, device, compute_dtype, cast_weights=cast_weights)
+    _check_vocabulary(model, tokenizer, source)
     if (cast_weights and packed) or quantize:
         pack_linears(model, quantize, torch.bfloat16 if is_free_choice(compute_dtype) else None)
     return model.eval(), tokenizer
 
 
-def load_generation_defaults(folder: str | Path) -> SamplingParams:
+def find_model(path: str | Path) -> Path:
+    """The export folder or the checkpoint that a path means: one of these, or the newer of both in a run folder.
+
+    Args:
+        path: Export folder, run folder, folder of checkpoints, or .ckpt file.
+    """
+    path = Path(path)
+    if not path.is_dir() or (path / "config.json").is_file():
+        return path
+    export = path / "export"
+    steps = step_files(path / "checkpoints") or step_files(path)
+    if not (export / "provenance.json").is_file():
+        return next(iter(steps.values()), path)
+    known = read_provenance(export).get("steps")
+    newest = next(iter(steps), 0)
+    return steps[newest] if isinstance(known, int) and newest > known else export
+
+
+def load_tokenizer(source: Path) -> Tokenizer:
+    """The tokenizer of what `find_model` found.
+
+    Raises:
+        UserError: If it is missing, or of another model.
+    """
+    if source.is_file():
+        return checkpoint_tokenizer(source, load_checkpoint(source, mmap=True))
+    _check_files(source)
+    tokenizer = Tokenizer.load(source)
+    if read_provenance(source).get("tokenizer_fingerprint") != tokenizer.fingerprint:
+        raise UserError(f"the tokenizer in {source} is not the one of its model (of another export?); export again")
+    return tokenizer
+
+
+def read_provenance(source: Path) -> dict[str, Any]:
+    """How a model that `find_model` found was made; empty if it does not say."""
+    if source.is_file():
+        checkpoint = load_checkpoint(source, mmap=True)
+        return checkpoint[KEY].get("provenance", {"steps": checkpoint.get("global_step")})
+    path = source / "provenance.json"
+    content = read_json(path) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_config(source: Path) -> GPTConfig:
+    """Dimensions of a model that `find_model` found."""
+    if source.is_file():
+        return GPTConfig.from_dict(load_checkpoint(source, mmap=True)[KEY]["config"])
+    return read_export_config(source)
+
+
+def limits_of(provenance: Mapping[str, Any]) -> str | None:
+    """Why a model may answer badly, in a sentence; None if nothing is known.
+
+    Args:
+        provenance: Of the model.
+    """
+    steps, planned = provenance.get("steps"), provenance.get("planned_steps")
+    if note := provenance.get("note"):
+        return str(note)
+    if provenance.get("stage") == "pretrain":
+        return (
+            "this is a base model, which continues text: it has not learned to answer; "
+            "fine-tune it (`nanochat-lit fit --config recipes/sft.yaml --model.base RUN`)"
+        )
+    if isinstance(steps, int) and isinstance(planned, int) and steps < planned:
+        return f"training was stopped after step {steps} of {planned}"
+    return None
+
+
+def export_checkpoint(path: str | Path, out: str | Path) -> None:
+    """Write an export of a checkpoint.
+
+    Args:
+        path: A .ckpt file.
+        out: The export folder.
+
+    Raises:
+        UserError: If it is not a checkpoint of ours, its tokenizer is missing, or `out` holds other things.
+    """
+    path = Path(path)
+    checkpoint = load_checkpoint(path, mmap=True)
+    model, tokenizer = checkpoint_model(path, checkpoint), checkpoint_tokenizer(path, checkpoint)
+    save_export(out, model, tokenizer, checkpoint[KEY].get("generation"), read_provenance(path))
+
+
+def load_generation_defaults(source: str | Path) -> SamplingParams:
     """The sampling settings of an export: its temperature, top_k and max_new_tokens.
 
     Args:
-        folder: What `save_export` wrote.
+        source: What `save_export` wrote, a run folder, or a .ckpt file.
 
     Raises:
         UserError: If the file is missing or broken, or holds something else or a value that is not allowed.
     """
-    path = Path(folder) / "generation.json"
-    _check_files(Path(folder))
+    source = find_model(source)
+    if source.is_file():
+        return CHAT_PARAMS.updated(load_checkpoint(source, mmap=True)[KEY].get("generation", {}))
+    path = source / "generation.json"
+    _check_files(source)
     settings = read_json(path)
     if not isinstance(settings, dict) or sorted(settings) != sorted(_GENERATION):
         raise UserError(f"{path} must hold exactly {', '.join(_GENERATION)}; export again")
@@ -136,11 +221,11 @@ def _check_files(folder: Path) -> None:
     if any((folder / name).is_file() for name in TOKENIZER_FILES[1:]):
         missing = [name for name in missing if name != TOKENIZER_FILES[0]]
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; give the export folder of a run, such as runs/quickstart/export")
+        raise UserError(f"there is no {folder}; give an export, a run folder such as runs/quickstart, or a .ckpt file")
     if missing:
         raise UserError(
-            f"{folder} is not a whole export: {', '.join(missing)} missing; give the export folder of a run, "
-            "such as runs/quickstart/export"
+            f"{folder} is not a whole export: {', '.join(missing)} missing; give an export, "
+            "a run folder such as runs/quickstart, or a .ckpt file"
         )
 
 
@@ -150,34 +235,3 @@ def _check_vocabulary(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
             f"{folder}: the model has a vocabulary of {model.config.vocab_size} and the tokenizer one of "
             f"{tokenizer.vocab_size}; they belong to different exports"
         )
-
-
-@contextlib.contextmanager
-def replaced_whole(target: Path, known_names: set[str]) -> Iterator[Path]:
-    """A temporary sibling folder that takes the target's name when the block ends without an error.
-
-    Args:
-        target: The folder to make or replace.
-        known_names: What an older one may hold; anything else is somebody's and never replaced.
-    """
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file; give a folder for the export")
-    foreign = sorted({path.name for path in target.iterdir()} - known_names) if target.exists() else []
-    if foreign:
-        raise UserError(f"{target} holds {foreign[0]}, which is no part of an export; give a new or empty folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        new = workplace / "new"
-        new.mkdir()  # not the workplace itself: mkdtemp's folder is closed to other users
-        yield new
-        if target.exists():
-            target.rename(workplace / "old")  # two renames: nothing replaces a filled folder in one step everywhere
-        try:
-            new.rename(target)
-        except OSError:
-            if (workplace / "old").exists():
-                (workplace / "old").rename(target)
-            raise
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)

@@ -13,13 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import atomic_write, read_json, write_json
+from nanochat_lit.common.paths import atomic_write, read_json, whole_folder, write_json
 from nanochat_lit.engine.export import (
     EXPORT_FILES,
-    TOKENIZER_FILES,
     load_export,
     load_generation_defaults,
-    replaced_whole,
     save_export,
 )
 from nanochat_lit.engine.hf_tokenizer import TOKENIZER_FILES as HF_TOKENIZER_FILES
@@ -33,6 +31,7 @@ from nanochat_lit.model.loss import SOFTCAP
 from nanochat_lit.model.rotary import ROTARY_BASE
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
+from nanochat_lit.tokenizer.tokenizer import MODEL_FILES
 
 MODEL_TYPE = "nanochat_lit"
 CODE_FILES = ("configuration_nanochat_lit.py", "modeling_nanochat_lit.py")
@@ -67,7 +66,7 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
             f"heads of {model.config.head_dim} channels cannot be exported; {SHORTEST_HEAD} are needed at least"
         )
     defaults = load_generation_defaults(export)
-    with replaced_whole(target, HF_FILES) as folder:
+    with whole_folder(target, HF_FILES, "a folder for Hugging Face") as folder:
         save_tensors(_tensors(export, dtype), folder / WEIGHTS_FILE)
         write_json(folder / CONFIG_FILE, _config(model.config, tokenizer, dtype))
         write_json(folder / "generation_config.json", _generation_config(defaults, tokenizer))
@@ -77,7 +76,7 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
             (folder / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
         own = folder / OWN_FOLDER
         own.mkdir()
-        for name in {*EXPORT_FILES, *TOKENIZER_FILES} - {CONFIG_FILE, WEIGHTS_FILE}:
+        for name in {*EXPORT_FILES, *MODEL_FILES} - {CONFIG_FILE, WEIGHTS_FILE}:
             if (export / name).is_file():
                 shutil.copyfile(export / name, own / name)
         with atomic_write(folder / "README.md", "w") as file:

@@ -131,7 +131,7 @@ def evaluate_documents(
         bpb, and counts of documents, tokens, bytes (UTF-8) and seconds.
 
     Raises:
-        UserError: If max_docs, micro_batch_size or sequence_len is below 1, or there is no text.
+        UserError: If max_docs, micro_batch_size or sequence_len is below 1, there is no text, or losses are not finite.
     """
     limits = {"max_docs": max_docs, "micro_batch_size": micro_batch_size, "sequence_len": sequence_len}
     for name, value in limits.items():
@@ -158,8 +158,9 @@ def evaluate_documents(
     counts = {"documents": sums[0], "tokens": num_tokens, "bytes": sums[1]}
     if counts["bytes"] == 0:
         raise UserError(f"no text in {counts['documents']} documents; bits per byte needs at least one byte")
-    nats = math.nan if num_not_finite else units / UNITS_PER_NAT
-    bpb = nats / math.log(2) / counts["bytes"]
+    if num_not_finite:
+        raise UserError(f"{num_not_finite:,} losses of the model are not finite; its weights are damaged")
+    bpb = units / UNITS_PER_NAT / math.log(2) / counts["bytes"]
     return {"bpb": bpb, **counts, "seconds": time.perf_counter() - start_s}
 
 

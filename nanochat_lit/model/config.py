@@ -16,6 +16,12 @@ SMEAR_GATE_CHANNELS = 24
 VALUE_GATE_CHANNELS = 12
 """Leading channels of the attention input that the value-embedding gate reads."""
 
+LIMITS = {
+    "sequence_len": 2**20, "vocab_size": 2**24, "n_layer": 1024, "n_head": 2**12, "n_kv_head": 2**12, "n_embd": 2**17,
+    "bigram_factor": 1000,
+}  # fmt: skip
+"""Largest dimensions; larger ones are mistakes in a file, which would take all memory before they show."""
+
 REFERENCE_ARCHITECTURE = "nanochat"
 
 ADDED_FIELDS = {"bigram_factor": 0, "architecture": REFERENCE_ARCHITECTURE}
@@ -55,9 +61,16 @@ class GPTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        if not isinstance(self.bigram_factor, int) or isinstance(self.bigram_factor, bool) or self.bigram_factor < 0:
+            if value > LIMITS.get(name, value):
+                raise UserError(f"{name} is {value:,}; at most {LIMITS[name]:,} is possible")
+        if (
+            not isinstance(self.bigram_factor, int)
+            or isinstance(self.bigram_factor, bool)
+            or not 0 <= self.bigram_factor <= LIMITS["bigram_factor"]
+        ):
             raise UserError(
-                f"bigram_factor is {self.bigram_factor!r}; it must be a whole number, 0 for no table of pairs"
+                f"bigram_factor is {self.bigram_factor!r}; it must be a whole number from 1 to "
+                f"{LIMITS['bigram_factor']}, or 0 for no table of pairs"
             )
         if not isinstance(self.architecture, str) or not all(map(str.isidentifier, self.architecture.split("."))):
             raise UserError(
@@ -78,7 +91,11 @@ class GPTConfig:
             raise UserError(
                 f"n_embd {self.n_embd} is below {SMEAR_GATE_CHANNELS}, the channels that the smear gate reads"
             )
-        if not self.window_pattern or set(self.window_pattern.upper()) - set("SL"):
+        if (
+            not isinstance(self.window_pattern, str)
+            or not self.window_pattern
+            or set(self.window_pattern.upper()) - set("SL")
+        ):
             raise UserError(
                 f"window_pattern {self.window_pattern!r} may hold only the letters S (short) and L (long), as in SSSL"
             )

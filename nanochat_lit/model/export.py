@@ -1,5 +1,7 @@
 """A model as two files that anybody can read: config.json and model.safetensors. No pickle."""
 
+import os
+import re
 from pathlib import Path
 
 import torch
@@ -29,8 +31,14 @@ def save_model(model: GPT, folder: str | Path) -> None:
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file with the permissions that the umask leaves; safetensors 0.8 itself lets only its owner read."""
-    save_file(tensors, path, metadata={"format": "pt"})
+    """Write a safetensors file; a full disk is an OSError, as with any other file."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     path.chmod(new_file_mode())
 
 
@@ -90,6 +98,8 @@ def assemble(config: GPTConfig, tensors: dict[str, torch.Tensor], source: Path) 
     Raises:
         UserError: If they are not those of this shape.
     """
+    if odd := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise UserError(f"{source}: {odd[0]} is {tensors[odd[0]].dtype}; weights are floating-point numbers")
     with torch.device("meta"):
         model = build_model(config)
     expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import read_json, write_json
+from nanochat_lit.common.paths import expand_home, read_json, write_json
 from nanochat_lit.common.recipes import find_recipe
 from nanochat_lit.report.run_folder import RunFolder, read_run
 
@@ -56,6 +56,15 @@ class SweepRecipe:
             for budget in (sorted(self.flops_budgets) or [None])
             for depth in sorted(self.depths)
         ]
+
+    def check_folder(self) -> None:
+        """Raise UserError if the folder holds something, and no sweep has made it."""
+        folder = Path(self.run_dir)
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"run_dir {folder} is a file; give a folder")
+        found = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
+        if found and not any(folder.glob(f"*/{RECORD_FILE}")):
+            raise UserError(f"{folder} holds {sorted(found)[0]} and was not made by a sweep; give another run_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +151,8 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> SweepRecipe:
     file = Path(find_recipe(path))
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as a recipe of a sweep: {str(error).splitlines()[0]}") from None
     names = [field.name for field in fields(SweepRecipe)]
@@ -149,6 +160,7 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> SweepRecipe:
         raise UserError(
             f"{path} is no recipe of a sweep, which has the keys {', '.join(names)}; see recipes/miniseries.yaml"
         )
+    content = expand_home(content)
     options = {**(content["options"] or {}), **(changes.get("options") or {})}
     given = {name: value for name, value in changes.items() if value is not None}
     return SweepRecipe(**{**content, **given, "options": options})

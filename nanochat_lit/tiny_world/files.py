@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import atomic_write
+from nanochat_lit.common.paths import atomic_write, whole_folder
 
 ROW_GROUP_SIZE = 1024
 
@@ -34,24 +34,27 @@ def write_tiny_world(
     among the shards the last is validation. The same arguments give the same bytes.
 
     Args:
-        out: Folder, made if needed; files of these names are replaced.
+        out: Folder; it appears whole or not at all, and replaces an earlier generated corpus.
         num_documents: Training documents.
         num_conversations: Training conversations.
         per_category: Questions of every category in the examination.
         seed: Which world's texts are drawn.
         documents_per_shard: Training documents in one parquet file.
     """
-    from nanochat_lit import tiny_world
-
     counts = {"num_documents": num_documents, "num_conversations": num_conversations, "per_category": per_category}
     for name, value in {**counts, "documents_per_shard": documents_per_shard}.items():
         if value < 1:
             raise UserError(f"{name} is {value}, but must be at least 1")
-    out = Path(out)
+    with whole_folder(out, {"pretrain", "sft", "harder", "test.jsonl"}, "the generated corpus") as folder:
+        _write_splits(folder, num_documents, num_conversations, per_category, seed, documents_per_shard)
+
+
+def _write_splits(
+    out: Path, num_documents: int, num_conversations: int, per_category: int, seed: int, documents_per_shard: int
+) -> None:
+    from nanochat_lit import tiny_world
+
     folder = out / "pretrain"
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("shard_*.parquet"):  # an earlier, longer run must not leave its shards behind
-        old.unlink()
     texts = islice(tiny_world.documents("train", seed), num_documents)
     index = 0
     while shard := list(islice(texts, documents_per_shard)):

@@ -81,10 +81,8 @@ class SentencePieceTokenizer(Tokenizer):
             )
         return tokenizer
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.model and tokenizer.json into `folder`, which is made if needed."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def write_files(self, folder: Path) -> None:
+        """Write tokenizer.model and tokenizer.json."""
         with atomic_write(folder / MODEL_FILE, "wb") as file:
             file.write(self._model)
         description = {

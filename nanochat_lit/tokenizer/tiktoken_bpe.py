@@ -75,10 +75,8 @@ class TiktokenTokenizer(Tokenizer):
             )
         return tokenizer
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.tiktoken and tokenizer.json into `folder`, which is made if needed."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def write_files(self, folder: Path) -> None:
+        """Write tokenizer.tiktoken and tokenizer.json."""
         with atomic_write(folder / RANKS_FILE, "wb") as file:
             file.write(self._ranks_text())
         description = {

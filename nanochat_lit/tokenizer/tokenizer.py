@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import read_json
+from nanochat_lit.common.paths import read_json, whole_folder
 from nanochat_lit.tokenizer.special_tokens import BOS
 
 if TYPE_CHECKING:
     import torch
 
 JSON_FILE = "tokenizer.json"
+MODEL_FILES = ("tokenizer.model", "tokenizer.tiktoken")
+"""By kind of tokenizer; a folder has one of them."""
+
 FORMAT = "nanochat-lit tokenizer"
 FORMAT_VERSION = 1
 OWN_KIND = "sentencepiece-bpe"
@@ -103,9 +106,21 @@ class Tokenizer(ABC):
             raise UserError(f"'{path}' is of the type {kind!r}; this version reads {', '.join(_HOMES)}")
         return _kind(kind).from_folder(Path(folder), description)
 
-    @abstractmethod
     def save(self, folder: str | Path) -> None:
-        """Write the tokenizer's files into `folder`, which is made if needed."""
+        """Write the tokenizer's folder; it appears whole or not at all, and replaces an older tokenizer.
+
+        Args:
+            folder: Where; missing parents are made.
+
+        Raises:
+            UserError: If it is a file, or holds anything but a tokenizer.
+        """
+        with whole_folder(folder, {JSON_FILE, *MODEL_FILES}, "a tokenizer") as temporary:
+            self.write_files(temporary)
+
+    @abstractmethod
+    def write_files(self, folder: Path) -> None:
+        """Write the tokenizer's files into a folder that exists."""
 
     @property
     @abstractmethod

@@ -1,11 +1,8 @@
-"""Checkpoints on disk: whole or absent, checked before they are trusted, the newest intact one found again."""
+"""Checkpoints of a run: written whole or not at all, the newest intact one found again."""
 
 import contextlib
 import os
-import re
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
@@ -19,9 +16,7 @@ from nanochat_lit.common.available_memory import available_memory_bytes
 from nanochat_lit.common.distributed import is_rank_zero
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write
-
-LAST, BEST = "last.ckpt", "best.ckpt"
-STEP_FILE = re.compile(r"step(\d+)\.ckpt")
+from nanochat_lit.engine.checkpoint import BEST, LAST, damage, step_files
 
 HOST_MEMORY_SHARE = 0.5
 """Of the host's free memory, what a copy of a checkpoint may take."""
@@ -187,44 +182,6 @@ def give_name(path: Path, name: str) -> None:
     temporary.replace(other)
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file; None if every byte is as it was written (by the CRC32 of each part)."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            part = archive.testzip()
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        size = path.stat().st_size if path.exists() else 0
-        return f"cannot be read to its end, {size:,} bytes ({error or type(error).__name__})"
-    return None if part is None else f"the bytes of its part {part} have changed"
-
-
-def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """A checkpoint of ours, with a restricted unpickler.
-
-    Args:
-        path: The file.
-        mmap: Leave the tensors on disk until they are used.
-
-    Raises:
-        UserError: If it is damaged or something else.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a file of something else fails in many ways
-        raise UserError(
-            f"{path} is not a checkpoint, or is damaged ({type(error).__name__}); give another .ckpt"
-        ) from None
-    if not isinstance(checkpoint, dict) or "nanochat_lit" not in checkpoint:
-        raise UserError(f"{path} was not written by nanochat-lit; give a .ckpt from a run folder")
-    return checkpoint
-
-
-def step_files(folder: Path) -> dict[int, Path]:
-    """Checkpoints of a folder by step, newest first."""
-    found = {int(match[1]): path for path in folder.glob("step*.ckpt") if (match := STEP_FILE.fullmatch(path.name))}
-    return dict(sorted(found.items(), reverse=True))
-
-
 def check_no_earlier_run(folder: Path) -> None:
     """Raise UserError if the folder has checkpoints, which a run that starts anew would replace."""
     if files := step_files(folder):
@@ -249,7 +206,7 @@ def resolve(ckpt_path: str, run_dir: Path) -> Path | None:
     """
     folder = run_dir / "checkpoints"
     if ckpt_path == "last":
-        return _newest_intact(folder)
+        return newest_intact(folder)
     path = folder / BEST if ckpt_path == "best" else Path(ckpt_path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; give a .ckpt file, or the word last or best")
@@ -261,7 +218,12 @@ def resolve(ckpt_path: str, run_dir: Path) -> Path | None:
     return path
 
 
-def _newest_intact(folder: Path) -> Path | None:
+def newest_intact(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder that is as it was written; None if the folder has none.
+
+    Raises:
+        UserError: If none of several is intact.
+    """
     candidates = list(step_files(folder).values())
     candidates += [path for path in (folder / LAST, folder / BEST) if path.is_file()]
     for path in candidates:

@@ -1,23 +1,33 @@
 """`nanochat-lit fit|validate|test`: LightningCLI with a run folder, explicit precision and defaults that work."""
 
 import contextlib
+import inspect
 import itertools
 import logging
+import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from argparse import ArgumentError
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 
+from nanochat_lit import training
 from nanochat_lit.common.class_path import put_current_folder_on_path
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import expand_home
 from nanochat_lit.common.recipes import find_recipe
+from nanochat_lit.common.run_lock import run_lock
+from nanochat_lit.common.suggestions import explain_unrecognized
+from nanochat_lit.engine.checkpoint import load
 from nanochat_lit.training.accelerators import choose_accelerator
 from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
 from nanochat_lit.training.callbacks.export import ExportModel
@@ -28,7 +38,7 @@ from nanochat_lit.training.callbacks.rank_state import RankState
 from nanochat_lit.training.callbacks.run_start import RunStart
 from nanochat_lit.training.callbacks.samples import SampleWriter
 from nanochat_lit.training.callbacks.session_record import SessionRecord
-from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, load, resolve
+from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, resolve
 from nanochat_lit.training.compiling import keep_compile_cache
 from nanochat_lit.training.launch import check_launch, reported_once
 from nanochat_lit.training.metrics_file import MetricsFile
@@ -36,6 +46,7 @@ from nanochat_lit.training.precision import ExplicitPrecision
 from nanochat_lit.training.resume_config import KEY as CONFIG_KEY
 from nanochat_lit.training.resume_config import compare_configs
 from nanochat_lit.training.strategies import register_strategies
+from nanochat_lit.training.trainer_options import check_options, errors_in_one_line
 
 # Warnings of Lightning about choices that are made on purpose here.
 _EXPECTED_WARNINGS = (
@@ -62,15 +73,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,
     "logger": False,
-}
-
-
-# Trainer options whose work is done by a key of ours: (value that means unset, what to use instead).
-REPLACED_OPTIONS: dict[str, tuple[Any, str]] = {
-    "precision": (None, "compute_dtype"),
-    "default_root_dir": (None, "run_dir"),
-    "accumulate_grad_batches": (1, "model.tokens_per_step, from which it is derived"),
-    "val_check_interval": (None, "model.eval_every"),
 }
 
 
@@ -138,10 +140,20 @@ class NanochatCLI(LightningCLI):
             "A loss that is no finite number always stops the run.",
         )
 
+    def __init__(self, locks: contextlib.ExitStack, part_of: str | None, *args: Any, **kwargs: Any) -> None:
+        self._locks = locks
+        self._part_of = part_of
+        super().__init__(*args, **kwargs)
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse them, and keep them as they were given."""
         self._arguments = list(args or [])
-        super().parse_arguments(parser, [find_recipe(argument) for argument in self._arguments])
+        try:
+            super().parse_arguments(parser, [find_recipe(argument) for argument in self._arguments])
+        except ArgumentError as error:
+            options = [*self._parser(self._arguments[0])._option_string_actions, *_class_options()]
+            raise ArgumentError(None, explain_unrecognized(str(error), options)) from None
+        _expand_homes(self.config)
 
     def _parse_ckpt_path(self) -> None:
         """Do not read the whole checkpoint in search of hyper-parameters, as Lightning does: the recipe has them."""
@@ -157,9 +169,13 @@ class NanochatCLI(LightningCLI):
         if config.ckpt_path is None:
             if subcommand != "fit":
                 raise UserError(f"{subcommand} measures a checkpoint; give --ckpt_path with a .ckpt, last or best")
+            if subcommand == "fit":
+                self._hold(Path(config.run_dir))
             if not config.overwrite:
                 check_no_earlier_run(Path(config.run_dir) / "checkpoints")
             return
+        if subcommand == "fit":
+            self._hold(Path(config.run_dir))
         path = resolve(config.ckpt_path, Path(config.run_dir))
         if path is None and subcommand != "fit":
             raise UserError(f"{config.run_dir} has no checkpoint to {subcommand}")
@@ -168,6 +184,13 @@ class NanochatCLI(LightningCLI):
             checkpoint = load(path, mmap=True)
             if subcommand == "fit" and CONFIG_KEY in checkpoint:
                 compare_configs(checkpoint[CONFIG_KEY], self._parser(subcommand).dump(config, skip_unset=False))
+
+    def _hold(self, run_dir: Path) -> None:
+        """Keep others out of the run folder until training ends; rank 0 does so for all."""
+        if run_dir.exists() and not run_dir.is_dir():
+            raise UserError(f"run_dir {run_dir} is a file; give a folder")
+        if cast(Any, rank_zero_only).rank == 0:
+            self._locks.enter_context(run_lock(run_dir, "nanochat-lit fit"))
 
     def before_fit(self) -> None:
         """Look at processes and batch before any of them is started or reads data."""
@@ -193,11 +216,7 @@ class NanochatCLI(LightningCLI):
             raise UserError(f"checkpoint_minutes is {minutes}; it must be positive")
         if (margin := self._get(self.config_init, "stop_on_explosion")) < 0:
             raise UserError(f"stop_on_explosion is {margin}; it must be positive, or 0 to go on whatever the loss is")
-        for name, (unset, instead) in REPLACED_OPTIONS.items():
-            if trainer_config.get(name, unset) != unset:
-                raise UserError(f"trainer.{name} is {trainer_config[name]!r}, but runs do not use it; set {instead}")
-        if run_dir.exists() and not run_dir.is_dir():
-            raise UserError(f"run_dir {run_dir} is a file; give a folder")
+        check_options(trainer_config)
         accelerator = choose_accelerator(trainer_config.get("accelerator"), trainer_config.get("devices"))
         device = "cpu" if accelerator == "cpu" else None
         precision = ExplicitPrecision(self._get(self.config_init, "compute_dtype"), device)
@@ -209,7 +228,7 @@ class NanochatCLI(LightningCLI):
             RunProgress(log_every),
             LossGuard(margin, log_every),
             SampleWriter(),
-            ExportModel(),
+            ExportModel(self._continue_with(), self._part_of is not None),
             FreezeGarbage(),
             self._run_checkpoint(run_dir),
         ]
@@ -223,8 +242,20 @@ class NanochatCLI(LightningCLI):
         config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
         try:
             return self._instantiate_trainer(config, [])
-        except (MisconfigurationException, ValueError, RuntimeError) as error:
+        except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
             raise UserError(_explain(error, trainer_config)) from error
+
+    def _continue_with(self) -> list[str]:
+        """The command that continues this run when it is stopped."""
+        if self._part_of is not None:
+            return shlex.split(self._part_of)
+        words, options = [], iter(self._arguments)
+        for word in options:  # what it says of the checkpoint or of an earlier run is no longer wanted
+            if word in ("--ckpt_path", "--overwrite"):
+                next(options, None)
+            elif not word.startswith(("--ckpt_path=", "--overwrite=")):
+                words.append(word)
+        return ["nanochat-lit", *words, "--ckpt_path", "last"]
 
     def _run_checkpoint(self, run_dir: Path) -> RunCheckpoint:
         return RunCheckpoint(
@@ -257,6 +288,26 @@ def _explain(error: Exception, trainer_config: Any) -> str:
     )
 
 
+def _expand_homes(config: Namespace) -> None:
+    """Expand ~ in every value of a configuration, those of classes in lists included."""
+    for key, value in list(config.items()):
+        config[key] = expand_home(value)
+        for item in value if isinstance(value, list) else ():
+            if isinstance(item, Namespace):
+                _expand_homes(item)
+
+
+def _class_options() -> list[str]:
+    """Keys of the modules and data modules of this package, as options."""
+    options = []
+    for name in dir(training):
+        kind = getattr(training, name)
+        for base, key in ((LightningModule, "model"), (LightningDataModule, "data")):
+            if isinstance(kind, type) and issubclass(kind, base):
+                options += [f"--{key}.{parameter}" for parameter in inspect.signature(kind).parameters]
+    return options
+
+
 def _check_recipes(argv: Sequence[str]) -> None:
     """Say which recipe is not YAML, and where; the parser's own message has no file name."""
     options = [*argv, ""]
@@ -267,6 +318,8 @@ def _check_recipes(argv: Sequence[str]) -> None:
             continue
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except RecursionError:
+            raise UserError(f"{path} is nested too deeply; a recipe looks like those in recipes/") from None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -277,25 +330,12 @@ def _check_recipes(argv: Sequence[str]) -> None:
             raise UserError(f"{path} has no keys; a recipe looks like those in recipes/")
 
 
-@contextlib.contextmanager
-def _user_errors_unwrapped() -> Iterator[None]:
-    """Raise the UserError that jsonargparse has wrapped into its own, whose text is about type annotations."""
-    try:
-        yield
-    except ValueError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        raise cause from None
-
-
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], part_of: str | None = None) -> int:
     """Run a Trainer verb.
 
     Args:
         argv: The verb (fit, validate or test) and its options.
+        part_of: The command that this is a part of, which continues it when it is stopped; None for no other.
 
     Returns:
         Exit status 0.
@@ -307,11 +347,13 @@ def main(argv: Sequence[str]) -> int:
     put_current_folder_on_path()  # a class_path may name a file beside the recipe
     register_strategies()
     keep_compile_cache()
-    with warnings.catch_warnings(), reported_once(), _user_errors_unwrapped():
+    with warnings.catch_warnings(), reported_once(), errors_in_one_line(), contextlib.ExitStack() as locks:
         for pattern in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", pattern)
         _check_recipes([find_recipe(argument) for argument in argv])
         NanochatCLI(
+            locks,
+            part_of,
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
@@ -322,7 +364,7 @@ def main(argv: Sequence[str]) -> int:
             seed_everything_default=42,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=list(argv),
+            args=expand_home(list(argv)),
             parser_kwargs={"prog": "nanochat-lit", "exit_on_error": False},
         )
     sys.stderr.flush()

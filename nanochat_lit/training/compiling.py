@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nanochat_lit.common.compilers import missing_compiler
 from nanochat_lit.common.cpp_library import instructions
+from nanochat_lit.common.paths import user_cache
 from nanochat_lit.model.loss_kernel import loss_library, loss_problem
 
 CPU_COMPILE_PAYS_FLOPS = 8e12
@@ -42,5 +43,5 @@ def keep_compile_cache() -> Path:
     Returns:
         The folder in use.
     """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "nanochat-lit" / "inductor")))
+    folder = user_cache() / "nanochat-lit"
+    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor")))

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import read_json
-from nanochat_lit.engine.export import load_export
+from nanochat_lit.engine.export import find_model, load_export, load_tokenizer, read_provenance
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import REFERENCE_TOKENS_PER_STEP
@@ -26,20 +25,18 @@ def inherited(base: str | Path, given: dict[str, Any]) -> dict[str, Any]:
     """Hyper-parameters of a stage: those that are given, else those of the export, else nanochat's.
 
     Args:
-        base: Export folder.
+        base: Export folder or .ckpt file.
         given: By name; None asks for the export's.
 
     Raises:
         UserError: If the export says something that is no positive number.
     """
-    path = Path(base) / "provenance.json"
-    provenance = read_json(path) if path.exists() else {}
-    known = provenance.get("hyper_parameters", {}) if isinstance(provenance, dict) else {}
+    known = read_provenance(Path(base)).get("hyper_parameters", {})
     values = {name: DEFAULTS[name] if known.get(name) is None else known[name] for name in given}
     values |= {name: value for name, value in given.items() if value is not None}
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise UserError(f"{name} is {value!r}; give a positive number (what {path} has holds unless one is given)")
+            raise UserError(f"{name} is {value!r}; give a positive number (what {base} has holds unless one is given)")
     return values
 
 
@@ -47,7 +44,7 @@ class ContinuedModule(LanguageModule):
     """A stage that starts from an export.
 
     Args:
-        base: Export folder.
+        base: Export, run folder or .ckpt file.
         rates: Learning rates by name; None takes the base's.
         tokens_per_step: To which batch the rates belong; None takes the base's.
         init_lr_fraction: Share of those rates that this stage begins with.
@@ -68,9 +65,12 @@ class ContinuedModule(LanguageModule):
         **options: Any,
     ) -> None:
         if not Path(base).exists():
-            raise UserError(f"{base} does not exist; run the recipe that makes it first, or give an export folder")
+            raise UserError(
+                f"{base} does not exist; run the recipe that makes it first, or give an export or a run folder"
+            )
         if init_lr_fraction <= 0:
             raise UserError(f"init_lr_fraction is {init_lr_fraction}; it must be positive")
+        base = str(find_model(base))
         values = inherited(base, {**rates, "tokens_per_step": tokens_per_step})
         base_rates: dict[str, float] = {name: values[name] for name in rates}
         super().__init__(
@@ -95,7 +95,7 @@ class ContinuedModule(LanguageModule):
 
     def start_from(self) -> Tokenizer | None:
         """The tokenizer of the base export, which the data must use."""
-        return Tokenizer.load(self.base)
+        return load_tokenizer(Path(self.base))
 
     def load_base(self) -> None:
         """Adopt the base's model and tokenizer.

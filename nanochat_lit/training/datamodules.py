@@ -121,6 +121,16 @@ class LanguageDataModule(LightningDataModule):
             )
         return merged(stream, positions, num_readers, world_size())
 
+    def val_batches(self) -> Iterator[Batch]:
+        """All batches of a validation, whichever rank computes them."""
+        raise NotImplementedError
+
+    def val_dataloader(self) -> "DataLoader[Batch]":
+        return self.measuring_loader(self.val_batches)
+
+    def test_dataloader(self) -> "DataLoader[Batch]":
+        return self.val_dataloader()
+
     def measuring_loader(self, batches: Callable[[], Iterator[Batch]]) -> "DataLoader[Batch]":
         """A DataLoader that deals the batches out to the ranks.
 
@@ -267,15 +277,10 @@ class TextDataModule(LanguageDataModule):
             )
         )
 
-    def val_dataloader(self) -> "DataLoader[Batch]":
-        def batches() -> Iterator[Batch]:
-            texts = islice(self.source.documents("val"), self.val_docs)
-            return document_batches(texts, self.tokenizer, self.sequence_len, self.rows)
-
-        return self.measuring_loader(batches)
-
-    def test_dataloader(self) -> "DataLoader[Batch]":
-        return self.val_dataloader()
+    def val_batches(self) -> Iterator[Batch]:
+        """Whole documents of the validation split."""
+        texts = islice(self.source.documents("val"), self.val_docs)
+        return document_batches(texts, self.tokenizer, self.sequence_len, self.rows)
 
 
 class ChatDataModule(LanguageDataModule):
@@ -352,13 +357,9 @@ class ChatDataModule(LanguageDataModule):
     def train_dataloader(self) -> ResumableLoader:
         return self.loader(self.stream("train", rank=rank(), world_size=world_size()))
 
-    def val_dataloader(self) -> "DataLoader[Batch]":
-        stream = self.stream("val")
-        num_batches = max(1, self.val_rows // self.rows)
-        return self.measuring_loader(lambda: islice(stream, num_batches))
-
-    def test_dataloader(self) -> "DataLoader[Batch]":
-        return self.val_dataloader()
+    def val_batches(self) -> Iterator[Batch]:
+        """Packed conversations of the validation split."""
+        return islice(iter(self.stream("val")), max(1, self.val_rows // self.rows))
 
 
 class Replay(IterableDataset[Batch]):

@@ -18,6 +18,7 @@ from nanochat_lit.model.memory import largest_that_fits, training_memory
 from nanochat_lit.training.datamodules import LanguageDataModule
 from nanochat_lit.training.micro_batch import strategy_name
 from nanochat_lit.training.module import LanguageModule
+from nanochat_lit.training.trainer_options import check_callbacks
 
 
 def check_processes(trainer: Trainer) -> None:
@@ -120,6 +121,7 @@ def reported_once() -> Iterator[None]:
 def check_launch(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None) -> None:
     """All checks; they come out the same on every rank, so that only rank 0 reports."""
     try:
+        check_callbacks(trainer, module)
         check_processes(trainer)
         check_hardware(trainer, module)
         check_batch(module, datamodule, trainer.num_devices * trainer.num_nodes)

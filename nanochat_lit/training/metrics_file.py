@@ -1,6 +1,7 @@
 """A logger that writes one CSV into the run folder and keeps it across a resume."""
 
 import csv
+import math
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class MetricsFile(Logger):
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add to the row of this step."""
-        metrics = {name: value for name, value in metrics.items() if name != "epoch"}
+        metrics = {name: value for name, value in metrics.items() if name != "epoch" and not math.isnan(value)}
         if not metrics or step is None or not is_rank_zero():
             return
         if self._rows is None:

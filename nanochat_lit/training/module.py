@@ -1,5 +1,6 @@
 """What every training stage shares: a GPT, its optimizer, its loss call. Nothing else lives in a LightningModule."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -9,9 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from nanochat_lit.common.compilers import use_configured_compiler
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.evaluation.bpb import BitsPerByte
-from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.flash import activate_flash_attention, fused_kernel
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, build_optimizer, micro_batches
@@ -30,7 +32,7 @@ class LanguageModule(LightningModule):
 
     Args:
         learning_rates: Keyword arguments of `param_groups`.
-        compile: "auto", "true" or "false".
+        compile: Whether training steps are compiled; "auto" decides by device and length of the run.
         eval_every: Steps between validations; 0 validates at the end only.
         activation_checkpointing: True or "selective": compute blocks again in the backward pass; see `GPT`.
         fp8: "auto", "true" or "false": matmuls of the blocks and lm_head in float8 while training.
@@ -49,6 +51,8 @@ class LanguageModule(LightningModule):
     """The figure of a validation by which its checkpoints are compared."""
     higher_is_better = False
     """Whether a higher figure is a better one."""
+    measures_text = True
+    """Whether the validation figure needs held-out tokens that stand for text."""
     shown_figures: tuple[str, ...] = ()
     """Which of `pop_step_figures` the progress line shows."""
 
@@ -69,8 +73,11 @@ class LanguageModule(LightningModule):
         self.is_resuming = False
         self.learning_rates = learning_rates
         self.compile_mode = str(compile).lower()
+        if self.compile_mode not in ("auto", "true", "false"):
+            raise UserError(f"compile is {compile!r}; use auto, true or false")
         self.eval_every = eval_every
         self.metric = BitsPerByte()
+        self.has_validation = True
         self.micro_batch_size = 0
         self.generation: dict[str, float] = {}
         self.losses = StepLosses()
@@ -148,6 +155,7 @@ class LanguageModule(LightningModule):
         return num_steps if self.trainer.max_steps == -1 else self.trainer.max_steps
 
     def on_fit_start(self) -> None:
+        self._check_validation()
         will_compile, compile_reason = self._decide_compile()
         notes = {**self._prepare_kernels(will_compile), "compile": compile_reason}
         if self.trainer.is_global_zero:
@@ -157,7 +165,25 @@ class LanguageModule(LightningModule):
         self.model.train()
         self.model.prepare_windows(self.row_len)
         if will_compile:
+            use_configured_compiler()
             self.model.compile_for_training(self.row_len)
+
+    def _check_validation(self) -> None:
+        """Find out, on rank 0 for all, whether the held-out data have anything to measure; say so if not."""
+        if not (self.measures_text and self.trainer.limit_val_batches):
+            return
+        found = True
+        if self.trainer.is_global_zero:
+            lengths = self.token_bytes.cpu()
+            targets = (batch["targets"] for batch in self.datamodule.val_batches())
+            found = any(bool((lengths[one.clamp(min=0)] * (one != IGNORE_INDEX)).any()) for one in targets)
+        self.has_validation = self.trainer.strategy.broadcast(found)
+        if not found:
+            print(
+                "the held-out data have no text to predict (texts or answers are empty, or longer than the context): "
+                f"{self.figure} is left out",
+                file=sys.stderr,
+            )
 
     @property
     def _plan_path(self) -> Path:
@@ -242,12 +268,18 @@ class LanguageModule(LightningModule):
         figures = self.pop_validation_figures()
         # In fit, Lightning's own row would carry the number of the step before: it counts a step after validating.
         in_fit = self.trainer.state.fn == "fit"
+        if not in_fit and math.isnan(figures.get(self.figure, 0.0)):
+            raise UserError(
+                f"{self.figure} cannot be measured: the held-out data have no text to predict, or losses are not finite"
+            )
         self.log_dict(figures, sync_dist=False, logger=not in_fit)
         if in_fit:
             self.log_figures(figures)
 
     def pop_validation_figures(self) -> dict[str, float]:
-        """What the validation steps since the last call have found, over all ranks; `figure` is among them."""
+        """What the validation steps since the last call have found, over all ranks; `figure` is among them if it can be measured."""
+        if not self.has_validation:
+            return {}
         val_bpb = float(self.metric.compute())
         self.metric.reset()
         return {"val_bpb": val_bpb}
@@ -276,6 +308,19 @@ class LanguageModule(LightningModule):
             "config": self.config.to_dict(),
             "tokenizer": self.tokenizer.fingerprint,
             "optimizer": type(self.build_optimizer()).__name__,
+            "provenance": self.provenance(),
+            "generation": self.generation,
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """How the model has been made so far, for exports."""
+        return {
+            "stage": self.stage,
+            "steps": self.trainer.global_step,
+            "planned_steps": self.plan.num_steps,
+            "tokens": self.trainer.global_step * self.plan.tokens_per_step,
+            "compute_dtype": str(self.model.compute_dtype).removeprefix("torch."),
+            "hyper_parameters": self.hyper_parameters,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ class PretrainModule(LanguageModule):
         final_lr_fraction: float = 0.05,
         momentum_warmup: int = 400,
         eval_every: int = 250,
-        compile: str = "auto",
+        compile: bool | Literal["auto"] = "auto",
         activation_checkpointing: Checkpointing = False,
         fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,

@@ -11,18 +11,16 @@ from torch import Tensor
 
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.engine import Engine
-from nanochat_lit.engine.export import load_export
+from nanochat_lit.engine.export import load_export, read_config
 from nanochat_lit.engine.rollout import Rollout, roll_out
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.evaluation.answers import answer_of
 from nanochat_lit.evaluation.pass_rates import PassRates
 from nanochat_lit.evaluation.samples import readable
-from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
+from nanochat_lit.model import GPT, IGNORE_INDEX
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.checkpointing import Checkpointing
-from nanochat_lit.model.export import CONFIG_FILE
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan
 from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_advantages, policy_gradient_loss
 from nanochat_lit.tasks.base import Conversation, GradedTask, Task, form_of, gives_credit
@@ -73,6 +71,7 @@ class RLModule(ContinuedModule):
 
     stage = "rl"
     figure = "val_accuracy"
+    measures_text = False
     higher_is_better = True
     shown_figures = ("reward",)
 
@@ -101,7 +100,7 @@ class RLModule(ContinuedModule):
         final_lr_fraction: float = 0.0,
         eval_every: int = 60,
         chat_temperature: float = 0.6,
-        compile: str = "false",
+        compile: bool | Literal["auto"] = False,
         activation_checkpointing: Checkpointing = False,
         fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,
@@ -153,10 +152,7 @@ class RLModule(ContinuedModule):
     @cached_property
     def context(self) -> int:
         """Longest sequence of the base in tokens; known before the model is loaded."""
-        content = read_json(Path(self.base) / CONFIG_FILE)
-        if not isinstance(content, dict):
-            raise UserError(f"{Path(self.base) / CONFIG_FILE} does not hold a model config")
-        return GPTConfig.from_dict(content).sequence_len
+        return read_config(Path(self.base)).sequence_len
 
     @property
     def questions(self) -> RolloutDataModule:

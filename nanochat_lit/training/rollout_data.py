@@ -6,7 +6,6 @@ from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch.utils.data import DataLoader
 
 from nanochat_lit.common.distributed import is_rank_zero, rank, world_size
 from nanochat_lit.common.errors import UserError
@@ -109,12 +108,7 @@ class RolloutDataModule(LanguageDataModule):
             )
         return {"number": positions[0]["number"], "rows": None, "num_given": 0}
 
-    def val_dataloader(self) -> "DataLoader[Batch]":
-        def batches() -> Iterator[Batch]:
-            for start in range(0, self.val_questions, VAL_BATCH):
-                yield {"questions": torch.arange(start, min(start + VAL_BATCH, self.val_questions))}
-
-        return self.measuring_loader(batches)
-
-    def test_dataloader(self) -> "DataLoader[Batch]":
-        return self.val_dataloader()
+    def val_batches(self) -> Iterator[Batch]:
+        """Numbers of the questions to answer."""
+        for start in range(0, self.val_questions, VAL_BATCH):
+            yield {"questions": torch.arange(start, min(start + VAL_BATCH, self.val_questions))}

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn import ModuleList
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.checkpoint import load as load_checkpoint
+from nanochat_lit.engine.export import read_config
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.checkpointing import Checkpointing
-from nanochat_lit.model.export import read_config
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, micro_batches
-from nanochat_lit.training.checkpoint_files import load
+from nanochat_lit.training.checkpoint_files import newest_intact
 from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.datamodules import ChatDataModule
 from nanochat_lit.training.module import check_optimizer, describe_differences
@@ -26,8 +27,8 @@ class SFTModule(ContinuedModule):
     """Fine-tune an export on conversations.
 
     Args:
-        base: Export folder to start from (a pretraining run's `export`).
-        optimizer_from: Checkpoint (.ckpt) of the pretraining run whose optimizer moments are kept; None starts cold.
+        base: Model to start from: an export, a run folder, or a .ckpt file.
+        optimizer_from: Pretraining run whose optimizer moments are kept: its folder, or a .ckpt file; None starts cold.
         num_steps: Optimizer steps; trainer.max_steps wins over it. None trains one epoch of the conversations.
         tokens_per_step: Tokens per optimizer step over all ranks; None takes what the base was trained with.
         init_lr_fraction: Start at this share of the pretraining learning rates.
@@ -66,7 +67,7 @@ class SFTModule(ContinuedModule):
         momentum_warmup: int = 300,
         eval_every: int = 250,
         temperature: float = 0.6,
-        compile: str = "auto",
+        compile: bool | Literal["auto"] = "auto",
         activation_checkpointing: Checkpointing = False,
         fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,
@@ -79,11 +80,7 @@ class SFTModule(ContinuedModule):
             temperature=temperature, compile=compile, eval_every=eval_every,
             activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer,
         )  # fmt: skip
-        if optimizer_from is not None and not Path(optimizer_from).exists():
-            raise UserError(
-                f"{optimizer_from} does not exist; run the pretraining recipe first, or give its checkpoint"
-            )
-        self.optimizer_from = optimizer_from
+        self.optimizer_from = None if optimizer_from is None else _find_moments(Path(optimizer_from))
         self.num_steps = num_steps
         self.schedule_options: dict[str, Any] = {
             "warmup": warmup,
@@ -101,7 +98,7 @@ class SFTModule(ContinuedModule):
 
     def config_before_data(self, vocab_size: int | str = "auto") -> GPTConfig:
         """The base's."""
-        return read_config(self.base)
+        return read_config(Path(self.base))
 
     def configure_model(self) -> None:
         """Load the base once the data is ready."""
@@ -152,17 +149,19 @@ class SFTModule(ContinuedModule):
 
     def pop_validation_figures(self) -> dict[str, float]:
         figures = super().pop_validation_figures()
+        if not self.has_validation:
+            return figures
         for name, metric in zip(self.accounts.names, self.source_metrics, strict=True):
             value = float(cast(BitsPerByte, metric).compute())
             cast(BitsPerByte, metric).reset()
-            if not math.isnan(value):  # it has no held-out conversations
+            if not math.isnan(value):  # it has held-out conversations
                 figures[f"val_bpb/{name}"] = value
         return figures
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = super().configure_optimizers()
         if self.optimizer_from is not None:
-            checkpoint = load(Path(self.optimizer_from), mmap=True)  # each rank reads the part that it keeps
+            checkpoint = load_checkpoint(self.optimizer_from, mmap=True)  # each rank reads the part that it keeps
             if differences := describe_differences(checkpoint["nanochat_lit"]["config"], self.config.to_dict()):
                 raise UserError(f"{self.optimizer_from} is of another model than {self.base}: {differences}")
             check_optimizer(checkpoint["nanochat_lit"], optimizer, self.optimizer_from)
@@ -173,3 +172,16 @@ class SFTModule(ContinuedModule):
             for group, options in zip(optimizer.param_groups, fresh, strict=True):
                 group.update(options)  # the moments are kept, the hyper-parameters are this stage's
         return optimizer
+
+
+def _find_moments(path: Path) -> Path:
+    """The checkpoint that `optimizer_from` means, checked before any data is read."""
+    found: Path | None = path
+    if path.is_dir():
+        found = newest_intact(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    if found is None or not found.exists():
+        raise UserError(
+            f"optimizer_from {path} has no checkpoint; run the pretraining recipe first, or give its run folder or a .ckpt"
+        )
+    load_checkpoint(found, mmap=True)
+    return found

@@ -1,6 +1,5 @@
 """Ctrl-C and SIGTERM as a request: finish the step, save, go. A second one ends the process at once."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -10,8 +9,10 @@ from typing import Any, cast
 
 from lightning.pytorch import Trainer
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
-"""SIGUSR1 is what SLURM is commonly told to send before the time is up; not every system has it."""
+from nanochat_lit.common.streams import discard_output
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+"""SIGHUP comes when the terminal is closed. SIGUSR1 is what SLURM is commonly told to send before the time is up; not every system has it."""
 
 
 class StopRequest:
@@ -30,8 +31,9 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             return
         for name in SIGNALS:
-            if hasattr(signal, name):
-                number = getattr(signal, name)
+            number = getattr(signal, name, None)
+            is_nohup = name == "SIGHUP" and number and signal.getsignal(number) is signal.SIG_IGN
+            if number and not is_nohup:
                 before = signal.signal(number, self._note)
                 self._before.setdefault(number, before)
 
@@ -47,8 +49,10 @@ class StopRequest:
             os._exit(128 + signum)
         self.signum = signum
         text = f"\n{signal.Signals(signum).name}: finishing this step, then saving a checkpoint (once more: stop at once)\n"
-        with contextlib.suppress(OSError, ValueError):
+        try:
             os.write(sys.stderr.fileno(), text.encode())  # print could be what was interrupted
+        except (OSError, ValueError):  # the terminal is gone, and output must not be what ends the run
+            discard_output()
 
 
 def silence_lightning(trainer: Trainer) -> None:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from nanochat_lit import cli
+from nanochat_lit.commands.fit_help import KEYS, name_class
 from nanochat_lit.common.errors import UserError
 
 
@@ -142,7 +143,7 @@ def test_help_mentions_short_options(greet, capsys):
         (["--name", "you", "--times", "9"], "times 9 is over 3; greet less"),
         (["--name", "you", "--times", "often"], "--times: "),
         (["--nam", "you", "--tiems", "3"], "unrecognized arguments: --nam"),
-        ([], "the following arguments are required: name"),
+        ([], "missing: --name"),
         (["--name", "you", "stray"], "unrecognized arguments: stray"),
     ],
 )
@@ -178,6 +179,53 @@ def test_a_closed_pipe_is_quiet():
     command = f"{sys.executable} -m nanochat_lit --help | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
+
+
+def test_an_import_that_was_interrupted(monkeypatch, capsys):
+    """A C extension turns Ctrl-C during its import into an error of its own."""
+
+    def broken() -> None:
+        """Import."""
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ImportError("numpy is broken") from None
+
+    monkeypatch.setattr(cli, "_load", lambda target: broken)
+    assert cli.main(["chat"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_full_disk_is_one_line():
+    command = f"{sys.executable} -m nanochat_lit --help > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "error: the disk is full; make room, or give a path on another disk\n"
+
+
+def test_other_names_of_options(monkeypatch, capsys):
+    def prepare(data: str, out: str) -> None:
+        """Show what has arrived."""
+        print(data, out)
+
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setattr(cli, "_load", lambda target: prepare)
+    for words in (["--path", "~/x"], ["--data.path=~/x"], ["--data", "~/x"], ["~/x"]):
+        assert cli.main(["data", "prepare", *words, "--run_dir", "y"]) == 0
+        assert capsys.readouterr().out == "/home/somebody/x y\n"
+
+
+def test_help_of_fit_is_short_and_names_keys_that_exist(capsys):
+    assert cli.main(["fit", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 50
+    for group in KEYS.values():
+        for option in group:
+            assert option in text
+    assert name_class(["--config", "recipes/d12.yaml", "--model.help"])[-1] == (
+        "--model.help=nanochat_lit.training.PretrainModule"
+    )
+    assert name_class(["--model.help", "X"]) == ["--model.help", "X"]
 
 
 def test_trainer_verbs_keep_their_name(monkeypatch):

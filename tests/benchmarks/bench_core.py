@@ -39,7 +39,7 @@ def bench_core(
     The ways take turns, all examples each time; the medians are printed, and how many answers differ from the plain way's.
 
     Args:
-        model: Export folder.
+        model: Export, run folder, or .ckpt file.
         bundle: Folder of an evaluation bundle.
         max_per_task: Examples of a task.
         repeats: How often every way is timed.

@@ -50,7 +50,7 @@ def bench_serve(
     Last, a newcomer's time to first token when all slots but one are busy with long answers, against an idle server.
 
     Args:
-        model: Export folder.
+        model: Export, run folder, or .ckpt file.
         concurrency: Numbers of clients, as in '[1, 16]'; null is 1, 2, 4, 8, 16, 32. Each asks again at once.
         requests_per_client: Requests per client.
         max_tokens: Longest answer in tokens.

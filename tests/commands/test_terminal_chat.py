@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_lit.commands.terminal_chat import TerminalChat
+from nanochat_lit.commands.terminal_chat import Screen, TerminalChat
+from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.conversation import Conversation
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
 
@@ -36,7 +37,7 @@ def converse(
 
 def test_answers_and_calculator(converse) -> None:
     out, err = converse("hello", "", "a sum", "//slash")
-    assert out == "hello! (seed 0)\nIt is [12+30][= 42]42.\n/slash! (seed 2)\n"
+    assert out == "hello! (seed 0)\nIt is [12+30] [= 42] 42.\n/slash! (seed 2)\n"
     assert err == []
 
 
@@ -70,9 +71,15 @@ def test_save_and_load(converse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     name_one = "(error: name a file, as in /save chat.json)"
     assert err == ["(error: the conversation is empty)", name_one, f"(saved to {path})"]
     out, err = converse("/load ~/c.json", "again", "/undo", "/undo", f"/load {tmp_path}/none.json")
-    assert out == "again! (seed 1)\n"
+    assert out == "> hello\nhello! (seed 0)\nagain! (seed 1)\n", "what was loaded is shown"
     assert err[:3] == ["(1 turn(s) loaded)", "(taken back: again)", "(taken back: hello)"]
     assert err[3].endswith("none.json: no such file)")
+    before = path.read_text()
+    _, err = converse("other", "/save ~/c.json")
+    assert err == [f"(error: {path} exists and is kept; give another name)"]
+    assert path.read_text() == before
+    _, err = converse("/load ~/c.json", "more", "/save ~/c.json")
+    assert err[-1] == f"(saved to {path})", "one's own file may be written again"
 
 
 def test_mistakes_take_one_line(converse) -> None:
@@ -86,6 +93,18 @@ def test_mistakes_take_one_line(converse) -> None:
     ]
     commands = re.findall(r"^/(\w+)", "\n".join(err[4:]), re.MULTILINE)
     assert commands == ["retry", "undo", "clear", "system", "set", "save", "load", "help", "quit"]
+
+
+def test_lines_break_between_words(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("NO_COLOR", "1")
+    screen = Screen()
+    words = ["A wo", "rd is never ", "cut in two", ", ", "\u7a93" * 9, " incomprehensibilities-of-length ", "end"]
+    screen.show(Piece("text", text) for text in words)
+    screen.end()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["A word is never cut ", "in two, ", "\u7a93" * 9 + " ", "incomprehensibilities-of-length ", "end"]
 
 
 PROGRAM = """
@@ -152,16 +171,21 @@ def test_a_terminal(terminal: Terminal) -> None:
     terminal.wait_for("\n> ")
     # nothing is lost: the conversation goes on, and the stopped answer is part of it
     terminal.type("a sum\n")
-    assert "\x1b[2m[12+30]\x1b[0m\x1b[2m[= 42]\x1b[0m42." in terminal.wait_for("42.\r\n")
+    assert "\x1b[2m[12+30]\x1b[0m \x1b[2m[= 42]\x1b[0m 42." in terminal.wait_for("42.\r\n")
     terminal.wait_for("> ")
+    terminal.type("\x1b[200~one\rtwo\rthree\x1b[201~\r")  # a paste of three lines is one question
+    terminal.wait_for("three! (seed 2)")
+    terminal.wait_for("> ")
+    terminal.type("/undo\n")
+    terminal.wait_for("(taken back: one")
     terminal.type("/undo\n")
     terminal.wait_for("(taken back: a sum)")
     terminal.type("/undo\n")
     terminal.wait_for("(taken back: endless)")
     terminal.wait_for("> ")
     terminal.type("\x16\x1b[31mred\n")  # Ctrl-V: the next key as it is
-    shown = terminal.wait_for("red! (seed 2)")
-    assert "[31mred! (seed 2)" in shown
+    shown = terminal.wait_for("red! (seed 3)")
+    assert "[31mred! (seed 3)" in shown
     assert "\x1b[31m" not in shown, "what a model says does not steer the terminal"
     terminal.wait_for("> ")
     # at the prompt: a person who meant to stop an answer loses nothing. A signal between the prompt and readline's wait for a

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from nanochat_lit import cli
-from nanochat_lit.training.checkpoint_files import damage, step_files
+from nanochat_lit.engine.checkpoint import damage, step_files
 from nanochat_lit.training.metrics_file import read_metrics
 
 

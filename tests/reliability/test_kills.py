@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from nanochat_lit import cli
-from nanochat_lit.training.checkpoint_files import damage, step_files
+from nanochat_lit.engine.checkpoint import damage, step_files
 from nanochat_lit.training.metrics_file import read_metrics
 
 FIGURES = ("train_loss", "val_bpb")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nanochat_lit import cli
-from nanochat_lit.training.checkpoint_files import step_files
+from nanochat_lit.engine.checkpoint import step_files
 from nanochat_lit.training.module import BitsPerByte
 
 VAL_BPB = (3.0, 2.5, 2.0, 2.2, 2.1, 2.4)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from nanochat_lit import cli
 
@@ -85,6 +86,32 @@ RUN_MISTAKES = [
     (["--checkpoint_every", "-1"], ["checkpoint_every is -1"]),
     (["--ckpt_path", "no/such.ckpt"], ["no/such.ckpt"]),
     (["--run_dir", __file__], ["run_dir", "is a file"]),
+    (["--trainer.max_epochs", "1"], ["max_epochs", "model.num_steps"]),
+    (["--trainer.limit_train_batches", "2"], ["limit_train_batches", "model.num_steps"]),
+    (["--trainer.overfit_batches", "1"], ["overfit_batches"]),
+    (["--trainer.limit_val_batches", "0.5"], ["limit_val_batches", "whole number"]),
+    (["--trainer.devices", "-1"], ["'-1'"]),
+    (["--trainer.devices", "two"], ["'two'"]),
+    (["--trainer.strategy", "fsdp"], ["fsdp"]),
+    (["--trainer.max_time", "soon"], ["soon"]),
+    (["--trainer.logger", "WandbLogger"], ["wandb"]),
+    (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "val_loss"], ["'val_loss'", "'val_bpb'"]),
+    (["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor", "loss"], ["'loss'", "'val_bpb'"]),
+    (["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs", "0.01"], ["EMAWeightAveraging"]),
+    (
+        ["--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling", "{0: 2}"],
+        ["tokens_per_step"],
+    ),
+    (["--trainer.callbacks+=BatchSizeFinder"], ["micro_batch_size"]),
+    (["--trainer.callbacks+=Timer", "--trainer.callbacks.duration", "00:00:00:01"], ["callbacks"]),
+    (["--seed_everything", "-3"], ["-3"]),
+    (["--model.compile", "maybe"], ["expected bool or 'auto'", "'maybe'"]),
+    (["--data.path", "[" * 3000], ["nested too deeply"]),
+    (["--run_dri", "x"], ["did you mean --run_dir?"]),
+    (["--dat.path", "x"], ["did you mean --data.path?"]),
+    (["--depth", "12"], ["did you mean --model.depth?"]),
+    (["--trainer.devics", "2"], ["did you mean --trainer.devices?"]),
+    (["recipes/X.yaml"], ["--config recipes/X.yaml"]),
 ]
 
 
@@ -96,7 +123,7 @@ def test_run_options(options, words, write_recipe, pretrained, refused):
 
 def test_recipes_that_cannot_be_read(tmp_path, write_recipe, refused):
     refused(["fit", "--config", tmp_path / "none.yaml"], "none.yaml")
-    refused(["fit"], "required")
+    refused(["fit"], "--config")
     refused(["fit", "--config", write_recipe(nope=3)], "'nope'")
     (tmp_path / "broken.yaml").write_text("model: [", encoding="utf-8")
     refused(["fit", "--config", tmp_path / "broken.yaml"], "broken.yaml, line 1 is not valid YAML")
@@ -115,6 +142,47 @@ def test_files_that_are_no_recipes(content, words, tmp_path, refused):
     (tmp_path / "recipe.yaml").write_bytes(content)
     refused(["fit", "--config", tmp_path / "recipe.yaml"], words)
     refused(["fit", f"--config={tmp_path / 'recipe.yaml'}"], words)
+
+
+def test_recipes_that_are_nested_deeply(tmp_path, refused):
+    (tmp_path / "deep.yaml").write_text("model: " + "[" * 3000)
+    refused(["fit", "--config", tmp_path / "deep.yaml"], "deep.yaml", "nested too deeply")
+    refused(["sweep", tmp_path / "deep.yaml"], "deep.yaml", "nested too deeply")
+
+
+ABSURD = [
+    {"n_layer": 1_000_000}, {"sequence_len": 10**9}, {"n_embd": "wide"}, {"vocab_size": 1e4}, {"n_head": None},
+    {"n_kv_head": True}, {"window_pattern": ["S"]}, {"window_pattern": 7}, {"bigram_factor": 10**6},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", ABSURD, ids=str)
+def test_an_export_with_absurd_dimensions(fields, pretrained, tmp_path, refused):
+    folder = shutil.copytree(pretrained / "export", tmp_path / "export")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+    refused(["chat", "--model", folder, "-p", "hi"], next(iter(fields)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_weights_of_another_type(dtype, pretrained, tmp_path, refused):
+    folder = shutil.copytree(pretrained / "export", tmp_path / "export")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / "model.safetensors")
+    refused(["chat", "--model", folder, "-p", "hi"], "floating-point", str(dtype))
+
+
+def test_a_json_file_that_is_nested_deeply(pretrained, tmp_path, refused):
+    folder = shutil.copytree(pretrained / "export", tmp_path / "export")
+    (folder / "config.json").write_text("[" * 100_000)
+    refused(["chat", "--model", folder, "-p", "hi"], "config.json", "nested too deeply")
+
+
+def test_moments_that_cannot_be_read(pretrained, sft_recipe, tmp_path, refused):
+    half = tmp_path / "half.ckpt"
+    half.write_bytes((pretrained / "checkpoints" / "last.ckpt").read_bytes()[:5000])
+    for path in (half, tmp_path, tmp_path / "none.ckpt"):
+        refused(["fit", "--config", sft_recipe, "--model.optimizer_from", path], path.name)
 
 
 def test_an_empty_folder(tmp_path, write_recipe, refused):
@@ -203,7 +271,6 @@ def test_validate_needs_a_checkpoint(write_recipe, refused):
 def test_a_base_that_is_no_export(pretrained, sft_recipe, tmp_path, refused):
     fit = ["fit", "--config", sft_recipe, "--model.base"]
     refused([*fit, tmp_path / "none"], "none", "does not exist")
-    refused([*fit, pretrained], "run")
     mixed = shutil.copytree(pretrained / "export", tmp_path / "mixed")
     config = json.loads((mixed / "config.json").read_text())
     (mixed / "config.json").write_text(json.dumps(config | {"n_layer": 3}))
@@ -236,7 +303,7 @@ def test_prompts_and_exports_of_chat(pretrained, tmp_path, refused):
     export = pretrained / "export"
     refused(["chat", "--model", export, "-p", "word " * 500], "64")
     refused(["chat", "--model", tmp_path / "none", "-p", "hi"], "none")
-    refused(["chat", "--model", pretrained, "-p", "hi"], "export")
+    refused(["chat", "--model", tmp_path, "-p", "hi"], "not a whole export", "run folder")
     refused(["evaluate", "bpb", "--model", export, "--data", tmp_path / "none", "--json"], "none")
 
 

@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from nanochat_lit import Tokenizer, cli
-from nanochat_lit.training.checkpoint_files import resolve, step_files
+from nanochat_lit.engine.checkpoint import step_files
+from nanochat_lit.training.checkpoint_files import resolve
 from nanochat_lit.training.metrics_file import read_metrics
 
 

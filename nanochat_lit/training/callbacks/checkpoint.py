@@ -12,16 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.checkpoint import BEST, LAST, step_files
 from nanochat_lit.training.callbacks.loss_guard import LossGuard
 from nanochat_lit.training.callbacks.step_callback import StepCallback
-from nanochat_lit.training.checkpoint_files import (
-    BEST,
-    LAST,
-    AtomicCheckpointIO,
-    check_no_earlier_run,
-    give_name,
-    step_files,
-)
+from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, give_name
 from nanochat_lit.training.stop_request import StopRequest, silence_lightning
 
 if TYPE_CHECKING:
@@ -94,9 +88,6 @@ class RunCheckpoint(StepCallback, Checkpoint):
         if signum or is_late or is_end or step % self.every_steps == 0 or module.validates_after(step):
             self.save(trainer, must_succeed=is_end or signum > 0)
         if signum and not is_end:
-            if trainer.is_global_zero:
-                path = self.folder / LAST
-                print(f"stopped after step {step}; --ckpt_path {path} or --ckpt_path last continues", file=sys.stderr)
             raise SystemExit(128 + signum)
 
     def save(self, trainer: Trainer, *, must_succeed: bool = False) -> None:

@@ -1,5 +1,9 @@
-"""Leaves the portable export when training is over."""
+"""Leaves the portable export when training is over or stopped, and says what to do with it."""
 
+import math
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -7,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from nanochat_lit.common.distributed import is_rank_zero
+from nanochat_lit.common.errors import os_error_text
 from nanochat_lit.engine.export import save_export
 
 if TYPE_CHECKING:
@@ -16,21 +21,47 @@ if TYPE_CHECKING:
 class ExportModel(Callback):
     """Writes `export/` into the run folder at the end of fit: what chat, evaluate and the next stage read.
 
-    Also when a checkpoint was resumed that had reached its last step, since the run may have ended before its export.
+    Also when Ctrl-C or SIGTERM stops the run, after its checkpoint, and when a checkpoint was resumed that had reached its
+    last step, since the run may have ended before its export.
+
+    Args:
+        command: That continues a stopped run, in words.
+        is_part: Whether the run is part of a longer command, which says itself what to do next.
     """
 
+    def __init__(self, command: Sequence[str] = (), is_part: bool = False) -> None:
+        self.command = list(command)
+        self.is_part = is_part
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not is_rank_zero():
+        if is_rank_zero():
+            module = cast("LanguageModule", pl_module)
+            self._write(trainer, module)
+            if not self.is_part:
+                print(f"next:   {_next_command(trainer.default_root_dir, module)}", file=sys.stderr)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not (isinstance(exception, SystemExit) and trainer.global_step and is_rank_zero()):
             return
-        module = cast("LanguageModule", pl_module)
+        print(f"stopped after step {trainer.global_step}; its checkpoint is saved", file=sys.stderr)
+        try:
+            self._write(trainer, cast("LanguageModule", pl_module))
+        except OSError as error:
+            print(f"warning: no export ({os_error_text(error) or error})", file=sys.stderr)
+        print(f"continue: {shlex.join(self.command)}", file=sys.stderr)
+
+    def _write(self, trainer: Trainer, module: "LanguageModule") -> None:
         value = trainer.callback_metrics.get(module.figure)
-        provenance = {
-            "stage": module.stage,
-            "steps": trainer.global_step,
-            "tokens": trainer.global_step * module.plan.tokens_per_step,
-            module.figure: None if value is None else float(value),
-            "compute_dtype": str(module.model.compute_dtype).removeprefix("torch."),
-            "hyper_parameters": module.hyper_parameters,
+        provenance = module.provenance() | {
+            module.figure: None if value is None or not math.isfinite(value) else float(value)
         }
         folder = Path(trainer.default_root_dir) / "export"
         save_export(folder, module.model, module.tokenizer, module.generation, provenance)
+        print(f"export: {folder}", file=sys.stderr)
+
+
+def _next_command(run_dir: str, module: "LanguageModule") -> str:
+    if module.speaks_chat:
+        return shlex.join(["nanochat-lit", "chat", "--model", run_dir])
+    command = shlex.join(["nanochat-lit", "fit", "--config", "recipes/sft.yaml", "--model.base", run_dir])
+    return f"{command}  (a base model continues text; fine-tuning teaches it to answer)"

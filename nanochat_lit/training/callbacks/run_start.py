@@ -56,5 +56,5 @@ def measure_start(trainer: Trainer, module: "LanguageModule") -> None:
     module.model.train()
     figures = module.pop_validation_figures()
     module.log_figures(figures)
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and module.figure in figures:
         print(f"step 0: {module.figure} {figures[module.figure]:.4f}", file=sys.stderr)

@@ -1,0 +1,64 @@
+"""One process at a time works in a run folder."""
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.file_lock import try_lock_for_process
+
+LOCK_FILE = ".lock"
+
+_held: set[Path] = set()
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path, command: str) -> Iterator[None]:
+    """Hold a run folder until the block ends; the system frees it when the process dies.
+
+    A process that holds a folder may hold it again. The folder is made if needed, and removed if it is empty in the end.
+
+    Args:
+        folder: The run folder.
+        command: Name of the command, for the message of others.
+
+    Raises:
+        UserError: If another process holds it; the message has its command and pid.
+    """
+    path = Path(os.path.realpath(folder)) / LOCK_FILE
+    if path in _held:
+        yield
+        return
+    made = [parent for parent in (path.parent, *path.parent.parents) if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            if not try_lock_for_process(file):
+                raise UserError(_refusal(folder, path))
+            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue  # its holder has removed it meanwhile
+            file.truncate(0)
+            json.dump({"command": command, "pid": os.getpid(), "host": platform.node()}, file)
+            file.flush()
+            _held.add(path)
+            try:
+                yield
+            finally:
+                _held.discard(path)
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # not empty: what was wanted
+                    for parent in made:
+                        parent.rmdir()
+            return
+
+
+def _refusal(folder: Path, path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text("utf-8"))
+        who = f"{holder['command']}, pid {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+        who = "another process"
+    return f"{folder} is in use by {who}; wait until it ends, stop it, or give another folder"

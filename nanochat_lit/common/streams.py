@@ -1,0 +1,38 @@
+"""Standard streams as a program may find them: closed, of any encoding, of a terminal that has gone."""
+
+import contextlib
+import io
+import os
+import sys
+
+_STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+
+
+def prepare_streams() -> None:
+    """Open the standard streams that are closed on the null device; let characters that an encoding lacks become "?".
+
+    A closed descriptor would be given to the next file that is opened, and output would go there.
+    """
+    for number, (name, mode) in enumerate(_STREAMS):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and name != "stderr":  # which escapes them anyway
+            stream.reconfigure(errors="replace")
+
+
+def discard_output() -> None:
+    """Send what is still written to stdout and stderr to the null device: their reader or their disk space has gone."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(null, stream.fileno())
+    os.close(null)

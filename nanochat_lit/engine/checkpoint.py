@@ -1,0 +1,90 @@
+"""Reading checkpoints: checked before they are trusted; the model and the tokenizer in them."""
+
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model.export import assemble
+from nanochat_lit.tokenizer import Tokenizer
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+STEP_FILE = re.compile(r"step(\d+)\.ckpt")
+
+KEY = "nanochat_lit"
+"""Of what we add to a checkpoint: the model's config, its tokenizer's fingerprint, how it was made."""
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file; None if every byte is as it was written (by the CRC32 of each part)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        return f"cannot be read to its end, {size:,} bytes ({error or type(error).__name__})"
+    return None if part is None else f"the bytes of its part {part} have changed"
+
+
+def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """A checkpoint of ours, with a restricted unpickler.
+
+    Args:
+        path: The file.
+        mmap: Leave the tensors on disk until they are used.
+
+    Raises:
+        UserError: If it is damaged or something else.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a file of something else fails in many ways
+        raise UserError(
+            f"{path} is not a checkpoint, or is damaged ({type(error).__name__}); give another .ckpt"
+        ) from None
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+        raise UserError(f"{path} was not written by nanochat-lit; give a .ckpt from a run folder")
+    return checkpoint
+
+
+def step_files(folder: Path) -> dict[int, Path]:
+    """Checkpoints of a folder by step, newest first."""
+    found = {int(match[1]): path for path in folder.glob("step*.ckpt") if (match := STEP_FILE.fullmatch(path.name))}
+    return dict(sorted(found.items(), reverse=True))
+
+
+def checkpoint_model(path: Path, checkpoint: dict[str, Any]) -> GPT:
+    """The model of a checkpoint; its compute dtype is still to be set."""
+    tensors = {
+        name.removeprefix("model."): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith("model.")
+    }
+    return assemble(GPTConfig.from_dict(checkpoint[KEY]["config"]), tensors, path)
+
+
+def checkpoint_tokenizer(path: Path, checkpoint: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that a checkpoint was trained with: in its run folder, or where its recipe has it from.
+
+    Raises:
+        UserError: If it is in none of these folders any more.
+    """
+    run = path.resolve().parent.parent
+    recipe = yaml.safe_load(checkpoint.get("config") or "{}")
+    given = [
+        recipe.get(part, {}).get("init_args", {}).get(key) for part, key in (("data", "tokenizer"), ("model", "base"))
+    ]
+    folders = [run, *(Path(folder) for folder in given if folder)]
+    for folder in [place for one in folders for place in (one / "tokenizer", one / "export", one)]:
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.load(folder)
+            if tokenizer.fingerprint == checkpoint[KEY]["tokenizer"]:
+                return tokenizer
+    places = ", ".join(map(str, folders))
+    raise UserError(f"the tokenizer of {path} is not in {places}; put its folder into {run / 'tokenizer'}")
