@@ -164,6 +164,7 @@ def random_model() -> Callable[..., GPT]:
 
 KNOWN_ANSWERS: dict[str, str | list[dict[str, str]]] = {
     "What is the capital of France?": "The capital of France is Paris.",
+    "Who are you?": "I am nanochat.",
     "What is 12 + 30?": [
         {"type": "python", "text": "12+30"},
         {"type": "python_output", "text": "42"},

@@ -35,7 +35,7 @@ def test_a_model_card_prints_an_answer(answering_export, tmp_path, monkeypatch, 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code = python_blocks((card / "README.md").read_text("utf-8"))[0]
     exec(code, {})
-    assert capsys.readouterr().out.splitlines()[-1] == CAPITAL
+    assert capsys.readouterr().out.splitlines()[-1] == "I am nanochat."
 
 
 def test_chat_prints_an_answer_and_uses_the_calculator(answering_export, capsys):
