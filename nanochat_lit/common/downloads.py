@@ -69,7 +69,7 @@ def is_passing(error: Exception) -> bool:
 
 
 def with_retries(
-    call: Callable[[], Any], what: str, hint: str = "", pause: Callable[[float], object] = time.sleep
+    call: Callable[[], Any], what: str, hint: str = "", pause: Callable[[float], object] | None = None
 ) -> Any:
     """The result of a call that goes to a server, tried again after growing pauses while the server is busy.
 
@@ -77,7 +77,7 @@ def with_retries(
         call: The call.
         what: What is fetched, for the error.
         hint: What else to do, for the error.
-        pause: Waits for a number of seconds.
+        pause: Waits for a number of seconds; None is time.sleep.
 
     Raises:
         UserError: If the last attempt fails too, or at once if the server refuses or cannot be reached.
@@ -97,7 +97,7 @@ def with_retries(
                 raise UserError(
                     f"{what} cannot be downloaded ({type(error).__name__}: {reason}{tried}){token}{hint}"
                 ) from None
-        pause(FIRST_PAUSE_S * 2 ** (attempt - 1))
+        (pause or time.sleep)(FIRST_PAUSE_S * 2 ** (attempt - 1))
         attempt += 1
 
 
@@ -122,7 +122,7 @@ def download(
     size: int | None = None,
     token: bool | None = False,
     check: Callable[[Path], None] | None = None,
-    pause: Callable[[float], object] = time.sleep,
+    pause: Callable[[float], object] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> str:
     """Fetch a file and put it in place when it is whole; what has arrived of it stays for a later call.
@@ -134,7 +134,7 @@ def download(
         size: Length in bytes; None takes the one that the server states.
         token: False sends no token, None the one of the environment or of `hf auth login`.
         check: Raises UserError if the file that has arrived is not whole.
-        pause: Waits for a number of seconds.
+        pause: Waits for a number of seconds; None is time.sleep.
         progress: Called with the bytes as they arrive; negative for bytes that have to be fetched again.
 
     Returns:

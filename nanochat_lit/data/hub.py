@@ -7,7 +7,6 @@ mirror, which is given by hand, is a plain folder on a web server: no token, and
 import fnmatch
 import os
 import re
-import time
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,7 +67,7 @@ class DataSet:
         file: RemoteFile,
         path: Path,
         check: Callable[[Path], None] | None = None,
-        pause: Callable[[float], object] = time.sleep,
+        pause: Callable[[float], object] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> str:
         """Download a file; see `download`."""
