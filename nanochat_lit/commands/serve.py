@@ -90,7 +90,9 @@ def _devices(workers: int, devices: int, device: str | None) -> list[str | None]
         raise UserError(f"workers is {workers} and devices {devices}; use at least 1 of each")
     if devices > 1 and device not in (None, "cuda", "xpu"):
         raise UserError(f"devices is {devices}, but there is one device {device}; leave --devices or --device out")
-    return ([f"{device or 'cuda'}:{index}" for index in range(devices)] if devices > 1 else [device]) * workers
+    if devices == 1:
+        return [device] * workers
+    return [f"{device or 'cuda'}:{index}" for index in range(devices)] * workers
 
 
 def model_name(model: str) -> str:
