@@ -88,8 +88,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         fp8: Whether linear layers compute in float8, likewise.
         json: Print one JSON object instead of the table.
     """
-    if gpu is not None and gpu.isdecimal():  # --gpu 8
-        gpus, gpu = int(gpu), None
+    gpus, gpu = (int(gpu), None) if gpu is not None and gpu.isdecimal() else (gpus, gpu)  # --gpu 8
     _check(gpus=gpus, mfu=mfu, micro_batch_size=micro_batch_size)
     config = GPTConfig.from_depth(
         depth, vocab_size=vocab_size, sequence_len=sequence_len, head_dim=head_dim, aspect_ratio=aspect_ratio,

@@ -45,7 +45,8 @@ def sweep(
             state = "finished" if run.finished() else "to do"
             print(f"# {run.folder}: {state}\n{shlex.join(['nanochat-lit', *run.command[3:]])}")
         return
-    plan.check_folder()
+    if train:
+        plan.check_folder()
     with run_lock(Path(plan.run_dir), "nanochat-lit sweep"):
         for number, run in enumerate(plan.runs, start=1):
             if train:
