@@ -51,13 +51,14 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     conversation = Conversation(settings=load_generation_defaults(model).updated(given))
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write a message after -p, or leave -p out for a conversation")
-    if limits := limits_of(read_provenance(find_model(model))):
-        note(limits)
     tool = _tool(python_tool)
     gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
     print(f"kernel: {describe_kernel(gpt)}", file=sys.stderr)
+    limits = limits_of(read_provenance(find_model(model)))
     with EngineChat(Engine(gpt, tokenizer, num_slots=1, tool=tool)) as chat_model:
         if prompt is None:
+            if limits:
+                note(limits)
             TerminalChat(chat_model, conversation).run()
             return
         screen = Screen()
@@ -65,6 +66,8 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         screen.end()
         assert conversation.answer is not None
         note_cut(conversation.answer)
+        if limits:
+            note(limits)
 
 
 def _tool(python_tool: bool) -> Tool:

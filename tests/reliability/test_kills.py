@@ -152,7 +152,7 @@ def test_a_signal_lets_the_step_finish_and_saves(make, whole, name, moment):
     code, err = fit(recipe, *IN_BACKGROUND)
     assert code == 128 + getattr(signal, name)
     assert f"{name}: finishing this step, then saving a checkpoint" in err
-    assert "stopped after step 4; --ckpt_path" in err
+    assert "stopped after step 4" in err
     assert "Traceback" not in err
     assert next(iter(step_files(run / "checkpoints"))) == 4
     code, err = fit(recipe, "--ckpt_path", "last", "--trainer.callbacks", "[]")
@@ -190,7 +190,7 @@ def test_two_ranks_are_killed_and_stopped_and_continue(make, tmp_path, strategy)
     recipe = make(callback("Signal", moment="accumulation", step=6, name="SIGTERM"))
     code, err = fit(recipe, *ranks, "--run_dir", str(run), "--ckpt_path", "last")
     assert code == 128 + signal.SIGTERM, err
-    assert err.count("stopped after step 7; --ckpt_path") == 1
+    assert err.count("stopped after step 7") == 1
     assert "failed" not in err
     code, err = fit(recipe, *ranks, *without, "--run_dir", str(run), "--ckpt_path", "last")
     assert code == 0, err

@@ -106,7 +106,7 @@ RUN_MISTAKES = [
     (["--trainer.callbacks+=Timer", "--trainer.callbacks.duration", "00:00:00:01"], ["callbacks"]),
     (["--seed_everything", "-3"], ["-3"]),
     (["--model.compile", "maybe"], ["expected bool or 'auto'", "'maybe'"]),
-    (["--data.path", "[" * 3000], ["nested too deeply"]),
+    (["--data.path", "[" * 3000], ["too"]),
     (["--run_dri", "x"], ["did you mean --run_dir?"]),
     (["--dat.path", "x"], ["did you mean --data.path?"]),
     (["--depth", "12"], ["did you mean --model.depth?"]),
