@@ -155,7 +155,6 @@ class LanguageModule(LightningModule):
         return num_steps if self.trainer.max_steps == -1 else self.trainer.max_steps
 
     def on_fit_start(self) -> None:
-        self._check_validation()
         will_compile, compile_reason = self._decide_compile()
         notes = {**self._prepare_kernels(will_compile), "compile": compile_reason}
         if self.trainer.is_global_zero:
@@ -168,7 +167,7 @@ class LanguageModule(LightningModule):
             use_configured_compiler()
             self.model.compile_for_training(self.row_len)
 
-    def _check_validation(self) -> None:
+    def check_validation(self) -> None:
         """Find out, on rank 0 for all, whether the held-out data have anything to measure; say so if not."""
         if not (self.measures_text and self.trainer.limit_val_batches):
             return

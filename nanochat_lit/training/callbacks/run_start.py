@@ -25,6 +25,7 @@ class RunStart(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_done = True
         module = cast("LanguageModule", pl_module)
+        module.check_validation()  # once the data are known to fit the tokenizer
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.start(trainer.global_step)
