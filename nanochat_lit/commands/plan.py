@@ -98,8 +98,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         config, target_param_data_ratio=target_param_data_ratio, tokens_per_step=tokens_per_step, num_steps=num_steps,
         target_flops=target_flops,
     )  # fmt: skip
-    gpu = _this_gpu() if gpu is None else gpu
-    dtype = _dtype(gpu, device, compute_dtype)
+    dtype = _dtype(gpu := gpu or _this_gpu(), device, compute_dtype)
     estimate = partial(
         training_memory, config, strategy=strategy, device_type=device, compute_dtype=dtype, is_compiled=compile, fp8=fp8,
         capability=_capability(gpu), activation_checkpointing=activation_checkpointing,

@@ -215,7 +215,7 @@ def _connect_changes(
 
     chatbot.undo(undo, None, outputs, **_QUIET)
     chatbot.clear(clear, None, outputs, **_QUIET)
-    box.stop(stop, None, None, queue=False, **_QUIET)
+    box.stop(stop, None, None, **_QUIET)  # queued as all else: the gate passes no other way to call a function
     markdown.change(render_markdown, markdown, chatbot, **_QUIET)
 
 

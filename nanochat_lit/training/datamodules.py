@@ -15,7 +15,7 @@ from nanochat_lit.common.download_progress import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.loader import ResumableLoader, merged
-from nanochat_lit.data.prepared import TOKENIZER_FOLDER
+from nanochat_lit.data.prepared import TOKENIZER_FOLDER, check_tokenizer
 from nanochat_lit.data.pretrain_stream import PretrainStream
 from nanochat_lit.data.shards import FileSource, text_column
 from nanochat_lit.data.sources import SourceLike
@@ -259,6 +259,11 @@ class TextDataModule(LanguageDataModule):
                 "give another run_dir, or delete that folder"
             )
         print(f"tokenizer: {folder}, {found:,} tokens", file=sys.stderr)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if isinstance(self.source, FileSource) and self.source.column == "tokens":
+            check_tokenizer(self.source.path, self.tokenizer)  # before anything is read with it
 
     def train_dataloader(self) -> ResumableLoader:
         if rank() == 0:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.pretrain_stream import PretrainStream
@@ -102,7 +103,9 @@ def test_fewer_documents_than_readers(world_size, num_workers, fits, tmp_path, t
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     data = TextDataModule(str(tmp_path), num_workers=num_workers)
     data.tokenizer = tokenizer
-    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(config=SimpleNamespace(sequence_len=32)))
+    data.trainer = SimpleNamespace(
+        lightning_module=SimpleNamespace(config=SimpleNamespace(sequence_len=32), device=torch.device("cpu"))
+    )
     for rank in range(world_size):
         as_rank(rank, world_size)
         if fits:

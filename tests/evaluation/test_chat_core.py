@@ -63,10 +63,10 @@ class Oracle:
             states[number, place, self.answers[tuple(row[: place + 1])][0]] = 1.0
         return states
 
-    def generate_batch(self, prompts, max_new_tokens):
+    def generate_batch(self, prompts, **_):
         return [self.answers[tuple(prompt)] for prompt in prompts]
 
-    def generate(self, prompt, num_samples, *_):
+    def generate(self, prompt, num_samples, **_):
         answer = self.answers[tuple(prompt)]
         return [answer if number % 2 == 0 else [] for number in range(num_samples)]
 
@@ -105,7 +105,7 @@ def test_the_form_of_answers_is_counted_beside_their_truth(paths, tokenizer, ran
     (chat_task,) = load_chat_tasks(["gsm8k"], {"gsm8k": paths["gsm8k"]}, max_per_task=4)
     said = [tokenizer.encode("#### 123456789" if number % 2 else "no idea") for number in range(4)]
     engine = Engine(random_model(sequence_len=1024), tokenizer)
-    monkeypatch.setattr(engine, "generate_batch", lambda prompts, limit: said)
+    monkeypatch.setattr(engine, "generate_batch", lambda prompts, **_: said)
     result = evaluate_chat_task(EngineAnswerer(engine), chat_task, Answering())
     assert (sum(result.correct), result.num_formed, result.format_rate) == (0, 2, 0.5)
 

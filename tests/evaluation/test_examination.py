@@ -24,7 +24,7 @@ def test_counts_by_category(
     call = [special["<|python_start|>"], *tokenizer.encode("1+1"), special["<|python_end|>"]]
     result = [special["<|output_start|>"], *tokenizer.encode("2"), special["<|output_end|>"]]
     answers = [tokenizer.encode("yes"), [*tokenizer.encode("so "), *call, *result, *tokenizer.encode("2")], []]
-    monkeypatch.setattr(engine, "generate_batch", lambda prompts, _: answers[: len(prompts)])
+    monkeypatch.setattr(engine, "generate_batch", lambda prompts, **_: answers[: len(prompts)])
     judged: list[tuple[str, list[str]]] = []
 
     def judge(item: dict[str, Any], completion: str, tool_calls: list[str]) -> bool:
