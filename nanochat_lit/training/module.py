@@ -348,7 +348,7 @@ class LanguageModule(LightningModule):
             )
 
 
-def check_optimizer(made: dict[str, Any], optimizer: torch.optim.Optimizer, source: str) -> None:
+def check_optimizer(made: dict[str, Any], optimizer: torch.optim.Optimizer, source: str | Path) -> None:
     """Raises UserError if a checkpoint, described by its entry `nanochat_lit`, has the state of another optimizer."""
     saved, ours = made.get("optimizer", "MuonAdamW"), type(optimizer).__name__
     if saved != ours:
