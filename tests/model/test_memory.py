@@ -19,14 +19,19 @@ TOLERANCE = 0.15
 def measured_growth(**options):
     """How far a process that trains two steps of two micro-batches rises above what its libraries take.
 
-    With the allocator as it comes: glibc's heap keeps holes, which differ by some hundredths from run to run.
+    With the allocator as it comes: glibc's heap keeps holes, up to a sixth of a small run's growth and different in each
+    run. They only add, so the least of three runs is compared.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    out = subprocess.run(
-        [sys.executable, str(PROGRAM), json.dumps({"accumulate": 2, **options})],
-        capture_output=True, text=True, check=True, env={**environment, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    return json.loads(out.stdout.splitlines()[-1])["growth"]
+
+    def growth():
+        out = subprocess.run(
+            [sys.executable, str(PROGRAM), json.dumps({"accumulate": 2, **options})],
+            capture_output=True, text=True, check=True, env={**environment, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        return json.loads(out.stdout.splitlines()[-1])["growth"]
+
+    return min(growth() for _ in range(3))
 
 
 def estimated(
