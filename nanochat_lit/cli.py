@@ -1,7 +1,7 @@
-"""The console script: one table of verbs, and errors that a person can read.
+"""The console script: one table of commands, and errors that a person can read.
 
-Only the standard library is imported before the verb is known, so `nanochat-lit --help` answers at once; torch alone
-would take seconds. `fit`, `validate` and `test` belong to the Trainer and go to LightningCLI. Every other verb is a
+Only the standard library is imported before the command is known, so `nanochat-lit --help` answers at once; torch alone
+would take seconds. `fit`, `validate` and `test` belong to the Trainer and go to LightningCLI. Every other command is a
 typed function, and jsonargparse turns its signature and docstring into options and help.
 """
 
@@ -26,8 +26,8 @@ PROG = "nanochat-lit"
 
 TRAINER = "nanochat_lit.training.cli:main"
 
-# verb: (module:function, or the same for each subcommand; one line of help)
-VERBS: dict[str, tuple[str | dict[str, str], str]] = {
+# command: (module:function, or the same for each subcommand; one line of help)
+COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     "quickstart": (
         "nanochat_lit.commands.quickstart:quickstart",
         "data, tokenizer, pretraining, SFT, evaluation: all at once, offline",
@@ -82,10 +82,10 @@ VERBS: dict[str, tuple[str | dict[str, str], str]] = {
     ),
 }
 
-# short options, which a function signature cannot name: verb -> {short: long}
+# short options, which a function signature cannot name: command -> {short: long}
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
 
-# verbs with one obvious object, which needs no name: verb -> the option that the first bare words stand for
+# commands with one obvious object, which needs no name: command -> the option that the first bare words stand for
 FIRST_WORDS = {
     "data download": "--source",
     "data info": "--data",
@@ -98,12 +98,12 @@ FIRST_WORDS = {
     "tokenizer train": "--data",
 }
 
-# other names of an option, as recipes and other commands call it; for verbs that have the option and not the name
+# other names of an option, as recipes and other commands call it; for commands that have the option and not the name
 OTHER_NAMES = {"--path": "--data", "--data.path": "--data", "--run_dir": "--out", "--out": "--run_dir"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb.
+    """Run one command.
 
     Args:
         argv: Arguments without the program's name; None means those of the process.
@@ -162,19 +162,21 @@ def _dispatch(argv: list[str]) -> int:
 
         print(f"{PROG} {__version__}")
         return 0
-    verb, rest = argv[0], argv[1:]
-    if verb not in VERBS:
-        return _fail(f"unknown verb {verb!r}{nearest(verb, VERBS)}", hint="--help")
-    target = VERBS[verb][0]
+    command, rest = argv[0], argv[1:]
+    if command not in COMMANDS:
+        return _fail(f"unknown command {command!r}{nearest(command, COMMANDS)}", hint="--help")
+    target = COMMANDS[command][0]
     if target == TRAINER:
         return _run_trainer(argv)
-    words = [verb]
+    words = [command]
     if isinstance(target, dict):
         if not rest or rest[0] in ("-h", "--help"):
-            print(_subcommand_help(verb, target), file=sys.stdout if rest else sys.stderr)
+            print(_subcommand_help(command, target), file=sys.stdout if rest else sys.stderr)
             return 0 if rest else 2
         if rest[0] not in target:
-            return _fail(f"unknown subcommand {verb} {rest[0]!r}{nearest(rest[0], target)}", hint=f"{verb} --help")
+            return _fail(
+                f"unknown subcommand {command} {rest[0]!r}{nearest(rest[0], target)}", hint=f"{command} --help"
+            )
         words.append(rest.pop(0))
         target = target[words[1]]
     return _run_function(_load(target), words, rest)
@@ -183,22 +185,24 @@ def _dispatch(argv: list[str]) -> int:
 def _run_trainer(argv: list[str]) -> int:
     from nanochat_lit.commands.fit_help import help_text, name_class
 
-    verb, rest = argv[0], argv[1:]
+    command, rest = argv[0], argv[1:]
     if not rest:
-        return _fail(f"{verb} needs a recipe: {PROG} {verb} --config recipes/cpu_text.yaml", hint=f"{verb} --help")
+        return _fail(
+            f"{command} needs a recipe: {PROG} {command} --config recipes/cpu_text.yaml", hint=f"{command} --help"
+        )
     if "-h" in rest or "--help" in rest:
-        print(help_text(verb))
+        print(help_text(command))
         return 0
     rest = ["--help" if arg == "--help_all" else arg for arg in _name_text(rest)]
     try:
-        _load(TRAINER)([verb, *name_class(rest)])
+        _load(TRAINER)([command, *name_class(rest)])
     except argparse.ArgumentError as error:
-        return _fail(_shorten(str(error)), hint=f"{verb} --help")
+        return _fail(_shorten(str(error)), hint=f"{command} --help")
     return 0
 
 
 def _name_text(args: list[str]) -> list[str]:
-    """--path FILE and --data FILE, as other verbs call it, for --data.path FILE."""
+    """--path FILE and --data FILE, as other commands call it, for --data.path FILE."""
     named = []
     for arg, after in zip(args, [*args[1:], ""], strict=True):
         name, equals, value = arg.partition("=")
@@ -297,7 +301,7 @@ def _expand_short_options(args: list[str], short_options: dict[str, str]) -> lis
 
 
 def _with_underscores(args: list[str]) -> list[str]:
-    """--api-key as --api_key, and --model.num-steps as --model.num_steps; deeper keys may be names of somebody's."""
+    """--api-key as --api_key, and --model.num-steps as --model.num_steps; deeper keys may be the user's own names."""
     spelled = []
     for before, arg in zip(["", *args], args, strict=False):
         option, equals, value = arg.partition("=")
@@ -332,16 +336,16 @@ def _complete_flags(args: list[str], function: Callable[..., Any]) -> list[str]:
 
 
 def _help() -> str:
-    width = max(map(len, VERBS)) + 2
-    lines = [f"usage: {PROG} VERB [options]", "", "verbs:"]
-    lines += [f"  {verb:<{width}}{text}" for verb, (_, text) in VERBS.items()]
-    lines += ["", f"{PROG} VERB --help   options of a verb", f"{PROG} --version     version"]
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"usage: {PROG} COMMAND [options]", "", "commands:"]
+    lines += [f"  {command:<{width}}{text}" for command, (_, text) in COMMANDS.items()]
+    lines += ["", f"{PROG} COMMAND --help   options of a command", f"{PROG} --version     version"]
     return "\n".join(lines)
 
 
-def _subcommand_help(verb: str, subcommands: dict[str, str]) -> str:
-    lines = [f"usage: {PROG} {verb} SUBCOMMAND [options]", "", VERBS[verb][1], "", "subcommands:"]
-    lines += [f"  {PROG} {verb} {name} --help" for name in subcommands]
+def _subcommand_help(command: str, subcommands: dict[str, str]) -> str:
+    lines = [f"usage: {PROG} {command} SUBCOMMAND [options]", "", COMMANDS[command][1], "", "subcommands:"]
+    lines += [f"  {PROG} {command} {name} --help" for name in subcommands]
     return "\n".join(lines)
 
 

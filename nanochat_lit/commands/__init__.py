@@ -1,1 +1,1 @@
-"""One file a verb: a typed function whose signature and docstring are its options and help."""
+"""One file per command: a typed function whose signature and docstring are its options and help."""

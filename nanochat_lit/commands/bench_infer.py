@@ -165,7 +165,7 @@ def _run(
     prompts = torch.randint(gpt.config.vocab_size, (streams, prompt_len), generator=generator).tolist()
     first_s = []
     for number, prompt in enumerate(prompts):
-        # those that are read first go on writing for the last one; nobody ends before the steps that are measured
+        # the sequences prefilled first keep decoding while the last is prefilled; none ends before the measured steps
         start_s = time.perf_counter()
         engine.admit(Request(prompt_ids=prompt, max_new_tokens=new_tokens + streams))
         while not any(token.slot == number for token in engine.step()):

@@ -79,7 +79,7 @@ def bench_train(  # noqa: PLR0913 - every option of the command is a parameter
     if tokens_per_step < 1 or tokens_per_step % tokens:
         nearest = max(1, round(tokens_per_step / tokens)) * tokens
         raise UserError(
-            f"tokens_per_step {tokens_per_step} is no whole number of micro-batches of {tokens} tokens; try {nearest}"
+            f"tokens_per_step {tokens_per_step} is not a multiple of the micro-batch ({tokens} tokens); try {nearest}"
         )
     if compile and (missing := missing_compiler(target.type)):
         raise UserError(f"cannot compile: {missing}; use --compile false")

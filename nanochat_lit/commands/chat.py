@@ -31,9 +31,9 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     Args:
         model: Export, run folder, or .ckpt file.
         prompt: Answer this message alone on stdout and leave; null starts a conversation.
-        temperature: 0 takes the likeliest token, higher is more varied; null is the export's default.
-        top_k: Sample among this many likeliest tokens, 0 is all; null is the export's default.
-        top_p: Sample among the likeliest tokens that together have this probability, 1 is all; null is 1.
+        temperature: 0 takes the most likely token, higher is more varied; null is the export's default.
+        top_k: Sample among this many most likely tokens, 0 is all; null is the export's default.
+        top_p: Sample among the most likely tokens that together have this probability, 1 is all; null is 1.
         max_new_tokens: Longest answer in tokens; null is the export's default.
         seed: The same seed gives the same answers to the same messages.
         device: cpu, cuda or mps; null is the fastest there is.

@@ -18,7 +18,7 @@ def generate(
     per_category: int = 100,
     seed: int = 0,
 ) -> None:
-    """Write the tiny world: pretraining texts, conversations and an examination, in English, endless and free.
+    """Write the tiny world: pretraining texts, conversations and a held-out evaluation, in English, endless and free.
 
     The folder gets pretrain/shard_*.parquet (the last shard is validation), sft/train.jsonl, sft/val.jsonl,
     test.jsonl, and harder/*.jsonl, questions of harder arithmetic for reinforcement learning. The splits share no item.
@@ -27,7 +27,7 @@ def generate(
         out: Folder to write; it appears whole, and an earlier generated corpus of that name is replaced.
         num_documents: Training documents.
         num_conversations: Training conversations.
-        per_category: Questions of every category in the examination.
+        per_category: Questions of every category in the held-out evaluation.
         seed: Which texts are drawn.
     """
     write_tiny_world(out, num_documents, num_conversations, per_category, seed)
@@ -60,7 +60,7 @@ def download(
 
     Args:
         source: climbmix, fineweb-edu, dclm, or OWNER/NAME of a data set on the Hugging Face hub.
-        shards: Files to train on; the one for validation comes besides.
+        shards: Files to train on; the validation file is added to them.
         folder: Where to; None is a folder of the user's cache, where recipes look too.
         mirror: Address to download from instead of the hub: a folder with the same files, best with SHA256SUMS.
         pattern: Which files of OWNER/NAME, as in a shell; * goes across folders. None is *.parquet.

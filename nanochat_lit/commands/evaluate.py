@@ -33,7 +33,7 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
         data: File or folder of .txt, .jsonl or .parquet; documents are taken in order.
         max_docs: Stop after this many documents; null reads all.
         micro_batch_size: Pieces of sequence_len tokens per forward pass.
-        sequence_len: Documents are cut into pieces of so many tokens; null is the model's context, of a Hugging Face model
+        sequence_len: Documents are cut into chunks of this many tokens; null is the model's context, of a Hugging Face model
             at most 2,048.
         device: cpu, cuda or mps; null is the fastest there is.
         compute_dtype: auto, bfloat16, float16 or float32.
@@ -100,8 +100,8 @@ def samples(
         chat: Ask as a user of a chat model (of a Hugging Face model by its chat template); false lets a base model go on
             with the text.
         max_new_tokens: Longest completion in tokens.
-        temperature: 0 takes the likeliest token, higher is more varied.
-        top_k: Sample among this many likeliest tokens; null or 0 is all.
+        temperature: 0 takes the most likely token, higher is more varied.
+        top_k: Sample among this many most likely tokens; null or 0 is all.
         seed: The same seed gives the same samples.
         trust_remote_code: Run Python files that a Hugging Face folder brings along: they can do what you can.
         json: Print the result as JSON alone.
@@ -142,7 +142,7 @@ def tiny_world(
 
     Args:
         model: Export, run folder or .ckpt file of a chat model.
-        data: A .jsonl file of examination items; null generates them.
+        data: A .jsonl file of held-out items; null generates them.
         split: Which held-out items to generate.
         per_category: How many of each category to generate.
         seed: Of the generated items.
@@ -157,12 +157,12 @@ def tiny_world(
     from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.tiny_world import examine
     from nanochat_lit.tasks.tiny_world import TinyWorldTask
-    from nanochat_lit.tiny_world import examination
+    from nanochat_lit.tiny_world import held_out_items
 
     if per_category < 1:
         raise UserError(f"per_category is {per_category}; it must be at least 1")
     refuse_huggingface(model, "tiny_world")
-    items = TinyWorldTask.load(data).items if data is not None else examination(split, seed, per_category)
+    items = TinyWorldTask.load(data).items if data is not None else held_out_items(split, seed, per_category)
     with joined_ranks() as own_device:
         result = examine(Engine(*load_export(model, own_device, cast_weights=True)), items, max_new_tokens)
     if not is_rank_zero():

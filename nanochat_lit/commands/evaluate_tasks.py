@@ -90,7 +90,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
 ) -> None:
     """ChatCORE: the mean centered accuracy over ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval.
 
-    Of multiple choice questions the likeliest letter counts; the others are answered with the calculator at hand. The programs
+    Multiple choice counts the most likely letter; other questions are answered with the calculator. The programs
     of HumanEval run in a sandbox; where the system has none, HumanEval is left out and the mean called partial. The folder of
     --out gets chat_core.json, chat_core.md and chat_core.png; after a kill the same command goes on with the tasks that are
     not finished. Under torchrun every process takes its share of the questions.
@@ -104,8 +104,8 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         max_per_task: Most questions of a task, drawn from all; null takes all.
         num_samples: Answers to each generative question; the accuracy is their mean.
         k: With several samples, also report the share of questions that one of k samples solves (pass@k).
-        temperature: 0 takes the likeliest token, higher is more varied.
-        top_k: Sample among this many likeliest tokens; null or 0 is all.
+        temperature: 0 takes the most likely token, higher is more varied.
+        top_k: Sample among this many most likely tokens; null or 0 is all.
         max_new_tokens: Longest answer in tokens.
         seed: The same seed gives the same answers.
         out: Folder for the results; null is the model's folder with "_evaluation" added to its name.

@@ -27,7 +27,7 @@ def export(
         out: The new folder; null, for a checkpoint, is export_NAME in its run folder.
         checkpoint: A .ckpt file; like --model, but the format is nanochat-lit unless another is given.
         format: nanochat-lit or hf; null is hf for --model and nanochat-lit for --checkpoint.
-        dtype: stored keeps every bit of the weights, bfloat16 halves the file and is no longer fit for training. For hf.
+        dtype: stored keeps every bit of the weights, bfloat16 halves the file and cannot be trained further. For hf.
     """
     from nanochat_lit.common.run_lock import run_lock
     from nanochat_lit.engine.export import export_checkpoint, find_model

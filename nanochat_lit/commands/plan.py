@@ -72,7 +72,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         aspect_ratio: Channels of width per layer of depth.
         n_kv_head: Key/value heads; null means as many as query heads.
         window_pattern: Attention windows, S short and L long, tiled over the layers.
-        bigram_factor: Rows of the table of hashed pairs of tokens, per token of the vocabulary; 0 for none.
+        bigram_factor: Entries of the hashed bigram embedding, as a multiple of the vocabulary; 0 disables it.
         micro_batch_size: Rows per device per forward; the memory estimate depends on it.
         gpus: Devices.
         gpu: Their name, such as T4, A100, "RTX 4090" or H100; null is this machine's GPU, or H100 where there is none. Its compute

@@ -164,7 +164,7 @@ def _say(stage: int, what: str) -> None:
 
 
 def _examine(export: Path, questions: Path, max_new_tokens: int, limit: int | None = None) -> dict[str, Any]:
-    """Accuracy per category, kept for `report`; `limit` asks only the first so many of each."""
+    """Accuracy per category, kept for `report`; `limit` limits the questions of each."""
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.tiny_world import examine

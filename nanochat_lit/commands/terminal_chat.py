@@ -96,7 +96,7 @@ class TerminalChat:
             self._hear(self._conversation.ask(self._model, line.removeprefix("/")))
 
     def _hear(self, pieces: Generator[Piece, None, None]) -> None:
-        """Show an answer as it comes, calculator calls dimly; Ctrl-C ends it, and what was said stays said."""
+        """Streams an answer, calculator calls dimly. Ctrl-C ends it; the text printed so far is kept."""
         answer = self._conversation.answer
         assert answer is not None
         if answer.num_dropped_turns != self._num_dropped_turns:
@@ -241,7 +241,7 @@ class Screen:
 
 
 def note(text: str) -> None:
-    """Tell the person something that is no part of the conversation."""
+    """Print something that is not part of the conversation."""
     print(f"({text})", file=sys.stderr, flush=True)
 
 

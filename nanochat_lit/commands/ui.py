@@ -33,7 +33,7 @@ def ui(
         model: Export, run folder, or .ckpt file; leave it out with --url.
         url: Address of a server, such as http://127.0.0.1:8000; leave it out with --model.
         api_key: The server's key, if it has one; null takes it from the environment variable NANOCHAT_API_KEY, if it is set and not empty.
-        host: Address to listen on. 0.0.0.0 lets the whole network chat: there is no password.
+        host: Address to listen on. 0.0.0.0 lets the whole network chat, without a password.
         port: Port to listen on; 0 is a free one.
         allowed_hosts: Names of this page in addition to its address, as in '["chat.example.org"]'; '["*"]' allows all.
         slots: Conversations that are answered at once; further ones wait. For --model.

@@ -24,7 +24,7 @@ def import_class(class_path: str, what: str) -> type[Any]:
         what: What it names, for the error.
 
     Raises:
-        UserError: If there is no such module or class in it.
+        UserError: If the module or the class does not exist.
     """
     module_name, _, name = class_path.rpartition(".")
     put_current_folder_on_path()

@@ -67,7 +67,7 @@ def missing_compiler(device_type: str) -> str:
         return "Triton is not installed"
     if device_type in TRITON_DEVICES and not has_c_compiler():
         return "Triton needs a C compiler (gcc or clang)"
-    return "" if has_cpp_compiler() else "there is no C++ compiler (g++ or clang++)"
+    return "" if has_cpp_compiler() else "no C++ compiler found (g++ or clang++)"
 
 
 def use_configured_compiler() -> None:

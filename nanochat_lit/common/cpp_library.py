@@ -47,7 +47,7 @@ def instructions(library: ctypes.CDLL) -> str:
 def _load(source: Path) -> tuple[ctypes.CDLL | None, str]:
     compiler = cpp_compiler()
     if compiler is None:
-        return None, "there is no C++ compiler (g++ or clang++)"
+        return None, "no C++ compiler found (g++ or clang++)"
     texts = [path.read_text("utf-8") for path in (source, *sorted(HEADERS.glob("*.h")))]
     key = hashlib.sha256("\0".join([*texts, *FLAGS, *_machine(compiler)]).encode()).hexdigest()
     path = cache_folder() / f"{source.stem}-{key[:20]}.so"

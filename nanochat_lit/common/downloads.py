@@ -25,7 +25,7 @@ FIRST_PAUSE_S = 1.0
 
 
 class DiskFullError(UserError):
-    """There is no room for a file."""
+    """The disk is too full for a file."""
 
 
 class _AgainError(Exception):

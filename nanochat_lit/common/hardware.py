@@ -158,7 +158,7 @@ def find_device(name: str | torch.device | None) -> torch.device:
     """A device by name, None for `default_device()`.
 
     Raises:
-        UserError: If there is no such device here; it gives the reason.
+        UserError: If the device is not available; the message gives the reason.
     """
     try:
         device = default_device() if name is None else torch.device(name)

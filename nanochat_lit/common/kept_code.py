@@ -14,9 +14,9 @@ from nanochat_lit.common.file_lock import lock_file
 
 
 def kept_code(path: Path, build: Callable[[Path], None]) -> Path:
-    """A file of compiled code, built if it is missing, damaged or somebody else's.
+    """A file of compiled code, built if it is missing, damaged or owned by another user.
 
-    Its SHA-256 is kept beside it. A reason to build again, other than that there is no file, is printed.
+    Its SHA-256 is kept beside it. A rebuild for any reason but a missing file is reported.
 
     Args:
         path: Where to keep it. If another user can write to its folder, a temporary one is used instead.

@@ -158,7 +158,7 @@ def expand_home(value: Any) -> Any:
 
 
 def user_cache() -> Path:
-    """$XDG_CACHE_HOME, or ~/.cache, or a folder of this user in the temporary folder if there is no home; not made here."""
+    """$XDG_CACHE_HOME, or ~/.cache, or a folder of this user in the temporary folder without a home; not created here."""
     configured = os.environ.get("XDG_CACHE_HOME")
     if configured:
         return Path(configured)

@@ -186,7 +186,7 @@ class BlockCursor:
         return self._fingerprint
 
     def _next_round(self, until: tuple[int, ...], start: Sequence[int], num_readers: int) -> tuple[int, int, int]:
-        """Where the round ends that the furthest reader is in: nobody has read anything behind it."""
+        """Where the round ends that the furthest reader is in: no reader has read beyond it."""
         epoch, window, block = until
         first = start[2] if list(start[:2]) == [epoch, window] else 0
         end = first + ((block - first) // num_readers + 1) * num_readers
@@ -243,7 +243,7 @@ class BlockCursor:
             before += len(places)
 
     def _share(self, num_before: int) -> slice:
-        """This reader's part of rows before which so many have been dealt out, one by one."""
+        """This reader's share of the rows after this many have been dealt out one by one."""
         return slice((self._rank - num_before) % self._world_size, None, self._world_size)
 
     def _items(self, unit: _Unit, done: int) -> Iterator[Any]:

@@ -14,7 +14,7 @@ _NOTHING = -1
 class BufferedPlaces:
     """Places of documents by the numbers under which their pieces have arrived in the buffer.
 
-    A document that is split has several pieces; once one of them has been used, its place is no longer given.
+    A document that is split has several pieces; once one of them has been used, its position is not given again.
     """
 
     def __init__(self, buffer: FitBuffer[Any]) -> None:

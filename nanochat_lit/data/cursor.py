@@ -105,7 +105,7 @@ class ItemCursor:
         """Begin the next iteration at the place of `state`.
 
         Raises:
-            UserError: If it is no place of such a source.
+            UserError: If it is not a position of such a source.
         """
         if len(state.get("at", ())) != 2:
             raise UserError(
@@ -123,7 +123,7 @@ class ItemCursor:
     def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
         """A state from which any number of readers go on with exactly what these readers have left."""
         del num_readers
-        start = max(states[0]["start"], *(state["at"] for state in states))  # nobody has read anything behind it
+        start = max(states[0]["start"], *(state["at"] for state in states))  # no reader has read beyond it
         left = [[place[0], place[1], place[1] + 1, 1] for place in sorted(map(list, more))]
         for rank, state in enumerate(states):
             reader = ItemCursor(self._source, self._split, rank, len(states))

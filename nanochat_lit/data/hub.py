@@ -32,7 +32,7 @@ class RemoteFile:
 
     def __post_init__(self) -> None:
         if not self.path or any(part in ("", ".", "..") or "\\" in part for part in self.path.split("/")):
-            raise UserError(f"a list of files names {self.path!r}, which is no path within a data set")
+            raise UserError(f"a list of files names {self.path!r}, which is not a path within a data set")
 
     @property
     def name(self) -> str:

@@ -34,7 +34,7 @@ class HubFiles(ShardSource):
         text_column: Column or field that has the text.
         revision: Branch, tag or commit.
         seed: Order of shards, row groups and rows.
-        window: Shards whose row groups are shuffled together; training begins when so many are there.
+        window: Shards whose row groups are shuffled together; training starts once this many are downloaded.
         connections: Downloads at the same time.
     """
 
@@ -185,7 +185,7 @@ class ClimbMix(HubFiles):
         folder: Where they are kept; None is a folder of the user's cache.
         validation_sha256: Checksum of the validation shard; None takes what the first download has found.
         seed: Order of shards, row groups and rows.
-        window: Shards whose row groups are shuffled together; training begins when so many are there.
+        window: Shards whose row groups are shuffled together; training starts once this many are downloaded.
         connections: Downloads at the same time.
     """
 
@@ -227,7 +227,7 @@ class FineWebEdu(HubFiles):
         folder: Where they are kept; None is a folder of the user's cache.
         validation_sha256: Checksum of the validation file; None takes what the first download has found.
         seed: Order of files, row groups and rows.
-        window: Files whose row groups are shuffled together; training begins when so many are there.
+        window: Files whose row groups are shuffled together; training starts once this many are downloaded.
         connections: Downloads at the same time.
     """
 
@@ -256,7 +256,7 @@ class DCLM(HubFiles):
         folder: Where they are kept; None is a folder of the user's cache.
         validation_sha256: Checksum of the validation file; None takes what the first download has found.
         seed: Order of files and rows.
-        window: Files whose rows are shuffled together; training begins when so many are there.
+        window: Files whose rows are shuffled together; training starts once this many are downloaded.
         connections: Downloads at the same time.
     """
 

@@ -79,23 +79,23 @@ class ResumableLoader:
         )
         return _Timed(self, self._counted(ReadAhead(iter(loader), RECEIVED, self._opened)))
 
-    def _opened(self, parcel: "_Parcel") -> "_Parcel":
+    def _opened(self, load: "_Loaded") -> "_Loaded":
         """In the thread that receives: the batch as tensors."""
-        batch = self.stream.batch_of(parcel.rows)
+        batch = self.stream.batch_of(load.rows)
         return replace(
-            parcel, rows={name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin_memory else batch
+            load, rows={name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin_memory else batch
         )
 
-    def _counted(self, parcels: Iterator["_Parcel"]) -> Iterator[Batch]:
-        for parcel in parcels:
+    def _counted(self, loads: Iterator["_Loaded"]) -> Iterator[Batch]:
+        for load in loads:
             reader = self._readers[self._next_reader]
-            if parcel.snapshot is None:
+            if load.snapshot is None:
                 reader["since"] += 1
             else:
-                reader["state"], reader["since"] = parcel.snapshot, 0
-            self._used[self._next_reader] = parcel.used
+                reader["state"], reader["since"] = load.snapshot, 0
+            self._used[self._next_reader] = load.used
             self._next_reader = (self._next_reader + 1) % self.num_workers
-            yield parcel.rows
+            yield load.rows
 
     @property
     def lost(self) -> float:
@@ -220,7 +220,7 @@ class _Timed(Iterator[Batch]):
 
 
 @dataclass
-class _Parcel:
+class _Loaded:
     """What a worker sends: a batch, and now and then its state, in shared memory.
 
     Rows of text go through the pipe, two bytes a token: that takes less than setting up shared memory for them. A
@@ -235,7 +235,7 @@ class _Parcel:
     """Tokens used and cropped so far, by the reader."""
 
 
-class _Reader(IterableDataset[_Parcel]):
+class _Reader(IterableDataset[_Loaded]):
     """In a worker: the batches of its share, now and then with its state."""
 
     def __init__(self, stream: Stream, readers: list[dict[str, Any]], first: int) -> None:
@@ -243,7 +243,7 @@ class _Reader(IterableDataset[_Parcel]):
         self.readers = readers
         self.first = first
 
-    def __iter__(self) -> Iterator[_Parcel]:
+    def __iter__(self) -> Iterator[_Loaded]:
         worker = get_worker_info()
         assert worker is not None
         # The DataLoader asks worker 0 first; it reads for the reader whose turn it is.
@@ -256,7 +256,7 @@ class _Reader(IterableDataset[_Parcel]):
             next(batches)
         for count, rows in enumerate(batches, start=reader["since"] + 1):
             counts = self.stream.counts
-            yield _Parcel(
+            yield _Loaded(
                 rows=rows,
                 snapshot=_Snapshot.of(self.stream) if count % SNAPSHOT_EVERY == 0 else None,
                 used=(counts.used, counts.cropped),

@@ -84,7 +84,7 @@ class PreparedFile(RecordFile):
         """What the file says of itself.
 
         Raises:
-            UserError: If it is no prepared shard, of another version, or not whole.
+            UserError: If it is not a prepared shard, has another version, or is truncated.
         """
         if self._header is None:
             self.check_unchanged()

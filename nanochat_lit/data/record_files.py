@@ -140,7 +140,7 @@ class IndexedFile(RecordFile):
         raise NotImplementedError
 
     def scan(self, file: IO[bytes]) -> Iterator[bytes]:
-        """The bytes of the file in order, cut where a row ends; what is only white space is no row."""
+        """The bytes of the file in order, cut where a row ends; white space alone does not count."""
         raise NotImplementedError
 
     def scanned(self) -> Iterator[tuple[int, bytes]]:
@@ -153,7 +153,7 @@ class IndexedFile(RecordFile):
                 start += len(data)
 
     def is_blank(self, data: bytes) -> bool:
-        """Whether there is no row in what `scan` has given."""
+        """Whether `scan` gave nothing."""
         return not data.strip()
 
     def _offsets(self) -> "array[int]":

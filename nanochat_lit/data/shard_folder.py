@@ -23,7 +23,7 @@ FAILED = ".failed.json"
 LOCK = ".download.lock"
 POLL_S = 0.2
 IDLE_POLLS = 5
-"""So often nobody must be found downloading; between two who download there is a moment."""
+"""Checks in a row that must find no download running; two downloads can be a moment apart."""
 
 
 class ShardFolder:
@@ -158,7 +158,7 @@ class ShardFolder:
                 idle_polls = idle_polls + 1 if nobody_downloads else 0
             if idle_polls == IDLE_POLLS and not path.is_file():
                 raise UserError(
-                    f"'{path}' is not there, and nobody is downloading it; "
+                    f"'{path}' does not exist, and no process is downloading it; "
                     "start again, or download the rest first with `nanochat-lit data download`"
                 )
             time.sleep(POLL_S)

@@ -8,7 +8,7 @@ from typing import Any
 from nanochat_lit.common.errors import UserError
 
 MAX_DOC_CHARS = 10_000_000
-"""A longer row is no document: encoding it would take minutes and many times its length in memory."""
+"""A longer row is refused: encoding it would take minutes and many times its length in memory."""
 _LOOK_CHARS = 1000
 _MAX_CONTROL_SHARE = 0.1
 _FEW_CONTROLS = 8

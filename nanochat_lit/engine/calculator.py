@@ -2,7 +2,7 @@
 
 What a model writes is untrusted, so nothing is ever evaluated by Python itself: a scanner admits numbers, operators, quoted
 text and `.count`, Python's parser builds a tree, and a small walker computes it under limits on length, depth and size.
-There is no clock, signal or process: every admitted expression is cheap, so any thread may call it.
+It needs no clock, signal or process: every admitted expression is cheap, so any thread may call it.
 """
 
 import ast

@@ -18,7 +18,7 @@ from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.engine.scheduler import QueueFull, Scheduler
 
 _Outbox = queue.SimpleQueue[tuple[float, Emitted] | Exception | None]
-"""What becomes of one request: its tokens and when they came, or what went wrong; None when nobody waits for more."""
+"""What becomes of one request: its tokens and when they came, or what went wrong; None once the client has left."""
 
 
 class EngineChat:

@@ -54,7 +54,7 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
     Args:
         export: What `save_export` wrote.
         out: The new folder; an older one of the same kind is replaced.
-        dtype: "stored" keeps every bit (float32 matrices), "bfloat16" halves the file and is no longer fit for training.
+        dtype: "stored" keeps every bit (float32 matrices), "bfloat16" halves the file and cannot be trained further.
 
     Raises:
         UserError: If the export is broken, or `out` holds other things.
@@ -107,7 +107,7 @@ def import_hf(folder: str | Path, out: str | Path, tokenizer: str | Path | None 
 def _tensors(export: Path, dtype: WeightDtype) -> dict[str, torch.Tensor]:
     """The stored weights by the names that they have in transformers."""
     with safe_open(export / WEIGHTS_FILE, framework="pt") as file:
-        tensors = {_hf_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        tensors = {_hf_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     if dtype == "bfloat16":
         tensors = {name: tensor.bfloat16() if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
     return tensors

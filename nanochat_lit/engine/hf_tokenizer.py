@@ -83,7 +83,7 @@ def chat_template() -> str:
 {{%- endif -%}}
 {{%- endmacro -%}}
 {{%- set has_system = messages[0]['role'] == 'system' -%}}
-{{%- if messages | length <= has_system -%}} {{{{- raise_exception('there is no user message') -}}}} {{%- endif -%}}
+{{%- if messages | length <= has_system -%}} {{{{- raise_exception('a user message is missing') -}}}} {{%- endif -%}}
 {{{{- '{BOS}' -}}}}
 {{%- for message in messages[(1 if has_system else 0):] -%}}
 {{%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}} {{{{- raise_exception('{wrong_turn}') -}}}}

@@ -72,7 +72,7 @@ def model_card(export: Path, name: str, model: GPT) -> str:
 def _summary(model: GPT, provenance: dict[str, Any]) -> str:
     config = model.config
     total = count_parameters(config).total
-    added = f", with a table of {config.num_bigram_rows:,} hashed pairs of tokens" if config.bigram_factor else ""
+    added = f", with a hashed bigram embedding of {config.num_bigram_rows:,} entries" if config.bigram_factor else ""
     return (
         f"A GPT of nanochat's architecture{added}, {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads "
         f"({config.n_kv_head} for keys and values), context {config.sequence_len:,}, {config.vocab_size:,} tokens, "

@@ -88,7 +88,7 @@ def load_tensors(path: Path) -> Any:
 def _find(folder: Path, step: int | None) -> tuple[Path, int]:
     if not folder.is_dir():
         raise UserError(
-            f"there is no folder {folder}; give a checkpoint folder of nanochat, such as base_checkpoints/d20"
+            f"folder {folder} does not exist; give a checkpoint folder of nanochat, such as base_checkpoints/d20"
         )
     steps = {
         int(match[1]): path

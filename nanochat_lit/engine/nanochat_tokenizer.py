@@ -36,7 +36,7 @@ def load_nanochat_tokenizer(folder: str | Path) -> tuple[TiktokenTokenizer, list
     if not path.is_file():
         raise UserError(f"no {PICKLE_FILE} in '{folder}'; give nanochat's tokenizer folder with --tokenizer")
     if path.stat().st_size > MAX_PICKLE_BYTES:
-        raise UserError(f"{path} has more than {MAX_PICKLE_BYTES:,} bytes; that is no tokenizer of nanochat")
+        raise UserError(f"{path} has more than {MAX_PICKLE_BYTES:,} bytes; it is not a tokenizer of nanochat")
     state = read_encoding(path.read_bytes(), str(path))
     tokenizer = TiktokenTokenizer(state["pat_str"], state["mergeable_ranks"], state["special_tokens"])
     table = Path(folder) / TOKEN_BYTES_FILE

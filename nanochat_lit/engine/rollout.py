@@ -33,7 +33,7 @@ def roll_out(
     num_samples: int = 1,
     **sampling: Any,
 ) -> list[list[Rollout]]:
-    """Sample completions of every prompt, with the calculator at hand.
+    """Sample completions of every prompt, with the calculator available.
 
     A prompt's samples depend on its own seed alone, not on the other prompts.
 

@@ -30,9 +30,9 @@ def sample_next(
 
     Args:
         logits: (B, V).
-        temperature: 0 takes the likeliest token (the first one on a tie); higher is more varied.
-        top_k: Choose among this many likeliest tokens; None or 0 is all of them, as is more than V.
-        top_p: Of those, choose among the likeliest whose probabilities sum up to this, the one that passes it included
+        temperature: 0 takes the most likely token (the first on a tie); higher is more varied.
+        top_k: Choose among this many most likely tokens; None or 0 is all of them, as is more than V.
+        top_p: Of those, choose among the most likely whose probabilities sum up to this, the one that passes it included
             (Holtzman et al. 2019. https://arxiv.org/abs/1904.09751).
         uniforms: A number in [0, 1) per row; not needed if temperature is 0.
 

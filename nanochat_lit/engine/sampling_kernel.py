@@ -18,7 +18,7 @@ _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
 
 @lru_cache(maxsize=1)
 def sampling_library() -> ctypes.CDLL | None:
-    """The compiled kernel, built on first use; None where there is no C++ compiler."""
+    """The compiled kernel, built on first use; None without a C++ compiler."""
     library = cpp_library(Path(__file__).with_name("sample_kernel.cpp"))
     if library is not None:
         library.sample.argtypes = [_POINTER, _INT, _INT, *[_POINTER] * 4, _INT, _POINTER]
@@ -42,7 +42,7 @@ def sample_each(
 
     Args:
         logits: (B, V) float32 on a CPU.
-        temperatures: Of each row; 0 takes the likeliest token.
+        temperatures: Of each row; 0 takes the most likely token.
         top_ks: Of each row; None or 0 is all.
         top_ps: Of each row; 1 is all.
         uniforms: A number in [0, 1) for each row, of no meaning at temperature 0.

@@ -65,10 +65,10 @@ class SamplingParams:
             text: Its value.
 
         Raises:
-            UserError: If there is no such setting, or the value is not allowed.
+            UserError: If the setting is unknown, or its value is not allowed.
         """
         if name not in _RANGES:
-            raise UserError(f"there is no setting {name!r}; use {', '.join(_RANGES)}")
+            raise UserError(f"unknown setting {name!r}; use {', '.join(_RANGES)}")
         value: Any = text
         for kind in (int, float):
             try:
@@ -85,7 +85,7 @@ class SamplingParams:
             UserError: If a name is unknown, or a value is not allowed.
         """
         if unknown := sorted(set(values) - set(_RANGES)):
-            raise UserError(f"there is no setting {unknown[0]!r}; use {', '.join(_RANGES)}")
+            raise UserError(f"unknown setting {unknown[0]!r}; use {', '.join(_RANGES)}")
         return dataclasses.replace(self, **{name: value for name, value in values.items() if value is not None})
 
     def numbers(self) -> dict[str, float]:

@@ -40,7 +40,7 @@ from nanochat_lit.engine import sandbox_landlock, sandbox_worker
 from nanochat_lit.engine.sandbox_seccomp import seccomp_filter
 
 SandboxError = Literal["exception", "exit", "timeout", "memory", "output", "files", "crash", "refused"]
-"""How a program failed: it raised; it ended itself; one of its limits; killed by a signal; there is no isolation."""
+"""How a program failed: it raised; it ended itself; one of its limits; killed by a signal; isolation is missing."""
 
 MIN_MEMORY_BYTES = 64 << 20
 """What the interpreter itself needs, with some modules of the standard library."""
@@ -205,7 +205,7 @@ def _start_worker(folder: str) -> subprocess.Popen[bytes]:
 
 
 def _policy(limits: SandboxLimits, folder: str, allow_unsafe: bool) -> bytes:
-    """What the worker gives up, with its length before it. Short enough for an empty pipe, so that nobody waits."""
+    """What the worker gives up, with its length before it. Short enough for an empty pipe, so writing it never blocks."""
     version, libraries, code = _system()
     policy = {
         "allow_unsafe": allow_unsafe,

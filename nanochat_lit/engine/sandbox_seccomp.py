@@ -129,7 +129,7 @@ def seccomp_filter(machine: str) -> bytes:
         machine: `platform.machine()`.
 
     Returns:
-        8 bytes an instruction; empty if there is no table of calls for the machine.
+        8 bytes an instruction; empty if the machine's system calls are not known.
     """
     if machine not in AUDIT_ARCHES:
         return b""

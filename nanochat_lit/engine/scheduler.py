@@ -1,6 +1,6 @@
 """Who runs next: admission, fairness, cancellation and deadlines for whatever has slots. It knows no model and no torch.
 
-Clients take turns, and one client's requests keep their order, so nobody waits for more than one request of each other
+Clients take turns, and one client's requests keep their order, so a client waits for at most one request of each other
 client per request of its own. What already runs is never interrupted for another.
 """
 
@@ -52,7 +52,7 @@ class HasSlots(Protocol):
         ...
 
 
-class QueueFull(Exception):  # noqa: N818 (it is no defect)
+class QueueFull(Exception):  # noqa: N818 (not an error)
     """As many requests wait as may; ask again in `retry_after_s` seconds, an estimate."""
 
     def __init__(self, max_queue: int, retry_after_s: int) -> None:
@@ -62,7 +62,7 @@ class QueueFull(Exception):  # noqa: N818 (it is no defect)
         self.retry_after_s = retry_after_s
 
 
-class DeadlineExceeded(Exception):  # noqa: N818 (it is no defect)
+class DeadlineExceeded(Exception):  # noqa: N818 (not an error)
     """A request took longer than its timeout, waiting included."""
 
 
@@ -91,7 +91,7 @@ class Scheduler:
     """A queue before an engine's slots; everything happens in `step`, in the caller's thread.
 
     Args:
-        engine: Its slots must be used by nobody else.
+        engine: Its slots must not be used by anything else.
         max_queue: Most requests that wait; those that run do not count.
         clock: Seconds that only grow.
 

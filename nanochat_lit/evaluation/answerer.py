@@ -22,9 +22,9 @@ class Answering:
     num_samples: int = 1
     """Answers to each question."""
     temperature: float = 0.0
-    """0 takes the likeliest token; several samples need more."""
+    """0 takes the most likely token; several samples need more."""
     top_k: int | None = None
-    """Sample among this many likeliest tokens; None or 0 is all."""
+    """Sample among this many most likely tokens; None or 0 is all."""
     max_new_tokens: int = 512
     """Longest answer in tokens."""
     seed: int = 0
@@ -62,7 +62,7 @@ class Answerer(Protocol):
         ...
 
     def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """The likeliest completion of each prompt."""
+        """The most likely completion of each prompt."""
         ...
 
     def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
@@ -75,7 +75,7 @@ class Answerer(Protocol):
 
 
 class EngineAnswerer:
-    """Our engine, with the calculator at hand.
+    """Our engine, with the calculator.
 
     Args:
         engine: Model and tokenizer.

@@ -131,7 +131,7 @@ def evaluate_documents(
         bpb, and counts of documents, tokens, bytes (UTF-8) and seconds.
 
     Raises:
-        UserError: If max_docs, micro_batch_size or sequence_len is below 1, there is no text, or losses are not finite.
+        UserError: If max_docs, micro_batch_size or sequence_len is below 1, the text is empty, or losses are not finite.
     """
     limits = {"max_docs": max_docs, "micro_batch_size": micro_batch_size, "sequence_len": sequence_len}
     for name, value in limits.items():

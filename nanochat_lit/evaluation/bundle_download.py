@@ -62,6 +62,6 @@ def _unpack(archive: Path, folder: Path, url: str) -> None:
                 raise UserError(f"{url} would unpack to {unpacked:,} bytes; it is not the CORE bundle")
             file.extractall(folder)  # compares every file with its checksum; names cannot lead out of the folder
     except (zipfile.BadZipFile, zlib.error, OSError) as error:
-        raise UserError(f"{url} is no whole zip file ({error})") from None
+        raise UserError(f"{url} is not a complete zip file ({error})") from None
     if not (folder / "eval_bundle" / "core.yaml").is_file():
         raise UserError(f"{url} holds no eval_bundle/core.yaml; it is not the CORE bundle")

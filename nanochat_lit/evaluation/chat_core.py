@@ -139,7 +139,7 @@ def letter_tokens(answerer: Answerer, chat_task: ChatTask) -> dict[tuple[str, ..
 def _categorical(
     answerer: Answerer, chat_task: ChatTask, prompts: dict[int, list[int]]
 ) -> Iterator[tuple[int, int, int]]:
-    """(index, 1 if the likeliest letter is right, 0 for a form that needs no care), in batches of similar lengths."""
+    """(index, 1 if the most likely letter is right, 0 for a form that needs no care), in batches of similar lengths."""
     tokens, task = letter_tokens(answerer, chat_task), chat_task.task
     for members in _batches(prompts, answerer.tokens_per_pass):
         logits = answerer.next_logits([prompts[index] for index in members])
@@ -147,8 +147,8 @@ def _categorical(
             conversation = task[index]
             letters = conversation["letters"]
             scores = row[tokens[tuple(letters)]].tolist()
-            likeliest = letters[scores.index(max(scores))]  # the first of equal ones
-            yield index, int(task.evaluate(conversation, likeliest)), 0
+            predicted = letters[scores.index(max(scores))]  # the first of equal ones
+            yield index, int(task.evaluate(conversation, predicted)), 0
 
 
 def _batches(prompts: dict[int, list[int]], tokens_per_pass: int) -> Iterator[list[int]]:

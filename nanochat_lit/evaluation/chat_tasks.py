@@ -22,7 +22,7 @@ CHAT_BASELINES = {"arc_easy": 0.25, "arc_challenge": 0.25, "mmlu": 0.25, "gsm8k"
 """The tasks whose mean is ChatCORE, with the accuracy of guessing."""
 
 OTHER_TASKS = ("count_letters", "spell_word", "identity")
-"""Tasks that can be asked for besides; none can be guessed."""
+"""Tasks outside the default list; their answers cannot be guessed."""
 
 DEFAULT_LABELS = tuple(label for label in CHAT_BASELINES if label != "humaneval")
 """What is measured without being asked for where programs cannot be run; elsewhere HumanEval is, too."""
@@ -41,7 +41,7 @@ class ChatTask:
     label: str
     """Its name."""
     kind: str
-    """categorical (the likeliest letter is the answer) or generative."""
+    """categorical (the most likely letter is the answer) or generative."""
     task: Task
     """Its conversations and its judgement."""
 
@@ -73,7 +73,7 @@ def load_chat_tasks(
     known = (*CHAT_BASELINES, *OTHER_TASKS)
     own = {label for label in labels if "." in label}
     if unknown := sorted({*labels, *paths} - {*known, *own}):
-        raise UserError(f"there is no task {', '.join(unknown)}; use {', '.join(known)}, or a class path")
+        raise UserError(f"unknown task {', '.join(unknown)}; use {', '.join(known)}, or a class path")
     if unused := sorted(set(paths) - set(labels)):
         raise UserError(f"paths names {', '.join(unused)}, which is not among the tasks {', '.join(labels)}")
     if len(set(labels)) < len(labels):

@@ -212,7 +212,7 @@ class HuggingFaceModel:
             prompts: Token ids, of any lengths.
             max_new_tokens: Longest continuation in tokens.
             temperature: 0 is greedy.
-            top_k: Sample among this many likeliest tokens; None or 0 is all.
+            top_k: Sample among this many most likely tokens; None or 0 is all.
             seed: Of the samples, which depend on the other prompts too.
 
         Raises:

@@ -11,7 +11,7 @@ from nanochat_lit.evaluation.huggingface import HuggingFaceModel, HuggingFaceSco
 from nanochat_lit.tasks.base import Conversation
 
 QUESTION, ANSWER = "Question:", "Answer:"
-"""What precedes the turns of a conversation where there is no template."""
+"""What precedes the turns of a conversation without a chat template."""
 
 
 class HuggingFaceAnswerer:

@@ -34,7 +34,7 @@ def complete_texts(
         prompts: Beginnings of documents.
         max_new_tokens: Longest continuation in tokens.
         temperature: 0 is greedy.
-        top_k: Sample among this many likeliest tokens; None or 0 is all.
+        top_k: Sample among this many most likely tokens; None or 0 is all.
         seed: Of the samples.
 
     Returns:
@@ -62,7 +62,7 @@ def answer_messages(
         prompts: User messages, one conversation each.
         max_new_tokens: Longest answer in tokens.
         temperature: 0 is greedy.
-        top_k: Sample among this many likeliest tokens; None or 0 is all.
+        top_k: Sample among this many most likely tokens; None or 0 is all.
         seed: Of the samples.
     """
     if isinstance(engine, HuggingFaceModel):

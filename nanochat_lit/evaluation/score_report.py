@@ -131,7 +131,7 @@ def headline(report: Mapping[str, Any]) -> list[str]:
     title = TITLES[report["metric"]]
     num_members = sum(task["is_member"] for task in report["tasks"])
     if not num_members:
-        return [f"None of the {len(report['missing'])} tasks of {title} was measured, so there is no mean."]
+        return [f"None of the {len(report['missing'])} tasks of {title} was measured, so the mean is left out."]
     lines = []
     for version, score in report["scores"].items():
         name = title if len(report["scores"]) == 1 else f"{title} ({version} baselines)"

@@ -57,7 +57,7 @@ class RowScore:
     mean_loss: float
     """Mean over its tokens, nats."""
     is_greedy: bool
-    """Whether every token of it is the likeliest."""
+    """Whether each of its tokens is the most likely one."""
 
 
 class Scorer(Protocol):
@@ -147,7 +147,7 @@ class RowScorer(ABC):
             beginnings = np.stack([example.rows[0][:shared] for example in batch])
             owners = [number for number, example in enumerate(batch) for _ in example.rows]
             cache = self.read(self._on_device(beginnings), torch.tensor(owners, device=self.device), shared + length)
-        inputs = np.zeros((len(rows), length), dtype=np.int64)  # padding is on the right, where nobody sees it
+        inputs = np.zeros((len(rows), length), dtype=np.int64)  # padding is on the right, outside causal attention
         for number, row in enumerate(rows):
             inputs[number, : len(row) - 1 - shared] = row[shared:-1]
         counts = [len(row) - start for row, start in zip(rows, starts, strict=True)]
@@ -166,7 +166,7 @@ class RowScorer(ABC):
         return torch.from_numpy(token_ids).long().to(self.device)
 
     def _target_losses(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of each target and whether it is the likeliest token, (K,) each, of (K, C) states before them."""
+        """Loss of each target and whether it is the most likely token, (K,) each, of (K, C) states before them."""
         losses, hits = [], []
         chunk = max(1, LOGITS_PER_PASS // self.vocab_size)
         for some, wanted in zip(states.split(chunk), targets.split(chunk), strict=True):

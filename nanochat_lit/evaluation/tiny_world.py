@@ -1,4 +1,4 @@
-"""The examination of the tiny world: greedy answers to held-out questions, judged item by item."""
+"""The held-out evaluation of the tiny world: greedy answers to held-out questions, judged item by item."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def examine(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int
 
     Args:
         engine: Model and tokenizer.
-        items: Of `tiny_world.examination`: messages that end with a user turn, category, expect.
+        items: Of `tiny_world.held_out_items`: messages that end with a user turn, category, expect.
         max_new_tokens: Longest answer in tokens.
 
     Returns:
@@ -33,7 +33,7 @@ def examine(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int
         UserError: If there are no items, or one is malformed.
     """
     if not items:
-        raise UserError("the examination has no items; give a file or a number per category of at least 1")
+        raise UserError("the held-out evaluation has no items; give a file or a number per category of at least 1")
     completions = _answer(engine, items, max_new_tokens)
     correct: dict[str, int] = defaultdict(int)
     count: dict[str, int] = defaultdict(int)
@@ -60,7 +60,7 @@ def _answer(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int
     prompts: list[list[int]] = []
     for index, item in enumerate(items):
         if not {"messages", "category", "expect"} <= set(item):
-            raise UserError(f"item {index} of the examination lacks one of messages, category, expect")
+            raise UserError(f"item {index} of the held-out evaluation lacks one of messages, category, expect")
         prompts.append(render_for_completion(engine.tokenizer, {"messages": item["messages"]}))
     context = engine.model.config.sequence_len
     fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= context]

@@ -23,7 +23,7 @@ class Compression:
 
     @property
     def bytes_per_token(self) -> float:
-        """Mean number of bytes that one token stands for; 0 when there is no text."""
+        """Mean number of bytes that one token stands for; 0 without text."""
         return self.num_bytes / self.num_tokens if self.num_tokens else 0.0
 
 

@@ -14,7 +14,7 @@ class ParameterCount:
     value_embeds: int
     """Value embeddings of all layers."""
     bigram: int
-    """Embedding of hashed pairs of tokens."""
+    """Hashed bigram embedding."""
     lm_head: int
     """Unembedding."""
     transformer_matrices: int

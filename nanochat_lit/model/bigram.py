@@ -1,4 +1,4 @@
-"""Which row of a table of hashed pairs of tokens belongs to each position (an idea of the modded-nanogpt speedrun).
+"""The entry of the hashed bigram embedding for each position (an idea of the modded-nanogpt speedrun).
 
 The table is an embedding of (token before, token): what many pairs mean is known before any layer has run. Pairs that fall
 into the same row share it. The first token of a sequence has the token 0 before it.

@@ -31,7 +31,7 @@ def _policy(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
 def checkpointed(block: Callable[..., Tensor], mode: Checkpointing, *inputs: Any) -> Tensor:
     """What the block computes; in the backward pass the rest of it is computed again.
 
-    Nothing in a block is random, so there is no random state to put back before that.
+    Nothing in a block is random, so no random state has to be restored.
     """
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":

@@ -51,7 +51,7 @@ class GPTConfig:
     window_pattern: str = "SSSL"
     """Attention window per layer, tiled over the layers: L full context, S a quarter of it; the last layer is always L."""
     bigram_factor: int = 0
-    """Rows of the table of hashed pairs of tokens, as a multiple of vocab_size; 0: there is no such table."""
+    """Entries of the hashed bigram embedding, as a multiple of vocab_size; 0 disables it."""
 
     architecture: str = REFERENCE_ARCHITECTURE
     """Which class computes it: "nanochat", or the class path of a subclass of GPT."""
@@ -70,7 +70,7 @@ class GPTConfig:
         ):
             raise UserError(
                 f"bigram_factor is {self.bigram_factor!r}; it must be a whole number from 1 to "
-                f"{LIMITS['bigram_factor']}, or 0 for no table of pairs"
+                f"{LIMITS['bigram_factor']}, or 0 for no bigram embedding"
             )
         if not isinstance(self.architecture, str) or not all(map(str.isidentifier, self.architecture.split("."))):
             raise UserError(
@@ -128,7 +128,7 @@ class GPTConfig:
             n_embd: Width set by hand; None derives it.
             n_head: Query heads set by hand; None derives them from the width and head_dim.
             window_pattern: Attention windows, letters S and L tiled over the layers.
-            bigram_factor: Rows of the table of hashed pairs of tokens, per token of the vocabulary; 0 for none.
+            bigram_factor: Entries of the hashed bigram embedding, as a multiple of the vocabulary; 0 disables it.
             architecture: "nanochat", or the class path of a subclass of GPT.
 
         Raises:
@@ -178,7 +178,7 @@ class GPTConfig:
 
     @property
     def num_bigram_rows(self) -> int:
-        """Rows of the table of hashed pairs of tokens; 0: there is none."""
+        """Entries of the hashed bigram embedding; 0 without one."""
         return self.bigram_factor * self.vocab_size
 
     @property

@@ -280,7 +280,7 @@ class DecodeKernel:
         return logits
 
     def _pairs(self, token_ids: Tensor, cache: SlotCache | KVCache) -> Tensor:
-        """Rows of the table of pairs, (B, T); without one the kernel looks at none."""
+        """Entries of the bigram embedding, (B, T); ignored by the kernel without one."""
         if self._bigram is None:
             return token_ids
         return bigram_rows(token_ids, self._config.num_bigram_rows, cache)

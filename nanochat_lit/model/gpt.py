@@ -3,7 +3,7 @@
 Rotary positions, QK-norm, RMSNorm without weights, relu squared, value embeddings on every second layer, per-layer
 residual scalars, smear (each token takes a little of the one before), backout (the middle of the network is partly
 subtracted from the end), sliding windows, softcapped logits. Parameter names are those of nanochat's checkpoints. Added to
-its architecture, and off unless the config says otherwise: embeddings of hashed pairs of tokens (model/bigram.py).
+its architecture, and off unless the config says otherwise: hashed bigram embeddings (model/bigram.py).
 
 Precision: no autocast. Linear weights are kept in float32 and cast to the activations' dtype where they are used;
 embedding tables are kept in the compute dtype (in float32 when that is float16, whose range is too small for them).

@@ -33,7 +33,7 @@ class KVCache:
         self.previous_embedding: Tensor | None = None
         """(B, 1, C) normalised, un-smeared embedding of the last token; the next token's smear reads it."""
         self.previous_token: Tensor | None = None
-        """(B, 1) id of the last token, int64; kept if the model has a table of pairs, whose next row depends on it."""
+        """(B, 1) id of the last token, int64; kept if the model has a bigram embedding, whose next entry depends on it."""
         self.position = 0
         """Tokens stored so far, the same in every row."""
 

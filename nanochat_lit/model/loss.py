@@ -34,7 +34,7 @@ FLOAT16_SCALE = 1024.0
 """Factor on the gradients of float16 logits: those of improbable tokens are below float16's smallest number, 6e-8."""
 
 CHUNK_SHARE = 16
-"""A chunk is at least one in so many of the rows: where memory is for many rows, it is for longer chunks."""
+"""Lower bound of the chunk size, as a fraction of all positions: large batches can afford larger chunks."""
 
 
 def softcap(logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ IGNORE_INDEX = -1
 
 
 def loss_problem() -> str:
-    """Why there is no kernel, in one line; empty if there is one."""
+    """Why the kernel is missing, in one line; empty if it is available."""
     return library_problem(_source())
 
 
@@ -51,7 +51,7 @@ def loss_and_gradient_in_place(logits: Tensor, targets: Tensor) -> Tensor:
         (N,) float32 nats, 0 where the row does not count.
 
     Raises:
-        IndexError: If a target is no column.
+        IndexError: If a target is out of range.
     """
     library = loss_library()
     assert library is not None, "asked for only where there is a kernel"

@@ -1,12 +1,12 @@
 """Weights in the form that inference multiplies fastest; training never sees them.
 
-Where a C++ compiler is at hand that is our kernel's (model/decode_kernel.py); what follows is about the others.
+With a C++ compiler installed that is our kernel's layout (model/decode_kernel.py); what follows is about the others.
 
 On x86 processors oneDNN multiplies in blocks. F.linear rearranges a plain weight at every call, which costs more than the
 product itself when a single token is decoded; a packed weight is rearranged once. Measured with 48 matrices of 3072 x 768 on
 2 cores, one row: bfloat16 25 GB/s plain, 39 packed, the limit of the memory; float32 17 plain, 41 packed.
 
-int8 reads half of bfloat16's bytes. Weights are rounded per output channel, inputs per row as they come (symmetric, 8 bits
+int8 reads half of bfloat16's bytes. Weights are rounded per output channel, inputs per row at run time (symmetric, 8 bits
 both), products are summed exactly in 32 bits: the scheme of LLM.int8 without its outlier columns (Dettmers et al. 2022.
 https://arxiv.org/abs/2208.07339).
 
@@ -108,7 +108,7 @@ def _has_int8_onednn(device: torch.device) -> bool:
 def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype: torch.dtype | None = None) -> None:
     """Replace a model's linear layers, in place, by packed or 8-bit ones; elsewhere than on CPU nothing changes.
 
-    Where a C++ compiler is at hand they are those of model/decode_kernel.py, with the decode step in one call; elsewhere
+    With a C++ compiler installed they are those of model/decode_kernel.py, with the decode step in one call; elsewhere
     oneDNN's.
 
     Args:

@@ -58,9 +58,9 @@ class SlotCache:
         self.embeddings = torch.zeros((num_slots, 1, config.n_embd), device=device, dtype=dtype)
         """Normalised, un-smeared embedding of each slot's last token."""
         self.tokens = torch.zeros((num_slots, 1), device=device, dtype=torch.int64)
-        """Id of each slot's last token; kept if the model has a table of pairs."""
+        """Id of each slot's last token; kept if the model has a bigram embedding."""
         self.next_tokens = torch.zeros(num_slots, device=device, dtype=torch.int64)
-        """Id of the token that each slot reads next; whoever chooses tokens keeps them here, so that no host need see them."""
+        """Id of the token that each slot reads next; sampling writes them here, so the host need not see them."""
         self.step_shape = (0, 0)
         """Rows and keys of the step that `begin_step` has prepared."""
         self._lengths: list[int] = [0] * num_slots
@@ -240,7 +240,7 @@ def check_room(
     has_kernel: bool = False,
     free: int | None = None,
 ) -> None:
-    """Refuse a SlotCache for which there is no memory, before any of it is taken; the system would only say so later.
+    """Refuses a SlotCache that exceeds the free memory before allocating it; the system would only fail later.
 
     Args:
         config: As `SlotCache`'s, like the next five.

@@ -150,7 +150,7 @@ class MuonAdamW(torch.optim.Optimizer):
             self.load_state_dict(whole)
 
     def expect_step(self) -> None:
-        """Let the next backward pass, the last before `step`, start to average gradients as they come."""
+        """Let the next backward pass, the last before `step`, start averaging gradients when they are ready."""
         if self._exchange is not None:
             self._exchange.expect_step()
 

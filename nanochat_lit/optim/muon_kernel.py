@@ -16,7 +16,7 @@ from nanochat_lit.common.cpp_library import cpp_library
 
 @lru_cache(maxsize=1)
 def muon_library() -> ctypes.CDLL | None:
-    """The compiled kernel, built on first use; None where there is no C++ compiler."""
+    """The compiled kernel, built on first use; None without a C++ compiler."""
     library = cpp_library(Path(__file__).with_name("muon_kernel.cpp"))
     if library is not None:
         array, size, real, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32

@@ -27,8 +27,8 @@ def write_report(
 
     Args:
         folder: Of the quickstart; holds the runs' metrics and the export.
-        before: Examination of the base model.
-        after: Examination of the chat model.
+        before: Held-out evaluation of the base model.
+        after: Held-out evaluation of the chat model.
         dialogues: Conversations with the chat model.
         seconds: That everything took.
         peak_bytes: Most memory held.

@@ -116,7 +116,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; give run folders, such as runs/quickstart")
+        raise UserError(f"folder {folder} does not exist; give run folders, such as runs/quickstart")
     config, metrics = _read_yaml(folder / "config.yaml"), read_metrics(folder / METRICS_FILE)
     if not config and not metrics:
         raise UserError(

@@ -157,9 +157,7 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> SweepRecipe:
         raise UserError(f"{path} cannot be read as a recipe of a sweep: {str(error).splitlines()[0]}") from None
     names = [field.name for field in fields(SweepRecipe)]
     if not isinstance(content, dict) or sorted(content) != sorted(names):
-        raise UserError(
-            f"{path} is no recipe of a sweep, which has the keys {', '.join(names)}; see recipes/miniseries.yaml"
-        )
+        raise UserError(f"{path} is not a sweep recipe; expected keys: {', '.join(names)}; see recipes/miniseries.yaml")
     content = expand_home(content)
     options = {**(content["options"] or {}), **(changes.get("options") or {})}
     given = {name: value for name, value in changes.items() if value is not None}

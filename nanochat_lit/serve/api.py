@@ -61,7 +61,7 @@ class ServeSettings:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; use at least 1")
         if self.max_queue < 0:
-            raise UserError(f"max_queue is {self.max_queue}; use 0 (nobody waits) or more")
+            raise UserError(f"max_queue is {self.max_queue}; use 0 (no waiting) or more")
         for name, low in (("request_timeout_s", 0.001), ("hang_timeout_s", 2 * BEAT_EVERY_S), ("drain_timeout_s", 0)):
             if not low <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; use a number of seconds of at least {low:g}")

@@ -69,7 +69,7 @@ class ChatTab:
         shown = shown_messages(self._conversation.messages)
         if isinstance(shown_index, int) and 0 <= shown_index < len(shown) and shown[shown_index][1]["role"] == "user":
             return shown[shown_index][0]
-        raise UserError("there is no such question any more; ask it as a new message")
+        raise UserError("that question has been dropped; ask it as a new message")
 
     def undo(self) -> tuple[TabView, str]:
         """Take back the last question with its answer; the question is returned.

@@ -137,7 +137,7 @@ def _controls(settings: SamplingParams, max_new_tokens: int) -> tuple[list[Any],
 
     controls = [
         gr.Slider(
-            0, MAX_TEMPERATURE, settings.temperature, step=0.05, label="Temperature", info="0: the likeliest token"
+            0, MAX_TEMPERATURE, settings.temperature, step=0.05, label="Temperature", info="0: the most likely token"
         ),
         gr.Slider(0, MAX_TOP_K, settings.top_k, step=1, label="Top-k", info="0: all tokens"),
         gr.Slider(0.05, 1, settings.top_p, step=0.05, label="Top-p", info="1: all tokens"),

@@ -9,7 +9,7 @@ from nanochat_lit.engine.chat_model import Answer, Message
 # The Chatbot takes what looks like HTML for HTML, also where it renders no Markdown. An invisible character after the sign
 # makes it text again. (The entity &lt; would do so too, but would appear as such when a person edits or copies the message.)
 _HTML_SIGN = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])")
-# fenced or in backticks; what is not closed is no code yet
+# fenced or in backticks; an unclosed fence is not code yet
 _CODE = re.compile(r"(^```[^`\n]*\n.*?^```[ \t]*$|(?<![`\\])`[^`\n]+`(?!`))", re.DOTALL | re.MULTILINE)
 _WORD_JOINER = "\u2060"
 

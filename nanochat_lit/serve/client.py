@@ -33,7 +33,7 @@ class ServerChat:
         api_key: What the server was started with; None if it asks for none.
 
     Raises:
-        UserError: If the address is none, or nobody answers there.
+        UserError: If the address is not valid, or no server answers there.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:

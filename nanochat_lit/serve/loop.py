@@ -20,7 +20,7 @@ from nanochat_lit.engine.request import FAILED, NOT_FINITE
 from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Report, Submit, Update
 
 REPORT_EVERY_S = 0.04
-"""Text is sent at most this often, but for an answer's first and last tokens, which take nobody else's along. A small model
+"""Text is sent at most this often, but for an answer's first and last tokens, which are sent alone. A small model
 makes thousands of tokens a second, whose messages would cost more than the tokens; 25 times a second is smooth to the eye."""
 
 

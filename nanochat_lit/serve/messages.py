@@ -17,7 +17,7 @@ class Submit(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """To a worker: nobody waits for this any more."""
+    """To a worker: this request's client has left."""
 
     key: int
 

@@ -11,8 +11,8 @@ from nanochat_lit.serve.metrics import ServerMetrics
 _CODES = {429: "queue_full", 503: "unavailable", 504: "timeout"}
 
 
-class ClientLeft(Exception):  # noqa: N818 (it is no defect)
-    """Nobody reads the answer any more."""
+class ClientLeft(Exception):  # noqa: N818 (not an error)
+    """The client no longer reads the answer."""
 
 
 class Reply:
@@ -51,7 +51,7 @@ class Reply:
 
         Raises:
             ApiError: If there will be no (more) answer.
-            ClientLeft: If nobody waits for it.
+            ClientLeft: If its client has left.
         """
         if self._news is None and not self._has_left:
             self._waiter = self._loop.create_future()

@@ -124,7 +124,7 @@ class ChatServer(litserve.LitServer):
         self._address = address_of(listener, self.settings.host)
         config = uvicorn_config(self.app, timeout_graceful_shutdown=int(self.settings.drain_timeout_s) + 3)
         self._uvicorn = _Uvicorn(config, self.pool, self.settings.drain_timeout_s)
-        # uvicorn ends gracefully at a signal, then raises it again for whoever was there before: nobody, the work is done
+        # uvicorn ends gracefully at a signal, then raises it again for the handler before it, which is not needed
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._uvicorn.run(sockets=[listener])

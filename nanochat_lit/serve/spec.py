@@ -79,7 +79,7 @@ class ChatSpec(LitSpec):
         try:
             raw = await asyncio.wait_for(request.body(), BODY_TIMEOUT_S)
         except ClientDisconnect:
-            return Response(status_code=499)  # read by nobody
+            return Response(status_code=499)  # the client has left
         except asyncio.TimeoutError:  # not the builtin before Python 3.11
             raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
         ready = self._pool.ready
@@ -105,7 +105,7 @@ class ChatSpec(LitSpec):
                 )
             return JSONResponse(completion(head, await _whole(reply, first), len(prompt)))
         except ClientLeft:
-            return Response(status_code=499)  # read by nobody
+            return Response(status_code=499)  # the client has left
         finally:
             if not is_streaming:
                 watcher.cancel()

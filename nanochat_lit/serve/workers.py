@@ -92,7 +92,7 @@ class _Worker:
                 self._writer.write(struct.pack("!i", len(content)) + content)  # as a Connection writes it
 
     async def receive(self, take: Callable[["_Worker", Any], None]) -> None:
-        """Hand over every message as it comes, None after the last."""
+        """Passes on every message on arrival, None after the last."""
         reader, self._writer = await asyncio.open_connection(sock=self.socket)
         try:
             # a killed process may leave half a message
@@ -186,7 +186,7 @@ class WorkerPool:
             Where the answer will come; to be closed, whatever happens.
 
         Raises:
-            ApiError: If nobody can answer now.
+            ApiError: If no worker can answer now.
         """
         able = [worker for worker in self._workers if worker.is_able]
         if not able:
@@ -304,7 +304,7 @@ class WorkerPool:
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
     """A process started meanwhile never sees Ctrl-C or SIGTERM, which reach a whole group: only the server ends workers."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, where they reach nobody else
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where signals reach this process alone
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})

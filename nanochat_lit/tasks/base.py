@@ -147,7 +147,7 @@ class TaskMixture:
         seed: Of the order.
 
     Raises:
-        UserError: If there is no source, a name is unknown, or a repeat is not a whole number of at least 1.
+        UserError: If no source is given, a name is unknown, or a repeat is not a whole number of at least 1.
     """
 
     def __init__(self, tasks: dict[str, Conversations], repeats: dict[str, int] | None = None, seed: int = 42) -> None:

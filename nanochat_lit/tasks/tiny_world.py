@@ -1,13 +1,13 @@
-"""The examination of the generated world: items from a file, and a strict judge.
+"""The held-out evaluation of the generated world: items from a file, and a strict judge.
 
 An item's "expect" says what a right answer holds; every key present must be satisfied:
 
     any        at least one of these phrases
     all        every one of these phrases
     none       not one of these phrases
-    tool       a calculator call in "expressions", and its value in the answer with no number that nobody asked about
-    number     this number in the answer, with no number that nobody asked about
-    spelled    the letters of this word, one by one, and nothing spelled besides
+    tool       a calculator call in "expressions", and its value in the answer with no unrelated number
+    number     this number in the answer, with no unrelated number
+    spelled    the letters of this word, one by one, and nothing else spelled
     refuses    says that it doesn't know, in one or two short sentences
     min_words  at least as many words
 
@@ -65,7 +65,7 @@ def _used_tool(item: dict[str, Any], completion: str, tool_calls: Sequence[str])
 
 
 def _says_number(item: dict[str, Any], completion: str, value: float) -> bool:
-    """Whether the answer has the value, and no other number that nobody asked about."""
+    """Whether the answer has the value, and no unrelated number."""
     said = _numbers(completion)
     return value in said and said <= {value} | _asked_numbers(item)
 
@@ -135,7 +135,7 @@ def _checked_item(line: str, where: str) -> dict[str, Any]:
 
 
 class TinyWorldTask:
-    """The items of an examination file."""
+    """The items of an held-out file."""
 
     def __init__(self, items: Sequence[dict[str, Any]]) -> None:
         self.items = list(items)

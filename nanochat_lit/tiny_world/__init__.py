@@ -10,7 +10,7 @@ spelling, stories, follow-ups, greetings and questions without an answer have a 
 
 from nanochat_lit.tiny_world.corpus import documents
 from nanochat_lit.tiny_world.dialogues import conversations
-from nanochat_lit.tiny_world.exam import examination
+from nanochat_lit.tiny_world.exam import held_out_items
 from nanochat_lit.tiny_world.harder_arithmetic import problems
 
-__all__ = ["conversations", "documents", "examination", "problems"]
+__all__ = ["conversations", "documents", "held_out_items", "problems"]

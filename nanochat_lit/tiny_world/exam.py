@@ -19,12 +19,12 @@ _MAX_TRIES_PER_ITEM = 200
 
 
 def categories() -> tuple[str, ...]:
-    """The categories of an examination: those of the conversations, but for those with `examined: false`."""
+    """The categories of a held-out evaluation: those of the conversations, but for those with `examined: false`."""
     others = (name for name in shares() if name not in _FIRST and template(name).get("examined") != "false")
     return (*_FIRST, *others)
 
 
-def examination(split: str = "test", seed: int = 0, per_category: int = 100) -> list[dict[str, Any]]:
+def held_out_items(split: str = "test", seed: int = 0, per_category: int = 100) -> list[dict[str, Any]]:
     """Questions of a split with what their answers must contain, grouped by category.
 
     A category with fewer distinct questions than asked for gives what it has.

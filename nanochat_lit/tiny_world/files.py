@@ -14,7 +14,7 @@ HARDER_PROBLEMS = {"train": 8000, "val": 400, "test": 1000}
 """Questions of harder arithmetic in each split."""
 
 KNOWN_QUESTIONS = 150
-"""Training questions of each category of the examination, asked between the harder ones so that nothing is forgotten."""
+"""Training questions of each category of the held-out evaluation, asked between the harder ones so that nothing is forgotten."""
 
 
 def write_tiny_world(
@@ -25,7 +25,7 @@ def write_tiny_world(
     seed: int = 0,
     documents_per_shard: int = 16_384,
 ) -> None:
-    """Write pretrain/shard_*.parquet, sft/train.jsonl, sft/val.jsonl, test.jsonl (the examination) and harder/*.jsonl.
+    """Write pretrain/shard_*.parquet, sft/train.jsonl, sft/val.jsonl, test.jsonl (the held-out evaluation) and harder/*.jsonl.
 
     harder/ has train, val and test questions of harder arithmetic, for reinforcement learning, and known.jsonl, training
     questions of what the conversations teach.
@@ -37,7 +37,7 @@ def write_tiny_world(
         out: Folder; it appears whole or not at all, and replaces an earlier generated corpus.
         num_documents: Training documents.
         num_conversations: Training conversations.
-        per_category: Questions of every category in the examination.
+        per_category: Questions of every category in the held-out evaluation.
         seed: Which world's texts are drawn.
         documents_per_shard: Training documents in one parquet file.
     """
@@ -64,10 +64,10 @@ def _write_splits(
     _write_parquet(folder / f"shard_{index:05d}.parquet", val_texts)
     for split, count in (("train", num_conversations), ("val", _num_val(num_conversations))):
         _write_jsonl(out / "sft" / f"{split}.jsonl", islice(tiny_world.conversations(split, seed), count))
-    _write_jsonl(out / "test.jsonl", iter(tiny_world.examination("test", seed, per_category)))
+    _write_jsonl(out / "test.jsonl", iter(tiny_world.held_out_items("test", seed, per_category)))
     for split, count in HARDER_PROBLEMS.items():
         _write_jsonl(out / "harder" / f"{split}.jsonl", iter(tiny_world.problems(split, count, seed)))
-    _write_jsonl(out / "harder" / "known.jsonl", iter(tiny_world.examination("train", seed, KNOWN_QUESTIONS)))
+    _write_jsonl(out / "harder" / "known.jsonl", iter(tiny_world.held_out_items("train", seed, KNOWN_QUESTIONS)))
 
 
 def _num_val(num_train: int) -> int:

@@ -92,7 +92,7 @@ def sample(rng: Random, split: str) -> Turn:
 
 
 def problems(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Different questions of a split, as items of an examination.
+    """Different questions of a split, as items of a held-out evaluation.
 
     Args:
         split: "train", "validation" (or "val") or "test"; no item is in two of them.

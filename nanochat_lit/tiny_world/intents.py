@@ -46,7 +46,7 @@ class Intent:
     """One thing that people ask in many ways, with its answers."""
 
     category: str
-    """Category of its questions in conversations and examinations."""
+    """Category of its questions in conversations and held-out evaluations."""
     patterns: list[str]
     """Question patterns, see `expand`."""
     answers: list[str]

@@ -27,7 +27,7 @@ class Relation:
     name: str
     """What the relation is called in code."""
     category: str
-    """Category of its questions in conversations and examinations."""
+    """Category of its questions in conversations and held-out evaluations."""
     table: dict[str, str]
     """Entry -> value."""
     questions: Sequence[str]

@@ -1,6 +1,6 @@
 """One question and its answer, and the ways a person may word the question.
 
-A Turn carries what training needs (question, answer) and what an examination needs (expect). Its `key` names the item:
+A Turn carries what training needs (question, answer) and what a held-out evaluation needs (expect). Its `key` names the item:
 `draw` samples turns until one of the wanted split comes up.
 """
 
@@ -125,5 +125,5 @@ def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 
 
 def item_of(turns: Sequence[Turn], category: str) -> dict[str, Any]:
-    """The examination item of a chain of turns: all but the last answer."""
+    """The held-out item of a chain of turns: all but the last answer."""
     return {"messages": messages(turns)[:-1], "category": category, "expect": turns[-1].expect}

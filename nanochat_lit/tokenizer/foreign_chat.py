@@ -218,7 +218,7 @@ def _joined(turns: list[Turn]) -> list[dict[str, Any]]:
     for index, role, parts in turns:
         if role == "result":
             if not is_open:
-                raise UserError(f": message {index} is the result of a tool that nobody has called")
+                raise UserError(f": message {index} is the result of a tool that was not called")
             messages[-1]["content"] += [{"type": "python_output", "text": part["text"]} for part in parts]
         elif role == "assistant" and is_open:
             messages[-1]["content"] += parts

@@ -30,7 +30,7 @@ _HOMES = {
     OWN_KIND: "nanochat_lit.tokenizer.sentencepiece_bpe:SentencePieceTokenizer",
     "tiktoken-bpe": "nanochat_lit.tokenizer.tiktoken_bpe:TiktokenTokenizer",
 }
-"""Imported when a tokenizer of that kind is met, so that nobody needs the library of the other."""
+"""Imported on first use, so that each kind needs its own library only."""
 
 
 class Tokenizer(ABC):
@@ -75,7 +75,7 @@ class Tokenizer(ABC):
                 time; 'auto' is true up to depth 7.
 
         Raises:
-            UserError: If there is no text, or the vocabulary is too small or too large for it.
+            UserError: If the text is empty, or the vocabulary is too small or too large for it.
         """
         return _kind(OWN_KIND).from_texts(
             texts, vocab_size, max_chars=max_chars, doc_cap=doc_cap, num_threads=num_threads or 2, depth=depth,

@@ -202,14 +202,14 @@ def resolve(ckpt_path: str, run_dir: Path) -> Path | None:
         An intact file; None for `last` in a run that has none yet, so that the same command starts and continues.
 
     Raises:
-        UserError: If there is no such file, or none intact.
+        UserError: If the file does not exist, or no checkpoint is intact.
     """
     folder = run_dir / "checkpoints"
     if ckpt_path == "last":
         return newest_intact(folder)
     path = folder / BEST if ckpt_path == "best" else Path(ckpt_path)
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}; give a .ckpt file, or the word last or best")
+        raise UserError(f"checkpoint {path} does not exist; give a .ckpt file, or the word last or best")
     with path.open("rb") as file:
         if file.read(2) not in (b"PK", b""):  # how every zip archive begins, also half of one
             raise UserError(f"{path} is not a checkpoint; give a .ckpt file, or the word last or best")

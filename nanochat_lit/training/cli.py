@@ -110,7 +110,7 @@ class NanochatCLI(LightningCLI):
             help="Steps between checkpoints; there is one before each validation and at the end, too.",
         )
         parser.add_argument(
-            "--checkpoint_minutes", type=float, default=None, help="Minutes between checkpoints, besides."
+            "--checkpoint_minutes", type=float, default=None, help="Minutes between checkpoints; null disables."
         )
         parser.add_argument(
             "--checkpoint_in_background",
@@ -136,8 +136,8 @@ class NanochatCLI(LightningCLI):
             "--stop_on_explosion",
             type=float,
             default=3.0,
-            help="Stop when the loss of ten steps in a row exceeds its average by so many nats; 0 goes on whatever it is. "
-            "A loss that is no finite number always stops the run.",
+            help="Stop when the loss of ten steps in a row exceeds its average by this many nats; 0 disables the check. "
+            "A loss that is not finite always stops the run.",
         )
 
     def __init__(self, locks: contextlib.ExitStack, part_of: str | None, *args: Any, **kwargs: Any) -> None:
@@ -250,7 +250,7 @@ class NanochatCLI(LightningCLI):
         if self._part_of is not None:
             return shlex.split(self._part_of)
         words, options = [], iter(self._arguments)
-        for word in options:  # what it says of the checkpoint or of an earlier run is no longer wanted
+        for word in options:  # settings of the checkpoint or of an earlier run no longer apply
             if word in ("--ckpt_path", "--overwrite"):
                 next(options, None)
             elif not word.startswith(("--ckpt_path=", "--overwrite=")):
@@ -331,10 +331,10 @@ def _check_recipes(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str], part_of: str | None = None) -> int:
-    """Run a Trainer verb.
+    """Run a command of the Trainer.
 
     Args:
-        argv: The verb (fit, validate or test) and its options.
+        argv: The command (fit, validate or test) and its options.
         part_of: The command that this is a part of, which continues it when it is stopped; None for no other.
 
     Returns:

@@ -29,7 +29,7 @@ def inherited(base: str | Path, given: dict[str, Any]) -> dict[str, Any]:
         given: By name; None asks for the export's.
 
     Raises:
-        UserError: If the export says something that is no positive number.
+        UserError: If a value of the export is not a positive number.
     """
     known = read_provenance(Path(base)).get("hyper_parameters", {})
     values = {name: DEFAULTS[name] if known.get(name) is None else known[name] for name in given}

@@ -95,7 +95,7 @@ class LanguageDataModule(LightningDataModule):
     @property
     def train_loader(self) -> ResumableLoader:
         """The loader that training reads from, once it does."""
-        assert self._loader is not None, "there is no loader before training"
+        assert self._loader is not None, "the loader is made when training starts"
         return self._loader
 
     def position(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class LanguageDataModule(LightningDataModule):
             before = sum(len(position["readers"]) for position in positions)
             print(
                 f"the data were read by {before} reader(s) (ranks x loader workers), now by {num_readers * world_size()}: "
-                "going on with what nobody has used",
+                "continuing with unused data",
                 file=sys.stderr,
             )
         return merged(stream, positions, num_readers, world_size())

@@ -24,7 +24,7 @@ from nanochat_lit.training.trainer_options import check_callbacks
 def check_processes(trainer: Trainer) -> None:
     """Compare the processes that torchrun or srun has started with those the Trainer is set up for.
 
-    Otherwise processes would each train alone in one run folder, or wait for others that nobody starts.
+    Otherwise processes would each train alone in one run folder, or wait for processes that are never started.
 
     Raises:
         UserError: If they differ; it says what to set.

@@ -8,7 +8,7 @@ from nanochat_lit.tasks.base import Conversations, TaskMixture
 from nanochat_lit.training.datamodules import ChatDataModule
 
 COUNTED_CONVERSATIONS = 20_000
-"""The tokens of an epoch are counted; of longer ones so many conversations are, spread evenly, and the rest is inferred."""
+"""The tokens of an epoch are counted; of longer ones this many conversations, evenly spread; the rest is extrapolated."""
 
 
 class MixtureDataModule(ChatDataModule):

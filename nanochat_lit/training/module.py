@@ -284,7 +284,7 @@ class LanguageModule(LightningModule):
         return {"val_bpb": val_bpb}
 
     def pop_step_figures(self) -> dict[str, float]:
-        """What the steps since the last row of metrics have found besides their losses; every rank is asked."""
+        """Metrics of the steps since the last row, without their losses; collective over the ranks."""
         return {}
 
     def transcripts(self) -> list[str]:

@@ -27,7 +27,7 @@ class PretrainModule(LanguageModule):
         n_head: Query heads by hand.
         n_kv_head: Key/value heads; fewer than n_head is grouped-query attention.
         window_pattern: Attention windows, S short and L long, tiled over the layers.
-        bigram_factor: Adds an embedding of hashed pairs of tokens, of so many rows per token of the vocabulary (5, say); 0 is off.
+        bigram_factor: Hashed bigram embedding with bigram_factor * vocab_size entries (for example 5); 0 disables it.
         architecture: nanochat, or the class path of a subclass of GPT (see the page on extending).
         tokens_per_step: Tokens per optimizer step over all ranks; None derives it.
         target_param_data_ratio: Tokens per scaling parameter, which sets the length of the run.

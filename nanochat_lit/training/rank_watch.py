@@ -83,7 +83,7 @@ class RankWatch:
     def _accept(self) -> None:
         has_ipv6 = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if has_ipv6 else socket.AF_INET
-        token = secrets.token_bytes(16)  # whoever else knocks at the port is not counted as a rank
+        token = secrets.token_bytes(16)  # other connections to the port are not counted as ranks
         with socket.create_server(("", 0), family=family, backlog=self.world_size, dualstack_ipv6=has_ipv6) as server:
             server.settimeout(CONNECT_TIMEOUT_S)
             dist.broadcast_object_list([(_own_address(), server.getsockname()[1], token)], src=0)

@@ -34,7 +34,7 @@ FREE = (
     *("checkpoint_in_background", "keep_last", "keep_best", "stop_on_explosion", "config", "trainer.callbacks"),
     "trainer.logger",
 )
-"""Keys whose change is nobody's concern."""
+"""Keys whose change has no effect on training."""
 
 
 def compare_configs(saved: str, current: str) -> None:

@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards: a chat model tries, and what was right becomes likelier."""
+"""Reinforcement learning with verifiable rewards: raises the probability of completions that earned a reward."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -37,7 +37,7 @@ NUM_TRANSCRIPTS = 8
 
 
 class RLModule(ContinuedModule):
-    """Let a chat model answer questions, and make what earned more than the mean of its question likelier.
+    """Trains a chat model on its own answers: raises the probability of those whose reward exceeds their group's mean.
 
     Args:
         base: Export folder to start from (a fine-tuning run's `export`).
@@ -46,7 +46,7 @@ class RLModule(ContinuedModule):
         num_samples: Answers to each; the mean of their rewards is what each is compared with.
         max_new_tokens: Longest answer in tokens, tool results included.
         temperature: That answers are sampled at, in training and for pass@k.
-        top_k: Sample among this many likeliest tokens; 0 is all.
+        top_k: Sample among this many most likely tokens; 0 is all.
         updates_per_batch: Optimizer steps on the same answers; more than 1 needs clip_ratio.
         clip_ratio: How far probabilities may move from those that sampled before a token no longer counts; 0 is off.
         kl_coefficient: Weight of the divergence from the start model; 0 is off, and no second model is kept.
@@ -62,7 +62,7 @@ class RLModule(ContinuedModule):
         warmdown: Share of the run over which learning rates fall.
         final_lr_fraction: Share of the learning rate left at the end.
         eval_every: Steps between validations; 0 validates at the end only.
-        chat_temperature: What the export's chat samples at unless told otherwise; 0 always takes the likeliest token.
+        chat_temperature: What the export's chat samples at unless told otherwise; 0 always takes the most likely token.
         compile: auto, true or false, as in pretraining.
         activation_checkpointing: As in pretraining.
         fp8: As in pretraining.
@@ -123,7 +123,7 @@ class RLModule(ContinuedModule):
         self._check_settings()
         self.rollout_figures = RolloutFigures()
         self._token_sums: Tensor | None = None  # tokens, entropy, divergence; on the device
-        self._reference: list[GPT] = []  # a list, so that it is no submodule: it neither learns nor is saved
+        self._reference: list[GPT] = []  # a list, so it is not a submodule: it neither learns nor is saved
         self._transcripts: list[str] = []
 
     def _check_settings(self) -> None:

@@ -29,7 +29,7 @@ class RolloutDataModule(LanguageDataModule):
         val: Task of held-out questions.
         micro_batch_size: Rows (completions) per device per forward.
         val_questions: Held-out questions to ask, at most; the first ones.
-        val_samples: Answers sampled to each of them, besides the greedy one, for pass@1 and pass@k; 0 for none.
+        val_samples: Answers sampled to each of them, in addition to the greedy one, for pass@1 and pass@k; 0 for none.
         seed: Order of the questions, and of what is sampled.
     """
 
@@ -88,7 +88,7 @@ class RolloutDataModule(LanguageDataModule):
     @property
     def train_loader(self) -> RolloutLoader:  # type: ignore[override]
         """The loader that training reads from, once it does."""
-        assert self._rollout_loader is not None, "there is no loader before training"
+        assert self._rollout_loader is not None, "the loader is made when training starts"
         return self._rollout_loader
 
     def train_dataloader(self) -> RolloutLoader:

@@ -41,7 +41,7 @@ class SFTModule(ContinuedModule):
         final_lr_fraction: Share of the learning rate left at the end.
         momentum_warmup: Steps over which Muon momentum rises from 0.85 to 0.95.
         eval_every: Steps between validations; 0 validates at the end only.
-        temperature: What the export's chat samples at unless told otherwise; 0 always takes the likeliest token.
+        temperature: What the export's chat samples at unless told otherwise; 0 always takes the most likely token.
         compile: auto, true or false, as in pretraining.
         activation_checkpointing: As in pretraining.
         fp8: As in pretraining.

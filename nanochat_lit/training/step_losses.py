@@ -1,4 +1,4 @@
-"""The losses of a run until they are looked at: on the device where they arose, so that nobody waits for them."""
+"""The losses of a run until they are looked at: on the device that computed them, to avoid a synchronization."""
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class StepLosses:
         return losses
 
     def pending(self) -> Tensor | None:
-        """The steps that nobody has looked at, on the CPU: between steps there is nothing else to save."""
+        """The steps not yet read, on the CPU: between steps there is nothing else to save."""
         return torch.stack(self._steps).cpu() if self._steps else None
 
     def restore(self, pending: Tensor | None, device: torch.device) -> None:

@@ -10,7 +10,7 @@ from nanochat_lit.model import IGNORE_INDEX
 
 
 class TokenAccounts:
-    """Counts of the batches since they were last asked for; on the device, so that nobody waits for them.
+    """Counts of the batches since they were last asked for; on the device, to avoid a synchronization.
 
     Args:
         names: Of the sources; None counts them together.
@@ -38,7 +38,7 @@ class TokenAccounts:
         sizes = [torch.full_like(padding, inputs.numel()), (targets != IGNORE_INDEX).sum(), padding]
         is_own = [batch["sources"] == number for number, _ in enumerate(self.names, start=1)]
         counts = torch.stack([*sizes, *(own.sum() for own in is_own)])
-        # chosen, not multiplied: a loss that is no number is its own source's alone
+        # chosen, not multiplied: a NaN loss stays with its source
         losses = torch.stack([token_losses.where(own, 0.0).sum() for own in is_own]) if is_own else counts.new_zeros(0)
         self._counts = counts if self._counts is None else self._counts + counts
         self._losses = losses if self._losses is None else self._losses + losses
@@ -52,7 +52,7 @@ class TokenAccounts:
         return sums
 
     def state_dict(self) -> dict[str, Any]:
-        """What nobody has looked at yet, on the CPU."""
+        """What has not been read yet, on the CPU."""
         if self._counts is None or self._losses is None:
             return {}
         return {"counts": self._counts.cpu(), "losses": self._losses.cpu()}

@@ -1,4 +1,4 @@
-"""The console script: fast help, verbs that exist, mistakes told in a line or two."""
+"""The console script: fast help, commands that exist, mistakes told in a line or two."""
 
 import inspect
 import re
@@ -14,13 +14,13 @@ from nanochat_lit.common.errors import UserError
 
 
 def _targets():
-    for verb, (target, _) in cli.VERBS.items():
+    for command, (target, _) in cli.COMMANDS.items():
         for name, path in target.items() if isinstance(target, dict) else [("", target)]:
-            yield pytest.param(path, id=f"{verb} {name}".strip())
+            yield pytest.param(path, id=f"{command} {name}".strip())
 
 
 @pytest.mark.parametrize("path", list(_targets()))
-def test_every_verb_leads_to_a_documented_function(path):
+def test_every_command_leads_to_a_documented_function(path):
     function = cli._load(path)
     assert inspect.isfunction(function)
     assert inspect.getdoc(function)
@@ -28,11 +28,11 @@ def test_every_verb_leads_to_a_documented_function(path):
 
 def test_the_page_lists_the_commands(repository_root):
     chapter = (repository_root / "recipes" / "docs" / "commands.md").read_text("utf-8")
-    assert re.findall(r"^\| `([a-z-]+)`", chapter, flags=re.MULTILINE) == list(cli.VERBS)
+    assert re.findall(r"^\| `([a-z-]+)`", chapter, flags=re.MULTILINE) == list(cli.COMMANDS)
     listed = dict(re.findall(r"^\| `([a-z-]+)`[^|]*\|([^|]*)\|", chapter, flags=re.MULTILINE))
-    for verb, (target, _) in cli.VERBS.items():
+    for command, (target, _) in cli.COMMANDS.items():
         for subcommand in target if isinstance(target, dict) else ():
-            assert f"`{subcommand}`" in listed[verb], f"commands.md does not name {verb} {subcommand}"
+            assert f"`{subcommand}`" in listed[command], f"commands.md does not name {command} {subcommand}"
 
 
 def test_help_is_fast():
@@ -45,7 +45,7 @@ def test_help_is_fast():
         )
         times_s.append(time.perf_counter() - start)
         assert done.returncode == 0
-        assert all(verb in done.stdout for verb in cli.VERBS)
+        assert all(command in done.stdout for command in cli.COMMANDS)
     assert min(times_s) < 0.3
 
 
@@ -74,12 +74,12 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["chatt"], "unknown verb 'chatt'; did you mean 'chat'?"),
-        (["xyzzy"], "unknown verb 'xyzzy'; choose one of"),
+        (["chatt"], "unknown command 'chatt'; did you mean 'chat'?"),
+        (["xyzzy"], "unknown command 'xyzzy'; choose one of"),
         (["tokenizer", "tran"], "unknown subcommand tokenizer 'tran'; did you mean 'train'?"),
     ],
 )
-def test_misspelt_verbs(argv, message, capsys):
+def test_misspelt_commands(argv, message, capsys):
     assert cli.main(argv) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -228,7 +228,7 @@ def test_help_of_fit_is_short_and_names_keys_that_exist(capsys):
     assert name_class(["--model.help", "X"]) == ["--model.help", "X"]
 
 
-def test_trainer_verbs_keep_their_name(monkeypatch):
+def test_trainer_commands_keep_their_name(monkeypatch):
     seen = []
     monkeypatch.setattr(cli, "_load", lambda target: seen.append)
     assert cli.main(["fit", "--config", "x.yaml"]) == 0

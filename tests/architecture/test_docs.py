@@ -1,6 +1,6 @@
 """The documentation: commands are parsed to the end of their arguments, code runs, links and names exist.
 
-Verbs of the Trainer are run with --print_config, which reads the recipe and every option; other verbs get their options parsed by
+Commands of the Trainer are run with --print_config, which reads the recipe and every option; other commands get their options parsed by
 their signature, and their function is not called.
 """
 
@@ -78,13 +78,13 @@ def commands(page):
 
 
 ALL_COMMANDS = [pytest.param(words, id=f"{page}: {' '.join(words)[:90]}") for page in PAGES for words in commands(page)]
-TRAINER = [case for case in ALL_COMMANDS if cli.VERBS.get(case.values[0][0], ("",))[0] == cli.TRAINER]
+TRAINER = [case for case in ALL_COMMANDS if cli.COMMANDS.get(case.values[0][0], ("",))[0] == cli.TRAINER]
 FUNCTIONS = [case for case in ALL_COMMANDS if case not in TRAINER]
 
 
 def test_the_commands_were_found():
     assert len(TRAINER) >= 15
-    assert {case.values[0][0] for case in FUNCTIONS} >= set(cli.VERBS) - {"fit", "validate", "test"}
+    assert {case.values[0][0] for case in FUNCTIONS} >= set(cli.COMMANDS) - {"fit", "validate", "test"}
 
 
 @pytest.mark.parametrize("words", TRAINER)
@@ -113,7 +113,7 @@ def test_another_command(words, monkeypatch, capsys):
         return stub
 
     monkeypatch.setattr(cli, "_load", stub_of)
-    target = cli.VERBS[words[0]][0]
+    target = cli.COMMANDS[words[0]][0]
     depth = 2 if isinstance(target, dict) else 1
     if len(words) == depth:  # named only: its help
         words = [*words, "--help"]

@@ -48,8 +48,8 @@ for info in pkgutil.walk_packages(nanochat_lit.__path__, "nanochat_lit."):
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in ("litserve", "gradio", "transformers"):
             failed[info.name] = str(error)
-for verb, (target, _) in cli.VERBS.items():
-    for words in ([verb, name] for name in target) if isinstance(target, dict) else ([verb],):
+for command, (target, _) in cli.COMMANDS.items():
+    for words in ([command, name] for name in target) if isinstance(target, dict) else ([command],):
         with contextlib.redirect_stdout(io.StringIO()) as out:
             status = cli.main([*words, "--help"])
         if status or "usage" not in out.getvalue():

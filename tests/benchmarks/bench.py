@@ -17,13 +17,13 @@ BENCHMARKS = {
 
 
 def main(argv=None):
-    verbs = dict(cli.VERBS)
+    commands = dict(cli.COMMANDS)
     own, cli.PROG = {"bench": (BENCHMARKS, "benchmarks")}, "tests/benchmarks/bench.py"
     try:
-        cli.VERBS = own
+        cli.COMMANDS = own
         return cli.main(["bench", *(sys.argv[1:] if argv is None else argv)])
     finally:
-        cli.VERBS, cli.PROG = verbs, "nanochat-lit"
+        cli.COMMANDS, cli.PROG = commands, "nanochat-lit"
 
 
 if __name__ == "__main__":

@@ -36,7 +36,10 @@ def commands(folder, core_bundle, text_folder, tmp_path):
         "samples": ("--max_new_tokens", 5),
         "tiny_world": ("--per_category", 1, "--max_new_tokens", 6),
     }
-    return {verb: ["evaluate", verb, "--model", str(folder), *map(str, own), "--json"] for verb, own in options.items()}
+    return {
+        command: ["evaluate", command, "--model", str(folder), *map(str, own), "--json"]
+        for command, own in options.items()
+    }
 
 
 def without_times(value):
@@ -49,37 +52,37 @@ def without_times(value):
     return [without_times(own) for own in value] if isinstance(value, list) else value
 
 
-VERBS = ["core", "chat", "bpb", "samples", "tiny_world"]
+COMMANDS = ["core", "chat", "bpb", "samples", "tiny_world"]
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_no_evaluation_asks_the_network(verb, commands, capsys, monkeypatch):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_evaluation_asks_the_network(command, commands, capsys, monkeypatch):
     def refuse(*arguments, **_):
         raise AssertionError(f"asked the network for {arguments}")
 
     for name in ("connect", "connect_ex", "sendto"):
         monkeypatch.setattr(socket.socket, name, refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    assert cli.main(commands[verb]) == 0
+    assert cli.main(commands[command]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 @pytest.mark.slow
 @pytest.mark.multi_rank
-@pytest.mark.parametrize("verb", VERBS)
-def test_two_ranks_give_the_result_of_one(verb, commands, folder, capsys):
-    assert cli.main(commands[verb]) == 0
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_ranks_give_the_result_of_one(command, commands, folder, capsys):
+    assert cli.main(commands[command]) == 0
     alone = json.loads(capsys.readouterr().out.splitlines()[-1])
     shutil.rmtree(folder.with_name("export_evaluation"), ignore_errors=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     together = subprocess.run(
-        [*launcher, "-m", "nanochat_lit", *commands[verb]],
+        [*launcher, "-m", "nanochat_lit", *commands[command]],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert together.returncode == 0, together.stderr[-3000:]
     (line,) = together.stdout.splitlines()  # one rank prints
     result = json.loads(line)
-    if verb == "bpb":
+    if command == "bpb":
         assert result.pop("bpb") == pytest.approx(alone.pop("bpb"), rel=1e-6)
     assert without_times(result) == without_times(alone)

@@ -56,7 +56,7 @@ def test_settings_and_system_prompt(converse) -> None:
     assert out == "hello! (seed 7)\n"
     settings = "(temperature 0.6, top_k 50, top_p 1.0, max_new_tokens 256, seed 7)"
     assert err[:2] == [settings, settings]
-    assert err[2].startswith("(error: there is no setting 'warmth'; use temperature")
+    assert err[2].startswith("(error: unknown setting 'warmth'; use temperature")
     assert (
         err[3]
         == "(error: top_p is '', not a number; use 1 (off) or the share of probability to choose from, such as 0.9)"

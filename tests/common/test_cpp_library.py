@@ -10,7 +10,7 @@ from nanochat_lit.common.compilers import has_cpp_compiler
 
 def test_the_reason_is_the_compilers_first_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_cpp_compiler():
-        pytest.skip("there is no C++ compiler")
+        pytest.skip("no C++ compiler found")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = tmp_path / "wrong.cpp"
     source.write_text('#warning "look"\nint f() { return missing; }\nint g() { return also; }\n')
@@ -23,4 +23,4 @@ def test_no_compiler_is_a_reason_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("CXX", "no-such-compiler")
     source = tmp_path / "any.cpp"
     source.write_text("")
-    assert cpp_library.library_problem(source) == "there is no C++ compiler (g++ or clang++)"
+    assert cpp_library.library_problem(source) == "no C++ compiler found (g++ or clang++)"

@@ -62,7 +62,7 @@ def fetch(server, folder, name="shard_00000.parquet", mirror=True, **about):
     return pauses
 
 
-def test_the_verb_downloads_all_and_does_it_once(climbmix, tmp_path, capsys):
+def test_the_command_downloads_all_and_does_it_once(climbmix, tmp_path, capsys):
     options = ["--shards", "3", "--folder", str(tmp_path / "here"), "--mirror", climbmix.url]
     assert cli.main(["data", "download", "climbmix", *options]) == 0
     assert same_files(climbmix, tmp_path / "here")

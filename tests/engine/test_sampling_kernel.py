@@ -10,7 +10,7 @@ from nanochat_lit.engine.request import Request
 from nanochat_lit.engine.sampling import row_random, sample_next
 from nanochat_lit.engine.sampling_kernel import sample_each, sampling_library
 
-pytestmark = pytest.mark.skipif(sampling_library() is None, reason="there is no C++ compiler")
+pytestmark = pytest.mark.skipif(sampling_library() is None, reason="no C++ compiler found")
 
 
 def rows(count: int, size: int, seed: int = 0) -> torch.Tensor:

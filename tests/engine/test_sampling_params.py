@@ -28,8 +28,8 @@ def test_one_setting_is_changed_as_it_is_typed(name: str, text: str, expected: f
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("warmth", "1", "there is no setting 'warmth'; use temperature, top_k"),
-        ("stop", "x", "there is no setting 'stop'"),
+        ("warmth", "1", "unknown setting 'warmth'; use temperature, top_k"),
+        ("stop", "x", "unknown setting 'stop'"),
         ("temperature", "warm", "temperature is 'warm', not a number"),
         ("temperature", "nan", "temperature is nan"),
         ("temperature", "-1", "temperature is -1"),
@@ -75,5 +75,5 @@ def test_whole_floats_are_whole_numbers_and_none_is_off() -> None:
 
 def test_none_leaves_the_default() -> None:
     assert CHAT_PARAMS.updated({"temperature": None, "top_k": 3}) == dataclasses.replace(CHAT_PARAMS, top_k=3)
-    with pytest.raises(UserError, match="there is no setting 'heat'"):
+    with pytest.raises(UserError, match="unknown setting 'heat'"):
         CHAT_PARAMS.updated({"heat": 1})

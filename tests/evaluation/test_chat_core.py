@@ -195,7 +195,7 @@ def test_letters_that_are_not_one_token(tmp_path, random_model, tokenizer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"labels": ["gsm8"]}, "there is no task gsm8; use arc_easy"),
+        ({"labels": ["gsm8"]}, "unknown task gsm8; use arc_easy"),
         ({"labels": ["identity"], "paths": {"gsm8k": "x"}}, "paths names gsm8k, which is not among the tasks identity"),
         ({"labels": ["identity"], "paths": {"identity": "x"}}, "come from no file"),
         ({"labels": ["identity", "identity"]}, "name one twice"),

@@ -62,7 +62,7 @@ def test_other_tasks_stand_in_the_table_and_not_in_the_mean():
     assert [task["is_member"] for task in made["tasks"]] == [False, True]
     nothing = report(members=("squad",))
     assert nothing["scores"]["v1"]["value"] is None
-    assert headline(nothing) == ["None of the 1 tasks of CORE was measured, so there is no mean."]
+    assert headline(nothing) == ["None of the 1 tasks of CORE was measured, so the mean is left out."]
     assert "copa" in markdown(nothing)
 
 

@@ -14,7 +14,7 @@ from nanochat_lit.model import KVCache, SlotCache, decode_kernel
 from nanochat_lit.model.decode_kernel import DecodeKernel, KernelLinear, kernel_library, kernel_obstacle, uncovered
 from nanochat_lit.model.packed import Int8Linear, can_pack, describe_kernel, pack_linears, quantize_rows
 
-pytestmark = pytest.mark.skipif(kernel_library() is None, reason="there is no C++ compiler")
+pytestmark = pytest.mark.skipif(kernel_library() is None, reason="no C++ compiler found")
 
 
 def has_tiles() -> bool:
@@ -247,11 +247,11 @@ def test_the_kernel_states_what_it_covers_and_what_computes(monkeypatch: pytest.
     model = build(torch.float32)
     pack_linears(model, weight_dtype=torch.bfloat16)
     assert describe_kernel(model).endswith(" (C++), weights in bfloat16")
-    monkeypatch.setattr("nanochat_lit.model.decode_kernel.library_problem", lambda _: "there is no C++ compiler")
+    monkeypatch.setattr("nanochat_lit.model.decode_kernel.library_problem", lambda _: "no C++ compiler found")
     model = build(torch.float32)
     pack_linears(model)
     assert model.decode_kernel is None
-    assert describe_kernel(model) == "PyTorch; not the C++ kernel: there is no C++ compiler"
+    assert describe_kernel(model) == "PyTorch; not the C++ kernel: no C++ compiler found"
     monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
     with pytest.raises(UserError, match=r"int8 needs the C\+\+ kernel or AVX512-VNNI.*there is no C\+\+ compiler"):
         pack_linears(model, "int8")

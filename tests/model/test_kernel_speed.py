@@ -15,7 +15,7 @@ from nanochat_lit.model.packed import quantize_rows
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(kernel_library() is None, reason="there is no C++ compiler"),
+    pytest.mark.skipif(kernel_library() is None, reason="no C++ compiler found"),
 ]
 MARGIN = 1.3
 """Of PyTorch's time; measured are 0.2 to 1.0."""

@@ -24,7 +24,7 @@ def form(request, monkeypatch):
     if request.param == "torch":
         monkeypatch.setattr(loss_module, "has_loss_kernel", lambda _: False)
     elif not has_loss_kernel(torch.empty(1)):
-        pytest.skip("there is no C++ compiler")
+        pytest.skip("no C++ compiler found")
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_every_parameter_is_in_exactly_one_group():
 def test_the_kernel_steps_as_the_tensor_operations_in_float32(shape, threads, monkeypatch):
     """The momentum is exact, and the step is as near to float32's as that of the tensor operations in bfloat16."""
     if muon_library() is None:
-        pytest.skip("there is no C++ compiler")
+        pytest.skip("no C++ compiler found")
     generator = torch.Generator().manual_seed(0)
     count, *size = shape
     start = [torch.randn(size, generator=generator) for _ in range(count)]
@@ -147,7 +147,7 @@ def test_the_kernel_steps_as_the_tensor_operations_in_float32(shape, threads, mo
 def test_the_kernel_beside_the_products_is_exact(monkeypatch):
     """With no products at all, what goes in must come out as by the tensor operations, up to bfloat16's rounding."""
     if muon_library() is None:
-        pytest.skip("there is no C++ compiler")
+        pytest.skip("no C++ compiler found")
     monkeypatch.setattr(polar, "POLAR_EXPRESS_COEFFICIENTS", ())
     has_kernel = has_muon_kernel
     monkeypatch.setattr(
@@ -171,7 +171,7 @@ def test_the_kernel_beside_the_products_is_exact(monkeypatch):
 
 def test_products_are_added():
     if muon_library() is None:
-        pytest.skip("there is no C++ compiler")
+        pytest.skip("no C++ compiler found")
     for m, n in ((1, 1), (5, 3), (1, 47), (64, 64)):
         x, left, right = torch.randn(2, m, n), torch.randn(2, m, m), torch.randn(2, m, n)
         wanted = (3.0 * x.double() - 0.7 * left.double() @ right.double()).float()

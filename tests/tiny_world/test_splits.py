@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.tiny_world import conversations, documents, examination
+from nanochat_lit.tiny_world import conversations, documents, held_out_items
 from nanochat_lit.tiny_world.dialogues import block, shares
 from nanochat_lit.tiny_world.splits import SPLITS, split_of
 
@@ -111,7 +111,7 @@ def test_the_heroes_of_stories_are_disjoint(documents_by_split):
 
 def test_common_phrasings_are_training_items():
     assert split_of("common:anything at all") == "train"
-    held_out = {bare(item["messages"][-1]["content"]) for item in examination("test", per_category=300)}
+    held_out = {bare(item["messages"][-1]["content"]) for item in held_out_items("test", per_category=300)}
     assert not held_out & {"who are you", "what is your name", "who made you"}
 
 
@@ -122,6 +122,6 @@ def test_every_category_has_items_in_every_split():
 
 
 def test_an_unknown_split_is_refused():
-    for make in (documents, conversations, examination):
+    for make in (documents, conversations, held_out_items):
         with pytest.raises(UserError, match="'dev'"):
             list(zip(range(1), make("dev"), strict=False))

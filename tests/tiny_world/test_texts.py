@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 
-from nanochat_lit.tiny_world import conversations, documents, examination, problems, templates
+from nanochat_lit.tiny_world import conversations, documents, held_out_items, problems, templates
 from nanochat_lit.tiny_world.corpus import mixture
 from nanochat_lit.tiny_world.dialogues import shares
 from nanochat_lit.tiny_world.exam import categories
@@ -47,9 +47,9 @@ def test_the_same_seed_gives_the_same_texts_in_another_process():
         "import json;from itertools import islice;"
         "from nanochat_lit.tiny_world import *;"
         "print(json.dumps([list(islice(documents(seed=3), 40)), list(islice(conversations(seed=3), 40)),"
-        "examination(seed=3, per_category=3)]))"
+        "held_out_items(seed=3, per_category=3)]))"
     )
-    here = [list(islice(documents(seed=3), 40)), list(islice(conversations(seed=3), 40)), examination("test", 3, 3)]
+    here = [list(islice(documents(seed=3), 40)), list(islice(conversations(seed=3), 40)), held_out_items("test", 3, 3)]
     for hash_seed in ("0", "1"):
         there = subprocess.run(
             [sys.executable, "-c", code], env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": ":".join(sys.path)},
@@ -169,7 +169,7 @@ def test_the_texts_have_not_changed():
         + list(islice(documents("test", 1), 60)),
         "conversations": [text for seed in (0, 7) for text in islice(conversations("train", seed), 400)]
         + list(islice(conversations("test", 1), 60)),
-        "examination": [examination(split, 5, 20) for split in ("train", "val", "test")],
+        "examination": [held_out_items(split, 5, 20) for split in ("train", "val", "test")],
         "problems": [problems(split, 60, 2) for split in ("train", "val", "test")],
     }
     found = {name: sha256(json.dumps(texts).encode()).hexdigest()[:16] for name, texts in written.items()}
@@ -195,7 +195,7 @@ def test_a_template_file_is_a_category(tmp_path):
     code = (
         f"import json; from itertools import islice; import nanochat_lit; nanochat_lit.__path__.insert(0, {str(tmp_path)!r});"
         "from nanochat_lit.tiny_world import *; from nanochat_lit.tiny_world.unknown import _known;"
-        "items = [item for item in examination('test', 0, 2) if item['category'] == 'shapes'];"
+        "items = [item for item in held_out_items('test', 0, 2) if item['category'] == 'shapes'];"
         "asked = sum(c['source'] == 'shapes' for c in islice(conversations(), 500));"
         "told = sum('A wheel is round.' in text for text in islice(documents(), 500));"
         "print(json.dumps([items, asked, told, 'square' in _known()]))"
@@ -213,7 +213,7 @@ def test_a_pattern_stands_for_all_its_choices():
 
 
 def test_examinations_end_with_a_question_and_are_plain_json():
-    items = examination("test", seed=1, per_category=40)
+    items = held_out_items("test", seed=1, per_category=40)
     assert json.loads(json.dumps(items)) == items
     counts = {category: sum(item["category"] == category for item in items) for category in categories()}
     assert all(count == 40 for count in counts.values()), counts
@@ -226,7 +226,7 @@ def test_examinations_end_with_a_question_and_are_plain_json():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_follow_ups_need_the_turn_before(seed):
-    items = [item for item in examination("test", seed, 60) if item["category"] == "follow_ups"]
+    items = [item for item in held_out_items("test", seed, 60) if item["category"] == "follow_ups"]
     assert all(len(item["messages"]) >= 3 for item in items)
 
 

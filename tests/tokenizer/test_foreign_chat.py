@@ -105,7 +105,7 @@ USER = {"role": "user", "content": "Hi"}
 
 
 @pytest.mark.parametrize(("row", "message"), [
-    ({"messages": [USER, {"role": "tool", "content": "1"}]}, "message 1 is the result of a tool that nobody has called"),
+    ({"messages": [USER, {"role": "tool", "content": "1"}]}, "message 1 is the result of a tool that was not called"),
     ({"messages": [USER, {"role": "assistant", "tool_calls": [call("f")["function"]]}]}, "message 1 has a tool call without"),
     ({"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
      "message 1 calls a tool with arguments that are not JSON"),

@@ -50,7 +50,7 @@ def test_a_machine_without_a_compiler_says_so_once_and_trains(write_recipe, monk
     assert cli.main(["fit", "--config", str(write_recipe(model={"compile": "auto"}))]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "compile" in line]
     assert len(lines) == 1
-    assert "off: there is no C++ compiler" in lines[0]
+    assert "off: no C++ compiler found" in lines[0]
 
 
 def test_the_cache_is_kept_unless_the_user_has_chosen(tmp_path, monkeypatch):

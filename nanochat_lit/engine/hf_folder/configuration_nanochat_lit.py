@@ -11,7 +11,7 @@ class NanochatLitConfig(PreTrainedConfig):
     """Dimensions of a nanochat-lit model.
 
     `num_hidden_layers` is one more than `n_layer`: the last key/value cache belongs to no block, it remembers which token
-    came before (see NanochatLitPreviousToken). With a table of pairs there is one more, for the token before that.
+    came before (see NanochatLitPreviousToken). With a bigram embedding there is one more, for the token before that.
 
     Args:
         vocab_size: Number of token ids.
@@ -22,7 +22,7 @@ class NanochatLitConfig(PreTrainedConfig):
         num_key_value_heads: Key/value heads.
         max_position_embeddings: Context in tokens.
         window_pattern: Attention windows, letters S and L tiled over the blocks; the last is always L.
-        bigram_factor: Rows of the table of hashed pairs of tokens, per token of the vocabulary; 0: there is none.
+        bigram_factor: Entries of the hashed bigram embedding, as a multiple of the vocabulary; 0 disables it.
         bigram_rows: Rows of that table; None: as `bigram_factor` says. Tokens that are added later leave the table as it is.
         short_window: Tokens before itself that a token sees in a block S.
         rope_theta: Base of the rotary positions.

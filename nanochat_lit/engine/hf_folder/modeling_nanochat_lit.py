@@ -347,7 +347,7 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
         )
 
     def embed(self, token_ids: Tensor, before: Tensor | None) -> Tensor:
-        """Normed embeddings before the smear, (B, T, C), of tokens and, with a table of pairs, of those before them."""
+        """Normed embeddings before the smear, (B, T, C), of tokens and, with a bigram embedding, of those before them."""
         x = self.transformer["wte"](token_ids)
         if before is not None:
             pairs = (token_ids * PAIR_FACTORS[0]) ^ (before * PAIR_FACTORS[1])
@@ -367,7 +367,7 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
         return torch.where(position_ids.unsqueeze(-1) > 0, x + gate * previous, x)
 
     def _positions(self, input_ids: Tensor, attention_mask: Any, past_key_values: Cache | None) -> Tensor:
-        """Positions that begin with 0 at the first token that is no padding."""
+        """Positions, 0 at the first token that is not padding."""
         length = input_ids.shape[1]
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
             return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]

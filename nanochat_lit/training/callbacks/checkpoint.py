@@ -1,4 +1,4 @@
-"""Checkpoints of a run: every so many steps or minutes, before every validation, at the end, and when told to stop."""
+"""Checkpoints of a run: every N steps or minutes, before each validation, at the end, and on a signal to stop."""
 
 import math
 import sys
@@ -36,7 +36,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
     Args:
         folder: Of the checkpoints.
         every_steps: Steps between checkpoints.
-        every_minutes: Minutes between checkpoints, besides; None for none.
+        every_minutes: Minutes between checkpoints, in addition; None disables them.
         keep_last: How many to keep, the newest.
         keep_best: Whether to keep the best one as well.
         overwrite: Replace the checkpoints of an earlier run in the folder, when this one does not continue it.

@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no longer a number, or has exploded, and keeps what shows why."""
+"""Stops a run whose loss is not finite or has exploded, and keeps the batch that shows why."""
 
 import math
 from pathlib import Path
@@ -32,7 +32,7 @@ class LossGuard(StepCallback):
     """Ends fit with a UserError when a micro-batch's loss is NaN or infinite, or when the loss explodes.
 
     A loss that is not finite is found before the optimizer steps: with one rank on a CPU in every step, else in the steps
-    that are logged, where all ranks agree and nobody waits more than they do anyway. No checkpoint is written with such a
+    that are logged, where all ranks synchronize anyway. No checkpoint is written with such a
     loss behind it, so those that are there are from before. Gradients that overflow in float16 are not a matter of this:
     the loss is finite then.
 

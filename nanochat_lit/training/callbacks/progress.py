@@ -43,7 +43,7 @@ class RunProgress(StepCallback):
         self.figure: float | None = None
         """Of the last validation."""
         self.shown: dict[str, float] = {}
-        """What the line says besides, of the last row."""
+        """Further values of the line, from the last row."""
         self.tokens_per_s: float | None = None
         self.times = StepTimes()
         self.line = ProgressLine()

@@ -59,7 +59,7 @@ class SessionRecord(Callback):
     def _end(self, trainer: Trainer, how: str) -> None:
         if self._sessions:
             self._sessions[-1] |= {"ended_at": _now(), "end": how, "last_step": trainer.global_step}
-            with contextlib.suppress(OSError):  # a full disk is no reason to hide how training ended
+            with contextlib.suppress(OSError):  # a full disk must not hide how training ended
                 self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TaskEvaluator(Callback):
-    """Evaluates every so many steps and after the last one, before the checkpoint of that step is written.
+    """Evaluates every N steps and after the last one, before the checkpoint of that step is written.
 
     So a run that is killed while it evaluates does so again when it is continued. Data are loaded and checked before the
     first step. Every rank takes its share. The scores stand in the row of the step, the whole report in the run folder,
@@ -76,7 +76,7 @@ def figures_of(report: Mapping[str, Any]) -> dict[str, float]:
         report: Of `score_report.summarize`.
 
     Returns:
-        METRIC (METRIC_partial when tasks are missing, so that nobody compares them), METRIC_v2 where there are more versions
+        METRIC (METRIC_partial when tasks are missing, as they are not comparable), METRIC_v2 where there are more versions
         of the baselines, METRIC/TASK for the accuracy of each task, METRIC/TASK_format for the share of answers in its form.
     """
     metric = report["metric"]

@@ -1,4 +1,4 @@
-"""The examination runs items through the engine and hands the judge what it needs."""
+"""The held-out evaluation runs items through the engine and hands the judge what it needs."""
 
 from collections.abc import Callable
 from typing import Any
