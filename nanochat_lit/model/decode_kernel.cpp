@@ -12,14 +12,15 @@
 
 namespace {
 
-// How a matrix and its inputs are stored: 1, 2 or 4 numbers to a 32-bit word.
-enum Kind : int32_t { FLOAT32, BFLOAT16, INT8 };
+// How a matrix is stored, with 1, 2 or 4 numbers to a 32-bit word, and its inputs: in the same form, but for WIDENED, whose
+// bfloat16 weights meet inputs in float32.
+enum Kind : int32_t { FLOAT32, BFLOAT16, INT8, WIDENED };
 
 constexpr int BLOCK = 16;  // outputs whose weights lie side by side
 constexpr int VECTORS = BLOCK / LANES;
 
 #if defined(__AVX512BF16__)
-constexpr bool HAS_PAIRS = true;  // inputs of bfloat16 weights are bfloat16 too; elsewhere they are float32
+constexpr bool HAS_PAIRS = true;  // elsewhere BFLOAT16 is computed as WIDENED
 #else
 constexpr bool HAS_PAIRS = false;
 #endif
@@ -100,9 +101,11 @@ struct Reading {
 
 namespace {
 
+Kind kind_of(const Matrix& m) { return m.kind == BFLOAT16 && !HAS_PAIRS ? WIDENED : Kind(m.kind); }
+
 // Inputs to a word of weights, in words.
-constexpr int per_word(Kind kind) { return kind == BFLOAT16 && !HAS_PAIRS ? 2 : 1; }
-int input_words(const Matrix& m) { return m.words * per_word(Kind(m.kind)); }
+constexpr int per_word(Kind kind) { return kind == WIDENED ? 2 : 1; }
+int input_words(const Matrix& m) { return m.words * per_word(kind_of(m)); }
 
 template <Kind kind> struct Sum {
   Floats v = {};
@@ -245,7 +248,7 @@ void my_tiles(const Matrix& m, const uint32_t* x, const float* x_scales, int row
 template <Kind kind, class Put>
 void tiled(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, const Team& team, Put put) {
 #if HAS_TILES
-  if constexpr (kind != FLOAT32)
+  if constexpr (kind == BFLOAT16 || kind == INT8)
     if (m.words % 16 == 0 && is_using_tiles && may_use_tiles()) return my_tiles<kind>(m, x, x_scales, rows, team, put);
 #endif
   if (rows <= ROWS) my_outputs<kind, BLOCKS, ROWS>(m, x, x_scales, rows, team, put);
@@ -256,17 +259,20 @@ void tiled(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, 
 // This thread's share of the outputs of matrix times rows; put(row, first output, a vector of values) takes them.
 template <class Put>
 void multiply(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, const Team& team, Put put) {
-  if (m.kind == FLOAT32) tiled<FLOAT32>(m, x, x_scales, rows, team, put);
-  else if (m.kind == BFLOAT16) tiled<BFLOAT16>(m, x, x_scales, rows, team, put);
-  else tiled<INT8>(m, x, x_scales, rows, team, put);
+  Kind kind = kind_of(m);
+  if (kind == FLOAT32) tiled<FLOAT32>(m, x, x_scales, rows, team, put);
+  else if (kind == WIDENED) tiled<WIDENED>(m, x, x_scales, rows, team, put);
+  else if (kind == INT8) tiled<INT8>(m, x, x_scales, rows, team, put);
+  else if constexpr (HAS_PAIRS) tiled<BFLOAT16>(m, x, x_scales, rows, team, put);
 }
 
 // A row in the form that a matrix multiplies; returns its scale.
 float prepare(const Matrix& m, const float* x, uint32_t* out) {
-  if (m.kind == FLOAT32 || (m.kind == BFLOAT16 && !HAS_PAIRS)) {
+  Kind kind = kind_of(m);
+  if (kind == FLOAT32 || kind == WIDENED) {
     std::memcpy(out, x, sizeof(float) * m.inputs);
     for (int i = m.inputs; i < input_words(m); i++) out[i] = 0;
-  } else if (m.kind == BFLOAT16) {
+  } else if (kind == BFLOAT16) {
     uint16_t* half = reinterpret_cast<uint16_t*>(out);
     for (int i = 0; i < m.inputs; i++) half[i] = to_bfloat16(x[i]);
     for (int i = m.inputs; i < 2 * m.words; i++) half[i] = 0;
@@ -627,8 +633,9 @@ int32_t use_tiles(int32_t is_wanted) {
 
 // rows of inputs -> rows of outputs, both in bfloat16 or both in float32.
 void linear(const Matrix* m, const void* x, void* y, int32_t rows, int32_t is_bfloat16, int32_t threads) {
-  bool is_ready = is_bfloat16 ? m->kind == BFLOAT16 && HAS_PAIRS && m->inputs == m->words * 2
-                              : m->kind != INT8 && !(m->kind == BFLOAT16 && HAS_PAIRS) && m->inputs == input_words(*m);
+  Kind kind = kind_of(*m);
+  bool is_ready = is_bfloat16 ? kind == BFLOAT16 && m->inputs == m->words * 2
+                              : (kind == FLOAT32 || kind == WIDENED) && m->inputs == input_words(*m);
   std::vector<uint32_t> prepared(is_ready ? 0 : int64_t(rows) * input_words(*m));
   std::vector<float> scales(rows);
   const uint32_t* inputs = is_ready ? static_cast<const uint32_t*>(x) : prepared.data();

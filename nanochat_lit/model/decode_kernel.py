@@ -35,6 +35,8 @@ MAX_SLOWDOWN = 2.0
 
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+WIDENED = 3
+"""Weights in bfloat16 whose inputs stay in float32."""
 """As in decode_kernel.cpp: dtypes of weights."""
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
@@ -137,16 +139,20 @@ def _slowdown() -> str:
 
 
 def _times_of_pytorch(rows: int) -> float:
-    """The kernel's duration over PyTorch's, of a layer: the fastest of several runs by turns."""
+    """The kernel's duration over PyTorch's, of a layer: the fastest of several runs by turns.
+
+    With one thread: on a busy machine several wait for each other for longer than they compute.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     weight, inputs = (torch.randn(n, 256, generator=generator) for n in (1024, rows))
     kernel = KernelLinear(weight)
-    ours, theirs = (
-        min(times)
-        for times in zip(
-            *((_seconds(kernel, inputs), _seconds(weight.matmul, inputs.T)) for _ in range(20)), strict=True
-        )
-    )
+    try:
+        pairs = [(_seconds(kernel, inputs), _seconds(weight.matmul, inputs.T)) for _ in range(20)]
+    finally:
+        torch.set_num_threads(threads)
+    ours, theirs = (min(times) for times in zip(*pairs, strict=True))
     return ours / theirs
 
 
@@ -178,11 +184,12 @@ class KernelLinear(nn.Module):
             self._sums.copy_(padded.sum(dim=1, dtype=torch.int32))
         self.dtype = weight.dtype
 
-    @property
-    def matrix(self) -> Any:
-        """The layer as the kernel takes it; valid while this module lives."""
+    def matrix(self, activations: torch.dtype) -> Any:
+        """Returns the layer as the kernel takes it for inputs of a dtype; valid while this module lives."""
         pointers = (self._packed.data_ptr(), self._scales.data_ptr(), self._sums.data_ptr())
-        return _Matrix(*pointers, KINDS[self.dtype], self.out_features, self.in_features, self._packed.shape[1])
+        is_widened = self.dtype == torch.bfloat16 and activations == torch.float32
+        kind = WIDENED if is_widened else KINDS[self.dtype]
+        return _Matrix(*pointers, kind, self.out_features, self.in_features, self._packed.shape[1])
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
         """Map the last dimension, (..., K) -> (..., M), in the input's dtype, float32 or bfloat16."""
@@ -191,7 +198,8 @@ class KernelLinear(nn.Module):
         library = kernel_library()
         assert library is not None, "a KernelLinear is made only where there is a kernel"
         is_bfloat16, threads = input.dtype == torch.bfloat16, torch.get_num_threads()
-        library.linear(ctypes.byref(self.matrix), rows.data_ptr(), out.data_ptr(), len(rows), int(is_bfloat16), threads)
+        matrix = ctypes.byref(self.matrix(input.dtype))
+        library.linear(matrix, rows.data_ptr(), out.data_ptr(), len(rows), int(is_bfloat16), threads)
         return out.view(*input.shape[:-1], self.out_features)
 
 
@@ -217,7 +225,7 @@ class DecodeKernel:
             attention, mlp = block.attn, block.mlp
             linears = (attention.c_q, attention.c_k, attention.c_v, attention.c_proj, mlp.c_fc, mlp.c_proj)
             for name, linear in zip(("q", "k", "v", "proj", "fc", "out"), linears, strict=True):
-                setattr(layer, name, linear.matrix)
+                setattr(layer, name, linear.matrix(model.compute_dtype))
             layer.window = config.windows[number]
             layer.resid, layer.x0 = resid[number], x0[number]
             if config.has_value_embedding(number):
@@ -226,7 +234,7 @@ class DecodeKernel:
         self._linears = [module for module in model.modules() if isinstance(module, KernelLinear)]
         self._model = _Model(
             layers=ctypes.addressof(self._layers),
-            head=model.lm_head.matrix,
+            head=model.lm_head.matrix(model.compute_dtype),
             embeddings=self._embeddings.data_ptr(),
             bigram=None if self._bigram is None else self._bigram.data_ptr(),
             cos=self._cos.data_ptr(),

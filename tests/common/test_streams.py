@@ -1,5 +1,6 @@
 """Standard streams that are closed, or of an encoding that lacks characters."""
 
+import os
 import subprocess
 import sys
 
@@ -22,7 +23,8 @@ def run(tmp_path, shell: str, **environment: str) -> subprocess.CompletedProcess
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     command = f"{sys.executable} {program} {tmp_path / 'out.txt'} {shell}"
-    return subprocess.run(["bash", "-c", command], capture_output=True, env=environment, timeout=60, check=False)
+    path = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+    return subprocess.run(["bash", "-c", command], capture_output=True, env=path | environment, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

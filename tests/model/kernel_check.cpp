@@ -47,7 +47,7 @@ struct Weights {
   Matrix matrix;
 
   Weights(Kind kind, int outputs, int inputs) {
-    int group = kind == FLOAT32 ? 1 : kind == BFLOAT16 ? 2 : 4, blocks = (outputs + BLOCK - 1) / BLOCK;
+    int group = kind == FLOAT32 ? 1 : kind == INT8 ? 4 : 2, blocks = (outputs + BLOCK - 1) / BLOCK;
     int words = (inputs + group - 1) / group;
     packed.resize(int64_t(blocks) * words * BLOCK), scales.resize(blocks * BLOCK), sums.resize(blocks * BLOCK);
     std::vector<float> plain = numbers(int64_t(outputs) * inputs);
@@ -56,9 +56,9 @@ struct Weights {
       for (int i = 0; i < inputs; i++) {
         float w = plain[int64_t(o) * inputs + i];
         int byte = int(std::nearbyint(w / scales[o]));
-        uint32_t bits_of = kind == FLOAT32    ? bits<uint32_t>(w)
-                           : kind == BFLOAT16 ? uint32_t(to_bfloat16(w)) << (16 * (i % 2))
-                                              : uint32_t(uint8_t(byte)) << (8 * (i % 4));
+        uint32_t bits_of = kind == FLOAT32 ? bits<uint32_t>(w)
+                           : kind == INT8  ? uint32_t(uint8_t(byte)) << (8 * (i % 4))
+                                           : uint32_t(to_bfloat16(w)) << (16 * (i % 2));
         packed[(int64_t(o / BLOCK) * words + i / group) * BLOCK + o % BLOCK] |= bits_of;
         sums[o] += byte;
       }
@@ -187,7 +187,7 @@ template <class T> void check_muon(int64_t rows, int64_t columns) {
 
 int main() {
   std::fprintf(stderr, "%s\n", instructions());
-  for (Kind kind : {FLOAT32, BFLOAT16, INT8}) {
+  for (Kind kind : {FLOAT32, BFLOAT16, INT8, WIDENED}) {
     for (auto [outputs, inputs] : {std::pair{100, 60}, {16, 3}, {257, 96}}) check_linear(kind, outputs, inputs);
     check_model(kind);
   }
