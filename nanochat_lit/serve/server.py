@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from nanochat_lit.serve.loop import ChatLoop
 from nanochat_lit.serve.messages import Ready
 from nanochat_lit.serve.metrics import ServerMetrics
 from nanochat_lit.serve.spec import ChatSpec
-from nanochat_lit.serve.workers import WorkerPool
+from nanochat_lit.serve.workers import WorkerPool, log
 from nanochat_lit.tokenizer import Tokenizer
 
 _PATHS = ("/v1/chat/completions", "/v1/models", "/health", "/metrics")
@@ -90,12 +89,12 @@ class ChatServer(litserve.LitServer):
 
     async def health(self) -> Response:
         """200 if a request would be answered now."""
-        pool = self.pool
-        status = "ok" if pool.num_ready == pool.num_workers else "degraded" if pool.num_ready else "not ready"
-        body = {"status": status, "model": self.settings.name, "ready": pool.num_ready, "workers": pool.num_workers}
+        pool, num_ready = self.pool, self.pool.num_ready  # once: it changes with time
+        status = "ok" if num_ready == pool.num_workers else "degraded" if num_ready else "not ready"
+        body = {"status": status, "model": self.settings.name, "ready": num_ready, "workers": pool.num_workers}
         if pool.ready is not None:
             body["kernel"] = pool.ready.kernel
-        return JSONResponse(body, 200 if pool.num_ready else 503)
+        return JSONResponse(body, 200 if num_ready else 503)
 
     async def metrics_page(self) -> Response:
         """Everything in Prometheus' text format."""
@@ -135,16 +134,14 @@ class ChatServer(litserve.LitServer):
             message, status = self.failure
             if status == 2:
                 raise UserError(message)
-            print(f"error: {message}", file=sys.stderr)
+            log(f"error: {message}")
             raise SystemExit(status)
 
     def _announce(self, ready: Ready) -> None:
         seconds = time.monotonic() - self._start_s
-        print(
+        log(
             f"{self.settings.name} is ready at {self._address}/v1 after {seconds:.1f} s: "
-            f"{self.pool.num_workers} worker(s) with {ready.num_slots} slots of {ready.context} tokens",
-            file=sys.stderr,
-            flush=True,
+            f"{self.pool.num_workers} worker(s) with {ready.num_slots} slots of {ready.context} tokens"
         )
 
     def _give_up(self, message: str, status: int) -> None:

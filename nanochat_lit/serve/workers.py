@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -215,7 +216,7 @@ class WorkerPool:
             for worker in self._workers:
                 worker.heard_s += pause_s
                 if worker.ready is not None and now_s - worker.heard_s > hang_s:
-                    print(f"worker {worker.index} has been silent for {hang_s:g} s", file=sys.stderr, flush=True)
+                    log(f"worker {worker.index} has been silent for {hang_s:g} s")
                     self._fail(
                         worker, 504, "the process that computes this answer hangs and is started again; try again"
                     )
@@ -231,7 +232,16 @@ class WorkerPool:
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._end_of)
+
+    def _end_of(self, task: asyncio.Task[None]) -> None:
+        """A task that fails would leave a worker unwatched for ever: the server ends, and what started it may try again."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._is_closing:
+            log("".join(traceback.format_exception(error)).rstrip())
+            self._is_closing = True
+            self._on_failure(f"the workers can no longer be watched ({type(error).__name__}: {error})", 1)
 
     def _receive(self, worker: _Worker, message: Any) -> None:
         worker.heard_s = time.monotonic()
@@ -268,7 +278,7 @@ class WorkerPool:
             self._is_closing = True
             self._on_failure(f"worker {worker.index} ended with status {status} and would do so again", 1)
             return
-        print(f"worker {worker.index} ended with status {status}; starting another", file=sys.stderr, flush=True)
+        log(f"worker {worker.index} ended with status {status}; starting another")
         self._metrics.restarts.add()
         self._workers[worker.index] = self._launch(worker.index)
 
@@ -276,7 +286,7 @@ class WorkerPool:
         """A worker cannot start: the server goes on with the others, if there are any."""
         worker.has_given_up = True
         if any(other.ready is not None for other in self._workers):
-            print(f"error: worker {worker.index}: {message}; others go on", file=sys.stderr, flush=True)
+            log(f"error: worker {worker.index}: {message}; others go on")
             return
         self._is_closing = True
         self._on_failure(message, status)
@@ -299,6 +309,12 @@ class WorkerPool:
         self._metrics.slots.set(
             sum(worker.ready.num_slots for worker in self._workers if worker.ready and worker.is_able)
         )
+
+
+def log(message: str) -> None:
+    """Write a line to stderr, if anyone still reads it: a server outlives the reader of its log."""
+    with contextlib.suppress(OSError, ValueError):
+        print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -142,3 +142,29 @@ def test_a_worker_that_has_just_died_takes_messages_without_an_error(error):
         raise error
 
     workers._Worker.send(SimpleNamespace(_writer=SimpleNamespace(write=write)), Beat())
+
+
+def test_a_watch_that_fails_ends_the_server_which_would_no_longer_notice_hangs(monkeypatch, capsys):
+    monkeypatch.setattr(workers, "WATCH_EVERY_S", 0.01)
+    ends = []
+    pool = WorkerPool(
+        ServeSettings(model="m", name="m"), "", [None], ServerMetrics(), print, lambda *told: ends.append(told)
+    )
+    pool._measure = lambda: 1 / 0
+
+    async def watch() -> None:
+        pool._start(pool._watch())
+        await asyncio.sleep(0.1)
+
+    asyncio.run(watch())
+    assert ends == [("the workers can no longer be watched (ZeroDivisionError: division by zero)", 1)]
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), ValueError("I/O operation on closed file")])
+def test_the_pool_goes_on_when_the_reader_of_its_log_has_gone(monkeypatch, error):
+    def write(text: str) -> None:
+        raise error
+
+    monkeypatch.setattr(workers.sys, "stderr", SimpleNamespace(write=write, flush=write))
+    workers.log("worker 0 ended with status -9; starting another")
