@@ -59,7 +59,7 @@ class HumanEval(RowTask):
         del tool_calls
         if self.run_code is None:
             raise UserError(
-                "HumanEval runs what a model has written; give it a run_code that isolates it, such as engine.run_python"
+                "HumanEval runs what a model has written; give it a run_code that isolates it, such as nanochat_lit.run_python"
             )
         result = self.run_code(program(conversation, completion))
         passed = getattr(result, "ok", result)

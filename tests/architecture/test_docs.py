@@ -4,7 +4,9 @@ Commands of the Trainer are run with --print_config, which reads the recipe and 
 their signature, and their function is not called.
 """
 
+import ast
 import functools
+import importlib.util
 import inspect
 import io
 import itertools
@@ -248,3 +250,61 @@ def test_keys_that_the_pages_name():
     for page in PAGES:
         for group, key in re.findall(r"--(model|data|trainer)\.(\w+)", text_of(page)):
             assert key in known[group], f"{page}: --{group}.{key}"
+
+
+OF_OTHERS = {"nanochat-lit: command not found", "CUDA out of memory"}
+"""Messages of the shell and of PyTorch."""
+
+
+@functools.cache
+def texts_of_the_code():
+    """Every string in the package, NUL where an f-string has a value."""
+    texts = []
+    for path in (ROOT / "nanochat_lit").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+def is_said(message, texts):
+    """Whether a text has the message; "..." stands for a value."""
+    pattern = r"[^\n]*\0[^\n]*".join(re.escape(piece.strip()) for piece in message.split("...") if piece.strip())
+    pattern = r"\0[^\n]*" * message.startswith("...") + pattern + r"[^\n]*\0" * message.endswith("...")
+    return any(re.search(pattern, text) for text in texts)
+
+
+def quoted_messages(page):
+    """Code spans of three and more words, or with "...", that are not commands, options, JSON or expressions."""
+    for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", text_of(page))):
+        is_prose = len(span.split()) >= 3 and re.fullmatch(r"[\w .,:;'+-]+", span) and " -" not in span
+        if is_prose and span.split()[0] not in OTHERS | {"nanochat-lit"} and not span.startswith("litgpt "):
+            yield span
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_quoted_messages_are_those_of_the_code(page):
+    for message in quoted_messages(page):
+        assert message in OF_OTHERS or is_said(message, texts_of_the_code()), message
+
+
+def test_messages_are_quoted_and_a_wrong_quotation_is_found():
+    assert len(list(quoted_messages("recipes/docs/troubleshooting.md"))) >= 9
+    texts = ["\0 is in use by \0, pid \0; wait", "a whole sentence"]
+    assert is_said("... is in use by ..., pid ...", texts)
+    assert is_said("whole sentence", texts)
+    assert not is_said("... was in use by ...", texts)
+    assert not is_said("... whole sentence", texts)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_names_that_pages_give(page):
+    """nanochat_lit.X.Y outside of class paths in recipes, which are parsed: each can be imported."""
+    for name in set(re.findall(r"\bnanochat_lit(?:\.\w+)+", text_of(page))):
+        module, _, attribute = name.rpartition(".")
+        found = importlib.util.find_spec(module) and (
+            hasattr(importlib.import_module(module), attribute) or importlib.util.find_spec(name)
+        )
+        assert found, name
