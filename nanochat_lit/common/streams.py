@@ -1,9 +1,11 @@
 """Standard streams as a program may find them: closed, of any encoding, of a terminal that has gone."""
 
 import contextlib
+import errno
 import io
 import os
 import sys
+from typing import Any
 
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
@@ -25,8 +27,31 @@ def prepare_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", errors="replace", closefd=False))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper) and name != "stderr":  # which escapes them anyway
-            stream.reconfigure(errors="replace")
+        elif isinstance(stream, io.TextIOWrapper):
+            errors = "backslashreplace" if name == "stderr" else "replace"
+            if mode == "w" and stream.isatty():
+                raw = io.BufferedWriter(_Terminal(number, "w", closefd=False))
+                setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, errors, line_buffering=True))
+            else:
+                stream.reconfigure(errors=errors)
+
+
+class _Terminal(io.FileIO):
+    """A terminal that may be closed: what is written afterwards is lost, and the program goes on.
+
+    The system tells only the processes that it controls (SIGHUP), not those that have left it (disown, setsid).
+    """
+
+    def write(self, data: Any) -> int | None:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())
+            os.close(null)
+            return len(data)
 
 
 def discard_output() -> None:

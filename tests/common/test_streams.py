@@ -39,3 +39,26 @@ def test_encodings(encoding, tmp_path):
     done = run(tmp_path, "< /dev/null", PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert "gr" in done.stdout.decode(encoding, "replace")
+
+
+def test_a_terminal_that_has_gone(tmp_path):
+    """What is printed is lost; the program runs to its end."""
+    program = tmp_path / "program.py"
+    lines = ["import sys", "from nanochat_lit.common.streams import prepare_streams", "prepare_streams()"]
+    lines += [
+        "assert sys.stdout.isatty() and sys.stderr.isatty()",
+        "print('ready', flush=True)",
+        "sys.stdin.readline()",
+    ]
+    lines += ["print('lost')", "print('lost', file=sys.stderr)", f"open({str(tmp_path / 'end')!r}, 'w').close()"]
+    program.write_text("\n".join(lines))
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    assert os.read(ours, 100) == b"ready\r\n"
+    os.close(ours)
+    process.communicate(b"\n", timeout=60)
+    assert process.returncode == 0
+    assert (tmp_path / "end").exists()

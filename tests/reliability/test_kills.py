@@ -144,7 +144,12 @@ def test_reinforcement_learning_on_two_ranks_is_that_on_one(write_rl_recipe, str
 
 
 @pytest.mark.parametrize(
-    ("name", "moment"), [("SIGTERM", "accumulation"), pytest.param("SIGINT", "validation", marks=pytest.mark.slow)]
+    ("name", "moment"),
+    [
+        ("SIGTERM", "accumulation"),
+        pytest.param("SIGINT", "validation", marks=pytest.mark.slow),
+        pytest.param("SIGHUP", "backward", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_lets_the_step_finish_and_saves(make, whole, name, moment):
     recipe = make(callback("Signal", moment=moment, step=3, name=name))
@@ -157,6 +162,45 @@ def test_a_signal_lets_the_step_finish_and_saves(make, whole, name, moment):
     assert next(iter(step_files(run / "checkpoints"))) == 4
     code, err = fit(recipe, "--ckpt_path", "last", "--trainer.callbacks", "[]")
     assert code == 0, err
+    assert_same(run, whole)
+
+
+IN_TERMINAL = """
+import fcntl, os, sys, termios
+if sys.argv[1] == "controls":
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["controls", "is only written to"])
+def test_a_terminal_that_closes(make, whole, kind):
+    """It saves and ends if the system tells it (SIGHUP); a process that left its terminal trains to the end."""
+    recipe = make(callback("Signal", moment="accumulation", step=3, name="SIGSTOP"))
+    run = recipe.parent / "run"
+    ours, theirs = os.openpty()
+    words = ["-m", "nanochat_lit", "fit", "--config", str(recipe)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_TERMINAL, kind, *words],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    os.close(ours)
+    process.send_signal(signal.SIGCONT)
+    if kind == "controls":
+        assert process.wait(TIMEOUT_S) == 128 + signal.SIGHUP
+        assert next(iter(step_files(run / "checkpoints"))) == 4
+        assert (run / "export").is_dir()
+        code, err = fit(recipe, "--ckpt_path", "last", "--trainer.callbacks", "[]")
+        assert code == 0, err
+    else:
+        assert process.wait(TIMEOUT_S) == 0
     assert_same(run, whole)
 
 
