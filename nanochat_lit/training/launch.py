@@ -79,6 +79,7 @@ def check_memory(trainer: Trainer, module: LightningModule, datamodule: Lightnin
     if config is None:
         return
     memory, size = total_memory_bytes(device), datamodule.rows
+    trains_in_float8, _ = module.float8_choice(trainer)
 
     def need(sequences: int, *, checkpointing: Checkpointing = module.activation_checkpointing) -> int:
         return training_memory(
@@ -88,6 +89,7 @@ def check_memory(trainer: Trainer, module: LightningModule, datamodule: Lightnin
             device_type=device.type,
             capability=cuda_facts(device).get("capability"),
             activation_checkpointing=checkpointing,
+            fp8=trains_in_float8,
             strategy=strategy_name(trainer),
             world_size=trainer.num_devices * trainer.num_nodes,
         ).total

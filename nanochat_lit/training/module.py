@@ -127,9 +127,10 @@ class LanguageModule(LightningModule):
 
     def check_hardware(self, trainer: Trainer) -> None:
         """Raise UserError for a number format that the Trainer's device has not."""
-        self._decide_float8(trainer)
+        self.float8_choice(trainer)
 
-    def _decide_float8(self, trainer: Trainer) -> tuple[bool, str]:
+    def float8_choice(self, trainer: Trainer) -> tuple[bool, str]:
+        """Returns whether the run trains in float8 on the Trainer's device, and in words why not."""
         device = trainer.strategy.root_device
         dtype = getattr(trainer.precision_plugin, "compute_dtype", torch.float32)
         return decide_float8(self.fp8_mode, device.type, nvidia_capability(device), dtype)
@@ -201,7 +202,7 @@ class LanguageModule(LightningModule):
         }
         if self.device.type == "cpu":
             notes["kernels"] = describe_kernels()
-        trains_in_float8, note = self._decide_float8(self.trainer)
+        trains_in_float8, note = self.float8_choice(self.trainer)
         if trains_in_float8:
             converted, all_layers = convert_to_float8(self.model)
             note = f"{converted} of {all_layers} linear layers"

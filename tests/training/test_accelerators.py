@@ -10,6 +10,7 @@ from nanochat_lit.common.available_memory import free_memory_bytes, total_memory
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.peak_memory import peak_memory_bytes
 from nanochat_lit.training import PretrainModule, TextDataModule, accelerators, launch
+from nanochat_lit.training import module as training_module
 from nanochat_lit.training.accelerators import XPUAccelerator, choose_accelerator
 from nanochat_lit.training.callbacks.rank_state import random_state, set_random_state
 
@@ -90,27 +91,30 @@ def test_random_numbers_of_any_accelerator_resume(device_module):
 
 
 @pytest.mark.parametrize(
-    ("depth", "gib", "capability", "dtype", "sequences", "words"),
+    ("depth", "gib", "capability", "dtype", "sequences", "fp8", "words"),
     [
-        (24, 79.1, (9, 0), torch.bfloat16, 16, None),
-        (24, 79.1, (9, 0), torch.bfloat16, "auto", None),
+        (24, 79.1, (9, 0), torch.bfloat16, 16, False, None),
+        (24, 79.1, (9, 0), torch.bfloat16, "auto", False, None),
         (
             24,
             47.5,
             (8, 9),
             torch.bfloat16,
             16,
+            False,
             "micro_batch_size 16 of this 24-layer model needs about .*; use .*size 8",
         ),
-        (14, 15.8, (8, 9), torch.bfloat16, 8, None),
-        (14, 15.8, (7, 5), torch.float16, 8, "use --data.micro_batch_size 4"),
-        (24, 15.8, (9, 0), torch.bfloat16, "auto", "recipes one_gpu_8gb to one_gpu_24gb"),
-        (12, 3.6, (8, 9), torch.bfloat16, 4, "--data.micro_batch_size 1 --model.activation_checkpointing true"),
+        (14, 15.8, (8, 9), torch.bfloat16, 8, False, None),
+        (24, 47.5, (8, 9), torch.bfloat16, 16, "auto", None),  # in float8 it is 12 GiB less
+        (14, 15.8, (7, 5), torch.float16, 8, "auto", "use --data.micro_batch_size 4"),
+        (24, 15.8, (9, 0), torch.bfloat16, "auto", False, "recipes one_gpu_8gb to one_gpu_24gb"),
+        (12, 3.6, (8, 9), torch.bfloat16, 4, False, "--data.micro_batch_size 1 --model.activation_checkpointing true"),
     ],
 )
-def test_a_card_too_small_for_a_recipe(depth, gib, capability, dtype, sequences, words, monkeypatch, tmp_path):
+def test_a_card_too_small_for_a_recipe(depth, gib, capability, dtype, sequences, fp8, words, monkeypatch, tmp_path):
     monkeypatch.setattr(launch, "total_memory_bytes", lambda device: gib * 2**30)
     monkeypatch.setattr(launch, "cuda_facts", lambda device: {"capability": capability})
+    monkeypatch.setattr(training_module, "nvidia_capability", lambda device: capability)
     trainer = types.SimpleNamespace(
         strategy=types.SimpleNamespace(root_device=torch.device("cuda")),
         precision_plugin=types.SimpleNamespace(compute_dtype=dtype),
@@ -118,7 +122,7 @@ def test_a_card_too_small_for_a_recipe(depth, gib, capability, dtype, sequences,
         num_nodes=1,
     )
     data = TextDataModule(path=str(tmp_path), micro_batch_size=sequences)
-    module = PretrainModule(depth=depth)
+    module = PretrainModule(depth=depth, fp8=fp8)
     if words is None:
         launch.check_memory(trainer, module, data)
         return
