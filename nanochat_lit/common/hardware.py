@@ -11,6 +11,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,12 @@ FLOAT16_CAPABILITY = (7, 0)
 
 _BFLOAT16_ROCM = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
 """Architectures of AMD GPUs with bfloat16 matrix instructions, by the beginning of their names."""
+
+CPUINFO = Path("/proc/cpuinfo")
+"""Linux's description of the processors; torch describes them from 2.10 on only."""
+
+_BFLOAT16_CPU = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
+"""What Linux calls a processor's instructions for matrix products in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -254,9 +261,11 @@ def gpu_peak_flops_per_s(name: str, dtype: torch.dtype) -> float:
 def _cpu_has_bfloat16() -> bool:
     if platform.system() != "Linux":
         return False  # elsewhere torch's CPU build has no fast bfloat16 matmul, whatever the processor can do
-    capabilities = torch.cpu.get_capabilities()
-    names = ("avx512_bf16", "amx_bf16") if capabilities.get("architecture") == "x86_64" else ("bf16", "sve_bf16")
-    return any(bool(capabilities.get(name, False)) for name in names)
+    if not CPUINFO.exists():
+        return False
+    lines = CPUINFO.read_text("utf-8", errors="replace").splitlines()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")  # x86, ARM
+    return not _BFLOAT16_CPU.isdisjoint(flags.split())
 
 
 @cache

@@ -4,6 +4,7 @@ import warnings
 from importlib.util import find_spec
 
 import torch
+import torch.nn.attention
 
 from nanochat_lit.model.attention import choose_attention
 from nanochat_lit.model.config import GPTConfig
@@ -17,7 +18,9 @@ SDPA_KERNELS = {0: "math", 1: "flash", 2: "memory-efficient", 3: "cuDNN"}
 
 
 def installed_flash_attention() -> tuple[str, ...]:
-    """Implementations whose kernels are installed; nothing is imported to find out."""
+    """Implementations whose kernels are installed, if this torch has a registry for them; none of them is imported."""
+    if not hasattr(torch.nn.attention, "activate_flash_attention_impl"):  # torch 2.9 and 2.10
+        return ()
     return tuple(name for name, module in FLASH_MODULES.items() if _is_installed(module))
 
 
@@ -44,9 +47,7 @@ def activate_flash_attention(capability: tuple[int, int], dtype: torch.dtype) ->
     if name not in FLASH_MODULES:
         return None
     try:
-        from torch.nn.attention import activate_flash_attention_impl
-
-        activate_flash_attention_impl(name)
+        torch.nn.attention.activate_flash_attention_impl(name)
     except (ImportError, RuntimeError) as error:  # built for another torch or CUDA
         reason = str(error).splitlines()[0]
         warnings.warn(f"{name} is installed but does not load ({reason}); torch's own kernel is used", stacklevel=2)

@@ -35,19 +35,24 @@ def test_unknown_dtypes_name_value_and_choices(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "expected"),
+    ("flags", "expected"),
     [
-        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
-        ({"architecture": "x86_64", "avx512_bf16": True}, torch.bfloat16),
-        ({"architecture": "x86_64", "amx_bf16": True}, torch.bfloat16),
-        ({"architecture": "aarch64", "bf16": True}, torch.bfloat16),
-        ({"architecture": "aarch64", "neon": True}, torch.float32),
+        ("flags\t\t: fpu avx512f avx512_vbmi2", torch.float32),
+        ("flags\t\t: fpu avx512f avx512_bf16 clzero", torch.bfloat16),
+        ("flags\t\t: fpu avx512f amx_bf16 amx_tile", torch.bfloat16),
+        ("Features\t: fp asimd bf16 i8mm", torch.bfloat16),
+        ("Features\t: fp asimd sve svebf16", torch.bfloat16),
+        ("Features\t: fp asimd", torch.float32),
     ],
 )
-def test_auto_on_cpu(monkeypatch, capabilities, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+def test_auto_on_cpu(monkeypatch, tmp_path, flags, expected):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\n{flags}\nbugs\t: bf16\n", "utf-8")
+    monkeypatch.setattr(hardware, "CPUINFO", cpuinfo)
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     assert resolve_compute_dtype("auto", "cpu") == expected
+    cpuinfo.unlink()
+    assert resolve_compute_dtype("auto", "cpu") == torch.float32
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     assert resolve_compute_dtype("auto", "cpu") == torch.float32
 
