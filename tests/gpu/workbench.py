@@ -11,6 +11,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from check import is_stand_in
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = [
     "the",
@@ -148,9 +150,10 @@ class Workbench:
     def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
         """Start a command, a recipe's path in place of `--config`; its output goes to a log of the command's name."""
         options = [option for argument in arguments for option in _as_options(argument)]
+        program = [str(Path(__file__).with_name("exempt.py"))] if is_stand_in() else ["-m", "nanochat_lit"]
         with self._log_path(arguments[0]).open("wb") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "nanochat_lit", *options],
+                [sys.executable, *program, *options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": _python_path()},
             )  # fmt: skip
 
