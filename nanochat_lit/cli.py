@@ -1,8 +1,8 @@
-"""The console script: one table of commands, and errors that a person can read.
+"""The console script: the table of commands and one-line error messages.
 
-Only the standard library is imported before the command is known, so `nanochat-lit --help` answers at once; torch alone
-would take seconds. `fit`, `validate` and `test` belong to the Trainer and go to LightningCLI. Every other command is a
-typed function, and jsonargparse turns its signature and docstring into options and help.
+Only the standard library is imported before the command is known, so `nanochat-lit --help` answers immediately;
+importing torch takes seconds. `fit`, `validate` and `test` are handled by LightningCLI. Every other command is a typed
+function, and jsonargparse turns its signature and docstring into options and help.
 """
 
 import argparse
@@ -26,15 +26,15 @@ PROG = "nanochat-lit"
 
 TRAINER = "nanochat_lit.training.cli:main"
 
-# command: (module:function, or the same for each subcommand; one line of help)
+# command: (module:function or {subcommand: module:function}, one line of help)
 COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     "quickstart": (
         "nanochat_lit.commands.quickstart:quickstart",
-        "data, tokenizer, pretraining, SFT, evaluation: all at once, offline",
+        "run the whole pipeline offline: data, tokenizer, pretraining, SFT, evaluation",
     ),
     "fit": (TRAINER, "train a model: --config recipes/X.yaml, any key can be overridden"),
-    "validate": (TRAINER, "measure a checkpoint on its recipe's validation data"),
-    "test": (TRAINER, "measure a checkpoint on its recipe's test data"),
+    "validate": (TRAINER, "evaluate a checkpoint on its recipe's validation data"),
+    "test": (TRAINER, "evaluate a checkpoint on its recipe's test data"),
     "tokenizer": (
         {"train": "nanochat_lit.commands.tokenizer:train", "evaluate": "nanochat_lit.commands.tokenizer:evaluate"},
         "train a tokenizer; compare its compression with others",
@@ -46,9 +46,12 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
             "info": "nanochat_lit.commands.data_info:info",
             "prepare": "nanochat_lit.commands.data_prepare:prepare",
         },
-        "write the generated corpus to files; download data sets; what a corpus is made of; prepare text for repeated runs",
+        "generate the tiny world corpus; download data sets; analyze a corpus; tokenize text ahead of training",
     ),
-    "plan": ("nanochat_lit.commands.plan:plan", "what a depth costs: dimensions, tokens, batch, memory, hours, money"),
+    "plan": (
+        "nanochat_lit.commands.plan:plan",
+        "estimate a pretraining run: dimensions, tokens, batch, memory, hours, cost",
+    ),
     "evaluate": (
         {
             "bpb": "nanochat_lit.commands.evaluate:bpb",
@@ -57,7 +60,7 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
             "core": "nanochat_lit.commands.evaluate_tasks:core",
             "chat": "nanochat_lit.commands.evaluate_tasks:chat",
         },
-        "measure an export: bits per byte, samples, accuracy in the tiny world, CORE, ChatCORE",
+        "evaluate an export: bits per byte, samples, tiny world accuracy, CORE, ChatCORE",
     ),
     "chat": ("nanochat_lit.commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
     "ui": ("nanochat_lit.commands.ui:ui", "chat in the browser: --model EXPORT, or --url of a running server"),
@@ -66,26 +69,35 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
             "train": "nanochat_lit.commands.bench_train:bench_train",
             "infer": "nanochat_lit.commands.bench_infer:bench_infer",
         },
-        "measure speed: training steps next to the limits of the machine, prefill and decoding",
+        "benchmark training steps, or prefill and decoding",
     ),
-    "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP, as OpenAI's clients expect it"),
-    "export": ("nanochat_lit.commands.export:export", "write an export in another format: a folder for Hugging Face"),
-    "import-hf": ("nanochat_lit.commands.import_hf:import_hf", "make an export of a folder that `export` wrote"),
+    "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP with an OpenAI-compatible API"),
+    "export": (
+        "nanochat_lit.commands.export:export",
+        "write an export of a checkpoint, or a folder for Hugging Face transformers",
+    ),
+    "import-hf": (
+        "nanochat_lit.commands.import_hf:import_hf",
+        "convert a Hugging Face folder written by `export` back to an export",
+    ),
     "import-nanochat": (
         "nanochat_lit.commands.import_nanochat:import_nanochat",
-        "make an export of a nanochat checkpoint and its tokenizer",
+        "convert a nanochat checkpoint and its tokenizer to an export",
     ),
-    "report": ("nanochat_lit.commands.report:report", "a page on one run or several: curves, scores, samples, cost"),
+    "report": (
+        "nanochat_lit.commands.report:report",
+        "write an HTML and Markdown report on one or more runs: curves, scores, samples, cost",
+    ),
     "sweep": (
         "nanochat_lit.commands.sweep:sweep",
-        "many runs by one recipe: depths, compute budgets; fits scaling laws",
+        "train a grid of depths and compute budgets; fit scaling laws",
     ),
 }
 
-# short options, which a function signature cannot name: command -> {short: long}
+# short options, which a function signature cannot express: command -> {short: long}
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
 
-# commands with one obvious object, which needs no name: command -> the option that the first bare words stand for
+# positional argument: command -> the option that bare words before the first option are assigned to
 FIRST_WORDS = {
     "data download": "--source",
     "data info": "--data",
@@ -98,7 +110,7 @@ FIRST_WORDS = {
     "tokenizer train": "--data",
 }
 
-# other names of an option, as recipes and other commands call it; for commands that have the option and not the name
+# aliases: names that recipes or other commands use for an option; used where the command lacks a parameter of that name
 OTHER_NAMES = {"--path": "--data", "--data.path": "--data", "--run_dir": "--out", "--out": "--run_dir"}
 
 
@@ -106,10 +118,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: Arguments without the program's name; None means those of the process.
+        argv: Arguments without the program's name; None reads `sys.argv`.
 
     Returns:
-        Exit status: 0; 2 for a mistake of the user, told on stderr in a line or two; 130 after Ctrl-C.
+        Exit status: 0 on success, 2 for a user error (printed to stderr in one or two lines), 130 after Ctrl-C.
     """
     if argv is None:
         prepare_streams()
@@ -117,14 +129,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _configure_allocator()
     try:
         status = _dispatch([_expand_home(arg) for arg in argv])
-        sys.stdout.flush()  # here, not at exit, so that a closed pipe is noticed where it is handled
+        sys.stdout.flush()  # a closed pipe raises here, inside the handler, rather than at interpreter exit
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        discard_output()  # the reader (head, less) has gone; the interpreter would complain when it flushes at exit
-        return 141  # as a program that SIGPIPE has ended
-    except SystemExit as stop:  # argparse's way out of --help
+        discard_output()  # the reader (head, less) has exited; the interpreter's flush at exit would raise again
+        return 141  # 128 + SIGPIPE
+    except SystemExit as stop:  # argparse raises it after --help
         if isinstance(stop.code, str):
             return _fail(stop.code)
         return stop.code or 0
@@ -135,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         status = _fail(text)
         if error.filename is None:
-            discard_output()  # stdout itself may be what cannot be written
+            discard_output()  # stdout itself may be unwritable
         return status
     except Exception as error:
         if not _has_interrupt(error):
@@ -146,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _configure_allocator() -> None:
-    """Let torch's CUDA allocator grow its segments, which keeps memory whole; torch reads the variable when it is imported."""
+    """Enable expandable segments in torch's CUDA allocator, which reduce fragmentation; read when torch is imported."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
     if sys.platform == "linux" and not any(name in os.environ for name in names):
         os.environ[names[0]] = "expandable_segments:True"
@@ -202,7 +214,7 @@ def _run_trainer(argv: list[str]) -> int:
 
 
 def _name_text(args: list[str]) -> list[str]:
-    """--path FILE and --data FILE, as other commands call it, for --data.path FILE."""
+    """Expand --path FILE and --data FILE, the names in other commands, to --data.path FILE."""
     named = []
     for arg, after in zip(args, [*args[1:], ""], strict=True):
         name, equals, value = arg.partition("=")
@@ -224,11 +236,11 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
             _with_homes(function),
             args=_complete_flags(_expand_short_options(args, shorts), function),
             prog=f"{PROG} {' '.join(words)}",
-            as_positional=False,  # a position would change its meaning when a signature grows; every value has a name
-            allow_abbrev=False,  # `--temp` would change its meaning when an option is added
-            exit_on_error=False,  # raise, instead of printing the usage of every option
+            as_positional=False,  # positions would shift when a signature grows
+            allow_abbrev=False,  # `--temp` would become ambiguous when an option is added
+            exit_on_error=False,  # raise instead of printing the usage of every option
             epilog="; ".join(f"{short} is short for {long}" for short, long in shorts.items())
-            or (f"the first word may stand without {first_word}" if first_word else ""),
+            or (f"{first_word} may be omitted for the first argument" if first_word else ""),
         )
     except argparse.ArgumentError as error:
         options = [f"--{name}" for name in inspect.signature(function).parameters]
@@ -237,7 +249,7 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
 
 
 def _with_homes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with ~ at the beginning of its values expanded: those of lists and mappings, too."""
+    """Wrap a function to expand a leading ~ in its arguments, including those inside lists and mappings."""
 
     @functools.wraps(function)
     def call(**values: Any) -> Any:
@@ -249,7 +261,7 @@ def _with_homes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _expand_home(arg: str) -> str:
-    """~/X and --option=~/X as a shell expands ~/X; in --option=~/X it does not."""
+    """Expand ~ in ~/X and --option=~/X; a shell leaves the latter unexpanded."""
     if "~" not in arg:
         return arg
     from nanochat_lit.common.paths import expand_home
@@ -273,7 +285,7 @@ def _load(target: str) -> Callable[..., Any]:
     module, _, function = target.partition(":")
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT) if is_main else None
-    if before is signal.default_int_handler:  # an interrupted import fails in many ways; nothing has been begun yet
+    if before is signal.default_int_handler:  # an interrupted import can raise any error; no work has started yet
         signal.signal(signal.SIGINT, _leave)
     try:
         return getattr(import_module(module), function)
@@ -288,7 +300,7 @@ def _leave(*_: object) -> None:
 
 
 def _expand_short_options(args: list[str], short_options: dict[str, str]) -> list[str]:
-    """Spell out short options, glued to their value: argparse would read a value that begins with a dash as an option."""
+    """Expand short options to --option=value, so that argparse accepts values that begin with a dash."""
     expanded: list[str] = []
     rest = iter(args)
     for arg in rest:
@@ -301,7 +313,7 @@ def _expand_short_options(args: list[str], short_options: dict[str, str]) -> lis
 
 
 def _with_underscores(args: list[str]) -> list[str]:
-    """--api-key as --api_key, and --model.num-steps as --model.num_steps; deeper keys may be the user's own names."""
+    """Convert --api-key to --api_key and --model.num-steps to --model.num_steps; deeper keys may be user-defined."""
     spelled = []
     for before, arg in zip(["", *args], args, strict=False):
         option, equals, value = arg.partition("=")
@@ -314,7 +326,7 @@ def _with_underscores(args: list[str]) -> list[str]:
 
 
 def _name_first_words(args: list[str], option: str | None, function: Callable[..., Any]) -> list[str]:
-    """Give the words before the first option the name of what they stand for: one word, or all of them for a list."""
+    """Assign the words before the first option to `option`: one word, or all of them for a list."""
     count = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args))
     if option is None or not count:
         return args
@@ -325,7 +337,7 @@ def _name_first_words(args: list[str], option: str | None, function: Callable[..
 
 
 def _complete_flags(args: list[str], function: Callable[..., Any]) -> list[str]:
-    """Give bare switches such as --json their value true, which jsonargparse wants spelled out."""
+    """Add the value true to bare switches such as --json; jsonargparse requires a value."""
     parameters = inspect.signature(function).parameters.items()
     switches = {f"--{name}" for name, parameter in parameters if parameter.annotation in (bool, "bool")}
     following = [*args, ""][1:]
@@ -350,7 +362,7 @@ def _subcommand_help(command: str, subcommands: dict[str, str]) -> str:
 
 
 def _shorten(message: str, limit: int = 400) -> str:
-    """One line of jsonargparse's message, which spreads over lines and shows types as Python does."""
+    """Shorten jsonargparse's multi-line message, with its Python type names, to one line."""
     message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
     message = re.sub(r"\s+", " ", message).strip()
@@ -380,7 +392,7 @@ def _fail(message: str, hint: str = "") -> int:
 
 
 def _has_interrupt(error: BaseException | None) -> bool:
-    """Whether an error follows from Ctrl-C: an import that is interrupted often raises another error."""
+    """Return whether Ctrl-C caused the error; an interrupted import often raises another exception."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

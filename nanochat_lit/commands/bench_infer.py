@@ -1,4 +1,4 @@
-"""nanochat-lit bench infer: how fast an export, or a model of random weights, reads prompts and writes answers."""
+"""nanochat-lit bench infer: prefill and decoding speed of an export or of a randomly initialized model."""
 
 import json as json_format
 import statistics
@@ -23,19 +23,19 @@ from nanochat_lit.model.slot_cache import stored_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeRow:
-    """Decoding with a number of streams."""
+    """Decoding speed at one number of concurrent sequences."""
 
     streams: int
-    """Answers written together."""
+    """Number of concurrent sequences."""
     step_ms: float
-    """Median time of a decode step: one token for each stream."""
+    """Median duration of a decode step (one token per sequence), milliseconds."""
     tokens_per_s: float
-    """Of all streams together."""
+    """Tokens per second, summed over the sequences."""
     mbu: float
-    """Bytes of weights and cached keys that a step must read, per second, as a share of `bandwidth_gb_per_s`. What lies in the
-    caches is read faster than memory, so a small model has more than 1."""
+    """Bytes of weights and KV cache that a step reads, per second, as a fraction of `bandwidth_gb_per_s`. Exceeds 1 for
+    models that fit the CPU caches."""
     bandwidth_gb_per_s: float
-    """What the memory gave at best between these runs."""
+    """Best memory read bandwidth measured between these runs, GB/s."""
 
 
 def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
@@ -53,33 +53,33 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
     packed: bool = True,
     json: bool = False,
 ) -> None:
-    """Measure prefill and decoding.
+    """Measure prefill latency and decoding throughput.
 
     Args:
-        model: Export, run folder, or .ckpt file; null makes a model of random weights of the given depth.
-        depth: Of the random model.
-        vocab_size: Of the random model.
-        sequence_len: Of the random model.
-        streams: Numbers of answers written together, as in '[1, 16]'; null is 1, 4, 16.
-        prompt_len: Tokens of each prompt.
-        new_tokens: Tokens of each answer.
-        repeats: Runs; the median counts.
-        device: cpu, cuda or mps; null is the fastest there is.
+        model: Export, run folder, or .ckpt file; null benchmarks a randomly initialized model of the given depth.
+        depth: Number of layers of the random model.
+        vocab_size: Vocabulary size of the random model.
+        sequence_len: Context length of the random model, tokens.
+        streams: Numbers of concurrent sequences, for example '[1, 16]'; null is 1, 4, 16.
+        prompt_len: Prompt length, tokens.
+        new_tokens: Tokens to generate per sequence.
+        repeats: Number of runs; medians are reported.
+        device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
-        quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
-        packed: Lay the weights out for this processor, as chat and serve do; false is for comparison.
-        json: Print the result as JSON alone.
+        quantize: int8 stores and multiplies the matrices in 8 bits (CPU only); null disables it.
+        packed: Repack the weights for this CPU, as chat and serve do; false is for comparison.
+        json: Print only JSON.
     """
     counts = [1, 4, 16] if streams is None else streams
     target = find_device(device)
     gpt = _model(model, depth, vocab_size, sequence_len, target, compute_dtype)
     if not counts or min(counts) < 1 or repeats < 1:
-        raise UserError(f"streams is {counts} and repeats {repeats}; use 1 or more of each")
+        raise UserError(f"streams {counts} and repeats {repeats} must be at least 1")
     context = gpt.config.sequence_len
     if prompt_len < 1 or new_tokens < 2 or prompt_len + new_tokens > context + 1:
         raise UserError(
-            f"prompt_len {prompt_len} and new_tokens {new_tokens} must be at least 1 and 2 and fit the model's context "
-            f"of {context} together"
+            f"prompt_len {prompt_len} must be at least 1, new_tokens {new_tokens} at least 2, and their sum within the context "
+            f"of {context} tokens"
         )
     if quantize or packed:
         pack_linears(gpt, quantize, torch.bfloat16 if is_free_choice(compute_dtype) else None)
@@ -104,10 +104,10 @@ def _measure(
     new_tokens: int,
     repeats: int,
 ) -> dict[str, Any]:
-    """Medians over the repeats, after one run that warms up; the bandwidth is read between two runs."""
+    """Return medians over the repeats after one warm-up run; the bandwidth is measured between runs."""
     for count in counts:
         _run(gpt, count, prompt_len, new_tokens, 0)
-    peak_bytes = peak_memory_bytes(gpt.device)  # before the bandwidth's own memory is taken
+    peak_bytes = peak_memory_bytes(gpt.device)  # before the bandwidth measurement allocates its buffers
     bandwidth = ReadBandwidth(gpt.device)
     prefill_s, rows = [], []
     for count in counts:
@@ -146,7 +146,7 @@ def _model(
     gpt = GPT(config).to(device)
     generator = torch.Generator(device=device).manual_seed(0)
     gpt.init_weights(generator)
-    for parameter in gpt.parameters():  # the initial zeros would let a processor skip work
+    for parameter in gpt.parameters():  # the zero-initialized projections could be cheaper to compute with
         if parameter.ndim == 2 and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02, generator=generator)
     return gpt.set_compute_dtype(resolve_compute_dtype(compute_dtype, device), cast_weights=True).eval()
@@ -159,13 +159,13 @@ def _run(
     new_tokens: int,
     seed: int,
 ) -> tuple[float, list[float]]:
-    """Seconds from admitting the first request, alone, to its first token, and of each decode step of all streams."""
+    """Return the seconds from admitting the first request to its first token, and those of each full decode step."""
     engine = SlotEngine(gpt, _NoText(), num_slots=streams)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.randint(gpt.config.vocab_size, (streams, prompt_len), generator=generator).tolist()
     first_s = []
     for number, prompt in enumerate(prompts):
-        # the sequences prefilled first keep decoding while the last is prefilled; none ends before the measured steps
+        # sequences prefilled early decode while later ones are prefilled, so each needs spare tokens to last to the end
         start_s = time.perf_counter()
         engine.admit(Request(prompt_ids=prompt, max_new_tokens=new_tokens + streams))
         while not any(token.slot == number for token in engine.step()):
@@ -180,7 +180,7 @@ def _run(
 
 
 class _NoText:
-    """Stands where the tokenizer does: nothing ends an answer, nothing calls a tool, and no text is made."""
+    """Tokenizer stub: no stop tokens, no tool calls, no text."""
 
     bos_id = -1
     special_ids = dict.fromkeys(
@@ -195,14 +195,14 @@ class _NoText:
 
 
 def _weight_bytes(gpt: GPT, quantize: Quantization | None) -> int:
-    """Bytes of matrices that a decode step reads; of the tables it reads a row."""
+    """Return the bytes of matrices that a decode step reads; excludes embeddings, of which it reads single rows."""
     counts = count_parameters(gpt.config)
     dtype = gpt.lm_head.dtype if isinstance(gpt.lm_head, KernelLinear) else gpt.compute_dtype
     return (counts.transformer_matrices + counts.lm_head) * (1 if quantize else dtype.itemsize)
 
 
 def _key_bytes(gpt: GPT, position: int) -> int:
-    """Bytes of keys and values that a step of one stream reads at a position."""
+    """Return the bytes of keys and values that a decode step of one sequence reads at a position."""
     visible = sum(min(position, window + 1) for window in gpt.config.windows)
     dtype = stored_dtype(gpt.device, gpt.compute_dtype, gpt.decode_kernel is not None)
     return 2 * visible * gpt.config.n_kv_head * gpt.config.head_dim * dtype.itemsize

@@ -1,4 +1,4 @@
-"""nanochat-lit bench train: how fast a model of random weights learns, beside what the machine can do."""
+"""nanochat-lit bench train: training speed of a randomly initialized model, next to the machine's limits."""
 
 import statistics
 import time
@@ -19,26 +19,26 @@ from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.optim import MuonAdamW, param_groups
 
 SQUARE = 2048
-"""Side of the matrices whose product is the machine's limit, halved where one product takes too long."""
+"""Side of the square matmul that measures peak FLOP/s; halved while one matmul takes too long."""
 
 PROFILED_OPERATIONS = 15
-"""Lines of the profile."""
+"""Number of lines in the profile table."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
-    """Seconds of one training step and of its parts."""
+    """Duration of one training step and of its phases, seconds."""
 
     forward: float
-    """Of all micro-batches; gradients of the unembedding are made here."""
+    """Forward passes of all micro-batches, including the unembedding gradients, which the fused loss computes."""
     backward: float
-    """Of all micro-batches."""
+    """Backward passes of all micro-batches."""
     optimizer: float
-    """The update."""
+    """Optimizer update."""
 
     @property
     def step(self) -> float:
-        """All of it."""
+        """Total."""
         return self.forward + self.backward + self.optimizer
 
 
@@ -56,26 +56,26 @@ def bench_train(  # noqa: PLR0913 - every option of the command is a parameter
     profile: bool = False,
     json: bool = False,
 ) -> None:
-    """Time training steps on random tokens, and between them the products that no step can outrun.
+    """Time training steps on random tokens, and matrix multiplications as an upper bound.
 
     Args:
-        depth: Of the model.
-        vocab_size: Of the model.
-        sequence_len: Of the model, tokens.
-        head_dim: Of the model.
-        micro_batch_size: Rows of each forward pass.
-        tokens_per_step: Tokens between two updates; whole micro-batches.
-        repeats: Steps that are timed; the medians count.
-        device: cpu, cuda or mps; null is the fastest there is.
+        depth: Number of layers.
+        vocab_size: Vocabulary size.
+        sequence_len: Context length, tokens.
+        head_dim: Channels per attention head.
+        micro_batch_size: Sequences per forward pass.
+        tokens_per_step: Tokens per optimizer step; a multiple of the micro-batch.
+        repeats: Timed steps; medians are reported.
+        device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
-        compile: Whether steps are compiled, which takes a minute the first time.
-        profile: Print where the time of one more step goes, too.
-        json: Print the result as JSON alone.
+        compile: Compile the model with torch.compile; takes about a minute the first time.
+        profile: Also profile one more step and print the most expensive operators.
+        json: Print only JSON.
     """
     target = find_device(device)
     tokens = micro_batch_size * sequence_len
     if micro_batch_size < 1 or repeats < 1:
-        raise UserError(f"micro_batch_size is {micro_batch_size} and repeats {repeats}; use 1 or more of each")
+        raise UserError(f"micro_batch_size {micro_batch_size} and repeats {repeats} must be at least 1")
     if tokens_per_step < 1 or tokens_per_step % tokens:
         nearest = max(1, round(tokens_per_step / tokens)) * tokens
         raise UserError(
@@ -105,7 +105,7 @@ def _steps(
     rows: int,
     micro_batches: int,
 ) -> Iterator[StepTime]:
-    """Training steps, in the Trainer's order of events, as often as they are asked for."""
+    """Yield the timings of successive training steps, in the Trainer's order of events."""
     model = GPT(config, dtype).to(device)
     model.init_weights(torch.Generator(device=device).manual_seed(0))
     if compile:
@@ -131,7 +131,7 @@ def _steps(
 
 
 def _now(device: torch.device) -> float:
-    """The clock, when the device has done what it was told."""
+    """Return the clock after synchronizing the device."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
@@ -146,10 +146,10 @@ def _measure(
     tokens_per_step: int,
     repeats: int,
 ) -> dict[str, Any]:
-    """Medians; the machine's limits are measured between the steps, as its clock and its neighbours vary."""
-    for _ in range(2):  # compiles, and fills the optimizer's state
+    """Return medians; the limits are measured between the steps because clock speed and load vary."""
+    for _ in range(2):  # compile and allocate the optimizer state
         next(steps)
-    peak = peak_memory_bytes(device)  # of the steps: what the limits are measured with comes later
+    peak = peak_memory_bytes(device)  # before the limit measurements allocate their buffers
     square, own = _square_product(dtype, device), _own_products(config, tokens, dtype, device)
     timed, square_flops, own_flops = [], [], []
     for _ in range(repeats):
@@ -181,7 +181,7 @@ def _measure(
 
 
 def _square_product(dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
-    """What gives FLOP/s of a large product, now."""
+    """Return a callable that measures FLOP/s of a large square matmul."""
     side = SQUARE
     while True:
         flops_per_s = _products([(side, side, side)], dtype, device)
@@ -191,7 +191,7 @@ def _square_product(dtype: torch.dtype, device: torch.device) -> Callable[[], fl
 
 
 def _own_products(config: GPTConfig, tokens: int, dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
-    """What gives FLOP/s of a micro-batch's linear layers, forward and backward, by themselves."""
+    """Return a callable that measures FLOP/s of a micro-batch's linear layers alone, forward and backward."""
     width, kv_width = config.n_embd, config.n_kv_head * config.head_dim
     outputs_and_inputs = [(width, width), (kv_width, width), (kv_width, width), (width, width)]
     outputs_and_inputs += [(4 * width, width), (width, 4 * width)]
@@ -203,7 +203,7 @@ def _own_products(config: GPTConfig, tokens: int, dtype: torch.dtype, device: to
 
 
 def _products(shapes: list[tuple[int, int, int]], dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
-    """What gives FLOP/s of products (m, k) x (k, n), all of them one after the other."""
+    """Return a callable that measures FLOP/s of a sequence of matmuls (m, k) x (k, n)."""
     pairs: list[tuple[Tensor, Tensor]] = []
     made: dict[tuple[int, int], Tensor] = {}
     for m, k, n in shapes:
@@ -243,7 +243,7 @@ def _table(report: dict[str, Any]) -> str:
         "step": f"{1e3 * report['step_s']:,.0f} ms",
         "forward, backward, optimizer": f"{parts} ms; the optimizer takes {report['optimizer_share']:.1%}",
         "model arithmetic": f"{report['flops_per_s'] / giga:,.0f} GFLOP/s",
-        "limit: a large matrix product": f"{limit}, of which training reaches {report['share_of_limit']:.0%}",
+        "limit: a large matmul": f"{limit}, of which training reaches {report['share_of_limit']:.0%}",
         "the linear layers alone": f"{report['own_products_flops_per_s'] / giga:,.0f} GFLOP/s",
         "memory read": f"{report['read_bandwidth_bytes_per_s'] / giga:.1f} GB/s",
         "peak memory of the process": memory_text(report["peak_memory_bytes"]),

@@ -1,4 +1,4 @@
-"""nanochat-lit chat: talk to an export in the terminal. Imports little, because a person is waiting for the first word."""
+"""nanochat-lit chat: talk to an export in the terminal. Keeps imports light to start quickly."""
 
 import sys
 
@@ -26,20 +26,21 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     quantize: Quantization | None = None,
     python_tool: bool = False,
 ) -> None:
-    """Talk to a chat model, or print one answer with -p.
+    """Chat with a model in the terminal, or print one answer with -p.
 
     Args:
         model: Export, run folder, or .ckpt file.
-        prompt: Answer this message alone on stdout and leave; null starts a conversation.
-        temperature: 0 takes the most likely token, higher is more varied; null is the export's default.
-        top_k: Sample among this many most likely tokens, 0 is all; null is the export's default.
-        top_p: Sample among the most likely tokens that together have this probability, 1 is all; null is 1.
-        max_new_tokens: Longest answer in tokens; null is the export's default.
-        seed: The same seed gives the same answers to the same messages.
-        device: cpu, cuda or mps; null is the fastest there is.
+        prompt: Print the answer to this message and exit; null starts an interactive conversation.
+        temperature: Sampling temperature; 0 is greedy. null is the export's default.
+        top_k: Sample from this many most likely tokens; 0 disables the limit. null is the export's default.
+        top_p: Sample from the most likely tokens that together reach this probability; 1 disables the limit. null is 1.
+        max_new_tokens: Maximum length of an answer, tokens; null is the export's default.
+        seed: Sampling seed; the same seed gives the same answers to the same messages.
+        device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
-        quantize: int8 keeps the weights in 8 bits (CPU); null keeps them in compute_dtype.
-        python_tool: Run the Python that the model writes, beyond arithmetic, in a sandbox; refused where there is none.
+        quantize: int8 stores the weights in 8 bits (CPU only); null keeps them in compute_dtype.
+        python_tool: Run Python code that the model writes in a sandbox, in addition to the calculator; an error if no
+            sandbox is available.
     """
     given = {
         "temperature": temperature,
@@ -50,7 +51,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     }
     conversation = Conversation(settings=load_generation_defaults(model).updated(given))
     if prompt is not None and not prompt.strip():
-        raise UserError("the prompt is empty; write a message after -p, or leave -p out for a conversation")
+        raise UserError("the prompt is empty; write a message after -p, or omit -p for a conversation")
     tool = _tool(python_tool)
     gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
     print(f"kernel: {describe_kernel(gpt)}", file=sys.stderr)

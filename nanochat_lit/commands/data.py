@@ -1,4 +1,4 @@
-"""`nanochat-lit data`: write the generated corpus to files, download data sets."""
+"""`nanochat-lit data generate` and `data download`."""
 
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,17 @@ def generate(
     per_category: int = 100,
     seed: int = 0,
 ) -> None:
-    """Write the tiny world: pretraining texts, conversations and a held-out evaluation, in English, endless and free.
+    """Write the tiny world: generated English pretraining texts, conversations and a held-out evaluation.
 
-    The folder gets pretrain/shard_*.parquet (the last shard is validation), sft/train.jsonl, sft/val.jsonl,
-    test.jsonl, and harder/*.jsonl, questions of harder arithmetic for reinforcement learning. The splits share no item.
+    Writes pretrain/shard_*.parquet (the last shard is validation), sft/train.jsonl, sft/val.jsonl, test.jsonl, and
+    harder/*.jsonl (harder arithmetic for reinforcement learning). The splits are disjoint.
 
     Args:
-        out: Folder to write; it appears whole, and an earlier generated corpus of that name is replaced.
-        num_documents: Training documents.
-        num_conversations: Training conversations.
-        per_category: Questions of every category in the held-out evaluation.
-        seed: Which texts are drawn.
+        out: Folder to write, atomically; replaces an earlier generated corpus there.
+        num_documents: Number of training documents.
+        num_conversations: Number of training conversations.
+        per_category: Questions per category in the held-out evaluation.
+        seed: Seed of the generator.
     """
     write_tiny_world(out, num_documents, num_conversations, per_category, seed)
     for path in sorted(
@@ -52,28 +52,27 @@ def download(
     revision: str | None = None,
     connections: int = 8,
 ) -> None:
-    """Download shards of a data set, several at once; what was begun before is continued.
+    """Download shards of a data set in parallel; resumes partial downloads.
 
-    Every file is checked: by the checksum that the hub or the mirror states, else by its length and, if it is parquet,
-    by opening it. HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected. Recipes that name the same source find the
-    files.
+    Verifies every file by the checksum from the hub or mirror. Without one, checks its size and, for parquet, opens it.
+    Respects HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE. Recipes that name the same source find the files.
 
     Args:
         source: climbmix, fineweb-edu, dclm, or OWNER/NAME of a data set on the Hugging Face hub.
-        shards: Files to train on; the validation file is added to them.
-        folder: Where to; None is a folder of the user's cache, where recipes look too.
-        mirror: Address to download from instead of the hub: a folder with the same files, best with SHA256SUMS.
-        pattern: Which files of OWNER/NAME, as in a shell; * goes across folders. None is *.parquet.
-        validation: Path of the file of OWNER/NAME to validate with; None takes the last by name.
+        shards: Number of training files; the validation file is downloaded in addition.
+        folder: Target folder; None is a folder in the user's cache, where recipes look too.
+        mirror: URL of a folder with the same files, used instead of the hub; should contain SHA256SUMS.
+        pattern: Shell pattern for files of OWNER/NAME; * also matches slashes. None is *.parquet.
+        validation: Validation file of OWNER/NAME; None is the last file by name.
         revision: Branch, tag or commit of OWNER/NAME; None is main.
-        connections: Downloads at the same time.
+        connections: Number of parallel downloads.
     """
     options: dict[str, Any] = {"num_shards": shards, "folder": folder, "connections": connections}
     chosen = {"pattern": pattern, "validation": validation, "revision": revision}
     more: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if source in SOURCES:
         if more:
-            raise UserError(f"{', '.join(more)} cannot be chosen for {source}; give OWNER/NAME of a data set instead")
+            raise UserError(f"{', '.join(more)} cannot be set for {source}; use OWNER/NAME of a data set instead")
         files = SOURCES[source](**options)
     elif "/" in source:
         files = HubFiles(source, **options, **more)
@@ -82,4 +81,4 @@ def download(
     progress = DownloadProgress()
     files.download(mirror, progress.report)
     progress.end()
-    print(f"{shards} shards to train on and {files.files[-1].path.name} to validate with are in {files.path}")
+    print(f"{shards} training shards and {files.files[-1].path.name} for validation are in {files.path}")

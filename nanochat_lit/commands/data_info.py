@@ -1,4 +1,4 @@
-"""`nanochat-lit data info`: what a corpus is made of."""
+"""`nanochat-lit data info`: statistics of a corpus."""
 
 import json as json_format
 from collections.abc import Callable, Sequence
@@ -23,22 +23,21 @@ def info(
 ) -> None:
     """Count documents, characters, tokens, lengths, duplicates, languages and control characters of text files.
 
-    Languages are guessed: by script, and among Latin and Cyrillic ones by frequent words. Near duplicates share four
-    fifths of their runs of five words; they are looked for among some documents, so in a sample fewer are found than
-    there are.
+    Languages are estimated from the script and, for Latin and Cyrillic, from frequent words. Near duplicates share at
+    least 80% of their word 5-grams. They are searched in a sample, so their share is a lower bound.
 
     Args:
-        data: File or folder of texts, or a list of them; shares are by these, or by file if there is one.
-        tokenizer: Folder of a tokenizer or an export, to count tokens.
-        max_docs: Documents to read; of more, blocks are drawn at random.
-        near_docs: Documents to look for near duplicates among.
-        plot: Write a picture to this file, .png or .svg.
+        data: File or folder of texts, or a list of them; shares are per list entry, or per file for a single entry.
+        tokenizer: Folder of a tokenizer or an export; adds token counts.
+        max_docs: Maximum number of documents; larger corpora are sampled in random blocks.
+        near_docs: Number of documents to search for near duplicates.
+        plot: Write a plot to this .png or .svg file.
         json: Print one line of JSON instead of the tables.
-        seed: Which blocks are drawn.
+        seed: Seed of the sample.
     """
     for name, value in (("max_docs", max_docs), ("near_docs", near_docs)):
         if value < 1:
-            raise UserError(f"{name} is {value}, but must be at least 1")
+            raise UserError(f"{name} is {value}; it must be at least 1")
     paths = [data] if isinstance(data, str) else data
     sources = {one: FileSource(one) for one in paths}
     if not sources:
@@ -46,7 +45,7 @@ def info(
     count = None if tokenizer is None else _token_counter(Tokenizer.load(tokenizer))
     found = corpus_statistics({**sources}, count, max_docs=max_docs, near_docs=near_docs, seed=seed)
     if not found.documents:
-        raise UserError(f"{', '.join(paths)}: no documents, {found.passed_over} rows passed over")
+        raise UserError(f"{', '.join(paths)}: no documents, {found.passed_over} records skipped")
     if plot is not None:
         plot_bars(plot, {title: dict(rows) for title, rows in _shares(found).items()})
     if json:
@@ -66,11 +65,11 @@ def _token_counter(tokenizer: Tokenizer) -> Callable[[Sequence[str]], int]:
 
 def _lines(found: CorpusStatistics) -> list[str]:
     sample = " (a sample of the corpus)" if found.is_sample else ""
-    lines = [f"documents            {found.documents:,}{sample}, {found.passed_over:,} rows passed over"]
+    lines = [f"documents            {found.documents:,}{sample}, {found.passed_over:,} records skipped"]
     lines += [f"characters           {found.characters:,} ({found.bytes:,} bytes)"]
     if found.tokens is not None:
         rate = found.bytes / max(1, found.tokens)
-        lines += [f"tokens               {found.tokens:,} ({rate:.2f} bytes a token, BOS counted)"]
+        lines += [f"tokens               {found.tokens:,} ({rate:.2f} bytes per token, including BOS)"]
     lines += [
         f"exact duplicates     {found.exact_duplicates:.2%}",
         f"near duplicates      {found.near_duplicates:.2%} of {found.compared:,} documents",
@@ -84,18 +83,18 @@ def _lines(found: CorpusStatistics) -> list[str]:
 
 
 def _shares(found: CorpusStatistics) -> dict[str, list[tuple[str, float]]]:
-    """Three tables of names and shares."""
+    """Return three tables of (name, share)."""
     lengths = [(f"{2**power:,} and more", count / found.documents) for power, count in found.lengths.items()]
     chars = {name: counts["characters"] for name, counts in found.sources.items()}
     return {
         "documents by characters": lengths,
-        "characters by language (a guess)": _largest(found.languages, found.characters),
+        "characters by language (estimated)": _largest(found.languages, found.characters),
         "characters by source": _largest(chars, found.characters),
     }
 
 
 def _largest(counts: dict[str, int], total: int) -> list[tuple[str, float]]:
-    """The largest shares; the others are put together."""
+    """Return the largest shares and the sum of the others."""
     rows = sorted(((name, count / total) for name, count in counts.items()), key=lambda row: -row[1])
     if len(rows) <= _MOST_ROWS:
         return rows

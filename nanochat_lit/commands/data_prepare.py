@@ -1,4 +1,4 @@
-"""`nanochat-lit data prepare`: text as shards of token ids, for runs that read it again."""
+"""`nanochat-lit data prepare`: tokenize text into shards ahead of training."""
 
 import os
 import time
@@ -11,16 +11,16 @@ from nanochat_lit.tokenizer import Tokenizer
 
 
 def prepare(data: str, tokenizer: str, out: str, num_threads: int | None = None) -> None:
-    """Write the token ids of text, so that runs which read it again need not encode it.
+    """Write text as shards of token ids, so that training runs need not tokenize it.
 
-    Give the folder as --data.path: the rows are those that the text gives. A preparation that was stopped goes on with
-    the first shard that is missing. A token takes 2 bytes, or 4 if the vocabulary is larger than 65,536.
+    Use the folder as --data.path; training sees the same sequences as with the text. An interrupted run resumes at the
+    first missing shard. A token takes 2 bytes, or 4 if the vocabulary is larger than 65,536.
 
     Args:
         data: File or folder of .txt, .jsonl or .parquet.
         tokenizer: Folder of a tokenizer.
         out: Folder to write into.
-        num_threads: Threads that encode; null is one for each core.
+        num_threads: Tokenizer threads; null is one per core.
     """
     source = check_source(data)
     print(source.summary())
@@ -28,7 +28,7 @@ def prepare(data: str, tokenizer: str, out: str, num_threads: int | None = None)
     started_s = time.perf_counter()
 
     def report(path: Path, header: Header, is_new: bool) -> None:
-        what = "" if is_new else "  (was there)"
+        what = "" if is_new else "  (exists)"
         print(f"{header.num_rows:>12,} documents {header.num_tokens:>15,} tokens  {path}{what}", flush=True)
 
     headers = prepare_shards(source, Tokenizer.load(tokenizer), Path(out), threads, report)

@@ -1,4 +1,4 @@
-"""nanochat-lit evaluate: measure an export. The last line of stdout with --json is one JSON object."""
+"""nanochat-lit evaluate bpb, samples and tiny_world. With --json the last line of stdout is one JSON object."""
 
 import itertools
 from json import dumps
@@ -10,7 +10,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import write_json
 
 HUGGINGFACE_PIECE = 2048
-"""Longest piece of a document for a Hugging Face model, unless one is asked for: contexts of 100,000 tokens fill memory."""
+"""Default chunk length for Hugging Face models, tokens; contexts of 100,000 tokens would exhaust memory."""
 
 
 def bpb(  # noqa: PLR0913 - every option of the command is a parameter
@@ -26,21 +26,20 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
     out: str | None = None,
     json: bool = False,
 ) -> None:
-    """Bits per byte of the documents of a file or folder, every document whole.
+    """Report bits per byte over whole documents.
 
     Args:
         model: Export, run folder or .ckpt file, or folder of a Hugging Face causal language model.
-        data: File or folder of .txt, .jsonl or .parquet; documents are taken in order.
-        max_docs: Stop after this many documents; null reads all.
-        micro_batch_size: Pieces of sequence_len tokens per forward pass.
-        sequence_len: Documents are cut into chunks of this many tokens; null is the model's context, of a Hugging Face model
-            at most 2,048.
-        device: cpu, cuda or mps; null is the fastest there is.
+        data: File or folder of .txt, .jsonl or .parquet; documents are read in order.
+        max_docs: Maximum number of documents; null reads all.
+        micro_batch_size: Chunks of sequence_len tokens per forward pass.
+        sequence_len: Chunk length, tokens; null is the model's context, capped at 2,048 for a Hugging Face model.
+        device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
-        quantize: int8 measures the model as it is with 8-bit matrices (CPU); null does not round.
-        trust_remote_code: Run Python files that a Hugging Face folder brings along: they can do what you can.
-        out: Folder that gets bpb.json, such as runs/X/export_evaluation, where `report` finds it; null writes no file.
-        json: Print the result as JSON alone.
+        quantize: int8 evaluates the model with 8-bit matrices (CPU only); null disables it.
+        trust_remote_code: Run the Python files of a Hugging Face folder, with your permissions.
+        out: Folder that gets bpb.json, such as runs/X/export_evaluation, which `report` reads; null writes no file.
+        json: Print only JSON.
     """
     from nanochat_lit.data.shards import FileSource
     from nanochat_lit.engine.export import load_export
@@ -48,13 +47,13 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
     from nanochat_lit.evaluation.huggingface import is_huggingface, load_huggingface
     from nanochat_lit.evaluation.ranks import joined_ranks
 
-    source = FileSource(data)  # first, because a wrong path shows at once
+    source = FileSource(data)  # before the model is loaded, to report a wrong path immediately
     texts = source.documents()
     with joined_ranks() as own_device:
         device = device or (None if own_device is None else str(own_device))
         if is_huggingface(model):
             if quantize:
-                raise UserError(f"quantize is {quantize!r}, but {model} is a Hugging Face model; leave it out")
+                raise UserError(f"quantize is {quantize!r}, but {model} is a Hugging Face model; omit the option")
             measured = load_huggingface(model, device, compute_dtype, trust_remote_code)
             tokenizer, context = measured.tokenizer, measured.sequence_len
             pieces = min(context, HUGGINGFACE_PIECE) if sequence_len is None else sequence_len
@@ -65,7 +64,7 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
             context = measured.config.sequence_len
             pieces = context if sequence_len is None else sequence_len
         if pieces > context:
-            raise UserError(f"sequence_len is {pieces}; the model's context allows {context} tokens")
+            raise UserError(f"sequence_len is {pieces}; the model's context is {context} tokens")
         result = evaluate_documents(measured, tokenizer, texts, pieces, max_docs, micro_batch_size)
     if not is_rank_zero():
         return
@@ -92,26 +91,26 @@ def samples(
     trust_remote_code: bool = False,
     json: bool = False,
 ) -> None:
-    """Answers (or, without chat, continuations) for a few prompts.
+    """Print answers (with --chat false: continuations) for a few prompts.
 
     Args:
         model: Export, run folder or .ckpt file, or folder of a Hugging Face causal language model.
-        prompts: What to ask; null asks a fixed list.
-        chat: Ask as a user of a chat model (of a Hugging Face model by its chat template); false lets a base model go on
-            with the text.
-        max_new_tokens: Longest completion in tokens.
-        temperature: 0 takes the most likely token, higher is more varied.
-        top_k: Sample among this many most likely tokens; null or 0 is all.
-        seed: The same seed gives the same samples.
-        trust_remote_code: Run Python files that a Hugging Face folder brings along: they can do what you can.
-        json: Print the result as JSON alone.
+        prompts: List of prompts; null uses a built-in list.
+        chat: Format each prompt as a user message (for a Hugging Face model with its chat template); false continues
+            the text, for base models.
+        max_new_tokens: Maximum length of a completion, tokens.
+        temperature: Sampling temperature; 0 is greedy.
+        top_k: Sample from this many most likely tokens; null or 0 disables the limit.
+        seed: Sampling seed.
+        trust_remote_code: Run the Python files of a Hugging Face folder, with your permissions.
+        json: Print only JSON.
     """
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.huggingface import is_huggingface, load_huggingface
     from nanochat_lit.evaluation.samples import BASE_PROMPTS, CHAT_PROMPTS, answer_messages, complete_texts
 
-    if not is_rank_zero():  # a few prompts are not worth sharing
+    if not is_rank_zero():  # too few prompts to distribute
         return
     if is_huggingface(model):
         engine = load_huggingface(model, trust_remote_code=trust_remote_code)
@@ -138,18 +137,18 @@ def tiny_world(
     out: str | None = None,
     json: bool = False,
 ) -> None:
-    """Accuracy by category on held-out questions of the tiny world, answered greedily.
+    """Report accuracy by category on held-out tiny world questions, with greedy decoding.
 
     Args:
         model: Export, run folder or .ckpt file of a chat model.
         data: A .jsonl file of held-out items; null generates them.
-        split: Which held-out items to generate.
-        per_category: How many of each category to generate.
-        seed: Of the generated items.
-        max_new_tokens: Longest answer in tokens.
-        show_failures: How many wrong answers to print per category.
-        out: Folder that gets tiny_world.json, such as runs/X/export_evaluation, where `report` finds it; null writes no file.
-        json: Print the result as JSON alone, every failure included.
+        split: Held-out split to generate.
+        per_category: Number of items to generate per category.
+        seed: Seed of the generated items.
+        max_new_tokens: Maximum length of an answer, tokens.
+        show_failures: Number of wrong answers to print per category.
+        out: Folder that gets tiny_world.json, such as runs/X/export_evaluation, which `report` reads; null writes no file.
+        json: Print only JSON, including every failure.
     """
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export

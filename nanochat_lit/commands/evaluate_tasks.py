@@ -1,4 +1,4 @@
-"""nanochat-lit evaluate core and chat: tasks with right answers; intervals, a table and a plot."""
+"""nanochat-lit evaluate core and chat: benchmark accuracies with confidence intervals, a table and a plot."""
 
 import sys
 from dataclasses import asdict
@@ -30,23 +30,23 @@ def core(
     trust_remote_code: bool = False,
     json: bool = False,
 ) -> None:
-    """CORE: the mean centered accuracy over 22 few-shot tasks, with both versions of the baselines.
+    """Evaluate CORE, the mean centered accuracy over 22 few-shot tasks, with both versions of the baselines.
 
-    The folder of --out gets core.json, core.md and core.png. After a kill the same command goes on with the tasks that
-    are not finished. Under torchrun every process takes its share of the examples.
+    Writes core.json, core.md and core.png to --out. After an interruption the same command resumes with the unfinished
+    tasks. Under torchrun the examples are distributed over the processes.
 
     Args:
         model: Export, run folder or .ckpt file, or folder of a Hugging Face causal language model.
-        bundle: Folder of an evaluation bundle (core.yaml, eval_meta_data.csv, eval_data/); null downloads it once. If it
-            lacks tasks, the mean of the others is called partial.
-        max_per_task: Most examples of a task, drawn from all; null takes all.
-        tasks: Only these tasks, as in '["copa", "piqa"]'; null takes all that the bundle has.
+        bundle: Folder of an evaluation bundle (core.yaml, eval_meta_data.csv, eval_data/); null downloads it once. If
+            tasks are missing, the mean of the others is marked as partial.
+        max_per_task: Maximum number of examples per task, sampled at random; null uses all.
+        tasks: Tasks to run, for example '["copa", "piqa"]'; null runs all tasks of the bundle.
         out: Folder for the results; null is the model's folder with "_evaluation" added to its name.
-        bundle_sha256: Checksum that a downloaded bundle must have; null trusts the address.
-        device: cpu, cuda or mps; null is the fastest there is.
+        bundle_sha256: Expected checksum of the downloaded bundle; null skips the check.
+        device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
-        trust_remote_code: Run Python files that a Hugging Face folder brings along: they can do what you can.
-        json: Print the result as JSON alone.
+        trust_remote_code: Run the Python files of a Hugging Face folder, with your permissions.
+        json: Print only JSON.
     """
     from nanochat_lit.evaluation.bundle_download import fetch_bundle
     from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, load_bundle
@@ -54,7 +54,7 @@ def core(
     from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.score_report import summarize
 
-    # the data first, because what is wrong with it shows at once
+    # before the model is loaded, to report data errors immediately
     folder = Path(bundle) if bundle is not None else fetch_bundle(sha256=bundle_sha256)
     core_tasks = load_bundle(folder, max_per_task, tasks)
     with joined_ranks() as own_device:
@@ -88,32 +88,35 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     trust_remote_code: bool = False,
     json: bool = False,
 ) -> None:
-    """ChatCORE: the mean centered accuracy over ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval.
+    """Evaluate ChatCORE, the mean centered accuracy over ARC-Easy, ARC-Challenge, MMLU, GSM8K and HumanEval.
 
-    Multiple choice counts the most likely letter; other questions are answered with the calculator. The programs
-    of HumanEval run in a sandbox; where the system has none, HumanEval is left out and the mean called partial. The folder of
-    --out gets chat_core.json, chat_core.md and chat_core.png; after a kill the same command goes on with the tasks that are
-    not finished. Under torchrun every process takes its share of the questions.
+    Multiple choice compares the probabilities of the letters; other tasks generate an answer, with the calculator tool.
+    HumanEval programs run in a sandbox. Without a sandbox HumanEval is skipped and the mean is marked as partial.
+    Writes chat_core.json, chat_core.md and chat_core.png to --out. After an interruption the same command resumes with
+    the unfinished tasks. Under torchrun the questions are distributed over the processes.
 
     Args:
-        model: Export, run folder or .ckpt file of a chat model, or folder of a Hugging Face causal language model, which is asked by its chat
-            template (by a plain text if it has none), has no calculator and is told the form that answers must have.
-        tasks: Only these, as in '["gsm8k", "count_letters"]': arc_easy, arc_challenge, mmlu, gsm8k, humaneval; count_letters,
-            spell_word and identity stand in the table and do not count in the mean.
-        paths: Local files of tasks, as in '{"gsm8k": "test.jsonl"}'; the others come from the Hugging Face hub.
-        max_per_task: Most questions of a task, drawn from all; null takes all.
-        num_samples: Answers to each generative question; the accuracy is their mean.
-        k: With several samples, also report the share of questions that one of k samples solves (pass@k).
-        temperature: 0 takes the most likely token, higher is more varied.
-        top_k: Sample among this many most likely tokens; null or 0 is all.
-        max_new_tokens: Longest answer in tokens.
-        seed: The same seed gives the same answers.
+        model: Export, run folder or .ckpt file of a chat model, or folder of a Hugging Face causal language model. The
+            latter is prompted with its chat template (plain text without one), has no calculator, and the prompt states
+            the answer format.
+        tasks: Tasks to run, for example '["gsm8k", "count_letters"]'. One of arc_easy, arc_challenge, mmlu, gsm8k,
+            humaneval; or count_letters, spell_word, identity, which are reported but excluded from the mean.
+        paths: Local files of tasks, for example '{"gsm8k": "test.jsonl"}'; other tasks are downloaded from the Hugging
+            Face hub.
+        max_per_task: Maximum number of questions per task, sampled at random; null uses all.
+        num_samples: Answers per generative question; the accuracy is their mean.
+        k: Also report pass@k, the fraction of questions that at least one of k samples solves; requires num_samples >=
+            k.
+        temperature: Sampling temperature; 0 is greedy.
+        top_k: Sample from this many most likely tokens; null or 0 disables the limit.
+        max_new_tokens: Maximum length of an answer, tokens.
+        seed: Sampling seed.
         out: Folder for the results; null is the model's folder with "_evaluation" added to its name.
-        allow_unsafe_code: Run the programs of HumanEval also where they cannot be isolated: they can do what you can.
-        device: cpu, cuda or mps; null is the fastest there is.
+        allow_unsafe_code: Run HumanEval programs even without a sandbox, with your permissions.
+        device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
-        trust_remote_code: Run Python files that a Hugging Face folder brings along: they can do what you can.
-        json: Print the result as JSON alone.
+        trust_remote_code: Run the Python files of a Hugging Face folder, with your permissions.
+        json: Print only JSON.
     """
     from nanochat_lit.evaluation.answerer import Answering
     from nanochat_lit.evaluation.chat_core import chat_digest, evaluate_chat
@@ -122,7 +125,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     from nanochat_lit.evaluation.score_report import summarize
 
     if not 1 <= k <= max(num_samples, 1):
-        raise UserError(f"k is {k}; with num_samples {num_samples} it must be from 1 to {num_samples}")
+        raise UserError(f"k is {k}; use 1 to {num_samples} (num_samples)")
     answering = Answering(
         num_samples=num_samples, temperature=temperature, top_k=top_k, max_new_tokens=max_new_tokens, seed=seed
     )
@@ -144,7 +147,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
 def _scorer(
     model: str, device: "str | torch.device | None", compute_dtype: str, trust_remote_code: bool
 ) -> "tuple[RowScorer, Encoder, str]":
-    """What scores rows with the model of a folder, its tokenizer, and the name of its compute dtype."""
+    """Return the scorer and tokenizer of a model, and the name of its compute dtype."""
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.huggingface import HuggingFaceScorer, is_huggingface, load_huggingface
     from nanochat_lit.evaluation.scoring import GPTScorer
@@ -161,7 +164,7 @@ def _scorer(
 def _answerer(
     model: str, device: "str | torch.device | None", compute_dtype: str, trust_remote_code: bool
 ) -> "tuple[Answerer, str, str]":
-    """Who answers, the name of its compute dtype, and in what form it is asked."""
+    """Return the answerer, the name of its compute dtype, and a description of the prompt format."""
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.answerer import EngineAnswerer
@@ -176,7 +179,7 @@ def _answerer(
         answerer, dtype = HuggingFaceAnswerer(other), other.compute_dtype
     else:
         gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True)
-        answerer, dtype, prompts = EngineAnswerer(Engine(gpt, tokenizer)), gpt.compute_dtype, "our control tokens"
+        answerer, dtype, prompts = EngineAnswerer(Engine(gpt, tokenizer)), gpt.compute_dtype, "nanochat control tokens"
     return answerer, str(dtype).removeprefix("torch."), prompts
 
 
@@ -190,7 +193,7 @@ def _out_folder(model: str, out: str | None) -> Path:
 
 
 def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any]) -> "ResultsFile":
-    """What is finished of this evaluation; a changed model, data or setting makes it another evaluation."""
+    """Open the results of this evaluation; results of another model, data or settings are discarded."""
     from nanochat_lit.engine.export import find_model
     from nanochat_lit.evaluation.task_results import ResultsFile, file_digest
 
@@ -205,7 +208,7 @@ def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any])
     files = {path.name: file_digest(path) for path in sorted(read)}
     results = ResultsFile(path, {**files, **key})
     if results.replaces_other:
-        print(f"{path} is of another evaluation and is begun anew", file=sys.stderr)
+        print(f"{path} holds another evaluation; starting over", file=sys.stderr)
     return results
 
 

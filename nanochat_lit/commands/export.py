@@ -1,4 +1,4 @@
-"""`nanochat-lit export`: a checkpoint as an export, an export in the format of other libraries."""
+"""`nanochat-lit export`: write a checkpoint as an export, or an export for transformers."""
 
 import contextlib
 import tempfile
@@ -16,18 +16,19 @@ def export(
     format: Literal["hf", "nanochat-lit"] | None = None,  # noqa: A002
     dtype: Literal["stored", "bfloat16"] = "stored",
 ) -> None:
-    """Write an export of a checkpoint, or a folder that other libraries load.
+    """Write an export of a checkpoint, or a folder for Hugging Face transformers.
 
-    nanochat-lit: the folder that chat, evaluate, serve and the next stage read; from any checkpoint of a run.
-    hf: transformers' AutoModelForCausalLM (with trust_remote_code=True) and AutoTokenizer load it; the folder holds the
-    modelling code, the tokenizer, the chat template and a model card. `nanochat-lit import-hf` is the way back.
+    Format nanochat-lit is the folder that chat, evaluate, serve and the next training stage load. Format hf is loaded
+    by transformers' AutoModelForCausalLM (with trust_remote_code=True) and AutoTokenizer. It contains the modelling
+    code, tokenizer, chat template and a model card. `nanochat-lit import-hf` converts it back.
 
     Args:
         model: Export, run folder, or .ckpt file.
-        out: The new folder; null, for a checkpoint, is export_NAME in its run folder.
-        checkpoint: A .ckpt file; like --model, but the format is nanochat-lit unless another is given.
+        out: New folder; null, for a checkpoint, is export_NAME in its run folder.
+        checkpoint: A .ckpt file; as --model, but the default format is nanochat-lit.
         format: nanochat-lit or hf; null is hf for --model and nanochat-lit for --checkpoint.
-        dtype: stored keeps every bit of the weights, bfloat16 halves the file and cannot be trained further. For hf.
+        dtype: stored keeps the weights exactly; bfloat16 halves the file size, but such an export cannot be trained
+            further. Format hf only.
     """
     from nanochat_lit.common.run_lock import run_lock
     from nanochat_lit.engine.export import export_checkpoint, find_model
@@ -37,7 +38,7 @@ def export(
     source = find_model(model or checkpoint or "")
     chosen = format or ("hf" if checkpoint is None else "nanochat-lit")
     if out is None and not source.is_file():
-        raise UserError("give --out, the folder to write")
+        raise UserError("give the folder to write with --out")
     target = Path(out) if out is not None else source.resolve().parent.parent / f"export_{source.stem}"
     with run_lock(target.parent, "nanochat-lit export") if target.name == "export" else contextlib.nullcontext():
         if chosen == "hf":
@@ -50,14 +51,14 @@ def export(
             )
             return
         if not source.is_file():
-            raise UserError(f"{source} is an export already; --format hf writes it for other libraries")
+            raise UserError(f"{source} is already an export; use --format hf to write a transformers folder")
         export_checkpoint(source, target)
     print(f"written to {target}; try: nanochat-lit chat --model {target}")
 
 
 @contextlib.contextmanager
 def _as_export(source: Path) -> Iterator[Path]:
-    """The export itself, or one of the checkpoint in a temporary folder."""
+    """Yield the export itself, or a temporary export of a checkpoint."""
     from nanochat_lit.engine.export import export_checkpoint
 
     if not source.is_file():

@@ -1,13 +1,13 @@
-"""`nanochat-lit import-hf`: an export of a folder that `nanochat-lit export` wrote for Hugging Face."""
+"""`nanochat-lit import-hf`: convert a folder written by `nanochat-lit export --format hf` to an export."""
 
 
 def import_hf(folder: str, out: str, tokenizer: str | None = None) -> None:
-    """Make an export again of a folder for Hugging Face, also after transformers has trained and saved the model.
+    """Convert a Hugging Face folder back to an export, including models fine-tuned and saved by transformers.
 
     Args:
-        folder: What `export --format hf` wrote, or what save_pretrained wrote of it.
-        out: Folder for the export.
-        tokenizer: Export whose tokenizer and generation defaults to take, where save_pretrained has left them out.
+        folder: Folder written by `export --format hf`, or by save_pretrained of that model.
+        out: Folder of the new export.
+        tokenizer: Export to take the tokenizer and generation defaults from if save_pretrained did not write them.
     """
     from nanochat_lit.engine import hf_export
 

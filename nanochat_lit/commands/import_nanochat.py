@@ -1,4 +1,4 @@
-"""`nanochat-lit import-nanochat`: an export of a checkpoint that nanochat has written."""
+"""`nanochat-lit import-nanochat`: convert a nanochat checkpoint to an export."""
 
 from pathlib import Path
 
@@ -6,15 +6,15 @@ from nanochat_lit.common.errors import UserError
 
 
 def import_nanochat(folder: str, out: str, step: int | None = None, tokenizer: str | None = None) -> None:
-    """Make an export of a nanochat checkpoint and its tokenizer; what an older file lacks is said line by line.
+    """Convert a nanochat checkpoint and its tokenizer to an export.
 
-    The export evaluates, chats, serves and fine-tunes like any other. Nothing in the files is executed.
+    Prints a line for each value that older files lack. No code from the files is executed.
 
     Args:
-        folder: Checkpoint folder of nanochat, with model_NNNNNN.pt and meta_NNNNNN.json.
-        out: Folder for the export.
-        step: Which checkpoint of the folder; null takes the newest.
-        tokenizer: Folder with tokenizer.pkl; null looks in the checkpoint folder and where nanochat keeps it.
+        folder: nanochat checkpoint folder with model_NNNNNN.pt and meta_NNNNNN.json.
+        out: Folder of the new export.
+        step: Step of the checkpoint; null is the newest.
+        tokenizer: Folder with tokenizer.pkl; null searches the checkpoint folder and nanochat's tokenizer folder.
     """
     from nanochat_lit.engine.export import save_export
     from nanochat_lit.engine.nanochat_checkpoint import load_nanochat_checkpoint
@@ -37,7 +37,7 @@ def import_nanochat(folder: str, out: str, step: int | None = None, tokenizer: s
 def _tokenizer_folder(folder: Path, given: str | None) -> Path:
     if given is not None:
         return Path(given)
-    # nanochat keeps BASE/tokenizer beside BASE/base_checkpoints/d20; shared checkpoints have everything in one folder
+    # nanochat writes BASE/tokenizer and BASE/base_checkpoints/d20; shared checkpoints have everything in one folder
     whole = folder.resolve()
     places = [folder, folder / "tokenizer", whole.parent / "tokenizer", whole.parent.parent / "tokenizer"]
     for place in places:

@@ -1,4 +1,4 @@
-"""`nanochat-lit plan`: what a depth means and costs, before any of it is spent."""
+"""`nanochat-lit plan`: dimensions, hyperparameters and cost of a pretraining run, without running it."""
 
 import json as json_module
 import math
@@ -61,31 +61,32 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     """Print dimensions, parameters, tokens, batch, learning rates, memory, communication, hours and cost of a pretraining run.
 
     Args:
-        depth: Layers; everything else follows.
+        depth: Number of layers; determines the defaults of everything else.
         target_param_data_ratio: Tokens per scaling parameter.
-        num_steps: Steps by hand; wins over budget and ratio.
-        target_flops: Compute budget by hand; wins over the ratio.
-        tokens_per_step: Batch by hand, tokens.
-        sequence_len: Context in tokens.
-        vocab_size: Number of token ids.
+        num_steps: Number of steps; overrides target_flops and target_param_data_ratio.
+        target_flops: Compute budget, FLOPs; overrides target_param_data_ratio.
+        tokens_per_step: Tokens per optimizer step; overrides the scaling law.
+        sequence_len: Context length, tokens.
+        vocab_size: Vocabulary size.
         head_dim: Channels per attention head.
         aspect_ratio: Channels of width per layer of depth.
-        n_kv_head: Key/value heads; null means as many as query heads.
-        window_pattern: Attention windows, S short and L long, tiled over the layers.
+        n_kv_head: Key/value heads; null is the number of query heads.
+        window_pattern: Attention windows, S (short) and L (long), repeated over the layers.
         bigram_factor: Entries of the hashed bigram embedding, as a multiple of the vocabulary; 0 disables it.
-        micro_batch_size: Rows per device per forward; the memory estimate depends on it.
-        gpus: Devices.
-        gpu: Their name, such as T4, A100, "RTX 4090" or H100; null is this machine's GPU, or H100 where there is none. Its compute
-            capability decides on dtype and attention, its memory on what fits. A number is taken for `gpus`.
-        peak_flops_per_s: Peak of one device at 16 bits; null looks the name up.
-        mfu: Share of the peak that training reaches, 0 to 1.
-        price_per_gpu_hour: Dollars per device and hour.
-        strategy: How memory is divided: ddp, or zero (optimizer state shared among the devices).
-        device: Kind of device, for the memory estimate; on a CPU the process itself takes half a GiB more.
-        compute_dtype: Of activations, likewise; auto is what the GPU has in hardware.
-        compile: Whether training steps are compiled, likewise.
-        activation_checkpointing: true or selective: what is computed again in the backward pass, likewise.
-        fp8: Whether linear layers compute in float8, likewise.
+        micro_batch_size: Sequences per device per forward pass; affects the memory estimate.
+        gpus: Number of devices.
+        gpu: Device name, such as T4, A100, "RTX 4090" or H100; null is this machine's GPU, or H100 without one.
+            Determines dtype, attention kernel and available memory. A number sets `gpus` instead.
+        peak_flops_per_s: 16-bit peak of one device, FLOP/s; null looks it up by name.
+        mfu: Assumed model FLOPs utilization, above 0 and at most 1.
+        price_per_gpu_hour: US dollars per device-hour.
+        strategy: ddp, or zero (optimizer state sharded over the devices).
+        device: Device type for the memory estimate; cpu adds 0.5 GiB for the process.
+        compute_dtype: Dtype of activations, for the memory estimate; auto is the GPU's native 16-bit dtype.
+        compile: Use torch.compile, for the memory estimate.
+        activation_checkpointing: true or selective: recompute activations in the backward pass, for the memory
+            estimate.
+        fp8: Compute linear layers in float8, for the memory estimate.
         json: Print one JSON object instead of the table.
     """
     gpus, gpu = (int(gpu), None) if gpu is not None and gpu.isdecimal() else (gpus, gpu)  # --gpu 8
@@ -122,15 +123,15 @@ def _capability(gpu: str) -> tuple[int, int]:
 
 
 def _dtype(gpu: str, device: str, requested: str) -> torch.dtype:
-    """The dtype that a run gets on a card.
+    """Return the compute dtype of a run on a GPU.
 
     Raises:
-        UserError: If it asks for bfloat16 and the card does not have it.
+        UserError: If bfloat16 is requested but the GPU does not support it.
     """
     native = native_cuda_dtype(_capability(gpu))
     if device == "cuda" and requested == "bfloat16" and native != torch.bfloat16:
         raise UserError(
-            f"compute_dtype is bfloat16, which {gpu} does not have; use auto or {native}".replace("torch.", "")
+            f"compute_dtype is bfloat16, which {gpu} does not support; use auto or {native}".replace("torch.", "")
         )
     if requested == "auto":
         return native if device == "cuda" else resolve_compute_dtype("auto", device)
@@ -145,7 +146,7 @@ def _hardware(
     estimate: Callable[..., TrainingMemory],
     micro_batch_size: int,
 ) -> dict[str, dict[str, Any]]:
-    """The kernels of this CPU; or of a GPU what it has, whether the run fits, and the largest power of two that would."""
+    """Return the CPU's kernels, or the GPU's features and the largest power-of-two micro-batch that fits."""
     if device == "cpu":
         return {"kernels_of_this_machine": {"training": describe_kernels(), "decoding": _decoding(config)}}
     if card is None:
@@ -165,7 +166,7 @@ def _hardware(
 
 
 def _values(config: GPTConfig, derived: TrainingPlan, micro_batch_size: int, gpus: int) -> dict[str, dict[str, Any]]:
-    """Everything but memory and cost, by section."""
+    """Return all values except memory and cost, by section."""
     micro_batches_per_step = micro_batches(derived.tokens_per_step, micro_batch_size, config.sequence_len, gpus)
     return {
         "model": {**config.to_dict(), "head_dim": config.head_dim, "windows": list(config.windows)},
@@ -222,9 +223,9 @@ def _learning_rates(config: GPTConfig, derived: TrainingPlan) -> dict[str, Any]:
 def _memory(
     config: GPTConfig, estimate: Callable[..., TrainingMemory], micro_batch_size: int, gpus: int
 ) -> dict[str, dict[str, Any]]:
-    """The estimate by its parts, and its total for several numbers of devices.
+    """Return the memory estimate by component, and its total for several numbers of devices.
 
-    A checkpoint, which rank 0 copies to the host, holds the optimizer state of all of them.
+    The checkpoint on rank 0's host contains the optimizer state of all devices.
     """
     totals = {n: estimate(micro_batch_size=micro_batch_size, world_size=n) for n in _device_counts(gpus)}
     whole = {
@@ -237,7 +238,7 @@ def _memory(
 
 
 def _device_counts(gpus: int) -> list[int]:
-    """1, 2, 4, ... and the number asked for: under zero each has its own share of the optimizer's state."""
+    """Return 1, 2, 4, ... and the requested number; under zero the optimizer state per device depends on it."""
     return sorted({2**i for i in range(gpus.bit_length())} | {gpus})
 
 
@@ -245,8 +246,8 @@ def _cost(
     derived: TrainingPlan, gpus: int, gpu: str, peak_flops_per_s: float | None, mfu: float, price_per_gpu_hour: float
 ) -> dict[str, Any]:
     peak = peak_flops_per_s if peak_flops_per_s is not None else getattr(find_card(gpu), "peak_flops_per_s", math.nan)
-    if not peak > 0:  # NaN for a name that the table does not have
-        raise UserError(f"the peak of {gpu!r} is not known; give --peak_flops_per_s, a positive number")
+    if not peak > 0:  # NaN for an unknown name
+        raise UserError(f"the peak FLOP/s of {gpu!r} is unknown; set --peak_flops_per_s to a positive number")
     hours = derived.total_flops / (peak * mfu * gpus) / 3600
     return {
         "peak_flops_per_s": peak,
@@ -261,7 +262,7 @@ def _check(*, gpus: int, mfu: float, micro_batch_size: int) -> None:
     if gpus < 1 or micro_batch_size < 1:
         raise UserError(f"gpus {gpus} and micro_batch_size {micro_batch_size} must be at least 1")
     if not 0 < mfu <= 1:
-        raise UserError(f"mfu is {mfu}; it is a share of the peak, above 0 and at most 1")
+        raise UserError(f"mfu is {mfu}; it must be above 0 and at most 1")
 
 
 def _table(values: dict[str, Any]) -> str:
@@ -269,7 +270,7 @@ def _table(values: dict[str, Any]) -> str:
     for section, entries in values.items():
         lines.append(section.replace("_", " "))
         lines += [f"  {name:<24}{_format(name, value, section)}" for name, value in entries.items()]
-    lines.append("memory, hours and cost are estimates; mfu and price are assumptions to set by option")
+    lines.append("memory, hours and cost are estimates; set --mfu and --price_per_gpu_hour to match your hardware")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""`nanochat-lit quickstart`: the whole path once, offline: data, tokenizer, pretraining, SFT, evaluation, a report."""
+"""`nanochat-lit quickstart`: the whole pipeline offline: data, tokenizer, pretraining, SFT, evaluation, report."""
 
 import shlex
 import sys
@@ -10,14 +10,14 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, remove, write_json
 
 RECORD_FILE = "quickstart.json"
-"""Marks the folder as one that quickstart has made; holds its settings."""
+"""Marks a folder as created by quickstart; contains its settings."""
 
 MADE = (
     *("data", "pretrain", "tokenizer", "checkpoints", "export", "export_evaluation", "config.yaml", "plan.json"),
     *("validation.json", "sessions.json", "metrics.csv", "samples.md", "bad_batch.md"),
     *("report.md", "loss.png", "bpb.png", "report"),
 )
-"""What a quickstart, and a report on it, leave in its folder."""
+"""Files and folders that quickstart, or a report on it, creates in its folder."""
 
 FAST = {
     "num_documents": 3000,
@@ -45,21 +45,21 @@ DIALOGUES: tuple[tuple[str, ...], ...] = (
     ("Bonjour !",),
     ("Who won the chess tournament last week?",),
 )
-"""What the report asks the finished model."""
+"""Conversations with the finished model that the report shows."""
 
 
 def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0, overwrite: bool = False) -> None:
-    """Train a small chat model from nothing, offline: about 8 minutes on 2 CPU cores.
+    """Train a small chat model from scratch, offline; takes about 8 minutes on 2 CPU cores.
 
-    Generates the tiny world, trains a tokenizer, pretrains, fine-tunes, and examines the model before and after each
-    stage. Leaves OUT/report.md with plots and dialogues, and OUT/export to chat with. After an interruption the same
-    command continues.
+    Generates the tiny world, trains a tokenizer, pretrains, fine-tunes, and evaluates the model after each stage.
+    Writes OUT/report.md with plots and dialogues, and the chat model OUT/export. After an interruption the same command
+    resumes.
 
     Args:
-        out: Folder for everything that is made.
-        fast: The same path in a minute or two, to see that it works; the model will not be able to talk.
-        seed: Of the generated data.
-        overwrite: Replace an earlier quickstart in the folder.
+        out: Output folder.
+        fast: Run the same pipeline in one or two minutes as a smoke test; the resulting model cannot chat.
+        seed: Seed of the generated data.
+        overwrite: Replace an earlier quickstart in OUT.
     """
     from nanochat_lit.common.run_lock import run_lock
 
@@ -78,24 +78,26 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0, 
 
 
 def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-    """The record of the quickstart in the folder: of a new one, or of one that was interrupted."""
+    """Start a quickstart in the folder, or load the record of an interrupted one."""
     path = folder / RECORD_FILE
     new = {**settings, "seconds": 0.0, "finished": False}
-    found = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]  # not ours: the lock
+    found = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]  # the lock is hidden
     if not found:
         write_json(path, new)
         return new
     if RECORD_FILE not in found:
-        raise UserError(f"{folder} holds {sorted(found)[0]} and was not made by quickstart; give another folder, --out")
+        raise UserError(
+            f"{folder} contains {sorted(found)[0]} and was not created by quickstart; choose another folder with --out"
+        )
     record = read_json(path)
     if not overwrite and not record["finished"] and {**record, **settings} == record:
-        print(f"continuing the quickstart in {folder}", file=sys.stderr)
+        print(f"resuming the quickstart in {folder}", file=sys.stderr)
         return record
     if not overwrite:
         state = f"{'a finished' if record['finished'] else 'an unfinished'} quickstart with fast {record['fast']}"
         if not (sys.stdin.isatty() and input(f"{folder} has {state}. Replace it? [y/N] ").lower() in ("y", "yes")):
             raise UserError(
-                f"{folder} has {state}, seed {record['seed']}; --overwrite true replaces it, --out makes another"
+                f"{folder} has {state}, seed {record['seed']}; use --overwrite true to replace it, or another --out"
             )
     for name in {*MADE, RECORD_FILE} & set(found):
         remove(folder / name)
@@ -104,7 +106,7 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
 
 
 def _run(folder: Path, size: dict[str, Any], record: dict[str, Any], started_s: float) -> None:
-    """Every stage that is not done yet."""
+    """Run the stages that are not finished."""
     from nanochat_lit.common.peak_memory import peak_memory_bytes
     from nanochat_lit.report.quickstart import write_report
     from nanochat_lit.tiny_world.files import write_tiny_world
@@ -114,25 +116,25 @@ def _run(folder: Path, size: dict[str, Any], record: dict[str, Any], started_s: 
         _say(1, f"generating the tiny world in {data}")
         counts = {name: size[name] for name in ("num_documents", "num_conversations", "per_category")}
         write_tiny_world(data, **counts, seed=record["seed"])
-    _say(2, "tokenizer and pretraining: a quarter of the work")
+    _say(2, "tokenizer and pretraining (a quarter of the total time)")
     _train(pretrain, "pretrain", size["pretrain_steps"], record, ["--data.path", str(data / "pretrain")])
-    _say(3, "examining the base model")
+    _say(3, "evaluating the base model")
     before = _examine(pretrain / "export", data / "test.jsonl", size["max_new_tokens"], limit=10)
-    _say(4, "fine-tuning on conversations: three quarters of the work")
+    _say(4, "fine-tuning on conversations (three quarters of the total time)")
     options = ["--data.path", str(data / "sft"), "--model.base", str(pretrain / "export")]
     _train(folder, "sft", size["sft_steps"], record, options)
-    _say(5, "examining the chat model")
+    _say(5, "evaluating the chat model")
     after = _examine(folder / "export", data / "test.jsonl", size["max_new_tokens"])
     dialogues = [_converse(folder / "export", questions, size["max_new_tokens"]) for questions in DIALOGUES]
     seconds = time.perf_counter() - started_s
     write_report(folder, before, after, dialogues, seconds=seconds, peak_bytes=peak_memory_bytes())
     print((folder / "report.md").read_text(encoding="utf-8").split("## Curves")[0])
     print(f"Report: {folder / 'report.md'}\nChat:   nanochat-lit chat --model {folder / 'export'}")
-    print(f"Curves, samples, settings as one HTML page: nanochat-lit report {pretrain} {folder}")
+    print(f"HTML report with curves, samples and settings: nanochat-lit report {pretrain} {folder}")
 
 
 def _train(run: Path, stage: str, num_steps: int | None, record: dict[str, Any], options: list[str]) -> None:
-    """Train a stage from where it is; nothing if it has reached its last step."""
+    """Train or resume a stage; does nothing once it has reached its last step."""
     from nanochat_lit.engine.export import read_provenance
     from nanochat_lit.training.cli import main as trainer
 
@@ -155,7 +157,7 @@ def _train(run: Path, stage: str, num_steps: int | None, record: dict[str, Any],
     command += [f"--{name}={str(record[name]).lower()}" for name in ("fast", "seed") if record[name]]
     trainer(words, part_of=shlex.join(command))
     if record["fast"]:
-        note = "this model was made by quickstart --fast, in too few steps to answer; run quickstart without --fast"
+        note = "this model was trained by quickstart --fast, for too few steps to answer; run quickstart without --fast"
         write_json(run / "export" / "provenance.json", {**read_provenance(run / "export"), "note": note})
 
 
@@ -164,7 +166,7 @@ def _say(stage: int, what: str) -> None:
 
 
 def _examine(export: Path, questions: Path, max_new_tokens: int, limit: int | None = None) -> dict[str, Any]:
-    """Accuracy per category, kept for `report`; `limit` limits the questions of each."""
+    """Evaluate accuracy per category and save it for `report`; `limit` caps the questions per category."""
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.tiny_world import examine
@@ -185,7 +187,7 @@ def _examine(export: Path, questions: Path, max_new_tokens: int, limit: int | No
 
 
 def _converse(export: Path, questions: tuple[str, ...], max_new_tokens: int) -> list[dict[str, Any]]:
-    """A whole conversation: each question is asked with the answers before it in view."""
+    """Ask the questions in turn within one conversation."""
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.tokenizer import parse_completion, render_for_completion

@@ -1,4 +1,4 @@
-"""`nanochat-lit report`: a page on one run, or several beside each other."""
+"""`nanochat-lit report`: a page on one run, or a comparison of several."""
 
 from pathlib import Path
 
@@ -6,25 +6,24 @@ from nanochat_lit.common.errors import UserError
 
 
 def report(runs: list[str], out: str | None = None, price_per_hour: float = 0.0) -> None:
-    """Write a page on a run, or on several: model, command, data, curves, scores, samples, time and cost, system.
+    """Write a report on one or more runs: model, command, data, curves, scores, samples, time, cost and system.
 
-    report.html is one file that can be mailed or put on a web server: pictures and style are inside, nothing is loaded from
-    elsewhere. report.md with the pictures in plots/ says the same where markdown is shown. A run that is under way can be
-    looked at, too.
+    Writes report.html, a self-contained file without external resources, and report.md with its images in plots/. Also
+    works for a run in progress.
 
     Args:
-        runs: Run folders; with several, the first table compares them.
-        out: Folder to write into; null is `report` in the folder of the only run, or `report` here.
-        price_per_hour: Dollars that one device costs an hour; 0 leaves money out.
+        runs: Run folders; several are compared in the first table.
+        out: Output folder; null is `report` in the run folder, or in the current folder for several runs.
+        price_per_hour: US dollars per device-hour; 0 omits the cost.
     """
     from nanochat_lit.report.page import write_page
     from nanochat_lit.report.run import runs_page
     from nanochat_lit.report.run_folder import read_runs
 
     if not runs:
-        raise UserError("no run was named; give one or more run folders, such as runs/quickstart")
+        raise UserError("no run given; give one or more run folders, such as runs/quickstart")
     if price_per_hour < 0:
-        raise UserError(f"price_per_hour is {price_per_hour}; it must be 0 (unknown) or positive")
+        raise UserError(f"price_per_hour is {price_per_hour}; it must be positive, or 0 to omit the cost")
     found = read_runs(runs)
     folder = Path(out) if out is not None else (Path(runs[0]) if len(runs) == 1 else Path()) / "report"
     if folder.exists() and not folder.is_dir():

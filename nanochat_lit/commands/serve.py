@@ -1,4 +1,4 @@
-"""nanochat-lit serve: an export behind OpenAI's chat completions interface."""
+"""nanochat-lit serve: serve an export through an OpenAI-compatible chat completions API."""
 
 import os
 import sys
@@ -28,31 +28,34 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
     compute_dtype: str = "auto",
     quantize: Literal["int8"] | None = None,
 ) -> None:
-    """Serve a chat model over HTTP, as OpenAI's clients expect it, until SIGTERM or Ctrl-C.
+    """Serve a chat model over HTTP with an OpenAI-compatible API until SIGTERM or Ctrl-C.
 
     Endpoints: POST /v1/chat/completions (streamed or not), GET /v1/models, /health, /metrics.
 
     Args:
         model: Export, run folder, or .ckpt file.
-        host: Address to listen on; 0.0.0.0 lets other machines in.
-        port: Port to listen at; 0 is any that is free.
-        api_key: What clients must send as Bearer token; null is the environment variable NANOCHAT_API_KEY (which other users
-            of the machine cannot see, unlike an option), and no check if that is unset or empty.
-        name: What requests call the model; null is the folder's name, or that of its run.
-        slots: Requests that a worker answers at once; each holds a KV cache of the whole context.
-        max_queue: Most requests that wait for a slot of a worker; more are refused with 429.
-        workers: Processes per device, each with a model of its own.
-        devices: GPUs to use, one or more workers on each.
-        allowed_hosts: Names of this server in addition to its address, as in '["chat.example.org"]'; requests that use another
-            name are refused, because a web page may have made it. '["*"]' allows all.
-        request_timeout_s: Longest time for a request, waiting included; then it gets 504.
-        hang_timeout_s: Longest silence of a worker before it is replaced; raise it if one step of a large model takes longer.
-        drain_timeout_s: Longest time that running requests get to finish after SIGTERM.
-        max_body_bytes: Longest body of a request; more gets 413.
-        cors_origins: Origins whose web pages may call the server, as in '["https://example.org"]', '["*"]' for all.
-        device: cpu, cuda or mps; null is the fastest there is.
+        host: Address to bind to; 0.0.0.0 accepts connections from other machines.
+        port: Port to bind to; 0 selects a free port.
+        api_key: Bearer token that clients must send; null reads the environment variable NANOCHAT_API_KEY, and disables
+            the check if that is unset or empty. Prefer the variable: other users of the machine can see command-line
+            options.
+        name: Model name in the API; null is the name of the folder or of its run.
+        slots: Concurrent requests per worker; each slot holds a KV cache of the full context.
+        max_queue: Maximum number of queued requests per worker; further requests get 429.
+        workers: Processes per device, each with its own copy of the model.
+        devices: Number of GPUs.
+        allowed_hosts: Allowed values of the Host header in addition to the address, for example '["chat.example.org"]';
+            '["*"]' allows all. Other requests are rejected to prevent DNS rebinding.
+        request_timeout_s: Time limit of a request in seconds, including queueing; then it gets 504.
+        hang_timeout_s: Seconds without a sign of life after which a worker is replaced; increase it if one step of a
+            large model takes longer.
+        drain_timeout_s: Seconds that running requests get to finish after SIGTERM.
+        max_body_bytes: Maximum size of a request body; larger ones get 413.
+        cors_origins: Origins whose web pages may call the server, for example '["https://example.org"]'; '["*"]' allows
+            all.
+        device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
-        quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
+        quantize: int8 stores and multiplies the matrices in 8 bits (CPU only); null disables it.
     """
     names = _devices(workers, devices, device)
     try:
@@ -76,7 +79,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
         cors_origins=tuple(cors_origins or ()),
         compute_dtype=compute_dtype,
         quantize=quantize,
-        # several models on one CPU share its cores: all of them with all threads would wait for each other
+        # divide the cores: workers that each use all threads would slow one another down
         num_threads=max(1, (os.cpu_count() or 1) // workers) if workers > 1 and device in (None, "cpu") else None,
     )
     server = ChatServer(settings, names)
@@ -85,17 +88,17 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
 
 
 def _devices(workers: int, devices: int, device: str | None) -> list[str | None]:
-    """Where each worker computes."""
+    """Return the device of each worker."""
     if workers < 1 or devices < 1:
-        raise UserError(f"workers is {workers} and devices {devices}; use at least 1 of each")
+        raise UserError(f"workers {workers} and devices {devices} must be at least 1")
     if devices > 1 and device not in (None, "cuda", "xpu"):
-        raise UserError(f"devices is {devices}, but there is one device {device}; leave --devices or --device out")
+        raise UserError(f"devices is {devices}, but --device {device} is a single device; omit --devices or --device")
     if devices == 1:
         return [device] * workers
     return [f"{device or 'cuda'}:{index}" for index in range(devices)] * workers
 
 
 def model_name(model: str) -> str:
-    """What requests call an export: its folder, or the run's folder when that is called export."""
+    """Return the API name of an export: its folder's name, or that of its run if the folder is called export."""
     folder = Path(model).resolve()
     return folder.parent.name if folder.name == "export" and folder.parent.name else folder.name

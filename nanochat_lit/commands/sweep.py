@@ -1,4 +1,4 @@
-"""`nanochat-lit sweep`: many runs by one recipe, one after the other, and what follows from them."""
+"""`nanochat-lit sweep`: train a grid of runs sequentially and fit scaling laws to the results."""
 
 import shlex
 import subprocess
@@ -19,21 +19,22 @@ def sweep(
     dry_run: bool = False,
     train: bool = True,
 ) -> None:
-    """Train every depth, or every depth with every compute budget, and fit the laws that connect them.
+    """Train every combination of depths and compute budgets, and fit scaling laws.
 
-    Each run is a `nanochat-lit fit` in a process of its own and a folder of its own. The same command again skips the runs
-    that are finished, and continues the one that was interrupted from its last checkpoint. RUN_DIR/report/report.html (and
-    .md) has the table, the curves and the fits, RUN_DIR/sweep_results.json the numbers; with some runs missing, they say so.
+    Each run is a separate `nanochat-lit fit` process with its own folder. Repeating the command skips finished runs and
+    resumes the interrupted one from its last checkpoint. Writes the table, curves and fits to
+    RUN_DIR/report/report.html and report.md, and the values to RUN_DIR/sweep_results.json. Missing runs are listed.
 
     Args:
         recipe: YAML file of a sweep: run_dir, fit, depths, flops_budgets, options.
-        run_dir: Folder of the sweep; null is the recipe's.
-        fit: Recipe of the single run; null is the recipe's.
-        depths: As in '[8, 10, 12]'; null are the recipe's.
-        flops_budgets: As in '[1e18, 4e18]'; '[]' trains each depth as long as its recipe says; null are the recipe's.
-        options: Keys of `fit` added to the recipe's, as in '{"model.warmup": 10}'.
-        dry_run: Print the commands, and train nothing.
-        train: Train what is missing; false only looks at what is finished.
+        run_dir: Folder of the sweep; null uses the recipe's.
+        fit: Recipe of each run; null uses the sweep recipe's.
+        depths: For example '[8, 10, 12]'; null uses the recipe's.
+        flops_budgets: For example '[1e18, 4e18]'; '[]' trains each depth for the horizon of its recipe; null uses the
+            recipe's.
+        options: Additional `fit` keys, for example '{"model.warmup": 10}'.
+        dry_run: Print the commands without running them.
+        train: Train missing runs; false only evaluates the finished ones.
     """
     from nanochat_lit.common.run_lock import run_lock
     from nanochat_lit.report.sweep_recipe import read_sweep
@@ -55,14 +56,14 @@ def sweep(
 
 
 def _conclude(plan: Any) -> None:
-    """Write what follows from the finished runs."""
+    """Write the results and the report of the finished runs."""
     from nanochat_lit.common.paths import write_json
     from nanochat_lit.report.page import write_page
     from nanochat_lit.report.sweep import sweep_page, sweep_results
 
     finished = [(run, result) for run in plan.runs if (result := run.finished()) is not None]
     if not finished:
-        raise UserError(f"{plan.run_dir} has no finished run; leave --train false out")
+        raise UserError(f"{plan.run_dir} has no finished run; omit --train false to train")
     results = sweep_results(finished, num_planned=len(plan.runs))
     folder = Path(plan.run_dir)
     write_json(folder / "sweep_results.json", results)
@@ -73,7 +74,7 @@ def _conclude(plan: Any) -> None:
 
 
 def _train(run: Any, place: str) -> None:
-    """Train one run, or go on with it, unless it is finished.
+    """Train or resume one run, unless it is finished.
 
     Raises:
         UserError: If its process fails.
@@ -87,9 +88,9 @@ def _train(run: Any, place: str) -> None:
     if status in (130, -2):
         raise KeyboardInterrupt
     if status:
-        raise UserError(f"{run.folder} ended with status {status}; the same sweep again goes on with it")
+        raise UserError(f"{run.folder} exited with status {status}; repeat the sweep command to resume it")
     if run.finished() is None:
         raise UserError(
-            f"{run.folder} ended without an error, but has no export with all of its steps and a val_bpb; "
-            "the options must not stop it early or leave validation out"
+            f"{run.folder} ended without an error, but has no export with all steps and a val_bpb; "
+            "remove options that stop it early or disable validation"
         )

@@ -1,4 +1,4 @@
-"""A conversation in the terminal: what is typed, what is shown, and the commands that begin with a slash."""
+"""Interactive chat in the terminal: input, output and slash commands."""
 
 import contextlib
 import difflib
@@ -16,28 +16,28 @@ from nanochat_lit.engine.chat_model import Answer, ChatModel
 from nanochat_lit.engine.conversation import Conversation
 
 HELP = """\
-/retry            another answer to the last question
-/undo             take back the last question and its answer
-/clear            forget the conversation
-/system TEXT      what the model is told before the first message; without TEXT, nothing
-/set NAME VALUE   temperature, top_k, top_p, max_new_tokens or seed; without them, what they are
+/retry            generate another answer to the last question
+/undo             remove the last question and its answer
+/clear            start a new conversation
+/system TEXT      set the system prompt; without TEXT, remove it
+/set NAME VALUE   set temperature, top_k, top_p, max_new_tokens or seed; without arguments, show them
 /save FILE        write the conversation to a file
-/load FILE        go on with a saved one
-/help             this
-/quit             leave (or Ctrl-D)
-Ctrl-C stops an answer. A message that begins with a slash is written with two."""
+/load FILE        continue a saved conversation
+/help             show this help
+/quit             exit (or Ctrl-D)
+Ctrl-C stops an answer. Type // to begin a message with a slash."""
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-# every control character but newline and tab, which are dropped
+# control characters to drop: all except newline and tab
 _CONTROL = {code: None for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
 
 
 class TerminalChat:
-    """Reads messages and commands from stdin until it ends; answers go to stdout, all else to stderr.
+    """Reads messages and commands from stdin; writes answers to stdout and everything else to stderr.
 
     Args:
-        model: Who answers.
-        conversation: Where to begin.
+        model: Model that answers.
+        conversation: Initial conversation.
     """
 
     def __init__(self, model: ChatModel, conversation: Conversation) -> None:
@@ -58,19 +58,19 @@ class TerminalChat:
         }
 
     def run(self) -> None:
-        """Converse. Mistakes are told in a line, and the conversation goes on."""
+        """Run until stdin ends. User errors are printed and do not end the conversation."""
         is_terminal = sys.stdin.isatty()
         if is_terminal:
             note("/help lists the commands, Ctrl-C stops an answer, /quit leaves")
             with contextlib.suppress(ImportError):
-                import readline  # line editing and history in input()
+                import readline  # enables line editing and history in input()
 
-                readline.parse_and_bind("set enable-bracketed-paste on")  # several pasted lines are one message
+                readline.parse_and_bind("set enable-bracketed-paste on")  # pasted lines form one message
         while self._turn(is_terminal):
             pass
 
     def _turn(self, is_terminal: bool) -> bool:
-        """One line of input and what it brings; whether there is to be another."""
+        """Process one line of input; return whether to continue."""
         try:
             self._obey(input("\n> " if is_terminal else "").strip())
         except EOFError:
@@ -96,7 +96,7 @@ class TerminalChat:
             self._hear(self._conversation.ask(self._model, line.removeprefix("/")))
 
     def _hear(self, pieces: Generator[Piece, None, None]) -> None:
-        """Streams an answer, calculator calls dimly. Ctrl-C ends it; the text printed so far is kept."""
+        """Stream an answer, with dimmed calculator calls. Ctrl-C stops it and keeps the text so far."""
         answer = self._conversation.answer
         assert answer is not None
         if answer.num_dropped_turns != self._num_dropped_turns:
@@ -123,11 +123,11 @@ class TerminalChat:
         self._hear(pieces)
 
     def _undo(self, _: str) -> None:
-        note(f"taken back: {self._conversation.undo()}")
+        note(f"removed: {self._conversation.undo()}")
 
     def _clear(self, _: str) -> None:
         self._conversation.clear()
-        note("conversation forgotten")
+        note("conversation cleared")
 
     def _set_system(self, text: str) -> None:
         self._conversation.system = text
@@ -145,7 +145,7 @@ class TerminalChat:
         if path.exists() and path not in self._own_files:
             self._conversation.check_saved(path)
             if not (sys.stdin.isatty() and input(f"replace {path}? [y/N] ").strip().lower() in ("y", "yes")):
-                raise UserError(f"{path} exists and is kept; give another name")
+                raise UserError(f"{path} already exists; give another name")
         self._conversation.save(path)
         self._own_files.add(path)
         note(f"saved to {path}")
@@ -165,7 +165,7 @@ class TerminalChat:
 
 
 class Screen:
-    """Writes to stdout as text comes; in a terminal, lines break between words."""
+    """Streams text to stdout; in a terminal, wraps lines between words."""
 
     def __init__(self) -> None:
         self._last = "\n"
@@ -175,11 +175,11 @@ class Screen:
         self._kind = "text"
 
     def write(self, text: str) -> None:
-        """Show text; in a terminal, a word when it is whole."""
+        """Write text; in a terminal, holds back incomplete words."""
         if not self._width:
             self._put(text)
             return
-        for character in text.translate(_CONTROL):  # what a model writes must not steer the terminal
+        for character in text.translate(_CONTROL):  # model output must not contain terminal control sequences
             if character not in " \n\t":
                 self._word += character
                 continue
@@ -189,7 +189,7 @@ class Screen:
         sys.stdout.flush()
 
     def show(self, pieces: Iterable[Piece]) -> None:
-        """Show pieces of an answer, calculator calls dimly and in brackets."""
+        """Write chunks of an answer, with calculator calls dimmed and in brackets."""
         for piece in pieces:
             if piece.type != self._kind:
                 self._close_brackets()
@@ -200,7 +200,7 @@ class Screen:
             self.write(piece.text)
 
     def end(self) -> None:
-        """End the answer and its line."""
+        """End the answer with a newline."""
         self._close_brackets()
         self.write("\n")
         sys.stdout.flush()
@@ -223,7 +223,7 @@ class Screen:
             sys.stdout.write(code)
 
     def _end_word(self) -> None:
-        """Show the word that is held back, on a new line if this one has no space for it."""
+        """Write the held-back word, on a new line if it does not fit."""
         width = sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in self._word)
         if self._column and self._column + width > self._width:
             self._put("\n")
@@ -241,30 +241,30 @@ class Screen:
 
 
 def note(text: str) -> None:
-    """Print something that is not part of the conversation."""
+    """Print a status message to stderr."""
     print(f"({text})", file=sys.stderr, flush=True)
 
 
 def note_cut(answer: Answer) -> None:
-    """Say so if an answer ended because it had no more tokens."""
+    """Print a note if an answer was truncated."""
     if answer.finish_reason == "length":
-        note("the answer was cut: max_new_tokens or the model's context was used up")
+        note("the answer was truncated by max_new_tokens or the model's context")
 
 
 def note_dropped(answer: Answer) -> None:
-    """Say so if the model does not see all of the conversation."""
+    """Print a note if old turns were dropped from the context."""
     if answer.num_dropped_turns:
-        note(f"the conversation outgrew the context: {answer.num_dropped_turns} oldest turn(s) dropped")
+        note(f"the conversation exceeds the context: dropped the {answer.num_dropped_turns} oldest turn(s)")
 
 
 def _path(name: str) -> Path:
     if not name:
-        raise UserError("name a file, as in /save chat.json")
+        raise UserError("give a file name, as in /save chat.json")
     return Path(name).expanduser()
 
 
 def _wrapped(text: str) -> str:
-    """Lines of a list of commands, broken between words where the terminal is narrower."""
+    """Wrap the list of commands to the width of the terminal."""
     width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
     return "\n".join(
         textwrap.fill(line, width, subsequent_indent=" " * 18) if width else line for line in text.splitlines()

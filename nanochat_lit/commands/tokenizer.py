@@ -1,4 +1,4 @@
-"""`nanochat-lit tokenizer`: train a vocabulary, and compare its compression with others."""
+"""`nanochat-lit tokenizer`: train a tokenizer, and compare its compression with others."""
 
 import json as json_format
 import time
@@ -28,19 +28,20 @@ def train(
 ) -> None:
     """Train a tokenizer on the training split of text files.
 
-    The automatic vocabulary: 4096 up to depth 2, 8192 up to depth 7, 16384 up to depth 11, 32768 from depth 12 up or
-    without a depth; halved until there are 1000 characters of text for every token, but at least 512.
+    vocab_size auto selects 4096 up to depth 2, 8192 up to depth 7, 16384 up to depth 11, and 32768 otherwise. It is
+    then halved until the text has 1000 characters per token; the minimum is 512.
 
     Args:
         data: File or folder of .txt, .jsonl or .parquet texts, or a list of them.
+        out: Folder for
         out: Folder for tokenizer.model and tokenizer.json.
         vocab_size: Number of tokens, or auto.
-        depth: Layers of the model that vocabulary and splitting are for, where they are auto.
-        max_chars: Characters to learn from, the first of the files; all of them are held in memory, 4 bytes each. Of
-            scripts without spaces, which cost 85, 50 million are used.
-        doc_cap: Characters of one document to learn from; the rest of it is left out.
-        split_scripts: No token goes beyond a change of script, where punctuation is a script of its own; auto does so up to
-            depth 7.
+        depth: Number of layers of the model, used by vocab_size auto and split_scripts auto.
+        max_chars: Number of characters to train on, from the start of the files; memory is 4 bytes each. Scripts
+            without spaces need 85 bytes each and are capped at 50 million.
+        doc_cap: Maximum number of characters per document; the rest is ignored.
+        split_scripts: Split tokens at changes of script, treating punctuation as a script; auto enables it up to depth
+            7.
     """
     sources = [check_source(one) for one in ([data] if isinstance(data, str) else data)]
     if not sources:
@@ -65,7 +66,7 @@ def train(
         print(
             f"vocabulary {tokenizer.vocab_size}, chosen for depth {depth or 'unknown'} and "
             f"{min(num_chars, max_chars):,} characters (by depth at most 4096, 8192, 16384 or 32768, "
-            "and 1000 characters a token)"
+            "and 1000 characters per token)"
         )
     print(f"trained {tokenizer.vocab_size} tokens on {num_documents:,} documents in {duration_s:.1f} s")
     for source in sources:
@@ -85,23 +86,23 @@ def evaluate(
     domains: bool = True,
     json: bool = False,
 ) -> None:
-    """Compare how many bytes of text a token stands for, between tokenizers and kinds of text.
+    """Compare bytes per token of several tokenizers on several kinds of text.
 
-    The kinds are news, code, math and seven other languages, a short text of each, and the texts that are given.
+    Evaluates short built-in texts (news, code, math and seven other languages) and the given data.
 
     Args:
         tokenizer: Folder of the tokenizer, or of an export.
-        data: File or folder of .txt, .jsonl or .parquet texts, or a list of them; each gets lines of its own.
-        against: Other tokenizers: folders, or gpt2, gpt4 and gpt4o, which need tiktoken and its files on this machine.
-            gpt2 and gpt4 are added without being asked for where they can be had.
-        max_docs: Documents of each of the given texts.
-        domains: Measure on the short texts, too.
+        data: File or folder of .txt, .jsonl or .parquet texts, or a list of them; each is reported separately.
+        against: Tokenizers to compare with: folders, or gpt2, gpt4 and gpt4o, which require tiktoken and its cached
+            files. The default is gpt2 and gpt4 if available.
+        max_docs: Number of documents per data entry.
+        domains: Also evaluate the built-in texts.
         json: Print one line of JSON instead of the table.
     """
     if max_docs < 1:
-        raise UserError(f"max_docs is {max_docs}, but must be at least 1")
+        raise UserError(f"max_docs is {max_docs}; it must be at least 1")
     if data is None and not domains:
-        raise UserError("there is nothing to measure on; give data, or domains")
+        raise UserError("no text to evaluate; give --data or --domains true")
     encoders: dict[str, tuple[int, EncodeBatch]] = {}
     for name in [tokenizer, *(against or [])]:
         encoders[str(name)] = _encoder(name)
@@ -121,7 +122,7 @@ def evaluate(
 
 
 def _add_openai(name: str, encoders: dict[str, tuple[int, EncodeBatch]]) -> str:
-    """Add a tokenizer if it can be had, else say why not."""
+    """Add a tokenizer if available; return a note if not."""
     try:
         encoders.setdefault(name, openai_encoder(name))
     except UserError as error:
@@ -130,7 +131,7 @@ def _add_openai(name: str, encoders: dict[str, tuple[int, EncodeBatch]]) -> str:
 
 
 def _encoder(name: str) -> tuple[int, EncodeBatch]:
-    """Vocabulary size and encoder of a tokenizer given by folder or name; a folder goes first."""
+    """Return vocabulary size and encoder of a tokenizer given by folder or name; folders take precedence."""
     if name in OPENAI_FILES and not Path(name).is_dir():
         return openai_encoder(name)
     loaded = Tokenizer.load(name)
@@ -138,5 +139,5 @@ def _encoder(name: str) -> tuple[int, EncodeBatch]:
 
 
 def _train_split(source: FileSource) -> Split:
-    """'train', or everything when there is too little to hold a part out."""
+    """Return 'train', or 'all' if the text is too short to hold out a part."""
     return "train" if source.split.val or source.num_rows("all") > 1 else "all"

@@ -1,4 +1,4 @@
-"""nanochat-lit ui: the chat page, for an export in this process or in front of a running server."""
+"""nanochat-lit ui: the chat page, for an export in this process or as a client of a running server."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
 from nanochat_lit.model.packed import Quantization
 
 MAX_NEW_TOKENS = 4096
-"""Where the slider ends for a server, whose context is not known here."""
+"""Upper end of the slider for a server, whose context is unknown."""
 
 
 def ui(
@@ -27,23 +27,24 @@ def ui(
     compute_dtype: str = "auto",
     quantize: Quantization | None = None,
 ) -> None:
-    """Chat in the browser: with an export, or through a running server. Ctrl-C ends it.
+    """Chat in the browser with an export or a running server, until Ctrl-C.
 
     Args:
-        model: Export, run folder, or .ckpt file; leave it out with --url.
-        url: Address of a server, such as http://127.0.0.1:8000; leave it out with --model.
-        api_key: The server's key, if it has one; null takes it from the environment variable NANOCHAT_API_KEY, if it is set and not empty.
-        host: Address to listen on. 0.0.0.0 lets the whole network chat, without a password.
-        port: Port to listen on; 0 is a free one.
-        allowed_hosts: Names of this page in addition to its address, as in '["chat.example.org"]'; '["*"]' allows all.
-        slots: Conversations that are answered at once; further ones wait. For --model.
-        device: cpu, cuda or mps; null is the fastest there is. For --model.
+        model: Export, run folder, or .ckpt file; mutually exclusive with --url.
+        url: Address of a server, such as http://127.0.0.1:8000; mutually exclusive with --model.
+        api_key: API key of the server; null reads the environment variable NANOCHAT_API_KEY.
+        host: Address to bind to. 0.0.0.0 gives the whole network access, without a password.
+        port: Port to bind to; 0 selects a free port.
+        allowed_hosts: Allowed values of the Host header in addition to the address, for example '["chat.example.org"]';
+            '["*"]' allows all.
+        slots: Concurrent conversations; further ones are queued. For --model.
+        device: cpu, cuda or mps; null selects the fastest available device. For --model.
         compute_dtype: auto, bfloat16, float16 or float32. For --model.
-        quantize: int8 keeps the weights in 8 bits (CPU); null keeps them in compute_dtype. For --model.
+        quantize: int8 stores the weights in 8 bits (CPU only); null keeps them in compute_dtype. For --model.
     """
     if (model is None) == (url is None):
         raise UserError("give either --model EXPORT or --url URL, as in --model runs/quickstart/export")
-    # read when gradio and huggingface_hub are imported; the page needs no network, so no proxy (nor what speaks to one)
+    # gradio and huggingface_hub read these at import; the page needs no network access and thus no proxy
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", NO_PROXY="*", no_proxy="*")
     with contextlib.ExitStack() as stack:
         page = stack.enter_context(_Page(host, port, allowed_hosts or ()))
@@ -65,7 +66,7 @@ def ui(
 
 
 class _Page:
-    """An address and, once there is a model, the page on it; a context manager that leaves the address."""
+    """A reserved address and, once the model is loaded, the page on it; a context manager that releases the address."""
 
     def __init__(self, host: str, port: int, allowed_hosts: Sequence[str]) -> None:
         try:
@@ -95,5 +96,5 @@ class _Page:
         except ImportError as error:
             raise missing_package("the chat page", error.name, "serve") from None
         print(f"chat with {name} at {self._address}", file=sys.stderr, flush=True)
-        # open tabs hold a stream of events for as long as they like; they are not waited for
+        # open tabs keep an event stream open indefinitely; do not wait for them
         uvicorn.Server(uvicorn_config(app, timeout_graceful_shutdown=1)).run(sockets=[self._listener])

@@ -37,7 +37,7 @@ class ChatServer(litserve.LitServer):
 
     Args:
         settings: Of the server.
-        devices: One per worker; None is the fastest there is.
+        devices: One per worker; None selects the fastest available device.
     """
 
     def __init__(self, settings: ServeSettings, devices: Sequence[str | None]) -> None:

@@ -118,7 +118,7 @@ class WorkerPool:
     Args:
         settings: Of the server.
         fingerprint: Of the export, which restarted workers load again or not at all.
-        devices: One per worker; None is the fastest there is.
+        devices: One per worker; None selects the fastest available device.
         metrics: Where to count.
         on_ready: Called when the first worker is ready.
         on_failure: Called with a message and the exit status when the server has to end.

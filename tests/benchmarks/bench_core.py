@@ -45,7 +45,7 @@ def bench_core(
         repeats: How often every way is timed.
         device: cpu, cuda or mps.
         compute_dtype: auto, bfloat16, float16 or float32; `evaluate core` is timed in it, and in float32 besides.
-        json: Print the result as JSON alone.
+        json: Print only JSON.
     """
     if repeats < 1:
         raise UserError(f"repeats is {repeats}; it must be at least 1")

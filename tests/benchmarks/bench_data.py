@@ -100,7 +100,7 @@ def bench_data(
         demands: Tokens that training takes per second, as in '[500000, 1000000]'; null is the latter.
         seconds: Length of a measurement of the loader.
         repeats: Measurements of each kind.
-        json: Print the result as JSON alone.
+        json: Print only JSON.
     """
     asked = [1_000_000] if demands is None else demands
     sizes = (train_chars, max_docs, sequence_len, micro_batch_size, num_workers, repeats, *asked)

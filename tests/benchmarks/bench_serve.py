@@ -53,14 +53,14 @@ def bench_serve(
         model: Export, run folder, or .ckpt file.
         concurrency: Numbers of clients, as in '[1, 16]'; null is 1, 2, 4, 8, 16, 32. Each asks again at once.
         requests_per_client: Requests per client.
-        max_tokens: Longest answer in tokens.
+        max_tokens: Maximum length of an answer, tokens.
         temperature: 0 is greedy; then server and engine say the same.
         slots: Of the server and of the engine.
         newcomers: Requests that come one by one while all slots but one are busy; 0 leaves this out.
-        device: cpu, cuda or mps; null is the fastest there is.
+        device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 stores and multiplies the matrices in 8 bits (CPU); null does not.
-        json: Print the result as JSON alone.
+        json: Print only JSON.
     """
     from newcomers import run_newcomers
 
@@ -69,7 +69,7 @@ def bench_serve(
 
     counts = [1, 2, 4, 8, 16, 32] if concurrency is None else concurrency
     if not counts or min(counts) < 1 or requests_per_client < 1:
-        raise UserError(f"concurrency is {counts}, requests_per_client {requests_per_client}; use 1 or more of each")
+        raise UserError(f"concurrency is {counts}, requests_per_client {requests_per_client}; both must be at least 1")
     if newcomers < 0 or (newcomers and slots < 2):
         raise UserError(f"newcomers is {newcomers} with {slots} slots; use 0, or 1 or more with at least 2 slots")
     gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)

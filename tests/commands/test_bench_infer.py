@@ -27,7 +27,7 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [(["--streams=[0]"], "streams is"), (["--new_tokens=999"], "context of 128")]
+    ("options", "message"), [(["--streams=[0]"], "streams [0]"), (["--new_tokens=999"], "context of 128")]
 )
 def test_impossible_measurements(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "infer", *SMALL, *options]) == 2

@@ -54,7 +54,7 @@ def test_conversation(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert cli.main(["chat", "--model", str(folder), "--seed", "3"]) == 0
     out, err = capsys.readouterr()
     assert out
-    assert "conversation forgotten" in err
+    assert "conversation cleared" in err
     assert "context is 96" in err
     assert "there is no /what; see /help" in err
 

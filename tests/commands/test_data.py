@@ -44,7 +44,7 @@ def test_info_tells_what_a_corpus_is_made_of(tmp_path, capsys):
     folder, plot = str(tmp_path / "world" / "pretrain"), tmp_path / "info.png"
     assert cli.main(["data", "info", folder, "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
-    for line in ("documents            122, 0 rows passed over", "  English", "  shard_00000.parquet"):
+    for line in ("documents            122, 0 records skipped", "  English", "  shard_00000.parquet"):
         assert line in printed
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert (
@@ -54,4 +54,4 @@ def test_info_tells_what_a_corpus_is_made_of(tmp_path, capsys):
     assert (found["documents"], found["exact_duplicates"]) == (122, 0.0), "the same folder twice is one source"
     (tmp_path / "none.jsonl").write_text('{"text": null}\n')
     assert cli.main(["data", "info", str(tmp_path / "none.jsonl")]) == 2
-    assert "no documents, 1 rows passed over" in capsys.readouterr().err
+    assert "no documents, 1 records skipped" in capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_another_cap_is_another_evaluation(folder, core_bundle, capsys, monkeypa
         patch.setattr("nanochat_lit.commands.evaluate_tasks._report_task", dies)
         assert cli.main(["evaluate", *map(str, options)]) == 130
     printed = run(capsys, *options, "--max_per_task", 5, "--json")
-    assert "is of another evaluation and is begun anew" in printed.err
+    assert "holds another evaluation; starting over" in printed.err
     assert {task["examples"] for task in json.loads(printed.out)["tasks"]} == {5}
 
 
@@ -176,7 +176,7 @@ def test_chat(folder, gsm8k, capsys):
     ("arguments", "message"),
     [
         (["--tasks", '["humaneval"]', "--paths", '{"humaneval": "{gsm8k}"}'], "gsm8k.jsonl:1: "),
-        (["--tasks", '["identity"]', "--k", "2"], "k is 2; with num_samples 1 it must be from 1 to 1"),
+        (["--tasks", '["identity"]', "--k", "2"], "k is 2; use 1 to 1 (num_samples)"),
         (["--tasks", '["identity"]', "--num_samples", "2"], "2 samples at temperature 0"),
         (["--tasks", '["mmlu"]', "--paths", '{"mmlu": "{gsm8k}"}'], "gsm8k.jsonl:1: the choices must be a list"),
     ],

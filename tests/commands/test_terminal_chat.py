@@ -45,7 +45,7 @@ def test_retry_undo_clear(converse) -> None:
     out, err = converse("one", "/retry", "two", "/undo", "/clear", "three", "/undo", "/undo", "/retry")
     assert out == "one! (seed 0)\none! (seed 1)\ntwo! (seed 2)\nthree! (seed 0)\n"
     empty = "(error: the conversation is empty)"
-    assert err == ["(taken back: two)", "(conversation forgotten)", "(taken back: three)", empty, empty]
+    assert err == ["(removed: two)", "(conversation cleared)", "(removed: three)", empty, empty]
     assert converse("one", "/retry", temperature=0.0)[1] == [
         "(at temperature 0 the answer is always the same; /set temperature 0.8 varies it)"
     ]
@@ -68,15 +68,15 @@ def test_save_and_load(converse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "c.json"
     _, err = converse("/save ~/c.json", "hello", "/save", "/save ~/c.json")
-    name_one = "(error: name a file, as in /save chat.json)"
+    name_one = "(error: give a file name, as in /save chat.json)"
     assert err == ["(error: the conversation is empty)", name_one, f"(saved to {path})"]
     out, err = converse("/load ~/c.json", "again", "/undo", "/undo", f"/load {tmp_path}/none.json")
     assert out == "> hello\nhello! (seed 0)\nagain! (seed 1)\n", "what was loaded is shown"
-    assert err[:3] == ["(1 turn(s) loaded)", "(taken back: again)", "(taken back: hello)"]
+    assert err[:3] == ["(1 turn(s) loaded)", "(removed: again)", "(removed: hello)"]
     assert err[3].endswith("none.json: no such file)")
     before = path.read_text()
     _, err = converse("other", "/save ~/c.json")
-    assert err == [f"(error: {path} exists and is kept; give another name)"]
+    assert err == [f"(error: {path} already exists; give another name)"]
     assert path.read_text() == before
     _, err = converse("/load ~/c.json", "more", "/save ~/c.json")
     assert err[-1] == f"(saved to {path})", "one's own file may be written again"
@@ -177,11 +177,11 @@ def test_a_terminal(terminal: Terminal) -> None:
     terminal.wait_for("three! (seed 2)")
     terminal.wait_for("> ")
     terminal.type("/undo\n")
-    terminal.wait_for("(taken back: one")
+    terminal.wait_for("(removed: one")
     terminal.type("/undo\n")
-    terminal.wait_for("(taken back: a sum)")
+    terminal.wait_for("(removed: a sum)")
     terminal.type("/undo\n")
-    terminal.wait_for("(taken back: endless)")
+    terminal.wait_for("(removed: endless)")
     terminal.wait_for("> ")
     terminal.type("\x16\x1b[31mred\n")  # Ctrl-V: the next key as it is
     shown = terminal.wait_for("red! (seed 3)")

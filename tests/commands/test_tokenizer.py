@@ -71,7 +71,7 @@ def test_gpt_tokenizers_are_compared_with_when_their_files_are_there(corpus, tmp
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     with pytest.raises(UserError, match="needs tiktoken"):
         evaluate(str(tmp_path / "new"), against=["gpt4"])
-    with pytest.raises(UserError, match="nothing to measure on"):
+    with pytest.raises(UserError, match="no text to evaluate"):
         evaluate(str(tmp_path / "new"), domains=False)
 
 

@@ -131,7 +131,7 @@ def test_the_commands(folders, core_bundle, tmp_path, capsys, models):
     expected = evaluate_documents(models["gpt2"], models["gpt2"].tokenizer, TEXTS, 256)
     assert result["bpb"] == pytest.approx(expected["bpb"], rel=1e-5)
     assert cli.main(["evaluate", *map(str, bpb), "--sequence_len", "300"]) == 2
-    assert "sequence_len is 300; the model's context allows 256" in capsys.readouterr().err
+    assert "sequence_len is 300; the model's context is 256" in capsys.readouterr().err
     out = run(capsys, "samples", "--model", folder, "--chat", "false", "--max_new_tokens", 3)
     assert out.startswith("> The capital of France is\n")
 

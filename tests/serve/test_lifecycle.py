@@ -200,7 +200,7 @@ def test_another_export_in_the_place_of_the_first_is_not_served(make_export, sta
     ("options", "message"),
     [
         ({"slots": 0}, "num_slots is 0"),
-        ({"workers": 0}, "workers is 0"),
+        ({"workers": 0}, "workers 0"),
         ({"devices": 2, "device": "cpu"}, "devices is 2"),
         ({"port": 70000}, "port is 70000"),
         ({"host": "256.0.0.1"}, "cannot listen on 256.0.0.1"),
