@@ -33,7 +33,6 @@ def train(
 
     Args:
         data: File or folder of .txt, .jsonl or .parquet texts, or a list of them.
-        out: Folder for
         out: Folder for tokenizer.model and tokenizer.json.
         vocab_size: Number of tokens, or auto.
         depth: Number of layers of the model, used by vocab_size auto and split_scripts auto.

@@ -1,4 +1,4 @@
-"""Which kind of device a run trains on, and Intel's GPUs, which Lightning does not know."""
+"""Selects the Trainer's accelerator and adds Intel GPUs, which Lightning does not support."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class XPUAccelerator(Accelerator):
 
     @staticmethod
     def parse_devices(devices: Any) -> list[int]:
-        """Numbers of devices, from how many, which (a list, or "0,1"), or all ("auto", -1)."""
+        """Return device indices for a count, a selection (a list or "0,1") or all ("auto" or -1)."""
         if isinstance(devices, str) and devices not in ("auto", "-1"):
             devices = [int(part) for part in devices.split(",")] if "," in devices else int(devices)
         if devices in ("auto", "-1", -1):
@@ -48,19 +48,19 @@ class XPUAccelerator(Accelerator):
 
 
 def choose_accelerator(requested: Any, devices: Any) -> Any:
-    """The Trainer's accelerator: what is asked for, and Intel's where "gpu" or "auto" can only mean that.
+    """Return the Trainer's accelerator; "gpu" and "auto" select an Intel GPU if it is the only kind available.
 
     Args:
         requested: The key trainer.accelerator.
         devices: The key trainer.devices.
 
     Raises:
-        UserError: If a GPU is asked for and torch cannot use one; it gives the reason.
+        UserError: If a GPU is requested but torch cannot use one; includes the reason.
     """
     AcceleratorRegistry.register("xpu", XPUAccelerator, description="Intel GPUs", override=True)
     if requested in ("gpu", "cuda") and not torch.accelerator.is_available():
         raise UserError(
-            f"this run asks for {devices} GPU(s), but {why_no_gpu()}; use one that has them, or "
+            f"this run requests {devices} GPU(s), but {why_no_gpu()}; use a machine with GPUs, or "
             "--trainer.accelerator cpu --trainer.devices 1 --trainer.strategy auto"
         )
     return "xpu" if requested in ("gpu", "auto", None) and default_device().type == "xpu" else requested

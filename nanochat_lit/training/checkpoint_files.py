@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, the newest intact one found again."""
+"""Checkpoint files of a run: atomic writes, and a search for the newest intact file."""
 
 import contextlib
 import os
@@ -19,20 +19,20 @@ from nanochat_lit.common.paths import atomic_write
 from nanochat_lit.engine.checkpoint import BEST, LAST, damage, step_files
 
 HOST_MEMORY_SHARE = 0.5
-"""Of the host's free memory, what a copy of a checkpoint may take."""
+"""Maximum size of a checkpoint copy, as a fraction of the host's free memory."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under a temporary name, syncs it to disk, renames it; a failure leaves no trace but `error`.
+    """Writes a checkpoint to a temporary file, syncs and renames it; a failure is stored in `error`.
 
-    On a GPU training does not wait for the disk: the checkpoint is copied to the host's memory and a thread writes the copy.
-    One checkpoint is in flight at most. `then` adds what has to follow a write, `wait` waits for all of it.
+    On a GPU the checkpoint is copied to host memory and written by a background thread while training continues. At
+    most one checkpoint is in flight. `then` schedules an action after a write; `wait` waits for everything.
 
-    An exception in `save_checkpoint` would be raised on rank 0 alone, while the others wait for it: the caller looks at
-    `error` after `wait` instead.
+    An exception in `save_checkpoint` would be raised only on rank 0 and deadlock the others. Check `error` after `wait`
+    instead.
 
     Args:
-        in_background: Whether a thread writes; None (default) means on a GPU, if the host has memory for the copy.
+        in_background: Write in a background thread; None enables it on a GPU if the host has memory for the copy.
     """
 
     def __init__(self, in_background: bool | None = None) -> None:
@@ -44,7 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write it, or copy it for the thread that does; storage_options is Lightning's and unused."""
+        """Write the checkpoint, or copy it for the background thread; `storage_options` is unused."""
         self.wait()
         self.error = None
         if not (_is_worth_a_copy(checkpoint) if self._in_background is None else self._in_background):
@@ -57,24 +57,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._tasks.append(self._writer.submit(self._write, copy, path))
 
     def then(self, action: Callable[[], None]) -> None:
-        """Call `action` once what was saved last is on disk; never if it could not be written."""
+        """Call `action` once the last checkpoint is on disk; skipped if writing failed."""
         if self._writer is not None and self.is_writing():
             self._tasks.append(self._writer.submit(self._unless_failed, action))
         else:
             self._unless_failed(action)
 
     def is_writing(self) -> bool:
-        """Whether the thread has something left to do."""
+        """Return whether the background thread has pending work."""
         return any(not task.done() for task in self._tasks)
 
     def wait(self) -> None:
-        """Return when everything is done; raises what the thread has raised, except for `error`."""
+        """Wait for pending work; re-raises exceptions of the thread other than `error`."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.result()
 
     def teardown(self) -> None:
-        """Lightning's hook for the end of a run, which also comes after an exception."""
+        """Stop the thread at the end of a run; Lightning also calls this after an exception."""
         self.wait()
 
     def _write(self, checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -91,10 +91,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _is_worth_a_copy(checkpoint: dict[str, Any]) -> bool:
-    """Whether the weights are on a GPU, and the host can hold everything once more."""
+    """Return whether the weights are on a GPU and the host has memory for a copy."""
     if not any(tensor.is_cuda for tensor in _tensors(checkpoint.get("state_dict"))):
         return False
-    # torch rounds each piece of page-locked memory up to a power of two, and keeps it for the next checkpoint
+    # torch rounds each page-locked allocation up to a power of two and caches it for the next checkpoint
     needed = sum(1 << (tensor.nbytes - 1).bit_length() for tensor in _tensors(checkpoint) if tensor.nbytes)
     return needed < HOST_MEMORY_SHARE * available_memory_bytes()
 
@@ -108,7 +108,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _on_host(value: Any) -> Any:
-    """A copy that training does not change; those of CUDA tensors are under way until their stream is synchronized."""
+    """Return a copy in host memory; copies of CUDA tensors are asynchronous until the stream is synchronized."""
     if isinstance(value, torch.Tensor):
         copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, memory_format=torch.preserve_format)
         return copy.copy_(value, non_blocking=True)
@@ -120,7 +120,7 @@ def _on_host(value: Any) -> Any:
 
 
 def _save(checkpoint: dict[str, Any], file: Any) -> None:
-    """torch.save, but a full disk is an OSError: torch's writer notices only that its positions do not fit any more."""
+    """Call torch.save, but raise OSError on a full disk; torch's writer reports only a position mismatch."""
     guarded = _Guarded(file)
     try:
         torch.save(checkpoint, cast("IO[bytes]", guarded))
@@ -132,14 +132,14 @@ def _save(checkpoint: dict[str, Any], file: Any) -> None:
 
 
 class _Guarded:
-    """A file that after its first error swallows what is written, and remembers the error."""
+    """A file wrapper that discards writes after the first error and stores that error."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write, or pretend to."""
+        """Write data, or discard it after an error."""
         if self.error is None:
             try:
                 self.file.write(data)
@@ -148,7 +148,7 @@ class _Guarded:
         return len(data)
 
     def flush(self) -> None:
-        """Pass what is buffered on."""
+        """Flush the buffer."""
         if self.error is None:
             try:
                 self.file.flush()
@@ -157,7 +157,7 @@ class _Guarded:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the renames in a folder last through a power cut, where the system can."""
+    """Sync a folder so that renames survive a power failure, if the system supports it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -167,7 +167,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def give_name(path: Path, name: str) -> None:
-    """Let the file also be known by another name in its folder, which changes hands in one instant."""
+    """Atomically point another name in the same folder to the file."""
     other = path.with_name(name)
     temporary = path.with_name(f".{name}.tmp")
     temporary.unlink(missing_ok=True)
@@ -183,57 +183,57 @@ def give_name(path: Path, name: str) -> None:
 
 
 def check_no_earlier_run(folder: Path) -> None:
-    """Raise UserError if the folder has checkpoints, which a run that starts anew would replace."""
+    """Raise UserError if the folder has checkpoints, which a new run would replace."""
     if files := step_files(folder):
         raise UserError(
-            f"{folder} has a run that reached step {next(iter(files))}; continue it with --ckpt_path last, "
+            f"{folder} has a run that reached step {next(iter(files))}; resume it with --ckpt_path last, "
             "replace it with --overwrite true, or give another run_dir"
         )
 
 
 def resolve(ckpt_path: str, run_dir: Path) -> Path | None:
-    """The file that `--ckpt_path` means: a path, or the words last and best.
+    """Return the file that `--ckpt_path` refers to.
 
     Args:
-        ckpt_path: What was asked for.
-        run_dir: Whose checkpoints the words mean.
+        ckpt_path: A path, or the words last or best.
+        run_dir: Run folder that last and best refer to.
 
     Returns:
-        An intact file; None for `last` in a run that has none yet, so that the same command starts and continues.
+        An intact file; None for `last` in a run without checkpoints, so that the same command starts and resumes a run.
 
     Raises:
-        UserError: If the file does not exist, or no checkpoint is intact.
+        UserError: If the file does not exist or no checkpoint is intact.
     """
     folder = run_dir / "checkpoints"
     if ckpt_path == "last":
         return newest_intact(folder)
     path = folder / BEST if ckpt_path == "best" else Path(ckpt_path)
     if not path.is_file():
-        raise UserError(f"checkpoint {path} does not exist; give a .ckpt file, or the word last or best")
+        raise UserError(f"checkpoint {path} does not exist; use a .ckpt file, last or best")
     with path.open("rb") as file:
-        if file.read(2) not in (b"PK", b""):  # how every zip archive begins, also half of one
-            raise UserError(f"{path} is not a checkpoint; give a .ckpt file, or the word last or best")
+        if file.read(2) not in (b"PK", b""):  # magic bytes of a zip archive, even if truncated
+            raise UserError(f"{path} is not a checkpoint; use a .ckpt file, last or best")
     if problem := damage(path):
-        raise UserError(f"checkpoint {path} is damaged: {problem}; try --ckpt_path last, which looks for an intact one")
+        raise UserError(f"checkpoint {path} is damaged: {problem}; use --ckpt_path last to find an intact one")
     return path
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder that is as it was written; None if the folder has none.
+    """Return the newest intact checkpoint of a folder, or None if the folder has none.
 
     Raises:
-        UserError: If none of several is intact.
+        UserError: If there are checkpoints but none is intact.
     """
     candidates = list(step_files(folder).values())
     candidates += [path for path in (folder / LAST, folder / BEST) if path.is_file()]
     for path in candidates:
         problem = damage(path)
         if problem is None:
-            _say(f"continuing from {path}")
+            _say(f"resuming from {path}")
             return path
-        _say(f"checkpoint {path} is damaged: {problem}; trying the one before")
+        _say(f"checkpoint {path} is damaged: {problem}; trying the previous one")
     if candidates:
-        raise UserError(f"no checkpoint in {folder} is intact; start anew without --ckpt_path, in another run_dir")
+        raise UserError(f"no checkpoint in {folder} is intact; start a new run without --ckpt_path in another run_dir")
     _say(f"no checkpoint in {folder} yet: starting from step 0")
     return None
 

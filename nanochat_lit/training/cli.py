@@ -1,4 +1,4 @@
-"""`nanochat-lit fit|validate|test`: LightningCLI with a run folder, explicit precision and defaults that work."""
+"""`nanochat-lit fit|validate|test`: LightningCLI with a run folder and explicit precision."""
 
 import contextlib
 import inspect
@@ -48,7 +48,7 @@ from nanochat_lit.training.resume_config import compare_configs
 from nanochat_lit.training.strategies import register_strategies
 from nanochat_lit.training.trainer_options import check_options, errors_in_one_line
 
-# Warnings of Lightning about choices that are made on purpose here.
+# Lightning's warnings about deliberate choices.
 _EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
     r".*Checkpoint directory .* exists and is not empty.*",
@@ -77,7 +77,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved config.yaml when a run starts to train, and into its checkpoints; measuring leaves it as it is."""
+    """Writes the resolved configuration to config.yaml when training starts, and into checkpoints."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -88,10 +88,10 @@ class SaveConfig(SaveConfigCallback):
 
 
 class NanochatCLI(LightningCLI):
-    """LightningCLI with a run folder, explicit precision, checkpoints that can be resumed and the standard callbacks."""
+    """LightningCLI with a run folder, explicit precision, resumable checkpoints and the standard callbacks."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Options of ours beside trainer, model and data."""
+        """Add the options that are not keys of trainer, model or data."""
         parser.add_argument(
             "--run_dir", type=str, default="runs/default", help="Folder of the run: config, logs, checkpoints, export."
         )
@@ -99,27 +99,27 @@ class NanochatCLI(LightningCLI):
             "--compute_dtype",
             type=str,
             default="auto",
-            help="Dtype of activations and matrix products: auto, bfloat16, float16 or float32. "
-            "The environment variable NANOCHAT_DTYPE wins over it.",
+            help="Dtype of activations and matmuls: auto, bfloat16, float16 or float32. "
+            "The environment variable NANOCHAT_DTYPE overrides it.",
         )
-        parser.add_argument("--log_every", type=int, default=10, help="Steps between progress lines and log rows.")
+        parser.add_argument("--log_every", type=int, default=10, help="Steps between progress lines and logged rows.")
         parser.add_argument(
             "--checkpoint_every",
             type=int,
             default=250,
-            help="Steps between checkpoints; there is one before each validation and at the end, too.",
+            help="Steps between checkpoints; one is also written before each validation and at the end.",
         )
         parser.add_argument(
-            "--checkpoint_minutes", type=float, default=None, help="Minutes between checkpoints; null disables."
+            "--checkpoint_minutes", type=float, default=None, help="Minutes between checkpoints; null disables them."
         )
         parser.add_argument(
             "--checkpoint_in_background",
             type=bool | None,
             default=None,
-            help="Copy each checkpoint to the host's memory and let a thread write it while training continues. Default "
-            "null: on a GPU, if less than half of the host's free memory is needed.",
+            help="Copy each checkpoint to host memory and write it in a background thread. Default null: enabled "
+            "on a GPU if the copy needs less than half of the host's free memory.",
         )
-        parser.add_argument("--keep_last", type=int, default=2, help="Checkpoints to keep, the newest.")
+        parser.add_argument("--keep_last", type=int, default=2, help="Number of most recent checkpoints to keep.")
         parser.add_argument(
             "--keep_best",
             type=bool,
@@ -130,14 +130,14 @@ class NanochatCLI(LightningCLI):
             "--overwrite",
             type=bool,
             default=False,
-            help="Replace an earlier run in run_dir. Without it, fit refuses to, unless --ckpt_path continues the run.",
+            help="Replace an earlier run in run_dir. Otherwise fit raises an error, unless --ckpt_path resumes the run.",
         )
         parser.add_argument(
             "--stop_on_explosion",
             type=float,
             default=3.0,
-            help="Stop when the loss of ten steps in a row exceeds its average by this many nats; 0 disables the check. "
-            "A loss that is not finite always stops the run.",
+            help="Stop when the loss of ten consecutive steps exceeds its average by this many nats; 0 disables the "
+            "check. A non-finite loss always stops the run.",
         )
 
     def __init__(self, locks: contextlib.ExitStack, part_of: str | None, *args: Any, **kwargs: Any) -> None:
@@ -146,7 +146,7 @@ class NanochatCLI(LightningCLI):
         super().__init__(*args, **kwargs)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse them, and keep them as they were given."""
+        """Parse the arguments and store the originals."""
         self._arguments = list(args or [])
         try:
             super().parse_arguments(parser, [find_recipe(argument) for argument in self._arguments])
@@ -156,19 +156,19 @@ class NanochatCLI(LightningCLI):
         _expand_homes(self.config)
 
     def _parse_ckpt_path(self) -> None:
-        """Do not read the whole checkpoint in search of hyper-parameters, as Lightning does: the recipe has them."""
+        """Skip Lightning's search for hyper-parameters in the checkpoint; the recipe has them."""
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Never load a checkpoint with an unrestricted pickle, which is Lightning's default."""
+        """Load checkpoints with weights_only; Lightning's default is an unrestricted unpickler."""
         return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def before_instantiate_classes(self) -> None:
-        """Look at the checkpoint before anything is built or trained."""
+        """Check the checkpoint before anything is built."""
         subcommand = cast(str, self.subcommand)
         config = self.config[subcommand]
         if config.ckpt_path is None:
             if subcommand != "fit":
-                raise UserError(f"{subcommand} measures a checkpoint; give --ckpt_path with a .ckpt, last or best")
+                raise UserError(f"{subcommand} needs a checkpoint; set --ckpt_path to a .ckpt file, last or best")
             if subcommand == "fit":
                 self._hold(Path(config.run_dir))
             if not config.overwrite:
@@ -186,27 +186,27 @@ class NanochatCLI(LightningCLI):
                 compare_configs(checkpoint[CONFIG_KEY], self._parser(subcommand).dump(config, skip_unset=False))
 
     def _hold(self, run_dir: Path) -> None:
-        """Keep others out of the run folder until training ends; rank 0 does so for all."""
+        """Lock the run folder until training ends; on rank 0 only."""
         if run_dir.exists() and not run_dir.is_dir():
             raise UserError(f"run_dir {run_dir} is a file; give a folder")
         if cast(Any, rank_zero_only).rank == 0:
             self._locks.enter_context(run_lock(run_dir, "nanochat-lit fit"))
 
     def before_fit(self) -> None:
-        """Look at processes and batch before any of them is started or reads data."""
+        """Check processes and batch before any process is started or data are read."""
         cast(Any, self.model).is_resuming = self.config[cast(str, self.subcommand)].ckpt_path is not None
         check_launch(self.trainer, self.model, self.datamodule)
 
     def before_validate(self) -> None:
-        """As before fit."""
+        """Run the checks of `before_fit`."""
         check_launch(self.trainer, self.model, self.datamodule)
 
     def before_test(self) -> None:
-        """As before fit."""
+        """Run the checks of `before_fit`."""
         check_launch(self.trainer, self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the Trainer with our precision, loggers and callbacks."""
+        """Create the Trainer with this package's precision, loggers and callbacks."""
         run_dir = Path(self._get(self.config_init, "run_dir"))
         trainer_config = self._get(self.config_init, "trainer", default={})
         for name in ("log_every", "checkpoint_every", "keep_last"):
@@ -215,7 +215,7 @@ class NanochatCLI(LightningCLI):
         if (minutes := self._get(self.config_init, "checkpoint_minutes")) is not None and minutes <= 0:
             raise UserError(f"checkpoint_minutes is {minutes}; it must be positive")
         if (margin := self._get(self.config_init, "stop_on_explosion")) < 0:
-            raise UserError(f"stop_on_explosion is {margin}; it must be positive, or 0 to go on whatever the loss is")
+            raise UserError(f"stop_on_explosion is {margin}; it must be positive, or 0 to disable the check")
         check_options(trainer_config)
         accelerator = choose_accelerator(trainer_config.get("accelerator"), trainer_config.get("devices"))
         device = "cpu" if accelerator == "cpu" else None
@@ -246,11 +246,11 @@ class NanochatCLI(LightningCLI):
             raise UserError(_explain(error, trainer_config)) from error
 
     def _continue_with(self) -> list[str]:
-        """The command that continues this run when it is stopped."""
+        """Return the command that resumes this run after it was stopped."""
         if self._part_of is not None:
             return shlex.split(self._part_of)
         words, options = [], iter(self._arguments)
-        for word in options:  # settings of the checkpoint or of an earlier run no longer apply
+        for word in options:  # these no longer apply when resuming
             if word in ("--ckpt_path", "--overwrite"):
                 next(options, None)
             elif not word.startswith(("--ckpt_path=", "--overwrite=")):
@@ -269,13 +269,13 @@ class NanochatCLI(LightningCLI):
 
 
 def _loggers(run_dir: Path, more: Any) -> list[Logger]:
-    """Ours, which always is there, and those of the recipe, each once.
+    """Return `MetricsFile` and the loggers of the recipe, without duplicates.
 
     Raises:
-        UserError: If a logger is asked for without saying which.
+        UserError: If trainer.logger is true, which does not name a logger.
     """
     if more is True:
-        raise UserError("trainer.logger is true, which does not say which; give a class_path, or a list of them")
+        raise UserError("trainer.logger is true; give the class_path of a logger, or a list of them")
     found = [more] if isinstance(more, Logger) else list(more or [])
     return [MetricsFile(run_dir), *(logger for logger in found if not isinstance(logger, MetricsFile))]
 
@@ -289,7 +289,7 @@ def _explain(error: Exception, trainer_config: Any) -> str:
 
 
 def _expand_homes(config: Namespace) -> None:
-    """Expand ~ in every value of a configuration, those of classes in lists included."""
+    """Expand ~ in every value of a configuration, including classes in lists."""
     for key, value in list(config.items()):
         config[key] = expand_home(value)
         for item in value if isinstance(value, list) else ():
@@ -298,7 +298,7 @@ def _expand_homes(config: Namespace) -> None:
 
 
 def _class_options() -> list[str]:
-    """Keys of the modules and data modules of this package, as options."""
+    """Return the keys of this package's modules and data modules as options."""
     options = []
     for name in dir(training):
         kind = getattr(training, name)
@@ -309,7 +309,7 @@ def _class_options() -> list[str]:
 
 
 def _check_recipes(argv: Sequence[str]) -> None:
-    """Say which recipe is not YAML, and where; the parser's own message has no file name."""
+    """Raise UserError with the file name and line of invalid YAML; the parser's own message has no file name."""
     options = [*argv, ""]
     named = [value for option, value in itertools.pairwise(options) if option == "--config"]
     named += [option.partition("=")[2] for option in options if option.startswith("--config=")]
@@ -335,7 +335,7 @@ def main(argv: Sequence[str], part_of: str | None = None) -> int:
 
     Args:
         argv: The command (fit, validate or test) and its options.
-        part_of: The command that this is a part of, which continues it when it is stopped; None for no other.
+        part_of: Enclosing command, which resumes this one after an interruption; None without one.
 
     Returns:
         Exit status 0.
@@ -343,8 +343,8 @@ def main(argv: Sequence[str], part_of: str | None = None) -> int:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).setLevel(
             logging.WARNING
-        )  # devices found, seeds set, tips: the plan table says what counts
-    put_current_folder_on_path()  # a class_path may name a file beside the recipe
+        )  # devices found, seeds set, tips: the plan table has the relevant values
+    put_current_folder_on_path()  # a class_path may refer to a module in the current folder
     register_strategies()
     keep_compile_cache()
     with warnings.catch_warnings(), reported_once(), errors_in_one_line(), contextlib.ExitStack() as locks:

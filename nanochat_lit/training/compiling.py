@@ -1,4 +1,4 @@
-"""When torch.compile pays, and where its results are kept between runs."""
+"""Decides whether to use torch.compile, and sets its cache folder."""
 
 import os
 from pathlib import Path
@@ -9,36 +9,36 @@ from nanochat_lit.common.paths import user_cache
 from nanochat_lit.model.loss_kernel import loss_library, loss_problem
 
 CPU_COMPILE_PAYS_FLOPS = 8e12
-"""A CPU run shorter than this many operations would not earn back the half minute that compiling takes."""
+"""Minimum length of a CPU run, FLOPs; in shorter runs, compiling (half a minute) takes more time than it saves."""
 
 
 def decide_compile(mode: str, device_type: str, total_flops: float) -> tuple[bool, str]:
-    """Whether to compile, and why in words.
+    """Return whether to compile, and a description of the reason.
 
     Args:
         mode: "auto", "true" or "false".
-        device_type: "cuda", "cpu" or another of torch's words.
-        total_flops: Of the whole run.
+        device_type: A torch device type, such as "cuda" or "cpu".
+        total_flops: FLOPs of the whole run.
     """
     if mode in ("true", "false"):
         return mode == "true", "on" if mode == "true" else "off"
     if missing := missing_compiler(device_type):
         return False, f"off: {missing}"
     if device_type == "cpu" and total_flops <= CPU_COMPILE_PAYS_FLOPS:
-        return False, "off: the run is too short to earn it back"
-    return True, "on (the first step takes a minute, less when it is cached)"
+        return False, "off: the run is too short to benefit"
+    return True, "on (the first step takes about a minute, less with a warm cache)"
 
 
 def describe_kernels() -> str:
-    """What computes the loss and the optimizer's step on a CPU, and why it is not our C++ kernels if it is not."""
+    """Return which kernels compute the loss and the optimizer step on a CPU, and why if not the C++ kernels."""
     library = loss_library()
     return f"PyTorch; not C++: {loss_problem()}" if library is None else f"{instructions(library)} (C++): loss, Muon"
 
 
 def keep_compile_cache() -> Path:
-    """Let TorchInductor keep compiled kernels where they outlive a reboot, unless the user has chosen a place.
+    """Set a persistent TorchInductor cache folder, unless the user has set one.
 
-    Its own default is a folder for temporary files. Call it before anything is compiled.
+    The default is a temporary folder. Call this before anything is compiled.
 
     Returns:
         The folder in use.

@@ -1,4 +1,4 @@
-"""Stages that go on from an export: its model, its tokenizer, and the learning rates it was trained with."""
+"""Base class of stages that continue from an export: its model, tokenizer and learning rates."""
 
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,25 @@ DEFAULTS: dict[str, float] = {
     "scalar_lr": SCALAR_LR,
     "tokens_per_step": REFERENCE_TOKENS_PER_STEP,
 }
-"""What an export that does not say was trained with."""
+"""Assumed hyper-parameters of exports that do not record them."""
 
 
 def inherited(base: str | Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters of a stage: those that are given, else those of the export, else nanochat's.
+    """Return the hyper-parameters of a stage: the given values, else those of the export, else nanochat's.
 
     Args:
         base: Export folder or .ckpt file.
-        given: By name; None asks for the export's.
+        given: Values by name; None selects the export's value.
 
     Raises:
-        UserError: If a value of the export is not a positive number.
+        UserError: If a value is not a positive number.
     """
     known = read_provenance(Path(base)).get("hyper_parameters", {})
     values = {name: DEFAULTS[name] if known.get(name) is None else known[name] for name in given}
     values |= {name: value for name, value in given.items() if value is not None}
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise UserError(f"{name} is {value!r}; give a positive number (what {base} has holds unless one is given)")
+            raise UserError(f"{name} is {value!r}; set it to a positive number (the default is the value in {base})")
     return values
 
 
@@ -45,11 +45,11 @@ class ContinuedModule(LanguageModule):
 
     Args:
         base: Export, run folder or .ckpt file.
-        rates: Learning rates by name; None takes the base's.
-        tokens_per_step: To which batch the rates belong; None takes the base's.
-        init_lr_fraction: Share of those rates that this stage begins with.
-        temperature: What the export's chat samples at unless told otherwise.
-        options: Of `LanguageModule`.
+        rates: Learning rates by name; None uses the base's.
+        tokens_per_step: Batch size that the learning rates refer to, tokens; None uses the base's.
+        init_lr_fraction: Initial fraction of those learning rates.
+        temperature: Default sampling temperature of the export.
+        options: Options of `LanguageModule`.
     """
 
     speaks_chat = True
@@ -66,7 +66,7 @@ class ContinuedModule(LanguageModule):
     ) -> None:
         if not Path(base).exists():
             raise UserError(
-                f"{base} does not exist; run the recipe that makes it first, or give an export or a run folder"
+                f"{base} does not exist; run the recipe that creates it first, or give an export or a run folder"
             )
         if init_lr_fraction <= 0:
             raise UserError(f"init_lr_fraction is {init_lr_fraction}; it must be positive")
@@ -80,39 +80,39 @@ class ContinuedModule(LanguageModule):
         self.base = base
         self.base_rates = base_rates
         self.tokens_per_step = int(values["tokens_per_step"])
-        CHAT_PARAMS.updated({"temperature": temperature})  # checks it before the run, not at its end
+        CHAT_PARAMS.updated({"temperature": temperature})  # validates it before the run rather than at the end
         self.generation = {"temperature": temperature}
 
     @property
     def hyper_parameters(self) -> dict[str, float]:
-        """The rates before this stage's share is taken, so that shares of later stages mean the same."""
+        """Return the learning rates before init_lr_fraction, so that later stages start from the same values."""
         return self.base_rates | {"tokens_per_step": self.tokens_per_step}
 
     @property
     def lr_scale(self) -> float:
-        """Factor on the learning rates for the batch that they belong to."""
+        """Return the factor on the learning rates for the batch size."""
         return (self.tokens_per_step / REFERENCE_TOKENS_PER_STEP) ** 0.5
 
     def start_from(self) -> Tokenizer | None:
-        """The tokenizer of the base export, which the data must use."""
+        """Return the tokenizer of the base export, which the data must use."""
         return load_tokenizer(Path(self.base))
 
     def load_base(self) -> None:
-        """Adopt the base's model and tokenizer.
+        """Load the base's model and tokenizer.
 
         Raises:
-            UserError: If the data have another tokenizer.
+            UserError: If the data use another tokenizer.
         """
         model, tokenizer = load_export(self.base, device="cpu", compute_dtype="float32")
         self.adopt(model, tokenizer)
         datamodule = self.datamodule
         if datamodule.tokenizer.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"the tokenizer {datamodule.tokenizer_path} is not that of the base {self.base}; leave data.tokenizer out"
+                f"the tokenizer {datamodule.tokenizer_path} differs from that of the base {self.base}; remove data.tokenizer"
             )
 
     def checked_steps(self, num_steps: int | None) -> int | None:
-        """Steps that are asked for, by the Trainer or the module; None for none."""
+        """Return the requested number of steps, from the Trainer or the module; None if unset."""
         num_steps = self.requested_steps(num_steps)
         if num_steps is not None and num_steps < 1:
             raise UserError(f"num_steps is {num_steps}; it must be positive")

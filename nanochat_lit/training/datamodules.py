@@ -1,4 +1,4 @@
-"""Data for the Trainer: prepares everything a run needs, then gives batches."""
+"""DataModules for pretraining text and conversations."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 Batch = dict[str, torch.Tensor]
 
 _LONG_DOCUMENTS = {
-    "split": "split into rows that each begin with BOS, nothing of them is lost",
-    "crop": "cropped, the rest of them is lost; --data.long_documents split keeps it",
+    "split": "split into sequences that each begin with BOS; no tokens are lost",
+    "crop": "cropped; use --data.long_documents split to keep the remainder",
 }
 
 
 class LanguageDataModule(LightningDataModule):
-    """What text and conversations share: where the tokenizer is, and loaders around streams."""
+    """Base class: the tokenizer, and resumable loaders around streams."""
 
     def __init__(
         self, tokenizer: str | None, micro_batch_size: int | Literal["auto"], num_workers: int, seed: int
@@ -56,7 +56,7 @@ class LanguageDataModule(LightningDataModule):
 
     @property
     def module(self) -> "LanguageModule":
-        """The module that these data train."""
+        """Module that is trained on these data."""
         assert self.trainer is not None
         return cast("LanguageModule", self.trainer.lightning_module)
 
@@ -67,7 +67,7 @@ class LanguageDataModule(LightningDataModule):
 
     @property
     def rows(self) -> int:
-        """Rows per device per forward, once they are known; before that any number will do."""
+        """Sequences per device per forward pass; a placeholder until the value is known."""
         return 1 if self.micro_batch_size == "auto" else self.micro_batch_size
 
     @property
@@ -82,7 +82,7 @@ class LanguageDataModule(LightningDataModule):
         self.tokenizer = base if base is not None and self.tokenizer_path is None else Tokenizer.load(path)
 
     def loader(self, stream: PretrainStream | ChatStream) -> ResumableLoader:
-        """A loader of the stream, at the place where the checkpoint was made if the run continues one."""
+        """Return a loader of the stream, at the position of the checkpoint when resuming."""
         if isinstance(stream.source, TextSource):
             rows = stream.source.num_rows("train", enough=world_size() * max(1, self.num_workers))
             if rows is not None:
@@ -94,16 +94,16 @@ class LanguageDataModule(LightningDataModule):
 
     @property
     def train_loader(self) -> ResumableLoader:
-        """The loader that training reads from, once it does."""
-        assert self._loader is not None, "the loader is made when training starts"
+        """Loader that training reads from; set when training starts."""
+        assert self._loader is not None, "the loader is created when training starts"
         return self._loader
 
     def position(self) -> dict[str, Any]:
-        """This rank's place in the training data."""
+        """Return this rank's position in the training data."""
         return self.train_loader.position()
 
     def continue_from(self, positions: list[dict[str, Any]]) -> None:
-        """Let the training data begin where they were, by the `position` of every rank; call before `fit` asks for them."""
+        """Resume the training data at the given `position` of every rank; call it before `fit` creates the loader."""
         self._positions = positions
 
     @staticmethod
@@ -116,13 +116,13 @@ class LanguageDataModule(LightningDataModule):
             before = sum(len(position["readers"]) for position in positions)
             print(
                 f"the data were read by {before} reader(s) (ranks x loader workers), now by {num_readers * world_size()}: "
-                "continuing with unused data",
+                "resuming with unused data",
                 file=sys.stderr,
             )
         return merged(stream, positions, num_readers, world_size())
 
     def val_batches(self) -> Iterator[Batch]:
-        """All batches of a validation, whichever rank computes them."""
+        """Yield all batches of a validation, regardless of rank."""
         raise NotImplementedError
 
     def val_dataloader(self) -> "DataLoader[Batch]":
@@ -132,46 +132,47 @@ class LanguageDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def measuring_loader(self, batches: Callable[[], Iterator[Batch]]) -> "DataLoader[Batch]":
-        """A DataLoader that deals the batches out to the ranks.
+        """Return a DataLoader that distributes the batches over the ranks.
 
-        The batches are those of one rank, so that any number of ranks measures the same: none is dropped or read twice,
-        and each is computed in the same shape. Ranks may get different numbers of them, or none.
+        The batches do not depend on the number of ranks, so results are identical: none is dropped, repeated or
+        reshaped. Ranks may get different numbers of batches, or none.
         """
         return DataLoader(Replay(lambda: islice(batches(), rank(), None, world_size())), batch_size=None)
 
     def check_ranks(self, split_rows: int, name: str) -> None:
-        """Raise UserError on every rank unless each of its readers can have a training item of its own."""
+        """Raise UserError on every rank unless there is at least one training item per reader."""
         readers = world_size() * max(1, self.num_workers)
         if split_rows < readers:
             workers = f" x {self.num_workers} loader workers" if self.num_workers else ""
             raise UserError(
-                f"{name} has {split_rows} item(s) to train on, too few for {world_size()} rank(s){workers}; "
-                "give more data, or fewer ranks or workers"
+                f"{name} has {split_rows} training item(s), too few for {world_size()} rank(s){workers}; "
+                "use more data, or fewer ranks or workers"
             )
 
 
 class TextDataModule(LanguageDataModule):
-    """Text for pretraining: a folder or file of .parquet, .jsonl or .txt, one that `data prepare` has written, or any source.
+    """Pretraining text from .parquet, .jsonl or .txt files, from shards written by `data prepare`, or from a source.
 
     Args:
-        path: File or folder. Names such as train, val and test tell the split of a file; else the last of several (by name)
-            is for validation, of a single one the last hundredth.
-        source: What to read instead of a path, such as nanochat_lit.data.hub_files.ClimbMix; it has a seed of its own.
-        mirror: Address to download from instead of the hub: a folder with the same files.
-        tokenizer: Folder of a tokenizer; None trains one on the training split into the run folder, or takes that of
-            the prepared shards.
-        vocab_size: Size of a tokenizer trained here: a number, or auto (by corpus and depth).
-        micro_batch_size: Rows per device per forward: a number, or auto (the most that fit the device's memory).
-        long_documents: split cuts documents longer than a row into pieces that each begin with BOS; crop loses the rest.
-            split is the default: of a small corpus nothing should be lost, and at equal tokens it learned no worse.
+        path: File or folder. File names such as train, val and test determine the split. Otherwise the last file by
+            name, or the last 1% of a single file, is for validation.
+        source: Text source to use instead of a path, such as nanochat_lit.data.hub_files.ClimbMix; it has its own seed.
+        mirror: URL of a folder with the same files, to download from instead of the hub.
+        tokenizer: Folder of a tokenizer; None uses the tokenizer of prepared shards, or trains one in the run folder on
+            the training split.
+        vocab_size: Vocabulary size of a tokenizer trained here: a number, or auto (by corpus size and depth).
+        micro_batch_size: Sequences per device per forward pass: a number, or auto (the most that fit the device's
+            memory).
+        long_documents: split cuts documents longer than the context into chunks that each begin with BOS; crop drops
+            the remainder. The default is split, which keeps all of a small corpus and trains equally well per token.
         buffer_size: Documents that best-fit packing chooses from.
-        val_docs: Documents of the validation split to measure on.
-        tokenizer_chars: Characters to train a tokenizer on, at most.
-        split_scripts: No token of a tokenizer trained here goes beyond a change of script, where punctuation is a script
-            of its own: true, false, or auto (true up to depth 7, where it was measured to be better).
+        val_docs: Number of validation documents to evaluate on.
+        tokenizer_chars: Maximum number of characters to train a tokenizer on.
+        split_scripts: Split tokens at changes of script, treating punctuation as a script: true, false, or auto (true
+            up to depth 7). For a tokenizer trained here.
         num_workers: Loader processes; 0 reads in the training process.
-        seed: Order of files, row groups and rows of a path.
-        validation: Name of the file in the folder of `path` to validate with; None goes by the names.
+        seed: Seed of the order of files, row groups and records of a path.
+        validation: Name of the validation file in the folder `path`; None decides by the file names.
     """
 
     def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
@@ -193,7 +194,7 @@ class TextDataModule(LanguageDataModule):
     ) -> None:
         super().__init__(tokenizer, micro_batch_size, num_workers, seed)
         if (path is None) == (source is None):
-            both = "are both given; set the other to null" if path is not None else "are both null; give one of them"
+            both = "are both set; set one of them to null" if path is not None else "are both null; set one of them"
             raise UserError(f"data.path and data.source {both}")
         self.path = path
         self.mirror = mirror
@@ -208,13 +209,13 @@ class TextDataModule(LanguageDataModule):
 
     @property
     def source(self) -> TextSource:
-        """Where the text is."""
+        """Source of the text."""
         if self._source is None:
             self._source = FileSource(cast(str, self.path), text_column(self.path), self.seed, self.validation)
         return self._source
 
     def prepare_data(self) -> None:
-        """Fetch and check what is needed first, pin the validation data, and train the tokenizer if the run has none."""
+        """Download and check the data, pin the validation files, and train a tokenizer if the run has none."""
         assert self.trainer is not None
         module = cast("PretrainModule", self.module)
         module.check_batch(self.rows, self.trainer.world_size)
@@ -244,7 +245,7 @@ class TextDataModule(LanguageDataModule):
             split_scripts=self.split_scripts,
         )  # fmt: skip
         tokenizer.save(self.run_dir / "tokenizer")
-        rule = "" if self.vocab_size != "auto" else f" (auto: by depth {module.depth} and the size of the corpus)"
+        rule = "" if self.vocab_size != "auto" else f" (auto: from depth {module.depth} and corpus size)"
         print(f"tokenizer: {tokenizer.vocab_size:,} tokens{rule}", file=sys.stderr)
 
     def teardown(self, stage: str) -> None:
@@ -255,8 +256,8 @@ class TextDataModule(LanguageDataModule):
         found = Tokenizer.load(folder).vocab_size
         if self.vocab_size not in ("auto", found):
             raise UserError(
-                f"{folder} is of an earlier run and has {found} tokens, vocab_size asks for {self.vocab_size}; "
-                "give another run_dir, or delete that folder"
+                f"{folder} is from an earlier run and has {found} tokens, but vocab_size is {self.vocab_size}; "
+                "use another run_dir, or delete that folder"
             )
         print(f"tokenizer: {folder}, {found:,} tokens", file=sys.stderr)
 
@@ -267,7 +268,7 @@ class TextDataModule(LanguageDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         if rank() == 0:
-            print(f"documents longer than a row: {_LONG_DOCUMENTS[self.long_documents]}", file=sys.stderr)
+            print(f"documents longer than the context: {_LONG_DOCUMENTS[self.long_documents]}", file=sys.stderr)
         return self.loader(
             PretrainStream(
                 texts=self.source,
@@ -283,26 +284,27 @@ class TextDataModule(LanguageDataModule):
         )
 
     def val_batches(self) -> Iterator[Batch]:
-        """Whole documents of the validation split."""
+        """Yield batches of whole validation documents."""
         texts = islice(self.source.documents("val"), self.val_docs)
         return document_batches(texts, self.tokenizer, self.sequence_len, self.rows)
 
 
 class ChatDataModule(LanguageDataModule):
-    """Conversations for fine-tuning: a .jsonl file or a folder of them, `messages` in each row.
+    """Conversations for fine-tuning: a .jsonl file or a folder of them, with `messages` in each record.
 
-    OpenAI's format, tool calls included, and ShareGPT's are converted on reading; see `tokenizer.foreign_chat`.
+    OpenAI's format (including tool calls) and ShareGPT's are converted on reading; see `tokenizer.foreign_chat`.
 
     Args:
-        path: File or folder. Names such as train, val and test tell the split of a file; else the last of several (by name)
-            is for validation, of a single one the last hundredth.
-        tokenizer: Folder of a tokenizer; None takes that of the base export.
-        micro_batch_size: Rows per device per forward: a number, or auto (the most that fit the device's memory).
+        path: File or folder. File names such as train, val and test determine the split. Otherwise the last file by
+            name, or the last 1% of a single file, is for validation.
+        tokenizer: Folder of a tokenizer; None uses that of the base export.
+        micro_batch_size: Sequences per device per forward pass: a number, or auto (the most that fit the device's
+            memory).
         buffer_size: Conversations that best-fit packing chooses from.
-        val_rows: Packed rows of the validation split to measure on, at most.
+        val_rows: Maximum number of packed validation sequences to evaluate on.
         num_workers: Loader processes; 0 reads in the training process.
-        seed: Order of the conversations.
-        validation: Name of the file in the folder of `path` to validate with; None goes by the names.
+        seed: Seed of the order of conversations.
+        validation: Name of the validation file in the folder `path`; None decides by the file names.
     """
 
     def __init__(
@@ -323,24 +325,24 @@ class ChatDataModule(LanguageDataModule):
         self.val_rows = val_rows
 
     def prepare_data(self) -> None:
-        """Check every file, and print which train."""
+        """Check every file and print which are used for training."""
         source = self.files()
         source.check()
         print(f"data: {source.summary()}", file=sys.stderr)
 
     def files(self) -> FileSource:
-        """The files of the path."""
+        """Files of the path."""
         return FileSource(self.path, "messages", self.seed, self.validation)
 
     names: list[str] | None = None
-    """Where conversations may come from, when they say so in "source"."""
+    """Names of the data sources that records may have in "source"."""
 
     def source(self) -> SourceLike:
-        """Where the conversations are."""
+        """Source of the conversations."""
         return self.files()
 
     def stream(self, split: str, items: SourceLike | None = None, rank: int = 0, world_size: int = 1) -> ChatStream:
-        """Packed conversations of a split; the train split is endless."""
+        """Return packed conversations of a split; the train split is endless."""
         return ChatStream(
             conversations=self.source() if items is None else items,
             tokenizer=self.tokenizer,
@@ -355,7 +357,7 @@ class ChatDataModule(LanguageDataModule):
         )
 
     def epoch_tokens(self) -> int:
-        """Tokens, padding included, of one pass over the training conversations."""
+        """Return the number of tokens, including padding, of one pass over the training conversations."""
         once = self.stream("all", lambda: self.files().documents("train"))
         return sum(batch["inputs"].numel() for batch in once)
 
@@ -363,12 +365,12 @@ class ChatDataModule(LanguageDataModule):
         return self.loader(self.stream("train", rank=rank(), world_size=world_size()))
 
     def val_batches(self) -> Iterator[Batch]:
-        """Packed conversations of the validation split."""
+        """Yield batches of packed validation conversations."""
         return islice(iter(self.stream("val")), max(1, self.val_rows // self.rows))
 
 
 class Replay(IterableDataset[Batch]):
-    """A finite stream made anew by a function on every pass."""
+    """A finite dataset that calls a function for a new iterator on every pass."""
 
     def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
         self.make = make

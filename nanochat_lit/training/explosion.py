@@ -1,7 +1,7 @@
-"""When a loss has exploded, and when it is only a spike.
+"""Distinguishes an exploded loss from a spike.
 
-Losses jump for a step or a few, by one odd batch, and come back by themselves; runs should survive that. What does not come
-back stays far above where the loss was.
+A spike lasts a few steps, caused by an unusual batch, and recovers by itself. An exploded loss stays far above its
+earlier values.
 """
 
 import math
@@ -11,16 +11,16 @@ from typing import Any
 from nanochat_lit.training.smoothed_loss import SmoothedLoss
 
 PATIENCE = 10
-"""Steps in a row that must be high."""
+"""Number of consecutive high losses."""
 
 
 class Explosion:
-    """Finds an explosion: ten steps in a row whose loss exceeds the average of the steps before by a margin.
+    """Detects ten consecutive steps whose loss exceeds the average of the earlier steps by a margin.
 
-    High steps do not enter the average, so a slow climb cannot pull it along.
+    High losses are excluded from the average, so that a slow climb does not raise it.
 
     Args:
-        margin: Nats. With 3 the tokens must have become twenty times less likely than they were. 0 finds nothing.
+        margin: Nats; 3 corresponds to tokens becoming 20 times less likely. 0 disables detection.
     """
 
     def __init__(self, margin: float) -> None:
@@ -30,11 +30,11 @@ class Explosion:
 
     @property
     def usual(self) -> float:
-        """Average of the steps that are not high."""
+        """Average of the losses that are not high."""
         return self._smoothed.value
 
     def found_in(self, losses: Sequence[float]) -> bool:
-        """Take in the losses of the next steps; whether the last of them lies in an explosion."""
+        """Add the losses of the next steps; return whether the last one belongs to an explosion."""
         for loss in losses:
             usual = self.usual
             if self.margin > 0 and not math.isnan(usual) and not loss <= usual + self.margin:
@@ -45,10 +45,10 @@ class Explosion:
         return self.num_high >= PATIENCE
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the state for a checkpoint."""
         return {"num_high": self.num_high, "smoothed": self._smoothed.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.num_high = state["num_high"]
         self._smoothed.load_state_dict(state["smoothed"])

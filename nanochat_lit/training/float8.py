@@ -1,4 +1,4 @@
-"""`fp8`: when a run's large matrix multiplications are in float8, and in which layers."""
+"""`fp8`: decides whether large matmuls run in float8, and converts the layers."""
 
 import torch
 
@@ -8,7 +8,7 @@ from nanochat_lit.model.float8 import allows_float8
 from nanochat_lit.model.layers import Linear
 
 CAPABILITY = (8, 9)
-"""First CUDA compute capability with float8 matmuls (Ada); Hopper and Blackwell have them too."""
+"""Minimum CUDA compute capability for float8 matmuls (Ada)."""
 
 MODES = ("auto", "true", "false")
 
@@ -16,16 +16,16 @@ MODES = ("auto", "true", "false")
 def decide_float8(
     mode: str, device_type: str, capability: tuple[int, int] | None, compute_dtype: torch.dtype
 ) -> tuple[bool, str]:
-    """Whether a run trains in float8, and in words why not.
+    """Return whether a run trains in float8, and the reason if not.
 
     Args:
-        mode: "auto" (where the hardware has it), "true" or "false".
-        device_type: "cuda", "cpu" or another of torch's words.
+        mode: "auto" (if the hardware supports it), "true" or "false".
+        device_type: A torch device type, such as "cuda" or "cpu".
         capability: CUDA compute capability; None without CUDA, or on an AMD GPU.
-        compute_dtype: Of what stays outside float8.
+        compute_dtype: Dtype of everything outside float8.
 
     Raises:
-        UserError: If it is forced where it cannot be, or mode is another word.
+        UserError: If mode is "true" on unsupported hardware, or mode is invalid.
     """
     if mode not in MODES:
         raise UserError(f"fp8 is {mode!r}; use one of {', '.join(MODES)}")
@@ -40,25 +40,25 @@ def decide_float8(
         major, minor = capability
         reason = f"fp8 needs compute capability 8.9 (Ada, Hopper, Blackwell), this GPU has {major}.{minor}"
     elif compute_dtype != torch.bfloat16:
-        reason = f"fp8 goes with compute_dtype bfloat16, this run has {str(compute_dtype).removeprefix('torch.')}"
+        reason = f"fp8 needs compute_dtype bfloat16, this run uses {str(compute_dtype).removeprefix('torch.')}"
     if reason and mode == "true":
-        raise UserError(f"{reason}; leave model.fp8 out, or set it to auto")
+        raise UserError(f"{reason}; remove model.fp8 or set it to auto")
     return not reason, f"off: {reason}" if reason else "on"
 
 
 def nvidia_capability(device: torch.device) -> tuple[int, int] | None:
-    """Compute capability of a CUDA device; None for others and for AMD's, which count differently."""
+    """Return the compute capability of an NVIDIA GPU; None for other devices, including AMD GPUs."""
     is_nvidia = device.type == "cuda" and torch.version.hip is None
     return torch.cuda.get_device_capability(device) if is_nvidia else None
 
 
 def convert_to_float8(model: GPT) -> tuple[int, int]:
-    """Let lm_head and the blocks' linear layers compute in float8 while gradients are wanted, where their dimensions allow it.
+    """Convert lm_head and the blocks' linear layers to float8 for training, where their dimensions allow it.
 
-    Parameters, evaluation and exports stay as they are.
+    Parameters, evaluation and exports are unaffected.
 
     Returns:
-        The number of layers in float8, and of all linear layers of the blocks and lm_head.
+        The number of converted layers, and the total number of linear layers including lm_head.
     """
     linears = [part for block in model.blocks for part in block.modules() if isinstance(part, Linear)]
     for linear in linears:

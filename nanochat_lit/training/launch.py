@@ -1,4 +1,4 @@
-"""Before anything is started or read: do the processes, the Trainer and the batch fit together?"""
+"""Consistency checks of processes, Trainer, batch and memory before a run starts."""
 
 import contextlib
 import os
@@ -22,12 +22,12 @@ from nanochat_lit.training.trainer_options import check_callbacks
 
 
 def check_processes(trainer: Trainer) -> None:
-    """Compare the processes that torchrun or srun has started with those the Trainer is set up for.
+    """Compare the processes started by torchrun or srun with the Trainer's settings.
 
-    Otherwise processes would each train alone in one run folder, or wait for processes that are never started.
+    A mismatch would make processes train independently in one run folder, or wait for processes that never start.
 
     Raises:
-        UserError: If they differ; it says what to set.
+        UserError: If they differ; names the options to set.
     """
     is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     if not (is_torchrun or is_srun()):
@@ -37,40 +37,40 @@ def check_processes(trainer: Trainer) -> None:
     num_nodes = max(1, found // per_node)
     if (per_node, num_nodes) != (trainer.num_devices, trainer.num_nodes):
         raise UserError(
-            f"{'torchrun' if is_torchrun else 'srun'} has started {found} process(es), {per_node} a node, but the Trainer "
-            f"is set up for {wanted}; give --trainer.devices {per_node} --trainer.num_nodes {num_nodes}"
+            f"{'torchrun' if is_torchrun else 'srun'} has started {found} process(es), {per_node} per node, but the Trainer "
+            f"expects {wanted}; set --trainer.devices {per_node} --trainer.num_nodes {num_nodes}"
         )
 
 
 def check_hardware(trainer: Trainer, module: LightningModule) -> None:
-    """Make sure that the device has the number formats that are asked for.
+    """Check that the device supports the requested dtypes.
 
     Raises:
-        UserError: If not.
+        UserError: If it does not.
     """
     if isinstance(module, LanguageModule):
         module.check_hardware(trainer)
 
 
 def check_batch(module: LightningModule, datamodule: LightningDataModule | None, num_ranks: int) -> None:
-    """Make sure that the ranks can fill a batch, as far as that is known before there is a tokenizer.
+    """Check that the ranks' micro-batches can fill a batch, as far as known before the tokenizer exists.
 
     Raises:
-        UserError: Proposes the nearest batches.
+        UserError: If they cannot; suggests the nearest batch sizes.
     """
     if isinstance(module, LanguageModule) and isinstance(datamodule, LanguageDataModule):
         module.check_batch(datamodule.rows, num_ranks, getattr(datamodule, "vocab_size", "auto"))
 
 
 PLAN_TOLERANCE = 0.1
-"""A run is refused only if its estimate exceeds the memory by more than this share: estimates are that exact."""
+"""Tolerance of the memory estimate; a run is rejected only if the estimate exceeds the memory by this fraction."""
 
 
 def check_memory(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None) -> None:
-    """Compare the estimate of `nanochat-lit plan` with the memory of the GPU.
+    """Compare the memory estimate of `nanochat-lit plan` with the GPU's memory.
 
     Raises:
-        UserError: If the run cannot fit; it proposes what does.
+        UserError: If the run does not fit; suggests settings that do.
     """
     device = trainer.strategy.root_device
     if not (isinstance(module, LanguageModule) and isinstance(datamodule, LanguageDataModule)) or device.type == "cpu":
@@ -102,7 +102,7 @@ def check_memory(trainer: Trainer, module: LightningModule, datamodule: Lightnin
     elif need(1, checkpointing=True) <= memory:
         fix = "use --data.micro_batch_size 1 --model.activation_checkpointing true"
     else:
-        fix = "use a smaller model: recipes one_gpu_8gb to one_gpu_24gb are for cards of that size"
+        fix = "use a smaller model, such as the recipes one_gpu_8gb to one_gpu_24gb"
     raise UserError(
         f"micro_batch_size {size} of this {config.n_layer}-layer model needs about {memory_text(need(size))} "
         f"(nanochat-lit plan) and the GPU has {memory_text(memory)}; {fix}"
@@ -111,7 +111,7 @@ def check_memory(trainer: Trainer, module: LightningModule, datamodule: Lightnin
 
 @contextlib.contextmanager
 def reported_once() -> Iterator[None]:
-    """Let rank 0 alone print a UserError of a running job: the others have told it what went wrong (see rank_watch)."""
+    """Print a UserError of a running job only on rank 0, which receives the errors of other ranks (see rank_watch)."""
     try:
         yield
     except UserError:
@@ -121,7 +121,7 @@ def reported_once() -> Iterator[None]:
 
 
 def check_launch(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None) -> None:
-    """All checks; they come out the same on every rank, so that only rank 0 reports."""
+    """Run all checks; results are identical on every rank, and only rank 0 reports them."""
     try:
         check_callbacks(trainer, module)
         check_processes(trainer)

@@ -1,4 +1,4 @@
-"""A logger that writes one CSV into the run folder and keeps it across a resume."""
+"""A logger that writes one CSV file into the run folder and appends to it when a run resumes."""
 
 import csv
 import math
@@ -15,10 +15,10 @@ METRICS_FILE = "metrics.csv"
 
 
 class MetricsFile(Logger):
-    """One row per step in `metrics.csv`; columns appear as metrics do.
+    """Writes one row per step to `metrics.csv`; new metrics add columns.
 
-    Lightning's own CSVLogger deletes the file of an earlier run in the same folder, so a resumed run would lose its past.
-    Here a run that continues keeps the rows up to the step it continues from; one that starts anew keeps none.
+    Lightning's CSVLogger deletes the file of an earlier run in the same folder, so a resumed run would lose its
+    history. This logger keeps the rows up to the step it resumes from; a new run starts an empty file.
 
     Args:
         folder: The run folder.
@@ -47,11 +47,11 @@ class MetricsFile(Logger):
         pass  # the run folder has config.yaml
 
     def start(self, step: int) -> None:
-        """Say which step the run continues from, 0 for a new one; before the first row."""
+        """Set the step that the run resumes from (0 for a new run); call it before the first row."""
         self._start_step = step
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add to the row of this step."""
+        """Add metrics to the row of this step."""
         metrics = {name: value for name, value in metrics.items() if name != "epoch" and not math.isnan(value)}
         if not metrics or step is None or not is_rank_zero():
             return
@@ -70,7 +70,7 @@ class MetricsFile(Logger):
             self.save()
 
     def save(self) -> None:
-        """Write the whole file anew."""
+        """Rewrite the whole file."""
         if self._rows is None or not is_rank_zero():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: str | Path) -> dict[int, dict[str, float]]:
-    """Rows of a metrics.csv by step; empty cells are left out. No file, no rows."""
+    """Return the rows of a metrics.csv by step, without empty cells; empty if the file is missing."""
     path = Path(path)
     if not path.exists():
         return {}

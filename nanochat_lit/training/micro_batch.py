@@ -1,7 +1,7 @@
-"""`micro_batch_size: auto`: the most rows per forward pass that fit the device, the same on every rank.
+"""`micro_batch_size: auto`: the largest number of sequences per forward pass that fits, identical on every rank.
 
-On a GPU sizes are tried, and one that runs out of memory is given up. On a CPU, where running out of memory ends the
-process, the estimate of `nanochat_lit.model.memory` is held against what the machine has free.
+On a GPU, sizes are tried and out-of-memory errors caught. On a CPU, where running out of memory kills the process, the
+estimate of `nanochat_lit.model.memory` is compared with the free memory.
 """
 
 import gc
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
 
 CPU_ENOUGH_TOKENS = 8192
-"""Tokens per forward pass beyond which a CPU gains no speed: its products are large enough long before."""
+"""Tokens per forward pass above which a CPU does not get faster."""
 
 CPU_MEMORY_SHARE = 0.8
-"""Share of the free memory that a run may plan with; other programs want some too."""
+"""Fraction of the free memory that a run may use, leaving some for other programs."""
 
 
 def possible_sizes(tokens_per_step: int, sequence_len: int, world_size: int) -> list[int]:
-    """Micro-batch sizes, ascending, of which a whole number makes tokens_per_step.
+    """Return the micro-batch sizes that divide tokens_per_step, in ascending order.
 
     Raises:
-        UserError: If not even one row per rank does.
+        UserError: If not even one sequence per rank does.
     """
     rows = micro_batches(tokens_per_step, 1, sequence_len, world_size)
     return [size for size in range(1, rows + 1) if rows % size == 0]
@@ -49,7 +49,7 @@ def cpu_fits(
     is_compiled: bool,
     checkpointing: Checkpointing,
 ) -> Callable[[int], bool]:
-    """Whether the estimated memory of a size is there, and the size is not beyond all use."""
+    """Return a predicate: whether the estimated memory of a size is available and the size is useful."""
 
     def fits(size: int) -> bool:
         estimate = training_memory(
@@ -67,25 +67,25 @@ def cpu_fits(
 
 
 def trial_fits(model: GPT, reserved_bytes: int) -> Callable[[int], bool]:
-    """Whether a forward and a backward pass of a size go through on the model's device.
+    """Return a predicate: whether a forward and backward pass of a size fit the model's device.
 
     Args:
-        model: On its device, in its compute dtype; its gradients are dropped.
-        reserved_bytes: Taken beside the trial: what the optimizer will need.
+        model: Model on its device, in its compute dtype; its gradients are discarded.
+        reserved_bytes: Memory to reserve during the trial for the optimizer state.
     """
 
     def fits(size: int) -> bool:
         try:
             reserved = torch.empty(reserved_bytes, dtype=torch.uint8, device=model.device)
             tokens = torch.zeros(size, model.config.sequence_len, dtype=torch.int64, device=model.device)
-            for _ in range(2):  # the second beside the gradients of the first, as when accumulating
+            for _ in range(2):  # the second pass runs with the first one's gradients allocated, as in accumulation
                 model(tokens, tokens).backward()
             del reserved
         except torch.OutOfMemoryError:
             return False
         finally:
             model.zero_grad(set_to_none=True)
-            gc.collect()  # a traceback may hold on to activations
+            gc.collect()  # a traceback may keep activations alive
             if model.device.type != "cpu":
                 torch.accelerator.empty_cache()
         return True
@@ -94,10 +94,10 @@ def trial_fits(model: GPT, reserved_bytes: int) -> Callable[[int], bool]:
 
 
 def choose_micro_batch_size(module: "LanguageModule", tokens_per_step: int) -> int:
-    """The size for this run, agreed by all ranks.
+    """Return the micro-batch size for this run, agreed by all ranks.
 
     Raises:
-        UserError: If not even one row fits.
+        UserError: If not even one sequence fits.
     """
     trainer, model = module.trainer, module.model
     device = trainer.strategy.root_device
@@ -114,7 +114,7 @@ def choose_micro_batch_size(module: "LanguageModule", tokens_per_step: int) -> i
             strategy=strategy_name(trainer),
             world_size=trainer.world_size,
         )
-        bucket_bytes = memory.gradients - memory.weights  # of ddp; zero has none
+        bucket_bytes = memory.gradients - memory.weights  # ddp only
         fits = trial_fits(model, memory.optimizer_state + bucket_bytes)
     else:
         available = CPU_MEMORY_SHARE * available_memory_bytes() / trainer.num_devices
@@ -132,12 +132,12 @@ def choose_micro_batch_size(module: "LanguageModule", tokens_per_step: int) -> i
         size = int(smallest)
     if size == 0:
         raise UserError(
-            f"not even one row of {model.config.sequence_len} tokens fits this machine's memory; use a smaller depth or "
+            f"not even one sequence of {model.config.sequence_len} tokens fits this machine's memory; use a smaller depth or "
             "sequence_len, or activation_checkpointing: true"
         )
     return size
 
 
 def strategy_name(trainer: "Trainer") -> str:
-    """How memory is divided among the ranks: "zero" or "ddp"."""
+    """Return the sharding strategy: "zero" or "ddp"."""
     return "zero" if "Zero" in type(trainer.strategy).__name__ else "ddp"

@@ -1,4 +1,4 @@
-"""Conversations of several tasks in one stream, for fine-tuning."""
+"""DataModule that mixes conversations of several tasks for fine-tuning."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -8,22 +8,23 @@ from nanochat_lit.tasks.base import Conversations, TaskMixture
 from nanochat_lit.training.datamodules import ChatDataModule
 
 COUNTED_CONVERSATIONS = 20_000
-"""The tokens of an epoch are counted; of longer ones this many conversations, evenly spread; the rest is extrapolated."""
+"""Conversations to count the tokens of an epoch from; for longer epochs, an evenly spaced sample is extrapolated."""
 
 
 class MixtureDataModule(ChatDataModule):
-    """Several sources, each as often as it is repeated; losses and token shares are reported by source.
+    """Mixes several sources, with repeats; losses and token shares are reported per source.
 
     Args:
-        train: Tasks to learn from, by name; their conversations are mixed evenly.
-        val: Tasks to measure on, by name; those of the same name as a source of `train` should be other splits of it.
-        repeats: How often each source of `train` is read in an epoch; those that are not named are read once.
-        tokenizer: Folder of a tokenizer; None takes that of the base export.
-        micro_batch_size: Rows per device per forward: a number, or auto (the most that fit the device's memory).
+        train: Training tasks by name; their conversations are mixed evenly.
+        val: Validation tasks by name; a task with the same name as one in `train` should be another split of it.
+        repeats: Passes over each source of `train` per epoch, by name. Default 1.
+        tokenizer: Folder of a tokenizer; None uses that of the base export.
+        micro_batch_size: Sequences per device per forward pass: a number, or auto (the most that fit the device's
+            memory).
         buffer_size: Conversations that best-fit packing chooses from.
-        val_rows: Packed rows of the validation tasks to measure on, at most.
+        val_rows: Maximum number of packed validation sequences to evaluate on.
         num_workers: Loader processes; 0 reads in the training process.
-        seed: Order of the conversations.
+        seed: Seed of the order of conversations.
     """
 
     def __init__(
@@ -44,14 +45,14 @@ class MixtureDataModule(ChatDataModule):
         self.names = list(dict.fromkeys([*train, *val]))
 
     def prepare_data(self) -> None:
-        """Nothing: the tasks have looked at their files when they were made."""
+        """Do nothing; the tasks check their files when they are constructed."""
 
     def source(self) -> SplitSource:
-        """The two mixtures."""
+        """Training and validation mixtures."""
         return SplitSource(self.train_mixture, self.val_mixture, self.seed)
 
     def epoch_tokens(self) -> int:
-        """Tokens, padding included, of one pass over the mixture; inferred from a part of it if it is long."""
+        """Return the number of tokens, including padding, of one pass; extrapolated from a sample of a long mixture."""
         stride = -(-len(self.train_mixture) // COUNTED_CONVERSATIONS)
         counted = range(0, len(self.train_mixture), stride)
 

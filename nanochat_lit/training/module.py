@@ -1,4 +1,4 @@
-"""What every training stage shares: a GPT, its optimizer, its loss call. Nothing else lives in a LightningModule."""
+"""Base class of the training stages: a GPT, its optimizer and its loss."""
 
 import math
 import sys
@@ -28,15 +28,15 @@ from nanochat_lit.training.summary import print_plan, save_plan, saved_micro_bat
 
 
 class LanguageModule(LightningModule):
-    """A GPT in training. `PretrainModule` and `SFTModule` say where the model and the hyper-parameters come from.
+    """A GPT in training. Subclasses such as `PretrainModule` provide the model and the hyper-parameters.
 
     Args:
         learning_rates: Keyword arguments of `param_groups`.
-        compile: Whether training steps are compiled; "auto" decides by device and length of the run.
-        eval_every: Steps between validations; 0 validates at the end only.
-        activation_checkpointing: True or "selective": compute blocks again in the backward pass; see `GPT`.
-        fp8: "auto", "true" or "false": matmuls of the blocks and lm_head in float8 while training.
-        optimizer: Makes another optimizer than MuonAdamW from groups of parameters.
+        compile: Use torch.compile: "true", "false", or "auto", which decides by device and length of the run.
+        eval_every: Steps between validations; 0 validates only at the end.
+        activation_checkpointing: True or "selective": recompute activations in the backward pass; see `GPT`.
+        fp8: "auto", "true" or "false": train the linear layers of the blocks and lm_head in float8.
+        optimizer: Callable that creates an optimizer from parameter groups; None uses MuonAdamW.
     """
 
     stage: str
@@ -48,13 +48,13 @@ class LanguageModule(LightningModule):
     token_bytes: Tensor
 
     figure = "val_bpb"
-    """The figure of a validation by which its checkpoints are compared."""
+    """Name of the validation metric that ranks checkpoints."""
     higher_is_better = False
-    """Whether a higher figure is a better one."""
+    """Whether higher values of the metric are better."""
     measures_text = True
-    """Whether the validation figure needs held-out tokens that stand for text."""
+    """Whether the validation metric needs held-out tokens that represent text."""
     shown_figures: tuple[str, ...] = ()
-    """Which of `pop_step_figures` the progress line shows."""
+    """Metrics of `pop_step_figures` to show on the progress line."""
 
     def __init__(
         self,
@@ -82,51 +82,51 @@ class LanguageModule(LightningModule):
         self.generation: dict[str, float] = {}
         self.losses = StepLosses()
         self.logged_losses: list[float] = []
-        """Mean loss of each step of the last log window, over all ranks."""
+        """Mean loss of each step of the last log window over all ranks, nats per token."""
 
     @property
     def config(self) -> GPTConfig:
-        """Shape of the model."""
+        """Configuration of the model."""
         return self.model.config
 
     @property
     def row_len(self) -> int:
-        """Tokens in a row of a training batch."""
+        """Tokens per sequence of a training batch."""
         return self.config.sequence_len
 
     @property
     def hyper_parameters(self) -> dict[str, float]:
-        """What the export says of the rates, for the stages that start from it."""
+        """Return the learning rates to store in the export, for later stages."""
         return self.learning_rates | {"tokens_per_step": self.plan.tokens_per_step}
 
     @property
     def datamodule(self) -> LanguageDataModule:
-        """The data of this run."""
+        """DataModule of this run."""
         datamodule = cast(Any, self.trainer).datamodule
         if not isinstance(datamodule, LanguageDataModule):
             raise UserError("train with a DataModule of nanochat_lit.training: trainer.fit(module, datamodule=...)")
         return datamodule
 
     def start_from(self) -> Tokenizer | None:
-        """The tokenizer this stage brings along; None leaves it to the data."""
+        """Return the tokenizer of the base model; None if the data determine it."""
         raise NotImplementedError
 
     def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
-        """Raise UserError for a batch that the ranks' micro-batches cannot fill, as far as it is known before the data."""
+        """Raise UserError for a batch that the ranks' micro-batches cannot fill, as far as known before the data."""
         raise NotImplementedError
 
     def config_before_data(self, vocab_size: int | str = "auto") -> GPTConfig | None:
-        """Shape of the model as far as it is known before the data; None if its memory is not that of whole contexts."""
+        """Return the model configuration before the data are known; None if it does not determine the memory use."""
         return None
 
     def adopt(self, model: GPT, tokenizer: Tokenizer) -> None:
-        """Take the model to train and its tokenizer."""
+        """Set the model to train and its tokenizer."""
         self.model, self.tokenizer = model, tokenizer
         model.activation_checkpointing = self.activation_checkpointing
         self.register_buffer("token_bytes", tokenizer.token_bytes(), persistent=False)
 
     def check_hardware(self, trainer: Trainer) -> None:
-        """Raise UserError for a number format that the Trainer's device has not."""
+        """Raise UserError for a dtype that the Trainer's device does not support."""
         self.float8_choice(trainer)
 
     def float8_choice(self, trainer: Trainer) -> tuple[bool, str]:
@@ -136,11 +136,11 @@ class LanguageModule(LightningModule):
         return decide_float8(self.fp8_mode, device.type, nvidia_capability(device), dtype)
 
     def start_plan(self, plan: TrainingPlan, schedule: Schedule) -> None:
-        """Tell the Trainer what the plan means in its own terms: steps, accumulation, when to validate."""
+        """Set the Trainer's steps, accumulation and validation interval from the plan."""
         trainer, datamodule = self.trainer, self.datamodule
         self.plan, self.schedule = plan, schedule
         if datamodule.micro_batch_size == "auto":
-            # A resumed run keeps the size it began with: another one would add up in another order.
+            # A resumed run keeps its micro-batch size: another one would change the order of summation.
             saved = saved_micro_batch_size(self._plan_path) if self.is_resuming else None
             datamodule.micro_batch_size = saved or choose_micro_batch_size(self, plan.tokens_per_step)
         self.micro_batch_size = micro_batch_size = datamodule.micro_batch_size
@@ -152,7 +152,7 @@ class LanguageModule(LightningModule):
             trainer.val_check_interval = accumulate * (self.eval_every or plan.num_steps)
 
     def requested_steps(self, num_steps: int | None) -> int | None:
-        """trainer.max_steps if it is set, else the module's own number."""
+        """Return trainer.max_steps if it is set, else `num_steps`."""
         return num_steps if self.trainer.max_steps == -1 else self.trainer.max_steps
 
     def on_fit_start(self) -> None:
@@ -169,7 +169,7 @@ class LanguageModule(LightningModule):
             self.model.compile_for_training(self.row_len)
 
     def check_validation(self) -> None:
-        """Find out, on rank 0 for all, whether the held-out data have anything to measure; say so if not."""
+        """Check on rank 0 whether the held-out data have text to predict; print a warning if not."""
         if not (self.measures_text and self.trainer.limit_val_batches):
             return
         found = True
@@ -181,7 +181,7 @@ class LanguageModule(LightningModule):
         if not found:
             print(
                 "the held-out data have no text to predict (texts or answers are empty, or longer than the context): "
-                f"{self.figure} is left out",
+                f"{self.figure} is not reported",
                 file=sys.stderr,
             )
 
@@ -190,7 +190,7 @@ class LanguageModule(LightningModule):
         return Path(self.trainer.default_root_dir) / "plan.json"
 
     def _prepare_kernels(self, will_compile: bool) -> dict[str, str]:
-        """Set up attention and float8 on the device; what was chosen, for the table of the run."""
+        """Set up attention and float8 on the device; return the choices for the run's table."""
         if self.device.type == "cuda" and torch.version.hip is None:
             activate_flash_attention(torch.cuda.get_device_capability(self.device), self.model.compute_dtype)
         full, windowed = self.model.attention_backends(is_compiling=will_compile)
@@ -209,17 +209,17 @@ class LanguageModule(LightningModule):
         if self.fp8_mode != "false":
             notes["float8"] = note
         if self.activation_checkpointing:
-            but = " but for matmuls and attention" if self.activation_checkpointing == "selective" else ""
-            notes["activations"] = f"computed again in the backward pass, block by block{but}"
+            but = " except matmuls and attention" if self.activation_checkpointing == "selective" else ""
+            notes["activations"] = f"recomputed in the backward pass, block by block{but}"
         return notes
 
     def validates_after(self, step: int) -> bool:
-        """Whether the run is validated between this step and the next."""
+        """Return whether the run validates after this step."""
         is_due = step == self.plan.num_steps or (self.eval_every > 0 and step % self.eval_every == 0)
         return bool(step > 0 and self.trainer.limit_val_batches and is_due)
 
     def will_compile(self) -> bool:
-        """Whether this run's training steps are compiled."""
+        """Return whether this run's training steps are compiled."""
         return self._decide_compile()[0]
 
     def _decide_compile(self) -> tuple[bool, str]:
@@ -232,7 +232,7 @@ class LanguageModule(LightningModule):
         return self.build_optimizer()
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """Returns a new optimizer of the model, without state."""
+        """Return a new optimizer of the model, without state."""
         return build_optimizer(
             self.model, self.learning_rates, lr_scale=self.plan.lr_scale, weight_decay=self.plan.weight_decay,
             make=self.make_optimizer,
@@ -247,17 +247,17 @@ class LanguageModule(LightningModule):
         self.losses.end_step()
 
     def pop_step_losses(self) -> list[float]:
-        """Mean loss of each step since the last call, nats per token, over all ranks; kept as `logged_losses`."""
+        """Return the mean loss per step since the last call over all ranks, nats per token; sets `logged_losses`."""
         losses = self.trainer.strategy.reduce(self.losses.pop(), reduce_op="mean")
         self.logged_losses = cast(Tensor, losses).tolist()
         return self.logged_losses
 
     def rank_state_dict(self) -> dict[str, Any]:
-        """What this rank alone knows: the losses that are not averaged over the ranks yet."""
+        """Return this rank's own state: the losses not yet averaged over the ranks."""
         return {"losses": self.losses.pending()}
 
     def load_rank_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `rank_state_dict` gave."""
+        """Restore the state that `rank_state_dict` returned."""
         self.losses.restore(state["losses"], self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -266,18 +266,18 @@ class LanguageModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         figures = self.pop_validation_figures()
-        # In fit, Lightning's own row would carry the number of the step before: it counts a step after validating.
+        # In fit, Lightning would log under the previous step number: it counts a step after validating.
         in_fit = self.trainer.state.fn == "fit"
         if not in_fit and math.isnan(figures.get(self.figure, 0.0)):
             raise UserError(
-                f"{self.figure} cannot be measured: the held-out data have no text to predict, or losses are not finite"
+                f"{self.figure} cannot be computed: the held-out data have no text to predict, or losses are not finite"
             )
         self.log_dict(figures, sync_dist=False, logger=not in_fit)
         if in_fit:
             self.log_figures(figures)
 
     def pop_validation_figures(self) -> dict[str, float]:
-        """What the validation steps since the last call have found, over all ranks; `figure` is among them if it can be measured."""
+        """Return the validation metrics since the last call, over all ranks; includes `figure` if it is defined."""
         if not self.has_validation:
             return {}
         val_bpb = float(self.metric.compute())
@@ -285,15 +285,15 @@ class LanguageModule(LightningModule):
         return {"val_bpb": val_bpb}
 
     def pop_step_figures(self) -> dict[str, float]:
-        """Metrics of the steps since the last row, without their losses; collective over the ranks."""
+        """Return the metrics of the steps since the last logged row, without losses; collective over the ranks."""
         return {}
 
     def transcripts(self) -> list[str]:
-        """Lines on what the last validation has seen, for samples.md; none lets the model answer a few prompts."""
+        """Return lines on the last validation for samples.md; if empty, the model answers prompts instead."""
         return []
 
     def log_figures(self, figures: dict[str, float]) -> None:
-        """Add them to the row of this step."""
+        """Log metrics in the row of this step."""
         for logger in self.trainer.loggers:
             logger.log_metrics(figures, self.trainer.global_step)
 
@@ -313,7 +313,7 @@ class LanguageModule(LightningModule):
         }
 
     def provenance(self) -> dict[str, Any]:
-        """How the model has been made so far, for exports."""
+        """Return the training history of the model, for exports."""
         return {
             "stage": self.stage,
             "steps": self.trainer.global_step,
@@ -326,39 +326,39 @@ class LanguageModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         made = checkpoint.get("nanochat_lit")
         if made is None:
-            raise UserError("this checkpoint was not written by nanochat-lit; give one from a run folder")
+            raise UserError("this checkpoint was not written by nanochat-lit; use one from a run folder")
         if differences := describe_differences(made["config"], self.config.to_dict()):
-            raise UserError(f"the checkpoint is of another model than this run asks for: {differences}; use its recipe")
+            raise UserError(f"the checkpoint's model differs from this run's: {differences}; use its recipe")
         if made["tokenizer"] != self.tokenizer.fingerprint:
             raise UserError("the checkpoint was trained with another tokenizer; use the tokenizer of its run folder")
         if self.trainer.state.fn != "fit":
             return
         check_optimizer(made, self.build_optimizer(), "the checkpoint")
         step, num_steps = checkpoint["global_step"], self.plan.num_steps
-        # Checkpoints lie between steps, so the micro-batches so far follow from the steps; another micro-batch size or
-        # number of ranks makes other micro-batches of them, and the next step must begin with its first.
+        # Checkpoints are written between steps, so the micro-batch count follows from the step. With another
+        # micro-batch size or number of ranks it differs, and the next step must begin with its first micro-batch.
         micro_batches_so_far = step * self.trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for span in ("total", "current"):
             progress[span] = dict.fromkeys(progress[span], micro_batches_so_far)
-            progress[span]["completed"] -= 1  # counted after the hook that saves
+            progress[span]["completed"] -= 1  # incremented after the hook that saves
         if step >= num_steps and self.trainer.is_global_zero:
             print(
-                f"the checkpoint is at step {step} of {num_steps}; --trainer.max_steps sets a later end",
+                f"the checkpoint is at step {step} of {num_steps}; set --trainer.max_steps to train longer",
                 file=sys.stderr,
             )
 
 
 def check_optimizer(made: dict[str, Any], optimizer: torch.optim.Optimizer, source: str | Path) -> None:
-    """Raises UserError if a checkpoint, described by its entry `nanochat_lit`, has the state of another optimizer."""
+    """Raise UserError if a checkpoint (its entry `nanochat_lit`) has the state of another optimizer."""
     saved, ours = made.get("optimizer", "MuonAdamW"), type(optimizer).__name__
     if saved != ours:
         raise UserError(
-            f"{source} holds the state of {saved}, the recipe asks for {ours}; use the same model.optimizer"
+            f"{source} has the optimizer state of {saved}, the recipe uses {ours}; use the same model.optimizer"
         )
 
 
 def describe_differences(other: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Which fields of two model configs differ, and how; empty if none does."""
+    """Return the differing fields of two model configurations as text; empty if there are none."""
     names = [name for name in ours if other.get(name) != ours[name]]
     return ", ".join(f"{name} {other.get(name)} instead of {ours[name]}" for name in names)

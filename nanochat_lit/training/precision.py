@@ -1,7 +1,7 @@
 """Explicit precision: one compute dtype, float32 master weights, no autocast.
 
-The model itself casts its matrices to the dtype of its activations (see `nanochat_lit.model.gpt`), so a plugin's work is
-to choose that dtype once, to store the embedding tables in it, and for float16 to scale the loss.
+The model casts its matrices to the dtype of its activations (see `nanochat_lit.model.gpt`). A plugin therefore only
+chooses that dtype, stores the embeddings in it, and scales the loss for float16.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ from nanochat_lit.optim.sharding import average_gradients
 
 
 class _ComputeDtype:
-    """What both plugins share: the dtype, and the loss scale of float16."""
+    """Base class of both plugins: the dtype, and the loss scale of float16."""
 
-    precision: Any = "32-true"  # the word Lightning knows for "do not convert anything"
+    precision: Any = "32-true"  # Lightning's value for no conversion
 
     def __init__(self, compute_dtype: str = "auto", device: str | torch.device | None = None) -> None:
         device = find_device(device)
@@ -31,20 +31,20 @@ class _ComputeDtype:
         self._unscaled: set[int] = set()
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        """Set the compute dtype of every GPT inside; called once, before the optimizer is made."""
+        """Set the compute dtype of every GPT in the module; called once, before the optimizer is created."""
         for part in module.modules():
             if isinstance(part, GPT):
                 part.set_compute_dtype(self.compute_dtype)
         return module
 
     def unscale_gradients(self, optimizer: Any) -> None:
-        """Take the loss scale out of the gradients, in float16, unless that is done already: who clips needs it."""
+        """Divide float16 gradients by the loss scale, unless already done; required before clipping."""
         if self.scaler is not None and id(optimizer) not in self._unscaled:
             self.scaler.unscale_(optimizer)
             self._unscaled.add(id(optimizer))
 
     def agree_on_overflow(self, optimizer: Any) -> None:
-        """Unscale the gradients, then let every rank know whether any rank's overflowed, so that all skip or none."""
+        """Unscale the gradients and share overflows among the ranks, so that either all skip the step or none."""
         assert self.scaler is not None
         self.unscale_gradients(optimizer)
         self._unscaled.discard(id(optimizer))
@@ -53,11 +53,11 @@ class _ComputeDtype:
                 dist.all_reduce(found_inf, op=dist.ReduceOp.MAX)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss scale, in float16."""
+        """Return the float16 loss scale."""
         return self.scaler.state_dict() if self.scaler is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the loss scale."""
+        """Restore the float16 loss scale."""
         if self.scaler is not None:
             self.scaler.load_state_dict(state_dict)
 
@@ -66,17 +66,18 @@ class ExplicitPrecision(_ComputeDtype, TrainerPrecision):
     """Trainer plugin that runs every GPT of a module in one compute dtype.
 
     Args:
-        compute_dtype: auto, bfloat16, float16 or float32; the environment variable NANOCHAT_DTYPE wins over it. auto
-            is bfloat16 where the hardware has it (CUDA from compute capability 8.0, CPUs with bf16 instructions).
-        device: Where the model will run; None is the fastest device there is.
+        compute_dtype: auto, bfloat16, float16 or float32; the environment variable NANOCHAT_DTYPE overrides it. auto
+            selects bfloat16 if the hardware supports it (CUDA from compute capability 8.0, CPUs with bf16
+            instructions).
+        device: Device of the model; None selects the fastest available one.
     """
 
     def pre_backward(self, tensor: Tensor, module: Any) -> Tensor:
-        """Scale the loss, in float16."""
+        """Scale the float16 loss."""
         return super().pre_backward(tensor if self.scaler is None else self.scaler.scale(tensor), module)
 
     def optimizer_step(self, optimizer: Any, model: Any, closure: Callable[[], Any], **kwargs: Any) -> Any:
-        """Step; in float16 only if no rank's gradients overflowed."""
+        """Step the optimizer; in float16 only if no rank's gradients overflowed."""
         if self.scaler is None:
             return super().optimizer_step(optimizer, model=model, closure=closure, **kwargs)
         result = closure()
@@ -87,7 +88,7 @@ class ExplicitPrecision(_ComputeDtype, TrainerPrecision):
         return result
 
     def clip_grad_by_norm(self, optimizer: Any, clip_val: float) -> None:
-        """Clip by the norm over all ranks: under zero the gradients here are still those of this rank's batches."""
+        """Clip by the norm over all ranks; under zero the gradients are still local to this rank."""
         clip_grad_norm(optimizer, clip_val)
 
     def clip_grad_by_value(self, optimizer: Any, clip_val: float) -> None:
@@ -97,14 +98,14 @@ class ExplicitPrecision(_ComputeDtype, TrainerPrecision):
 
 
 class FabricExplicitPrecision(_ComputeDtype, FabricPrecision):
-    """The same for Fabric: `Fabric(plugins=[FabricExplicitPrecision("bfloat16")])`."""
+    """Fabric plugin: `Fabric(plugins=[FabricExplicitPrecision("bfloat16")])`."""
 
     def backward(self, tensor: Tensor, model: nn.Module | None, *args: Any, **kwargs: Any) -> None:
-        """Scale the loss, in float16, and run backward."""
+        """Scale the float16 loss and run backward."""
         super().backward(tensor if self.scaler is None else self.scaler.scale(tensor), model, *args, **kwargs)
 
     def optimizer_step(self, optimizer: Any, **kwargs: Any) -> Any:
-        """Step; in float16 only if no rank's gradients overflowed."""
+        """Step the optimizer; in float16 only if no rank's gradients overflowed."""
         if self.scaler is None:
             return super().optimizer_step(optimizer, **kwargs)
         self.agree_on_overflow(optimizer)

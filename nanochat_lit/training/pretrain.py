@@ -1,4 +1,4 @@
-"""Pretraining: a GPT from nothing, sized by the depth dial."""
+"""Pretraining of a GPT from scratch, with hyper-parameters derived from the depth."""
 
 from typing import Any, Literal
 
@@ -12,43 +12,45 @@ from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.module import LanguageModule
 
 REFERENCE_VOCABULARY = 32768
-"""Stands in for the size of a vocabulary that is not known yet."""
+"""Vocabulary size to assume until it is known."""
 
 
 class PretrainModule(LanguageModule):
-    """Pretrain a GPT. `depth` derives everything; whatever is set by hand wins.
+    """Pretrains a GPT. Defaults derive from `depth`; explicit values override them.
 
     Args:
-        depth: Layers; width, heads, batch, steps, learning rates and weight decay follow from it.
-        sequence_len: Context in tokens.
+        depth: Number of layers; determines width, heads, batch, steps, learning rates and weight decay.
+        sequence_len: Context length, tokens.
         head_dim: Channels per attention head.
         aspect_ratio: Channels of width per layer of depth.
-        n_embd: Width by hand.
-        n_head: Query heads by hand.
+        n_embd: Width; None derives it from depth and aspect_ratio.
+        n_head: Number of query heads; None derives it from the width and head_dim.
         n_kv_head: Key/value heads; fewer than n_head is grouped-query attention.
-        window_pattern: Attention windows, S short and L long, tiled over the layers.
+        window_pattern: Attention windows, S (short) and L (long), repeated over the layers.
         bigram_factor: Hashed bigram embedding with bigram_factor * vocab_size entries (for example 5); 0 disables it.
         architecture: nanochat, or the class path of a subclass of GPT (see the page on extending).
         tokens_per_step: Tokens per optimizer step over all ranks; None derives it.
-        target_param_data_ratio: Tokens per scaling parameter, which sets the length of the run.
-        num_steps: Optimizer steps by hand; trainer.max_steps wins over it.
-        target_flops: Compute budget of the run; used when no number of steps is given.
+        target_param_data_ratio: Tokens per scaling parameter; determines the length of the run.
+        num_steps: Optimizer steps; None derives them. trainer.max_steps overrides it.
+        target_flops: Compute budget of the run, FLOPs; used if num_steps is not set.
         unembedding_lr: AdamW learning rate of lm_head at width 768 and 2^19 tokens per step.
-        embedding_lr: AdamW learning rate of the token embedding, likewise; value embeddings and pairs take half.
+        embedding_lr: AdamW learning rate of the token embedding at the same reference; value and bigram embeddings use
+            half.
         matrix_lr: Muon learning rate at 2^19 tokens per step.
         scalar_lr: AdamW learning rate of the residual scalars.
-        weight_decay: Of the matrices at the reference batch and horizon.
+        weight_decay: Weight decay of the matrices at the reference batch and horizon.
         warmup: Steps of linear learning-rate warmup.
-        warmdown: Share of the run over which learning rates fall.
-        final_lr_fraction: Share of the learning rate left at the end.
+        warmdown: Fraction of the run over which learning rates decay.
+        final_lr_fraction: Final learning rate as a fraction of its maximum.
         momentum_warmup: Steps over which Muon momentum rises.
-        eval_every: Steps between validations; 0 validates at the end only.
-        compile: auto, true or false: torch.compile; auto compiles on CUDA, and on CPU when the run is long enough.
-        activation_checkpointing: true computes each block again in the backward pass: least memory, a third more arithmetic.
-            selective computes all but matmuls and attention again: half the memory, little time.
-        fp8: auto, true or false: matmuls of large layers in float8; auto where the GPU has them (CUDA capability 8.9).
-        optimizer: Another optimizer than MuonAdamW, as class_path and init_args (torch.optim.AdamW, say); its own learning
-            rate and weight decay hold, and the schedule scales the learning rate.
+        eval_every: Steps between validations; 0 validates only at the end.
+        compile: auto, true or false: torch.compile; auto enables it on CUDA, and on CPU for long runs.
+        activation_checkpointing: true recomputes each block in the backward pass: least memory, a third more compute.
+            selective recomputes everything except matmuls and attention: half the memory, little time.
+        fp8: auto, true or false: float8 matmuls in large layers; auto enables them if the GPU supports them (CUDA
+            capability 8.9).
+        optimizer: Optimizer to use instead of MuonAdamW, as class_path and init_args (for example torch.optim.AdamW).
+            Its own learning rate and weight decay apply, and the schedule scales the learning rate.
     """
 
     stage = "pretrain"
@@ -103,26 +105,26 @@ class PretrainModule(LanguageModule):
         self.schedule_options: dict[str, Any] = {
             "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction, "momentum_warmup": momentum_warmup,
         }  # fmt: skip
-        self.build_config(REFERENCE_VOCABULARY)  # impossible dimensions are reported before any data is read
+        self.build_config(REFERENCE_VOCABULARY)  # reports invalid dimensions before any data is read
 
     def build_config(self, vocab_size: int) -> GPTConfig:
-        """Shape of the model for a vocabulary."""
+        """Return the model configuration for a vocabulary size."""
         model_class(self.shape["architecture"], is_trusted=True)
         return GPTConfig.from_depth(self.depth, vocab_size=vocab_size, sequence_len=self.sequence_len, **self.shape)
 
     def config_before_data(self, vocab_size: int | str = "auto") -> GPTConfig:
-        """With a vocabulary of nanochat's size while ours is not known."""
+        """Return the configuration, with nanochat's vocabulary size if the size is not known yet."""
         return self.build_config(vocab_size if isinstance(vocab_size, int) else REFERENCE_VOCABULARY)
 
     def start_from(self) -> Tokenizer | None:
-        """Nothing: the tokenizer is the data's."""
+        """Return None: the data determine the tokenizer."""
         return None
 
     def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
         """Raise UserError for a batch that the ranks' micro-batches cannot fill.
 
-        A derived batch depends a little on the vocabulary. While that is unknown, only what holds for every batch is
-        checked: it is a power of two.
+        A derived batch size depends slightly on the vocabulary size. While that is unknown, the check only assumes that
+        the batch size is a power of two.
         """
         tokens_per_step = self.horizon["tokens_per_step"]
         unit = micro_batch_size * self.sequence_len * world_size

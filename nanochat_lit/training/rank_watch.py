@@ -1,9 +1,9 @@
-"""Notices within seconds that a rank has died, whatever the others are waiting for, and ends them with one clear line.
+"""Detects within seconds that a rank has died, and ends the other ranks with a one-line error.
 
-Without it a dead rank shows only in the collective that the others wait in: at once with gloo, after the timeout of the
-process group with NCCL (half an hour), where neither Lightning's launcher nor SLURM sees every case. Here every rank keeps
-an idle connection to rank 0. The system closes it when a process ends, however it ends; TCP keep-alive tells of a machine
-that is gone.
+Otherwise a dead rank is noticed only in the next collective: immediately with gloo, but after the timeout of the
+process group (half an hour) with NCCL. Lightning's launcher and SLURM do not cover every case. Here every rank keeps an
+idle connection to rank 0. The operating system closes it when a process ends for any reason; TCP keep-alive detects an
+unreachable machine.
 """
 
 import contextlib
@@ -20,24 +20,24 @@ from typing import Any
 import torch.distributed as dist
 
 KEEP_ALIVE_S = 10
-"""Seconds of silence before the system asks whether the other machine still lives, and between three such questions."""
+"""TCP keep-alive: seconds of silence before the first of three probes, and between probes."""
 
 CONNECT_TIMEOUT_S = 60
 
 GRACE_S = 3.0
-"""How long a rank that hears of another's failure waits for its own: an error that all ranks meet is reported once."""
+"""Seconds a rank waits for its own error after another rank's failure, so that a shared error is reported once."""
 
 EXIT_STATUS = 1
 
 
 class RankWatch:
-    """Connects this rank with the others and watches them from a thread.
+    """Connects this rank to the others and watches them from a thread.
 
-    Use between the making of the process group and its end; with one rank it does nothing.
+    Use it within the lifetime of the process group; with one rank it does nothing.
 
     Args:
-        rank: This process.
-        world_size: All processes.
+        rank: Rank of this process.
+        world_size: Number of processes.
     """
 
     def __init__(self, rank: int, world_size: int) -> None:
@@ -45,28 +45,28 @@ class RankWatch:
         self.world_size = world_size
         self._peers: dict[socket.socket, int] = {}
         self._lock = threading.Lock()
-        self._over = False  # this rank has ended well, or has a failure of its own to report
+        self._over = False  # this rank has finished, or reports its own failure
         self._rank_zero_ended = threading.Event()
         if world_size > 1:
             self._connect()
             threading.Thread(target=self._watch, name="rank-watch", daemon=True).start()
 
     def finish(self) -> None:
-        """Say goodbye: from now on this rank may end without being missed."""
+        """Announce a normal exit of this rank."""
         self._leave({"done": True})
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others that this rank fails and why; they end, and rank 0 prints it."""
+        """Send this rank's error to the others, which exit; rank 0 prints it."""
         self._leave({"failed": self.rank, "why": f"{type(error).__name__}: {error}".splitlines()[0]})
         if self.rank != 0:
-            self._rank_zero_ended.wait(2 * GRACE_S)  # or its launcher, which kills everything, would be faster
+            self._rank_zero_ended.wait(2 * GRACE_S)  # otherwise the launcher might kill rank 0 before it prints
 
     def wait_for_blame(self) -> None:
-        """Call when a collective failed: if that is because another rank died, this does not return."""
+        """Handle a failed collective: exits the process if another rank has died, else returns."""
         time.sleep(GRACE_S)
 
     def _connect(self) -> None:
-        """Rank 0 listens, the others connect; the address travels through the process group."""
+        """Connect all ranks to rank 0, whose address is broadcast through the process group."""
         if self.rank == 0:
             self._accept()
         else:
@@ -83,7 +83,7 @@ class RankWatch:
     def _accept(self) -> None:
         has_ipv6 = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if has_ipv6 else socket.AF_INET
-        token = secrets.token_bytes(16)  # other connections to the port are not counted as ranks
+        token = secrets.token_bytes(16)  # rejects unrelated connections to the port
         with socket.create_server(("", 0), family=family, backlog=self.world_size, dualstack_ipv6=has_ipv6) as server:
             server.settimeout(CONNECT_TIMEOUT_S)
             dist.broadcast_object_list([(_own_address(), server.getsockname()[1], token)], src=0)
@@ -111,7 +111,7 @@ class RankWatch:
                         return
 
     def _end(self, peer: int, news: dict[str, Any]) -> None:
-        """Another rank is gone: pass it on, say so, end this process."""
+        """Handle the end of another rank: forward the news, report it, and exit."""
         if peer == 0:
             self._rank_zero_ended.set()
         if self._over:
@@ -119,18 +119,18 @@ class RankWatch:
         failed = news.get("failed", peer)
         self._tell({"failed": failed, "why": news.get("why", "")})
         if "failed" in news:
-            time.sleep(GRACE_S)  # the same error may be about to be reported by this rank's own main thread
+            time.sleep(GRACE_S)  # this rank's main thread may be about to report the same error
         if self._over:
             return
         if self.rank == 0 or "failed" not in news:
             if reason := news.get("why"):
                 text = f"rank {failed} failed with {reason}"
             else:
-                text = f"rank {failed} has died without a word (killed, or out of memory?)"
-            line = f"error: {text}; rank {self.rank} ends too. Continue from the last checkpoint with --ckpt_path last"
+                text = f"rank {failed} died without an error message (killed, or out of memory?)"
+            line = f"error: {text}; rank {self.rank} exits too. Resume from the last checkpoint with --ckpt_path last"
             with contextlib.suppress(OSError, ValueError):
                 os.write(sys.stderr.fileno(), (line + "\n").encode())
-        os._exit(EXIT_STATUS)  # the main thread may wait for a collective that will never come back
+        os._exit(EXIT_STATUS)  # the main thread may be blocked in a collective that never completes
 
     def _leave(self, news: dict[str, Any]) -> None:
         if not self._over:
@@ -145,14 +145,14 @@ class RankWatch:
 
 
 def _own_address() -> str:
-    """Where the others reach rank 0: where they have found its process group."""
+    """Return the address at which other ranks reach rank 0: that of its process group."""
     return os.environ.get("MASTER_ADDR", "127.0.0.1")
 
 
 def _keep_alive(peer: socket.socket) -> None:
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", KEEP_ALIVE_S), ("TCP_KEEPINTVL", KEEP_ALIVE_S), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):  # the names differ between systems
+        if hasattr(socket, name):  # the option names are platform-dependent
             peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
@@ -164,7 +164,7 @@ def _read(peer: socket.socket, count: int) -> bytes:
 
 
 def _receive(peer: socket.socket) -> dict[str, Any]:
-    """The one line a rank sends before it goes; empty if it went without."""
+    """Return the message that a rank sends before it exits; empty if it sent none."""
     line = b""
     with contextlib.suppress(OSError):
         while not line.endswith(b"\n") and (more := peer.recv(4096)):

@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards: raises the probability of completions that earned a reward."""
+"""Reinforcement learning with verifiable rewards."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -30,10 +30,10 @@ from nanochat_lit.training.rollout_data import RolloutDataModule
 from nanochat_lit.training.rollout_rows import ROW_UNIT, RolloutFigures, rollout_rows, without_padding
 
 MAX_SLOTS = 128
-"""Most answers decoded together; bounds the KV cache."""
+"""Maximum number of answers decoded concurrently; bounds the KV cache."""
 
 NUM_TRANSCRIPTS = 8
-"""Held-out questions whose answers samples.md shows."""
+"""Number of held-out questions to show in samples.md."""
 
 
 class RLModule(ContinuedModule):
@@ -41,28 +41,28 @@ class RLModule(ContinuedModule):
 
     Args:
         base: Export folder to start from (a fine-tuning run's `export`).
-        num_steps: Optimizer steps; trainer.max_steps wins over it. None asks every question once.
-        questions_per_step: Questions over all ranks from one set of weights.
-        num_samples: Answers to each; the mean of their rewards is what each is compared with.
-        max_new_tokens: Longest answer in tokens, tool results included.
-        temperature: That answers are sampled at, in training and for pass@k.
-        top_k: Sample among this many most likely tokens; 0 is all.
-        updates_per_batch: Optimizer steps on the same answers; more than 1 needs clip_ratio.
-        clip_ratio: How far probabilities may move from those that sampled before a token no longer counts; 0 is off.
-        kl_coefficient: Weight of the divergence from the start model; 0 is off, and no second model is kept.
-        partial_reward: Earned by a wrong answer that could not be nearer, in proportion by others; 0 is off.
-        format_reward: Earned by an answer that has the task's form, right or wrong; 0 is off.
-        length_penalty: Lost by an answer as long as allowed, in proportion by shorter ones; 0 is off.
-        init_lr_fraction: Start at this share of the learning rates that the base was pretrained with.
-        unembedding_lr: As in pretraining; None takes what the base was trained with.
+        num_steps: Optimizer steps; None asks every question once. trainer.max_steps overrides it.
+        questions_per_step: Questions per rollout batch, over all ranks.
+        num_samples: Answers per question; the baseline is the mean of their rewards.
+        max_new_tokens: Maximum length of an answer, tokens, including tool results.
+        temperature: Sampling temperature, in training and for pass@k.
+        top_k: Sample from this many most likely tokens; 0 disables the limit.
+        updates_per_batch: Optimizer steps per rollout batch; more than 1 requires clip_ratio.
+        clip_ratio: Limit on the relative change of a token's probability since sampling (PPO clipping); 0 disables it.
+        kl_coefficient: Weight of the KL divergence from the base model; 0 disables it and keeps no second model.
+        partial_reward: Maximum reward of a wrong answer, in proportion to its closeness; 0 disables it.
+        format_reward: Reward of an answer in the task's format, right or wrong; 0 disables it.
+        length_penalty: Penalty of an answer of maximum length, in proportion for shorter ones; 0 disables it.
+        init_lr_fraction: Initial fraction of the learning rates of pretraining.
+        unembedding_lr: As in pretraining; None uses the base's value.
         embedding_lr: Likewise.
         matrix_lr: Likewise.
         scalar_lr: Likewise.
         warmup: Steps of linear learning-rate warmup.
-        warmdown: Share of the run over which learning rates fall.
-        final_lr_fraction: Share of the learning rate left at the end.
-        eval_every: Steps between validations; 0 validates at the end only.
-        chat_temperature: What the export's chat samples at unless told otherwise; 0 always takes the most likely token.
+        warmdown: Fraction of the run over which learning rates decay.
+        final_lr_fraction: Final learning rate as a fraction of its maximum.
+        eval_every: Steps between validations; 0 validates only at the end.
+        chat_temperature: Default sampling temperature of the export; 0 is greedy.
         compile: auto, true or false, as in pretraining.
         activation_checkpointing: As in pretraining.
         fp8: As in pretraining.
@@ -122,8 +122,8 @@ class RLModule(ContinuedModule):
         }  # fmt: skip
         self._check_settings()
         self.rollout_figures = RolloutFigures()
-        self._token_sums: Tensor | None = None  # tokens, entropy, divergence; on the device
-        self._reference: list[GPT] = []  # a list, so it is not a submodule: it neither learns nor is saved
+        self._token_sums: Tensor | None = None  # sums of tokens, entropy and KL divergence, on the device
+        self._reference: list[GPT] = []  # a list, so that it is not a submodule and is neither trained nor saved
         self._transcripts: list[str] = []
 
     def _check_settings(self) -> None:
@@ -132,69 +132,71 @@ class RLModule(ContinuedModule):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_samples < 2:
             raise UserError(
-                f"num_samples is {self.num_samples}; an answer is compared with others, so ask for 2 or more"
+                f"num_samples is {self.num_samples}; use at least 2, because the baseline is the mean over the samples"
             )
-        SamplingParams(temperature=self.temperature, top_k=self.top_k or 0)  # checks them
+        SamplingParams(temperature=self.temperature, top_k=self.top_k or 0)  # validates both
         if self.temperature == 0:
             raise UserError(
-                "temperature is 0, so all answers to a question would be equal; use 1 or another positive one"
+                "temperature is 0, so all answers to a question would be identical; use a positive value such as 1"
             )
         if not 0 <= self.clip_ratio < 1:
-            raise UserError(f"clip_ratio is {self.clip_ratio}; use 0 (off) or a share below 1 such as 0.2")
+            raise UserError(f"clip_ratio is {self.clip_ratio}; use 0 (off) or a value below 1, such as 0.2")
         if self.kl_coefficient < 0:
-            raise UserError(f"kl_coefficient is {self.kl_coefficient}; use 0 (off) or a positive number such as 0.01")
+            raise UserError(f"kl_coefficient is {self.kl_coefficient}; use 0 (off) or a positive value, such as 0.01")
         if self.updates_per_batch > 1 and self.clip_ratio == 0:
             raise UserError(
-                f"updates_per_batch is {self.updates_per_batch}, but after the first the answers are no longer the policy's "
-                "own; set clip_ratio, such as 0.2, or use 1"
+                f"updates_per_batch is {self.updates_per_batch}, but after the first one the answers are off-policy; "
+                "use clip_ratio (for example 0.2) or 1"
             )
 
     @cached_property
     def context(self) -> int:
-        """Longest sequence of the base in tokens; known before the model is loaded."""
+        """Context length of the base, tokens; known before the model is loaded."""
         return read_config(Path(self.base)).sequence_len
 
     @property
     def questions(self) -> RolloutDataModule:
-        """The data of this run."""
+        """DataModule of this run."""
         datamodule = self.datamodule
         if not isinstance(datamodule, RolloutDataModule):
-            raise UserError("RLModule asks questions and judges answers; give it a RolloutDataModule")
+            raise UserError("RLModule needs questions with verifiable answers; use a RolloutDataModule")
         return datamodule
 
     @cached_property
     def row_len(self) -> int:  # type: ignore[override]
-        """Tokens in a row: room for the longest prompt and the longest answer, if the context has it."""
+        """Tokens per sequence: the longest prompt plus the longest answer, at most the context length."""
         longest = max(map(len, self.questions.prompts.values()))
         return min(self.context, -(-(longest + self.max_new_tokens - 1) // ROW_UNIT) * ROW_UNIT)
 
     def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
-        """Raise UserError if the ranks cannot share the questions, or their micro-batches not the answers."""
+        """Raise UserError if the questions do not divide by the ranks, or the answers by the micro-batches."""
         if self.questions_per_step % world_size:
             nearest = -(-self.questions_per_step // world_size) * world_size
             raise UserError(
-                f"questions_per_step {self.questions_per_step} cannot be shared by {world_size} ranks; use {nearest}"
+                f"questions_per_step {self.questions_per_step} is not a multiple of {world_size} ranks; use {nearest}"
             )
         rows = self.questions_per_step // world_size * self.num_samples
         if rows % micro_batch_size:
             fitting = max(size for size in range(1, micro_batch_size + 1) if rows % size == 0)
             raise UserError(
-                f"{rows} answers a step on each rank (questions_per_step {self.questions_per_step} x num_samples "
+                f"{rows} answers per step on each rank (questions_per_step {self.questions_per_step} x num_samples "
                 f"{self.num_samples} / {world_size} rank(s)) are not a multiple of micro_batch_size {micro_batch_size}; "
                 f"use {fitting}"
             )
 
     def configure_model(self) -> None:
-        """Load the base once the questions are ready."""
+        """Load the base model once the questions are ready."""
         if hasattr(self, "model"):
             return
         questions = self.questions
         if self.reward_shape.format_reward and form_of(questions.train) is None:
             name = type(questions.train).__name__
-            raise UserError(f"format_reward is set, but {name} does not say what form its answers have; use 0")
+            raise UserError(f"format_reward is set, but {name} does not define an answer format; set it to 0")
         if self.reward_shape.partial_reward and not gives_credit(questions.train):
             name = type(questions.train).__name__
-            raise UserError(f"partial_reward is set, but {name} does not say how near wrong answers come; use 0")
+            raise UserError(
+                f"partial_reward is set, but {name} does not define the closeness of wrong answers; set it to 0"
+            )
         self.load_base()
         self.metric = PassRates(questions.val_samples)
         if self.kl_coefficient:
@@ -221,10 +223,10 @@ class RLModule(ContinuedModule):
             reference.to(self.device).set_compute_dtype(self.model.compute_dtype, cast_weights=True)
 
     def collect(self, number: int) -> dict[str, Tensor]:
-        """Rollouts of this rank, judged, as rows: inputs, targets, advantages, num_tokens, and what the options need.
+        """Return scored rollouts of this rank: inputs, targets, advantages, num_tokens, and what the options need.
 
         Args:
-            number: Of the rollouts in this run; it decides the questions and what is sampled.
+            number: Number of the rollout batch in this run; determines the questions and the sampling seeds.
         """
         data, share = self.questions, self.questions_per_step // world_size()
         numbers = range(
@@ -247,7 +249,7 @@ class RLModule(ContinuedModule):
         by_length = (rows["targets"] != IGNORE_INDEX).long().cumsum(1).argmax(1).argsort(stable=True)
         rows = {
             name: tensor[by_length].to(self.device) for name, tensor in rows.items()
-        }  # micro-batches of like lengths
+        }  # sorted, so that micro-batches have similar lengths
         num_tokens = (rows["targets"] != IGNORE_INDEX).sum()
         if world_size() > 1:
             dist.all_reduce(num_tokens)
@@ -259,7 +261,7 @@ class RLModule(ContinuedModule):
         return rows
 
     def _judge(self, conversation: Conversation, group: Sequence[Rollout]) -> list[float]:
-        """Rewards of the answers to one question; what they say about the policy is added up."""
+        """Return the rewards of the answers to one question, and accumulate metrics of the policy."""
         task, rewards = self.questions.train, []
         form = form_of(task)
         for rollout in group:
@@ -281,13 +283,13 @@ class RLModule(ContinuedModule):
 
     @torch.no_grad()
     def _logprobs(self, model: GPT, rows: dict[str, Tensor]) -> Tensor:
-        """(rows, T) log-probabilities of the sampled tokens."""
+        """Return the log-probabilities of the sampled tokens, (B, T)."""
         size = self.micro_batch_size
         pairs = zip(rows["inputs"].split(size), rows["targets"].split(size), strict=True)
         return torch.cat([model.logprobs(inputs, targets, self.temperature)[0] for inputs, targets in pairs])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        batch = batch if self.will_compile() else without_padding(batch)  # compiled code is of one length
+        batch = batch if self.will_compile() else without_padding(batch)  # compiled code has a fixed length
         logprobs, entropies = self.model.logprobs(batch["inputs"], batch["targets"], self.temperature)
         is_sampled, num_tokens = batch["targets"] != IGNORE_INDEX, batch["num_tokens"][0]
         loss = policy_gradient_loss(
@@ -299,7 +301,7 @@ class RLModule(ContinuedModule):
             loss = loss + self.kl_coefficient * drift
         sums = torch.stack([is_sampled.sum(), entropies.sum(), drift.detach() * num_tokens])
         self._token_sums = sums if self._token_sums is None else self._token_sums + sums
-        # The Trainer and the strategies take the mean over micro-batches and ranks, where the parts are to be added up.
+        # The Trainer and the strategies average over micro-batches and ranks; this loss is a sum.
         loss = loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
         self.losses.add(loss)
         return loss
@@ -347,7 +349,7 @@ class RLModule(ContinuedModule):
             if place < NUM_TRANSCRIPTS:
                 self._transcripts.append(self._transcript(task[place], greedy[number], is_right))
         for _ in range(len(places) - len(asked)):
-            self.metric.update(False, 0)  # a question that leaves no room counts as answered wrongly
+            self.metric.update(False, 0)  # a prompt that fills the context counts as a wrong answer
 
     def _is_right(self, task: Task, place: int, token_ids: Sequence[int]) -> bool:
         return task.evaluate(task[place], *answer_of(self.tokenizer, token_ids))

@@ -1,4 +1,4 @@
-"""Questions with verifiable answers, for reinforcement learning."""
+"""DataModule of questions with verifiable answers for reinforcement learning."""
 
 import sys
 from collections.abc import Iterator
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
     from nanochat_lit.training.rl import RLModule
 
 VAL_BATCH = 64
-"""Questions of a validation batch, which goes to one rank."""
+"""Questions per validation batch; each batch goes to one rank."""
 
 
 class RolloutDataModule(LanguageDataModule):
-    """The tasks whose questions a policy answers in training and in validation.
+    """Questions of a training and a validation task.
 
     Args:
-        train: Task to learn from; each epoch asks its questions in another order.
-        val: Task of held-out questions.
-        micro_batch_size: Rows (completions) per device per forward.
-        val_questions: Held-out questions to ask, at most; the first ones.
-        val_samples: Answers sampled to each of them, in addition to the greedy one, for pass@1 and pass@k; 0 for none.
-        seed: Order of the questions, and of what is sampled.
+        train: Training task; each epoch asks its questions in a different order.
+        val: Task with held-out questions.
+        micro_batch_size: Sequences (completions) per device per forward pass.
+        val_questions: Maximum number of held-out questions, from the start of the task.
+        val_samples: Sampled answers per held-out question, in addition to the greedy one, for pass@1 and pass@k; 0 for
+            none.
+        seed: Seed of the order of questions and of sampling.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class RolloutDataModule(LanguageDataModule):
         self.val_questions = min(val_questions, len(val))
         self.val_samples = val_samples
         self.prompts: dict[int, list[int]] = {}
-        """Training prompts that leave room for an answer, by number of the question."""
+        """Training prompts that leave space for an answer in the context, by question number."""
         self._rollout_loader: RolloutLoader | None = None
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -62,22 +63,24 @@ class RolloutDataModule(LanguageDataModule):
         prompts = [self.prompt(self.train[index]) for index in range(len(self.train))]
         self.prompts = {index: prompt for index, prompt in enumerate(prompts) if prompt is not None}
         if not self.prompts:
-            raise UserError(f"no question of {type(self.train).__name__} fits the model's context with an answer")
+            raise UserError(
+                f"no question of {type(self.train).__name__} leaves space for an answer in the model's context"
+            )
         if len(self.prompts) < len(prompts) and is_rank_zero():
             left_out = len(prompts) - len(self.prompts)
             print(
-                f"{left_out:,} of {len(prompts):,} questions leave no room for an answer in the model's context and are "
+                f"{left_out:,} of {len(prompts):,} questions leave no space for an answer in the model's context and are "
                 "not asked",
                 file=sys.stderr,
             )
 
     def prompt(self, conversation: Conversation) -> list[int] | None:
-        """The token ids that ask for the last answer of a conversation; None if they leave no room for one."""
+        """Return the prompt for the last answer of a conversation; None if it leaves no space for one."""
         token_ids = render_for_completion(self.tokenizer, conversation)
         return token_ids if len(token_ids) < cast("RLModule", self.module).context else None
 
     def question(self, number: int) -> int:
-        """Which question is asked as the `number`-th of the run: each once an epoch, in an order drawn from the seed."""
+        """Return the index of the `number`-th question of the run; every epoch is a seeded permutation."""
         epoch, place = divmod(number, len(self.prompts))
         if self._order[0] != epoch:
             order = sorted(self.prompts)
@@ -104,11 +107,11 @@ class RolloutDataModule(LanguageDataModule):
             return positions[rank()]
         if positions[0]["rows"] is not None and is_rank_zero():
             print(
-                f"the rollouts in use were those of {len(positions)} rank(s): going on with new ones", file=sys.stderr
+                f"the rollouts in use were those of {len(positions)} rank(s): continuing with new ones", file=sys.stderr
             )
         return {"number": positions[0]["number"], "rows": None, "num_given": 0}
 
     def val_batches(self) -> Iterator[Batch]:
-        """Numbers of the questions to answer."""
+        """Yield batches of question indices."""
         for start in range(0, self.val_questions, VAL_BATCH):
             yield {"questions": torch.arange(start, min(start + VAL_BATCH, self.val_questions))}

@@ -1,4 +1,4 @@
-"""Batches that the model in training writes itself: the questions are asked anew for each step."""
+"""A loader of batches that the model in training generates."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,19 +12,18 @@ Batch = dict[str, Tensor]
 
 
 class RolloutLoader(Iterator[Batch]):
-    """An endless loader of micro-batches that knows its place.
+    """An endless, resumable loader of micro-batches of rollouts.
 
-    Nothing is read ahead: rollouts are made when the first micro-batch of their step is asked for, by the weights that
-    the step will change.
+    Rollouts are generated on request of the first micro-batch of a step, with the weights that the step will update.
 
     Args:
-        roll_out: Makes the rows of the rollouts with this number: tensors that all have a place for each row.
-        micro_batch_size: Rows of a batch; the rows must divide by it.
-        updates: Optimizer steps taken on the same rollouts.
+        roll_out: Returns the rollout batch of a given number: tensors with equal first dimensions.
+        micro_batch_size: Sequences per batch; must divide the size of a rollout batch.
+        updates: Optimizer steps per rollout batch.
 
     Attributes:
-        asked_at_s: When the last batch was asked for, by `time.perf_counter`.
-        waited_s: Seconds that all batches so far took to come: the time of the rollouts.
+        asked_at_s: Time of the last request for a batch, from `time.perf_counter`.
+        waited_s: Total time spent generating batches, seconds.
     """
 
     def __init__(self, roll_out: Callable[[int], Batch], micro_batch_size: int, updates: int = 1) -> None:
@@ -33,11 +32,11 @@ class RolloutLoader(Iterator[Batch]):
         self.updates = updates
         self.asked_at_s = self.waited_s = 0.0
         self._number = 0
-        """Of the next rollouts."""
+        """Number of the next rollout batch."""
         self._rows: Batch | None = None
-        """Rollouts that are not used up."""
+        """Rollout batch in use."""
         self._num_given = 0
-        """Micro-batches of them that were given out."""
+        """Micro-batches already returned from it."""
 
     def __len__(self) -> int:
         return ENDLESS
@@ -61,10 +60,10 @@ class RolloutLoader(Iterator[Batch]):
         return batch
 
     def position(self) -> dict[str, Any]:
-        """The place after the last batch given out, for a checkpoint; rollouts in use are part of it."""
+        """Return the position after the last returned batch, for a checkpoint; includes the rollouts in use."""
         rows = None if self._rows is None else {name: tensor.cpu() for name, tensor in self._rows.items()}
         return {"number": self._number, "rows": rows, "num_given": self._num_given}
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Continue from a place; without rows, at the next rollouts."""
+        """Resume from a position; without stored rollouts, at the next rollout batch."""
         self._number, self._rows, self._num_given = position["number"], position["rows"], position["num_given"]

@@ -1,4 +1,4 @@
-"""Rollouts as rows of a batch, and what they say about the policy."""
+"""Rollouts as training sequences, and metrics of the policy."""
 
 from collections.abc import Sequence
 
@@ -10,28 +10,28 @@ from nanochat_lit.engine.rollout import Rollout
 from nanochat_lit.model import IGNORE_INDEX
 
 ROW_UNIT = 32
-"""Rows are as long as the longest prompt with the longest answer, rounded up to a multiple of this."""
+"""Sequence lengths are rounded up to a multiple of this."""
 
 
 def rollout_rows(
     prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout], row_len: int, pad_id: int
 ) -> dict[str, Tensor]:
-    """One row for each rollout: the prompt, then the completion, then padding.
+    """Return one sequence per rollout: prompt, completion, padding.
 
     Args:
-        prompts: Token ids, one for each rollout.
+        prompts: Token ids, one list per rollout.
         rollouts: Completions.
-        row_len: T; prompt and completion together have at most one token more.
-        pad_id: Fills inputs on the right, where causal attention lets it change nothing.
+        row_len: Sequence length T; prompt and completion together have at most T + 1 tokens.
+        pad_id: Padding on the right, which causal attention keeps from affecting earlier positions.
 
     Returns:
-        inputs and targets, (rows, T) int64; targets are IGNORE_INDEX where the model has not sampled the token.
+        inputs and targets, (B, T) int64; targets are IGNORE_INDEX for tokens that the model did not sample.
     """
     inputs = torch.full((len(rollouts), row_len), pad_id, dtype=torch.int64)
     targets = torch.full((len(rollouts), row_len), IGNORE_INDEX, dtype=torch.int64)
     for row, (prompt, rollout) in enumerate(zip(prompts, rollouts, strict=True)):
         token_ids = [*prompt, *rollout.token_ids]
-        assert len(token_ids) <= row_len + 1, f"{len(token_ids)} tokens for a row of {row_len}"
+        assert len(token_ids) <= row_len + 1, f"{len(token_ids)} tokens for a sequence of {row_len}"
         inputs[row, : len(token_ids) - 1] = torch.tensor(token_ids[:-1])
         own = [token if mask else IGNORE_INDEX for token, mask in zip(rollout.token_ids, rollout.mask, strict=True)]
         targets[row, len(prompt) - 1 : len(token_ids) - 1] = torch.tensor(own)
@@ -39,10 +39,10 @@ def rollout_rows(
 
 
 def without_padding(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch without the columns on the right in which no row has a token to learn.
+    """Return the batch without trailing columns that contain no targets.
 
     Args:
-        batch: Of `rollout_rows`, with other tensors of (rows,) or (rows, T).
+        batch: Result of `rollout_rows`, with further tensors of shape (B,) or (B, T).
     """
     used = (batch["targets"] != IGNORE_INDEX).any(0).nonzero()
     last = int(used[-1]) + 1 if len(used) else 1
@@ -51,7 +51,7 @@ def without_padding(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class RolloutFigures:
-    """Means over the rollouts since they were last asked for; sums, so that ranks and checkpoints can add them up."""
+    """Accumulates metrics over rollouts as sums, which can be added over ranks and restored from checkpoints."""
 
     NAMES = ("completions", "tokens", "reward", "right", "form", "tool_use", "unfinished", "groups", "mixed_groups")
 
@@ -59,19 +59,19 @@ class RolloutFigures:
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64)
 
     def add(self, **sums: float) -> None:
-        """Add to the sums of these names."""
+        """Add values to the sums."""
         self.sums += torch.tensor([float(sums.get(name, 0.0)) for name in self.NAMES], dtype=torch.float64)
 
     def means(self, sums: Sequence[float]) -> dict[str, float]:
-        """Figures of sums over all ranks.
+        """Return the means from sums over all ranks.
 
         Args:
-            sums: In the order of NAMES.
+            sums: Sums in the order of NAMES.
 
         Returns:
-            reward; train_accuracy, format_rate, tool_use, unfinished as shares of the completions; completion_len in
-            sampled tokens; mixed_groups, the share of questions whose samples earned differently, from which alone
-            something is learned. Empty before the first completion.
+            reward; train_accuracy, format_rate, tool_use, unfinished as fractions of the completions; completion_len in
+            sampled tokens; mixed_groups, the fraction of questions with unequal rewards (others have zero advantage).
+            Empty before the first completion.
         """
         by_name: dict[str, float] = dict(zip(self.NAMES, sums, strict=True))
         count, groups = by_name["completions"], by_name["groups"]

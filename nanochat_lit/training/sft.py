@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: a pretrained export learns to converse."""
+"""Supervised fine-tuning of a pretrained export."""
 
 import math
 from pathlib import Path
@@ -24,24 +24,25 @@ from nanochat_lit.training.token_accounts import TokenAccounts
 
 
 class SFTModule(ContinuedModule):
-    """Fine-tune an export on conversations.
+    """Fine-tunes an export on conversations.
 
     Args:
-        base: Model to start from: an export, a run folder, or a .ckpt file.
-        optimizer_from: Pretraining run whose optimizer moments are kept: its folder, or a .ckpt file; None starts cold.
-        num_steps: Optimizer steps; trainer.max_steps wins over it. None trains one epoch of the conversations.
-        tokens_per_step: Tokens per optimizer step over all ranks; None takes what the base was trained with.
-        init_lr_fraction: Start at this share of the pretraining learning rates.
-        unembedding_lr: As in pretraining; None takes what the base was trained with.
+        base: Initial model: an export, a run folder, or a .ckpt file.
+        optimizer_from: Pretraining run (folder or .ckpt file) to load optimizer moments from; None starts with zero
+            moments.
+        num_steps: Optimizer steps; None trains one epoch of the conversations. trainer.max_steps overrides it.
+        tokens_per_step: Tokens per optimizer step over all ranks; None uses the base's value.
+        init_lr_fraction: Initial fraction of the learning rates of pretraining.
+        unembedding_lr: As in pretraining; None uses the base's value.
         embedding_lr: Likewise.
         matrix_lr: Likewise.
         scalar_lr: Likewise.
         warmup: Steps of linear learning-rate warmup.
-        warmdown: Share of the run over which learning rates fall.
-        final_lr_fraction: Share of the learning rate left at the end.
+        warmdown: Fraction of the run over which learning rates decay.
+        final_lr_fraction: Final learning rate as a fraction of its maximum.
         momentum_warmup: Steps over which Muon momentum rises from 0.85 to 0.95.
-        eval_every: Steps between validations; 0 validates at the end only.
-        temperature: What the export's chat samples at unless told otherwise; 0 always takes the most likely token.
+        eval_every: Steps between validations; 0 validates only at the end.
+        temperature: Default sampling temperature of the export; 0 is greedy.
         compile: auto, true or false, as in pretraining.
         activation_checkpointing: As in pretraining.
         fp8: As in pretraining.
@@ -92,21 +93,21 @@ class SFTModule(ContinuedModule):
         }
 
     def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
-        """Raise UserError for a batch that the ranks' micro-batches cannot fill, at the context of the base."""
+        """Raise UserError for a batch that the ranks' micro-batches cannot fill, at the base's context length."""
         config = self.config_before_data()
         micro_batches(self.tokens_per_step, micro_batch_size, config.sequence_len, world_size)
 
     def config_before_data(self, vocab_size: int | str = "auto") -> GPTConfig:
-        """The base's."""
+        """Return the base's configuration."""
         return read_config(Path(self.base))
 
     def configure_model(self) -> None:
-        """Load the base once the data is ready."""
+        """Load the base model once the data are ready."""
         if hasattr(self, "model"):
             return
         datamodule = self.datamodule
         if not isinstance(datamodule, ChatDataModule):
-            raise UserError("SFTModule learns from conversations; give it a ChatDataModule or a MixtureDataModule")
+            raise UserError("SFTModule needs conversations; use a ChatDataModule or a MixtureDataModule")
         self.load_base()
         self.accounts = TokenAccounts(datamodule.names, datamodule.tokenizer.bos_id)
         self.source_metrics = ModuleList([BitsPerByte() for _ in datamodule.names or ()])
@@ -154,28 +155,28 @@ class SFTModule(ContinuedModule):
         for name, metric in zip(self.accounts.names, self.source_metrics, strict=True):
             value = float(cast(BitsPerByte, metric).compute())
             cast(BitsPerByte, metric).reset()
-            if not math.isnan(value):  # it has held-out conversations
+            if not math.isnan(value):  # NaN without held-out conversations
                 figures[f"val_bpb/{name}"] = value
         return figures
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = super().configure_optimizers()
         if self.optimizer_from is not None:
-            checkpoint = load_checkpoint(self.optimizer_from, mmap=True)  # each rank reads the part that it keeps
+            checkpoint = load_checkpoint(self.optimizer_from, mmap=True)  # each rank reads only its own shard
             if differences := describe_differences(checkpoint["nanochat_lit"]["config"], self.config.to_dict()):
-                raise UserError(f"{self.optimizer_from} is of another model than {self.base}: {differences}")
+                raise UserError(f"{self.optimizer_from} belongs to another model than {self.base}: {differences}")
             check_optimizer(checkpoint["nanochat_lit"], optimizer, self.optimizer_from)
             fresh = [
                 {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
             ]
             optimizer.load_state_dict(checkpoint["optimizer_states"][0])
             for group, options in zip(optimizer.param_groups, fresh, strict=True):
-                group.update(options)  # the moments are kept, the hyper-parameters are this stage's
+                group.update(options)  # keep the moments, use this stage's hyper-parameters
         return optimizer
 
 
 def _find_moments(path: Path) -> Path:
-    """The checkpoint that `optimizer_from` means, checked before any data is read."""
+    """Return the checkpoint that `optimizer_from` refers to, checked before any data is read."""
     found: Path | None = path
     if path.is_dir():
         found = newest_intact(path / "checkpoints" if (path / "checkpoints").is_dir() else path)

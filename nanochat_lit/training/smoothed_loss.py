@@ -1,13 +1,13 @@
-"""An exponential moving average that is right from its first value on."""
+"""An exponential moving average with bias correction."""
 
 import math
 
 SMOOTHING = 0.95
-"""Share of the old average that stays with every step: the average is over some 20 steps."""
+"""Weight of the old average per step; corresponds to about 20 steps."""
 
 
 class SmoothedLoss:
-    """Moving average of losses, without the pull towards zero that it begins with (Kingma and Ba 2015. https://arxiv.org/abs/1412.6980)."""
+    """Bias-corrected moving average of losses (Kingma and Ba 2015. https://arxiv.org/abs/1412.6980)."""
 
     def __init__(self, smoothing: float = SMOOTHING) -> None:
         self.smoothing = smoothing
@@ -15,19 +15,19 @@ class SmoothedLoss:
         self._weight = 0.0
 
     def add(self, loss: float) -> None:
-        """Take in the next loss."""
+        """Add a loss."""
         self._sum += (1 - self.smoothing) * (loss - self._sum)
         self._weight += (1 - self.smoothing) * (1 - self._weight)
 
     @property
     def value(self) -> float:
-        """The average; NaN before the first loss."""
+        """Current average; NaN before the first loss."""
         return self._sum / self._weight if self._weight else math.nan
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint needs for the average to go on."""
+        """Return the state for a checkpoint."""
         return {"sum": self._sum, "weight": self._weight}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self._sum, self._weight = state["sum"], state["weight"]

@@ -1,7 +1,7 @@
-"""How long steps take and how much of that is waiting for data: figures of the steps since the last log row.
+"""Step durations and data waiting times since the last logged row.
 
-Times are moments of one clock in seconds, given by the caller. On CUDA the host runs ahead of the device between two log
-rows: there a window's sum is right, and how it is spread over its steps is not.
+The caller passes timestamps of one clock in seconds. On CUDA the host runs ahead of the device between logged rows: the
+total of a window is exact, its distribution over the steps is not.
 """
 
 import math
@@ -9,30 +9,30 @@ from dataclasses import dataclass
 from statistics import median
 
 RECENT_STEPS = 100
-"""Steps that percentiles are taken over, so that they mean something when every step is logged."""
+"""Number of recent steps that percentiles are computed over."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowTimes:
-    """Figures of a window of steps."""
+    """Timing of a window of steps."""
 
     num_steps: int
-    """Steps since the last window."""
+    """Number of steps in the window."""
     seconds: float
-    """Time they took, without what lies between steps: validation, checkpoints, logging."""
+    """Duration of the steps in seconds, excluding validation, checkpoints and logging between steps."""
     data_wait: float
-    """Share of it that was spent waiting for batches."""
+    """Fraction of the duration spent waiting for batches."""
     p50_s: float
-    """Median time of a recent step."""
+    """Median duration of recent steps, seconds."""
     p95_s: float
-    """Time that 95 of 100 recent steps do not exceed."""
+    """95th percentile of the duration of recent steps, seconds."""
 
 
 class StepTimes:
-    """Collects the times of steps.
+    """Collects step durations.
 
-    A step begins when its first batch is asked for and ends after the optimizer has stepped. What happens between the end
-    of one and the beginning of the next is not training and is left out.
+    A step begins with the request for its first batch and ends after the optimizer step. Time between steps is
+    excluded.
     """
 
     def __init__(self) -> None:
@@ -43,30 +43,30 @@ class StepTimes:
         self._window_wait_s = 0.0
 
     def begin(self, at_s: float) -> None:
-        """A step begins, unless one is open already: later micro-batches do not begin another."""
+        """Start a step, unless one is open (later micro-batches of the same step)."""
         if self._begin_s is None:
             self._begin_s = at_s
 
     def end(self, at_s: float, waited_s: float) -> None:
-        """The open step ends.
+        """End the open step.
 
         Args:
-            at_s: Now.
-            waited_s: Time spent waiting for batches so far, since the first step.
+            at_s: Current time, seconds.
+            waited_s: Total time spent waiting for batches since the first step, seconds.
         """
-        assert self._begin_s is not None, "a step ends that has not begun"
+        assert self._begin_s is not None, "end() without begin()"
         self._step_s.append(at_s - self._begin_s)
         self._window_wait_s += waited_s - self._waited_s
         self._waited_s = waited_s
         self._begin_s = None
 
     def close_window(self) -> WindowTimes:
-        """Figures of the steps since the last call, of which there must be one.
+        """Return the timing of the steps since the last call; requires at least one step.
 
-        The first window is left out of later percentiles: its first step compiles and warms up.
+        The first window is excluded from later percentiles, because its first step compiles.
         """
         window = self._step_s[self._window_from :]
-        assert window, "a window closes that has no step"
+        assert window, "the window has no steps"
         recent = self._step_s[max(self._recent_from, len(self._step_s) - RECENT_STEPS) :]
         seconds = math.fsum(window)
         times = WindowTimes(
@@ -82,7 +82,7 @@ class StepTimes:
         return times
 
     def median_s(self) -> float:
-        """Median time of all steps but the first, which compiles; NaN without a step."""
+        """Return the median duration of all steps except the first, which compiles; NaN without steps."""
         return median(self._step_s[1:] or self._step_s or [math.nan])
 
     def __len__(self) -> int:
@@ -90,5 +90,5 @@ class StepTimes:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The smallest of the values that a share of them does not exceed."""
+    """Return the smallest value that is not exceeded by the given fraction of the values."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: finish the step, save, go. A second one ends the process at once."""
+"""Handles Ctrl-C and SIGTERM: the run finishes the step, saves and exits. A second signal exits immediately."""
 
 import os
 import signal
@@ -12,14 +12,15 @@ from lightning.pytorch import Trainer
 from nanochat_lit.common.streams import discard_output
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-"""SIGHUP comes when the terminal is closed. SIGUSR1 is what SLURM is commonly told to send before the time is up; not every system has it."""
+"""SIGHUP is sent when the terminal closes; SIGUSR1 is commonly used by SLURM before the time limit. Not every system
+has all of them."""
 
 
 class StopRequest:
     """Listens for signals between `listen` and `ignore`.
 
     Attributes:
-        signum: Number of the signal that came, 0 before.
+        signum: Number of the received signal, 0 before one arrives.
     """
 
     def __init__(self) -> None:
@@ -27,7 +28,7 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Take the signals over; does nothing outside the main thread, where Python cannot."""
+        """Install the handlers; does nothing outside the main thread, where Python does not allow it."""
         if threading.current_thread() is not threading.main_thread():
             return
         for name in SIGNALS:
@@ -38,7 +39,7 @@ class StopRequest:
                 self._before.setdefault(number, before)
 
     def ignore(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
@@ -48,19 +49,19 @@ class StopRequest:
         if self.signum:
             os._exit(128 + signum)
         self.signum = signum
-        text = f"\n{signal.Signals(signum).name}: finishing this step, then saving a checkpoint (once more: stop at once)\n"
+        text = f"\n{signal.Signals(signum).name}: finishing this step, then saving a checkpoint (send it again to stop immediately)\n"
         try:
-            os.write(sys.stderr.fileno(), text.encode())  # print could be what was interrupted
-        except (OSError, ValueError):  # the terminal is gone, and output must not be what ends the run
+            os.write(sys.stderr.fileno(), text.encode())  # print is not reentrant, and may be what was interrupted
+        except (OSError, ValueError):  # the terminal is gone; a failed write must not end the run
             discard_output()
 
 
 def silence_lightning(trainer: Trainer) -> None:
-    """Keep the Trainer from handling signals itself.
+    """Disable the Trainer's own signal handling.
 
-    Its handler kills the other ranks, broadcasts from inside the handler, requeues SLURM jobs from checkpoints that do not
-    end with a step, and on several ranks asks for signals, with a wait for the GPU, in every micro-batch. Before training
-    starts a signal just ends the process: there is nothing to save yet.
+    Its handler kills the other ranks, broadcasts from within the handler, and requeues SLURM jobs from checkpoints
+    within a step. With several ranks it also checks for signals in every micro-batch, which synchronizes the GPU.
+    Before training starts, a signal ends the process, as there is nothing to save.
     """
     internals = cast(Any, trainer)
     internals._signal_connector.register_signal_handlers = lambda: None

@@ -1,7 +1,7 @@
-"""How several ranks train one model: `zero` (optimizer state divided) and `ddp` (everything on every rank).
+"""Multi-rank strategies: `zero` (sharded optimizer state) and `ddp` (everything replicated).
 
-Both are Lightning's DDP strategy in process group, launchers and checkpoints. `zero` leaves the DDP wrapper out: gradients
-stay local while they accumulate, and `MuonAdamW` averages them when it steps.
+Both use the process group, launchers and checkpoints of Lightning's DDP strategy. `zero` omits the DDP wrapper:
+gradients accumulate locally, and `MuonAdamW` averages them in its step.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -23,10 +23,10 @@ from nanochat_lit.training.rank_watch import RankWatch
 
 
 class WatchedDDPStrategy(DDPStrategy):
-    """Lightning's `ddp`, which ends soon and with a clear line when a rank dies.
+    """Lightning's `ddp`, which also exits promptly with a one-line error when a rank dies.
 
-    Buffers are sent once at the start and not before every forward pass: those of a GPT are constants, and in validation,
-    where ranks may have different numbers of batches, the ranks with more would wait for ever.
+    Buffers are broadcast once at the start instead of before every forward pass. Those of a GPT are constant, and in
+    validation ranks may have different numbers of batches, which would deadlock a broadcast per batch.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -34,13 +34,13 @@ class WatchedDDPStrategy(DDPStrategy):
         self._watch: RankWatch | None = None
 
     def setup_environment(self) -> None:
-        """Make the process group, and watch over it from here on: data are prepared next, which may take long."""
+        """Create the process group and start watching it, because preparing data may take long."""
         super().setup_environment()
         if self._watch is None:
             self._watch = RankWatch(self.global_rank, self.world_size)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Let the other ranks know; a SystemExit is an end that all ranks have agreed on."""
+        """Notify the other ranks, except of a SystemExit, which all ranks have agreed on."""
         super().on_exception(exception)
         if self._watch is not None and isinstance(exception, SystemExit):
             self._watch.finish()
@@ -50,7 +50,7 @@ class WatchedDDPStrategy(DDPStrategy):
             self._watch.fail(exception)
 
     def teardown(self) -> None:
-        """End well."""
+        """Announce a normal exit and tear down."""
         super().teardown()
         if self._watch is not None:
             self._watch.finish()
@@ -58,26 +58,26 @@ class WatchedDDPStrategy(DDPStrategy):
 
 
 class ZeroStrategy(WatchedDDPStrategy):
-    """ZeRO stage 1: every rank has all parameters and 1/N of the optimizer's state.
+    """ZeRO stage 1: every rank has all parameters and 1/N of the optimizer state.
 
-    Needs `MuonAdamW`, which sends and receives. Gradients are local until it steps, so accumulation costs no messages;
-    `global_grad_norm`, `clip_grad_norm` and `average_gradients` are right before that. The last backward pass of a step
-    already starts the messages of gradients that are complete.
+    Requires `MuonAdamW`, which communicates in its step. Gradients are local until then, so accumulation needs no
+    communication; use `global_grad_norm`, `clip_grad_norm` and `average_gradients` before the step. The last backward
+    pass of a step already starts to exchange finished gradients.
     """
 
     def configure_ddp(self) -> None:
-        """No wrapper; all ranks start from rank 0's parameters and buffers."""
+        """Broadcast rank 0's parameters and buffers; no DDP wrapper."""
         assert self.model is not None
         broadcast_module(self.model)
 
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Divide the optimizers that the module has made."""
+        """Shard the module's optimizers."""
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
             shard_optimizer(optimizer)
 
     def pre_backward(self, closure_loss: Tensor) -> None:
-        """Let the last backward pass of a step start the messages, unless clipping or a loss scale changes what is sent."""
+        """Overlap communication with a step's last backward pass, unless clipping or loss scaling changes gradients."""
         super().pre_backward(closure_loss)
         assert self.lightning_module is not None
         trainer = self.lightning_module.trainer
@@ -89,16 +89,17 @@ class ZeroStrategy(WatchedDDPStrategy):
 
 
 class _LocalGradients(_BackwardSyncControl):
-    """`Fabric.no_backward_sync` under zero: backward never sends anything."""
+    """`Fabric.no_backward_sync` under zero, where backward never communicates."""
 
     def no_backward_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
 
 class FabricZeroStrategy(FabricDDP):
-    """The same for Fabric: `Fabric(strategy=FabricZeroStrategy(), devices=2)`, or by name after `register_strategies`.
+    """ZeRO stage 1 for Fabric: `Fabric(strategy=FabricZeroStrategy(), devices=2)`.
 
-    `fabric.setup(model, optimizer)` divides a `MuonAdamW`; `optimizer.state_dict()` and `fabric.save` are collective.
+    `register_strategies` also makes it available by name. `fabric.setup(model, optimizer)` shards a `MuonAdamW`;
+    `optimizer.state_dict()` and `fabric.save` are collective.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -106,12 +107,12 @@ class FabricZeroStrategy(FabricDDP):
         self._backward_sync_control = _LocalGradients()
 
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
-        """No wrapper; all ranks start from rank 0's parameters and buffers."""
+        """Broadcast rank 0's parameters and buffers; no DDP wrapper."""
         broadcast_module(module)
         return module
 
     def setup_optimizer(self, optimizer: Optimizer) -> Optimizer:
-        """Divide the optimizer."""
+        """Shard the optimizer."""
         shard_optimizer(optimizer)
         return optimizer
 
@@ -125,11 +126,11 @@ class FabricZeroStrategy(FabricDDP):
     ) -> Tensor:
         """Clip by the norm of the averaged gradients."""
         if norm_type != 2.0:
-            raise UserError(f"norm_type is {norm_type}; the strategy zero clips by the 2-norm only")
+            raise UserError(f"norm_type is {norm_type}; strategy zero supports only 2")
         self.precision.unscale_gradients(optimizer)
         norm = clip_grad_norm(optimizer, max_norm)
         if error_if_nonfinite and not norm.isfinite():
-            raise RuntimeError(f"the norm of the gradients is {norm.item()}, so they cannot be clipped")
+            raise RuntimeError(f"the gradient norm is {norm.item()}, so gradients cannot be clipped")
         return norm
 
     def clip_gradients_value(self, module: nn.Module, optimizer: Optimizer, clip_val: float) -> None:
@@ -139,34 +140,34 @@ class FabricZeroStrategy(FabricDDP):
 
 
 def register_strategies() -> None:
-    """Make `zero` known to Trainer and Fabric by name, and let the Trainer's `ddp` watch its ranks."""
-    StrategyRegistry.register("zero", ZeroStrategy, "MuonAdamW's state divided among the ranks", override=True)
-    StrategyRegistry.register("ddp", WatchedDDPStrategy, "everything on every rank", override=True)
-    STRATEGY_REGISTRY.register("zero", FabricZeroStrategy, "MuonAdamW's state divided among the ranks", override=True)
+    """Register `zero` with Trainer and Fabric, and replace the Trainer's `ddp` by `WatchedDDPStrategy`."""
+    StrategyRegistry.register("zero", ZeroStrategy, "MuonAdamW state sharded over the ranks", override=True)
+    StrategyRegistry.register("ddp", WatchedDDPStrategy, "everything replicated on every rank", override=True)
+    STRATEGY_REGISTRY.register("zero", FabricZeroStrategy, "MuonAdamW state sharded over the ranks", override=True)
 
 
 def broadcast_module(module: nn.Module) -> None:
-    """Give all ranks the parameters and buffers of rank 0."""
+    """Broadcast the parameters and buffers of rank 0."""
     for tensor in [*module.parameters(), *module.buffers()]:
         if tensor.numel():
             dist.broadcast(tensor.data, src=0)
 
 
 def shard_optimizer(optimizer: Any) -> None:
-    """Divide an optimizer's state among the ranks of the process group.
+    """Shard an optimizer's state over the ranks of the process group.
 
     Raises:
-        UserError: If it has no `shard` method, as MuonAdamW has.
+        UserError: If the optimizer has no `shard` method.
     """
     optimizer = getattr(optimizer, "_optimizer", optimizer)  # Lightning wraps them
     if not hasattr(optimizer, "shard"):
         name = type(optimizer).__name__
-        raise UserError(f"strategy zero cannot divide the state of {name}, which has no method shard; use strategy ddp")
+        raise UserError(f"strategy zero cannot shard the state of {name}, which has no method shard; use strategy ddp")
     optimizer.shard(dist.get_rank(), dist.get_world_size())
 
 
 def is_communication_error(error: BaseException) -> bool:
-    """Whether a collective has failed, as it does when another rank is gone."""
+    """Return whether the error is a failed collective, as after the death of another rank."""
     if isinstance(error, dist.DistError):
         return True
     words = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")

@@ -1,4 +1,4 @@
-"""One table of everything the depth dial derived, printed when a run starts and saved with it."""
+"""The table of derived values, printed and saved when a run starts."""
 
 import sys
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from nanochat_lit.optim import TrainingPlan
 def plan_rows(
     config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batch_size: int, row_len: int
 ) -> list[tuple[str, str]]:
-    """Names and values of the derived numbers."""
+    """Return names and values of the derived quantities."""
     counts = count_parameters(config)
     accumulate = plan.tokens_per_step // (micro_batch_size * row_len * world_size)
     return [
@@ -24,7 +24,7 @@ def plan_rows(
         ("FLOPs per token", f"{plan.flops_per_token:,}"),
         (
             "tokens per step",
-            f"{plan.tokens_per_step:,} = {micro_batch_size} rows x {accumulate} micro-batches x {world_size} ranks",
+            f"{plan.tokens_per_step:,} = {micro_batch_size} sequences x {accumulate} micro-batches x {world_size} ranks",
         ),
         ("steps", f"{plan.num_steps:,}"),
         ("tokens, FLOPs", f"{plan.total_tokens:,}, {plan.total_flops:.3g}"),
@@ -34,13 +34,13 @@ def plan_rows(
 
 
 def save_plan(path: Path, plan: TrainingPlan, micro_batch_size: int) -> None:
-    """Keep every derived number with the run, as JSON."""
+    """Write every derived value to a JSON file."""
     totals = {"total_tokens": plan.total_tokens, "total_flops": plan.total_flops}
     write_json(path, {**asdict(plan), **totals, "micro_batch_size": micro_batch_size})
 
 
 def saved_micro_batch_size(path: Path) -> int | None:
-    """The size that a run began with, by its saved plan; None if there is none."""
+    """Return the micro-batch size in a saved plan; None if there is no plan."""
     if not path.exists():
         return None
     size = read_json(path).get("micro_batch_size")
@@ -55,6 +55,6 @@ def print_plan(
     row_len: int,
     notes: dict[str, str],
 ) -> None:
-    """Print the table to stderr, followed by the notes (what was chosen, by name)."""
+    """Print the table to stderr, followed by the notes (choices by name)."""
     for name, value in [*plan_rows(config, plan, world_size, micro_batch_size, row_len), *notes.items()]:
         print(f"  {name:<22}{value}", file=sys.stderr)

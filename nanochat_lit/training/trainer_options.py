@@ -1,4 +1,4 @@
-"""Which options and callbacks of Lightning's Trainer a run takes, and its errors in one line."""
+"""Checks of Trainer options and callbacks, and conversion of Lightning's errors to one line."""
 
 import contextlib
 import traceback
@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import (
 from nanochat_lit.common.errors import UserError, os_error_text
 from nanochat_lit.training.module import LanguageModule
 
-_STEPS = "model.num_steps; training data have no epochs"
+_STEPS = "model.num_steps, as training data have no epochs"
 
 REPLACED_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
     "precision": ((None,), "compute_dtype"),
@@ -34,31 +34,31 @@ REPLACED_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
     "limit_train_batches": ((None, 1.0), _STEPS),
     "overfit_batches": ((0, 0.0), "data.path to a file of a few documents"),
     "reload_dataloaders_every_n_epochs": ((0,), _STEPS),
-    "barebones": ((False, None), "enable_checkpointing, logger and the like, one by one"),
+    "barebones": ((False, None), "the individual options, such as enable_checkpointing and logger"),
 }
-"""Trainer options whose work is done by a key of ours: values that leave it to that key, and the key."""
+"""Trainer options that other keys replace: the allowed values, and the key to use instead."""
 
 REPLACED_CALLBACKS: dict[type, str] = {
-    GradientAccumulationScheduler: "set model.tokens_per_step, from which accumulation is derived",
-    StochasticWeightAveraging: "it averages over epochs, which training data do not have; use EMAWeightAveraging",
+    GradientAccumulationScheduler: "set model.tokens_per_step, which determines accumulation",
+    StochasticWeightAveraging: "it averages over epochs, but training data have no epochs; use EMAWeightAveraging",
     BatchSizeFinder: "set data.micro_batch_size auto",
-    ModelPruning: "it prunes torch's layers, which the model does not have",
-    LearningRateFinder: "learning rates follow from model.depth; set model.matrix_lr and the others by hand",
+    ModelPruning: "it prunes torch layers, which the model does not use",
+    LearningRateFinder: "learning rates derive from model.depth; set model.matrix_lr and the others explicitly",
 }
-"""Callbacks that would do nothing, or something else than what is reported."""
+"""Unsupported callbacks, and what to use instead."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raise UserError for options of the Trainer that would have no effect, or that a key of ours replaces."""
+    """Raise UserError for Trainer options that would have no effect or that other keys replace."""
     for name, (unset, instead) in REPLACED_OPTIONS.items():
         value = options.get(name, unset[0])
         if value not in unset:
-            raise UserError(f"trainer.{name} is {value!r}, but runs do not use it; set {instead}")
+            raise UserError(f"trainer.{name} is {value!r}, but is not supported; set {instead}")
     share = options.get("limit_val_batches")
     if isinstance(share, float) and share not in (0.0, 1.0):
         raise UserError(
-            f"trainer.limit_val_batches is {share}, a share of batches that are not counted before; "
-            "give a whole number, 0 for no validation, or set data.val_docs or data.val_rows"
+            f"trainer.limit_val_batches is {share}, but the number of batches is not known in advance; "
+            "use an integer, 0 for no validation, or set data.val_docs or data.val_rows"
         )
 
 
@@ -68,18 +68,18 @@ def check_callbacks(trainer: Trainer, module: LightningModule) -> None:
         name = type(callback).__name__
         for kind, instead in REPLACED_CALLBACKS.items():
             if isinstance(callback, kind):
-                raise UserError(f"the callback {name} does not work here: {instead}")
+                raise UserError(f"the callback {name} is not supported: {instead}")
         monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
         is_ours = isinstance(module, LanguageModule) and type(module).__module__.startswith("nanochat_lit.")
         if monitor and is_ours and monitor.partition("/")[0] != module.figure:
-            raise UserError(f"{name} monitors {monitor!r}, which is not measured; monitor {module.figure!r}")
+            raise UserError(f"{name} monitors {monitor!r}, which is not logged; monitor {module.figure!r}")
 
 
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Raise a UserError for what a user can mend: errors of Lightning about options, missing packages, paths.
+    """Convert user errors raised by Lightning (options, missing packages, paths) to UserError.
 
-    jsonargparse wraps a UserError, or the error of a missing package, into its own, whose text is about type annotations.
+    jsonargparse wraps such errors in its own, whose text is about type annotations.
     """
     try:
         yield
@@ -92,7 +92,7 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 def _explained(error: Exception) -> Exception | None:
-    """What to raise in place of an error; None for a defect of the program."""
+    """Return the error to raise instead; None for a bug."""
     if isinstance(error, RecursionError):
         return UserError("an option or a recipe is nested too deeply")
     if isinstance(error, OSError):
@@ -113,7 +113,7 @@ def _explained(error: Exception) -> Exception | None:
 
 
 def _is_raised_in(package: str, *errors: BaseException) -> bool:
-    """Whether the innermost frame of one of the errors belongs to a package."""
+    """Return whether the innermost frame of one of the errors belongs to a package."""
     for error in errors:
         frames = list(traceback.walk_tb(error.__traceback__))
         if frames and frames[-1][0].f_globals.get("__name__", "").partition(".")[0] == package:

@@ -1,4 +1,4 @@
-"""What a run validates with, written down when it begins, so that its figures stay comparable."""
+"""Records checksums of the validation files at the start of a run, so that its metrics stay comparable."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ from nanochat_lit.common.paths import read_json, write_json
 
 
 def pin_validation(path: Path, found: dict[str, str], must_match: bool) -> None:
-    """Write down what a run validates with, or compare it with what was written when the run began.
+    """Write the checksums of the validation files, or compare them with those written at the start of the run.
 
     Args:
-        path: Where it is written.
-        found: The sha256 of each file, by name.
-        must_match: This continues or measures the run.
+        path: File of the checksums.
+        found: SHA-256 of each file, by name.
+        must_match: Compare, because the run is resumed or evaluated.
 
     Raises:
-        UserError: Names the file that is missing or another one.
+        UserError: If a file is missing or differs; names the file.
     """
     if not (must_match and path.is_file()):
         if found:
@@ -24,9 +24,9 @@ def pin_validation(path: Path, found: dict[str, str], must_match: bool) -> None:
     for name, sha256 in read_json(path).items():
         if name not in found:
             others = ", ".join(found) or "nothing"
-            raise UserError(f"this run validates with '{name}', but the data now validate with {others}; put it back")
+            raise UserError(f"this run validates with '{name}', but the data now have {others}; restore the file")
         if found[name] != sha256:
             raise UserError(
                 f"the validation file '{name}' has changed since this run began (sha256 {found[name]}, then {sha256}): "
-                "its figures would not compare; put the file back, or start a new run"
+                "metrics would not be comparable; restore the file, or start a new run"
             )

@@ -1,4 +1,4 @@
-"""The batch with the highest loss, kept without ever waiting for the device."""
+"""Tracks the batch with the highest loss without synchronizing the device."""
 
 import math
 from typing import Any
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 class WorstBatch:
-    """Remembers of all batches since `clear` the one with the highest loss; NaN counts as infinite, the first one stays.
+    """Keeps the batch with the highest loss since `clear`; NaN counts as infinite, and ties keep the first.
 
-    Everything is chosen by tensors on the device, so adding a batch launches a few small kernels and no transfer.
+    The selection runs on the device: adding a batch launches a few small kernels and no transfer.
     """
 
     def __init__(self) -> None:
@@ -23,8 +23,8 @@ class WorstBatch:
 
         Args:
             loss: Scalar, nats.
-            inputs: (B, T) token ids, of one shape for all batches.
-            step: The step it belongs to.
+            inputs: (B, T) token ids; the same shape for all batches.
+            step: Step of the batch.
         """
         loss = loss.detach().float().nan_to_num(nan=math.inf, posinf=math.inf, neginf=math.inf)
         if self._loss is None or self._inputs is None:
@@ -37,15 +37,15 @@ class WorstBatch:
 
     @property
     def loss(self) -> Tensor | None:
-        """Scalar on the device, infinite for NaN; None before the first batch."""
+        """Highest loss, a scalar on the device, infinite for NaN; None before the first batch."""
         return self._loss
 
     def fetch(self) -> tuple[float, int, list[list[int]]]:
-        """Loss, step and rows of token ids, on the host; waits for the device."""
+        """Return loss, step and sequences of token ids on the host; synchronizes."""
         assert self._loss is not None
         assert self._inputs is not None
         return float(self._loss), int(self._step), self._inputs.tolist()
 
     def clear(self) -> None:
-        """Forget it."""
+        """Discard the batch."""
         self._loss = self._inputs = None

@@ -148,4 +148,6 @@ def test_the_card_decides_on_dtype_and_attention(gpu, dtype, gib, capsys):
 
 def test_a_dtype_that_a_card_lacks(capsys):
     assert cli.main(["plan", "--gpu", "T4", "--compute_dtype", "bfloat16"]) == 2
-    assert capsys.readouterr().err == "error: compute_dtype is bfloat16, which T4 does not have; use auto or float16\n"
+    assert (
+        capsys.readouterr().err == "error: compute_dtype is bfloat16, which T4 does not support; use auto or float16\n"
+    )

@@ -68,7 +68,7 @@ def test_the_command_downloads_all_and_does_it_once(climbmix, tmp_path, capsys):
     assert same_files(climbmix, tmp_path / "here")
     assert leftovers(tmp_path / "here") == []
     captured = capsys.readouterr()
-    assert "3 shards to train on and shard_06542.parquet to validate with" in captured.out
+    assert "3 training shards and shard_06542.parquet for validation" in captured.out
     assert "4 files complete" in captured.err
     num_requests = len(climbmix.seen)
     assert cli.main(["data", "download", "climbmix", *options]) == 0

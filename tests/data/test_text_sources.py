@@ -185,4 +185,4 @@ def test_a_run_on_a_mixture_continues_bit_for_bit(write_recipe, text_folder, tmp
 def test_path_and_source_exclude_each_other(write_recipe, capsys):
     recipe = write_recipe(None, {"path": None})
     assert cli.main(["fit", "--config", str(recipe)]) == 2
-    assert "data.path and data.source are both null; give one of them" in capsys.readouterr().err
+    assert "data.path and data.source are both null; set one of them" in capsys.readouterr().err

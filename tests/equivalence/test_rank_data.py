@@ -111,5 +111,5 @@ def test_fewer_documents_than_readers(world_size, num_workers, fits, tmp_path, t
         if fits:
             data.train_dataloader()
         else:
-            with pytest.raises(UserError, match=rf"has 4 item\(s\) to train on, too few for {world_size} rank"):
+            with pytest.raises(UserError, match=rf"has 4 training item\(s\), too few for {world_size} rank"):
                 data.train_dataloader()

@@ -50,7 +50,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(write_recipe, capsys):
     tokenizer = recipe.parent / "run" / "tokenizer"
     words = ["fit", "--config", str(other), "--ckpt_path", str(checkpoint), "--data.tokenizer", str(tokenizer)]
     assert cli.main(words) == 2
-    assert "holds the state of MuonAdamW, the recipe asks for AdamW" in capsys.readouterr().err
+    assert "has the optimizer state of MuonAdamW, the recipe uses AdamW" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -72,5 +72,5 @@ def test_two_ranks(write_recipe, strategy):
         assert len(losses_of(recipe)) == 2
     else:
         assert done.returncode == 2, done.stderr[-3000:]
-        assert "cannot divide the state of SignSGD" in done.stderr
+        assert "cannot shard the state of SignSGD" in done.stderr
         assert "Traceback" not in done.stderr

@@ -31,7 +31,7 @@ def test_nothing_changed_nothing_said(resume):
 def test_a_key_that_an_older_checkpoint_lacks_is_off():
     older = "model: {init_args: {depth: 2}}"
     compare_configs(older, "model: {init_args: {depth: 2, bigram_factor: 0}}")
-    with pytest.raises(UserError, match="bigram_factor is 5, the checkpoint was made with 0; the model cannot change"):
+    with pytest.raises(UserError, match="bigram_factor is 5, but the checkpoint has 0; the model cannot change"):
         compare_configs(older, "model: {init_args: {depth: 2, bigram_factor: 5}}")
     compare_configs("model: {init_args: {base: a}}", "model: {init_args: {base: a}}")  # a stage that has no such key
 
@@ -53,13 +53,13 @@ def test_allowed_changes_are_said(resume):
         ("model.depth", "3", "the model"),
         ("model.window_pattern", "L", "the model"),
         ("model.bigram_factor", "2", "the model"),
-        ("model.sequence_len", "32", "the packed rows"),
+        ("model.sequence_len", "32", "the packed sequences"),
         ("data.vocab_size", "400", "the tokenizer"),
     ],
 )
 def test_changes_that_would_make_another_run_are_refused(resume, key, value, why):
     code, err = resume(f"--{key}", value)
     assert code == 2
-    assert f"{key} is {value}, the checkpoint was made with" in err
+    assert f"{key} is {value}, but the checkpoint has" in err
     assert f"{why} cannot change within a run" in err
     assert len(err.splitlines()) <= 2

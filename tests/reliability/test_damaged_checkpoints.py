@@ -57,7 +57,7 @@ def test_the_one_before_is_used(run, capsys):
     assert cli.main(["fit", *options]) == 0
     err = capsys.readouterr().err
     assert "step000004.ckpt is damaged: cannot be read to its end" in err
-    assert f"continuing from {run / 'checkpoints' / 'step000002.ckpt'}" in err
+    assert f"resuming from {run / 'checkpoints' / 'step000002.ckpt'}" in err
     found = read_metrics(run / "metrics.csv")
     for step in (3, 4):
         assert found[step]["train_loss"] == expected[step]["train_loss"]
@@ -71,7 +71,7 @@ def test_none_intact(run, capsys):
     assert cli.main(["fit", *options]) == 2
     err = capsys.readouterr().err
     assert "no checkpoint in" in err
-    assert "start anew without --ckpt_path" in err
+    assert "start a new run without --ckpt_path" in err
 
 
 @pytest.mark.parametrize("change", DAMAGES)

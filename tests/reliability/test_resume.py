@@ -58,7 +58,7 @@ def test_pretraining_continues_bit_for_bit(whole_run, tmp_path, step, capsys):
         cli.main(["fit", "--config", str(recipe), "--run_dir", str(run), "--log_every", "2", "--ckpt_path", "last"])
         == 0
     )
-    assert f"continuing from {run / 'checkpoints' / f'step{step:06d}.ckpt'}" in capsys.readouterr().err
+    assert f"resuming from {run / 'checkpoints' / f'step{step:06d}.ckpt'}" in capsys.readouterr().err
     assert_same(run, whole)
     assert (run / "samples.md").read_text("utf-8") == (whole / "samples.md").read_text("utf-8")
 
@@ -133,5 +133,5 @@ def test_another_number_of_workers_goes_on_near_by(whole_run, tmp_path, capsys):
     options = ["--run_dir", str(run), "--log_every", "2", "--ckpt_path", "last", "--data.num_workers", "1"]
     assert cli.main(["fit", "--config", str(recipe), *options]) == 0
     is_other = yaml.safe_load(recipe.read_text("utf-8"))["data"]["init_args"]["num_workers"] == 2
-    assert ("continuing with unused data" in capsys.readouterr().err) is is_other
+    assert ("resuming with unused data" in capsys.readouterr().err) is is_other
     assert figures(run).keys() == figures(whole).keys()

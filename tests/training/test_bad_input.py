@@ -296,7 +296,7 @@ def test_sft_with_another_tokenizer(sft_recipe, conversation_file, tmp_path, ref
     (tmp_path / "other.jsonl").write_text(text, encoding="utf-8")
     train = ["tokenizer", "train", "--path", tmp_path / "other.jsonl", "--out", tmp_path / "tok", "--vocab_size", "300"]
     assert cli.main(list(map(str, train))) == 0
-    refused(["fit", "--config", sft_recipe, "--data.tokenizer", tmp_path / "tok"], "tok", "leave data.tokenizer out")
+    refused(["fit", "--config", sft_recipe, "--data.tokenizer", tmp_path / "tok"], "tok", "remove data.tokenizer")
 
 
 def test_prompts_and_exports_of_chat(pretrained, tmp_path, refused):

@@ -69,7 +69,7 @@ def test_the_table_says_what_was_chosen_once(write_recipe, capsys):
         ("attention", "sdpa (full), blocked (windows)"),
         ("compile", "off"),
         ("compute dtype", "float32"),
-        ("activations", "computed again"),
+        ("activations", "recomputed"),
     ):
         (line,) = [line for line in lines if line.startswith(f"  {name} ")]
         assert words in line

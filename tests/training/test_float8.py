@@ -14,8 +14,8 @@ REFUSED = [
     ("cuda", (7, 5), torch.bfloat16, "this GPU has 7.5"),
     ("cuda", (8, 0), torch.bfloat16, "this GPU has 8.0"),
     ("cuda", (8, 6), torch.bfloat16, "this GPU has 8.6"),
-    ("cuda", (9, 0), torch.float16, "compute_dtype bfloat16, this run has float16"),
-    ("cuda", (9, 0), torch.float32, "this run has float32"),
+    ("cuda", (9, 0), torch.float16, "compute_dtype bfloat16, this run uses float16"),
+    ("cuda", (9, 0), torch.float32, "this run uses float32"),
 ]
 
 
@@ -46,7 +46,7 @@ def test_a_run_on_cpu_ends_before_any_data_is_read(write_recipe, capsys, tmp_pat
     recipe = write_recipe(model={"fp8": True}, data={"path": str(tmp_path / "not read, so not missed")})
     assert cli.main(["fit", "--config", str(recipe)]) == 2
     error = capsys.readouterr().err.splitlines()
-    assert error == ["error: fp8 needs a CUDA GPU, this run is on cpu; leave model.fp8 out, or set it to auto"]
+    assert error == ["error: fp8 needs a CUDA GPU, this run is on cpu; remove model.fp8 or set it to auto"]
 
 
 def test_auto_on_a_cpu_trains_and_says_why_not(write_recipe, capsys):

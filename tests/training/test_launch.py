@@ -135,8 +135,8 @@ def test_a_killed_rank_ends_the_job(strategy, victim, recipe_with_tokenizer, tmp
         assert time.monotonic() - killed_s < 60
         time.sleep(0.1)
     assert time.monotonic() - killed_s < 60
-    assert f"error: rank {victim} has died" in rest
-    assert f"rank {1 - victim} ends too" in rest
+    assert f"error: rank {victim} died" in rest
+    assert f"rank {1 - victim} exits too" in rest
 
 
 def children_of(pid):
@@ -167,7 +167,7 @@ def test_fewer_documents_than_ranks(write_recipe, pretrained, tmp_path):
     errors = [line for line in err.splitlines() if "too few" in line]
     assert process.returncode != 0
     assert len(errors) == 1, err
-    assert "has 2 item(s) to train on, too few for 3 rank(s)" in errors[0]
+    assert "has 2 training item(s), too few for 3 rank(s)" in errors[0]
     assert "step 1/" not in err
 
 

@@ -118,7 +118,7 @@ def test_a_machine_without_memory_is_told(write_recipe, capsys, monkeypatch):
     monkeypatch.setattr(micro_batch, "available_memory_bytes", lambda: 1000)
     assert cli.main(["fit", "--config", str(write_recipe(data={"micro_batch_size": "auto"}))]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "not even one row of 64 tokens" in error
+    assert "not even one sequence of 64 tokens" in error
     assert "activation_checkpointing" in error
 
 

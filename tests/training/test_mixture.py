@@ -198,7 +198,7 @@ def test_an_export_with_odd_rates_is_refused(mixture_recipe, pretrained, tmp_pat
     provenance["hyper_parameters"]["matrix_lr"] = "high"
     (base / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
     assert cli.main(["fit", "--config", str(mixture_recipe), "--model.base", str(base)]) == 2
-    assert "matrix_lr is 'high'; give a positive number" in capsys.readouterr().err
+    assert "matrix_lr is 'high'; set it to a positive number" in capsys.readouterr().err
 
 
 def test_workers_read_the_mixture_too(tokenizer):

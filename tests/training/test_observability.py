@@ -92,4 +92,4 @@ def check_lines(err, rows):
 def test_a_logger_must_be_named(write_recipe, capsys):
     recipe = write_recipe(trainer={"accelerator": "cpu", "devices": 1, "logger": True})
     assert cli.main(["fit", "--config", str(recipe)]) == 2
-    assert "give a class_path" in capsys.readouterr().err
+    assert "give the class_path" in capsys.readouterr().err

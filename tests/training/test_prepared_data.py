@@ -25,7 +25,7 @@ def test_fit_reads_prepared_shards_as_text(write_recipe, text_folder, pretrained
     assert cli.main(train) == 0
     for data, message in (
         ({"tokenizer": str(other)}, "was prepared with another tokenizer"),
-        ({"vocab_size": 600}, "has 512 tokens, vocab_size asks for 600"),
+        ({"vocab_size": 600}, "has 512 tokens, but vocab_size is 600"),
     ):
         recipe = write_recipe({}, {"path": str(prepared), "vocab_size": "auto", **data})
         assert cli.main(["fit", "--config", str(recipe)]) == 2

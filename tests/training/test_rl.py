@@ -143,16 +143,16 @@ def test_questions_without_room_are_left_out(write_rl_recipe, tmp_path, capsys):
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     options = ("--data.train.path", str(path), "--data.val.path", str(path), "--model.num_steps", "1")
     metrics = fit(write_rl_recipe(), *options)
-    assert "1 of 3 questions leave no room for an answer" in capsys.readouterr().err
+    assert "1 of 3 questions leave no space for an answer" in capsys.readouterr().err
     assert metrics[1]["val_accuracy"] <= 2 / 3, "the question that was not asked counts as wrong"
 
 
 @pytest.mark.parametrize(
     ("model", "data", "message"),
     [
-        ({"num_samples": 1}, {}, "num_samples is 1; an answer is compared with others"),
+        ({"num_samples": 1}, {}, "num_samples is 1; use at least 2"),
         ({"temperature": 0.0}, {}, "temperature is 0, so all answers"),
-        ({"updates_per_batch": 2}, {}, "set clip_ratio"),
+        ({"updates_per_batch": 2}, {}, "use clip_ratio"),
         ({"clip_ratio": 1.5}, {}, "clip_ratio is 1.5"),
         ({"kl_coefficient": -1.0}, {}, "kl_coefficient is -1"),
         ({"length_penalty": -1.0}, {}, "length_penalty is -1"),
@@ -180,4 +180,4 @@ def test_missing_questions_are_named(write_rl_recipe, capsys):
 
 def test_ranks_that_cannot_share(write_rl_recipe, capsys):
     assert cli.main(["fit", "--config", str(write_rl_recipe()), "--trainer.devices", "3"]) == 2
-    assert "questions_per_step 4 cannot be shared by 3 ranks; use 6" in capsys.readouterr().err
+    assert "questions_per_step 4 is not a multiple of 3 ranks; use 6" in capsys.readouterr().err

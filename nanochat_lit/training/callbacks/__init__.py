@@ -1,1 +1,1 @@
-"""One callback a file."""
+"""One callback per file."""

@@ -1,4 +1,4 @@
-"""ChatCORE while a chat model trains."""
+"""ChatCORE evaluation during training."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class ChatCoreEvaluator(TaskEvaluator):
-    """Evaluates ChatCORE, greedily, as `nanochat-lit evaluate chat` does.
+    """Evaluates ChatCORE with greedy decoding, as `nanochat-lit evaluate chat` does.
 
     Args:
-        tasks: Only these; None takes ARC-Easy, ARC-Challenge, MMLU, GSM8K, and HumanEval where its programs can be isolated.
-        paths: Local files of tasks; the others come from the Hugging Face hub.
-        max_per_task: Most questions of a task, drawn from all; None takes all.
-        every: Steps between evaluations; 0 evaluates after the last step only.
-        max_new_tokens: Longest answer in tokens.
+        tasks: Tasks to run; None runs ARC-Easy, ARC-Challenge, MMLU, GSM8K, and HumanEval if a sandbox is available.
+        paths: Local files of tasks; other tasks are downloaded from the Hugging Face hub.
+        max_per_task: Maximum number of questions per task, sampled at random; None uses all.
+        every: Steps between evaluations; 0 evaluates only after the last step.
+        max_new_tokens: Maximum length of an answer, tokens.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class ChatCoreEvaluator(TaskEvaluator):
         self.chat_tasks = load_chat_tasks(self.tasks, self.paths, self.max_per_task, code_runner(self.tasks))
 
     def check(self, module: "LanguageModule") -> None:
-        """See that letters and settings suit the model."""
+        """Check that the answer letters and the settings suit the model."""
         check_tasks(_answerer(module), self.chat_tasks, self.answering)
 
     def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
-        """Ask the model in training."""
+        """Evaluate the model in training."""
         results = evaluate_chat(_answerer(module), self.chat_tasks, self.answering)
         baselines = {"chat_core": {task.label: task.baseline for task in self.chat_tasks}}
         about = {"max_per_task": self.max_per_task, "world_size": world_size()}
@@ -55,5 +55,4 @@ class ChatCoreEvaluator(TaskEvaluator):
 
 
 def _answerer(module: "LanguageModule") -> EngineAnswerer:
-    """The model in training."""
     return EngineAnswerer(Engine(module.model, module.tokenizer))

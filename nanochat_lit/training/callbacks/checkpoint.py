@@ -1,4 +1,4 @@
-"""Checkpoints of a run: every N steps or minutes, before each validation, at the end, and on a signal to stop."""
+"""Writes checkpoints every N steps or minutes, before each validation, at the end, and on a stop signal."""
 
 import math
 import sys
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 
 
 class RunCheckpoint(StepCallback, Checkpoint):
-    """Writes `stepNNNNNN.ckpt`, known as `last.ckpt` too, and as `best.ckpt` when the module's figure (val_bpb) is the best so far.
+    """Writes `stepNNNNNN.ckpt` with the aliases `last.ckpt` and, for the best validation (val_bpb) so far, `best.ckpt`.
 
-    Checkpoints are written between optimizer steps only, so there are no gradients in flight to save. One is written
-    before each validation: what validation finds out decides only whether it is the best one. SIGTERM, SIGINT (Ctrl-C)
-    and SIGUSR1 let the step finish, write one, and end the process with status 128 + the signal's number.
+    Checkpoints are written only between optimizer steps, so no gradients need saving. One is written before each
+    validation, which then decides only whether it becomes `best.ckpt`. On SIGTERM, SIGINT (Ctrl-C) or SIGUSR1 the run
+    finishes the step, writes a checkpoint, and exits with status 128 + signal number.
 
-    On a GPU a thread writes while training continues (see `AtomicCheckpointIO`); the run waits for it before the next
-    checkpoint and before it ends. A checkpoint that cannot be written (a full disk) is reported and training continues,
-    with the older ones untouched; only the one at the end must succeed.
+    On a GPU a background thread writes the file while training continues (see `AtomicCheckpointIO`). The run waits for
+    it before the next checkpoint and at the end. If a checkpoint cannot be written (for example, because the disk is
+    full), the error is reported, older checkpoints stay, and training continues. Only the final checkpoint must
+    succeed.
 
     Args:
-        folder: Of the checkpoints.
+        folder: Folder of the checkpoints.
         every_steps: Steps between checkpoints.
         every_minutes: Minutes between checkpoints, in addition; None disables them.
-        keep_last: How many to keep, the newest.
-        keep_best: Whether to keep the best one as well.
-        overwrite: Replace the checkpoints of an earlier run in the folder, when this one does not continue it.
+        keep_last: Number of most recent checkpoints to keep.
+        keep_best: Also keep the best checkpoint.
+        overwrite: Replace the checkpoints of an earlier run in the folder, unless this run resumes it.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
         self.best: float | None = None
         self.stop_request = StopRequest()
         self._saved_at_s = 0.0
-        self._path: Path | None = None  # of the last checkpoint, unless it failed
+        self._path: Path | None = None  # last checkpoint, unless writing failed
         self._group: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -75,7 +76,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
             for path in [*step_files(self.folder).values(), self.folder / LAST, self.folder / BEST]:
                 path.unlink(missing_ok=True)
         self._saved_at_s = time.monotonic()
-        if trainer.world_size > 1:  # of CPU tensors: asking each other must not wait for the GPU
+        if trainer.world_size > 1:  # CPU tensors: this collective must not synchronize the GPU
             self._group = torch.distributed.new_group(backend="gloo")
         self.stop_request.listen()
 
@@ -91,14 +92,14 @@ class RunCheckpoint(StepCallback, Checkpoint):
             raise SystemExit(128 + signum)
 
     def save(self, trainer: Trainer, *, must_succeed: bool = False) -> None:
-        """Write a checkpoint of this step; every rank calls it.
+        """Write a checkpoint of this step; call it on every rank.
 
         Raises:
-            UserError: If it must succeed and did not.
+            UserError: If `must_succeed` is set and writing failed.
         """
         self._report(trainer)
         self._path = self.folder / f"step{trainer.global_step:06d}.ckpt"
-        trainer.save_checkpoint(self._path, weights_only=False)  # Lightning's word for leaving the optimizer out
+        trainer.save_checkpoint(self._path, weights_only=False)  # True would omit the optimizer
         self._saved_at_s = time.monotonic()
         if trainer.is_global_zero:
             _writer(trainer).then(partial(give_name, self._path, LAST))
@@ -107,7 +108,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
             self._report(trainer, must_succeed=must_succeed)
 
     def _report(self, trainer: Trainer, *, must_succeed: bool = False) -> None:
-        """Wait for the checkpoint in flight, and say if it could not be written."""
+        """Wait for the checkpoint being written and report a failure."""
         writer = _writer(trainer)
         writer.wait()
         if (error := writer.error) is None:
@@ -115,7 +116,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
         path, writer.error, self._path = self._path, None, None
         if must_succeed:
             raise UserError(
-                f"checkpoint {path} cannot be written: {error.strerror}; make room, then --ckpt_path last continues"
+                f"checkpoint {path} cannot be written: {error.strerror}; free disk space and resume with --ckpt_path last"
             )
         print(
             f"warning: checkpoint {path} could not be written ({error.strerror}); training continues, "
@@ -124,11 +125,11 @@ class RunCheckpoint(StepCallback, Checkpoint):
         )
 
     def _prune(self, trainer: Trainer, step: int) -> None:
-        """Remove what is not to be kept: old steps, later ones from which a resume has turned back, remains of a kill."""
+        """Remove old checkpoints, later ones that a resume has superseded, and partial files of a killed process."""
         files = step_files(self.folder)
         kept = [at for at in files if at <= step][: self.keep_last]
         for guard in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(guard, LossGuard) and guard.high_since is not None:  # it may be exploding
+            if isinstance(guard, LossGuard) and guard.high_since is not None:  # the loss may be exploding
                 kept += [at for at in files if at < guard.high_since][:1]
         superseded = [path for at, path in files.items() if at not in kept]
         for path in [*superseded, *self.folder.glob(".*.tmp")]:
@@ -154,7 +155,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
         self.stop_request.ignore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.stop_request.ignore()  # Lightning leaves teardown out then
+        self.stop_request.ignore()  # Lightning skips teardown after an exception
         self._report(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,7 +165,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
         self.best = state_dict["best"]
 
     def _agree(self, trainer: Trainer, signum: int, is_late: bool) -> tuple[int, bool]:
-        """What any rank has noticed: a signal need not reach all of them, and their clocks differ."""
+        """Combine the ranks' signals and timers: a signal may reach only some ranks, and clocks differ."""
         if trainer.world_size == 1:
             return signum, is_late
         noticed = torch.tensor([signum, int(is_late)])

@@ -1,4 +1,4 @@
-"""CORE while a base model trains."""
+"""CORE evaluation during training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ class CoreEvaluator(TaskEvaluator):
 
     Args:
         bundle: Folder of an evaluation bundle; None downloads it once.
-        tasks: Only these tasks; None takes all that the bundle has.
-        max_per_task: Most examples of a task, drawn from all; None takes all.
-        every: Steps between evaluations; 0 evaluates after the last step only.
-        bundle_sha256: Checksum that a downloaded bundle must have; None trusts the address.
+        tasks: Tasks to run; None runs all tasks of the bundle.
+        max_per_task: Maximum number of examples per task, sampled at random; None uses all.
+        every: Steps between evaluations; 0 evaluates only after the last step.
+        bundle_sha256: Expected checksum of the downloaded bundle; None skips the check.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class CoreEvaluator(TaskEvaluator):
         self.core_tasks: list[CoreTask] = []
 
     def load(self) -> None:
-        """Read the bundle, from its folder or the internet."""
+        """Read the bundle, downloading it if necessary."""
         folder = Path(self.bundle) if self.bundle is not None else fetch_bundle(sha256=self.bundle_sha256)
         self.core_tasks = load_bundle(folder, self.max_per_task, self.tasks)
 
     def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
-        """Score every task with the model in training."""
+        """Evaluate every task with the model in training."""
         model = module.model
         results = evaluate_core(GPTScorer(model), module.tokenizer, self.core_tasks, device=model.device)
         baselines = {version: {t.label: t.baselines()[version] for t in self.core_tasks} for version in BASELINES}

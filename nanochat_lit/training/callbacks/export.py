@@ -1,4 +1,4 @@
-"""Leaves the portable export when training is over or stopped, and says what to do with it."""
+"""Writes the portable export when training ends or is stopped, and prints the next command."""
 
 import math
 import shlex
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class ExportModel(Callback):
-    """Writes `export/` into the run folder at the end of fit: what chat, evaluate and the next stage read.
+    """Writes `export/`, which chat, evaluate and the next stage read, into the run folder at the end of fit.
 
-    Also when Ctrl-C or SIGTERM stops the run, after its checkpoint, and when a checkpoint was resumed that had reached its
-    last step, since the run may have ended before its export.
+    Also writes it after Ctrl-C or SIGTERM, following the checkpoint. Resuming a checkpoint at its last step writes it
+    too, because the earlier process may have ended before the export.
 
     Args:
-        command: That continues a stopped run, in words.
-        is_part: Whether the run is part of a longer command, which says itself what to do next.
+        command: Command line that resumes a stopped run.
+        is_part: Whether the run is part of another command, which prints the next step itself.
     """
 
     def __init__(self, command: Sequence[str] = (), is_part: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Keeps Python's garbage collector from walking through what lives as long as the run."""
+"""Excludes long-lived objects from Python's garbage collection."""
 
 import gc
 from typing import TYPE_CHECKING
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class FreezeGarbage(StepCallback):
-    """After the first optimizer step collects once, then tells the collector to leave alone all that is there.
+    """Runs the garbage collector once after the first optimizer step and then freezes all existing objects.
 
-    The modules of torch and Lightning alone are some hundred thousand objects, which every full collection would visit
-    again. What is made later is still collected. At the end of fit, also after an error, everything is as it was.
+    The modules of torch and Lightning alone create hundreds of thousands of objects, which every full collection would
+    traverse. Later objects are collected as usual. The end of fit, normal or by an error, unfreezes them.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class FreezeGarbage(StepCallback):
 
     def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         if self._is_frozen or gc.get_freeze_count():
-            return  # done; or someone else has frozen, and it is for them to undo
+            return  # already frozen, here or by other code, which then unfreezes itself
         gc.collect()
         gc.freeze()
         self._is_frozen = True

@@ -1,4 +1,4 @@
-"""Stops a run whose loss is not finite or has exploded, and keeps the batch that shows why."""
+"""Stops a run whose loss is not finite or has exploded, and saves the offending batch."""
 
 import math
 from pathlib import Path
@@ -25,26 +25,25 @@ if TYPE_CHECKING:
 BATCH_FILE = "bad_batch.md"
 
 SHOWN_CHARS = 100
-"""How much of the first document the message shows."""
+"""Characters of the first document to include in the error message."""
 
 
 class LossGuard(StepCallback):
-    """Ends fit with a UserError when a micro-batch's loss is NaN or infinite, or when the loss explodes.
+    """Raises a UserError when a micro-batch's loss is NaN or infinite, or when the loss explodes.
 
-    A loss that is not finite is found before the optimizer steps: with one rank on a CPU in every step, else in the steps
-    that are logged, where all ranks synchronize anyway. No checkpoint is written with such a
-    loss behind it, so those that are there are from before. Gradients that overflow in float16 are not a matter of this:
-    the loss is finite then.
+    Non-finite losses are detected before the optimizer steps. A single CPU rank checks every step; otherwise only
+    logged steps are checked, where all ranks synchronize anyway. No checkpoint is written after such a loss.
+    Overflowing float16 gradients do not trigger the guard, because the loss is finite.
 
-    What an explosion is, `Explosion` says; it is looked for in the steps that are logged, after `RunProgress`, which must
-    come before this callback.
+    `Explosion` defines when a loss has exploded. The check runs at logged steps and requires that `RunProgress`
+    precedes this callback.
 
-    The run folder then has the batch with the highest loss of each rank, as text, and the state at the stop in
-    `checkpoints/nan-stepNNNNNN.ckpt` or `checkpoints/exploded-stepNNNNNN.ckpt`, which `--ckpt_path last` does not find.
+    Writes to the run folder, as text, the batch with the highest loss of each rank. Writes the final state to
+    `checkpoints/nan-stepNNNNNN.ckpt` or `checkpoints/exploded-stepNNNNNN.ckpt`, which `--ckpt_path last` ignores.
 
     Args:
-        stop_on_explosion: By how many nats the loss must exceed its average to count as exploding; 0 never stops for that.
-        log_every: As for RunProgress.
+        stop_on_explosion: Nats by which the loss must exceed its average to count as exploding; 0 disables the check.
+        log_every: As in `RunProgress`.
     """
 
     def __init__(self, stop_on_explosion: float = 3.0, log_every: int = 10) -> None:
@@ -52,7 +51,7 @@ class LossGuard(StepCallback):
         self.explosion = Explosion(stop_on_explosion)
         self.worst = WorstBatch()
         self.high_since: int | None = None
-        """First of the last steps in a row whose loss was high; None if the last was not."""
+        """First step of the current run of high losses; None if the last loss was not high."""
         self._inputs: torch.Tensor | None = None
         self._is_stopping = False
 
@@ -82,7 +81,7 @@ class LossGuard(StepCallback):
     def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         if not is_logged(step, self.log_every, module):
             return
-        is_explosion = self.explosion.found_in(module.logged_losses)  # averages over the ranks: all find the same
+        is_explosion = self.explosion.found_in(module.logged_losses)  # averaged over the ranks, so all ranks agree
         self.high_since = step - self.explosion.num_high + 1 if self.explosion.num_high else None
         if is_explosion:
             rise = f"has been more than {self.explosion.margin:g} above its average of {self.explosion.usual:.4f}"
@@ -98,10 +97,10 @@ class LossGuard(StepCallback):
             loss = loss.clone()
             dist.all_reduce(loss, op=dist.ReduceOp.MAX)
         if not math.isfinite(float(loss)):
-            self._stop(trainer, module, "nan", "the loss of step {step} is not a finite number")
+            self._stop(trainer, module, "nan", "the loss of step {step} is not finite")
 
     def _stop(self, trainer: Trainer, module: "LanguageModule", kind: str, what: str) -> None:
-        """Keep everything, then raise; every rank comes here in the same step."""
+        """Save batches and state, then raise; every rank calls it in the same step."""
         self._is_stopping = True
         loss, step, rows = self.worst.fetch()
         found: list[Any] = [(loss, step, _documents(module.tokenizer, rows))]
@@ -112,14 +111,14 @@ class LossGuard(StepCallback):
         trainer.save_checkpoint(path, weights_only=False)
         if is_rank_zero():
             _write_batches(_batch_file(trainer), found)
-        # The earliest of the worst: once a rank's loss is NaN, so are those of all ranks from the next step on.
+        # The earliest: after one rank's NaN, all ranks' losses are NaN from the next step on.
         loss, step, documents = min(found, key=lambda batch: (-batch[0], batch[1]))
         first = documents[0][1].strip() if documents else ""
         raise UserError(
             f"{what.format(step=step)}; training has stopped\n"
             f"  its batch is in {_batch_file(trainer)} and begins: {first[:SHOWN_CHARS]!r}\n"
-            f"  the state at the stop is {_saved(trainer, path)}; --ckpt_path last continues from the checkpoint before it, "
-            "with lower learning rates or without those documents"
+            f"  the state at the stop is {_saved(trainer, path)}; --ckpt_path last resumes from the checkpoint before it; "
+            "lower the learning rates or remove those documents"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def _batch_file(trainer: Trainer) -> Path:
 
 
 def _saved(trainer: Trainer, path: Path) -> str:
-    """The path, or why it is not there."""
+    """Return the path, or why it could not be written."""
     checkpoint_io = cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io)
     checkpoint_io.wait()
     error = checkpoint_io.error
@@ -147,17 +146,17 @@ def _saved(trainer: Trainer, path: Path) -> str:
 
 
 def _documents(tokenizer: Tokenizer, rows: list[list[int]]) -> list[tuple[str, str]]:
-    """Names and texts of the documents, or pieces of some, in rows of token ids."""
+    """Return names and texts of the documents, or parts of documents, in sequences of token ids."""
     documents = []
     for number, row in enumerate(rows, start=1):
         starts = [at for at, token in enumerate(row) if token == tokenizer.bos_id and at > 0]
         for count, (start, end) in enumerate(zip([0, *starts], [*starts, len(row)], strict=True), start=1):
-            documents.append((f"row {number}, document {count}", tokenizer.decode(row[start:end])))
+            documents.append((f"sequence {number}, document {count}", tokenizer.decode(row[start:end])))
     return documents
 
 
 def _write_batches(path: Path, found: list[tuple[float, int, list[tuple[str, str]]]]) -> None:
-    """A chapter for each rank."""
+    """Write a section per rank."""
     with atomic_write(path, "w") as file:
         for rank, (loss, step, documents) in enumerate(found):
             shown = f"{loss:.4f}" if math.isfinite(loss) else "not finite"

@@ -1,4 +1,4 @@
-"""Says how the run is going: step, loss, bits per byte, speed, share of the hardware's peak, memory, time left."""
+"""Reports progress: step, loss, bits per byte, speed, MFU, memory, time left."""
 
 import math
 import sys
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 SPEED_SMOOTHING = 0.8
 
 NOTABLE_WAIT = 0.05
-"""Share of the time spent waiting for data from which on the line says so."""
+"""Fraction of the time spent waiting for data above which the progress line shows it."""
 
 
 class RunProgress(StepCallback):
-    """Shows a progress line and logs a row of metrics every few steps.
+    """Prints a progress line and logs a row of metrics every `log_every` steps.
 
-    Losses stay on the device until a step that is logged, and nothing else waits for it. Times are those of this rank's
-    host, losses and the gradient norm those of all ranks.
+    Losses stay on the device until a logged step, the only synchronization. Times are measured on this rank's host;
+    losses and the gradient norm cover all ranks.
 
     Args:
-        log_every: Steps between log rows.
+        log_every: Steps between logged rows.
     """
 
     def __init__(self, log_every: int = 10) -> None:
         self.log_every = log_every
         self.smoothed_loss = SmoothedLoss()
         self.figure: float | None = None
-        """Of the last validation."""
+        """Result of the last validation."""
         self.shown: dict[str, float] = {}
-        """Further values of the line, from the last row."""
+        """Additional metrics on the progress line, from the last logged row."""
         self.tokens_per_s: float | None = None
         self.times = StepTimes()
         self.line = ProgressLine()
@@ -69,9 +69,7 @@ class RunProgress(StepCallback):
 
     def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         is_row = is_logged(step, self.log_every, module)
-        losses = (
-            module.pop_step_losses() if is_row else []
-        )  # waits for the device, so the window's time is the device's
+        losses = module.pop_step_losses() if is_row else []  # synchronizes, so the window includes the device time
         self.times.end(time.perf_counter(), module.datamodule.train_loader.waited_s)
         for loss in losses:
             self.smoothed_loss.add(loss)
@@ -181,5 +179,5 @@ class RunProgress(StepCallback):
 
 
 def is_logged(step: int, log_every: int, module: "LanguageModule") -> bool:
-    """Whether a step ends with a row of metrics: on every rank, since some figures take all of them."""
+    """Return whether a step ends with a row of metrics; the same on every rank, as some metrics are collective."""
     return step == 1 or step % log_every == 0 or step == module.plan.num_steps

@@ -1,4 +1,4 @@
-"""What Lightning's checkpoints leave out: for each rank, its place in the data, its random numbers, its open figures."""
+"""Per-rank checkpoint state that Lightning omits: data position, random state and pending metrics."""
 
 import io
 import random
@@ -19,7 +19,7 @@ KEY = "ranks"
 
 
 class RankState(Callback):
-    """Puts the state of all ranks into the one checkpoint file, and gives each its own back."""
+    """Saves the state of all ranks in the checkpoint and restores each rank's own."""
 
     def __init__(self) -> None:
         self._own: dict[str, Any] | None = None
@@ -32,7 +32,7 @@ class RankState(Callback):
             "module": module.rank_state_dict(),
         }
         states: list[Any] = [own]
-        if world_size() > 1:  # a collective, which Lightning calls on every rank
+        if world_size() > 1:  # a collective; Lightning calls this hook on every rank
             boxes: list[Any] = [None] * world_size()
             dist.all_gather_object(boxes, _packed(own))
             states = [torch.load(io.BytesIO(box), weights_only=True) for box in boxes]
@@ -54,14 +54,14 @@ class RankState(Callback):
 
 
 def _packed(state: dict[str, Any]) -> bytes:
-    """As a checkpoint holds it: pickling tensors of unsigned integers, as `all_gather_object` does, gives what cannot be read."""
+    """Serialize with torch.save, since tensors of unsigned integers pickled by `all_gather_object` cannot be loaded."""
     file = io.BytesIO()
     torch.save(state, file)
     return file.getvalue()
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The generators of torch (CPU, and the GPU in use), numpy and Python, as a restricted unpickler takes them."""
+    """Return the generator states of torch (CPU and the GPU in use), numpy and Python, loadable with weights_only."""
     name, keys, *rest = cast("tuple[Any, ...]", numpy.random.get_state(legacy=True))  # noqa: NPY002 - the global generator is what others may use
     return {
         "torch": torch.get_rng_state(),
@@ -72,7 +72,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Take up what `random_state` gave."""
+    """Restore the state that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     if state.get("device") is not None and device.type != "cpu":
         torch.get_device_module(device.type).set_rng_state(state["device"])

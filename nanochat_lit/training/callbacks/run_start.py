@@ -1,4 +1,4 @@
-"""What happens before the first step of a run, or of its continuation."""
+"""Validates before the first step of a new or resumed run."""
 
 import sys
 from typing import TYPE_CHECKING, Any, cast
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class RunStart(Callback):
-    """Measures where a new run starts from; makes up for the validation before which a run was stopped.
+    """Validates a new run at step 0, and a resumed run whose checkpoint precedes a due validation.
 
-    Checkpoints are written before validations, so one whose step is followed by a validation does not have its figure.
+    Checkpoints are written before validations, so a checkpoint at a validation step lacks the result.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class RunStart(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_done = True
         module = cast("LanguageModule", pl_module)
-        module.check_validation()  # once the data are known to fit the tokenizer
+        module.check_validation()  # after the data were checked against the tokenizer
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.start(trainer.global_step)
@@ -35,12 +35,12 @@ class RunStart(Callback):
             validate(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._is_done:  # no step was left, so training has not started
+        if not self._is_done:  # no steps were left, so training has not started
             self.on_train_start(trainer, pl_module)
 
 
 def validate(trainer: Trainer) -> None:
-    """Run the validation that follows this step, with all its hooks."""
+    """Run the validation due after this step, with all its hooks."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop.restarting = False
     trainer.validating = True
@@ -50,7 +50,7 @@ def validate(trainer: Trainer) -> None:
 
 @torch.no_grad()
 def measure_start(trainer: Trainer, module: "LanguageModule") -> None:
-    """Validation before the first step, so that the gain of the stage can be seen."""
+    """Validate before the first step, as the baseline of this stage."""
     module.model.eval()
     for index, batch in enumerate(cast(Any, module.datamodule.val_dataloader())):
         module.validation_step({name: tensor.to(module.device) for name, tensor in batch.items()}, index)

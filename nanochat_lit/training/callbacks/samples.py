@@ -1,4 +1,4 @@
-"""Lets the model speak during training: samples beside the curves show what a loss does not."""
+"""Writes samples during training, which show what a loss does not."""
 
 import re
 from pathlib import Path
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class SampleWriter(Callback):
     """After every validation, appends greedy answers to fixed prompts to `samples.md` in the run folder.
 
-    A module that has transcripts of the validation itself is shown with those instead.
+    If the module provides transcripts of its validation, writes those instead.
 
     Args:
-        prompts: What to complete (pretraining) or ask (SFT); None takes a few that tell.
-        max_new_tokens: Longest answer.
+        prompts: Prompts to complete (pretraining) or answer (SFT); None uses a built-in list.
+        max_new_tokens: Maximum length of an answer, tokens.
     """
 
     def __init__(self, prompts: list[str] | None = None, max_new_tokens: int = 48) -> None:
@@ -32,7 +32,7 @@ class SampleWriter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0 and is_rank_zero():
-            self._path(trainer).unlink(missing_ok=True)  # of an earlier run in this folder
+            self._path(trainer).unlink(missing_ok=True)  # from an earlier run in this folder
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or not is_rank_zero():
@@ -46,13 +46,15 @@ class SampleWriter(Callback):
         prompts = self.prompts or list(CHAT_PROMPTS if module.speaks_chat else BASE_PROMPTS)
         complete = answer_messages if module.speaks_chat else complete_texts
         was_training = module.model.training
-        engine = Engine(module.model.eval(), module.tokenizer, num_slots=len(prompts))  # as little memory as will do
+        engine = Engine(
+            module.model.eval(), module.tokenizer, num_slots=len(prompts)
+        )  # no more slots than needed, to save memory
         answers = complete(engine, prompts, self.max_new_tokens)
         module.model.train(was_training)
         return [f"- **{prompt}** {answer.strip()}" for prompt, answer in zip(prompts, answers, strict=True)]
 
     def _sections_before(self, trainer: Trainer) -> str:
-        """What the file has of earlier steps; later sections are of a run from which this one has turned back."""
+        """Return the file's sections of earlier steps; drop later ones, which a resume has superseded."""
         path = self._path(trainer)
         if not path.exists():
             return ""

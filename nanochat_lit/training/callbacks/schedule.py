@@ -1,4 +1,4 @@
-"""Writes the schedules into the optimizer before every step; stateless, so a resumed run continues exactly."""
+"""Applies the schedules to the optimizer before every step; stateless, so a resumed run continues exactly."""
 
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,4 +22,4 @@ class HyperparameterSchedule(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step >= cast("LanguageModule", pl_module).plan.num_steps:
-            trainer.should_stop = True  # the loop then validates once more, so that the last figure is the final one
+            trainer.should_stop = True  # the loop then runs a final validation

@@ -1,4 +1,4 @@
-"""Keeps, with the run, by which commands it was trained, when, and on what machine."""
+"""Records the commands, times and machines of a run."""
 
 import contextlib
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ SESSIONS_FILE = "sessions.json"
 
 
 class SessionRecord(Callback):
-    """Adds an entry to `sessions.json` when training starts or is continued, and says there how it ended.
+    """Adds an entry to `sessions.json` when training starts or resumes, and records how it ended.
 
     Args:
         command: The program's name and its arguments.
@@ -59,7 +59,7 @@ class SessionRecord(Callback):
     def _end(self, trainer: Trainer, how: str) -> None:
         if self._sessions:
             self._sessions[-1] |= {"ended_at": _now(), "end": how, "last_step": trainer.global_step}
-            with contextlib.suppress(OSError):  # a full disk must not hide how training ended
+            with contextlib.suppress(OSError):  # a full disk must not mask the original error
                 self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
@@ -67,10 +67,10 @@ class SessionRecord(Callback):
 
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
-    """The sessions of a run, oldest first; none if the file is missing or something else.
+    """Return the sessions of a run, oldest first; an empty list if the file is missing or invalid.
 
     Args:
-        folder: Of the run.
+        folder: Run folder.
     """
     try:
         content = read_json(folder / SESSIONS_FILE)

@@ -1,4 +1,4 @@
-"""When has an optimizer step ended? Lightning's hook comes after every micro-batch, also after those that only accumulate."""
+"""A callback hook for optimizer steps; Lightning's `on_train_batch_end` runs after every accumulated micro-batch."""
 
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class StepCallback(Callback):
-    """A callback with a hook for the end of an optimizer step. Who overrides `on_train_start` calls this one's too."""
+    """Callback with a hook for the end of an optimizer step. Overrides of `on_train_start` must call super."""
 
     _step_seen = 0
 
@@ -18,9 +18,9 @@ class StepCallback(Callback):
         """Called once when an optimizer step is complete.
 
         Args:
-            trainer: Of the run.
-            module: Of the run.
-            step: How many steps there have been, this one included.
+            trainer: Trainer of the run.
+            module: Module of the run.
+            step: Number of completed steps, including this one.
         """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

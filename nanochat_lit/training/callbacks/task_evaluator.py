@@ -1,4 +1,4 @@
-"""What the evaluations on tasks share while a model trains: when they run, and where their results go."""
+"""Base class of benchmark evaluations during training."""
 
 import sys
 from collections.abc import Mapping
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 class TaskEvaluator(Callback):
     """Evaluates every N steps and after the last one, before the checkpoint of that step is written.
 
-    So a run that is killed while it evaluates does so again when it is continued. Data are loaded and checked before the
-    first step. Every rank takes its share. The scores stand in the row of the step, the whole report in the run folder,
-    under evaluation/.
+    A run killed during an evaluation therefore repeats it when resumed. Data are loaded and checked before the first
+    step. The examples are distributed over the ranks. Scores are logged in the row of the step; the full report is
+    written to evaluation/ in the run folder.
 
     Args:
-        every: Steps between evaluations; 0 evaluates after the last step only.
+        every: Steps between evaluations; 0 evaluates only after the last step.
     """
 
     def __init__(self, every: int = 0) -> None:
         if every < 0:
-            raise UserError(f"every is {every}; use 0 (only at the end) or a number of steps")
+            raise UserError(f"every is {every}; use 0 (only at the end) or a positive number of steps")
         self.every = every
         self._step_seen = 0
 
     def load(self) -> None:
-        """Get the tasks ready and see that nothing is wrong with them."""
+        """Load and check the tasks."""
         raise NotImplementedError
 
     def check(self, module: "LanguageModule") -> None:
-        """Raise UserError if the tasks do not suit the model and its tokenizer, which are known just before the first step."""
+        """Raise UserError if the tasks do not suit the model and its tokenizer; called just before the first step."""
 
     def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
-        """The report of the model as it is now, of `score_report.summarize`; on every rank."""
+        """Return the report of `score_report.summarize` for the current model; call it on every rank."""
         raise NotImplementedError
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -70,14 +70,15 @@ class TaskEvaluator(Callback):
 
 
 def figures_of(report: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a report for a row of metrics.
+    """Return the values of a report for a row of metrics.
 
     Args:
-        report: Of `score_report.summarize`.
+        report: Result of `score_report.summarize`.
 
     Returns:
-        METRIC (METRIC_partial when tasks are missing, as they are not comparable), METRIC_v2 where there are more versions
-        of the baselines, METRIC/TASK for the accuracy of each task, METRIC/TASK_format for the share of answers in its form.
+        METRIC (METRIC_partial if tasks are missing, since it is not comparable); METRIC_v2 if there is a second version
+        of the baselines; METRIC/TASK, the accuracy of each task; METRIC/TASK_format, the fraction of answers in the
+        task's format.
     """
     metric = report["metric"]
     name = f"{metric}_partial" if report["is_partial"] else metric
