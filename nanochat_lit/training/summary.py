@@ -40,7 +40,7 @@ def save_plan(path: Path, plan: TrainingPlan, micro_batch_size: int) -> None:
 
 
 def saved_micro_batch_size(path: Path) -> int | None:
-    """Return the micro-batch size in a saved plan; None if there is no plan."""
+    """Return the micro-batch size in a saved plan; None without a plan."""
     if not path.exists():
         return None
     size = read_json(path).get("micro_batch_size")
