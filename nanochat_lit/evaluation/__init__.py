@@ -1,1 +1,1 @@
-"""Measures of a model: bits per byte, accuracy in the tiny world, sample completions."""
+"""Evaluation: bits per byte, CORE, ChatCORE, tiny world accuracy, sample completions."""

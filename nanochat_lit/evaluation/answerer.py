@@ -1,4 +1,4 @@
-"""Who answers the questions of ChatCORE: our engine, or another library's model."""
+"""Interface to models that answer ChatCORE questions, and its implementation for the engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,65 +17,65 @@ from nanochat_lit.tokenizer import render_for_completion
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-    """How generative questions are answered."""
+    """Sampling settings of generative questions."""
 
     num_samples: int = 1
-    """Answers to each question."""
+    """Answers per question."""
     temperature: float = 0.0
-    """0 takes the most likely token; several samples need more."""
+    """Sampling temperature; 0 is greedy and allows only one sample."""
     top_k: int | None = None
-    """Sample among this many most likely tokens; None or 0 is all."""
+    """Sample from this many most likely tokens; None or 0 disables the limit."""
     max_new_tokens: int = 512
-    """Longest answer in tokens."""
+    """Maximum length of an answer, tokens."""
     seed: int = 0
-    """The same seed gives the same answers, on any number of ranks."""
+    """Sampling seed; answers do not depend on the number of ranks."""
 
 
 class Answerer(Protocol):
-    """Anything that can be asked in conversation."""
+    """A chat model that can be evaluated."""
 
     @property
     def sequence_len(self) -> int:
-        """Longest prompt in tokens."""
+        """Maximum length of a prompt, tokens."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """Device of the model."""
         ...
 
     @property
     def tokens_per_pass(self) -> int:
-        """Prompt tokens that `next_logits` is given at a time."""
+        """Maximum number of prompt tokens per call of `next_logits`."""
         ...
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """Token ids after which the answer to a conversation begins; a last answer that it has is left out."""
+        """Return the prompt for the last answer of a conversation; a given last answer is removed."""
         ...
 
     def letter_ids(self, conversation: Conversation, letter: str) -> list[int]:
-        """Token ids of an answer that is this letter, without what ends it."""
+        """Return the token ids of this letter as an answer, without the end token."""
         ...
 
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """(N, V) what each prompt's next token may be; only the order within a row counts."""
+        """Return logits of each prompt's next token, (N, V); only their order is used."""
         ...
 
     def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """The most likely completion of each prompt."""
+        """Return the greedy completion of each prompt."""
         ...
 
     def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
-        """Several completions of a prompt, which depend on nothing but what is given here."""
+        """Return several completions of a prompt, which depend only on the arguments."""
         ...
 
     def read(self, token_ids: Sequence[int]) -> Answer:
-        """A completion as the tasks judge it."""
+        """Convert a completion to the form that tasks evaluate."""
         ...
 
 
 class EngineAnswerer:
-    """Our engine, with the calculator.
+    """Answers with the engine and its calculator tool.
 
     Args:
         engine: Model and tokenizer.
@@ -86,40 +86,40 @@ class EngineAnswerer:
 
     @property
     def sequence_len(self) -> int:
-        """The context."""
+        """Context length of the model."""
         return self.engine.model.config.sequence_len
 
     @property
     def device(self) -> torch.device:
-        """The model's."""
+        """Device of the model."""
         return self.engine.model.device
 
     @property
     def tokens_per_pass(self) -> int:
-        """What suits the device."""
+        """Default of the device."""
         return TOKENS_PER_PASS.get(self.device.type, 4096)
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """By our control tokens."""
+        """Render the prompt with nanochat control tokens."""
         return render_for_completion(self.engine.tokenizer, conversation)
 
     def letter_ids(self, conversation: Conversation, letter: str) -> list[int]:  # noqa: ARG002 - the same anywhere
-        """Control tokens keep what is around it away."""
+        """Return the letter's tokens; control tokens around it make them independent of the context."""
         return self.engine.tokenizer.encode(letter)
 
     @torch.inference_mode()
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """(N, V), without the softcap, which keeps their order."""
+        """Return logits before the softcap, (N, V); the softcap is monotone."""
         model = self.engine.model
         hidden = model.features(padded(prompts, self.sequence_len, self.device))
         return model.unembed(hidden[torch.arange(len(prompts), device=self.device), last_places(prompts, self.device)])
 
     def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """All of them at once, as many as there are slots."""
+        """Complete the prompts concurrently, limited by the number of slots."""
         return self.engine.generate_batch(prompts, max_new_tokens=max_new_tokens)
 
     def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
-        """The prompt is read once."""
+        """Sample completions with a shared prefill."""
         return self.engine.generate(
             prompt,
             answering.num_samples,
@@ -130,27 +130,27 @@ class EngineAnswerer:
         )
 
     def read(self, token_ids: Sequence[int]) -> Answer:
-        """The text, and the expressions given to the calculator."""
+        """Return the visible text and the calculator expressions."""
         return answer_of(self.engine.tokenizer, token_ids)
 
 
 def padded(prompts: Sequence[Sequence[int]], sequence_len: int, device: torch.device) -> Tensor:
-    """(N, T) token ids; what fills them up is on the right, where a causal model does not see it.
+    """Pad token ids to (N, T) on the right, where causal attention ignores padding.
 
     Args:
         prompts: Token ids of any lengths.
-        sequence_len: The context.
-        device: Where to put them.
+        sequence_len: Context length.
+        device: Device of the result.
     """
     length = padded_length(max(map(len, prompts)), sequence_len)
     return torch.tensor([[*prompt, *[0] * (length - len(prompt))] for prompt in prompts], device=device)
 
 
 def last_places(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """(N,) where the last token of each prompt stands.
+    """Return the position of the last token of each prompt, (N,).
 
     Args:
         prompts: Token ids of any lengths.
-        device: Where to put them.
+        device: Device of the result.
     """
     return torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)

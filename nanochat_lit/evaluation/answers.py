@@ -1,4 +1,4 @@
-"""What a model has answered, as the tasks judge it: the visible text, and the calls it has made."""
+"""A model's answer as tasks evaluate it: the visible text and the tool calls."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,20 +7,20 @@ from nanochat_lit.tokenizer import Tokenizer, parse_completion
 
 
 class Answer(NamedTuple):
-    """A completion for a task's judgement."""
+    """A parsed completion."""
 
     text: str
-    """What a person sees of it."""
+    """Visible text."""
     tool_calls: list[str]
-    """The expressions that were given to the calculator."""
+    """Expressions of the calculator calls."""
 
 
 def answer_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Answer:
-    """The answer in a completion.
+    """Parse a completion.
 
     Args:
-        tokenizer: Of the model.
-        token_ids: Without the prompt.
+        tokenizer: Tokenizer of the model.
+        token_ids: Completion, without the prompt.
     """
     parts = parse_completion(tokenizer, token_ids)
     text = "".join(part["text"] for part in parts if part["type"] == "text")

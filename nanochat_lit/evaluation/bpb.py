@@ -1,7 +1,7 @@
-"""Bits per byte: a loss that does not depend on the vocabulary, so that models with different tokenizers compare.
+"""Bits per byte: a loss that does not depend on the vocabulary and is comparable between tokenizers.
 
-The sum of the token losses (nats) over targets that stand for text, divided by ln 2 times the bytes they stand for.
-Control tokens stand for no text and count neither as loss nor as bytes.
+The sum of the token losses (nats) over targets that represent text, divided by ln 2 times their number of bytes.
+Control tokens are excluded from both.
 """
 
 import math
@@ -25,45 +25,45 @@ UNITS_PER_NAT = 2**24
 """Resolution of the sums of `BitsPerByte`."""
 
 PIECES_PER_SORT = 64
-"""Micro-batches' worth of pieces that are sorted by length at a time; bounds memory, keeps padding small."""
+"""Number of micro-batches of chunks to sort by length at a time; bounds memory and limits padding."""
 
 
 class LossModel(Protocol):
-    """What gives the losses of tokens: our GPT, another library's model."""
+    """A model that returns token losses: a GPT or another library's model."""
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the model."""
         ...
 
     def __call__(self, inputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """Loss of each target for "none", (B, T) nats; those of IGNORE_INDEX may be anything."""
+        """Return the loss of each target for reduction "none", (B, T) nats; arbitrary for IGNORE_INDEX."""
         ...
 
 
 class TextEncoder(Protocol):
-    """The part of a tokenizer that is needed here."""
+    """The tokenizer interface used here."""
 
     @property
     def bos_id(self) -> int:
-        """What a document is predicted from."""
+        """Token id that precedes a document."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are below it."""
+        """Vocabulary size."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, all of which stand for text."""
+        """Return the token ids of a text, without control tokens."""
         ...
 
 
 class BitsPerByte(Metric):
     """Bits per byte of all updates, over all ranks.
 
-    The nats are summed as whole numbers of 2^-24: exact, the same in any order of batches and ranks, no small term is
-    ever lost, and it works on devices without float64 (MPS). Room for 10^11 tokens. NaN before the first byte.
+    Nats are summed as integer multiples of 2^-24. The sum is exact, independent of the order of batches and ranks, and
+    works on devices without float64 (MPS). Capacity: 10^11 tokens. NaN before the first byte.
     """
 
     full_state_update = False
@@ -83,13 +83,13 @@ class BitsPerByte(Metric):
 
         Args:
             token_losses: Loss of each target, nats, any shape.
-            targets: Token ids, as many as losses; IGNORE_INDEX (-1) is left out.
-            token_bytes: (V,) bytes that each token id stands for, from `Tokenizer.token_bytes`.
+            targets: Token ids, in the shape of the losses; IGNORE_INDEX (-1) is excluded.
+            token_bytes: (V,) number of bytes of each token id, from `Tokenizer.token_bytes`.
         """
         targets, token_losses = targets.reshape(-1), token_losses.detach().reshape(-1).float()
         lengths = token_bytes.to(targets.device)[targets.clamp(min=0)]
         lengths = torch.where(targets == IGNORE_INDEX, 0, lengths)
-        # where, not a product: the loss of a target that is left out may be anything, NaN included
+        # where instead of a product: the loss of an excluded target is arbitrary, even NaN
         counted = torch.where(lengths > 0, token_losses, 0.0)
         is_finite = counted.isfinite()
         units = (torch.where(is_finite, counted, 0.0) * UNITS_PER_NAT).round().to(torch.int64).sum()
@@ -98,7 +98,7 @@ class BitsPerByte(Metric):
         self.num_not_finite += (~is_finite).sum().to(self.num_not_finite.device)
 
     def compute(self) -> Tensor:
-        """Bits per byte, a float64 scalar on the CPU; NaN if no byte was counted or a loss was not finite."""
+        """Return bits per byte, a float64 scalar on the CPU; NaN without bytes or with a non-finite loss."""
         num_bytes = int(self.num_bytes)
         if num_bytes == 0 or int(self.num_not_finite):
             return torch.tensor(math.nan, dtype=torch.float64)
@@ -113,25 +113,26 @@ def evaluate_documents(
     max_docs: int | None = None,
     micro_batch_size: int = 8,
 ) -> dict[str, float]:
-    """Bits per byte of whole documents: none is dropped or cropped, every byte counts once.
+    """Compute bits per byte over whole documents; every byte counts once.
 
-    With a process group, every rank reads all documents and measures its share; all have the whole result.
+    With a process group, the documents are distributed over the ranks, and all ranks return the full result.
 
-    A document's tokens are cut into pieces of at most sequence_len; each piece is predicted from <|bos|> on.
+    A document's tokens are split into chunks of at most sequence_len tokens, each preceded by <|bos|>.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
         texts: Documents.
-        sequence_len: Longest piece in tokens.
-        max_docs: Stop after this many; None reads all.
-        micro_batch_size: Pieces per forward pass.
+        sequence_len: Maximum length of a chunk, tokens.
+        max_docs: Maximum number of documents; None reads all.
+        micro_batch_size: Chunks per forward pass.
 
     Returns:
         bpb, and counts of documents, tokens, bytes (UTF-8) and seconds.
 
     Raises:
-        UserError: If max_docs, micro_batch_size or sequence_len is below 1, the text is empty, or losses are not finite.
+        UserError: If max_docs, micro_batch_size or sequence_len is less than 1, the text is empty, or losses are not
+            finite.
     """
     limits = {"max_docs": max_docs, "micro_batch_size": micro_batch_size, "sequence_len": sequence_len}
     for name, value in limits.items():
@@ -146,7 +147,7 @@ def evaluate_documents(
             counts["bytes"] += len(text.encode())
             yield text
 
-    per_token = BitsPerByte()  # of tokens that count as a byte each: whose bytes they are does not matter to the sum
+    per_token = BitsPerByte()  # each token counts as one byte here; the actual bytes are counted separately
     one_byte = torch.ones(tokenizer.vocab_size, dtype=torch.int64, device=model.device)
     with torch.inference_mode():
         for batch in document_batches(counted(), tokenizer, sequence_len, micro_batch_size):
@@ -157,9 +158,9 @@ def evaluate_documents(
     *_, num_tokens, units, num_not_finite = sums
     counts = {"documents": sums[0], "tokens": num_tokens, "bytes": sums[1]}
     if counts["bytes"] == 0:
-        raise UserError(f"no text in {counts['documents']} documents; bits per byte needs at least one byte")
+        raise UserError(f"no text in {counts['documents']} documents; bits per byte needs at least one byte of text")
     if num_not_finite:
-        raise UserError(f"{num_not_finite:,} losses of the model are not finite; its weights are damaged")
+        raise UserError(f"{num_not_finite:,} losses are not finite; the model's weights are damaged")
     bpb = units / UNITS_PER_NAT / math.log(2) / counts["bytes"]
     return {"bpb": bpb, **counts, "seconds": time.perf_counter() - start_s}
 
@@ -167,17 +168,17 @@ def evaluate_documents(
 def document_batches(
     documents: Iterable[str | np.ndarray], tokenizer: TextEncoder, sequence_len: int, micro_batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Whole documents as batches of pieces that each begin with <|bos|>; every token is a target exactly once.
+    """Yield batches of document chunks that each begin with <|bos|>; every token is a target exactly once.
 
     Args:
-        documents: Texts, or their token ids from <|bos|> on.
-        tokenizer: Encodes them.
-        sequence_len: Longest piece in tokens.
-        micro_batch_size: Pieces in a batch; pieces of similar lengths go together.
+        documents: Texts, or their token ids including <|bos|>.
+        tokenizer: Tokenizer for texts.
+        sequence_len: Maximum length of a chunk, tokens.
+        micro_batch_size: Chunks per batch; batches contain chunks of similar lengths.
 
     Yields:
-        {"inputs", "targets"}, (B, T) int64 each, T of the list of `padded_length` or sequence_len; targets are IGNORE_INDEX
-        on padding.
+        {"inputs", "targets"}, (B, T) int64 each, where T is a length of `padded_length` or sequence_len; targets are
+        IGNORE_INDEX on padding.
     """
     token_lists = (tokenizer.encode(item) if isinstance(item, str) else item[1:].tolist() for item in documents)
     pieces = (piece for token_ids in token_lists for piece in _cut(token_ids, sequence_len))
@@ -187,13 +188,13 @@ def document_batches(
 
 
 def _cut(token_ids: list[int], sequence_len: int) -> Iterator[list[int]]:
-    """Runs of at most sequence_len tokens, the targets of one piece each; together all tokens once."""
+    """Split tokens into chunks of at most sequence_len targets; every token is a target once."""
     for start in range(0, len(token_ids), sequence_len):
         yield token_ids[start : start + sequence_len]
 
 
 def _batches(pieces: Iterator[list[int]], micro_batch_size: int) -> Iterator[list[list[int]]]:
-    """All pieces, in batches of similar lengths."""
+    """Yield batches of chunks of similar lengths."""
     while window := list(islice(pieces, PIECES_PER_SORT * micro_batch_size)):
         window.sort(key=len, reverse=True)
         for start in range(0, len(window), micro_batch_size):
@@ -201,7 +202,7 @@ def _batches(pieces: Iterator[list[int]], micro_batch_size: int) -> Iterator[lis
 
 
 def _pad(pieces: list[list[int]], bos_id: int, length: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, length) of pieces, filled on the right, where causal attention lets padding change nothing."""
+    """Return inputs and targets (B, length) of chunks, padded on the right."""
     inputs = [[bos_id, *piece[:-1]] + [bos_id] * (length - len(piece)) for piece in pieces]
     targets = [piece + [IGNORE_INDEX] * (length - len(piece)) for piece in pieces]
     return torch.tensor(inputs), torch.tensor(targets)

@@ -1,4 +1,4 @@
-"""The CORE bundle from the internet, kept on this machine."""
+"""Download and cache of the CORE bundle."""
 
 import shutil
 import tempfile
@@ -12,24 +12,24 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write
 
 MAX_EXPANSION = 100
-"""How many times its size an archive may unpack to; the bundle's texts take four times."""
+"""Maximum ratio of unpacked to packed size; the bundle's ratio is 4."""
 BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
 
 
 def fetch_bundle(
     cache: Path | None = None, sha256: str | None = None, url: str = BUNDLE_URL, fetch: Callable[..., object] = download
 ) -> Path:
-    """The folder of the bundle, downloaded if it is not there yet; processes that ask at the same time wait for one.
+    """Return the folder of the bundle, downloading it once; concurrent processes wait for the first.
 
     Args:
-        cache: Where it is kept; None is the user's cache folder.
-        sha256: Checksum of the archive, also of one that was downloaded earlier; None trusts the address, and checks the
-            archive against its own checksums.
-        url: Of a zip file with the folder eval_bundle.
-        fetch: Downloads (url, path, sha256).
+        cache: Cache folder; None is the user's cache folder.
+        sha256: Expected checksum of the archive, also checked for an earlier download. None only verifies the archive's
+            internal checksums.
+        url: URL of a zip file with the folder eval_bundle.
+        fetch: Download function of (url, path, sha256).
 
     Raises:
-        UserError: If it cannot be had, is not such an archive, or the one that is kept has another checksum.
+        UserError: If the download fails, the file is not such an archive, or the cached archive has another checksum.
     """
     cache = cache_folder() if cache is None else cache
     folder, record = cache / "eval_bundle", cache / "eval_bundle.sha256"
@@ -40,7 +40,9 @@ def fetch_bundle(
                 try:
                     fetch(url, archive, sha256)
                 except UserError as error:
-                    raise UserError(f"{error}; download it elsewhere and give the folder with bundle") from None
+                    raise UserError(
+                        f"{error}; download it on another machine and give the folder with bundle"
+                    ) from None
                 found = file_sha256(archive)
                 _unpack(archive, Path(workplace) / "unpacked", url)
                 with atomic_write(record, "w") as file:
@@ -57,11 +59,11 @@ def fetch_bundle(
 def _unpack(archive: Path, folder: Path, url: str) -> None:
     try:
         with zipfile.ZipFile(archive) as file:
-            unpacked = sum(entry.file_size for entry in file.infolist())  # zipfile gives out no more than this
+            unpacked = sum(entry.file_size for entry in file.infolist())  # zipfile never extracts more than this
             if unpacked > MAX_EXPANSION * archive.stat().st_size:
                 raise UserError(f"{url} would unpack to {unpacked:,} bytes; it is not the CORE bundle")
-            file.extractall(folder)  # compares every file with its checksum; names cannot lead out of the folder
+            file.extractall(folder)  # verifies checksums; names cannot point outside the folder
     except (zipfile.BadZipFile, zlib.error, OSError) as error:
         raise UserError(f"{url} is not a complete zip file ({error})") from None
     if not (folder / "eval_bundle" / "core.yaml").is_file():
-        raise UserError(f"{url} holds no eval_bundle/core.yaml; it is not the CORE bundle")
+        raise UserError(f"{url} does not contain eval_bundle/core.yaml; it is not the CORE bundle")

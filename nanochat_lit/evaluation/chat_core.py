@@ -1,7 +1,7 @@
-"""ChatCORE: the mean centered accuracy of a chat model over tasks that it answers in a conversation.
+"""ChatCORE: the mean centered accuracy of a chat model over several tasks.
 
-A categorical question is answered by the letter with the highest logit among its own, in one forward pass; a generative
-one by what the model writes. A conversation that does not fit the model's context counts as answered wrongly.
+A categorical question is answered by the letter with the highest logit, in one forward pass. A generative question is
+answered by a completion. A conversation that does not fit the context counts as a wrong answer.
 """
 
 import time
@@ -27,59 +27,61 @@ def evaluate_chat(
     results: ResultsFile | None = None,
     on_task: Callable[[TaskResult], None] | None = None,
 ) -> list[TaskResult]:
-    """Ask and judge every task; with a process group, every rank takes its share of the questions.
+    """Evaluate every task; with a process group, the questions are distributed over the ranks.
 
     Args:
-        answerer: Who is asked.
-        tasks: Of `load_chat_tasks`.
-        answering: How generative questions are answered.
-        results: Holds what an earlier evaluation has finished, and takes what this one finishes; only rank 0's counts.
-        on_task: Called on rank 0 when a task is done, or was done already.
+        answerer: Model to evaluate.
+        tasks: Tasks from `load_chat_tasks`.
+        answering: Sampling settings of generative questions.
+        results: Results of an earlier evaluation, extended by this one; only rank 0's are used.
+        on_task: Called on rank 0 for each task that is or was finished.
 
     Returns:
-        One result a task, in their order, on every rank.
+        One result per task, in order, on every rank.
 
     Raises:
-        UserError: If a letter is not one token, or a setting is impossible; before anything is asked.
+        UserError: If a letter is not a single token or a setting is invalid; raised before any question is asked.
     """
     check_tasks(answerer, tasks, answering)
     return measure_tasks(tasks, lambda task: evaluate_chat_task(answerer, task, answering), results, on_task)
 
 
 def check_tasks(answerer: Answerer, tasks: Sequence[ChatTask], answering: Answering) -> None:
-    """See that nothing would stop an evaluation later on.
+    """Check tasks and settings before an evaluation.
 
     Args:
-        answerer: Who will be asked.
-        tasks: Of `load_chat_tasks`.
-        answering: How generative questions are answered.
+        answerer: Model to evaluate.
+        tasks: Tasks from `load_chat_tasks`.
+        answering: Sampling settings of generative questions.
 
     Raises:
-        UserError: If a letter is not one token, or a setting is impossible.
+        UserError: If a letter is not a single token or a setting is invalid.
     """
-    SamplingParams(temperature=answering.temperature, top_k=answering.top_k or 0)  # checks them
+    SamplingParams(temperature=answering.temperature, top_k=answering.top_k or 0)  # validates both
     for name in ("num_samples", "max_new_tokens"):
         if getattr(answering, name) < 1:
             raise UserError(f"{name} is {getattr(answering, name)}; it must be at least 1")
     if answering.num_samples > 1 and answering.temperature == 0:
-        raise UserError(f"{answering.num_samples} samples at temperature 0 would all be equal; raise the temperature")
+        raise UserError(
+            f"{answering.num_samples} samples at temperature 0 would be identical; set a positive temperature"
+        )
     for chat_task in tasks:
         if chat_task.kind == "categorical":
             letter_tokens(answerer, chat_task)
 
 
 def evaluate_chat_task(answerer: Answerer, chat_task: ChatTask, answering: Answering) -> TaskResult:
-    """Ask and judge one task.
+    """Evaluate one task.
 
     Args:
-        answerer: Who is asked.
+        answerer: Model to evaluate.
         chat_task: The task.
-        answering: How generative questions are answered.
+        answering: Sampling settings of generative questions.
     """
     start_s = time.perf_counter()
     task, size = chat_task.task, len(chat_task.task)
     prompts: dict[int, list[int]] = {}
-    # right samples by question; then samples that have the task's form; then questions that are cut
+    # correct samples by question, then the number of samples in the task's format, then of truncated questions
     counts = torch.zeros(size + 2, dtype=torch.int64)
     for index in range(rank(), size, world_size()):
         prompt = answerer.prompt(task[index])
@@ -109,14 +111,14 @@ def evaluate_chat_task(answerer: Answerer, chat_task: ChatTask, answering: Answe
 
 
 def letter_tokens(answerer: Answerer, chat_task: ChatTask) -> dict[tuple[str, ...], list[int]]:
-    """The token that stands for each letter, by the letters of a question; their logits are its answer.
+    """Return the token of each answer letter, by the letters of a question.
 
     Args:
-        answerer: Who is asked.
+        answerer: Model to evaluate.
         chat_task: A categorical task.
 
     Raises:
-        UserError: If a letter is not a single token, or two are the same; it names the task and the letter.
+        UserError: If a letter is not a single token, or two letters have the same token.
     """
     tokens: dict[tuple[str, ...], list[int]] = {}
     for conversation in (chat_task.task[index] for index in range(len(chat_task.task))):
@@ -127,8 +129,8 @@ def letter_tokens(answerer: Answerer, chat_task: ChatTask) -> dict[tuple[str, ..
         for letter, own in zip(letters, token_ids, strict=True):
             if len(own) != 1:
                 raise UserError(
-                    f"{chat_task.label}: the letter {letter!r} is {len(own)} tokens of this tokenizer and not one; "
-                    "leave the task out"
+                    f"{chat_task.label}: the letter {letter!r} is {len(own)} tokens in this tokenizer, not one; "
+                    "exclude the task"
                 )
         tokens[letters] = [own[0] for own in token_ids]
         if len(set(tokens[letters])) < len(letters):
@@ -139,7 +141,7 @@ def letter_tokens(answerer: Answerer, chat_task: ChatTask) -> dict[tuple[str, ..
 def _categorical(
     answerer: Answerer, chat_task: ChatTask, prompts: dict[int, list[int]]
 ) -> Iterator[tuple[int, int, int]]:
-    """(index, 1 if the most likely letter is right, 0 for a form that needs no care), in batches of similar lengths."""
+    """Yield (index, 1 if the most likely letter is right, 0), in batches of similar lengths."""
     tokens, task = letter_tokens(answerer, chat_task), chat_task.task
     for members in _batches(prompts, answerer.tokens_per_pass):
         logits = answerer.next_logits([prompts[index] for index in members])
@@ -147,7 +149,7 @@ def _categorical(
             conversation = task[index]
             letters = conversation["letters"]
             scores = row[tokens[tuple(letters)]].tolist()
-            predicted = letters[scores.index(max(scores))]  # the first of equal ones
+            predicted = letters[scores.index(max(scores))]  # the first of equal scores
             yield index, int(task.evaluate(conversation, predicted)), 0
 
 
@@ -165,14 +167,14 @@ def _batches(prompts: dict[int, list[int]], tokens_per_pass: int) -> Iterator[li
 def _generative(
     answerer: Answerer, task: Task, prompts: dict[int, list[int]], answering: Answering
 ) -> Iterator[tuple[int, int, int]]:
-    """(index, number of right samples, number of samples that have the task's form)."""
+    """Yield (index, number of correct samples, number of samples in the task's format)."""
     if answering.temperature == 0:
         completions = answerer.complete(list(prompts.values()), answering.max_new_tokens)
         for index, completion in zip(prompts, completions, strict=True):
             yield index, *_judge(answerer, task, task[index], [completion])
         return
     for index, prompt in prompts.items():
-        seed = answering.seed * 1_000_003 + index  # the question's own, so that ranks don't matter
+        seed = answering.seed * 1_000_003 + index  # per question, so that answers do not depend on the rank
         samples = answerer.sample(prompt, replace(answering, seed=seed))
         yield index, *_judge(answerer, task, task[index], samples)
 
@@ -180,16 +182,16 @@ def _generative(
 def _judge(
     answerer: Answerer, task: Task, conversation: Conversation, samples: Sequence[Sequence[int]]
 ) -> tuple[int, int]:
-    """How many samples are right, and how many have the task's form."""
+    """Return the number of correct samples and of samples in the task's format."""
     answers, form = [answerer.read(sample) for sample in samples], form_of(task)
     num_right = sum(task.evaluate(conversation, *answer) for answer in answers)
     return num_right, sum(form.has_form(*answer) for answer in answers) if form else 0
 
 
 def chat_digest(tasks: Sequence[ChatTask]) -> str:
-    """A fingerprint of the tasks: results of equal tasks may be joined.
+    """Return a digest of the tasks; results of tasks with equal digests can be combined.
 
     Args:
-        tasks: Of `load_chat_tasks`.
+        tasks: Tasks from `load_chat_tasks`.
     """
     return digest([[task.label, [task.task[index] for index in range(len(task.task))]] for task in tasks])

@@ -1,4 +1,4 @@
-"""The tasks of ChatCORE and a few more for chat models, loaded and checked before a model runs."""
+"""Loading and checking of the ChatCORE tasks and additional chat tasks."""
 
 import inspect
 import logging
@@ -19,16 +19,16 @@ from nanochat_lit.tasks.mmlu import MMLU
 from nanochat_lit.tasks.spelling import CountLetters, SpellWord
 
 CHAT_BASELINES = {"arc_easy": 0.25, "arc_challenge": 0.25, "mmlu": 0.25, "gsm8k": 0.0, "humaneval": 0.0}
-"""The tasks whose mean is ChatCORE, with the accuracy of guessing."""
+"""ChatCORE tasks, with the accuracy of random guessing."""
 
 OTHER_TASKS = ("count_letters", "spell_word", "identity")
-"""Tasks outside the default list; their answers cannot be guessed."""
+"""Additional tasks outside ChatCORE; random guessing scores 0."""
 
 DEFAULT_LABELS = tuple(label for label in CHAT_BASELINES if label != "humaneval")
-"""What is measured without being asked for where programs cannot be run; elsewhere HumanEval is, too."""
+"""Default tasks without a sandbox; HumanEval is added if a sandbox is available."""
 
 NUM_SPELLING = 256
-"""Questions of count_letters and of spell_word."""
+"""Number of questions of count_letters and of spell_word."""
 
 
 _log = logging.getLogger(__name__)
@@ -39,15 +39,15 @@ class ChatTask:
     """One task for chat models."""
 
     label: str
-    """Its name."""
+    """Name of the task."""
     kind: str
-    """categorical (the most likely letter is the answer) or generative."""
+    """categorical (the answer is the most likely letter) or generative."""
     task: Task
-    """Its conversations and its judgement."""
+    """Conversations and evaluation of answers."""
 
     @property
     def baseline(self) -> float:
-        """Accuracy of guessing."""
+        """Accuracy of random guessing."""
         return CHAT_BASELINES.get(self.label, 0.0)
 
 
@@ -57,45 +57,44 @@ def load_chat_tasks(
     max_per_task: int | None = None,
     run_code: RunCode | None = None,
 ) -> list[ChatTask]:
-    """Test splits of the tasks, from local files or from the Hugging Face hub.
+    """Load the test splits of the tasks from local files or the Hugging Face hub.
 
     Args:
-        labels: Of CHAT_BASELINES or OTHER_TASKS, or class paths of tasks; None or none is DEFAULT_LABELS, and HumanEval if there is a `run_code`.
-        paths: Local files by label; other tasks come from the hub, or need no file.
-        max_per_task: Most questions of a task; None takes all.
-        run_code: Runs the programs of HumanEval where they can do no harm.
+        labels: Names in CHAT_BASELINES or OTHER_TASKS, or class paths of tasks. None or an empty list is
+            DEFAULT_LABELS, plus HumanEval if `run_code` is given.
+        paths: Local files by label; other tasks are downloaded from the hub or need no file.
+        max_per_task: Maximum number of questions per task; None uses all.
+        run_code: Runs HumanEval programs in isolation.
 
     Raises:
-        UserError: If a label is unknown or named twice, data cannot be had or is malformed, or HumanEval is asked for
+        UserError: If a label is unknown or repeated, data are unavailable or malformed, or HumanEval is requested
             without `run_code`.
     """
     labels, paths = list(labels or (CHAT_BASELINES if run_code else DEFAULT_LABELS)), dict(paths or {})
     known = (*CHAT_BASELINES, *OTHER_TASKS)
     own = {label for label in labels if "." in label}
     if unknown := sorted({*labels, *paths} - {*known, *own}):
-        raise UserError(f"unknown task {', '.join(unknown)}; use {', '.join(known)}, or a class path")
+        raise UserError(f"unknown task {', '.join(unknown)}; use {', '.join(known)} or a class path")
     if unused := sorted(set(paths) - set(labels)):
-        raise UserError(f"paths names {', '.join(unused)}, which is not among the tasks {', '.join(labels)}")
+        raise UserError(f"paths contains {', '.join(unused)}, which is not among the tasks {', '.join(labels)}")
     if len(set(labels)) < len(labels):
-        raise UserError(f"the tasks {', '.join(labels)} name one twice")
+        raise UserError(f"the tasks {', '.join(labels)} contain a duplicate; remove it")
     if max_per_task is not None and max_per_task < 1:
         raise UserError(f"max_per_task is {max_per_task}; it must be at least 1")
     if "humaneval" in labels and run_code is None:
-        raise UserError(
-            "humaneval runs what a model has written, which needs a run_code that isolates it; leave it out"
-        )
+        raise UserError("humaneval runs code written by a model and needs an isolating run_code; exclude the task")
     return [_load(label, paths.get(label), max_per_task, run_code) for label in labels]
 
 
 def code_runner(labels: Sequence[str] | None, allow_unsafe: bool = False) -> RunCode | None:
-    """What runs the programs of HumanEval; None where they cannot be isolated, which is said, or none are asked for.
+    """Return the runner of HumanEval programs, or None (with a warning) if isolation is not available.
 
     Args:
-        labels: Of the tasks that are asked for; None or none is every task that can be measured.
-        allow_unsafe: Run programs also where they cannot be isolated.
+        labels: Requested tasks; None or an empty list is every available task.
+        allow_unsafe: Run programs even without isolation.
 
     Raises:
-        UserError: If HumanEval is asked for by name and cannot be run.
+        UserError: If HumanEval is requested by name and cannot be run.
     """
     if labels and "humaneval" not in labels:
         return None
@@ -104,13 +103,13 @@ def code_runner(labels: Sequence[str] | None, allow_unsafe: bool = False) -> Run
         raise UserError(f"humaneval: {problem}")
     if problem:
         if is_rank_zero():
-            _log.warning("humaneval is left out: %s", problem)
+            _log.warning("humaneval is skipped: %s", problem)
         return None
     return lambda program: sandbox.run_python(program, allow_unsafe=allow_unsafe).ok
 
 
 def _own_task(class_path: str, path: str | Path | None) -> Task:
-    """A task from a module of the user's; it is asked for its test split and given the file if it takes these arguments."""
+    """Create a user-defined task; passes split="test" and path if it has these arguments."""
     found = import_class(class_path, "task")
     wanted = {"split": "test", "path": path}
     takes = inspect.signature(found).parameters
@@ -118,7 +117,9 @@ def _own_task(class_path: str, path: str | Path | None) -> Task:
     try:
         inspect.signature(found).bind(**given)
     except TypeError as error:
-        raise UserError(f"task {class_path} needs more than split and path: {error}; give the rest defaults") from None
+        raise UserError(
+            f"task {class_path} has required arguments other than split and path: {error}; give them defaults"
+        ) from None
     task = found(**given)
     if not isinstance(task, Task):
         raise UserError(f"task {class_path} needs __len__, __getitem__ and evaluate; see nanochat_lit.tasks.base.Task")
@@ -127,7 +128,7 @@ def _own_task(class_path: str, path: str | Path | None) -> Task:
 
 def _load(label: str, path: str | Path | None, max_per_task: int | None, run_code: RunCode | None) -> ChatTask:
     if label == "identity" and path is not None:
-        raise UserError("paths names identity, whose questions come from no file; leave it out")
+        raise UserError("paths contains identity, which does not read a file; remove it")
     loaders: dict[str, Callable[[], Task]] = {
         "arc_easy": lambda: ARC("ARC-Easy", "test", path),
         "arc_challenge": lambda: ARC("ARC-Challenge", "test", path),

@@ -1,6 +1,6 @@
-"""The CORE tasks as an evaluation bundle holds them: core.yaml, eval_meta_data.csv, eval_data/.
+"""Reader of the CORE evaluation bundle: core.yaml, eval_meta_data.csv, eval_data/.
 
-Everything is checked when it is loaded, before any model runs.
+Everything is checked on loading, before any model runs.
 """
 
 import csv
@@ -37,13 +37,13 @@ CORE_LABELS = (
     "boolq",
     "bigbench_language_identification",
 )
-"""The tasks whose mean is CORE."""
+"""Tasks of the CORE mean."""
 
 BASELINES = {
     "v1": {"commonsense_qa": 0.20, "bigbench_language_identification": 0.091, "agi_eval_lsat_ar": 0.20},
     "v2": {"commonsense_qa": 0.403, "bigbench_language_identification": 0.25, "agi_eval_lsat_ar": 0.25},
 }
-"""Where the two versions of DCLM's baselines differ: v1 until September 2025 (nanochat's leaderboard), v2 since."""
+"""Differences of the two versions of DCLM's baselines: v1 until September 2025 (nanochat's leaderboard), v2 since."""
 
 KINDS = ("multiple_choice", "schema", "language_modeling")
 SHUFFLE_SEED = 1337
@@ -54,39 +54,39 @@ class CoreTask:
     """One task of a bundle."""
 
     label: str
-    """Its name."""
+    """Name of the task."""
     kind: str
     """multiple_choice, schema or language_modeling."""
     num_fewshot: int
-    """Solved examples before each question."""
+    """Number of few-shot examples."""
     delimiter: str
-    """Between context and continuation."""
+    """Delimiter between context and continuation."""
     baseline: float
-    """Accuracy of guessing, 0 to 1, as the bundle gives it."""
+    """Accuracy of random guessing from the bundle, 0 to 1."""
     rows: list[dict[str, Any]]
-    """In the order of the evaluation: shuffled, then capped."""
+    """Records in evaluation order: shuffled, then capped."""
 
     def baselines(self) -> dict[str, float]:
-        """The baseline of each version."""
+        """Baseline by version."""
         return {version: changed.get(self.label, self.baseline) for version, changed in BASELINES.items()}
 
 
 def load_bundle(
     folder: str | Path, max_per_task: int | None = None, labels: Sequence[str] | None = None
 ) -> list[CoreTask]:
-    """The tasks of a bundle.
+    """Load the tasks of a bundle.
 
     Args:
-        folder: Holds core.yaml, eval_meta_data.csv and eval_data/.
-        max_per_task: Most rows of a task; None takes all.
-        labels: Only these tasks; None or none takes all that are there.
+        folder: Folder with core.yaml, eval_meta_data.csv and eval_data/.
+        max_per_task: Maximum number of records per task; None uses all.
+        labels: Tasks to load; None or an empty list loads all available ones.
 
     Returns:
-        The tasks of CORE that the bundle has, in its order; tasks that it names and has no file of are left out.
+        The CORE tasks of the bundle, in its order, without tasks whose files are missing.
 
     Raises:
-        UserError: If a file of the bundle is missing or malformed, a row is, a task named in `labels` is not there, or a
-            task has too few rows for its few-shot examples.
+        UserError: If a file or record is missing or malformed, a task in `labels` is missing, or a task has too few
+            records for its few-shot examples.
     """
     folder = Path(folder)
     if max_per_task is not None and max_per_task < 1:
@@ -100,9 +100,9 @@ def load_bundle(
         if entry["label"] in CORE_LABELS and (data / entry["dataset_uri"]).is_file()
     }
     if not there:
-        raise UserError(f"{folder} holds no tasks of CORE: none of the files that core.yaml names is in {data}")
+        raise UserError(f"{folder} has no CORE tasks: none of the files in core.yaml exists in {data}")
     if unknown := sorted(set(labels or ()) - set(there)):
-        raise UserError(f"{folder} has no task {', '.join(unknown)} of CORE; it has {', '.join(there)}")
+        raise UserError(f"{folder} does not have the CORE task {', '.join(unknown)}; available: {', '.join(there)}")
     chosen = [entry for label, entry in there.items() if not labels or label in labels]
     return [_task(entry, data, baselines, max_per_task) for entry in chosen]
 
@@ -113,7 +113,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"there is no {path}; give the folder of an evaluation bundle, or leave it out") from None
+        raise UserError(f"{path} does not exist; give the folder of an evaluation bundle, or omit the option") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from None
     entries = content.get("icl_tasks") if isinstance(content, dict) else None
@@ -122,7 +122,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     for number, entry in enumerate(entries, 1):
         where = f"{path}: task {number}"
         if not isinstance(entry, dict):
-            raise UserError(f"{where} is not a table of keys")
+            raise UserError(f"{where} is not a mapping")
         if problem := missing_text(entry, "label", "dataset_uri", "icl_task_type"):
             raise UserError(f"{where}: {problem}")
         if entry["icl_task_type"] not in KINDS:
@@ -141,7 +141,7 @@ def _baselines(path: Path) -> dict[str, float]:
         with path.open(newline="", encoding="utf-8") as file:
             table = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); it gives the baselines of the tasks") from None
+        raise UserError(f"{path}: cannot be read ({error}); it must contain the baselines of the tasks") from None
     return dict(_baseline(row, f"{path}:{number}") for number, row in enumerate(table, 2))
 
 
@@ -167,11 +167,11 @@ def _task(entry: dict[str, Any], data: Path, baselines: dict[str, float], max_pe
         if problem := _problem(kind, row):
             raise UserError(f"{path}:{line}: {problem}")
     Random(SHUFFLE_SEED).shuffle(rows)
-    kept = rows[:max_per_task]  # few-shot examples come from these too, as in nanochat
+    kept = rows[:max_per_task]  # few-shot examples are drawn from these too, as in nanochat
     if len(kept) <= num_fewshot:
         cap = "" if len(kept) == len(rows) else f" (max_per_task; raise it to {num_fewshot + 1} or more)"
         raise UserError(
-            f"the task {label} has {len(kept)} rows{cap} and shows {num_fewshot} other rows as examples before each; "
+            f"the task {label} has {len(kept)} records{cap} and uses {num_fewshot} others as few-shot examples; "
             f"it needs at least {num_fewshot + 1}"
         )
     return CoreTask(
@@ -185,7 +185,7 @@ def _task(entry: dict[str, Any], data: Path, baselines: dict[str, float], max_pe
 
 
 def _problem(kind: str, row: dict[str, Any]) -> str | None:
-    """What is wrong with a row, or None."""
+    """Return the problem of a record, or None."""
     if kind == "language_modeling":
         return missing_text(row, "context", "continuation")
     if kind == "schema":

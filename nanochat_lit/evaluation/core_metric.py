@@ -16,7 +16,7 @@ from nanochat_lit.evaluation.scoring import Scorer
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
 
 EXAMPLES_PER_WINDOW = 2048
-"""Examples whose tokens are held at a time; large, because examples of equal lengths run together."""
+"""Number of examples to tokenize at a time; large, so that examples of equal lengths can be batched."""
 
 
 def evaluate_core(
@@ -27,33 +27,35 @@ def evaluate_core(
     on_task: Callable[[TaskResult], None] | None = None,
     device: torch.device | str = "cpu",
 ) -> list[TaskResult]:
-    """Score every task; with a process group, every rank takes its share of the examples.
+    """Evaluate every task; with a process group, the examples are distributed over the ranks.
 
     Args:
         scorer: The model.
         tokenizer: Its tokenizer.
-        tasks: Of a bundle.
-        results: Holds what an earlier evaluation has finished, and takes what this one finishes; only rank 0's counts.
-        on_task: Called on rank 0 when a task is done, or was done already.
-        device: Where the process group exchanges results.
+        tasks: Tasks of a bundle.
+        results: Results of an earlier evaluation, extended by this one; only rank 0's are used.
+        on_task: Called on rank 0 for each task that is or was finished.
+        device: Device of the process group's collectives.
 
     Returns:
-        One result a task, in their order, on every rank.
+        One result per task, in order, on every rank.
     """
     return measure_tasks(tasks, lambda task: evaluate_task(scorer, tokenizer, task, device), results, on_task)
 
 
 def evaluate_task(scorer: Scorer, tokenizer: Encoder, task: CoreTask, device: torch.device | str = "cpu") -> TaskResult:
-    """Score one task.
+    """Evaluate one task.
 
     Args:
         scorer: The model.
         tokenizer: Its tokenizer.
         task: The task.
-        device: Where the process group, if there is one, exchanges results.
+        device: Device of the process group's collectives, if there is one.
     """
     start_s = time.perf_counter()
-    counts = torch.zeros(len(task.rows) + 1, dtype=torch.int64)  # 1 for right rows; the last place counts the cut ones
+    counts = torch.zeros(
+        len(task.rows) + 1, dtype=torch.int64
+    )  # 1 per correct record; the last entry counts truncated ones
     mine = range(rank(), len(task.rows), world_size())
     for begin in range(0, len(mine), EXAMPLES_PER_WINDOW):
         indices = mine[begin : begin + EXAMPLES_PER_WINDOW]
@@ -74,9 +76,9 @@ def evaluate_task(scorer: Scorer, tokenizer: Encoder, task: CoreTask, device: to
 
 
 def bundle_digest(tasks: Sequence[CoreTask]) -> str:
-    """A fingerprint of the tasks: results of equal tasks may be joined.
+    """Return a digest of the tasks; results of tasks with equal digests can be combined.
 
     Args:
-        tasks: Of a bundle, capped.
+        tasks: Tasks of a bundle, after capping.
     """
     return digest([[task.label, task.kind, task.num_fewshot, task.delimiter, task.rows] for task in tasks])

@@ -1,10 +1,10 @@
-"""From the rows of a CORE task to tokens with a scored part: few-shot examples, the three kinds, what counts.
+"""Converts records of CORE tasks to token sequences with a scored part, including few-shot examples.
 
-multiple_choice     one context, several continuations    scored from where the choices' tokens begin to differ
-schema              several contexts, one continuation    scored: the tokens that all rows end with
+multiple_choice     one context, several continuations    scored: from the first token that differs between choices
+schema              several contexts, one continuation    scored: the common suffix of all sequences
 language_modeling   one context, one continuation         scored: the continuation's tokens
 
-Rules of DCLM (Li et al. 2024, https://arxiv.org/abs/2406.11794) as nanochat applies them.
+Follows DCLM (Li et al. 2024, https://arxiv.org/abs/2406.11794) as implemented in nanochat.
 """
 
 from collections.abc import Sequence
@@ -20,35 +20,35 @@ FEWSHOT_SEED = 1234
 
 
 class Encoder(Protocol):
-    """The part of a tokenizer that is needed here."""
+    """The tokenizer interface used here."""
 
     @property
     def bos_id(self) -> int:
-        """The id that begins every row."""
+        """Token id at the beginning of every sequence."""
         ...
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """Token ids of each text."""
+        """Return the token ids of each text."""
         ...
 
 
 def fewshot_rows(task: CoreTask, index: int) -> list[dict[str, Any]]:
-    """The examples shown before row `index`: other rows, drawn from a seed that is the row's own.
+    """Return the few-shot examples of record `index`: other records, drawn with a seed per record.
 
     Args:
         task: The task.
-        index: Of the row.
+        index: Index of the record.
     """
     places = Random(FEWSHOT_SEED + index).sample(range(len(task.rows) - 1), task.num_fewshot)
-    return [task.rows[place + (place >= index)] for place in places]  # the row itself is passed over
+    return [task.rows[place + (place >= index)] for place in places]  # skips the record itself
 
 
 def prompts(task: CoreTask, index: int) -> list[str]:
-    """The texts of row `index`: one per choice or context; for language_modeling without and with the continuation.
+    """Return the texts of record `index`: one per choice or context, or the text without and with its continuation.
 
     Args:
         task: The task.
-        index: Of the row.
+        index: Index of the record.
     """
     row, delimiter = task.rows[index], task.delimiter
     shown = "".join(_solved(task, other) + "\n\n" for other in fewshot_rows(task, index))
@@ -57,7 +57,7 @@ def prompts(task: CoreTask, index: int) -> list[str]:
     if task.kind == "schema":
         return [f"{shown}{context}{delimiter}{row['continuation']}" for context in row["context_options"]]
     context = f"{shown}{row['context'].strip()}{delimiter}"
-    # stripped: a space at the end would be a token of its own, which the text with the continuation does not have
+    # stripped: a trailing space would be a separate token, unlike in the text with the continuation
     return [context.strip(), context + row["continuation"]]
 
 
@@ -71,19 +71,19 @@ def _solved(task: CoreTask, row: dict[str, Any]) -> str:
 def encode_examples(
     task: CoreTask, indices: Sequence[int], tokenizer: Encoder, sequence_len: int
 ) -> tuple[list[Example], int]:
-    """Rows of a task, ready to be scored.
+    """Tokenize records of a task for scoring.
 
-    Rows that are too long for the context lose tokens on the left; all rows of an example lose as many as its longest, so
-    that they still share their beginning.
+    Sequences longer than the context are truncated on the left. All sequences of an example lose the same number of
+    tokens, so that they keep a common prefix.
 
     Args:
         task: The task.
-        indices: Which rows.
-        tokenizer: The model's.
-        sequence_len: Longest row in tokens.
+        indices: Indices of the records.
+        tokenizer: Tokenizer of the model.
+        sequence_len: Maximum length of a sequence, tokens.
 
     Returns:
-        The examples, and how many were cut.
+        The examples, and the number of truncated ones.
     """
     texts = [prompts(task, index) for index in indices]
     encoded = iter(tokenizer.encode_batch([text for group in texts for text in group], 2))
@@ -94,7 +94,7 @@ def encode_examples(
         excess = max(map(len, rows)) - sequence_len
         if excess > 0:
             num_cut += 1
-            # a scored part that is longer than the context loses its own beginning too
+            # a scored part longer than the context is truncated too
             starts = [max(1, start - excess) for start in starts]
             rows = [row[min(excess, len(row) - 2) :] for row in rows]
             starts = [min(start, len(row) - 1) for start, row in zip(starts, rows, strict=True)]
@@ -103,32 +103,32 @@ def encode_examples(
 
 
 def scored_parts(kind: str, rows: list[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
-    """Which rows go through the model, and where the scored part of each begins.
+    """Return the sequences to run through the model, and where the scored part of each begins.
 
-    At least the last token of every row is scored (a choice may be the beginning of another), and never <|bos|>.
+    At least the last token of every sequence is scored (a choice may be a prefix of another), and never <|bos|>.
 
     Args:
-        kind: Of the task.
-        rows: Tokens of the prompts, <|bos|> first.
+        kind: Kind of the task.
+        rows: Tokens of the prompts, beginning with <|bos|>.
     """
     if kind == "schema":
         common = common_prefix([row[::-1] for row in rows])
         return rows, [max(1, len(row) - common) for row in rows]
     start = common_prefix(rows)
     if kind == "language_modeling":
-        # the prompt without the continuation is a beginning of the one with it, unless a token spans the border
+        # the prompt without continuation is a prefix of the one with it, unless a token spans the boundary
         rows = rows[1:]
     start = max(1, min(start, *(len(row) - 1 for row in rows)))
     return rows, [start] * len(rows)
 
 
 def is_right(task: CoreTask, index: int, scores: Sequence[RowScore]) -> bool:
-    """Whether the model answers row `index` rightly; of equal losses the first choice counts.
+    """Return whether the model answers record `index` correctly; ties select the first choice.
 
     Args:
         task: The task.
-        index: Of the row.
-        scores: Of the rows of its example.
+        index: Index of the record.
+        scores: Scores of the sequences of its example.
     """
     if task.kind == "language_modeling":
         return scores[0].is_greedy

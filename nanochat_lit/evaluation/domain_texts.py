@@ -1,4 +1,4 @@
-"""Short texts of several kinds, written for this project, on which tokenizers are compared: no data needed."""
+"""Short texts of several domains, written for this project, to compare tokenizers without other data."""
 
 DOMAINS: dict[str, str] = {
     "news": """The city council voted on Tuesday to close the old harbour bridge to lorries from the first of March, after
@@ -66,4 +66,4 @@ Straßenverkehrsbehörde hatte die Brücke gesperrt, also nahm er den Umweg durc
 क्योंकि बढ़ई का बिल उसकी आशंका से भी ज़्यादा निकला। फिर भी वह सीटी बजा रहा था। बाज़ार में वह गेहूँ बेचेगा, उसके बाद बाकी बातों
 के बारे में सोचा जा सकता है। पुल बंद था, इसलिए वह घाटी से होकर लंबे रास्ते से गया।""",
 }  # fmt: skip
-"""Texts by domain: English prose, program code, formulas, and the same kind of story in other languages."""
+"""Texts by domain: English news, code, formulas, and a similar story in several languages."""

@@ -1,6 +1,6 @@
-"""Causal language models in Hugging Face folders, measured by the same code as our own exports.
+"""Causal language models in Hugging Face folders, evaluated by the same code as exports.
 
-Only what lies in the folder is read, never the hub, and only weights in safetensors, which cannot run code.
+Reads only local files, never the hub, and only safetensors weights, which cannot execute code.
 """
 
 import inspect
@@ -21,17 +21,17 @@ from nanochat_lit.evaluation.scoring import RowScorer
 from nanochat_lit.model import IGNORE_INDEX
 
 TOKENS_PER_PASS = 2048
-"""Tokens of a forward pass on a CPU; these models' vocabularies are large."""
+"""Tokens per forward pass on a CPU; limited because these models have large vocabularies."""
 
 CACHED_TOKENS = 1 << 14
-"""Tokens of the texts that are written together, prompts included: their keys and values are kept (2 GB for a model of 1 B)."""
+"""Tokens generated concurrently, including prompts; bounds the KV cache (2 GB for a 1B model)."""
 
 
 def is_huggingface(folder: str | Path) -> bool:
-    """Whether a folder's config.json is that of a Hugging Face model: it names a model_type or architectures.
+    """Return whether a folder's config.json has model_type or architectures, as Hugging Face models do.
 
     Args:
-        folder: May be anything.
+        folder: Any path.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -41,30 +41,30 @@ def is_huggingface(folder: str | Path) -> bool:
 
 
 def refuse_huggingface(folder: str | Path, what: str) -> None:
-    """Say what cannot be done with a Hugging Face model.
+    """Raise UserError for a Hugging Face model where an export is required.
 
     Args:
-        folder: Of a model.
-        what: Needs one of our exports.
+        folder: Folder of a model.
+        what: Name of the operation that needs an export.
 
     Raises:
-        UserError: If it is a Hugging Face folder.
+        UserError: If the folder is a Hugging Face model.
     """
     if is_huggingface(folder):
         raise UserError(
-            f"{folder} is a Hugging Face model, which knows nothing of what is asked there: {what} needs an export of "
-            "nanochat-lit; core, chat, bpb and samples measure such models too"
+            f"{folder} is a Hugging Face model, but {what} needs a nanochat-lit export; "
+            "core, chat, bpb and samples also evaluate Hugging Face models"
         )
 
 
 class HuggingFaceTokenizer:
-    """A tokenizer of the transformers library, as the evaluations use one.
+    """Adapter of a transformers tokenizer for evaluations.
 
     Args:
-        tokenizer: Of the folder.
+        tokenizer: Transformers tokenizer.
 
     Attributes:
-        bos_id: What every text is predicted from: the tokenizer's bos token, else its end-of-text token.
+        bos_id: Token id that precedes every text: the tokenizer's bos token, else its eos token.
 
     Raises:
         UserError: If it has neither.
@@ -78,36 +78,36 @@ class HuggingFaceTokenizer:
         self.bos_id, self.vocab_size = int(first), len(tokenizer)
 
     def encode(self, text: str, prepend_bos: bool = False) -> list[int]:
-        """Token ids; a control token that is spelled out in the text stays text.
+        """Encode a text; control tokens spelled out in the text are encoded as text.
 
         Args:
-            text: Any.
-            prepend_bos: Begin with `bos_id`.
+            text: Text to encode.
+            prepend_bos: Prepend `bos_id`.
         """
         return [self.bos_id] * prepend_bos + self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:  # noqa: ARG002
-        """Token ids of each text; the library chooses its threads itself."""
+        """Return the token ids of each text; the library ignores `num_threads`."""
         return self.whole(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text, without control tokens."""
+        """Return the text, without control tokens."""
         return self.whole.decode(list(token_ids), skip_special_tokens=True)
 
     @property
     def has_template(self) -> bool:
-        """Whether it knows how conversations are written; base models' do not."""
+        """Whether the tokenizer has a chat template; base models have none."""
         return bool(getattr(self.whole, "chat_template", None))
 
     def conversation_text(self, messages: Sequence[dict[str, str]], is_open: bool = True) -> str:
-        """A conversation by the tokenizer's own chat template.
+        """Render a conversation with the tokenizer's chat template.
 
         Args:
-            messages: {"role", "content"} each, content a text.
-            is_open: End where the next answer begins.
+            messages: {"role", "content"} each, with content a string.
+            is_open: End with the beginning of the next answer.
 
         Raises:
-            UserError: If the template refuses it.
+            UserError: If the template raises an error.
         """
         from jinja2 import TemplateError
 
@@ -117,36 +117,36 @@ class HuggingFaceTokenizer:
             raise UserError(f"the chat template of this tokenizer fails: {error}") from None
 
     def encode_conversation(self, text: str) -> list[int]:
-        """Token ids of what `conversation_text` gives, control tokens included.
+        """Encode the result of `conversation_text`, including control tokens.
 
         Args:
-            text: With all control tokens that the model needs.
+            text: Text with all control tokens that the model needs.
         """
         return self.whole(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def render_question(self, question: str) -> list[int]:
-        """Token ids that ask for the answer to a user's message, by the tokenizer's own chat template.
+        """Return the prompt for the answer to a user message, by the tokenizer's chat template.
 
         Args:
-            question: What the user says.
+            question: User message.
 
         Raises:
-            UserError: If it has none, as those of base models.
+            UserError: If the tokenizer has no chat template.
         """
         if not self.has_template:
-            raise UserError("this tokenizer has no chat template (a base model's has none); use --chat false")
+            raise UserError("this tokenizer has no chat template (as for base models); use --chat false")
         return self.encode_conversation(self.conversation_text([{"role": "user", "content": question}]))
 
 
 class HuggingFaceModel:
-    """A causal language model of the transformers library with its tokenizer.
+    """Adapter of a transformers causal language model with its tokenizer.
 
     Args:
-        model: In evaluation mode.
-        tokenizer: Its own.
+        model: Model in evaluation mode.
+        tokenizer: Its tokenizer.
 
     Attributes:
-        sequence_len: Longest row in tokens that it was made for.
+        sequence_len: Context length, tokens.
     """
 
     def __init__(self, model: Any, tokenizer: HuggingFaceTokenizer) -> None:
@@ -157,18 +157,18 @@ class HuggingFaceModel:
         fitting = [int(limit) for limit in limits if limit is not None and 0 < limit < 1 << 24]
         if not fitting:
             raise UserError(
-                "neither config.json (max_position_embeddings) nor the tokenizer says how long a text may be"
+                "neither config.json (max_position_embeddings) nor the tokenizer defines the context length"
             )
         self.sequence_len = fitting[0]
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.has_plain_cache = self._has_plain_cache()
-        """Whether all that it keeps of a text is keys and values by token, so that texts can share them, or be padded."""
+        """Whether the cache consists only of keys and values per token, so that it can be shared and padded."""
         own = getattr(model.generation_config, "eos_token_id", None)
         ends = [tokenizer.whole.eos_token_id, *(own if isinstance(own, list) else [own])]
         self.end_ids = sorted({int(end) for end in ends if end is not None})
 
     def _has_plain_cache(self) -> bool:
-        """Only known of models that the library itself defines."""
+        """Return whether the cache is plain; known only for models defined by the library itself."""
         from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
         layers = DynamicCache(config=self.model.config).layers
@@ -177,21 +177,21 @@ class HuggingFaceModel:
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
+        """Device of the model."""
         return self.model.device
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Of weights and activations."""
+        """Dtype of weights and activations."""
         return self.model.dtype
 
     def __call__(self, inputs: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
-        """Loss of each target, (B, T) float32 nats, 0 where it is IGNORE_INDEX.
+        """Return the loss of each target, (B, T) float32 nats, 0 for IGNORE_INDEX.
 
         Args:
             inputs: (B, T) token ids.
             targets: (B, T).
-            reduction: "none" is all there is.
+            reduction: Must be "none".
         """
         assert reduction == "none"
         logits = self.model(input_ids=inputs, use_cache=False).logits.float()
@@ -206,24 +206,26 @@ class HuggingFaceModel:
         top_k: int | None = None,
         seed: int = 0,
     ) -> list[list[int]]:
-        """A continuation of each prompt, without the token that ends it.
+        """Return a completion of each prompt, without the end token.
 
         Args:
             prompts: Token ids, of any lengths.
-            max_new_tokens: Longest continuation in tokens.
-            temperature: 0 is greedy.
-            top_k: Sample among this many most likely tokens; None or 0 is all.
-            seed: Of the samples, which depend on the other prompts too.
+            max_new_tokens: Maximum length of a completion, tokens.
+            temperature: Sampling temperature; 0 is greedy.
+            top_k: Sample from this many most likely tokens; None or 0 disables the limit.
+            seed: Sampling seed; samples also depend on the other prompts.
 
         Raises:
-            UserError: If a prompt leaves no room in the context.
+            UserError: If a prompt leaves no space in the context.
         """
         for prompt in prompts:
             if len(prompt) >= self.sequence_len:
-                raise UserError(f"a prompt of {len(prompt)} tokens leaves no room in {self.sequence_len}; shorten it")
+                raise UserError(
+                    f"a prompt of {len(prompt)} tokens leaves no space in the context of {self.sequence_len}; shorten it"
+                )
         limits = [min(max_new_tokens, self.sequence_len - len(prompt)) for prompt in prompts]
         completions: list[list[int]] = [[] for _ in prompts]
-        has_generator = self.device.type not in ("cpu", "mps")  # of its own, by index
+        has_generator = self.device.type not in ("cpu", "mps")  # one per device index
         kind = self.device.type if has_generator else "cuda"
         with torch.random.fork_rng([self.device.index or 0] if has_generator else [], device_type=kind):
             torch.manual_seed(seed)
@@ -234,7 +236,7 @@ class HuggingFaceModel:
         return completions
 
     def _batches(self, lengths: Sequence[int], limits: Sequence[int]) -> Iterator[list[int]]:
-        """Prompts that run together, the longest first: equal limits, and equal lengths where padding would be read."""
+        """Yield batches of prompt indices, longest first, of equal limits (and lengths, if padding is unsupported)."""
         members: list[int] = []
         for index in sorted(range(len(lengths)), key=lambda index: (limits[index], -lengths[index])):
             if members:
@@ -260,18 +262,18 @@ class HuggingFaceModel:
         rows = self.model.generate(
             input_ids=torch.tensor(inputs, device=self.device), attention_mask=torch.tensor(mask, device=self.device),
             max_new_tokens=max_new_tokens, pad_token_id=filler, eos_token_id=self.end_ids or None,
-            top_p=1.0, repetition_penalty=1.0, **how,  # folders bring settings of their own, for chatting
+            top_p=1.0, repetition_penalty=1.0, **how,  # override the folder's own generation settings
         )[:, length:].tolist()  # fmt: skip
         ends = set(self.end_ids)
         return [list(takewhile(lambda token_id: token_id not in ends, row)) for row in rows]
 
 
 class HuggingFaceScorer(RowScorer):
-    """Scores rows with a Hugging Face model, keys and values of shared beginnings kept where its cache allows it.
+    """Scores sequences with a Hugging Face model; reuses keys and values of shared prefixes if its cache allows it.
 
     Args:
         model: The model.
-        tokens_per_pass: Tokens of a forward pass; None is what suits the device.
+        tokens_per_pass: Tokens per forward pass; None is the default of the device.
     """
 
     def __init__(self, model: HuggingFaceModel, tokens_per_pass: int | None = None) -> None:
@@ -283,14 +285,14 @@ class HuggingFaceScorer(RowScorer):
         self._cache_name = "cache" if has_new_name else "past_key_values"  # renamed in transformers 5.24
 
     def read(self, beginnings: Tensor, owners: Tensor, room: int) -> Any:  # noqa: ARG002 - this cache grows
-        """Keys and values of beginnings, one for each row."""
+        """Return the keys and values of the prefixes, one per sequence."""
         few = {"logits_to_keep": 1} if self.causal.keeps_logits else {}
         cache = getattr(self.causal.model(input_ids=beginnings, use_cache=True, **few), self._cache_name)
         cache.batch_select_indices(owners)
         return cache
 
     def states(self, inputs: Tensor, cache: Any, rows: Tensor, columns: Tensor) -> Tensor:
-        """(K, V) logits: what comes before them differs from model to model."""
+        """Return logits (K, V), since hidden states are model-specific."""
         options = {"use_cache": True, self._cache_name: cache} if cache is not None else {"use_cache": False}
         if not self.causal.keeps_logits:
             return self.causal.model(input_ids=inputs, **options).logits[rows, columns]
@@ -308,13 +310,13 @@ def load_huggingface(
     compute_dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> HuggingFaceModel:
-    """Read a Hugging Face folder: config.json, weights in safetensors, the tokenizer's files.
+    """Load a Hugging Face folder: config.json, safetensors weights and tokenizer files.
 
     Args:
-        folder: Where they are.
-        device: Where to put the model; None is the fastest device there is.
+        folder: Folder of the model.
+        device: Device of the model; None selects the fastest available one.
         compute_dtype: "auto", "bfloat16", "float16" or "float32".
-        trust_remote_code: Run the Python files that some folders bring along: they can do what you can.
+        trust_remote_code: Run the Python files of the folder, with your permissions.
 
     Raises:
         UserError: If transformers is not installed, or the folder cannot be read.
@@ -326,7 +328,7 @@ def load_huggingface(
     folder = Path(folder)
     if not list(folder.glob("*.safetensors")):
         raise UserError(
-            f"{folder} has no weights in safetensors; others (pytorch_model.bin) are pickles, which can run code: "
+            f"{folder} has no safetensors weights; other formats (pytorch_model.bin) are pickles, which can execute code: "
             "convert them with transformers' save_pretrained"
         )
     device = find_device(device)
@@ -341,12 +343,12 @@ def load_huggingface(
             folder, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        code = " (it brings Python files of its own: --trust_remote_code true runs them)"
+        code = " (it contains Python files; use --trust_remote_code true to run them)"
         hint = code if "trust_remote_code" in str(error) and not trust_remote_code else ""
         raise UserError(f"{folder} cannot be read{hint}: {' '.join(str(error).split())[:300]}") from None
     finally:
         if has_bar:
             transformers.utils.logging.enable_progress_bar()
-    if loaded["missing_keys"]:  # the library makes up random ones
-        raise UserError(f"{folder} lacks the weights {', '.join(sorted(loaded['missing_keys'])[:3])} of its model")
+    if loaded["missing_keys"]:  # the library initializes these randomly
+        raise UserError(f"{folder} lacks the weights {', '.join(sorted(loaded['missing_keys'])[:3])}")
     return HuggingFaceModel(model.to(device).eval(), HuggingFaceTokenizer(tokenizer))

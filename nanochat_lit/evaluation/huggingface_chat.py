@@ -1,4 +1,4 @@
-"""Hugging Face models in conversation: by the chat template of their tokenizer, or as a text where it has none."""
+"""ChatCORE answers of Hugging Face models, with their chat template or as plain text."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from nanochat_lit.evaluation.huggingface import HuggingFaceModel, HuggingFaceSco
 from nanochat_lit.tasks.base import Conversation
 
 QUESTION, ANSWER = "Question:", "Answer:"
-"""What precedes the turns of a conversation without a chat template."""
+"""Prefixes of the turns of a conversation without a chat template."""
 
 
 class HuggingFaceAnswerer:
-    """A model of the transformers library, without a calculator.
+    """Answers with a transformers model, without a calculator.
 
-    It has not seen the tasks in training, so where answers must have a form, the question ends with the task's instruction.
+    Appends the task's instruction on the answer format to the question, because the model was not trained on the task.
 
     Args:
         causal: Model and tokenizer.
@@ -29,31 +29,31 @@ class HuggingFaceAnswerer:
 
     @property
     def sequence_len(self) -> int:
-        """The context, with room for one token of an answer."""
+        """Context length minus one token for the answer."""
         return self.causal.sequence_len - 1
 
     @property
     def device(self) -> torch.device:
-        """The model's."""
+        """Device of the model."""
         return self.causal.device
 
     @property
     def tokens_per_pass(self) -> int:
-        """What suits the device."""
+        """Default of the device."""
         return self._scorer.tokens_per_pass
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """By the chat template, else as questions and answers in a text."""
+        """Render the prompt with the chat template, else as plain-text questions and answers."""
         return self._encode(self._text(_asked(conversation)))
 
     def letter_ids(self, conversation: Conversation, letter: str) -> list[int]:
-        """Token ids that follow the prompt where the answer is this letter: tokens of a word differ by what precedes it."""
+        """Return the tokens of this letter after the prompt; they depend on the preceding text."""
         asked = _asked(conversation)
         start, whole = self._text(asked), self._text([*asked, {"role": "assistant", "content": letter}], is_open=False)
-        if not whole.startswith(start):  # some templates write past answers otherwise than new ones
+        if not whole.startswith(start):  # some templates render past answers differently from new ones
             whole = start + letter
         before, token_ids = self._encode(start), self._encode(whole)
-        if token_ids[: len(before)] != before:  # a prompt that ends within a token, such as with a space
+        if token_ids[: len(before)] != before:  # the prompt ends within a token, for example with a space
             return self.tokenizer.encode(letter)
         after = token_ids[len(before) :]
         for count in range(1, len(after) + 1):
@@ -71,11 +71,11 @@ class HuggingFaceAnswerer:
         return self._scorer.logits(states)
 
     def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """In batches of similar lengths."""
+        """Complete the prompts in batches of similar lengths."""
         return self.causal.generate_batch(prompts, max_new_tokens)
 
     def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
-        """All of them together."""
+        """Sample all completions in one batch."""
         return self.causal.generate_batch(
             [prompt] * answering.num_samples,
             answering.max_new_tokens,
@@ -85,7 +85,7 @@ class HuggingFaceAnswerer:
         )
 
     def read(self, token_ids: Sequence[int]) -> Answer:
-        """The text; of a model that goes on with questions of its own, what comes before them."""
+        """Return the text, up to the next question if the model continues with one."""
         text = self.tokenizer.decode(token_ids)
         return Answer(text if self.tokenizer.has_template else text.partition(f"\n{QUESTION}")[0], [])
 
@@ -102,7 +102,7 @@ class HuggingFaceAnswerer:
 
 
 def _asked(conversation: Conversation) -> list[dict[str, str]]:
-    """The messages up to the answer that is wanted, each a text, and how it shall look."""
+    """Return the messages before the last answer as text, with the instruction appended."""
     messages = [
         {"role": message["role"], "content": _plain(message["content"])} for message in conversation["messages"]
     ]
@@ -118,6 +118,6 @@ def _plain(content: str | list[dict[str, str]]) -> str:
 
 
 def _turn(message: dict[str, str]) -> str:
-    """A message as a paragraph; the space before an answer is its first token's."""
+    """Format a message as a paragraph; the space before an answer belongs to its first token."""
     heading = {"user": f"{QUESTION} ", "assistant": f"{ANSWER} "}.get(message["role"], "")
     return heading + message["content"] + ("\n" if message["role"] == "assistant" else "")

@@ -1,4 +1,4 @@
-"""Tokenizers of GPT models to compare with, by tiktoken and without the network."""
+"""Tokenizers of OpenAI models for comparison, from tiktoken without network access."""
 
 import hashlib
 import os
@@ -15,26 +15,26 @@ OPENAI_FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "gpt4": ("cl100k_base", ("encodings/cl100k_base.tiktoken",)),
     "gpt4o": ("o200k_base", ("encodings/o200k_base.tiktoken",)),
 }
-"""Name here: tiktoken's name, and the files that it would download."""
+"""tiktoken's encoding name and files, by name."""
 
 
 def openai_encoder(name: str) -> tuple[int, EncodeBatch]:
-    """Vocabulary size and batch encoder of a tokenizer of OPENAI_FILES.
+    """Return the vocabulary size and batch encoder of a tokenizer in OPENAI_FILES.
 
     Args:
-        name: One of its keys.
+        name: A key of OPENAI_FILES.
 
     Raises:
         UserError: If tiktoken or the files are missing; nothing is downloaded.
     """
     encoding, files = OPENAI_FILES[name]
     try:
-        tiktoken = import_module("tiktoken")  # not one of our dependencies, so type checkers may not find it
+        tiktoken = import_module("tiktoken")  # not a dependency, so type checkers may not find it
     except ImportError:
         raise missing_package(f"the tokenizer {name}", "tiktoken", "tiktoken") from None
     default = Path(tempfile.gettempdir()) / "data-gym-cache"
     cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)
-    # tiktoken names a cached file by the sha1 of its address, and would download one that is not there.
+    # tiktoken names a cached file by the SHA-1 of its URL, and would download a missing one.
     missing = [file for file in files if not (cache / _cached_name(file)).is_file()]
     if missing:
         raise UserError(

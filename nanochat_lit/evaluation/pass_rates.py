@@ -1,4 +1,4 @@
-"""How many held-out questions a model answers: greedily, and with several tries."""
+"""Accuracy and pass@k on held-out questions."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ from nanochat_lit.evaluation.statistics import pass_at_k
 
 
 class PassRates(Metric):
-    """Accuracy of greedy answers, and pass@1 and pass@k of sampled ones, over all ranks.
+    """Accuracy of greedy answers, and pass@1 and pass@k of sampled answers, over all ranks.
 
-    Everything is counted in whole numbers, so any number of ranks finds the same.
+    Counts are integers, so the result does not depend on the number of ranks.
 
     Args:
-        num_samples: Sampled answers to each question; 0 for none.
+        num_samples: Sampled answers per question; 0 for none.
     """
 
     full_state_update = False
@@ -34,15 +34,15 @@ class PassRates(Metric):
         """Add a question.
 
         Args:
-            is_right: Whether the greedy answer is.
-            num_right_samples: How many of the sampled answers are.
+            is_right: Whether the greedy answer is correct.
+            num_right_samples: Number of correct sampled answers.
         """
         self.num_questions += 1
         self.num_right += int(is_right)
         self.by_right_samples[num_right_samples] += 1
 
     def compute(self) -> dict[str, float]:
-        """Shares from 0 to 1: accuracy, and, when there are samples, pass@1 and pass@k for k samples."""
+        """Return accuracy and, with samples, pass@1 and pass@k for k samples, each from 0 to 1."""
         total, k = int(self.num_questions), self.num_samples
         if total == 0:
             return {}

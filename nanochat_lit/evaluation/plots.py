@@ -1,4 +1,4 @@
-"""Curves of a run, and shares of a corpus, as pictures."""
+"""Plots of training curves and corpus statistics."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 
 def plot_curves(path: str | Path, title: str, y_label: str, curves: Curves) -> None:
-    """Draw curves over training steps, on a logarithmic axis: the last tenth of a loss is where the work goes.
+    """Plot curves over training steps with a logarithmic value axis, which resolves the last part of a loss curve.
 
     Args:
         path: PNG file to write.
-        title: Above the plot.
-        y_label: Of the vertical axis, with its unit.
+        title: Title of the plot.
+        y_label: Label of the vertical axis, with its unit.
         curves: Name to (steps, values).
     """
     with atomic_write(path) as file:
@@ -32,19 +32,19 @@ def curves_png(
     log_y: bool = True,
     points: Curves | None = None,
 ) -> bytes:
-    """Draw curves.
+    """Plot curves as a PNG image.
 
     Args:
-        title: Above the plot.
-        y_label: Of the vertical axis, with its unit.
-        curves: Name to (places, values).
-        x_label: Of the horizontal axis.
-        log_x: A logarithmic horizontal axis.
-        log_y: A logarithmic vertical axis; where a value is not positive it is linear all the same.
-        points: Drawn as dots without a line; one that is named as a curve has its colour.
+        title: Title of the plot.
+        y_label: Label of the vertical axis, with its unit.
+        curves: Name to (x, y) values.
+        x_label: Label of the horizontal axis.
+        log_x: Use a logarithmic horizontal axis.
+        log_y: Use a logarithmic vertical axis, unless a value is not positive.
+        points: Series drawn as dots; a series with the name of a curve has its color.
 
     Returns:
-        A PNG file.
+        Contents of a PNG file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -67,7 +67,7 @@ def curves_png(
     if log_y and all(value > 0 for value in heights):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")  # 4 instead of 4 x 10^0
-        if heights and max(heights) < 20 * min(heights):  # a few numbers between the powers of ten
+        if heights and max(heights) < 20 * min(heights):  # label some values between the powers of ten
             axes.yaxis.set_minor_formatter("{x:g}")
     if log_x:
         axes.set_xscale("log")
@@ -82,7 +82,7 @@ def curves_png(
 
 
 def plot_bars(path: str | Path, panels: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw shares as horizontal bars, a panel for each kind of share.
+    """Plot shares as horizontal bars, one panel per kind of share.
 
     Args:
         path: PNG or SVG file to write.

@@ -1,4 +1,4 @@
-"""Dividing an evaluation among processes: each takes every world_size-th example, all end with all results."""
+"""Distribution of an evaluation over ranks: each takes every world_size-th example, and all get all results."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ from nanochat_lit.common.distributed import world_size
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of every rank's tensor, on every rank; the tensor itself without a process group.
+    """Return the sum of all ranks' tensors on every rank; the tensor itself without a process group.
 
     Args:
-        tensor: As large on every rank, on the device that the process group works with.
+        tensor: Tensor of equal shape on every rank, on the device of the process group.
     """
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(tensor)
@@ -24,10 +24,10 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def joined_shares(own: list[Any]) -> list[Any]:
-    """What all ranks have made of their shares, in the order of the whole, on every rank.
+    """Return the results of all ranks, interleaved to the original order, on every rank.
 
     Args:
-        own: Of this rank, whose share is every world_size-th from its number on; plain data.
+        own: Results of this rank for every world_size-th item, starting at its rank; plain data.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return own
@@ -37,10 +37,10 @@ def joined_shares(own: list[Any]) -> list[Any]:
 
 
 def from_rank_zero(value: Any) -> Any:
-    """What rank 0 holds, on every rank.
+    """Return rank 0's value on every rank.
 
     Args:
-        value: Plain data; of other ranks it is ignored.
+        value: Plain data; ignored on other ranks.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return value
@@ -51,10 +51,10 @@ def from_rank_zero(value: Any) -> Any:
 
 @contextlib.contextmanager
 def joined_ranks() -> Iterator[torch.device | None]:
-    """Join the processes that torchrun or srun has started, for a command that no Trainer runs.
+    """Initialize a process group for torchrun or srun, for commands without a Trainer.
 
     Yields:
-        The GPU of this process, or None where there is a single process, or no GPU.
+        The GPU of this process, or None for a single process or without GPUs.
     """
     if world_size() == 1 or dist.is_initialized():
         yield None

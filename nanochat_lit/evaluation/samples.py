@@ -1,4 +1,4 @@
-"""Completions of a few prompts, to see with one's own eyes what a model has learnt."""
+"""Completions of a few prompts, for qualitative inspection."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ BASE_PROMPTS = (
     "Once upon a time there was",
     "The planets of the solar system are:",
 )
-"""What a base model is asked to go on with."""
+"""Prompts for a base model to continue."""
 
 CHAT_PROMPTS = ("Hello!", "Who are you?", "What is 127 plus 358?", "What is the capital of France?")
-"""What a chat model is asked."""
+"""Messages for a chat model to answer."""
 
 
 def complete_texts(
@@ -27,15 +27,15 @@ def complete_texts(
     top_k: int | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """How a base model goes on with each text.
+    """Continue each text with a base model.
 
     Args:
-        engine: Model and tokenizer, ours or another library's.
+        engine: An engine, or an adapter of another library's model.
         prompts: Beginnings of documents.
-        max_new_tokens: Longest continuation in tokens.
-        temperature: 0 is greedy.
-        top_k: Sample among this many most likely tokens; None or 0 is all.
-        seed: Of the samples.
+        max_new_tokens: Maximum length of a continuation, tokens.
+        temperature: Sampling temperature; 0 is greedy.
+        top_k: Sample from this many most likely tokens; None or 0 disables the limit.
+        seed: Sampling seed.
 
     Returns:
         Continuations, without the prompts.
@@ -55,15 +55,15 @@ def answer_messages(
     top_k: int | None = None,
     seed: int = 0,
 ) -> list[str]:
-    """What a chat model answers to each user message, by its own chat template or with our calculator's calls written as [expression = result].
+    """Answer each user message with a chat model; calculator calls are rendered as [expression = result].
 
     Args:
-        engine: Model and tokenizer, ours or another library's.
+        engine: An engine, or an adapter of another library's model.
         prompts: User messages, one conversation each.
-        max_new_tokens: Longest answer in tokens.
-        temperature: 0 is greedy.
-        top_k: Sample among this many most likely tokens; None or 0 is all.
-        seed: Of the samples.
+        max_new_tokens: Maximum length of an answer, tokens.
+        temperature: Sampling temperature; 0 is greedy.
+        top_k: Sample from this many most likely tokens; None or 0 disables the limit.
+        seed: Sampling seed.
     """
     if isinstance(engine, HuggingFaceModel):
         token_ids = [engine.tokenizer.render_question(prompt) for prompt in prompts]
@@ -80,10 +80,10 @@ def answer_messages(
 
 
 def readable(parts: Sequence[dict[str, str]]) -> str:
-    """One text from the parts of an answer, with calls and results in brackets.
+    """Join the parts of an answer to one text, with calls and results in brackets.
 
     Args:
-        parts: As `parse_completion` gives them.
+        parts: Result of `parse_completion`.
     """
     pieces: list[str] = []
     is_open = False

@@ -1,8 +1,8 @@
 """Scaling laws fitted to finished runs, as pure functions.
 
-The method is the second one of Hoffmann et al. 2022 (isoFLOP profiles): for each compute budget a parabola of the loss
-over the logarithm of the model's size has its lowest point at the best size, and another one over the logarithm of the
-tokens at the best number of tokens; straight lines through these points in log-log coordinates are the power laws.
+The method is approach 2 of Hoffmann et al. 2022 (isoFLOP profiles). For each compute budget, the minimum of a parabola
+of the loss over the logarithm of the model size is the optimal size; likewise for the number of tokens. Straight lines
+through these optima in log-log coordinates are the power laws.
 
 Reference:
     Hoffmann et al. 2022, Training Compute-Optimal Large Language Models. https://arxiv.org/abs/2203.15556
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_POINTS = 3
-"""Of a parabola."""
+"""Number of coefficients of a parabola."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +23,18 @@ class Parabola:
     """y = lowest + curvature * (log10 x - log10 best) ** 2, by least squares."""
 
     best: float
-    """Where it is lowest."""
+    """Location of the minimum."""
     lowest: float
-    """Its lowest value."""
+    """Value at the minimum."""
     curvature: float
-    """Above 0 if there is a lowest point."""
+    """Positive if there is a minimum."""
     is_inside: bool
-    """Whether the lowest point lies between the points that it was fitted to; otherwise it is a guess."""
+    """Whether the minimum lies within the range of the fitted points; otherwise it is an extrapolation."""
     error: float = 0.0
-    """Root mean square of what the values differ from the curve; a parabola holds only near its lowest point."""
+    """Root mean square residual; the approximation by a parabola holds only near the minimum."""
 
     def __call__(self, x: float) -> float:
-        """The value at x."""
+        """Return the value at x."""
         return self.lowest + self.curvature * (math.log10(x) - math.log10(self.best)) ** 2
 
 
@@ -47,29 +47,29 @@ class PowerLaw:
     factor: float
     """Value at x = 1, without the offset."""
     offset: float = 0.0
-    """What is left however large x becomes."""
+    """Limit for large x."""
     exponent_error: float | None = None
-    """Standard error of the exponent by the scatter around the line; None with fewer than three points."""
+    """Standard error of the exponent from the residuals; None with fewer than three points."""
 
     def __call__(self, x: float) -> float:
-        """The value at x."""
+        """Return the value at x."""
         return self.offset + self.factor * x**self.exponent
 
 
 def fit_parabola(places: Sequence[float], values: Sequence[float]) -> Parabola | None:
-    """Least squares over log10 of the places.
+    """Fit a parabola by least squares over log10 of the locations.
 
     Args:
-        places: Positive, at least three different ones.
-        values: One for each.
+        places: Positive locations; at least three different ones are needed.
+        values: One value per location.
 
     Returns:
-        None with too few places, or if the curve bends the other way and has no lowest point.
+        None with too few locations, or if the parabola has no minimum.
     """
     if len(set(places)) < MIN_POINTS:
         return None
     logs = np.log10(np.asarray(places, dtype=np.float64))
-    middle = float(logs.mean())  # keeps the sums of powers well conditioned
+    middle = float(logs.mean())  # centering keeps the sums of powers well conditioned
     curvature, slope, level = np.polyfit(logs - middle, np.asarray(values, dtype=np.float64), 2)
     if curvature <= 0:
         return None
@@ -85,11 +85,11 @@ def fit_parabola(places: Sequence[float], values: Sequence[float]) -> Parabola |
 
 
 def fit_power_law(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw | None:
-    """A straight line in log-log coordinates, by least squares.
+    """Fit a straight line in log-log coordinates by least squares.
 
     Args:
-        xs: Positive.
-        ys: Positive, one for each.
+        xs: Positive values.
+        ys: Positive values, one per x.
 
     Returns:
         None with fewer than two different xs.
@@ -108,17 +108,18 @@ def fit_power_law(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw | None:
 
 
 def fit_saturating_power_law(xs: Sequence[float], ys: Sequence[float], num_offsets: int = 2000) -> PowerLaw | None:
-    """Offset + factor * x ** exponent: the offset by trying, the others by a line through log(y - offset).
+    """Fit offset + factor * x ** exponent: a search over offsets, and a line through log(y - offset).
 
-    Offsets are tried from 0 to just below the lowest y; the one with the least squared error of y (not of its logarithm) wins.
+    Offsets are tried from 0 to just below the lowest y; the one with the smallest squared error of y (not of its
+    logarithm) is selected.
 
     Args:
-        xs: Positive.
-        ys: Positive, falling with x.
-        num_offsets: How many to try.
+        xs: Positive values.
+        ys: Positive values that decrease with x.
+        num_offsets: Number of offsets to try.
 
     Returns:
-        None with fewer than four points: three numbers go through three points exactly and say nothing.
+        None with fewer than four points, as three parameters fit three points exactly.
     """
     if len(set(xs)) < 4:
         return None

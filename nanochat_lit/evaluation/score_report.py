@@ -1,4 +1,4 @@
-"""Tables of an evaluation: a dict for JSON, markdown to read, a plot."""
+"""Reports of an evaluation as a dict for JSON, Markdown and a plot."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ SETTINGS = (
     "model", "prompts", "bundle", "compute_dtype", "max_per_task",
     "num_samples", "temperature", "top_k", "max_new_tokens", "seed", "world_size",
 )  # fmt: skip
-"""What a page says of how it was measured, where the report knows it."""
+"""Evaluation settings shown on the page, if the report has them."""
 
 TITLES = {"core": "CORE", "chat_core": "ChatCORE"}
 CUT = {
-    "core": "lost tokens on the left, because they do not fit the context",
-    "chat_core": "do not fit the context and count as answered wrongly",
+    "core": "were truncated on the left to fit the context",
+    "chat_core": "do not fit the context and count as wrong answers",
 }
-"""What became of examples that were too long."""
+"""Treatment of examples that are too long, by metric."""
 
 
 def summarize(
@@ -34,20 +34,21 @@ def summarize(
     about: Mapping[str, Any],
     k: int = 1,
 ) -> dict[str, Any]:
-    """Everything that was measured, ready for JSON.
+    """Summarize an evaluation as JSON-safe data.
 
     Args:
         metric: "core" or "chat_core".
-        members: Tasks whose mean centered accuracy the metric is; other tasks stand in the table alone.
-        results: One a task.
-        baselines: Accuracy of guessing by version of the baselines and task; the first version is the main one.
-        about: Model, data and settings, added as they are.
-        k: For tasks that are asked several times, also the share that one of k samples solves.
+        members: Tasks of the mean; other tasks are only listed in the table.
+        results: One result per task.
+        baselines: Accuracy of random guessing by version and task; the first version is the main one.
+        about: Model, data and settings, copied to the report.
+        k: Also report pass@k for tasks with several samples.
 
     Returns:
-        `metric`; `scores` by version: value, low, high (95% bootstrap interval), None if no member was measured;
-        `is_partial`, `missing`; `tasks`: label, is_member, kind, num_fewshot, examples, accuracy with low and high, and by
-        version baseline and centered, format_rate where the task knows a form, cut, seconds; `examples`, `seconds`, `examples_per_s`.
+        `metric`; `scores` by version: value, low, high (95% bootstrap interval), or None without members; `is_partial`,
+        `missing`; `tasks`: label, is_member, kind, num_fewshot, examples, accuracy with low and high, baseline and
+        centered by version, format_rate if the task defines a format, cut, seconds; `examples`, `seconds`,
+        `examples_per_s`.
     """
     rng = np.random.default_rng(SEED)
     samples = {result.label: _samples(result, rng) for result in results}
@@ -78,7 +79,7 @@ def summarize(
 def _score(
     results: Sequence[TaskResult], samples: Mapping[str, np.ndarray], baselines: Mapping[str, float]
 ) -> dict[str, float | None]:
-    """The mean centered accuracy of tasks with its interval."""
+    """Return the mean centered accuracy of tasks with its interval."""
     if not results:
         return {"value": None, "low": None, "high": None}
     values = [centered(result.accuracy, baselines[result.label]) for result in results]
@@ -113,7 +114,7 @@ def _entry(
 
 
 def _samples(result: TaskResult, rng: np.random.Generator) -> np.ndarray:
-    """Bootstrap samples of a task's accuracy; what varies is the examples, not the samples of each."""
+    """Return bootstrap samples of a task's accuracy, resampling examples but not the answers to each."""
     num_examples = len(result.correct)
     if result.num_samples == 1:
         return resampled_accuracies(sum(result.correct), num_examples, rng)
@@ -123,15 +124,15 @@ def _samples(result: TaskResult, rng: np.random.Generator) -> np.ndarray:
 
 
 def headline(report: Mapping[str, Any]) -> list[str]:
-    """One line per version of the metric, and what is to be known of it: which tasks are missing, how many examples were cut.
+    """Return a line per version of the metric, and notes on missing tasks and truncated examples.
 
     Args:
-        report: Of `summarize`.
+        report: Result of `summarize`.
     """
     title = TITLES[report["metric"]]
     num_members = sum(task["is_member"] for task in report["tasks"])
     if not num_members:
-        return [f"None of the {len(report['missing'])} tasks of {title} was measured, so the mean is left out."]
+        return [f"None of the {len(report['missing'])} tasks of {title} was evaluated, so the mean is omitted."]
     lines = []
     for version, score in report["scores"].items():
         name = title if len(report["scores"]) == 1 else f"{title} ({version} baselines)"
@@ -141,7 +142,7 @@ def headline(report: Mapping[str, Any]) -> list[str]:
     if report["is_partial"]:
         missing = report["missing"]
         lines.append(
-            f"This mean is partial and cannot be compared with {title}: {len(missing)} of {num_members + len(missing)} "
+            f"This mean is partial and not comparable with {title}: {len(missing)} of {num_members + len(missing)} "
             f"tasks are missing ({', '.join(missing)})."
         )
     if num_cut := sum(task["cut"] for task in report["tasks"]):
@@ -150,10 +151,10 @@ def headline(report: Mapping[str, Any]) -> list[str]:
 
 
 def table_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The table of a report as text, the heading first.
+    """Return the table of a report as text cells, beginning with the heading.
 
     Args:
-        report: Of `summarize`.
+        report: Result of `summarize`.
     """
     versions = list(report["scores"])
     several = any("k" in task for task in report["tasks"])
@@ -177,10 +178,10 @@ def table_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page.
+    """Return the report as a Markdown page.
 
     Args:
-        report: Of `summarize`.
+        report: Result of `summarize`.
     """
     heading, *rows = table_rows(report)
     lines = [f"# {TITLES[report['metric']]}", ""]
@@ -197,33 +198,33 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def legend(report: Mapping[str, Any]) -> list[str]:
-    """What the columns of the table mean that do not say so themselves.
+    """Return explanations of the table's columns.
 
     Args:
-        report: Of `summarize`.
+        report: Result of `summarize`.
     """
     tasks = report["tasks"]
     lines = [f"cut: examples that {CUT[report['metric']]}."]
     if any("format_rate" in task for task in tasks):
         lines.append(
-            'form: share of the answers, right or wrong, that end as the task\'s do (GSM8K: "####" and a number).'
+            'form: fraction of the answers, right or wrong, in the task\'s format (GSM8K: "####" and a number).'
         )
     if any("k" in task for task in tasks):
         lines.append(
-            "pass@k: share of the questions that at least one of k samples answers, estimated from all samples."
+            "pass@k: fraction of the questions that at least one of k samples solves, estimated from all samples."
         )
     if any(task["low"] == task["high"] for task in tasks):
         lines.append(
-            "An interval without width (all answers right, or all wrong) says nothing: drawing equal answers again cannot vary."
+            "An interval of zero width (all answers right or all wrong) is not informative: resampling cannot vary."
         )
     return lines
 
 
 def plain_table(report: Mapping[str, Any]) -> str:
-    """The table in columns, for a terminal.
+    """Return the table in aligned columns for a terminal.
 
     Args:
-        report: Of `summarize`.
+        report: Result of `summarize`.
     """
     rows = table_rows(report)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -240,8 +241,8 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Write <metric>.json, .md and .png into a folder.
 
     Args:
-        folder: Made if needed.
-        report: Of `summarize`.
+        folder: Output folder; created if needed.
+        report: Result of `summarize`.
     """
     name = report["metric"]
     write_json(folder / f"{name}.json", report)
@@ -252,7 +253,7 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def _plot(file: Any, report: Mapping[str, Any]) -> None:
-    """Bars of the centered accuracies with their intervals; 0 is guessing."""
+    """Plot the centered accuracies with their intervals; 0 is random guessing."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -269,7 +270,7 @@ def _plot(file: Any, report: Mapping[str, Any]) -> None:
     axes = figure.subplots()
     axes.barh([task["label"] for task in tasks], values, xerr=errors, color="#4878a8", ecolor="#333333", capsize=2)
     axes.axvline(0.0, color="black", linewidth=0.8)
-    axes.set(xlabel="centered accuracy (0 is guessing, 1 is perfect)")
-    figure.suptitle(headline(report)[0].replace(" (95%", "\n(95%"), fontsize=9)  # two lines, or it is cut off
+    axes.set(xlabel="centered accuracy (0: random guessing, 1: perfect)")
+    figure.suptitle(headline(report)[0].replace(" (95%", "\n(95%"), fontsize=9)  # break the line so that it fits
     axes.grid(alpha=0.3, axis="x")
     figure.savefig(file, dpi=120, format="png")

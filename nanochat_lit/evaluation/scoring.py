@@ -1,11 +1,11 @@
-"""Losses of given continuations, computed once for what they share.
+"""Losses of given continuations, with shared prefixes computed once.
 
-An example is a few rows of tokens that begin alike and end with what is to be scored: the choices of a question, say. The
-shared beginning goes through the model once; its keys and values then serve all rows, of which only the rest is computed.
-Examples whose shared parts are equally long, rounded down to BUCKET tokens, run together: so no row is padded on the left,
-and the model needs no mask. Logits are made only for the tokens that are scored.
+An example is a few token sequences with a common prefix and a scored end, for example the choices of a question. The
+prefix is computed once; its keys and values are reused for all sequences. Examples with equal prefix lengths, rounded
+down to BUCKET tokens, are batched. No sequence is thus padded on the left, and the model needs no mask. Logits are
+computed only for the scored tokens.
 
-Shapes: N rows, P shared tokens, S tokens after them, C channels, V vocabulary.
+Shapes: N sequences, P shared tokens, S tokens after them, C channels, V vocabulary.
 """
 
 import itertools
@@ -25,64 +25,64 @@ from nanochat_lit.model import GPT, KVCache
 from nanochat_lit.model.loss import softcap
 
 BUCKET = 8
-"""Shared beginnings are cut to a multiple of this many tokens; what is cut off is computed in every row."""
+"""Shared prefixes are rounded down to a multiple of this many tokens; the remainder is computed per sequence."""
 
 MIN_SHARED = 16
-"""A shorter shared beginning is not worth a second forward pass."""
+"""Minimum length of a shared prefix, tokens; shorter ones are not worth a second forward pass."""
 
 TOKENS_PER_PASS = {"cpu": 4096, "cuda": 16384}
-"""Tokens of a forward pass: enough to keep the device busy, few enough for its memory."""
+"""Tokens per forward pass by device type; limited by memory."""
 
 CACHED_PASSES = 4
-"""The cache of all rows, shared beginnings repeated, holds at most this many passes' tokens."""
+"""Maximum size of the KV cache, including repeated prefixes, in multiples of the tokens per pass."""
 
 LOGITS_PER_PASS = 1 << 25
-"""Logits made at a time (128 MB in float32)."""
+"""Number of logits to compute at a time (128 MB in float32)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """Rows of tokens whose ends are scored."""
+    """Token sequences whose ends are scored."""
 
     rows: list[np.ndarray]
-    """Token ids of each row, <|bos|> first, (length,) int32."""
+    """Token ids of each sequence, beginning with <|bos|>, (length,) int32."""
     starts: list[int]
-    """Where the scored part of each row begins, at least 1; it goes to the row's end."""
+    """Start of the scored part of each sequence, at least 1; it extends to the end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowScore:
-    """What a model makes of the scored part of a row."""
+    """Result of the scored part of a sequence."""
 
     mean_loss: float
-    """Mean over its tokens, nats."""
+    """Mean loss of its tokens, nats."""
     is_greedy: bool
     """Whether each of its tokens is the most likely one."""
 
 
 class Scorer(Protocol):
-    """Anything that can score rows: our model, another library's, a stand-in with known answers."""
+    """A model that can score sequences: a GPT, another library's model, or a test double."""
 
     sequence_len: int
-    """Longest row in tokens."""
+    """Maximum length of a sequence, tokens."""
 
     def score(self, examples: Sequence[Example]) -> list[list[RowScore]]:
-        """The score of every row of every example."""
+        """Return the score of every sequence of every example."""
         ...
 
 
 class RowScorer(ABC):
-    """Scores rows with a causal model; what a kind of model must be able to do for it is in three methods.
+    """Scores sequences with a causal model; subclasses implement `read`, `states` and `logits`.
 
     Args:
-        device: Where the model is.
-        sequence_len: Longest row in tokens.
-        vocab_size: Logits of a token.
-        tokens_per_pass: Tokens of a forward pass; None is what suits the device.
+        device: Device of the model.
+        sequence_len: Maximum length of a sequence, tokens.
+        vocab_size: Number of logits per token.
+        tokens_per_pass: Tokens per forward pass; None is the default of the device.
     """
 
     shares = True
-    """Whether keys and values of a shared beginning can be kept for several rows."""
+    """Whether keys and values of a shared prefix can be reused for several sequences."""
 
     def __init__(
         self, device: torch.device, sequence_len: int, vocab_size: int, tokens_per_pass: int | None = None
@@ -92,42 +92,44 @@ class RowScorer(ABC):
 
     @abstractmethod
     def read(self, beginnings: Tensor, owners: Tensor, room: int) -> Any:
-        """Keys and values of beginnings, (B, P) token ids, one for each row.
+        """Return keys and values of prefixes (B, P), one per sequence.
 
         Args:
-            beginnings: Read once each.
-            owners: (N,) which of them each row begins with.
-            room: Tokens that a row may have in all.
+            beginnings: (B, P) token ids of the prefixes; each is computed once.
+            owners: (N,) index of the prefix of each sequence.
+            room: Capacity of the cache per sequence, tokens.
         """
 
     @abstractmethod
     def states(self, inputs: Tensor, cache: Any, rows: Tensor, columns: Tensor) -> Tensor:
-        """What the model makes of some tokens, (K, C): all that `logits` needs.
+        """Return hidden states of selected tokens, (K, C), as input of `logits`.
 
         Args:
             inputs: (N, S) token ids, padded on the right.
-            cache: What `read` has given, for what stands before them; None is nothing.
-            rows: (K,) where in inputs the tokens are.
-            columns: (K,) likewise.
+            cache: Result of `read` for the preceding tokens; None without any.
+            rows: (K,) row indices of the selected tokens.
+            columns: (K,) column indices of the selected tokens.
         """
 
     @abstractmethod
     def logits(self, states: Tensor) -> Tensor:
-        """(K, V) float32 logits of the next token."""
+        """Return logits of the next token, (K, V) float32."""
 
     def score(self, examples: Sequence[Example]) -> list[list[RowScore]]:
-        """The score of every row of every example.
+        """Return the score of every sequence of every example.
 
         Args:
-            examples: In any order; no row longer than `sequence_len`.
+            examples: Examples in any order; no sequence is longer than `sequence_len`.
 
         Raises:
-            UserError: If the model gives losses that are not numbers.
+            UserError: If losses are not finite.
         """
         scores: list[list[RowScore]] = [[] for _ in examples]
         shared = [shared_length(example) if self.shares else 0 for example in examples]
         lengths = [
-            padded_length(max(map(len, example.rows)) - 1 - own, self.sequence_len - own)  # the last is only a target
+            padded_length(
+                max(map(len, example.rows)) - 1 - own, self.sequence_len - own
+            )  # the last token is only a target
             for example, own in zip(examples, shared, strict=True)
         ]
         for members in _batches(examples, shared, lengths, self.tokens_per_pass):
@@ -139,7 +141,7 @@ class RowScorer(ABC):
 
     @torch.inference_mode()
     def _score_batch(self, batch: list[Example], shared: int, length: int) -> list[RowScore]:
-        """Scores of all rows of examples that share `shared` tokens each, in order; the rest is padded to `length`."""
+        """Score all sequences of examples with `shared` common tokens each, padding the rest to `length`."""
         rows = [row for example in batch for row in example.rows]
         starts = [start for example in batch for start in example.starts]
         cache = None
@@ -147,7 +149,7 @@ class RowScorer(ABC):
             beginnings = np.stack([example.rows[0][:shared] for example in batch])
             owners = [number for number, example in enumerate(batch) for _ in example.rows]
             cache = self.read(self._on_device(beginnings), torch.tensor(owners, device=self.device), shared + length)
-        inputs = np.zeros((len(rows), length), dtype=np.int64)  # padding is on the right, outside causal attention
+        inputs = np.zeros((len(rows), length), dtype=np.int64)  # padding is on the right, ignored by causal attention
         for number, row in enumerate(rows):
             inputs[number, : len(row) - 1 - shared] = row[shared:-1]
         counts = [len(row) - start for row, start in zip(rows, starts, strict=True)]
@@ -166,7 +168,7 @@ class RowScorer(ABC):
         return torch.from_numpy(token_ids).long().to(self.device)
 
     def _target_losses(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of each target and whether it is the most likely token, (K,) each, of (K, C) states before them."""
+        """Return the loss of each target and whether it is the most likely token, (K,) each, from states (K, C)."""
         losses, hits = [], []
         chunk = max(1, LOGITS_PER_PASS // self.vocab_size)
         for some, wanted in zip(states.split(chunk), targets.split(chunk), strict=True):
@@ -177,11 +179,11 @@ class RowScorer(ABC):
 
 
 class GPTScorer(RowScorer):
-    """Scores rows with a GPT, on its device and in its compute dtype.
+    """Scores sequences with a GPT, on its device and in its compute dtype.
 
     Args:
-        model: In evaluation mode.
-        tokens_per_pass: Tokens of a forward pass; None is what suits the device.
+        model: Model in evaluation mode.
+        tokens_per_pass: Tokens per forward pass; None is the default of the device.
     """
 
     def __init__(self, model: GPT, tokens_per_pass: int | None = None) -> None:
@@ -189,14 +191,14 @@ class GPTScorer(RowScorer):
         self.model = model
 
     def read(self, beginnings: Tensor, owners: Tensor, room: int) -> KVCache:
-        """Keys and values of beginnings, one for each row."""
+        """Return the keys and values of the prefixes, one per sequence."""
         cache = KVCache(self.model.config, len(beginnings), room, self.device, self.model.compute_dtype)
         self.model.features(beginnings, cache)
         cache.keep_rows(owners)
         return cache
 
     def states(self, inputs: Tensor, cache: KVCache | None, rows: Tensor, columns: Tensor) -> Tensor:
-        """(K, C) of the last layer."""
+        """Return hidden states of the last layer, (K, C)."""
         return self.model.features(inputs, cache)[rows, columns]
 
     def logits(self, states: Tensor) -> Tensor:
@@ -205,12 +207,12 @@ class GPTScorer(RowScorer):
 
 
 def shared_length(example: Example) -> int:
-    """How many tokens all rows begin with that need no score: 0, or a multiple of BUCKET.
+    """Return the length of the unscored common prefix: 0 or a multiple of BUCKET.
 
-    At least one token before each scored part stays in the rows: its state predicts the first scored token.
+    At least one token before each scored part is excluded: its state predicts the first scored token.
 
     Args:
-        example: With one row there is nothing to share.
+        example: The example; a single sequence has no shared prefix.
     """
     if len(example.rows) == 1:
         return 0
@@ -219,10 +221,10 @@ def shared_length(example: Example) -> int:
 
 
 def common_prefix(rows: Sequence[np.ndarray]) -> int:
-    """How many tokens all rows begin with.
+    """Return the length of the common prefix.
 
     Args:
-        rows: Token ids.
+        rows: Token ids of each sequence.
     """
     shortest = min(map(len, rows))
     differs = np.zeros(shortest, dtype=bool)
@@ -234,7 +236,7 @@ def common_prefix(rows: Sequence[np.ndarray]) -> int:
 def _batches(
     examples: Sequence[Example], shared: list[int], lengths: list[int], tokens_per_pass: int
 ) -> Iterator[list[int]]:
-    """Indices of examples with equal shared lengths and similar rests, longest first (what is too large shows at once)."""
+    """Yield indices of examples with equal shared lengths and similar remainders, longest first (to fail early)."""
     members: list[int] = []
     num_rows = 0
     for index in sorted(range(len(examples)), key=lambda index: (shared[index], lengths[index]), reverse=True):
@@ -258,7 +260,7 @@ def _batches(
 def _row_scores(losses: Tensor, hits: Tensor, counts: list[int]) -> list[RowScore]:
     all_losses, all_hits = losses.cpu().double().numpy(), hits.cpu().numpy()  # MPS has no float64
     if not np.isfinite(all_losses).all():
-        raise UserError("the model gives losses that are not numbers (NaN or infinite); its weights are damaged")
+        raise UserError("losses are not finite; the model's weights are damaged")
     bounds = np.cumsum([0, *counts])
     return [
         RowScore(mean_loss=float(all_losses[start:stop].mean()), is_greedy=bool(all_hits[start:stop].all()))

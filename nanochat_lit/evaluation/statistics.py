@@ -1,4 +1,4 @@
-"""How sure a measured accuracy is, and what it is worth above chance. Pure functions."""
+"""Confidence intervals and centered accuracies, as pure functions."""
 
 import math
 from collections.abc import Sequence
@@ -10,25 +10,25 @@ CONFIDENCE = 0.95
 
 
 def centered(accuracy: float, baseline: float) -> float:
-    """Accuracy on a scale where chance is 0 and perfection 1.
+    """Rescale an accuracy so that random guessing is 0 and perfection 1.
 
     Args:
-        accuracy: Share of right answers.
-        baseline: What guessing gets, below 1.
+        accuracy: Fraction of correct answers.
+        baseline: Accuracy of random guessing, less than 1.
     """
     return (accuracy - baseline) / (1.0 - baseline)
 
 
 def resampled_accuracies(num_correct: int, num_examples: int, rng: np.random.Generator) -> np.ndarray:
-    """Accuracies of NUM_RESAMPLES bootstrap samples of the examples.
+    """Return the accuracies of NUM_RESAMPLES bootstrap samples of the examples.
 
-    Drawing n of n answers with replacement and counting the right ones is a binomial draw, so nothing has to be shuffled.
-    With all or no answers right, the samples do not vary (and say nothing about the uncertainty).
+    The number of correct answers in a sample with replacement is binomial. If all or no answers are correct, the
+    samples do not vary and are not informative.
 
     Args:
-        num_correct: Right answers.
-        num_examples: All answers, at least 1.
-        rng: Source of randomness.
+        num_correct: Number of correct answers.
+        num_examples: Number of answers, at least 1.
+        rng: Random generator.
 
     Returns:
         (NUM_RESAMPLES,) float64.
@@ -37,13 +37,13 @@ def resampled_accuracies(num_correct: int, num_examples: int, rng: np.random.Gen
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:
-    """The middle CONFIDENCE share of bootstrap samples.
+    """Return the central interval of bootstrap samples at level CONFIDENCE.
 
     Args:
         samples: (N,) values of a statistic.
 
     Returns:
-        Its lower and upper end.
+        Lower and upper bound.
     """
     tail = (1.0 - CONFIDENCE) / 2.0
     low, high = np.quantile(samples, (tail, 1.0 - tail))
@@ -51,11 +51,11 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
 
 
 def pass_at_k(num_correct: Sequence[int], num_samples: int, k: int) -> float:
-    """Share of questions that at least one of k samples solves, estimated without bias from num_samples each.
+    """Return the unbiased estimate of the fraction of questions that at least one of k samples solves.
 
     Args:
-        num_correct: Right samples of each question.
-        num_samples: Samples of each question.
+        num_correct: Correct samples per question.
+        num_samples: Samples per question.
         k: At most num_samples.
 
     Reference:
@@ -67,11 +67,11 @@ def pass_at_k(num_correct: Sequence[int], num_samples: int, k: int) -> float:
 
 
 def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
-    """Where the true accuracy lies with 95% confidence; unlike a bootstrap it is not empty when all answers are right.
+    """Return the 95% Wilson interval of an accuracy; unlike a bootstrap it has a width if all answers are correct.
 
     Args:
-        num_correct: Right answers.
-        num_examples: All answers, at least 1.
+        num_correct: Number of correct answers.
+        num_examples: Number of answers, at least 1.
 
     Reference:
         Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference. https://doi.org/10.2307/2276774

@@ -1,4 +1,4 @@
-"""Results of an evaluation task by task, kept in a file so that a killed evaluation goes on where it was."""
+"""Results of an evaluation per task, stored in a file so that an interrupted evaluation can resume."""
 
 import hashlib
 import json
@@ -15,42 +15,42 @@ from nanochat_lit.evaluation.ranks import from_rank_zero
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
-    """What came out of one task."""
+    """Result of one task."""
 
     label: str
     """Name of the task."""
     kind: str
-    """How it is asked and judged."""
+    """Kind of the task."""
     num_fewshot: int
-    """Solved examples before each question."""
+    """Number of few-shot examples."""
     correct: list[int]
-    """Right samples of each example, in the order of the task; 0 or 1 where each is asked once."""
+    """Correct samples per example, in the order of the task; 0 or 1 with one sample."""
     num_samples: int
-    """Samples of each example."""
+    """Samples per example."""
     num_cut: int
-    """Examples that did not fit the context whole."""
+    """Number of examples that did not fit the context."""
     seconds: float
-    """Wall-clock time, loading of the model left out."""
+    """Wall-clock time in seconds, excluding the loading of the model."""
     num_formed: int | None = None
-    """Samples that have the form of an answer, right or wrong; None where the task does not know its form."""
+    """Number of samples in the task's format, right or wrong; None if the task does not define a format."""
 
     @property
     def accuracy(self) -> float:
-        """Share of right samples."""
+        """Fraction of correct samples."""
         return sum(self.correct) / (len(self.correct) * self.num_samples)
 
     @property
     def format_rate(self) -> float | None:
-        """Share of samples that have the form of an answer."""
+        """Fraction of samples in the task's format."""
         return None if self.num_formed is None else self.num_formed / (len(self.correct) * self.num_samples)
 
 
 class ResultsFile:
-    """The finished tasks of one evaluation; every change replaces the file as a whole, so a kill leaves it readable.
+    """The finished tasks of one evaluation; every change replaces the file atomically.
 
     Args:
-        path: The JSON file; None keeps nothing.
-        key: What the results depend on: model, data, settings. A file with another key is begun anew.
+        path: JSON file; None stores nothing.
+        key: Identity of the results: model, data, settings. A file with another key is replaced.
     """
 
     def __init__(self, path: Path | None, key: Mapping[str, Any]) -> None:
@@ -58,7 +58,7 @@ class ResultsFile:
         self.key = dict(key)
         self.results: dict[str, TaskResult] = {}
         self.replaces_other = False
-        """Whether the file holds the results of another evaluation, which the first new result will replace."""
+        """Whether the file has results of another evaluation, which the first new result will replace."""
         if path is None or not path.exists():
             return
         try:
@@ -71,14 +71,14 @@ class ResultsFile:
             self.replaces_other = True
 
     def add(self, result: TaskResult) -> None:
-        """Keep the result of a finished task."""
+        """Store the result of a finished task."""
         self.results[result.label] = result
         if self.path is not None:
             tasks = [asdict(entry) for entry in self.results.values()]
             write_json(self.path, {"key": self.key, "tasks": tasks})
 
     def remove(self) -> None:
-        """Delete the file: the evaluation is finished, and the next one measures anew."""
+        """Delete the file after the evaluation, so that the next one starts over."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
@@ -88,7 +88,7 @@ class Labelled(Protocol):
 
     @property
     def label(self) -> str:
-        """The name, which no other task of the evaluation has."""
+        """Unique name of the task."""
         ...
 
 
@@ -101,13 +101,13 @@ def measure_tasks(
     results: ResultsFile | None = None,
     on_task: Callable[[TaskResult], None] | None = None,
 ) -> list[TaskResult]:
-    """Measure the tasks that are not finished; every rank of a process group calls this, and all get all results.
+    """Evaluate the unfinished tasks; call it on every rank, and all ranks get all results.
 
     Args:
-        tasks: In the order of the results.
-        measure: Gives a task's result, on every rank.
-        results: Of an earlier evaluation that was killed; takes the new ones. Only rank 0's counts.
-        on_task: Called on rank 0 when a task is done, or was done already.
+        tasks: Tasks in the order of the results.
+        measure: Returns a task's result, on every rank.
+        results: Results of an interrupted evaluation, extended by new ones; only rank 0's are used.
+        on_task: Called on rank 0 for each task that is or was finished.
     """
     results = results or ResultsFile(None, {})
     finished: dict[str, TaskResult] = from_rank_zero(results.results)
@@ -125,17 +125,17 @@ def measure_tasks(
 
 
 def digest(value: Any) -> str:
-    """A short fingerprint of plain data.
+    """Return a short digest of plain data.
 
     Args:
-        value: Anything that JSON can hold.
+        value: JSON-serializable data.
     """
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
-    """A short fingerprint of a file's bytes.
+    """Return a short digest of a file's bytes.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""The held-out evaluation of the tiny world: greedy answers to held-out questions, judged item by item."""
+"""Held-out evaluation of the tiny world with greedy answers."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from nanochat_lit.tokenizer import parse_completion, render_for_completion
 
 
 def examine(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int = 128) -> dict[str, Any]:
-    """Ask every item and judge the answers.
+    """Evaluate the answers to held-out items.
 
-    With a process group, every rank takes its share of the items; all have the whole result.
+    With a process group, the items are distributed over the ranks, and all ranks return the full result.
 
-    An item whose conversation leaves no room in the model's context counts as failed, and says so in its transcript.
+    An item whose conversation does not fit the model's context counts as failed, with a note in its transcript.
 
     Args:
         engine: Model and tokenizer.
-        items: Of `tiny_world.held_out_items`: messages that end with a user turn, category, expect.
-        max_new_tokens: Longest answer in tokens.
+        items: Items of `tiny_world.held_out_items`: messages that end with a user turn, category, expect.
+        max_new_tokens: Maximum length of an answer, tokens.
 
     Returns:
         accuracy (over all items), categories (name -> accuracy, correct, count), and failures: a list of category,
         question, answer and expect of every wrong item.
 
     Raises:
-        UserError: If there are no items, or one is malformed.
+        UserError: If there are no items or an item is malformed.
     """
     if not items:
         raise UserError("the held-out evaluation has no items; give a file or a number per category of at least 1")
@@ -56,7 +56,7 @@ def examine(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int
 
 
 def _answer(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int) -> list[list[int] | None]:
-    """Completions in the order of the items; None where the prompt is longer than the context."""
+    """Return completions in the order of the items; None if the prompt is longer than the context."""
     prompts: list[list[int]] = []
     for index, item in enumerate(items):
         if not {"messages", "category", "expect"} <= set(item):

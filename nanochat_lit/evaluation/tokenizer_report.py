@@ -1,4 +1,4 @@
-"""How well tokenizers compress given texts: bytes per token, the more the better."""
+"""Compression of texts by tokenizers in bytes per token (higher is better)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,31 +13,31 @@ class Compression:
     tokenizer: str
     """Name of the tokenizer."""
     vocab_size: int
-    """Tokens in its vocabulary."""
+    """Vocabulary size."""
     texts: str
     """Name of the texts."""
     num_bytes: int
-    """Length of the texts in UTF-8."""
+    """Length of the texts in UTF-8, bytes."""
     num_tokens: int
-    """Tokens that the texts become."""
+    """Number of tokens of the texts."""
 
     @property
     def bytes_per_token(self) -> float:
-        """Mean number of bytes that one token stands for; 0 without text."""
+        """Mean number of bytes per token; 0 without text."""
         return self.num_bytes / self.num_tokens if self.num_tokens else 0.0
 
 
 def measure_compression(
     tokenizers: Mapping[str, tuple[int, EncodeBatch]], texts: Mapping[str, Sequence[str]]
 ) -> list[Compression]:
-    """Encode every set of texts with every tokenizer.
+    """Measure bytes per token of every tokenizer on every set of texts.
 
     Args:
         tokenizers: Vocabulary size and batch encoder by name.
-        texts: Documents by name of their set.
+        texts: Documents by name of the set.
 
     Returns:
-        One entry for every pair, by texts, then by tokenizer.
+        One entry per combination, ordered by texts, then by tokenizer.
     """
     return [
         Compression(
@@ -53,7 +53,7 @@ def measure_compression(
 
 
 def format_compression(results: Sequence[Compression]) -> str:
-    """A text table: one line a tokenizer and set of texts, with the first tokenizer of a set as the measure."""
+    """Format a text table with a line per tokenizer and set of texts, relative to the first tokenizer."""
     names = ("texts", "tokenizer", "vocabulary", "bytes", "tokens", "bytes/token", "against first")
     lines: list[tuple[str, ...]] = [names]
     first: dict[str, Compression] = {}

@@ -1,1 +1,1 @@
-"""Tasks: questions with a way to judge an answer."""
+"""Tasks: conversations with verifiable answers."""

@@ -1,4 +1,4 @@
-"""ARC: science questions of school exams, an easy and a hard set (Clark et al. 2018). https://arxiv.org/abs/1803.05457."""
+"""ARC: grade-school science questions, easy and challenge set (Clark et al. 2018). https://arxiv.org/abs/1803.05457."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PREFIX = "Question: "
 
 
 class ARC(RowTask):
-    """Questions with three to five choices, to be answered by a letter.
+    """Multiple-choice questions with three to five choices, answered by a letter.
 
     Args:
         subset: "ARC-Easy" or "ARC-Challenge".
         split: "train", "validation" or "test".
-        path: A local file with the hub's fields `question`, `choices` ({"text", "label"}) and `answerKey`, or with those of
-            an evaluation bundle: `query`, `choices` and `gold`. None reads the hub's allenai/ai2_arc.
-        seed: Of the order; None keeps that of the data set.
+        path: Local file with the hub's fields `question`, `choices` ({"text", "label"}) and `answerKey`, or with those
+            of an evaluation bundle: `query`, `choices` and `gold`. None downloads allenai/ai2_arc from the hub.
+        seed: Seed of the order; None keeps the order of the data set.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class ARC(RowTask):
         return multiple_choice_conversation(*_fields(row))
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the completion is the right letter."""
+        """Return whether the completion is the correct letter."""
         del tool_calls
         return completion.strip() == conversation["messages"][-1]["content"]
 
 
 def _fields(row: Row) -> tuple[str, list[str], list[str], str]:
-    """Question, choices, letters, right letter, from either kind of row; some of the hub's label with numbers."""
+    """Return question, choices, letters and correct letter from either format; some hub records label with numbers."""
     if "query" in row:
         letters = [chr(ord("A") + place) for place in range(len(row["choices"]))]
         return row["query"].removeprefix(_PREFIX), row["choices"], letters, letters[row["gold"]]
@@ -58,11 +58,11 @@ def _problem(row: Row) -> str | None:
         return problem
     choices = row.get("choices")
     if not isinstance(choices, dict) or not {"text", "label"} <= set(choices):
-        return "'choices' must hold the lists 'text' and 'label'"
+        return "'choices' must have the lists 'text' and 'label'"
     if problem := wrong_choices(choices["text"]) or wrong_choices(choices["label"]):
         return problem
     if len(choices["text"]) != len(choices["label"]):
         return f"{len(choices['text'])} choices with {len(choices['label'])} labels"
     if row["answerKey"] not in choices["label"]:
-        return f"'answerKey' is {row['answerKey']!r}, which is none of the labels {', '.join(choices['label'])}"
+        return f"'answerKey' is {row['answerKey']!r}, which is not one of the labels {', '.join(choices['label'])}"
     return None

@@ -1,9 +1,9 @@
-"""What every task offers, parts of a task, and mixtures of several.
+"""Task protocols, slices and mixtures.
 
-A task is a sequence of conversations. Training reads them; evaluation drops the last answer, asks a model for it, and lets
-the task judge. A task whose answer is one of a few letters says so with `letters` in its conversations: then the model's
-logits of those letters decide, and nothing has to be generated. A task whose answers have a form of their own says in
-`instruction` how a model would be asked for it that has not been fine-tuned on the task.
+A task is a sequence of conversations. Training uses them as they are; evaluation removes the last answer, generates
+one, and calls the task's `evaluate`. In a multiple-choice task, conversations have `letters`: the letter with the
+highest logit is the answer, without generation. A task with a specific answer format describes it in `instruction`, for
+models that were not fine-tuned on the task.
 """
 
 from __future__ import annotations
@@ -20,55 +20,55 @@ Conversation = dict[str, Any]
 
 @runtime_checkable
 class Conversations(Protocol):
-    """A sequence of conversations: what training needs."""
+    """A sequence of conversations for training."""
 
     def __len__(self) -> int:
-        """How many conversations there are."""
+        """Return the number of conversations."""
         ...
 
     def __getitem__(self, index: int) -> Conversation:
-        """The conversation at this place: {"messages": [...], ...}."""
+        """Return a conversation: {"messages": [...], ...}."""
         ...
 
 
 @runtime_checkable
 class Task(Conversations, Protocol):
-    """A sequence of conversations whose last answer can be judged."""
+    """A sequence of conversations whose last answer can be evaluated."""
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the completion, with the tool calls made for it, is a right answer to the conversation."""
+        """Return whether the completion, with its tool calls, answers the conversation correctly."""
         ...
 
 
 @runtime_checkable
 class FormTask(Task, Protocol):
-    """A task that also knows what an answer to it looks like, right or wrong."""
+    """A task that defines an answer format."""
 
     def has_form(self, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the completion, with the tool calls made for it, looks like an answer."""
+        """Return whether the completion, with its tool calls, is in the answer format, right or wrong."""
         ...
 
 
 @runtime_checkable
 class GradedTask(Task, Protocol):
-    """A task that also knows how near a wrong answer has come: a slope where right answers are too rare to be found."""
+    """A task with partial credit for wrong answers, a denser reward when correct answers are rare."""
 
     def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
-        """From 0 to 1, for an answer that is wrong."""
+        """Return the partial credit of a wrong answer, from 0 to 1."""
         ...
 
 
 class TaskSlice:
-    """Some conversations of a task, as Python slices a list.
+    """A slice of a task, with the semantics of list slices.
 
     Args:
-        task: The whole; one that cannot judge gives a slice that can only be learnt from.
-        start: First place; None is the beginning.
-        stop: Place after the last; None is the end.
-        step: Distance between places.
+        task: The task; if it has no `evaluate`, the slice is for training only.
+        start: First index; None is the beginning.
+        stop: Index after the last; None is the end.
+        step: Step between indices.
 
     Raises:
-        UserError: If nothing is left, or the step is below 1.
+        UserError: If the slice is empty, or the step is less than 1.
     """
 
     def __init__(self, task: Conversations, start: int | None = None, stop: int | None = None, step: int = 1) -> None:
@@ -77,7 +77,7 @@ class TaskSlice:
         self.task = task
         self.places = range(*slice(start, stop, step).indices(len(task)))
         if not self.places:
-            raise UserError(f"the slice {start}:{stop}:{step} of a task with {len(task)} conversations holds none")
+            raise UserError(f"the slice {start}:{stop}:{step} of a task with {len(task)} conversations is empty")
 
     def __len__(self) -> int:
         return len(self.places)
@@ -89,22 +89,22 @@ class TaskSlice:
         return (self.task[place] for place in self.places)
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """As the whole task judges.
+        """Evaluate with the underlying task.
 
         Raises:
-            UserError: If it cannot.
+            UserError: If the task has no `evaluate`.
         """
         return _judging(self.task, type(self.task).__name__).evaluate(conversation, completion, tool_calls)
 
     def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
-        """As the whole task says; 0 if it does not."""
+        """Return the partial credit of the underlying task; 0 if it defines none."""
         return _credit(self.task, conversation, completion, tool_calls)
 
 
 def _judging(task: Conversations, name: str) -> Task:
-    """The task, which must be able to judge answers."""
+    """Return the task, which must have `evaluate`."""
     if not isinstance(task, Task):
-        raise UserError(f"{name} has conversations to learn from and nothing to judge them by")
+        raise UserError(f"{name} has no evaluate method; it can be used only for training")
     return task
 
 
@@ -113,7 +113,7 @@ def _credit(task: Conversations, conversation: Conversation, completion: str, to
 
 
 def gives_credit(task: Conversations) -> bool:
-    """Whether a task, what it is a slice of, or one that it mixes knows how near wrong answers come.
+    """Return whether a task, its underlying task or a member of its mixture defines partial credit.
 
     Args:
         task: Any task.
@@ -126,7 +126,7 @@ def gives_credit(task: Conversations) -> bool:
 
 
 def form_of(task: Conversations) -> FormTask | None:
-    """The task itself, or that of which it is a slice, if it knows what an answer looks like.
+    """Return the task or the task it slices if it defines an answer format, else None.
 
     Args:
         task: Any task.
@@ -136,18 +136,18 @@ def form_of(task: Conversations) -> FormTask | None:
 
 
 class TaskMixture:
-    """Several tasks as one, every conversation as often as its task is repeated, in an order drawn from the seed.
+    """A mixture of tasks with repeats, in a seeded order.
 
-    The conversations of all tasks are spread evenly, so that training meets every source all the time. The same tasks,
-    repeats and seed give the same order everywhere. An answer is judged by the task that its conversation comes from.
+    The conversations of each task are spread evenly over the mixture. The order depends only on the tasks, repeats and
+    seed. An answer is evaluated by the task of its conversation.
 
     Args:
         tasks: The sources by name.
-        repeats: How often each is read; sources that are not named are read once.
-        seed: Of the order.
+        repeats: Passes over each source, by name. Default 1.
+        seed: Seed of the order.
 
     Raises:
-        UserError: If no source is given, a name is unknown, or a repeat is not a whole number of at least 1.
+        UserError: If there are no tasks, a name is unknown, or a repeat is not a positive integer.
     """
 
     def __init__(self, tasks: dict[str, Conversations], repeats: dict[str, int] | None = None, seed: int = 42) -> None:
@@ -155,14 +155,14 @@ class TaskMixture:
         if not tasks:
             raise UserError("the mixture has no tasks; give at least one")
         if unknown := sorted(set(repeats) - set(tasks)):
-            raise UserError(f"repeats names {', '.join(unknown)}, but the tasks are {', '.join(tasks)}")
+            raise UserError(f"repeats contains {', '.join(unknown)}, but the tasks are {', '.join(tasks)}")
         self.tasks = tasks
         self.repeats = {name: repeats.get(name, 1) for name in tasks}
         for name, times in self.repeats.items():
             if not isinstance(times, int) or isinstance(times, bool) or times < 1:
-                raise UserError(f"repeats of {name} is {times!r}; use a whole number of at least 1")
+                raise UserError(f"repeats of {name} is {times!r}; use an integer of at least 1")
         self._names = list(tasks)
-        places = array("q")  # two numbers in one, task * 2^40 + place: a million conversations take 8 MB
+        places = array("q")  # packed as task * 2^40 + index: a million conversations take 8 MB
         for number, (name, task) in enumerate(tasks.items()):
             for _ in range(self.repeats[name]):
                 places.extend(range(number << 40, (number << 40) + len(task)))
@@ -173,7 +173,7 @@ class TaskMixture:
         return len(self._places)
 
     def source(self, index: int) -> str:
-        """Name of the task that the conversation at this place comes from."""
+        """Return the name of the task of a conversation."""
         return self._names[self._places[index] >> 40]
 
     def __getitem__(self, index: int) -> Conversation:
@@ -184,30 +184,30 @@ class TaskMixture:
         return (self[index] for index in range(len(self)))
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """As the task judges that the conversation comes from.
+        """Evaluate with the task of the conversation.
 
         Raises:
-            UserError: If it cannot.
+            UserError: If the task has no `evaluate`.
         """
         name = conversation["source"]
         return _judging(self.tasks[name], name).evaluate(conversation, completion, tool_calls)
 
     def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
-        """As the task says that the conversation comes from; 0 if it does not."""
+        """Return the partial credit of the conversation's task; 0 if it defines none."""
         return _credit(self.tasks[conversation["source"]], conversation, completion, tool_calls)
 
     def counts(self) -> dict[str, int]:
-        """Conversations of each source, repeats included."""
+        """Return the number of conversations of each source, including repeats."""
         return {name: self.repeats[name] * len(task) for name, task in self.tasks.items()}
 
 
 def multiple_choice_prompt(question: str, choices: Sequence[str], letters: Sequence[str]) -> str:
-    """The question of a categorical task; the letter comes after its choice, so that it follows what it stands for.
+    """Format a multiple-choice question; each letter follows its choice, so that it can attend to it.
 
     Args:
-        question: What is asked.
+        question: Question.
         choices: Possible answers.
-        letters: One for each choice.
+        letters: One letter per choice.
     """
     lines = [f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True)]
     return (
@@ -218,13 +218,13 @@ def multiple_choice_prompt(question: str, choices: Sequence[str], letters: Seque
 def multiple_choice_conversation(
     question: str, choices: Sequence[str], letters: Sequence[str], answer: str
 ) -> Conversation:
-    """A categorical question with its right letter.
+    """Return a conversation with a multiple-choice question and its correct letter.
 
     Args:
-        question: What is asked.
+        question: Question.
         choices: Possible answers.
-        letters: One for each choice.
-        answer: The right letter.
+        letters: One letter per choice.
+        answer: The correct letter.
 
     Returns:
         {"messages", "letters"}.

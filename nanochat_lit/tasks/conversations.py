@@ -1,4 +1,4 @@
-"""Conversations of a file: anything in the format of `tokenizer.chat`, one JSON object a line."""
+"""Conversations from a file, in the format of `tokenizer.chat`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from nanochat_lit.tokenizer.foreign_chat import as_conversation
 
 
 class FileConversations(RowTask):
-    """The conversations of a local file; they can be learnt from, not judged.
+    """Conversations of a local file, for training only.
 
     Args:
-        path: A .jsonl, .jsonl.gz or .parquet file with `messages` in each row, in our format, OpenAI's or ShareGPT's.
-        seed: Of the order; None keeps that of the file.
+        path: .jsonl, .jsonl.gz or .parquet file with `messages` in each record, in the native, OpenAI's or ShareGPT's
+            format.
+        seed: Seed of the order; None keeps the order of the file.
     """
 
     def __init__(self, path: str | Path, seed: int | None = None) -> None:
@@ -27,10 +28,10 @@ class FileConversations(RowTask):
 
 
 def messages_problem(row: Row) -> str | None:
-    """What is wrong with a row that should be a conversation.
+    """Return the problem of a record that should be a conversation, or None.
 
     Args:
-        row: The row.
+        row: The record.
     """
     try:
         validate_conversation(as_conversation(row), "not a conversation")

@@ -1,4 +1,4 @@
-"""GSM8K: word problems of primary school, solved step by step with a calculator (Cobbe et al. 2021).
+"""GSM8K: grade-school math word problems, solved step by step with a calculator (Cobbe et al. 2021).
 
 https://arxiv.org/abs/2110.14168
 """
@@ -21,12 +21,12 @@ _ANSWER = re.compile(r"####\s*\$?(-?[\d.,]+)")
 
 
 class GSM8K(RowTask):
-    """Questions with worked answers: calculator calls as tool parts, the number after "####" at the end.
+    """Questions with worked solutions: calculator calls as tool parts, and the number after "####" at the end.
 
     Args:
         split: "train" or "test".
-        path: A local file with the hub's fields `question` and `answer`; None reads the hub's openai/gsm8k.
-        seed: Of the order; None keeps that of the data set.
+        path: Local file with the hub's fields `question` and `answer`; None downloads openai/gsm8k from the hub.
+        seed: Seed of the order; None keeps the order of the data set.
     """
 
     def __init__(self, split: str = "test", path: str | Path | None = None, seed: int | None = 42) -> None:
@@ -44,20 +44,20 @@ class GSM8K(RowTask):
         }
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the completion ends with the right number."""
+        """Return whether the completion ends with the correct number."""
         del tool_calls
         return self.reward(conversation, completion) == 1.0
 
     def has_form(self, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the completion ends as the data set's answers do, with a number after "####"."""
+        """Return whether the completion has a number after "####", as the answers of the data set."""
         del tool_calls
         return extract_answer(completion) is not None
 
     def reward(self, conversation: Conversation, completion: str) -> float:
-        """1 if the number after "####" in the completion is that of the answer, else 0.
+        """Return 1 if the number after "####" in the completion is correct, else 0.
 
         Args:
-            conversation: One of this task's.
+            conversation: A conversation of this task.
             completion: Visible text of an answer.
         """
         wanted = extract_answer(_text(conversation["messages"][-1]["content"]))
@@ -65,10 +65,10 @@ class GSM8K(RowTask):
 
 
 def answer_parts(answer: str) -> list[dict[str, str]]:
-    """A worked answer as parts: <<12/60=0.2>> becomes the call 12/60 and its result 0.2.
+    """Split a worked solution into parts: <<12/60=0.2>> becomes the call 12/60 and its result 0.2.
 
     Args:
-        answer: As the data set writes it.
+        answer: Solution as in the data set.
     """
     parts: list[dict[str, str]] = []
     for index, piece in enumerate(_CALL.split(answer)):
@@ -82,10 +82,10 @@ def answer_parts(answer: str) -> list[dict[str, str]]:
 
 
 def extract_answer(text: str) -> Decimal | None:
-    """The first number after "####", commas left out; None if there is none.
+    """Return the first number after "####", without commas; None if there is none.
 
     Args:
-        text: A worked answer.
+        text: A worked solution.
     """
     match = _ANSWER.search(text)
     if match is None:

@@ -1,4 +1,4 @@
-"""HumanEval: functions to write from their signature and docstring, judged by running tests (Chen et al. 2021).
+"""HumanEval: functions to complete from their signature and docstring, evaluated by tests (Chen et al. 2021).
 
 https://arxiv.org/abs/2107.03374
 """
@@ -15,9 +15,9 @@ from nanochat_lit.tasks.base import Conversation
 from nanochat_lit.tasks.rows import Row, RowTask, load_rows, missing_text
 
 RunCode = Callable[[str], Any]
-"""Runs a program and returns whether it ended without an error, as a bool or as the `ok` of what it returns.
+"""Runs a program and returns whether it finished without an error, as a bool or an object with `ok`.
 
-What it runs is untrusted: give it a sandbox."""
+The program is untrusted: use a sandbox."""
 
 INSTRUCTION = "Complete the function. Answer with the whole function, imports included, in one block of Python code."
 
@@ -28,10 +28,10 @@ class HumanEval(RowTask):
     """Programming problems.
 
     Args:
-        run_code: Runs a candidate together with its tests; without one nothing can be judged.
-        path: A local file with the hub's fields `prompt`, `canonical_solution`, `test` and `entry_point`; None reads the
-            hub's openai/openai_humaneval.
-        seed: Of the order; None keeps that of the data set.
+        run_code: Runs a candidate together with its tests; required by `evaluate`.
+        path: Local file with the hub's fields `prompt`, `canonical_solution`, `test` and `entry_point`; None downloads
+            openai/openai_humaneval from the hub.
+        seed: Seed of the order; None keeps the order of the data set.
     """
 
     def __init__(self, run_code: RunCode | None = None, path: str | Path | None = None, seed: int | None = 42) -> None:
@@ -51,29 +51,31 @@ class HumanEval(RowTask):
         }
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the completion's code passes the problem's tests.
+        """Return whether the completion's code passes the problem's tests.
 
         Raises:
-            UserError: If there is no run_code, or it does not return whether the program passed.
+            UserError: If there is no run_code, or it returns neither a bool nor an object with `ok`.
         """
         del tool_calls
         if self.run_code is None:
             raise UserError(
-                "HumanEval runs what a model has written; give it a run_code that isolates it, such as nanochat_lit.run_python"
+                "HumanEval runs code written by a model; pass an isolating run_code, such as nanochat_lit.run_python"
             )
         result = self.run_code(program(conversation, completion))
         passed = getattr(result, "ok", result)
         if not isinstance(passed, bool):
-            raise UserError(f"run_code gave {result!r:.80}; it must return True or False, or something with such an ok")
+            raise UserError(
+                f"run_code returned {result!r:.80}; it must return a bool or an object with a bool attribute ok"
+            )
         return passed
 
 
 def program(conversation: Conversation, completion: str) -> str:
-    """What has to run without an error: the prompt's imports, the completion's code, the tests.
+    """Return the program that must run without an error: the prompt's imports, the completion's code, the tests.
 
     Args:
-        conversation: One of the task's.
-        completion: Visible text of an answer; of fenced code blocks the first counts.
+        conversation: A conversation of the task.
+        completion: Visible text of an answer; the first fenced code block is used.
     """
     imports = leading_imports(conversation["messages"][0]["content"])
     check = f"check({conversation['entry_point']})"
@@ -81,7 +83,7 @@ def program(conversation: Conversation, completion: str) -> str:
 
 
 def leading_imports(source: str) -> str:
-    """The import lines at the top of a program; a model often leaves them out of its answer.
+    """Return the import lines at the top of a program, which models often omit in their answer.
 
     Args:
         source: Python code.
@@ -97,10 +99,10 @@ def leading_imports(source: str) -> str:
 
 
 def extract_code(completion: str) -> str:
-    """The first fenced code block, also one that was never closed; without any, the whole text.
+    """Return the first fenced code block, even if unclosed; without any, the whole text.
 
     Args:
-        completion: What a model has answered.
+        completion: Visible text of an answer.
     """
     match = _FENCED.search(completion)
     return (match[1] if match else completion).strip("\n")

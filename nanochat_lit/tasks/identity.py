@@ -1,4 +1,4 @@
-"""Who are you? A few questions to which a model should answer with its own name."""
+"""Questions about the model's identity, which it should answer with its name."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ OTHERS = ("ChatGPT", "GPT-4", "Claude", "Gemini", "Llama", "Mistral", "Qwen", "D
 
 
 class Identity:
-    """Questions about the model itself; conversations to learn its character from come as files (`FileConversations`).
+    """Identity questions for evaluation; use `FileConversations` for training data.
 
     Args:
-        name: What it should call itself.
+        name: Name of the model.
     """
 
     def __init__(self, name: str = "nanochat") -> None:
@@ -40,7 +40,7 @@ class Identity:
         return {"messages": [{"role": "user", "content": QUESTIONS[index]}, {"role": "assistant", "content": answer}]}
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the answer holds the name, and no other model's that was not asked about."""
+        """Return whether the answer has the name, and no other model's name that the question does not mention."""
         del tool_calls
         question = conversation["messages"][0]["content"]
         has_other = any(_has(completion, other) and not _has(question, other) for other in OTHERS)

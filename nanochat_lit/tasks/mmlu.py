@@ -1,4 +1,4 @@
-"""MMLU: questions on 57 subjects with four choices (Hendrycks et al. 2020). https://arxiv.org/abs/2009.03300."""
+"""MMLU: multiple-choice questions on 57 subjects (Hendrycks et al. 2020). https://arxiv.org/abs/2009.03300."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ LETTERS = ("A", "B", "C", "D")
 
 
 class MMLU(RowTask):
-    """Questions with four choices, to be answered by a letter.
+    """Multiple-choice questions with four choices, answered by a letter.
 
     Args:
-        split: "auxiliary_train" (100 thousand questions to learn from), "dev", "validation" or "test".
-        path: A local file with the hub's fields `question`, `choices`, `answer` (0 to 3) and perhaps `subject`; None
-            reads the hub's cais/mmlu.
-        seed: Of the order; None keeps that of the data set, which is by subject.
+        split: "auxiliary_train" (100,000 training questions), "dev", "validation" or "test".
+        path: Local file with the hub's fields `question`, `choices`, `answer` (0 to 3) and optionally `subject`; None
+            downloads cais/mmlu from the hub.
+        seed: Seed of the order; None keeps the order of the data set, which is by subject.
     """
 
     def __init__(self, split: str = "test", path: str | Path | None = None, seed: int | None = 42) -> None:
@@ -34,13 +34,13 @@ class MMLU(RowTask):
         return {**conversation, "subject": row.get("subject") or ""}
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the completion is the right letter."""
+        """Return whether the completion is the correct letter."""
         del tool_calls
         return completion.strip() == conversation["messages"][-1]["content"]
 
 
 def _inner(row: Row) -> Row:
-    """The fields themselves; the hub wraps those of auxiliary_train into one called `train`."""
+    """Return the fields of a record; the hub nests those of auxiliary_train in a field `train`."""
     inner = row.get("train")
     return inner if isinstance(inner, dict) else row
 
@@ -50,5 +50,5 @@ def _problem(row: Row) -> str | None:
     if problem := missing_text(row, "question") or wrong_choices(row.get("choices")):
         return problem
     if len(row["choices"]) != len(LETTERS):
-        return f"{len(row['choices'])} choices, but the questions of MMLU have {len(LETTERS)}"
+        return f"{len(row['choices'])} choices, but MMLU questions have {len(LETTERS)}"
     return wrong_place("answer", row.get("answer"), row["choices"])

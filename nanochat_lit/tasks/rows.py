@@ -1,7 +1,7 @@
-"""The rows of a data set: from a local file, or from the Hugging Face hub; the same rows either way.
+"""Records of a data set, from a local file or the Hugging Face hub, with identical contents.
 
-A row is a dict with the hub's field names. Rows are checked before the first is used: of a local file every one, of the
-hub's when it is read (they have a schema). Errors name the file and the line.
+A record is a dict with the hub's field names. All records of a local file are checked before the first is used; hub
+records, which have a schema, are checked on access. Errors name the file and the line.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from nanochat_lit.tasks.base import Conversation
 
 Row = dict[str, Any]
 Check = Callable[[Row], str | None]
-"""Says what is wrong with a row, or None."""
+"""Returns the problem of a record, or None."""
 
 
 class Rows:
-    """Rows in the order of the data set, or in one drawn from a seed.
+    """Records in the order of the data set or a seeded order.
 
     Args:
-        rows: The rows; they are not copied.
-        where: Says where row i comes from, for errors.
-        check: Says what is wrong with a row.
-        seed: Of the order; None keeps that of the data set.
+        rows: The records; not copied.
+        where: Returns the origin of record i, for errors.
+        check: Returns the problem of a record, or None.
+        seed: Seed of the order; None keeps the order of the data set.
     """
 
     def __init__(self, rows: Sequence[Row], where: Callable[[int], str], check: Check, seed: int | None = None) -> None:
@@ -57,10 +57,10 @@ class Rows:
 
 
 class RowTask(ABC):
-    """A sequence of conversations, each made of one row of a data set.
+    """A sequence of conversations, one per record of a data set.
 
     Args:
-        rows: The rows.
+        rows: The records.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -74,7 +74,7 @@ class RowTask(ABC):
 
     @abstractmethod
     def _conversation(self, row: Row) -> Conversation:
-        """The conversation that a row gives."""
+        """Convert a record to a conversation."""
 
 
 def load_rows(
@@ -86,31 +86,31 @@ def load_rows(
     check: Check,
     seed: int | None = 42,
 ) -> Rows:
-    """Rows of a local file if a path is given, else of the hub.
+    """Load the records of a local file if a path is given, else of a hub data set.
 
     Args:
         path: A .jsonl (also .gz, .zst, .bz2 or .xz) or .parquet file.
         hub: Name of the data set on the Hugging Face hub.
-        subset: Its configuration; None for the only one.
-        split: "train", "test" or another that it has; a local file is one split.
-        check: Says what is wrong with a row.
-        seed: Of the order; None keeps that of the data set.
+        subset: Its configuration; None if it has only one.
+        split: Split of the hub data set, such as "train" or "test"; a local file is one split.
+        check: Returns the problem of a record, or None.
+        seed: Seed of the order; None keeps the order of the data set.
 
     Raises:
         UserError: If the file is missing, empty or broken, or the hub cannot be reached.
     """
     if path is None:
-        return Rows(_hub_rows(hub, subset, split), lambda place: f"{hub} ({split}), row {place}", check, seed)
+        return Rows(_hub_rows(hub, subset, split), lambda place: f"{hub} ({split}), record {place}", check, seed)
     path = Path(path)
     if path.suffix.lower() == ".parquet":
         rows, lines = _parquet_rows(path), None
     else:
         rows, lines = read_jsonl(path)
     if not rows:
-        raise UserError(f"{path}: holds no rows")
+        raise UserError(f"{path}: has no records")
 
     def where(place: int) -> str:
-        return f"{path}, row {place}" if lines is None else f"{path}:{lines[place]}"
+        return f"{path}, record {place}" if lines is None else f"{path}:{lines[place]}"
 
     for place, row in enumerate(rows):
         if problem := check(row):
@@ -119,10 +119,10 @@ def load_rows(
 
 
 def read_jsonl(path: Path) -> tuple[list[Row], list[int]]:
-    """The objects of a JSONL file (compressed if its name says so), and the number of each one's line.
+    """Return the objects of a JSONL file (decompressed by its suffix) and their line numbers.
 
     Args:
-        path: The file; blank lines are passed over.
+        path: The file; blank lines are skipped.
 
     Raises:
         UserError: If the file cannot be read, or a line is not a JSON object.
@@ -131,7 +131,7 @@ def read_jsonl(path: Path) -> tuple[list[Row], list[int]]:
     lines: list[int] = []
     try:
         file, _ = open_unpacked(path)
-        with file:  # as bytes, so that a line that is not UTF-8 is named too
+        with file:  # as bytes, so that errors also name a line that is not UTF-8
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
@@ -173,11 +173,11 @@ def _hub_rows(hub: str, subset: str | None, split: str) -> Sequence[Row]:
 
 
 def missing_text(row: Row, *names: str) -> str | None:
-    """What is wrong if one of these fields is not a string that says something.
+    """Return the problem if one of these fields is not a non-empty string, else None.
 
     Args:
-        row: The row.
-        names: Its fields.
+        row: The record.
+        names: Names of the fields.
     """
     for name in names:
         if name not in row:
@@ -188,10 +188,10 @@ def missing_text(row: Row, *names: str) -> str | None:
 
 
 def wrong_choices(choices: object) -> str | None:
-    """What is wrong with the choices of a question.
+    """Return the problem of the choices of a question, or None.
 
     Args:
-        choices: What the row has.
+        choices: Value of the field.
     """
     if not isinstance(choices, (list, tuple)) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
         return f"the choices must be a list of at least two texts, got {_short(choices)}"
@@ -199,16 +199,16 @@ def wrong_choices(choices: object) -> str | None:
 
 
 def wrong_place(name: str, value: object, choices: Sequence[str]) -> str | None:
-    """What is wrong if the number of the right choice is none of theirs.
+    """Return the problem if the index of the correct choice is out of range, else None.
 
     Args:
-        name: Of the field.
-        value: What it holds.
-        choices: What it counts.
+        name: Name of the field.
+        value: Value of the field.
+        choices: The choices.
     """
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
         return None
-    return f"{name!r} is {_short(value)}, which is none of the {len(choices)} choices (0 to {len(choices) - 1})"
+    return f"{name!r} is {_short(value)}, which is not one of the {len(choices)} choices (0 to {len(choices) - 1})"
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""SmolTalk for small models: half a million conversations made for fine-tuning (Ben Allal et al. 2025, SmolLM2).
+"""Smol-SmolTalk: half a million conversations for fine-tuning small models (Ben Allal et al. 2025, SmolLM2).
 
 https://arxiv.org/abs/2502.02737
 """
@@ -13,12 +13,12 @@ from nanochat_lit.tasks.rows import Row, RowTask, load_rows
 
 
 class SmolTalk(RowTask):
-    """Conversations to learn from; there is nothing to judge.
+    """Conversations for training only.
 
     Args:
-        split: "train" (460 thousand) or "test" (24 thousand).
-        path: A local file with `messages` in each row; None reads the hub's HuggingFaceTB/smol-smoltalk.
-        seed: Of the order; None keeps that of the data set.
+        split: "train" (460,000 conversations) or "test" (24,000).
+        path: Local file with `messages` in each record; None downloads HuggingFaceTB/smol-smoltalk from the hub.
+        seed: Seed of the order; None keeps the order of the data set.
     """
 
     def __init__(self, split: str = "train", path: str | Path | None = None, seed: int | None = 42) -> None:

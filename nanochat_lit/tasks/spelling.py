@@ -1,6 +1,6 @@
-"""Letters: count one in a word, with the tool, or spell the word. Models see tokens, so both have to be taught.
+"""Counting letters (with the tool) and spelling words, which models must learn because they see tokens.
 
-Every question is made from its number, so the tasks need no file; a list of words may be given.
+Every question is generated from its index, so the tasks need no file; a list of words is optional.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _ASK_COUNT = (
 _ASK_SPELLING = ("Spell the word: {word}", "How is {word} spelled?", "Spell {word}, letter by letter.")
 _ANSWER = re.compile(r"####\s*(\d+)")
 _SEEDS = {"train": 0, "test": 10_000_000}
-"""The questions of the splits are drawn from different seeds; with few words some will still be equal."""
+"""Seeds of the splits; with few words, some questions occur in both."""
 
 
 class WordTask(ABC):
-    """Questions about words, each drawn from its number.
+    """Questions about words, each generated from its index.
 
     Args:
-        size: Questions; question i is the same for every size above i.
+        size: Number of questions; question i does not depend on the size.
         split: "train" or "test".
-        path: A file of words, one a line; None has a list of its own.
+        path: File of words, one per line; None uses a built-in list.
     """
 
     def __init__(self, size: int = 1000, split: str = "train", path: str | Path | None = None) -> None:
@@ -55,11 +55,11 @@ class WordTask(ABC):
 
     @abstractmethod
     def _conversation(self, word: str, rng: Random) -> Conversation:
-        """A question about the word, and its answer."""
+        """Return a question about the word with its answer."""
 
 
 class CountLetters(WordTask):
-    """How often is a letter in a word? Spelled out, then counted with the tool; the number comes after "####"."""
+    """Count a letter in a word: spelled out, then counted with the tool; the number follows "####"."""
 
     def _conversation(self, word: str, rng: Random) -> Conversation:
         letter = rng.choice(word) if rng.random() < 0.9 else rng.choice("abcdefghijklmnopqrstuvwxyz")
@@ -79,14 +79,14 @@ class CountLetters(WordTask):
         }
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the number after "####" is right."""
+        """Return whether the number after "####" is correct."""
         del tool_calls
         match = _ANSWER.search(completion)
         return match is not None and int(match[1]) == conversation["count"]
 
 
 class SpellWord(WordTask):
-    """Spell a word, with commas between the letters."""
+    """Spell a word with commas between the letters."""
 
     def _conversation(self, word: str, rng: Random) -> Conversation:
         question = rng.choice(_ASK_SPELLING).format(word=word)
@@ -94,7 +94,7 @@ class SpellWord(WordTask):
         return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the word's letters are in the completion, one by one, whatever separates them."""
+        """Return whether the completion has the word's letters one by one, with any separator."""
         word, _, _ = conversation["messages"][-1]["content"].partition(":")
         return judge({"expect": {"spelled": word}}, completion, tool_calls)
 
@@ -105,11 +105,11 @@ def _words(path: str | Path | None) -> Sequence[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({error}); give a file of words, one a line") from None
+        raise UserError(f"{path}: cannot be read as text ({error}); give a file of words, one per line") from None
     for number, line in enumerate(lines, 1):
         if line.strip() and not re.fullmatch(r"[a-z]+", line.strip().lower()):
-            raise UserError(f"{path}:{number}: {line.strip()[:40]!r} is not a word of the letters a to z")
+            raise UserError(f"{path}:{number}: {line.strip()[:40]!r} is not a word of letters a to z")
     words = [line.strip().lower() for line in lines if line.strip()]
     if not words:
-        raise UserError(f"{path}: holds no words")
+        raise UserError(f"{path}: has no words")
     return words

@@ -1,6 +1,6 @@
-"""The held-out evaluation of the generated world: items from a file, and a strict judge.
+"""Held-out evaluation of the tiny world: items from a file, and strict evaluation of answers.
 
-An item's "expect" says what a right answer holds; every key present must be satisfied:
+An item's "expect" defines a correct answer; every key that is present must be satisfied:
 
     any        at least one of these phrases
     all        every one of these phrases
@@ -8,10 +8,10 @@ An item's "expect" says what a right answer holds; every key present must be sat
     tool       a calculator call in "expressions", and its value in the answer with no unrelated number
     number     this number in the answer, with no unrelated number
     spelled    the letters of this word, one by one, and nothing else spelled
-    refuses    says that it doesn't know, in one or two short sentences
+    refuses    the answer is that it doesn't know, in one or two short sentences
     min_words  at least as many words
 
-Phrases are whole words, whatever their case and punctuation.
+Phrases match whole words, ignoring case and punctuation.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
 
 
 def normalise(text: str) -> str:
-    """Lower case words with single spaces; apostrophes vanish, other punctuation separates."""
+    """Convert to lower-case words with single spaces; apostrophes are removed, other punctuation separates words."""
     return _NOT_WORDS.sub(" ", _APOSTROPHES.sub("", text.lower())).strip()
 
 
 def _has(text: str, phrase: str) -> bool:
-    """Whether the normalised text holds the phrase as whole words."""
+    """Return whether the normalised text has the phrase as whole words."""
     return f" {normalise(phrase)} " in f" {text} "
 
 
 def _numbers(text: str) -> set[float]:
-    """The numbers of a text; commas inside a number are dropped, a leading minus is kept."""
+    """Return the numbers in a text, with a leading minus and without commas."""
     return {float(number) for number in _NUMBER.findall(re.sub(r"(?<=\d),(?=\d{3})", "", text))}
 
 
 def _asked_numbers(item: dict[str, Any]) -> set[float]:
-    """The numbers that the conversation has already named; a hyphen there may be a minus sign between operands."""
+    """Return the numbers in the conversation; a hyphen may be a minus sign between operands."""
     spaced = [re.sub(r"(?<=\d)\s*[-+*/x]\s*(?=\d)", " ", str(message["content"])) for message in item["messages"]]
     return _numbers(" ".join(spaced))
 
 
 def _used_tool(item: dict[str, Any], completion: str, tool_calls: Sequence[str]) -> bool:
-    """Whether the expected call was made and its value said."""
+    """Return whether the expected call was made and the answer has its value."""
     expect = item["expect"]
     accepted = {expression.replace(" ", "") for expression in expect["expressions"]}
     if not any(call.replace(" ", "").replace('"', "'") in accepted for call in tool_calls):
@@ -65,32 +65,32 @@ def _used_tool(item: dict[str, Any], completion: str, tool_calls: Sequence[str])
 
 
 def _says_number(item: dict[str, Any], completion: str, value: float) -> bool:
-    """Whether the answer has the value, and no unrelated number."""
+    """Return whether the answer has the value and no unrelated number."""
     said = _numbers(completion)
     return value in said and said <= {value} | _asked_numbers(item)
 
 
 def _spelled(word: str, text: str) -> bool:
-    """Whether the only run of single letters in the normalised text is the word."""
+    """Return whether the only run of single letters in the normalised text is the word."""
     runs = re.findall(r"(?:(?<= )\w )+\w(?= )", f" {text} ")
     return [run.replace(" ", "") for run in runs] == [word.lower()]
 
 
 def judge(item: dict[str, Any], completion: str, tool_calls: Sequence[str] = ()) -> bool:
-    """Whether an answer is right.
+    """Return whether an answer is correct.
 
     Args:
-        item: {"messages", "category", "expect"}; only "expect" and the numbers of the messages are looked at.
-        completion: the visible text of the answer, tool parts left out.
-        tool_calls: the python expressions that the model wrote.
+        item: {"messages", "category", "expect"}; only "expect" and the numbers in the messages are used.
+        completion: Visible text of the answer, without tool parts.
+        tool_calls: Python expressions that the model wrote.
 
     Raises:
-        UserError: the item expects something that this judge does not know.
+        UserError: If "expect" has an unknown key.
     """
     expect = item["expect"]
     unknown = set(expect) - EXPECT_KEYS
     if unknown or not expect:
-        raise UserError(f"'expect' holds {sorted(unknown) or 'nothing'}: use {', '.join(sorted(EXPECT_KEYS))}")
+        raise UserError(f"'expect' has {sorted(unknown) or 'no keys'}: use {', '.join(sorted(EXPECT_KEYS))}")
     text = normalise(completion)
     if not text:
         return False
@@ -115,7 +115,7 @@ def judge(item: dict[str, Any], completion: str, tool_calls: Sequence[str] = ())
 
 
 def _checked_item(line: str, where: str) -> dict[str, Any]:
-    """The item of one line of a file."""
+    """Parse and check one line of a file."""
     try:
         item = json.loads(line)
     except json.JSONDecodeError as error:
@@ -125,36 +125,36 @@ def _checked_item(line: str, where: str) -> dict[str, Any]:
             raise UserError(f"{where}: an item needs {key!r} as a {kind.__name__}")
     messages = item["messages"]
     if not messages or not all(isinstance(message, dict) and "content" in message for message in messages):
-        raise UserError(f"{where}: 'messages' must hold messages with role and content")
+        raise UserError(f"{where}: 'messages' must have messages with role and content")
     if messages[-1].get("role") != "user":
         raise UserError(f"{where}: the last message must be the user's")
     unknown = set(item["expect"]) - EXPECT_KEYS
     if unknown or not item["expect"]:
-        raise UserError(f"{where}: 'expect' holds {sorted(unknown) or 'nothing'}: use {', '.join(sorted(EXPECT_KEYS))}")
+        raise UserError(f"{where}: 'expect' has {sorted(unknown) or 'no keys'}: use {', '.join(sorted(EXPECT_KEYS))}")
     return item
 
 
 class TinyWorldTask:
-    """The items of an held-out file."""
+    """Items of a held-out file."""
 
     def __init__(self, items: Sequence[dict[str, Any]]) -> None:
         self.items = list(items)
 
     @classmethod
     def load(cls, path: str | Path) -> TinyWorldTask:
-        """The items of a JSONL file, one a line.
+        """Load the items of a JSONL file, one per line.
 
         Raises:
-            UserError: no such file, no items in it, or a line that is not an item (named as file:line).
+            UserError: If the file is missing or empty, or a line is not an item (named as file:line).
         """
         path = Path(path)
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: can't be read as text ({error}): give a JSONL file of items") from error
+            raise UserError(f"{path}: cannot be read as text ({error}): give a JSONL file of items") from error
         items = [_checked_item(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
         if not items:
-            raise UserError(f"{path}: holds no items: write one JSON item per line")
+            raise UserError(f"{path}: has no items: write one JSON item per line")
         return cls(items)
 
     def __len__(self) -> int:
@@ -164,15 +164,15 @@ class TinyWorldTask:
         return self.items[index]
 
     def evaluate(self, conversation: dict[str, Any], completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the completion is a right answer to the item."""
+        """Return whether the completion is a correct answer to the item."""
         return judge(conversation, completion, tool_calls)
 
     def has_form(self, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Whether the completion says a number after asking the calculator, as an answer to a calculation does."""
+        """Return whether the completion has a number after a calculator call, the format of a calculation."""
         return bool(tool_calls) and bool(_numbers(completion))
 
     def credit(self, conversation: dict[str, Any], completion: str, tool_calls: Sequence[str] = ()) -> float:  # noqa: ARG002
-        """Of a calculation, the share of the numbers of the question that the calculator was asked about; else 0."""
+        """Return, for a calculation, the fraction of the question's numbers in the calculator calls; else 0."""
         if "number" not in conversation["expect"]:
             return 0.0
         asked = Counter(_DIGITS.findall(str(conversation["messages"][-1]["content"])))

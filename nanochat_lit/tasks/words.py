@@ -1,4 +1,4 @@
-"""Common English words to spell and to count letters in."""
+"""Common English words for the spelling tasks."""
 
 WORDS = tuple(
     """
@@ -24,4 +24,4 @@ WORDS = tuple(
     wonderful yellow yesterday zebra
     """.split()  # noqa: SIM905 - a list literal would take a line a word
 )
-"""Each once, in the order of the alphabet."""
+"""Unique words in alphabetical order."""

@@ -127,7 +127,7 @@ def test_two_ranks_give_the_answers_of_one(folder, core_bundle, capsys):
         (["--bundle", "nowhere"], "there is no nowhere/core.yaml; give the folder of an evaluation bundle"),
         (["--bundle", "{bundle}", "--max_per_task", "0"], "max_per_task is 0"),
         (["--bundle", "{bundle}", "--max_per_task", "2"], "arc_easy has 2 rows (max_per_task; raise it to 4 or more)"),
-        (["--bundle", "{bundle}", "--tasks", '["piqa"]'], "has no task piqa of CORE; it has copa"),
+        (["--bundle", "{bundle}", "--tasks", '["piqa"]'], "does not have the CORE task piqa; available: copa"),
         (["--bundle", "{bundle}", "--model", "nowhere"], "there is no nowhere"),
     ],
 )
@@ -227,5 +227,5 @@ def test_without_isolation_programs_are_refused(folder, humaneval, capsys, monke
     assert "no Landlock" in error
     assert "--allow_unsafe_code true" in error
     assert code_runner(None, False) is None
-    assert "humaneval is left out" in caplog.text
+    assert "humaneval is skipped" in caplog.text
     assert code_runner(None, True) is not None

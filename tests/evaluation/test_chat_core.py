@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_wrong(paths, random_model, tokenizer):
 
 def test_humaneval_takes_a_sandbox(shared, tokenizer):
     path = {"humaneval": shared / "data/humaneval/HumanEval.jsonl.gz"}
-    with pytest.raises(UserError, match="needs a run_code that isolates it"):
+    with pytest.raises(UserError, match="needs an isolating run_code"):
         load_chat_tasks(["humaneval"], path)
     tasks = load_chat_tasks(["humaneval"], path, max_per_task=3, run_code=lambda program: "check(" in program)
     (result,) = evaluate_chat(EngineAnswerer(Oracle(tokenizer, tasks)), tasks, Answering())
@@ -197,8 +197,8 @@ def test_letters_that_are_not_one_token(tmp_path, random_model, tokenizer):
     [
         ({"labels": ["gsm8"]}, "unknown task gsm8; use arc_easy"),
         ({"labels": ["identity"], "paths": {"gsm8k": "x"}}, "paths names gsm8k, which is not among the tasks identity"),
-        ({"labels": ["identity"], "paths": {"identity": "x"}}, "come from no file"),
-        ({"labels": ["identity", "identity"]}, "name one twice"),
+        ({"labels": ["identity"], "paths": {"identity": "x"}}, "does not read a file"),
+        ({"labels": ["identity", "identity"]}, "contain a duplicate"),
         ({"labels": ["identity"], "max_per_task": 0}, "max_per_task is 0"),
         ({"labels": ["gsm8k"], "paths": {"gsm8k": "none.jsonl"}}, "none.jsonl: no such file"),
     ],
@@ -212,7 +212,7 @@ def test_mistakes_in_the_tasks(arguments, message):
     ("settings", "message"),
     [
         ({"num_samples": 0}, "num_samples is 0"),
-        ({"num_samples": 2}, "2 samples at temperature 0 would all be equal"),
+        ({"num_samples": 2}, "2 samples at temperature 0 would be identical"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -1.0}, "temperature"),
     ],

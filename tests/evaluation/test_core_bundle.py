@@ -51,7 +51,9 @@ def test_a_bundle_may_lack_tasks(shared):
 def test_a_named_task_without_a_file_is_left_out(bundle):
     (bundle / "eval_data/a/copa.jsonl").unlink()
     assert [task.label for task in load_bundle(bundle)] == ["arc_easy", "winograd", "lambada_openai"]
-    with pytest.raises(UserError, match="has no task copa of CORE; it has arc_easy, winograd, lambada_openai"):
+    with pytest.raises(
+        UserError, match="does not have the CORE task copa; available: arc_easy, winograd, lambada_openai"
+    ):
         load_bundle(bundle, labels=["copa", "winograd"])
 
 
@@ -72,7 +74,7 @@ def replace_row(bundle, label, **changes):
 @pytest.mark.parametrize(
     ("label", "changes", "message"),
     [
-        ("copa", {"gold": 2}, "'gold' is 2, which is none of the 2 choices"),
+        ("copa", {"gold": 2}, "'gold' is 2, which is not one of the 2 choices"),
         ("copa", {"choices": ["one"]}, "the choices must be a list of at least two texts"),
         ("copa", {"query": None}, "'query' must be text, got None"),
         ("winograd", {"gold": "1"}, "'gold' is '1'"),
@@ -108,7 +110,7 @@ def test_tasks_that_are_not_of_core_are_left_out(bundle):
     edit(bundle, lambda tasks: tasks[0].update(label="mine"))
     assert [task.label for task in load_bundle(bundle)] == ["arc_easy", "winograd", "lambada_openai"]
     edit(bundle, lambda tasks: [task.update(label=f"mine {number}") for number, task in enumerate(tasks)])
-    with pytest.raises(UserError, match="holds no tasks of CORE"):
+    with pytest.raises(UserError, match="has no CORE tasks"):
         load_bundle(bundle)
 
 

@@ -148,7 +148,7 @@ def test_mistakes_are_told(make_answerer, paths):
         evaluate_chat(make_answerer("gpt2", REFUSING), tasks, Answering())
     answerer = make_answerer("gpt2")
     answerer.letter_ids = lambda conversation, letter: [1, 2]
-    with pytest.raises(UserError, match="mmlu: the letter 'A' is 2 tokens of this tokenizer"):
+    with pytest.raises(UserError, match="mmlu: the letter 'A' is 2 tokens in this tokenizer"):
         letter_tokens(answerer, tasks[0])
 
 

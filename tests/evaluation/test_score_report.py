@@ -49,9 +49,9 @@ def test_a_partial_mean_says_so():
     first, second, warning, cut = headline(made)
     assert first.startswith("mean of 2 tasks, partial CORE (v1 baselines): ")
     assert "v2" in second
-    assert warning == ("This mean is partial and cannot be compared with CORE: 1 of 3 tasks are missing (squad).")
+    assert warning == ("This mean is partial and not comparable with CORE: 1 of 3 tasks are missing (squad).")
     assert warning in markdown(made)
-    assert cut == "4 of the 160 examples lost tokens on the left, because they do not fit the context."
+    assert cut == "4 of the 160 examples were truncated on the left to fit the context."
     whole = report([result("copa", [1, 0], num_cut=0)], ("copa",), baselines={"v1": {"copa": 0.5}})
     assert len(headline(whole)) == 1
 
@@ -62,7 +62,7 @@ def test_other_tasks_stand_in_the_table_and_not_in_the_mean():
     assert [task["is_member"] for task in made["tasks"]] == [False, True]
     nothing = report(members=("squad",))
     assert nothing["scores"]["v1"]["value"] is None
-    assert headline(nothing) == ["None of the 1 tasks of CORE was measured, so the mean is left out."]
+    assert headline(nothing) == ["None of the 1 tasks of CORE was evaluated, so the mean is omitted."]
     assert "copa" in markdown(nothing)
 
 
@@ -89,9 +89,9 @@ def test_a_page_explains_what_it_shows():
     page = markdown(made)
     assert "temperature: 0.0." in page
     assert "seed: 7." in page
-    assert "- form: share of the answers" in page
-    assert "2 of the 9 examples do not fit the context and count as answered wrongly." in page
-    assert "- An interval without width" in page
+    assert "- form: fraction of the answers" in page
+    assert "2 of the 9 examples do not fit the context and count as wrong answers." in page
+    assert "- An interval of zero width" in page
     assert "pass@k" not in page
 
 

@@ -137,5 +137,5 @@ def test_damaged_weights_are_named(random_model):
     model = random_model(sequence_len=128)
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
-    with pytest.raises(UserError, match="not numbers"):
+    with pytest.raises(UserError, match="not finite"):
         GPTScorer(model).score(examples(2))

@@ -61,7 +61,7 @@ def test_what_cannot_judge_can_be_sliced_and_learnt_from():
     part = TaskSlice(Numbered(10), 4, 6)
     assert isinstance(part, Conversations)
     assert answers(part) == ["4", "5"]
-    with pytest.raises(UserError, match="Numbered has conversations to learn from"):
+    with pytest.raises(UserError, match="Numbered has no evaluate method"):
         part.evaluate(part[0], "4")
 
 
@@ -109,7 +109,7 @@ def test_answers_to_a_mixture_are_judged_by_their_source():
     for conversation in mixture:
         answer = conversation["messages"][-1]["content"]
         if conversation["source"] == "c":
-            with pytest.raises(UserError, match="c has conversations to learn from and nothing to judge them by"):
+            with pytest.raises(UserError, match="c has no evaluate method"):
                 mixture.evaluate(conversation, answer)
             continue
         assert mixture.evaluate(conversation, answer)

@@ -69,11 +69,11 @@ def test_what_runs_the_code_may_return(tmp_path, answer, is_right):
     task = HumanEval(lambda _: answer, path=tmp_path / "a.jsonl")
     assert task.evaluate(task[0], "x") is is_right
     task.run_code = lambda _: "fine"
-    with pytest.raises(UserError, match="run_code gave 'fine'; it must return True or False"):
+    with pytest.raises(UserError, match="run_code gave 'fine'; it must return a bool"):
         task.evaluate(task[0], "x")
 
 
 def test_nothing_is_run_without_a_sandbox(shared):
     task = HumanEval(path=shared / "data/humaneval/HumanEval.jsonl.gz")
-    with pytest.raises(UserError, match="give it a run_code"):
+    with pytest.raises(UserError, match="pass an isolating run_code"):
         task.evaluate(task[0], "x")

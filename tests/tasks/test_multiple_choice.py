@@ -57,18 +57,18 @@ def test_mmlu_reads_plain_and_wrapped_rows(tmp_path):
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [
-        (ARC, {**HUB_ARC, "answerKey": "4"}, "'answerKey' is '4', which is none of the labels 1, 2, 3"),
+        (ARC, {**HUB_ARC, "answerKey": "4"}, "'answerKey' is '4', which is not one of the labels 1, 2, 3"),
         (ARC, {**HUB_ARC, "choices": {"text": ["a", "b"], "label": ["1", "2", "3"]}}, "2 choices with 3 labels"),
-        (ARC, {**HUB_ARC, "choices": {"texts": ["a", "b"]}}, "'choices' must hold the lists 'text' and 'label'"),
-        (ARC, {**HUB_ARC, "choices": ["a", "b"]}, "'choices' must hold the lists 'text' and 'label'"),
+        (ARC, {**HUB_ARC, "choices": {"texts": ["a", "b"]}}, "'choices' must have the lists 'text' and 'label'"),
+        (ARC, {**HUB_ARC, "choices": ["a", "b"]}, "'choices' must have the lists 'text' and 'label'"),
         (ARC, {**HUB_ARC, "question": ""}, "'question' must be text"),
-        (ARC, {**BUNDLE_ARC, "gold": 3}, r"'gold' is 3, which is none of the 3 choices \(0 to 2\)"),
+        (ARC, {**BUNDLE_ARC, "gold": 3}, r"'gold' is 3, which is not one of the 3 choices \(0 to 2\)"),
         (ARC, {**BUNDLE_ARC, "choices": ["a"]}, "the choices must be a list of at least two texts"),
         (MMLU, {**MMLU_ROW, "answer": 4}, "'answer' is 4"),
         (MMLU, {**MMLU_ROW, "answer": -1}, "'answer' is -1"),
         (MMLU, {**MMLU_ROW, "answer": "C"}, "'answer' is 'C'"),
         (MMLU, {**MMLU_ROW, "answer": True}, "'answer' is True"),
-        (MMLU, {**MMLU_ROW, "choices": ["a", "b", "c"]}, "3 choices, but the questions of MMLU have 4"),
+        (MMLU, {**MMLU_ROW, "choices": ["a", "b", "c"]}, "3 choices, but MMLU questions have 4"),
         (MMLU, {"question": "x"}, "the choices must be a list"),
     ],
 )

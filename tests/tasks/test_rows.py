@@ -118,7 +118,7 @@ def test_a_malformed_line_is_named(line, message, tmp_path):
 
 
 def test_a_malformed_row_of_parquet_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"rows\.parquet, row 1: 'answer' must be text"):
+    with pytest.raises(UserError, match=r"rows\.parquet, record 1: 'answer' must be text"):
         load(write(tmp_path / "rows.parquet", [ROWS[0], {"question": "x", "answer": ""}]))
 
 
@@ -138,5 +138,5 @@ def test_a_broken_file_is_named(name, tmp_path):
 
 def test_an_empty_file_is_named(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(UserError, match=r"empty\.jsonl: holds no rows"):
+    with pytest.raises(UserError, match=r"empty\.jsonl: has no records"):
         load(tmp_path / "empty.jsonl")

@@ -87,7 +87,7 @@ def test_own_words(kind, tmp_path):
         ({"split": "val"}, "split is 'val'; use one of train, test"),
         ({"path": "{folder}/none.txt"}, "none.txt: cannot be read"),
         ({"path": "{folder}/two.txt"}, "two.txt:2: 'not a word' is not a word"),
-        ({"path": "{folder}/empty.txt"}, "empty.txt: holds no words"),
+        ({"path": "{folder}/empty.txt"}, "empty.txt: has no words"),
     ],
 )
 def test_mistakes(arguments, message, tmp_path):

@@ -70,7 +70,7 @@ def test_chat_core_in_fine_tuning(sft_recipe, tmp_path, capsys):
         ({"bundle": "nowhere"}, "nowhere"),
         ({"every": -1}, "every is -1"),
         ({"max_per_task": 0}, "max_per_task is 0"),
-        ({"tasks": ["copa", "nothing"]}, "has no task nothing"),
+        ({"tasks": ["copa", "nothing"]}, "does not have the CORE task nothing"),
     ],
 )
 def test_errors_come_before_the_first_step(write_recipe, core_bundle, capsys, arguments, message):
@@ -110,4 +110,4 @@ def test_where_programs_cannot_be_isolated_it_is_said(monkeypatch, tmp_path, cap
     with pytest.raises(UserError, match="humaneval: no Landlock here"):
         evaluator.load()
     assert code_runner(None) is None
-    assert "humaneval is left out: no Landlock here" in caplog.text
+    assert "humaneval is skipped: no Landlock here" in caplog.text
