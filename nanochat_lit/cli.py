@@ -137,9 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard_output()  # the reader (head, less) has exited; the interpreter's flush at exit would raise again
         return 141  # 128 + SIGPIPE
     except SystemExit as stop:  # argparse raises it after --help
-        if isinstance(stop.code, str):
-            return _fail(stop.code)
-        return stop.code or 0
+        return _exit_status(stop)
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
@@ -155,6 +153,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return status
+
+
+def _exit_status(stop: SystemExit) -> int:
+    if isinstance(stop.code, str):
+        return _fail(stop.code)
+    if stop.code == 1 and _has_interrupt(stop):  # the Trainer's, of Ctrl-C before the first step
+        print("interrupted", file=sys.stderr)
+        return 130
+    return stop.code or 0
 
 
 def _configure_allocator() -> None:

@@ -77,7 +77,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise ValueError(f"{word} is not JSON")
 
     try:
-        body = json.loads(raw.decode("utf-8"), parse_constant=refuse)
+        body = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and endless numbers
         raise ApiError(400, f"the body is not JSON in UTF-8: {error}", code="invalid_json") from None
     if not isinstance(body, dict):

@@ -325,7 +325,7 @@ def _check_recipes(argv: Sequence[str]) -> None:
             place = f"{path}, line {mark.line + 1}" if mark else str(path)
             raise UserError(f"{place} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
         except UnicodeDecodeError:
-            raise UserError(f"{path} is not text; give a recipe, a .yaml file") from None
+            raise UserError(f"{path} is not text in UTF-8; give a recipe, a .yaml file") from None
         if not isinstance(content, dict):
             raise UserError(f"{path} has no keys; a recipe looks like those in recipes/")
 

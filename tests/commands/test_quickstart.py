@@ -1,6 +1,9 @@
 """`quickstart`: the whole path, smaller than --fast, in an empty folder outside the checkout."""
 
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,12 +69,49 @@ def test_quickstart_leaves_everything(tmp_path, monkeypatch, capsys):
 def test_fast_as_people_run_it(tmp_path, monkeypatch, capsys):
     """About a minute, and once more over the first."""
     monkeypatch.chdir(tmp_path)
-    for _ in range(2):
-        assert cli.main(["quickstart", "--fast"]) == 0
+    for options in ([], ["--overwrite", "true"]):
+        assert cli.main(["quickstart", "--fast", *options]) == 0
         stdout = capsys.readouterr().out
     check((tmp_path / "runs" / "quickstart").relative_to(tmp_path), stdout, capsys)
     losses = [row["train_loss"] for row in read_metrics("runs/quickstart/metrics.csv").values() if "train_loss" in row]
     assert losses[-1] < losses[0]
+
+
+PROGRAM = f"""
+import sys
+from nanochat_lit import cli
+from nanochat_lit.commands import quickstart as command
+command.FAST = {SMALLER | {"pretrain_steps": 40, "sft_steps": 40}!r}
+command.DIALOGUES = (("Hello!",),)
+sys.exit(cli.main(["quickstart", "--fast", "--out", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+def test_quickstart_continues_after_kills(tmp_path):
+    """The same command, killed in every stage, ends with the weights of one that nothing has disturbed."""
+
+    def start(out):
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    undisturbed = start(whole)
+    assert undisturbed.wait(600) == 0, undisturbed.stderr.read()
+    for moment in ("data", "pretrain/metrics.csv", "pretrain/export/model.safetensors", "metrics.csv"):
+        process = start(out)
+        while process.poll() is None and not (out / moment).exists():
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    process = start(out)
+    error = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, error
+    assert f"continuing the quickstart in {out}" in error
+    assert (out / "report.md").is_file()
+    for name in ("pretrain/export/model.safetensors", "export/model.safetensors"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_out_that_is_a_file(tmp_path, capsys):

@@ -28,7 +28,7 @@ class Signal(Callback):
     """Sends its own process a signal at one moment of the run; with several ranks rank 0 does.
 
     Args:
-        moment: "accumulation" (between the micro-batches of a step), "backward", "validation", or "write" (half of a
+        moment: "start" (before training), "accumulation" (between the micro-batches of a step), "backward", "validation", or "write" (half of a
             checkpoint is in its temporary file).
         step: The step during which, or after which.
         name: The signal.
@@ -43,6 +43,9 @@ class Signal(Callback):
         if moment == self.moment and trainer.global_step == self.step and trainer.is_global_zero:
             self.moment = "over"
             os.kill(os.getpid(), self.signum)
+
+    def on_fit_start(self, trainer, pl_module):
+        self._at("start", trainer)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if batch_idx % trainer.accumulate_grad_batches:

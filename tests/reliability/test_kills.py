@@ -1,5 +1,6 @@
 """Real `fit` processes that are killed, told to stop, or run out of disk, and continue with --ckpt_path last."""
 
+import errno
 import os
 import random
 import signal
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ import yaml
 
 from nanochat_lit import cli
 from nanochat_lit.engine.checkpoint import damage, step_files
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
+from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO
+from nanochat_lit.training.metrics_file import MetricsFile, read_metrics
 
 FIGURES = ("train_loss", "val_bpb")
 TIMEOUT_S = 240
@@ -163,6 +168,48 @@ def test_a_signal_lets_the_step_finish_and_saves(make, whole, name, moment):
     code, err = fit(recipe, "--ckpt_path", "last", "--trainer.callbacks", "[]")
     assert code == 0, err
     assert_same(run, whole)
+
+
+def test_ctrl_c_before_the_first_step(make, monkeypatch, capfd):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    recipe = make(callback("Signal", moment="start", step=0, name="SIGINT"))
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert cli.main(["fit", "--config", str(recipe)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)  # the Trainer ignores it from then on
+    assert capfd.readouterr().err.splitlines()[-1] == "interrupted"
+
+
+def test_ctrl_c_that_ends_the_compiler_is_a_stop(tmp_path, capsys):
+    """A terminal sends it to the compiler, too, whose error is then no defect."""
+    error = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})()
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(checkpoint_io=AtomicCheckpointIO()), global_step=0)
+    checkpoint = RunCheckpoint(tmp_path, 1)
+    checkpoint.on_exception(trainer, None, error)  # without a signal it is one
+    checkpoint.stop_request.signum = signal.SIGINT
+    with pytest.raises(SystemExit) as stop:
+        checkpoint.on_exception(trainer, None, error)
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "stopped while step 1 was compiled\n"
+
+
+def test_metrics_on_a_full_disk_end_the_run_with_one_line(make, monkeypatch, capfd):
+    """The checkpoints of before are there."""
+    recipe = make()
+    run, write = recipe.parent / "run", MetricsFile.log_metrics
+
+    def fail(self, metrics, step=None):
+        if step == 7:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, metrics, step)
+
+    monkeypatch.setattr(MetricsFile, "log_metrics", fail)
+    assert cli.main(["fit", "--config", str(recipe), "--log_every", "1"]) == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("error: the disk is full")
+    assert max(step_files(run / "checkpoints")) == 6
 
 
 IN_TERMINAL = """

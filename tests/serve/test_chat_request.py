@@ -188,6 +188,11 @@ def test_the_context_is_the_limit(tokenizer):
     assert caught.value.code == "context_length_exceeded"
 
 
+def test_a_byte_order_mark_is_taken_off():
+    """Editors and shells of Windows put it first."""
+    assert parse_json(b'\xef\xbb\xbf{"n": 1}') == {"n": 1}
+
+
 @given(st.binary(max_size=200))
 def test_bytes_are_an_object_or_refused(raw):
     try:

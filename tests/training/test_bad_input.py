@@ -135,13 +135,24 @@ def test_recipes_that_cannot_be_read(tmp_path, write_recipe, refused):
     [
         (b"model:\n  depth: 2\n bad: [1\n", "recipe.yaml, line 3 is not valid YAML"),
         (b"- a\n- b\n", "has no keys"),
-        (b"\x80\x81\xff", "is not text"),
+        (b"\x80\x81\xff", "is not text in UTF-8"),
+        ("model: {}\n".encode("utf-16"), "is not text in UTF-8"),
     ],
 )
 def test_files_that_are_no_recipes(content, words, tmp_path, refused):
     (tmp_path / "recipe.yaml").write_bytes(content)
     refused(["fit", "--config", tmp_path / "recipe.yaml"], words)
     refused(["fit", f"--config={tmp_path / 'recipe.yaml'}"], words)
+
+
+def test_a_recipe_of_windows(write_recipe, capsys):
+    """With a byte order mark and its newlines it is the same recipe."""
+    recipe = write_recipe()
+    assert cli.main(["fit", "--config", str(recipe), "--print_config"]) == 0
+    expected = capsys.readouterr().out
+    recipe.write_bytes(b"\xef\xbb\xbf" + recipe.read_bytes().replace(b"\n", b"\r\n"))
+    assert cli.main(["fit", "--config", str(recipe), "--print_config"]) == 0
+    assert capsys.readouterr().out == expected
 
 
 def test_recipes_that_are_nested_deeply(tmp_path, refused):

@@ -91,6 +91,7 @@ def test_a_second_process_is_refused(write_recipe, tmp_path, capsys):
         for command in (
             ["fit", "--config", str(write_recipe()), "--run_dir", str(run)],
             ["fit", "--config", str(write_recipe()), "--run_dir", str(run), "--ckpt_path", "last"],
+            ["fit", "--config", str(write_recipe()), "--run_dir", str(run), "--trainer.devices", "2"],
             ["quickstart", "--fast", "--out", str(run)],
         ):
             assert cli.main(command) == 2

@@ -157,6 +157,10 @@ class RunCheckpoint(StepCallback, Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.stop_request.ignore()  # Lightning skips teardown after an exception
         self._report(trainer)
+        signum, where = self.stop_request.signum, type(exception).__module__
+        if signum and where.startswith(("torch._inductor", "torch._dynamo")):  # Ctrl-C has ended the compiler, too
+            print(f"stopped while step {trainer.global_step + 1} was compiled", file=sys.stderr)
+            raise SystemExit(128 + signum) from None
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
