@@ -1,1 +1,1 @@
-"""Pages on runs, sweeps and the quickstart: Jinja templates of markdown, which also become one HTML file."""
+"""Reports on runs, sweeps and the quickstart, from Jinja templates, as Markdown and as one HTML file."""

@@ -1,8 +1,8 @@
-"""A template of markdown filled with what was measured, written as report.md and, converted, as one HTML file.
+"""Renders Markdown templates to report.md and to one HTML file.
 
-Everything that a template names is text from models, data and files of unknown origin, so all of it is escaped: nothing
-that a model wrote becomes a tag, a link or a picture. The HTML asks for nothing: pictures and style are inside, and its
-Content-Security-Policy forbids the rest.
+Template values come from models, data and untrusted files. All of them are escaped, so that model output cannot become
+a tag, a link or an image. The HTML makes no requests: images and style are embedded, and its Content-Security-Policy
+forbids everything else.
 """
 
 import base64
@@ -15,7 +15,7 @@ from nanochat_lit.common.paths import atomic_write
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLOTS = "plots"
-# How a part of the page is folded, in markdown as in HTML, where all other tags are only text.
+# Collapsible sections; the only HTML tags that are not escaped.
 _FOLDS = {
     r"<p>&lt;details&gt;&lt;summary&gt;([^<]*)&lt;/summary&gt;</p>": r"<details><summary>\1</summary>",
     r"<p>&lt;/details&gt;</p>": "</details>",
@@ -23,13 +23,13 @@ _FOLDS = {
 
 
 class Markdown(str):
-    """Markdown of our own making, which is not escaped."""
+    """Trusted Markdown, which is not escaped."""
 
     __slots__ = ()
 
 
 def fill(template: str, **values: object) -> str:
-    """The page as markdown: a template of templates/ with its values escaped."""
+    """Render a template of templates/ to Markdown, with escaped values."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(  # noqa: S701 - `finalize` escapes, for markdown
@@ -45,12 +45,12 @@ def fill(template: str, **values: object) -> str:
 
 
 def as_html(title: str, markdown: str, images: Mapping[str, bytes]) -> str:
-    """The page as one HTML file.
+    """Convert a page to one HTML file.
 
     Args:
-        title: Of the window.
-        markdown: Of `fill`.
-        images: PNG files by the name of what they show.
+        title: Title of the page.
+        markdown: Result of `fill`.
+        images: PNG images by name.
     """
     from markdown_it import MarkdownIt
 
@@ -66,13 +66,13 @@ def as_html(title: str, markdown: str, images: Mapping[str, bytes]) -> str:
 
 
 def write_page(folder: Path, title: str, markdown: str, images: Mapping[str, bytes]) -> None:
-    """Write report.html, report.md and the pictures of the latter, plots/*.png.
+    """Write report.html, report.md and the latter's images, plots/*.png.
 
     Args:
-        folder: Made if needed; files of these names are replaced.
-        title: Of the window.
-        markdown: Of `fill`.
-        images: PNG files by the name of what they show.
+        folder: Output folder; created if needed, and existing files are replaced.
+        title: Title of the page.
+        markdown: Result of `fill`.
+        images: PNG images by name.
     """
     for name, image in images.items():
         with atomic_write(folder / PLOTS / _file_name(name)) as file:
@@ -89,19 +89,19 @@ def _table(heading: Sequence[object], rows: Sequence[Sequence[object]]) -> Markd
 
 
 def _verbatim(text: str) -> Markdown:
-    """Text that keeps its lines and spaces: commands, samples."""
+    """Format text that keeps its line breaks and spaces: commands, samples."""
     text = _visible(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall(r"`+", text)), default=0))
     return Markdown(f"{fence}text\n{text}\n{fence}")
 
 
 def _plots(names: Sequence[str]) -> Markdown:
-    """Pictures beside each other."""
+    """Arrange images side by side."""
     return Markdown("\n".join(f"![{_inline(name)}]({PLOTS}/{_file_name(name)})" for name in names))
 
 
 def _inline(value: object) -> str:
-    """Text on one line in which markdown sees nothing but text; no heading, list or rule at the beginning either."""
+    """Escape text for one line of Markdown, including headings, lists and rules at its beginning."""
     if isinstance(value, Markdown):
         return value
     one_line = re.sub(r"\s+", " ", _visible(str(value))).strip()
@@ -110,7 +110,7 @@ def _inline(value: object) -> str:
 
 
 def _visible(text: str) -> str:
-    """Control characters, which terminals and browsers may obey, become a replacement mark."""
+    """Replace control characters, which terminals and browsers may interpret."""
     return re.sub(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]", "\ufffd", text)
 
 

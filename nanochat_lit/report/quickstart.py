@@ -1,4 +1,4 @@
-"""The report of a quickstart: what was reached, curves, dialogues."""
+"""Report of a quickstart: results, curves, dialogues."""
 
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ def write_report(
     """Write report.md, loss.png and bpb.png.
 
     Args:
-        folder: Of the quickstart; holds the runs' metrics and the export.
+        folder: Quickstart folder with the runs' metrics and the export.
         before: Held-out evaluation of the base model.
         after: Held-out evaluation of the chat model.
         dialogues: Conversations with the chat model.
-        seconds: That everything took.
-        peak_bytes: Most memory held.
+        seconds: Total duration.
+        peak_bytes: Peak memory.
     """
     metrics = {stage: read_metrics(folder / run / METRICS_FILE) for stage, run in STAGES}
     _write_plots(folder, metrics)

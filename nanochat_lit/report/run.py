@@ -1,4 +1,4 @@
-"""The report on one or several runs."""
+"""Report on one or more runs."""
 
 import math
 import re
@@ -18,15 +18,15 @@ from nanochat_lit.report.run_folder import RunFolder
 STAGES = {"pretrain": "pretraining", "sft": "fine-tuning", "rl": "reinforcement learning"}
 CLASS_STAGES = {"PretrainModule": "pretrain", "SFTModule": "sft", "RLModule": "rl"}
 SAMPLES_LIMIT = 6000
-"""Characters of the last samples that the page shows; the rest is in samples.md."""
+"""Maximum number of characters of samples on the page; samples.md has the rest."""
 
 
 def runs_page(runs: Sequence[RunFolder], price_per_hour: float) -> tuple[str, dict[str, bytes]]:
-    """The page as markdown, and its pictures.
+    """Return the page as Markdown, and its images.
 
     Args:
-        runs: In the order of the page; with several, the first table compares them.
-        price_per_hour: Dollars of a device for an hour; 0 leaves money out.
+        runs: Runs in the order of the page; several are compared in the first table.
+        price_per_hour: US dollars per device-hour; 0 omits the cost.
     """
     is_alone = len(runs) == 1
     images = curve_plots(runs) if is_alone else curve_plots(runs, against="tokens")
@@ -43,7 +43,7 @@ def runs_page(runs: Sequence[RunFolder], price_per_hour: float) -> tuple[str, di
 
 
 def _comparison(runs: Sequence[RunFolder], price_per_hour: float) -> tuple[list[list[str]], list[list[str]]]:
-    """What the runs have reached, side by side, and in which settings they differ."""
+    """Return tables of the results side by side and of the differing settings."""
     facts = [dict(_facts(run, price_per_hour)) for run in runs]
     names = list(dict.fromkeys(name for fact in facts for name in fact))
     rows = [[name, *(fact.get(name, "") for fact in facts)] for name in names]
@@ -56,7 +56,7 @@ def _comparison(runs: Sequence[RunFolder], price_per_hour: float) -> tuple[list[
 
 
 def _run_values(run: RunFolder, price_per_hour: float, *, is_alone: bool) -> dict[str, Any]:
-    """Everything about one run, by the names of the template."""
+    """Return the template values of one run."""
     return {
         "is_alone": is_alone,
         "level": Markdown("##" if is_alone else "###"),
@@ -73,10 +73,10 @@ def _run_values(run: RunFolder, price_per_hour: float, *, is_alone: bool) -> dic
 
 
 def curve_plots(runs: Sequence[RunFolder], against: str = "step") -> dict[str, bytes]:
-    """Loss, figures of validations, learning rates and throughput, over steps or another column.
+    """Plot loss, validation metrics, learning rates and throughput over steps or another column.
 
     Args:
-        runs: One curve each; of a single run the learning rates of every group.
+        runs: One curve per run; a single run shows the learning rates of every group.
         against: "step" or a column of the metrics.
     """
     plots: dict[str, bytes] = {}
@@ -89,7 +89,7 @@ def curve_plots(runs: Sequence[RunFolder], against: str = "step") -> dict[str, b
 
     add("training loss", "nats per token, moving average", "train_loss_ema")
     add("validation, bits per byte", "bits per byte", "val_bpb")
-    add("validation accuracy", "share of right answers", "val_accuracy", log=False)
+    add("validation accuracy", "fraction of correct answers", "val_accuracy", log=False)
     add("reward", "mean reward", "reward", log=False)
     if len(runs) == 1:
         columns = dict.fromkeys(
@@ -99,7 +99,7 @@ def curve_plots(runs: Sequence[RunFolder], against: str = "step") -> dict[str, b
         if rates:
             plots["learning rates"] = curves_png("learning rates", "learning rate", rates, against)
     else:
-        add("learning rate", "share of the highest", "lr_multiplier", log=False)
+        add("learning rate", "fraction of the maximum", "lr_multiplier", log=False)
     add("throughput", "tokens per second", "tokens_per_s", log=False)
     if len(runs) > 1:
         flops = {run.name: run.curve("val_bpb", "total_flops") for run in runs if run.curve("val_bpb")[0]}
@@ -125,12 +125,12 @@ def _what(run: RunFolder) -> str:
         )
     base = _key(run, "model.base")
     start = f", starting from {base}" if base else ""
-    ended = "" if run.shape is not None else " It has left no export: it is under way, was stopped, or was cleaned up."
+    ended = "" if run.shape is not None else " It has no export: it is in progress, was stopped, or was cleaned up."
     return f"{stage.capitalize()} of {model}{start}.{ended}"
 
 
 def _facts(run: RunFolder, price_per_hour: float) -> list[tuple[str, str]]:
-    """What was reached, and what it took; what is not known is left out."""
+    """Return results and costs, without unknown values."""
     planned = run.plan.get("num_steps")
     facts = [("steps", f"{run.num_steps:,}" + (f" of {planned:,}" if isinstance(planned, int) else ""))]
     last = run.last
@@ -146,11 +146,11 @@ def _facts(run: RunFolder, price_per_hour: float) -> list[tuple[str, str]]:
         facts.append((f"{run.figure}: before, end, best", f"{values[0]:.4f}, {values[-1]:.4f}, {best:.4f}"))
     hours = run.training_s / 3600
     if hours:
-        facts.append(("time of training", _duration(run.training_s)))
+        facts.append(("training time", _duration(run.training_s)))
         facts.append(("device hours", f"{hours * run.world_size:.3g} ({run.world_size} device(s))"))
         if price_per_hour:
             facts.append(
-                ("cost", f"${hours * run.world_size * price_per_hour:,.2f} at ${price_per_hour:g} an hour and device")
+                ("cost", f"${hours * run.world_size * price_per_hour:,.2f} at ${price_per_hour:g} per device-hour")
             )
     if (wall := _wall_clock_s(run)) is not None:
         facts.append(("time from first start to last end", _duration(wall)))
@@ -168,7 +168,7 @@ def _facts(run: RunFolder, price_per_hour: float) -> list[tuple[str, str]]:
 def _commands(run: RunFolder) -> str:
     lines = []
     for session in run.sessions:
-        end = session.get("end") or "no end recorded: under way, or killed"
+        end = session.get("end") or "no end recorded: in progress, or killed"
         first, last = session.get("first_step"), session.get("last_step")
         lines.append(f"# {session.get('started_at')}, from step {first} to {'?' if last is None else last}, {end}")
         lines.append(shlex.join(map(str, session.get("command") or ["?"])))
@@ -180,7 +180,7 @@ def _data_rows(run: RunFolder) -> list[list[str]]:
     for name in ("data.path",):
         value = run.settings.get(name)
         if value and Path(value).exists():
-            rows.append([f"{value} as it is now", _size(Path(value))])
+            rows.append([f"{value} (current contents)", _size(Path(value))])
     if tokens := run.last.get("tokens"):
         rows.append(["tokens trained on", f"{tokens:,.0f}"])
     if fingerprint := run.provenance.get("tokenizer_fingerprint"):
@@ -194,11 +194,11 @@ def _size(path: Path) -> str:
 
 
 def _evaluation(name: str, report: dict[str, Any]) -> dict[str, Any]:
-    """A sentence on an evaluation, and its table."""
+    """Return a sentence on an evaluation, and its table."""
     try:
         return SCORE_TABLES[name](report)
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
-        return {"text": f"{report['file']} is not a result that this report understands.", "rows": []}
+        return {"text": f"{report['file']} is not in a supported format.", "rows": []}
 
 
 def _task_scores(report: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +232,7 @@ SCORE_TABLES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def _score(report: dict[str, Any] | None) -> str:
-    """An evaluation's main number in a cell."""
+    """Format the main value of an evaluation for a table cell."""
     if report is None:
         return ""
     try:
@@ -251,7 +251,7 @@ def _score(report: dict[str, Any] | None) -> str:
 
 
 def _samples(run: RunFolder) -> list[str]:
-    """The samples of the first and the last validation: what training has changed."""
+    """Return the samples of the first and the last validation."""
     sections = [part.strip() for part in re.split(r"(?m)^(?=## Step \d+$)", run.samples) if part.strip()]
     shown = [
         re.sub(r"(?m)^(?:## |- \*\*(.+?)\*\*)", r"\1", section)
@@ -261,7 +261,7 @@ def _samples(run: RunFolder) -> list[str]:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= SAMPLES_LIMIT else f"{text[:SAMPLES_LIMIT]}\n[cut here; the whole is in samples.md]"
+    return text if len(text) <= SAMPLES_LIMIT else f"{text[:SAMPLES_LIMIT]}\n[truncated; see samples.md]"
 
 
 def _system_rows(run: RunFolder) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What a run folder tells about its run. A folder may lack parts: a run may be under way, old, or moved from elsewhere."""
+"""Reader of run folders. Files may be missing if a run is in progress, old, or was moved."""
 
 import math
 import statistics
@@ -16,40 +16,40 @@ from nanochat_lit.training.callbacks.session_record import read_sessions
 from nanochat_lit.training.metrics_file import METRICS_FILE, read_metrics
 
 FIGURES = ("val_bpb", "val_accuracy")
-"""Figures of validations, by stage."""
+"""Validation metrics by stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A run as its folder has it."""
+    """Contents of a run folder."""
 
     folder: Path
-    """Where it is."""
+    """Path of the folder."""
     name: str
-    """What the report calls it."""
+    """Name in the report."""
     config: dict[str, Any]
-    """Its resolved config.yaml; empty if there is none."""
+    """Resolved config.yaml; empty if missing."""
     plan: dict[str, Any]
-    """Derived numbers of its plan.json; empty if there is none."""
+    """Derived values of plan.json; empty if missing."""
     shape: GPTConfig | None
-    """Of the export's model; None without an export."""
+    """Model configuration of the export; None without an export."""
     provenance: dict[str, Any]
-    """Of the export; empty without one."""
+    """Provenance of the export; empty without an export."""
     metrics: dict[int, dict[str, float]]
     """Rows of metrics.csv by step."""
     sessions: list[dict[str, Any]]
-    """Commands, times and machines."""
+    """Commands, times and machines of the sessions."""
     evaluations: dict[str, dict[str, Any]]
     """Newest result of each evaluation: core, chat_core, tiny_world, bpb."""
     samples: str
-    """Text of samples.md; empty if there is none."""
+    """Text of samples.md; empty if missing."""
 
     def curve(self, column: str, against: str = "step") -> tuple[list[float], list[float]]:
-        """Values of a column of the metrics, and the steps (or another column's values) at which it has them.
+        """Return the x values (steps or another column) and values of a metrics column.
 
         Args:
-            column: Of metrics.csv.
-            against: "step", or a column that grows with the steps: where a row lacks it, it is in proportion to the steps.
+            column: Column of metrics.csv.
+            against: "step", or a column that is proportional to the step.
         """
         rows = [(step, row) for step, row in sorted(self.metrics.items()) if math.isfinite(row.get(column, math.nan))]
         values = [row[column] for _, row in rows]
@@ -60,24 +60,24 @@ class RunFolder:
 
     @property
     def figure(self) -> str:
-        """The figure of its validations."""
+        """Name of the validation metric."""
         found = [name for name in FIGURES if any(name in row for row in self.metrics.values())]
         return found[-1] if found else FIGURES[0]
 
     @property
     def last(self) -> dict[str, float]:
-        """The newest row of metrics of a training step."""
+        """Last row of metrics of a training step."""
         rows = [row for _, row in sorted(self.metrics.items()) if "train_loss" in row]
         return rows[-1] if rows else {}
 
     @property
     def num_steps(self) -> int:
-        """Steps that were done."""
+        """Number of completed steps."""
         return max(self.metrics, default=0)
 
     @property
     def training_s(self) -> float:
-        """Seconds of training over all sessions; the clock of the metrics starts anew with each."""
+        """Training time over all sessions, seconds; the clock of the metrics restarts with each session."""
         total, before = 0.0, 0.0
         for _, row in sorted(self.metrics.items()):
             now = row.get("seconds")
@@ -89,30 +89,30 @@ class RunFolder:
 
     @property
     def world_size(self) -> int:
-        """Devices of the last session."""
+        """Number of devices in the last session."""
         size = self.sessions[-1].get("world_size") if self.sessions else None
         return size if isinstance(size, int) else 1
 
     def median(self, column: str) -> float:
-        """Median of a column of the metrics, the first row left out (it compiles); NaN without values."""
+        """Return the median of a metrics column without the first row (compilation); NaN without values."""
         values = self.curve(column)[1]
         return statistics.median(values[1:] or values) if values else math.nan
 
     @property
     def settings(self) -> dict[str, str]:
-        """Every key of the recipe that is set, by its full name."""
+        """Return every key of the recipe that is set, by full name."""
         return {name: _plain(value) for name, value in flatten(self.config).items() if value not in (None, "", [], {})}
 
 
 def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
-    """Read what is there.
+    """Read a run folder.
 
     Args:
         folder: A run folder.
-        name: What to call the run; None takes the folder's name.
+        name: Name of the run; None is the folder's name.
 
     Raises:
-        UserError: If the folder is missing, or has neither metrics nor a config.
+        UserError: If the folder is missing or has neither metrics nor a configuration.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -139,7 +139,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
 
 
 def read_runs(folders: list[str]) -> list[RunFolder]:
-    """Read several, each under a name of its own.
+    """Read several run folders, with unique names.
 
     Args:
         folders: Run folders.
@@ -152,11 +152,11 @@ def read_runs(folders: list[str]) -> list[RunFolder]:
 
 
 def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Leaves of a nested mapping by their dotted names, `init_args` left out as on the command line.
+    """Return the leaves of a nested mapping by dotted names, without `init_args`, as on the command line.
 
     Args:
-        tree: Of a config.
-        path: Before every name.
+        tree: Configuration.
+        path: Prefix of every name.
     """
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
@@ -169,7 +169,7 @@ def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    """Of the run while it trained, then those of its finished export, which count more."""
+    """Read the evaluations during training, then those of the finished export, which take precedence."""
     found: dict[str, dict[str, Any]] = {}
     for path in [*sorted(folder.glob("evaluation/step*/*.json")), *sorted(folder.glob("export_evaluation/*.json"))]:
         content = _read_object(path)

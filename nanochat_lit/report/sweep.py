@@ -1,4 +1,4 @@
-"""What follows from the finished runs of a sweep: numbers, fits, plots."""
+"""Results of a sweep: values, fits, plots."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,15 +20,15 @@ from nanochat_lit.report.sweep_recipe import SweepRun
 
 
 def sweep_results(finished: Sequence[tuple[SweepRun, RunFolder]], num_planned: int) -> dict[str, Any]:
-    """Numbers of every run, and the laws that connect them; plain JSON.
+    """Return the values of every run and the fitted laws as JSON-safe data.
 
     Args:
-        finished: Runs with their folders.
-        num_planned: How many the whole sweep has.
+        finished: Finished runs with their folders.
+        num_planned: Number of runs in the whole sweep.
 
     Returns:
-        runs: name, depth, budget, parameters, tokens, flops, val_bpb, hours; optima: one for each budget that has a parabola with a
-        lowest point; laws: name, text, exponent, factor, offset, exponent_error; num_planned.
+        runs: name, depth, budget, parameters, tokens, flops, val_bpb, hours; optima: one per budget whose parabola has
+        a minimum; laws: name, text, exponent, factor, offset, exponent_error; num_planned.
     """
     rows = [_row(run, result) for run, result in finished]
     budgets = sorted({row["budget"] for row in rows if row["budget"] is not None})
@@ -38,7 +38,7 @@ def sweep_results(finished: Sequence[tuple[SweepRun, RunFolder]], num_planned: i
 
 def _row(run: SweepRun, result: RunFolder) -> dict[str, Any]:
     last = result.last
-    assert result.shape is not None  # it is finished, so it has an export
+    assert result.shape is not None  # a finished run has an export
     return {
         "name": run.folder.name,
         "depth": run.depth,
@@ -52,7 +52,7 @@ def _row(run: SweepRun, result: RunFolder) -> dict[str, Any]:
 
 
 def _optimum(rows: Sequence[dict[str, Any]], budget: float) -> dict[str, Any] | None:
-    """Best size and best tokens of a budget."""
+    """Return the optimal size and number of tokens of a budget."""
     own = [row for row in rows if row["budget"] == budget]
     losses = [row["val_bpb"] for row in own]
     by_size = fit_parabola([row["parameters"] for row in own], losses)
@@ -100,11 +100,11 @@ def _law_text(name: str, law: PowerLaw) -> str:
 
 
 def sweep_page(title: str, results: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
-    """The page of a sweep as markdown, and its pictures.
+    """Return the page of a sweep as Markdown, and its images.
 
     Args:
-        title: Its name.
-        results: Of `sweep_results`.
+        title: Title of the page.
+        results: Result of `sweep_results`.
     """
     rows, optima = results["runs"], results["optima"]
     is_budgeted = any(row["budget"] is not None for row in rows)

@@ -1,4 +1,4 @@
-"""What a sweep is: a recipe of `fit`, the depths and budgets to run it with, and a folder."""
+"""Recipe of a sweep: a `fit` recipe, depths, compute budgets and a folder."""
 
 import hashlib
 import math
@@ -20,37 +20,37 @@ RECORD_FILE = "sweep.json"
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecipe:
-    """The whole of a sweep, as its YAML file has it."""
+    """Contents of a sweep's YAML file."""
 
     run_dir: str
-    """Folder of the sweep; every run has its own in it."""
+    """Folder of the sweep; contains a folder per run."""
     fit: str
-    """Recipe of the single run."""
+    """Recipe of each run."""
     depths: list[int]
     """Depths to train."""
     flops_budgets: list[float]
-    """Compute of a run; every depth is trained with each of them. Empty: every depth as long as the recipe says."""
+    """Compute budgets in FLOPs; every depth is trained with each. If empty, the recipe determines the horizon."""
     options: dict[str, Any]
-    """Keys of `fit`, by their full names, for every run."""
+    """Additional keys of `fit`, by full name."""
 
     def __post_init__(self) -> None:
         depths, budgets = self.depths, self.flops_budgets
         if not depths or any(not isinstance(depth, int) or depth < 1 for depth in depths):
-            raise UserError(f"depths is {depths}; give whole numbers of at least 1")
+            raise UserError(f"depths is {depths}; use integers of at least 1")
         if any(not isinstance(budget, int | float) or not 0 < budget < math.inf for budget in budgets):
             raise UserError(
-                f"flops_budgets is {budgets}; give positive numbers such as 1e18 (with a point: 1.0e+18 in YAML)"
+                f"flops_budgets is {budgets}; use positive numbers such as 1e18 (in YAML 1.0e+18, with a decimal point)"
             )
         for name, values in (("depths", depths), ("flops_budgets", budgets)):
             if len(set(values)) != len(values):
-                raise UserError(f"{name} names one twice: {values}")
+                raise UserError(f"{name} contains a duplicate: {values}")
         for name in ("model.depth", "model.target_flops", "run_dir", "ckpt_path"):
             if name in self.options:
-                raise UserError(f"options sets {name}, which is the sweep's to set; leave it out")
+                raise UserError(f"options sets {name}, which the sweep sets itself; remove it")
 
     @property
     def runs(self) -> list["SweepRun"]:
-        """In the order in which they are trained: by budget, then by depth."""
+        """Return the runs in training order: by budget, then by depth."""
         return [
             SweepRun(recipe=self, depth=depth, budget=budget)
             for budget in (sorted(self.flops_budgets) or [None])
@@ -58,13 +58,15 @@ class SweepRecipe:
         ]
 
     def check_folder(self) -> None:
-        """Raise UserError if the folder holds something, and no sweep has made it."""
+        """Raise UserError if the folder is not empty and was not created by a sweep."""
         folder = Path(self.run_dir)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"run_dir {folder} is a file; give a folder")
         found = [path.name for path in folder.iterdir() if not path.name.startswith(".")] if folder.exists() else []
         if found and not any(folder.glob(f"*/{RECORD_FILE}")):
-            raise UserError(f"{folder} holds {sorted(found)[0]} and was not made by a sweep; give another run_dir")
+            raise UserError(
+                f"{folder} contains {sorted(found)[0]} and was not created by a sweep; choose another run_dir"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +76,19 @@ class SweepRun:
     recipe: SweepRecipe
     """The sweep."""
     depth: int
-    """Layers."""
+    """Number of layers."""
     budget: float | None
-    """FLOPs; None leaves the length to the recipe."""
+    """Compute budget, FLOPs; None uses the recipe's horizon."""
 
     @property
     def folder(self) -> Path:
-        """Of this run."""
+        """Folder of this run."""
         name = f"d{self.depth:02d}" if self.budget is None else f"{self.budget:.3g}_d{self.depth:02d}".replace("+", "")
         return Path(self.recipe.run_dir) / name
 
     @property
     def arguments(self) -> list[str]:
-        """Of `fit`, without what continues it."""
+        """Return the arguments of `fit`, without those that resume it."""
         recipe = self.recipe
         words = ["fit", "--config", recipe.fit, "--run_dir", str(self.folder), "--model.depth", str(self.depth)]
         if self.budget is not None:
@@ -98,39 +100,42 @@ class SweepRun:
             ]
         first = recipe.runs[0]
         if first.folder != self.folder and "data.tokenizer" not in recipe.options:
-            words += ["--data.tokenizer", str(first.folder / "tokenizer")]  # the same for all, so it is made once
+            words += [
+                "--data.tokenizer",
+                str(first.folder / "tokenizer"),
+            ]  # identical for all runs, so it is trained once
         return words
 
     @property
     def command(self) -> list[str]:
-        """Of the process that trains it, or goes on with it."""
+        """Return the command that trains or resumes the run."""
         return [sys.executable, "-m", "nanochat_lit", *self.arguments, "--ckpt_path", "last"]
 
     def record(self) -> dict[str, Any]:
-        """What the run depends on."""
+        """Return the identity of the run: everything that it depends on."""
         recipe = Path(find_recipe(self.recipe.fit))
         digest = hashlib.sha256(recipe.read_bytes()).hexdigest() if recipe.is_file() else None
         return {"arguments": self.arguments, "recipe_sha256": digest}
 
     def begin(self) -> None:
-        """Note in its folder what it is a run of.
+        """Create the folder and record the run's identity.
 
         Raises:
-            UserError: If the folder has a run of something else.
+            UserError: If the folder has another run.
         """
         path = self.folder / RECORD_FILE
         if path.exists():
             if read_json(path) != self.record():
                 raise UserError(
-                    f"{self.folder} was begun with other options or another recipe; delete it, or give another run_dir"
+                    f"{self.folder} was started with other options or another recipe; delete it, or choose another run_dir"
                 )
             return
         if self.folder.exists() and any(self.folder.iterdir()):
-            raise UserError(f"{self.folder} is not a run of this sweep; delete it, or give another run_dir")
+            raise UserError(f"{self.folder} is not a run of this sweep; delete it, or choose another run_dir")
         write_json(path, self.record())
 
     def finished(self) -> RunFolder | None:
-        """The run if it is done: its export is there, and all of its steps are in the metrics."""
+        """Return the run if it is finished, with an export and all steps in the metrics, else None."""
         if not (self.folder / "export" / "provenance.json").is_file():
             return None
         run = read_run(self.folder)
@@ -139,14 +144,14 @@ class SweepRun:
 
 
 def read_sweep(path: str, changes: Mapping[str, Any]) -> SweepRecipe:
-    """Read a recipe of a sweep.
+    """Read a sweep recipe.
 
     Args:
-        path: YAML file; recipes/X.yaml is found in the package, too.
-        changes: Fields to replace; None leaves one as it is, options are added to those of the file.
+        path: YAML file; recipes/X.yaml also refers to a recipe of the package.
+        changes: Fields to replace; None keeps a field, and options are added to those of the file.
 
     Raises:
-        UserError: If it is missing, not YAML, or has unknown keys or lacks some.
+        UserError: If the file is missing, is not YAML, or has unknown or missing keys.
     """
     file = Path(find_recipe(path))
     try:
@@ -154,7 +159,7 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> SweepRecipe:
     except RecursionError:
         raise UserError(f"{path} is nested too deeply") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as a recipe of a sweep: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} cannot be read as a sweep recipe: {str(error).splitlines()[0]}") from None
     names = [field.name for field in fields(SweepRecipe)]
     if not isinstance(content, dict) or sorted(content) != sorted(names):
         raise UserError(f"{path} is not a sweep recipe; expected keys: {', '.join(names)}; see recipes/miniseries.yaml")

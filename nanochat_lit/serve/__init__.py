@@ -1,1 +1,1 @@
-"""What others reach over HTTP: the chat page, the OpenAI-compatible server and its client."""
+"""The chat page, the OpenAI-compatible server and its client."""

@@ -1,4 +1,4 @@
-"""LitServe's view of the model: what a worker loads, and who may ask."""
+"""The LitAPI of a worker: loads the model and authorizes requests."""
 
 import hmac
 import math
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeSettings:
-    """What a server is started with."""
+    """Settings of a server."""
 
     model: str
     """Export folder."""
     name: str
-    """What requests call the model."""
+    """Model name in the API."""
     num_slots: int = 16
-    """Requests that a worker answers at once."""
+    """Concurrent requests per worker."""
     max_queue: int = 64
-    """Most requests that wait for a slot of a worker."""
+    """Maximum number of queued requests per worker."""
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to bind to."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names of this server in addition to those of its address; "*" allows all."""
+    """Allowed values of the Host header in addition to the address; "*" allows all."""
     request_timeout_s: float = 120.0
-    """Longest time for a request, waiting included."""
+    """Time limit of a request in seconds, including queueing."""
     hang_timeout_s: float = 8.0
-    """Longest silence of a worker, whose every step ends one, before it is replaced."""
+    """Seconds without a message from a worker before it is replaced; a worker sends one per step."""
     drain_timeout_s: float = 20.0
-    """Longest time that running requests get to finish after SIGTERM."""
+    """Seconds that running requests get to finish after SIGTERM."""
     max_body_bytes: int = 1_000_000
-    """Longest body of a request."""
+    """Maximum size of a request body."""
     api_key: str | None = None
-    """What clients must send as Bearer token; None for no check."""
+    """Bearer token that clients must send; None disables the check."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose web pages may call this server; "*" is all."""
+    """Origins whose web pages may call this server; "*" allows all."""
     compute_dtype: str = "auto"
     """auto, bfloat16, float16 or float32."""
     quantize: Literal["int8"] | None = None
     """Store the matrices in 8 bits."""
     num_threads: int | None = None
-    """Threads per worker for arithmetic; None is torch's choice."""
+    """Compute threads per worker; None is torch's default."""
 
     def __post_init__(self) -> None:
         for name in ("num_slots", "max_body_bytes"):
@@ -64,15 +64,15 @@ class ServeSettings:
             raise UserError(f"max_queue is {self.max_queue}; use 0 (no waiting) or more")
         for name, low in (("request_timeout_s", 0.001), ("hang_timeout_s", 2 * BEAT_EVERY_S), ("drain_timeout_s", 0)):
             if not low <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}; use a number of seconds of at least {low:g}")
+                raise UserError(f"{name} is {getattr(self, name)}; use at least {low:g} seconds")
         if self.api_key is not None and not (
             self.api_key.isascii() and self.api_key.isprintable() and self.api_key.strip()
         ):
-            raise UserError("the API key must be printable ASCII, which is all that clients can send, and not empty")
+            raise UserError("the API key must be non-empty printable ASCII, so that clients can send it in a header")
 
 
 def fingerprint_of(export: str) -> str:
-    """Of all that an export answers with."""
+    """Return a digest of the export's files that determine its answers."""
     return folder_fingerprint(export, (".json", ".safetensors", ".model", ".tiktoken"))
 
 
@@ -80,9 +80,9 @@ class ChatAPI(litserve.LitAPI):
     """One worker's model behind a scheduler.
 
     Args:
-        settings: Of the server.
-        fingerprint: Of the export, when the server started; a worker does not load another.
-        arguments: For LitServe: spec and loop.
+        settings: Settings of the server.
+        fingerprint: Digest of the export when the server started; a worker refuses to load another.
+        arguments: Arguments of LitAPI: spec and loop.
     """
 
     scheduler: "Scheduler"
@@ -121,26 +121,28 @@ class ChatAPI(litserve.LitAPI):
             engine = Engine(model, tokenizer, num_slots=settings.num_slots)
             engine.warm_up()
         except UserError as error:
-            self.failure = str(error)  # the loop tells the server, which ends with the message
+            self.failure = str(error)  # the loop sends it to the server, which exits with this message
             return
         self.end_ids = engine.end_ids
         self.scheduler = Scheduler(engine, settings.max_queue)
         self.ready = Ready(settings.num_slots, model.config.sequence_len, defaults, describe_kernel(model))
 
     async def authorize(self, request: Request) -> None:
-        """LitServe's hook for every endpoint of the spec. Bearer, because that is what OpenAI's clients send."""
+        """Check the Bearer token; LitServe calls this for every endpoint of the spec."""
         key = self.settings.api_key
         if key is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # compared in constant time, so that the time tells nothing about the key; headers are read as latin-1, whatever was sent
+        # constant-time comparison against timing attacks; headers are decoded as latin-1
         is_right = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
         if scheme.lower() != "bearer" or not is_right:
-            raise ApiError(401, "this server wants its API key as 'Authorization: Bearer KEY'", code="invalid_api_key")
+            raise ApiError(
+                401, "this server requires an API key; send 'Authorization: Bearer KEY'", code="invalid_api_key"
+            )
 
 
 def _die_with_parent() -> None:
-    """A worker must not outlive a server that was killed."""
+    """End this worker when the server process dies."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

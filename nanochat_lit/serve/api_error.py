@@ -1,4 +1,4 @@
-"""Errors of the HTTP interface, in the shape that OpenAI's clients read."""
+"""Errors of the HTTP API in OpenAI's format."""
 
 import json
 from typing import Any
@@ -7,14 +7,14 @@ _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
 class ApiError(Exception):
-    """An answer other than success.
+    """An error response.
 
     Args:
         status: HTTP status.
-        message: For a person: names the value, the limit and the fix.
-        param: The field of the request that is wrong.
-        code: A word for programs.
-        retry_after_s: When to try again, sent as Retry-After.
+        message: Human-readable message with the value, the limit and the fix.
+        param: Invalid field of the request.
+        code: Machine-readable code.
+        retry_after_s: Value of the Retry-After header, seconds.
     """
 
     def __init__(
@@ -34,30 +34,30 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The response's JSON."""
+        """Return the JSON body of the response."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
-        """The response's additional headers."""
+        """Return the additional headers of the response."""
         headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
         return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
 def bad_field(param: str, message: str, code: str | None = None) -> ApiError:
-    """Status 400 for a field of the request."""
+    """Return an error with status 400 for a field of the request."""
     return ApiError(400, message, param=param, code=code)
 
 
 def kind_of(value: object) -> str:
-    """The JSON type of a value, for messages."""
+    """Return the JSON type of a value, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def short(value: object) -> str:
-    """A value for messages; lone surrogates, which no response can carry, are escaped, and nested values are not shown."""
+    """Format a value for messages; escapes lone surrogates, which cannot be encoded, and omits nested values."""
     if isinstance(value, dict | list):
         return kind_of(value)
     text = json.dumps(value) if isinstance(value, int | float) else repr(value)

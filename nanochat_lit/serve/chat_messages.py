@@ -1,10 +1,10 @@
-"""OpenAI's messages as a conversation that the model was trained on: user and assistant in turn. Pure functions.
+"""Converts OpenAI messages to the trained format, in which user and assistant alternate. Pure functions.
 
-Clients may send what the model has never seen; what they mean is kept:
+Other sequences of messages are mapped to it:
 
-* two messages of one role in a row are one, with an empty line between them;
-* a system or developer message goes, as in training, before the user message that follows it, or else after the last one;
-* an assistant that speaks first answers an empty user message.
+* Consecutive messages of one role are joined with an empty line.
+* A system or developer message is prepended to the next user message, as in training, or appended to the last one.
+* A leading assistant message is preceded by an empty user message.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ MAX_TOTAL_CHARS = 32_000
 MAX_NAME_CHARS = 64
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# What OpenAI's client sends back with an answer it has received; all of it empty here.
+# Fields that OpenAI's client sends back with an earlier answer; always empty here.
 _EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls")
 
 
 def as_messages(given: object) -> list[dict[str, Any]]:
-    """A conversation in the tokenizer's format, its last message the user's.
+    """Return a conversation in the tokenizer's format that ends with a user message.
 
     Args:
         given: The request's messages.
@@ -48,7 +48,7 @@ def as_messages(given: object) -> list[dict[str, Any]]:
             "messages", f"the messages have {sum(lengths)} characters; at most {MAX_TOTAL_CHARS} are allowed"
         )
     if messages[-1]["role"] == "assistant":
-        raise bad_field("messages", "the last message is the assistant's; end with a message that it is to answer")
+        raise bad_field("messages", "the last message is an assistant message; end with a user message")
     turns = _in_turn(messages)
     try:
         validate_conversation({"messages": turns}, "messages")
@@ -60,7 +60,7 @@ def as_messages(given: object) -> list[dict[str, Any]]:
 def _in_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     turns: list[dict[str, Any]] = []
     for message in messages:
-        role = "assistant" if message["role"] == "assistant" else "user"  # a system speaks in the user's turn
+        role = "assistant" if message["role"] == "assistant" else "user"  # a system message is part of the user's turn
         if not turns and role == "assistant":
             turns.append({"role": "user", "content": ""})
         if turns and turns[-1]["role"] == role:
@@ -71,7 +71,7 @@ def _in_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _joined(first: Any, second: Any) -> Any:
-    """Two contents as one: strings, or lists of parts."""
+    """Join two contents: strings or lists of parts."""
     if isinstance(first, str) and isinstance(second, str):
         return f"{first}\n\n{second}" if first and second else first or second
     parts = [[{"type": "text", "text": side}] if isinstance(side, str) else side for side in (first, second)]
@@ -86,10 +86,10 @@ def _message(message: object, where: str) -> dict[str, Any]:
         raise bad_field(f"{where}.role", f"{where}.role must be one of {', '.join(_ROLES)}, not {short(role)}")
     for name, value in message.items():
         if name in _EMPTY and value not in (None, [], {}, ""):
-            raise bad_field(f"{where}.{name}", f"{where}.{name} is not supported by this server; leave it out")
+            raise bad_field(f"{where}.{name}", f"{where}.{name} is not supported by this server; remove it")
         if name not in ("role", "content", "name", "nanochat", *_EMPTY):
-            raise bad_field(where, f"{where} has an unknown field {short(name)}; leave it out")
-    name = message.get("name")  # the model's format has none
+            raise bad_field(where, f"{where} has an unknown field {short(name)}; remove it")
+    name = message.get("name")  # not part of the model's format
     if name is not None and not (isinstance(name, str) and len(name) <= MAX_NAME_CHARS):
         raise bad_field(f"{where}.name", f"{where}.name must be a string of at most {MAX_NAME_CHARS} characters")
     if message.get("nanochat") is not None:
@@ -105,16 +105,16 @@ def _content(content: object, where: str) -> str:
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             raise bad_field(
-                where, f'{where} may hold parts {{"type": "text", "text": ...}} only: this model reads text'
+                where, f'{where} may contain only parts {{"type": "text", "text": ...}}, because the model is text-only'
             )
     return "".join(part["text"] for part in content)
 
 
 def _parts(extension: object, role: str, where: str) -> list[dict[str, str]]:
-    """The parts of an earlier answer; `validate_conversation` checks them one by one."""
+    """Return the parts of an earlier answer; `validate_conversation` checks each part."""
     parts = extension.get("parts") if isinstance(extension, dict) else None
     if role != "assistant" or not isinstance(parts, list):
-        raise bad_field(where, f"{where} belongs to assistant messages and looks like {{'parts': [...]}}")
+        raise bad_field(where, f"{where} is for assistant messages and must be {{'parts': [...]}}")
     return parts
 
 

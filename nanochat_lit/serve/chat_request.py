@@ -1,7 +1,7 @@
-"""From the body of POST /v1/chat/completions to what the engine needs. Pure functions; every refusal is an ApiError.
+"""Parses the body of POST /v1/chat/completions. Pure functions; invalid requests raise ApiError.
 
-Nothing is ignored silently: what has no effect here is either harmless by its meaning (`user`, `metadata`, ...) or refused.
-Beyond OpenAI's fields: `top_k`, and in an assistant's message `nanochat`, the parts of an earlier answer as it was given.
+Fields without effect are ignored only if they cannot change the answer (`user`, `metadata`, ...); others are rejected.
+Extensions of OpenAI's fields: `top_k`, and `nanochat` in an assistant message, the parts of an earlier answer.
 """
 
 import json
@@ -17,19 +17,19 @@ from nanochat_lit.serve.chat_messages import as_messages
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
 MAX_DEPTH = 16
-"""Objects and lists inside each other."""
+"""Maximum nesting depth of objects and lists."""
 MAX_NEW_TOKENS = 4_096
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARS = 100
 MAX_USER_CHARS = 512
 _LIMITS = {"temperature": 2.0, "top_k": 200, "max_new_tokens": MAX_NEW_TOKENS}
-"""What one request may ask of the server, in addition to what `SamplingParams` allows."""
+"""Upper limits of sampling parameters per request, in addition to those of `SamplingParams`."""
 
 _USED = ("model", "messages", "stream", "stream_options", "temperature", "top_p", "top_k", "seed", "stop", "user", "n")
 _LENGTHS = ("max_completion_tokens", "max_tokens")
-# No effect on one answer of a text model, by their meaning.
+# These fields cannot change a single answer of a text model.
 _HARMLESS = ("metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
-# Features that this server lacks, and the values that ask for none of it.
+# Unsupported features, and their values that disable them.
 _REFUSED: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("logprobs", (False,)),
     ("top_logprobs", ()),
@@ -52,25 +52,25 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """A request that has been understood."""
+    """A parsed request."""
 
     messages: list[dict[str, Any]]
-    """A conversation in the tokenizer's format, the last message the user's."""
+    """Conversation in the tokenizer's format that ends with a user message."""
     sampling: SamplingParams
-    """How to generate the answer."""
+    """Sampling parameters."""
     stream: bool
-    """Whether to send the answer in parts."""
+    """Whether to stream the answer."""
     include_usage: bool
-    """Whether a streamed answer ends with its usage."""
+    """Whether a streamed answer ends with the usage."""
     user: str
-    """Who asks, as far as the client tells; users take turns."""
+    """User name given by the client, for fair scheduling."""
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """The object in a body.
+    """Parse the JSON object of a body.
 
     Raises:
-        ApiError: 400 if it is not a JSON object. NaN and infinities are no JSON.
+        ApiError: 400 if it is not a JSON object; NaN and infinities are rejected.
     """
 
     def refuse(word: str) -> NoReturn:
@@ -78,7 +78,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 
     try:
         body = json.loads(raw.decode("utf-8-sig"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, and endless numbers
+    except (ValueError, RecursionError) as error:  # includes invalid UTF-8 and overlong numbers
         raise ApiError(400, f"the body is not JSON in UTF-8: {error}", code="invalid_json") from None
     if not isinstance(body, dict):
         raise ApiError(400, f"the body must be a JSON object, not {kind_of(body)}", code="invalid_json")
@@ -95,9 +95,9 @@ def parse_chat_request(body: Mapping[str, Any], model_name: str, defaults: Sampl
     """Check every field of a request.
 
     Args:
-        body: What `parse_json` gave.
-        model_name: The one model that is served; a request may leave its name out.
-        defaults: Of the export. A seed that the request does not give is random.
+        body: Result of `parse_json`.
+        model_name: Name of the served model; optional in requests.
+        defaults: Default parameters of the export; the default seed is random.
 
     Raises:
         ApiError: 404 for another model, 400 for everything else, with the field's name.
@@ -117,15 +117,15 @@ def parse_chat_request(body: Mapping[str, Any], model_name: str, defaults: Sampl
 
 
 def render_prompt(request: ChatRequest, tokenizer: Tokenizer, context: int) -> list[int]:
-    """Token ids of the conversation, ready to be answered.
+    """Return the token ids of the prompt.
 
     Args:
-        request: Its messages.
-        tokenizer: The model's.
-        context: The model's sequence_len.
+        request: The parsed request.
+        tokenizer: Tokenizer of the model.
+        context: Context length of the model.
 
     Raises:
-        ApiError: 400 if it does not fit, or holds what UTF-8 cannot express.
+        ApiError: 400 if it does not fit, or contains characters that UTF-8 cannot encode.
     """
     try:
         prompt = render_for_completion(tokenizer, {"messages": request.messages})
@@ -134,7 +134,7 @@ def render_prompt(request: ChatRequest, tokenizer: Tokenizer, context: int) -> l
     if len(prompt) > context:
         raise ApiError(
             400,
-            f"the messages have {len(prompt)} tokens and the model's context is {context}; send fewer or shorter ones",
+            f"the messages have {len(prompt)} tokens, but the model's context is {context}; send fewer or shorter ones",
             param="messages",
             code="context_length_exceeded",
         )
@@ -152,13 +152,13 @@ def _check_fields(body: Mapping[str, Any], model_name: str) -> None:
     for name, value in body.items():
         if name in refused:
             if value is not None and not any(_is_same(value, harmless) for harmless in refused[name]):
-                raise bad_field(name, f"{name} is not supported by this server; leave it out", "unsupported_parameter")
+                raise bad_field(name, f"{name} is not supported by this server; remove it", "unsupported_parameter")
         elif name not in (*_USED, *_LENGTHS, *_HARMLESS):
-            raise bad_field(
-                short(name).strip("'"), f"unknown parameter {short(name)}; leave it out", "unknown_parameter"
-            )
+            raise bad_field(short(name).strip("'"), f"unknown parameter {short(name)}; remove it", "unknown_parameter")
     if body.get("n") is not None and not _is_same(body["n"], 1):
-        raise bad_field("n", f"n is {short(body['n'])}; this server gives one answer per request, ask several times")
+        raise bad_field(
+            "n", f"n is {short(body['n'])}; this server returns one answer per request; send several requests"
+        )
 
 
 def _sampling(body: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
@@ -198,9 +198,9 @@ def _include_usage(options: object, stream: bool) -> bool:
     if options is None:
         return False
     if not stream:
-        raise bad_field("stream_options", "stream_options is for streamed answers; leave it out or set stream to true")
+        raise bad_field("stream_options", "stream_options requires stream true; remove it or set stream to true")
     if not isinstance(options, dict) or set(options) - {"include_usage", "include_obfuscation"}:
-        raise bad_field("stream_options", 'stream_options must look like {"include_usage": true}')
+        raise bad_field("stream_options", 'stream_options must be {"include_usage": true} or false')
     return _boolean(options, "include_usage")
 
 
@@ -212,5 +212,5 @@ def _boolean(body: Mapping[str, Any], name: str) -> bool:
 
 
 def _is_same(value: object, other: object) -> bool:
-    """Equal as JSON is: true is not 1."""
+    """Compare JSON values; true differs from 1."""
     return isinstance(value, bool) == isinstance(other, bool) and value == other

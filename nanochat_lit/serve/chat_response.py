@@ -1,8 +1,8 @@
-"""Answers in the shape of OpenAI's chat completions. Pure functions.
+"""Answers in OpenAI's chat completions format. Pure functions.
 
-`content` is text alone. What the model handed to its calculator, and what came back, is in the extension `nanochat`: in a
-streamed answer one part {"type": "python" | "python_output", "text": ...} per delta, in a whole one all parts in order under
-{"parts": [...]}, those of type "text" too. Clients that do not know it see an answer without it.
+`content` contains only text. Calculator calls and results are in the extension `nanochat`, which other clients ignore.
+A streamed answer has one part {"type": "python" | "python_output", "text": ...} per delta. A complete answer has all
+parts in order, including text, in {"parts": [...]}.
 """
 
 import json
@@ -11,24 +11,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Part = tuple[str, str]
-"""(type, text) with the type text, python or python_output."""
+"""(type, text); the type is text, python or python_output."""
 
 
 @dataclass
 class AnswerParts:
-    """An answer that grows."""
+    """Accumulates the parts of an answer."""
 
     num_tokens: int = 0
     finish_reason: str | None = None
     parts: list[Part] = field(default_factory=list)
 
     def add(self, parts: Sequence[Part]) -> None:
-        """Take in more; neighbours of one type become one part."""
+        """Append parts; adjacent parts of one type are joined."""
         self.parts = join_parts([*self.parts, *parts])
 
 
 def join_parts(parts: Sequence[Part]) -> list[Part]:
-    """The same with neighbours of one type joined."""
+    """Join adjacent parts of one type."""
     joined: list[Part] = []
     for kind, text in parts:
         if joined and joined[-1][0] == kind:
@@ -39,7 +39,7 @@ def join_parts(parts: Sequence[Part]) -> list[Part]:
 
 
 def usage(num_prompt: int, num_completion: int) -> dict[str, int]:
-    """Token counts; the completion's are all that the model or its calculator wrote, control tokens but the last included."""
+    """Return token counts; completion tokens include calculator results and control tokens except the last."""
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_completion,
@@ -48,12 +48,12 @@ def usage(num_prompt: int, num_completion: int) -> dict[str, int]:
 
 
 def completion(head: dict[str, Any], answer: AnswerParts, num_prompt: int) -> dict[str, Any]:
-    """A whole answer.
+    """Return a complete answer.
 
     Args:
         head: id, created and model.
-        answer: The answer, finished.
-        num_prompt: Tokens of the prompt.
+        answer: The finished answer.
+        num_prompt: Number of prompt tokens.
     """
     content = "".join(text for kind, text in answer.parts if kind == "text")
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
@@ -72,11 +72,11 @@ def completion(head: dict[str, Any], answer: AnswerParts, num_prompt: int) -> di
 class ChunkWriter:
     """Writes the events of one streamed answer.
 
-    All of an event but its text is the same for a whole answer, so it is written once.
+    Everything except the text of an event is constant for an answer and is serialized once.
 
     Args:
         head: id, created and model.
-        include_usage: Whether the stream ends with the usage; the other chunks say null then, as OpenAI's do.
+        include_usage: End the stream with the usage; it is null in the other chunks, as in OpenAI's API.
     """
 
     def __init__(self, head: dict[str, Any], include_usage: bool) -> None:
@@ -85,11 +85,11 @@ class ChunkWriter:
         self._before, self._after = self._chunk({"content": _PLACE}, None).split(json.dumps(_PLACE), 1)
 
     def start(self) -> str:
-        """The first event, which says who speaks."""
+        """Return the first event, with the role."""
         return self._chunk({"role": "assistant", "content": ""}, None)
 
     def parts(self, parts: Sequence[Part]) -> str:
-        """An event per part."""
+        """Return one event per part."""
         return "".join(
             f"{self._before}{json.dumps(text)}{self._after}"
             if kind == "text"
@@ -98,7 +98,7 @@ class ChunkWriter:
         )
 
     def end(self, finish_reason: str, counts: dict[str, int]) -> str:
-        """The last events."""
+        """Return the last events."""
         text = self._chunk({}, finish_reason)
         if self._tail:
             text += event({**self._head, "choices": [], "usage": counts})
@@ -110,9 +110,9 @@ class ChunkWriter:
 
 
 _PLACE = "\0text\0"
-"""Stands where an event's text will be. A model's name, which comes later in an event, may hold it, too."""
+"""Placeholder of an event's text. The model's name may contain it too, but comes later in an event."""
 
 
 def event(data: dict[str, Any]) -> str:
-    """One server-sent event."""
+    """Format a server-sent event."""
     return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"

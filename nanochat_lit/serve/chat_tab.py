@@ -1,4 +1,4 @@
-"""What the buttons of the chat page do, without the page: one conversation, shown again with every change."""
+"""Actions of the chat page on one conversation, independent of the page itself."""
 
 import threading
 import time
@@ -13,29 +13,28 @@ from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.chat_view import shown_messages, status_line, typed_text
 
 REFRESH_S = 0.05
-"""Shortest time between two views of a growing answer: each token would be more than a browser likes to draw."""
+"""Minimum interval between views of a growing answer in seconds; limits the browser's rendering work."""
 
 
 class TabView(NamedTuple):
-    """What a tab shows."""
+    """Contents of a tab."""
 
     messages: list[dict[str, Any]]
-    """For Gradio's Chatbot."""
+    """Messages for Gradio's Chatbot."""
     status: str
-    """One line about the last answer."""
+    """Status line of the last answer."""
     is_running: bool
-    """Whether an answer is being said, so that there is something to stop."""
+    """Whether an answer is being generated."""
 
 
 class ChatTab:
-    """A conversation in a tab of a browser. Its methods may be called from several threads.
+    """A conversation in a browser tab. Methods are thread-safe.
 
-    Asking for an answer, in whatever way, first stops the one that is being said. The views of an answer end when another
-    has taken its place.
+    Requesting an answer first stops the current one. The views of an answer end when another one replaces it.
 
     Args:
-        model: Who answers.
-        settings: What the conversation begins with.
+        model: Model that answers.
+        settings: Initial sampling settings.
     """
 
     def __init__(self, model: ChatModel, settings: SamplingParams) -> None:
@@ -46,21 +45,21 @@ class ChatTab:
         """Whether the page renders Markdown."""
 
     def send(self, text: object) -> Iterator[TabView]:
-        """Ask something, and see the answer grow.
+        """Send a message and yield views of the growing answer.
 
         Raises:
-            UserError: If it cannot be answered; `view` then shows what there was before, or what was said so far.
+            UserError: If it cannot be answered; `view` then returns the previous state or the partial answer.
         """
         return self._answering(lambda: self._conversation.ask(self._model, _typed(text)))
 
     def retry(self) -> Iterator[TabView]:
-        """See another answer to the last question grow; raises as `send`."""
+        """Regenerate the last answer; raises as `send`."""
         is_same = self._conversation.settings.temperature == 0
-        note = "the same answer again, as always at temperature 0; raise it for another" if is_same else ""
+        note = "the answer is identical at temperature 0; increase it for a different one" if is_same else ""
         return self._answering(lambda: self._conversation.retry(self._model), note)
 
     def edit(self, shown_index: object, text: object) -> Iterator[TabView]:
-        """Ask something else in place of a question, given by its index among the shown messages; raises as `send`."""
+        """Replace a question, given by its index among the shown messages; raises as `send`."""
         return self._answering(
             lambda: self._conversation.edit(self._model, self._index_of_question(shown_index), _typed(text))
         )
@@ -69,10 +68,10 @@ class ChatTab:
         shown = shown_messages(self._conversation.messages)
         if isinstance(shown_index, int) and 0 <= shown_index < len(shown) and shown[shown_index][1]["role"] == "user":
             return shown[shown_index][0]
-        raise UserError("that question has been dropped; ask it as a new message")
+        raise UserError("that question was removed; send it as a new message")
 
     def undo(self) -> tuple[TabView, str]:
-        """Take back the last question with its answer; the question is returned.
+        """Remove the last question with its answer, and return the question.
 
         Raises:
             UserError: If there is none.
@@ -83,22 +82,22 @@ class ChatTab:
         return self.view(), question
 
     def clear(self) -> TabView:
-        """Forget the conversation."""
+        """Start a new conversation."""
         with self._lock:
             self.stop()
             self._conversation.clear()
         return self.view()
 
     def stop(self) -> None:
-        """End the answer that is being said; it keeps what was said."""
+        """Stop the current answer; keeps the text so far."""
         if self._conversation.answer is not None:
             self._conversation.answer.stop()
 
     def configure(self, settings: Mapping[str, Any], system: object) -> None:
-        """Change how the next answers are generated, and what the model is told beforehand.
+        """Set the sampling settings and the system prompt of the next answers.
 
         Args:
-            settings: Of `SamplingParams`, by name; None leaves one as it is.
+            settings: Fields of `SamplingParams` by name; None keeps a field.
             system: The system prompt.
 
         Raises:
@@ -110,7 +109,7 @@ class ChatTab:
         self._conversation.system = system.strip()
 
     def view(self, status: str = "", is_running: bool = False) -> TabView:
-        """What to show now."""
+        """Return the current contents."""
         shown = shown_messages(self._conversation.messages, self.is_markdown)
         return TabView([message for _, message in shown], status, is_running)
 
@@ -128,7 +127,7 @@ class ChatTab:
                 if now_s - shown_s >= REFRESH_S and self._conversation.answer is answer:
                     shown_s = now_s
                     yield self.view(status_line(answer, is_running=True), is_running=True)
-        finally:  # also when the tab is closed
+        finally:  # also runs when the tab is closed
             answer.stop()
             pieces.close()
         if self._conversation.answer is answer:

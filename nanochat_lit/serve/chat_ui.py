@@ -1,11 +1,11 @@
 """The chat page: Gradio in front of a `ChatModel`.
 
-Only this machine is ever asked for anything: Gradio's analytics, run history and links are off, its fonts come with it, and a
-Content-Security-Policy (serve/page_gate.py) forbids the browser to load from elsewhere, whatever a model writes (an image in
-Markdown would tell its address who reads it).
+The page makes no third-party requests: Gradio's analytics, run history and links are off, and its fonts are bundled. A
+Content-Security-Policy (serve/page_gate.py) prevents the browser from loading external resources, such as an image in a
+model's Markdown, which would reveal the reader to its server.
 
-A tab's conversation is kept here, by the tab's session. Answers end by their own `stop`, not by Gradio's cancellation of
-events, which would lose what the page shows of them.
+Conversations are stored here by session. Answers end through their own `stop`, not through Gradio's event cancellation,
+which would discard the text shown so far.
 """
 
 import html
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import gradio
 
 MAX_TABS = 256
-"""Conversations that are kept; beyond it the one that was idle longest is forgotten."""
+"""Maximum number of stored conversations; the least recently used one is dropped."""
 
 MAX_TEMPERATURE = 2.0
 MAX_TOP_K = 200
@@ -39,11 +39,11 @@ EXAMPLES = (
 )
 
 _Updates = tuple[Any, Any, Any]
-"""Of the Chatbot, the text box and the status line."""
+"""Updates of the Chatbot, the text box and the status line."""
 
 _SETTINGS = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")
 
-# hidden: no veil over the page; no limit: tabs do not wait for each other; private: a session is needed
+# hidden: no loading overlay; no limit: tabs run concurrently; private: functions need a session
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 
 _CSS = """
@@ -63,11 +63,11 @@ _CSS = """
 
 
 class OpenTabs:
-    """The tabs of all browsers.
+    """All open tabs.
 
     Args:
-        model: Who answers.
-        settings: What a conversation begins with.
+        model: Model that answers.
+        settings: Initial sampling settings.
     """
 
     def __init__(self, model: ChatModel, settings: SamplingParams) -> None:
@@ -76,28 +76,28 @@ class OpenTabs:
         self._lock = threading.Lock()
 
     def of(self, request: "gradio.Request") -> ChatTab:
-        """The tab that a request comes from."""
+        """Return the tab of a request."""
         session = str(request.session_hash)
         with self._lock:
             tab = self._tabs.pop(session, None) or ChatTab(self._model, self._settings)
-            self._tabs[session] = tab  # the newest is last
+            self._tabs[session] = tab  # most recently used last
             if len(self._tabs) > MAX_TABS:
                 self._tabs.popitem(last=False)[1].stop()
         return tab
 
 
 def build_page(model: ChatModel, name: str, settings: SamplingParams, max_new_tokens: int) -> "gradio.Blocks":
-    """The page as Gradio's Blocks.
+    """Build the page as Gradio Blocks.
 
     Args:
-        model: Who answers.
-        name: What the page calls it.
-        settings: Where the sliders begin.
-        max_new_tokens: Where the slider of new tokens ends.
+        model: Model that answers.
+        name: Model name on the page.
+        settings: Initial values of the controls.
+        max_new_tokens: Maximum of the slider of new tokens.
     """
     import gradio as gr
 
-    # analytics_enabled keeps a thread from asking for Gradio's newest version
+    # analytics_enabled=False also disables the thread that checks for a new Gradio version
     with gr.Blocks(title=f"{name} · nanochat-lit", analytics_enabled=False, fill_height=True) as page:
         with gr.Sidebar(position="right", open=False):
             controls, markdown = _controls(settings, max_new_tokens)
@@ -112,7 +112,7 @@ def build_page(model: ChatModel, name: str, settings: SamplingParams, max_new_to
             examples=[{"text": text} for text in EXAMPLES],
             feedback_options=None,
             latex_delimiters=[],
-            # off: a * b * c and whatever else a person types is shown as it was typed
+            # off: user input such as a * b * c is shown literally
             render_markdown=False,
         )
         status = gr.Markdown(elem_id="status")
@@ -132,21 +132,19 @@ def build_page(model: ChatModel, name: str, settings: SamplingParams, max_new_to
 
 
 def _controls(settings: SamplingParams, max_new_tokens: int) -> tuple[list[Any], "gradio.Checkbox"]:
-    """What `ChatTab.configure` needs, in the order of _SETTINGS and then the system prompt; and the switch for Markdown."""
+    """Return the controls for `ChatTab.configure` (_SETTINGS in order, then the system prompt) and for Markdown."""
     import gradio as gr
 
     controls = [
-        gr.Slider(
-            0, MAX_TEMPERATURE, settings.temperature, step=0.05, label="Temperature", info="0: the most likely token"
-        ),
+        gr.Slider(0, MAX_TEMPERATURE, settings.temperature, step=0.05, label="Temperature", info="0: greedy"),
         gr.Slider(0, MAX_TOP_K, settings.top_k, step=1, label="Top-k", info="0: all tokens"),
         gr.Slider(0.05, 1, settings.top_p, step=0.05, label="Top-p", info="1: all tokens"),
         gr.Slider(1, max_new_tokens, min(settings.max_new_tokens, max_new_tokens), step=1, label="New tokens"),
         gr.Number(settings.seed, label="Seed", precision=0),
-        gr.Textbox(label="System prompt", lines=3, placeholder="What the model is told before the first message"),
+        gr.Textbox(label="System prompt", lines=3, placeholder="Instructions before the first message"),
     ]
     for control in controls:
-        # `SamplingParams` checks them: Gradio's own checks show an error in place of the conversation
+        # checked by `SamplingParams`; Gradio's own checks would replace the conversation by an error
         control.preprocess = lambda value: value
     return controls, gr.Checkbox(label="Show Markdown", value=False)
 
@@ -154,7 +152,7 @@ def _controls(settings: SamplingParams, max_new_tokens: int) -> tuple[list[Any],
 def _connect_answers(
     tabs: OpenTabs, chatbot: "gradio.Chatbot", box: "gradio.Textbox", controls: Sequence[Any], outputs: Sequence[Any]
 ) -> None:
-    """Whatever asks for an answer."""
+    """Connect the events that generate an answer."""
     import gradio as gr
 
     def send(request: gr.Request, text: str, *values: Any) -> Iterator[_Updates]:
@@ -190,7 +188,7 @@ def _connect_changes(
     markdown: "gradio.Checkbox",
     outputs: Sequence[Any],
 ) -> None:
-    """Whatever changes a conversation at once."""
+    """Connect the events that change the conversation without generating."""
     import gradio as gr
 
     def undo(request: gr.Request) -> _Updates:
@@ -215,20 +213,20 @@ def _connect_changes(
 
     chatbot.undo(undo, None, outputs, **_QUIET)
     chatbot.clear(clear, None, outputs, **_QUIET)
-    box.stop(stop, None, None, **_QUIET)  # queued as all else: the gate passes no other way to call a function
+    box.stop(stop, None, None, **_QUIET)  # queued like the others: the gate blocks other ways to call a function
     markdown.change(render_markdown, markdown, chatbot, **_QUIET)
 
 
 def _answering(
     tab: ChatTab, views: Iterator[TabView], values: Sequence[Any], typed: str | None = None
 ) -> Iterator[_Updates]:
-    """Updates for the views of an answer; the text box is left alone while it grows, for the next message to be typed.
+    """Yield updates for the views of an answer, without touching the text box, so that the user can type meanwhile.
 
     Args:
-        tab: Where it is shown.
-        views: Of the answer, which begins when the first one is taken.
-        values: Of the controls.
-        typed: What was in the text box; it comes back if it cannot be answered.
+        tab: Tab of the answer.
+        views: Views of the answer; generation starts with the first one.
+        values: Values of the controls.
+        typed: Contents of the text box; restored if the message cannot be answered.
     """
     import gradio as gr
 
@@ -259,12 +257,12 @@ def _updates(view: TabView, **box: Any) -> _Updates:
 
 
 def build_app(page: "gradio.Blocks", host: str = "127.0.0.1", allowed_hosts: Sequence[str] = ()) -> "fastapi.FastAPI":
-    """The page as an ASGI application, for uvicorn.
+    """Build the ASGI application of the page.
 
     Args:
-        page: Of `build_page`.
-        host: Address it will be served on.
-        allowed_hosts: Names in addition to those of that address; "*" allows all.
+        page: Result of `build_page`.
+        host: Address that the page will be served on.
+        allowed_hosts: Allowed values of the Host header in addition to the address; "*" allows all.
     """
     import fastapi
     import gradio as gr
@@ -274,12 +272,12 @@ def build_app(page: "gradio.Blocks", host: str = "127.0.0.1", allowed_hosts: Seq
     def refuse(status: int, message: str) -> Any:
         return PlainTextResponse(message, status)
 
-    # of the two weights that Gradio asks for by default, the half-bold one lacks most letters in its file
+    # the file of Gradio's default semi-bold weight lacks most letters
     font = (themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif")
     app = fastapi.FastAPI(openapi_url=None)
     app.add_middleware(PageGate, functions=page.fns)
     app.add_middleware(Gate, host=host, allowed_hosts=allowed_hosts, origins=(), refuse=refuse)  # the last is outermost
-    page.has_launched = True  # Gradio checks which files may be read only then, and does not set it when it is mounted
+    page.has_launched = True  # enables Gradio's check of readable files; not set when the page is mounted
     return gr.mount_gradio_app(
         app,
         page,
@@ -292,5 +290,5 @@ def build_app(page: "gradio.Blocks", host: str = "127.0.0.1", allowed_hosts: Seq
         mcp_server=False,
         pwa=False,
         enable_monitoring=False,
-        show_error=False,  # what a person should read is said by gr.Warning
+        show_error=False,  # user errors are shown by gr.Warning
     )

@@ -1,4 +1,4 @@
-"""How the page shows a conversation: plain data for Gradio's Chatbot, and one line about the last answer."""
+"""Conversion of a conversation to messages of Gradio's Chatbot, and the status line of an answer."""
 
 import re
 from collections.abc import Sequence
@@ -6,27 +6,27 @@ from typing import Any
 
 from nanochat_lit.engine.chat_model import Answer, Message
 
-# The Chatbot takes what looks like HTML for HTML, also where it renders no Markdown. An invisible character after the sign
-# makes it text again. (The entity &lt; would do so too, but would appear as such when a person edits or copies the message.)
+# The Chatbot interprets HTML even without Markdown. An invisible character after the sign prevents it. (The entity &lt;
+# would appear literally when the message is edited or copied.)
 _HTML_SIGN = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])")
-# fenced or in backticks; an unclosed fence is not code yet
+# fenced or in backticks; an unclosed fence does not count as code
 _CODE = re.compile(r"(^```[^`\n]*\n.*?^```[ \t]*$|(?<![`\\])`[^`\n]+`(?!`))", re.DOTALL | re.MULTILINE)
 _WORD_JOINER = "\u2060"
 
 
 def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> list[tuple[int, dict[str, Any]]]:
-    """The messages as the Chatbot takes them; each call of the calculator, with its result, becomes a folded one.
+    """Convert messages for the Chatbot; each calculator call with its result becomes a collapsible message.
 
     Args:
-        messages: Of a conversation.
-        is_markdown: Whether the Chatbot renders Markdown; if not, every character is shown as it is. HTML is never rendered.
+        messages: Messages of a conversation.
+        is_markdown: Render Markdown; otherwise text is shown literally. HTML is never rendered.
 
     Returns:
         (index in `messages`, message for the Chatbot), in order.
     """
 
     def literal(text: str) -> str:
-        # in Markdown, code is shown as it is, and without the invisible characters when a person copies it
+        # Markdown shows code literally, so it needs no invisible characters, which would be copied
         between = _CODE.split(text) if is_markdown else [text]
         between[::2] = [_HTML_SIGN.sub(lambda sign: sign.group() + _WORD_JOINER, part) for part in between[::2]]
         return "".join(between)
@@ -54,27 +54,27 @@ def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> li
 
 
 def status_line(answer: Answer, is_running: bool, note: str = "") -> str:
-    """Speed of an answer, and what a person should know about it.
+    """Return the speed of an answer and notes on truncation.
 
     Args:
         answer: The last one.
-        is_running: Whether there is more to come.
-        note: What else to say of it.
+        is_running: Whether the answer is still being generated.
+        note: Additional note.
     """
     notes = [note] if note else []
     if answer.num_tokens and answer.elapsed_s > 0:
         notes.append(f"{answer.num_tokens} token{'s' * (answer.num_tokens > 1)}")
         notes.append(f"{answer.num_tokens / answer.elapsed_s:,.0f} tokens/s")
     if answer.finish_reason == "length":
-        notes.append("cut: the new tokens allowed, or the model's context, were used up")
+        notes.append("truncated by max_new_tokens or the model's context")
     elif answer.finish_reason is None and not is_running:
         notes.append("stopped")
     if answer.num_dropped_turns:
         turns = "turn is" if answer.num_dropped_turns == 1 else f"{answer.num_dropped_turns} turns are"
-        notes.append(f"the oldest {turns} out of the model's sight: its context is full")
+        notes.append(f"the oldest {turns} dropped: the context is full")
     return " · ".join(notes)
 
 
 def typed_text(text: str) -> str:
-    """What a person meant by a message that comes back from the page, where it may have been shown before."""
+    """Return the original text of a message from the page, which may contain the invisible characters."""
     return text.replace(_WORD_JOINER, "").strip()

@@ -1,8 +1,8 @@
-"""A `ChatModel` elsewhere: a client of `nanochat-lit serve`, or of any server that speaks OpenAI's chat completions.
+"""A `ChatModel` on a server: a client of `nanochat-lit serve` or any OpenAI-compatible server.
 
-Standard library only. What goes beyond that interface, for the calculator's use: a chunk's delta may hold `nanochat`, a piece
-{"type": "python" | "python_output", "text": ...}, and an earlier answer that used it is sent back with `nanochat`, its
-{"parts": [...]}. Also `top_k` in the request.
+Uses only the standard library. Extensions of OpenAI's API: a delta may have `nanochat`, a part {"type": "python" |
+"python_output", "text": ...} of a calculator call; an earlier answer with calls is sent back with `nanochat`, its
+{"parts": [...]}; and a request may have `top_k`.
 """
 
 import contextlib
@@ -20,26 +20,27 @@ from nanochat_lit.engine.chat_model import Answer, Message
 from nanochat_lit.engine.sampling_params import SamplingParams
 
 TIMEOUT_S = 120.0
-"""Longest silence of the server."""
+"""Timeout between data from the server, seconds."""
 
 _MAX_ERROR_BYTES = 65_536
 
 
 class ServerChat:
-    """Answers come from a server. Between two answers nothing is kept open.
+    """Requests answers from a server, with one connection per answer.
 
     Args:
-        url: Of the server, as in http://127.0.0.1:8000; a path before /v1 is kept. No proxy of the environment is used.
-        api_key: What the server was started with; None if it asks for none.
+        url: Address of the server, such as http://127.0.0.1:8000; a path before /v1 is kept. Environment proxies are
+            ignored.
+        api_key: API key of the server; None if it requires none.
 
     Raises:
-        UserError: If the address is not valid, or no server answers there.
+        UserError: If the address is invalid or the server does not respond.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UserError(f"{url} is not the address of a server; use one such as http://127.0.0.1:8000")
+            raise UserError(f"{url} is not a server address; use one such as http://127.0.0.1:8000")
         self._url = url
         self._host, self._port = parts.hostname, _port(url, parts)
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -48,19 +49,20 @@ class ServerChat:
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self.name = self._first_model()
-        """What the server calls its model."""
-        # A server tells neither its context nor how it counts; both show in what it tells of its answers.
+        """Model name on the server."""
+        # The server does not report its context length or tokenization; both are estimated from the usage of answers.
         self._context: int | None = None
         self._tokens_per_char = 0.0
 
     def answer(self, messages: Sequence[Message], settings: SamplingParams) -> Answer:
-        """Begin an answer; see `ChatModel`.
+        """Start an answer; see `ChatModel`.
 
-        Oldest turns are left out while the server says that it is too long. A server may also take what leaves no room for
-        an answer; once one was cut for that reason the context is known, and later conversations leave a quarter of it.
+        Drops the oldest turns while the server reports that the context is exceeded. A server may also accept a prompt
+        that leaves no space for an answer. Once an answer was truncated for that reason, the context length is known,
+        and later conversations leave a quarter of it free.
 
         Raises:
-            UserError: What the server says, or that it cannot be reached.
+            UserError: If the server reports an error or cannot be reached.
         """
         has_system = messages[0]["role"] == "system"
         turns = list(messages[has_system:])
@@ -76,7 +78,7 @@ class ServerChat:
                 message, code = _error_of(response)
                 connection.close()
                 if code != "context_length_exceeded" or len(turns) < 3:
-                    raise UserError(f"{self._url} says: {message}")
+                    raise UserError(f"{self._url} reports: {message}")
             del turns[:2]
             num_dropped += 1
 
@@ -103,15 +105,15 @@ class ServerChat:
         max_new_tokens: int,
     ) -> Answer:
         started_s = time.perf_counter()
-        wanted = connection.sock  # http.client forgets it when the response has been read
+        wanted = connection.sock  # http.client drops the reference once the response has been read
         has_stopped = False
 
         def stop() -> None:
             nonlocal has_stopped
             has_stopped = True
             if wanted is not None:
-                with contextlib.suppress(OSError):  # it has ended by itself
-                    wanted.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads; closing would not
+                with contextlib.suppress(OSError):  # already closed
+                    wanted.shutdown(socket.SHUT_RDWR)  # wakes the reading thread, unlike close
 
         def pieces() -> Generator[Piece, None, None]:
             try:
@@ -123,18 +125,18 @@ class ServerChat:
                     if has_stopped:
                         return
                 if not has_stopped and answer.finish_reason is None:
-                    raise UserError(f"{self._url} broke off in the middle of the answer")
+                    raise UserError(f"{self._url} closed the connection during the answer")
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if isinstance(error, UserError):
                     raise
                 if not has_stopped:
-                    raise UserError(f"{self._url} broke off in the middle of the answer ({error})") from None
+                    raise UserError(f"{self._url} closed the connection during the answer ({error})") from None
             finally:
                 response.close()
                 connection.close()
 
         answer = Answer(num_dropped_turns=num_dropped, stop=stop)
-        answer.num_tokens = None  # known when the server tells its usage
+        answer.num_tokens = None  # known once the server reports the usage
         answer.pieces = pieces()
         return answer
 
@@ -147,10 +149,10 @@ class ServerChat:
         connection, response = self._request("GET", "/models")
         try:
             if response.status != 200:
-                raise UserError(f"{self._url} says: {_error_of(response)[0]}")
+                raise UserError(f"{self._url} reports: {_error_of(response)[0]}")
             return str(json.loads(response.read(_MAX_ERROR_BYTES))["data"][0]["id"])
         except (OSError, http.client.HTTPException, json.JSONDecodeError, LookupError, TypeError):
-            raise UserError(f"{self._url} is not a server of chat completions: it names no model") from None
+            raise UserError(f"{self._url} is not a chat completions server: it does not list a model") from None
         finally:
             connection.close()
 
@@ -163,33 +165,33 @@ class ServerChat:
             return connection, connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            raise UserError(f"no server answers at {self._url} ({error}); start one with nanochat-lit serve") from None
+            raise UserError(f"no server responds at {self._url} ({error}); start one with nanochat-lit serve") from None
 
 
 def _port(url: str, parts: Any) -> int | None:
     try:
         return parts.port
     except ValueError:
-        raise UserError(f"{url} has a port that is none; use one such as http://127.0.0.1:8000") from None
+        raise UserError(f"{url} has an invalid port; use an address such as http://127.0.0.1:8000") from None
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """A message as the interface has it: content is text."""
+    """Convert a message to OpenAI's format, with text content."""
     content = message["content"]
     if isinstance(content, str):
         return {"role": message["role"], "content": content}
     plain: dict[str, Any] = {"role": message["role"]}
     plain["content"] = "".join(part["text"] for part in content if part["type"] == "text")
-    if any(part["type"] != "text" for part in content):  # only a server that knows them has sent such
+    if any(part["type"] != "text" for part in content):  # only servers with this extension send such parts
         plain["nanochat"] = {"parts": content}
     return plain
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The JSON of each server-sent event, up to [DONE]."""
+    """Yield the JSON of each server-sent event, up to [DONE]."""
     for line in response:
         if not line.startswith(b"data:"):
-            continue  # empty lines, and comments that keep the connection alive
+            continue  # empty lines and keep-alive comments
         data = line.removeprefix(b"data:").strip()
         if data == b"[DONE]":
             return
@@ -197,9 +199,9 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
 
 
 def _take(chunk: dict[str, Any], answer: Answer) -> Generator[Piece, None, None]:
-    """The pieces in a chunk; what else it tells goes into the answer."""
+    """Yield the parts of a chunk; store finish reason and usage in the answer."""
     if "error" in chunk:
-        raise UserError(f"the server says: {chunk['error'].get('message')}")
+        raise UserError(f"the server reports: {chunk['error'].get('message')}")
     if usage := chunk.get("usage"):
         answer.num_tokens = usage["completion_tokens"]
     for choice in chunk.get("choices", [])[:1]:
@@ -212,7 +214,7 @@ def _take(chunk: dict[str, Any], answer: Answer) -> Generator[Piece, None, None]
 
 
 def _error_of(response: http.client.HTTPResponse) -> tuple[str, str | None]:
-    """Message and code of an error in OpenAI's shape, as far as it has them."""
+    """Return message and code of an error in OpenAI's format, if present."""
     try:
         error = json.loads(response.read(_MAX_ERROR_BYTES))["error"]
         return str(error["message"]), error.get("code")

@@ -1,7 +1,7 @@
-"""What stands between the network and an application: who may ask, how much, and how long.
+"""Limits on requests from the network: Host and Origin, size and time.
 
-uvicorn (0.54) bounds neither the head of a request nor the time it takes, and serves any Host. Both the server and the chat
-page run behind this file.
+uvicorn (0.54) limits neither the size nor the duration of a request's head, and accepts any Host. Both the server and
+the chat page use this module.
 """
 
 import asyncio
@@ -19,26 +19,26 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from nanochat_lit.common.errors import UserError
 
 MAX_HEAD_BYTES = 16_384
-"""Longest head of a request: its line and headers, also the trailers and the sizes of chunks between two pieces of a body."""
+"""Maximum size of a request's head (line and headers), also of trailers and chunk sizes between parts of a body."""
 MAX_HEADERS = 100
 MAX_CONNECTIONS = 1_000
-"""Connections at once; fewer where the process may open fewer files."""
+"""Maximum number of connections; lower if the process may open fewer files."""
 HEAD_TIMEOUT_S = 10.0
-"""Longest time from a connection, or from the end of a response whose connection sends more, to the end of a request's head."""
+"""Time limit for a request's head in seconds, from the connection or the first data after a response."""
 KEEP_ALIVE_S = 15
-"""Longest silence between two requests of a connection."""
+"""Idle timeout between requests of a connection, seconds."""
 BODY_TIMEOUT_S = 20.0
-"""Longest time for a request's body to arrive."""
+"""Time limit for a request's body, seconds."""
 
 _AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::\d{1,5})?")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
+    """Return a listening socket.
 
     Args:
         host: Address to bind.
-        port: Port to bind; 0 is any free port.
+        port: Port to bind; 0 selects a free port.
 
     Raises:
         UserError: If the address cannot be bound.
@@ -54,16 +54,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket, host: str) -> str:
-    """The URL of a listening socket, as a person types it."""
+    """Return the URL of a listening socket."""
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
 def uvicorn_config(app: Any, **options: Any) -> uvicorn.Config:
-    """Uvicorn's configuration with this file's limits.
+    """Return a uvicorn configuration with this module's limits.
 
     Args:
         app: ASGI application.
-        options: Further options of uvicorn.
+        options: Additional options of uvicorn.
     """
     return uvicorn.Config(
         app,
@@ -79,19 +79,19 @@ def uvicorn_config(app: Any, **options: Any) -> uvicorn.Config:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP with bounds on the head's size and time, and on the number of connections.
+    """uvicorn's HTTP protocol with limits on the size and time of heads and on the number of connections.
 
-    When there are too many connections, the oldest that is not being answered is closed for the new one, so that idle
-    connections cannot keep others out.
+    At the connection limit, a new connection replaces the oldest idle one, so that idle connections cannot block
+    others.
     """
 
-    _numbers = itertools.count()  # a loop's clock is the same for all that come at once
+    _numbers = itertools.count()  # breaks ties: the loop's clock does not advance within an iteration
     _number = 0
     _num_unparsed = 0
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Start the clock of the first request."""
+        """Start the timer of the first request."""
         super().connection_made(transport)
         self._number = next(self._numbers)
         self._await_head()
@@ -100,22 +100,22 @@ class BoundedProtocol(HttpToolsProtocol):
             min(others, key=lambda other: other._number, default=self)._hang_up()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Remove the connection."""
         self._unset_head_timer()
         super().connection_lost(exc)
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request's head has arrived and its response is not complete."""
+        """Whether a request's head has arrived and its response is incomplete."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def is_busy(self) -> bool:
-        """Whether it is being answered, or closed already."""
+        """Whether the connection is being answered or is closed."""
         return self.is_answering or self.transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, unless there is too much that is not body."""
+        """Parse data, unless the head exceeds its limit."""
         self._num_unparsed += len(data)
         super().data_received(data)
         if self._num_unparsed > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -125,17 +125,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self._await_head()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body: what came before it is parsed."""
+        """Reset the head counter on body data."""
         self._num_unparsed = 0
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
+        """Stop the head timer."""
         self._unset_head_timer()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """The request is there; the next one may begin."""
+        """Prepare for the next request."""
         self._num_unparsed = 0
         super().on_message_complete()
 
@@ -159,23 +159,23 @@ def _max_connections() -> int:
     except ImportError:  # Windows
         return MAX_CONNECTIONS
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # the rest is for workers, files and the connections that are being closed
+    # reserves the rest for workers, files and closing connections
     return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else max(8, min(MAX_CONNECTIONS, files - 64))
 
 
 class Gate:
-    """ASGI middleware that refuses requests with another Host or Origin, or too many headers.
+    """ASGI middleware that rejects requests with a foreign Host or Origin, or too many headers.
 
-    A web page anywhere can make its reader's browser ask this machine, by a name that the page points here (DNS rebinding)
-    or directly. Such requests name the page's own host in `Host` or `Origin`.
+    Any web page can make a browser send requests to this machine, directly or through a host name that resolves to it
+    (DNS rebinding). Such requests carry the page's own host in `Host` or `Origin`.
 
     Args:
-        app: The application behind.
-        host: Address the server listens on. Loopback allows all names of loopback; a wildcard allows every IP address,
+        app: Wrapped application.
+        host: Address the server binds to. Loopback allows all names of loopback; a wildcard allows every IP address,
             which cannot be rebound, and this machine's name.
-        allowed_hosts: Further names of this server; "*" allows all.
-        origins: Origins whose pages may ask; "*" allows all.
-        refuse: Makes the ASGI application that sends a refusal, from a status and a message.
+        allowed_hosts: Additional names of this server; "*" allows all.
+        origins: Origins whose pages may send requests; "*" allows all.
+        refuse: Returns the ASGI application that sends an error with a status and a message.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Gate:
         self._names = names | self._given
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on, or refuse it."""
+        """Forward or reject a request."""
         refusal = self._refusal(scope["headers"]) if scope["type"] in ("http", "websocket") else None
         if refusal is None:
             await self._app(scope, receive, send)
@@ -207,17 +207,20 @@ class Gate:
 
     def _refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, str] | None:
         if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
-            return 431, f"the request has over {MAX_HEADERS} headers or {MAX_HEAD_BYTES} bytes of headers; send fewer"
+            return (
+                431,
+                f"the request has more than {MAX_HEADERS} headers or {MAX_HEAD_BYTES} bytes of headers; send fewer",
+            )
         found = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
         host = found[0] if found else ""
         if len(found) != 1 or not self._is_ours(_name_of(host)):
             return (
                 403,
-                f"this server is not called {_shown(host)}; to use another name for it, start it with --allowed_hosts",
+                f"the host {_shown(host)} is not allowed; add it with --allowed_hosts",
             )
         for origin in (value.decode("latin-1").lower() for name, value in headers if name == b"origin"):
             if not self._may_ask(origin, host):
-                return 403, f"pages of {_shown(origin)} may not use this server; it allows those of its own address"
+                return 403, f"the origin {_shown(origin)} is not allowed; only pages of this server's own address are"
         return None
 
     def _is_ours(self, name: str) -> bool:
@@ -227,12 +230,12 @@ class Gate:
         if {origin, "*"} & self._origins:
             return True
         scheme, _, authority = origin.partition("://")
-        # behind a reverse proxy, Host may be the address that the proxy uses
+        # behind a reverse proxy, Host may be the internal address
         return scheme in ("http", "https") and (authority == host or _name_of(authority) in self._given)
 
 
 async def _drain(receive: Any) -> bool:
-    """Read the rest of a small request, so that its client reads the refusal; False if the client has left."""
+    """Read the rest of a small request, so that its client reads the error; return False if the client disconnected."""
     num_bytes, has_more = 0, True
     with contextlib.suppress(asyncio.TimeoutError):
         while has_more and num_bytes < MAX_HEAD_BYTES:
@@ -244,7 +247,7 @@ async def _drain(receive: Any) -> bool:
 
 
 def _name_of(authority: str) -> str:
-    """The name in HOST or HOST:PORT; empty if it is neither."""
+    """Return the host of HOST or HOST:PORT; empty if invalid."""
     found = _AUTHORITY.fullmatch(authority)
     return (found["v6"] or found["name"]).rstrip(".") if found else ""
 

@@ -1,8 +1,8 @@
-"""What a worker does: take requests from the server, step the engine, report.
+"""The main loop of a worker: receives requests, steps the engine, sends results.
 
-LitServe's own continuous loop (0.2.19) waits up to a second for each admission, lets requests of clients that left run on, and
-ends at the first exception; measured, so only its interface is kept. Here a thread collects what the server sends, and the
-main thread, to which the engine belongs, never waits while there is work.
+LitServe's continuous loop (0.2.19) waits up to a second per admission, continues requests of disconnected clients, and
+ends at the first exception, so only its interface is used. Here a thread receives messages, and the main thread, which
+owns the engine, never blocks while there is work.
 """
 
 import contextlib
@@ -20,16 +20,18 @@ from nanochat_lit.engine.request import FAILED, NOT_FINITE
 from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Report, Submit, Update
 
 REPORT_EVERY_S = 0.04
-"""Text is sent at most this often, but for an answer's first and last tokens, which are sent alone. A small model
-makes thousands of tokens a second, whose messages would cost more than the tokens; 25 times a second is smooth to the eye."""
+"""Minimum interval between text messages in seconds, except for an answer's first and last tokens. A small model
+generates thousands of tokens per second, and a message per token would cost more than the token; 25 updates per second
+look smooth."""
 
 
 BEAT_EVERY_S = 1.0
-"""Longest silence of a worker whose loop runs. The thread that steps the engine sends the beats, so that a step that hangs shows."""
+"""Interval of heartbeats in seconds. They are sent by the thread that steps the engine, so that a hanging step is
+detected."""
 
 
 class ChatLoop(LitLoop):
-    """LitServe calls `run` in the worker, once the model is loaded; it returns when the server says so."""
+    """LitServe calls `run` in the worker once the model is loaded; it returns when the server sends Close."""
 
     def run(
         self,
@@ -41,7 +43,7 @@ class ChatLoop(LitLoop):
         workers_setup_status: Any,  # noqa: ARG002
         callback_runner: Any,  # noqa: ARG002
     ) -> None:
-        """Serve until told to end."""
+        """Serve until the server sends Close."""
         if lit_api.failure is not None:
             transport.send(Failed(lit_api.failure), 0)
             raise SystemExit(1)
@@ -61,12 +63,12 @@ class ChatLoop(LitLoop):
 
 
 class EngineWork:
-    """Messages in, reports out, one step at a time; no process or pipe is needed to test it.
+    """Processes messages and returns reports, one step at a time; independent of processes and pipes for tests.
 
     Args:
-        scheduler: Over the engine.
-        end_ids: Tokens that end an answer and are no part of it.
-        clock: Seconds that only grow.
+        scheduler: Scheduler of the engine.
+        end_ids: Tokens that end an answer and do not belong to it.
+        clock: Monotonic clock, seconds.
     """
 
     def __init__(self, scheduler: Any, end_ids: frozenset[int], clock: Any = time.monotonic) -> None:
@@ -74,13 +76,13 @@ class EngineWork:
         self._end_ids = end_ids
         self._clock = clock
         self._news: dict[int, _News] = {}  # not yet reported
-        self._urgent: set[int] = set()  # those of them that do not wait
-        self._started: set[int] = set()  # those whose first token was reported
+        self._urgent: set[int] = set()  # keys to report without delay
+        self._started: set[int] = set()  # keys whose first token was reported
         self._last_state = (0, 0)
         self._last_report_s = clock()
 
     def take(self, messages: Iterable[Any]) -> bool:
-        """Act on messages of the server; False if it wants the worker to end."""
+        """Process messages of the server; return False on Close."""
         for message in messages:
             if isinstance(message, Close):
                 return False
@@ -94,7 +96,7 @@ class EngineWork:
         return True
 
     def step(self) -> Report | None:
-        """Let the engine go on; a report if it is time for one."""
+        """Step the engine; return a report if one is due."""
         for key, emitted, error in self._scheduler.step():
             if error is not None:
                 self._fail(key, *_status_of(error))
@@ -151,7 +153,7 @@ class EngineWork:
 
 @dataclass(slots=True)
 class _News:
-    """An `Update` that grows."""
+    """Accumulates an `Update`."""
 
     parts: list[tuple[str, str]] = field(default_factory=list)
     num_tokens: int = 0
@@ -163,14 +165,14 @@ class _News:
 
 
 def _collect(receive: Callable[[], Any], inbox: SimpleQueue[Any]) -> None:
-    with contextlib.suppress(EOFError, OSError):  # the server is gone
+    with contextlib.suppress(EOFError, OSError):  # the server has exited
         while True:
             inbox.put(receive())
     inbox.put(Close())
 
 
 def _messages(inbox: SimpleQueue[Any], wait: bool) -> Iterable[Any]:
-    """What has arrived; waits for the first, but not longer than the next beat, if there is nothing else to do."""
+    """Yield received messages; if idle, wait for the first, at most until the next heartbeat."""
     if wait:
         with contextlib.suppress(Empty):
             yield inbox.get(timeout=BEAT_EVERY_S)
@@ -186,4 +188,4 @@ def _status_of(error: Exception) -> tuple[int, str]:
         return 504, str(error)
     if isinstance(error, UserError):
         return 400, str(error)
-    return 500, f"the engine refused the request ({type(error).__name__})"
+    return 500, f"the engine rejected the request ({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""What the server and its workers say to each other."""
+"""Messages between the server and its workers."""
 
 from typing import NamedTuple
 
@@ -13,55 +13,55 @@ class Submit(NamedTuple):
     request: Request
     client: str
     deadline_s: float
-    """When it is given up, by time.monotonic, which all processes of a machine share: time on the way counts, too."""
+    """Deadline on time.monotonic, which all processes of a machine share, so that transfer time counts too."""
 
 
 class Cancel(NamedTuple):
-    """To a worker: this request's client has left."""
+    """To a worker: this request's client has disconnected."""
 
     key: int
 
 
 class Close(NamedTuple):
-    """To a worker: end."""
+    """To a worker: exit."""
 
 
 class Ready(NamedTuple):
-    """From a worker: the model is loaded and warm."""
+    """From a worker: the model is loaded and warmed up."""
 
     num_slots: int
     context: int
-    """The model's sequence_len."""
+    """Context length of the model."""
     defaults: SamplingParams
-    """Of the export."""
+    """Default sampling parameters of the export."""
     kernel: str
-    """What computes its decode steps, in words."""
+    """Description of the decode kernel."""
 
 
 class Beat(NamedTuple):
-    """From a worker: its loop runs, and has nothing else to tell."""
+    """From a worker: heartbeat of an idle loop."""
 
 
 class Failed(NamedTuple):
-    """From a worker: it cannot start, by a mistake of the user."""
+    """From a worker: it cannot start because of a user error."""
 
     message: str
 
 
 class Update(NamedTuple):
-    """News of one request."""
+    """New results of one request."""
 
     key: int
     parts: list[tuple[str, str]]
-    """(type, text) that became certain."""
+    """New finalized (type, text) parts."""
     num_tokens: int
-    """New tokens, the one that ends the answer not counted."""
+    """Number of new tokens, without the end token."""
     finish_reason: str | None
     error: tuple[int, str, int | None] | None
-    """HTTP status, message, and seconds after which to try again; nothing follows it."""
+    """HTTP status, message and Retry-After seconds; this is the last update."""
 
     def followed_by(self, later: "Update") -> "Update":
-        """Both as one; the end of a request is its end."""
+        """Merge with a later update."""
         if self.finish_reason is not None or self.error is not None:
             return self
         parts, num_tokens = [*self.parts, *later.parts], self.num_tokens + later.num_tokens
@@ -69,7 +69,7 @@ class Update(NamedTuple):
 
 
 class Report(NamedTuple):
-    """From a worker: how busy it is, and news of some requests."""
+    """From a worker: its load, and updates of some requests."""
 
     num_queued: int
     num_active: int

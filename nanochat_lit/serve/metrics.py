@@ -1,16 +1,16 @@
-"""Counters, gauges and histograms in Prometheus' text format, version 0.0.4, for one thread."""
+"""Counters, gauges and histograms in Prometheus' text format 0.0.4; not thread-safe."""
 
 from collections.abc import Sequence
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-"""Upper bounds of the latency buckets."""
+"""Upper bounds of the latency buckets, seconds."""
 
 TOKEN_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-"""The same for the time between two tokens."""
+"""Upper bounds of the inter-token latency buckets, seconds."""
 
 
 class Counter:
-    """Sums that only grow, one per combination of labels."""
+    """Monotonic sums, one per combination of labels."""
 
     kind = "counter"
 
@@ -19,11 +19,11 @@ class Counter:
         self.values: dict[tuple[str, ...], float] = {} if labels else {(): 0}
 
     def add(self, *labels: str, by: float = 1) -> None:
-        """Count."""
+        """Increment the sum of these labels."""
         self.values[labels] = self.values.get(labels, 0) + by
 
     def lines(self) -> list[str]:
-        """The samples."""
+        """Return the sample lines."""
         return [
             f"{self.name}{_braces(zip(self.labels, own, strict=True))} {value:g}"
             if value < 1e6
@@ -33,7 +33,7 @@ class Counter:
 
 
 class Gauge(Counter):
-    """A value that is set."""
+    """A value that can be set."""
 
     kind = "gauge"
 
@@ -43,7 +43,7 @@ class Gauge(Counter):
 
 
 class Histogram:
-    """How often a value was at most each bound."""
+    """Cumulative counts of values by upper bound."""
 
     kind = "histogram"
 
@@ -53,13 +53,13 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float, count: int = 1) -> None:
-        """Take in a value, `count` times."""
+        """Record a value `count` times."""
         place = next((i for i, bound in enumerate(self.bounds) if value <= bound), len(self.bounds))
         self.counts[place] += count
         self.sum += value * count
 
     def lines(self) -> list[str]:
-        """The samples, cumulative as Prometheus wants them."""
+        """Return the sample lines, cumulative as Prometheus requires."""
         total, lines = 0, []
         for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
             total += count
@@ -68,27 +68,29 @@ class Histogram:
 
 
 class ServerMetrics:
-    """What the server counts."""
+    """Metrics of the server."""
 
     def __init__(self) -> None:
         self.requests = Counter("nanochat_requests_total", "HTTP requests by path and status.", ("path", "status"))
-        self.prompt_tokens = Counter("nanochat_prompt_tokens_total", "Tokens of the prompts that were accepted.")
-        self.completion_tokens = Counter("nanochat_completion_tokens_total", "Tokens that were generated.")
-        self.disconnects = Counter("nanochat_disconnects_total", "Clients that left before their answer was whole.")
-        self.restarts = Counter("nanochat_worker_restarts_total", "Workers that died and were started again.")
-        self.queued = Gauge("nanochat_queue_requests", "Requests that wait for a slot.")
-        self.active = Gauge("nanochat_slots_active", "Slots in use.")
-        self.slots = Gauge("nanochat_slots", "Slots of all workers that are ready.")
-        self.workers = Gauge("nanochat_workers_ready", "Workers that are ready.")
-        self.in_flight = Gauge("nanochat_requests_in_flight", "Chat completions between their request and their end.")
-        self.first_token = Histogram("nanochat_time_to_first_token_seconds", "From the request to its first token.")
-        self.between_tokens = Histogram(
-            "nanochat_inter_token_seconds", "Between two tokens of an answer.", TOKEN_SECONDS
+        self.prompt_tokens = Counter("nanochat_prompt_tokens_total", "Prompt tokens of accepted requests.")
+        self.completion_tokens = Counter("nanochat_completion_tokens_total", "Generated tokens.")
+        self.disconnects = Counter(
+            "nanochat_disconnects_total", "Clients that disconnected before their answer was complete."
         )
-        self.request = Histogram("nanochat_request_seconds", "From a request to the end of its answer.")
+        self.restarts = Counter("nanochat_worker_restarts_total", "Restarts of workers that died.")
+        self.queued = Gauge("nanochat_queue_requests", "Requests waiting for a slot.")
+        self.active = Gauge("nanochat_slots_active", "Slots in use.")
+        self.slots = Gauge("nanochat_slots", "Slots of all ready workers.")
+        self.workers = Gauge("nanochat_workers_ready", "Ready workers.")
+        self.in_flight = Gauge("nanochat_requests_in_flight", "Chat completions in progress.")
+        self.first_token = Histogram("nanochat_time_to_first_token_seconds", "Time from request to first token.")
+        self.between_tokens = Histogram(
+            "nanochat_inter_token_seconds", "Time between two tokens of an answer.", TOKEN_SECONDS
+        )
+        self.request = Histogram("nanochat_request_seconds", "Time from request to end of answer.")
 
     def render(self) -> str:
-        """The page."""
+        """Return all metrics in text format."""
         lines = []
         for metric in vars(self).values():
             lines += [f"# HELP {metric.name} {metric.text}", f"# TYPE {metric.name} {metric.kind}", *metric.lines()]

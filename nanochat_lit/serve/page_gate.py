@@ -1,8 +1,8 @@
-"""The part of Gradio that the chat page uses; all else of it is closed.
+"""Restricts Gradio to the endpoints that the chat page uses.
 
-Gradio (6.31) has some seventy endpoints: files of this machine and other servers' pages by their path, uploads, recordings,
-editors. A value of its own kind of object among a message's inputs names a file, which it copies to where it serves it from.
-The page needs five addresses and sends plain values.
+Gradio (6.31) has about seventy endpoints, for example for local files, proxied pages, uploads and recordings. An input
+value of its file type names a file, which Gradio copies to its served folder. The page needs five endpoints and sends
+plain values.
 """
 
 import asyncio
@@ -15,13 +15,13 @@ from starlette.responses import JSONResponse
 from nanochat_lit.serve.gate import BODY_TIMEOUT_S
 
 MAX_BODY_BYTES = 1_000_000
-"""Longest message from the page."""
+"""Maximum size of a message from the page."""
 
 _JOIN = "/gradio_api/queue/join"
 _PAGES = ("/", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/gradio_api/queue/data")
 _FOLDERS = ("/assets/", "/static/")
 
-# Gradio's page runs inline scripts and compiles functions of its own; all else must come from here.
+# Gradio's page needs inline scripts and eval; all other resources must come from this server.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
@@ -30,13 +30,13 @@ _POLICY = (
 
 
 class PageGate:
-    """ASGI middleware: passes on what the page asks, adds the Content-Security-Policy to every response.
+    """ASGI middleware that forwards requests of the page and adds the Content-Security-Policy to every response.
 
-    Plain ASGI, because Starlette's own base class buffers streams.
+    Plain ASGI, because Starlette's base class buffers streams.
 
     Args:
-        app: Gradio's.
-        functions: Indexes of the page's functions.
+        app: Gradio's application.
+        functions: Indices of the page's functions.
     """
 
     def __init__(self, app: Any, functions: Container[object]) -> None:
@@ -51,13 +51,13 @@ class PageGate:
                 message["headers"] = [*message["headers"], *policy]
             await send(message)
 
-        if scope["type"] != "http":  # only the start and end of the application; there are no websockets
+        if scope["type"] != "http":  # only lifespan events; there are no websockets
             await self._app(scope, receive, send)
             return
         refusal: Any = None
         if scope["path"] == _JOIN and scope["method"] == "POST":
             body = await _body(receive)
-            if body is None:  # the client has left
+            if body is None:  # the client disconnected
                 return
             refusal = self._problem_of(body)
 
@@ -72,7 +72,7 @@ class PageGate:
         else:
             app_receive = receive
             if not _is_open(scope["method"], scope["path"]):
-                refusal = 404, "there is nothing at this address"
+                refusal = 404, "this endpoint does not exist"
         if refusal is None:
             await self._app(scope, app_receive, send_with_policy)
         else:
@@ -80,9 +80,9 @@ class PageGate:
             await JSONResponse({"detail": message}, status)(scope, receive, send_with_policy)
 
     def _problem_of(self, body: bytes) -> tuple[int, str] | None:
-        """Why a message is not one of the page; None if it may be one."""
+        """Return the problem of a message that the page would not send, or None."""
         if len(body) > MAX_BODY_BYTES:
-            return 413, f"the message has over {MAX_BODY_BYTES} bytes; send less"
+            return 413, f"the message has more than {MAX_BODY_BYTES} bytes; send less"
         try:
             message = json.loads(body)
         except (ValueError, RecursionError):
@@ -94,7 +94,7 @@ class PageGate:
             return 400, "session_hash must be a string and event_data an object or a plain value"
         index = message.get("fn_index")
         if not isinstance(index, int) or isinstance(index, bool) or index not in self._functions:
-            return 400, "fn_index is none of the page's functions"
+            return 400, "fn_index is not one of the page's functions"
         return None
 
 
@@ -103,7 +103,7 @@ def _is_open(method: str, path: str) -> bool:
 
 
 async def _body(receive: Any) -> bytes | None:
-    """The body, or the first part of one that is too long or too slow; None if the client has left."""
+    """Return the body, or its beginning if it is too long or too slow; None if the client disconnected."""
     body = bytearray()
     deadline_s = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
     while len(body) <= MAX_BODY_BYTES:

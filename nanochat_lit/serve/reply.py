@@ -1,4 +1,4 @@
-"""One request at a worker, as the coroutine sees it that answers the client."""
+"""State of one request at a worker, for the coroutine that answers the client."""
 
 import asyncio
 import time
@@ -12,19 +12,20 @@ _CODES = {429: "queue_full", 503: "unavailable", 504: "timeout"}
 
 
 class ClientLeft(Exception):  # noqa: N818 (not an error)
-    """The client no longer reads the answer."""
+    """The client has disconnected."""
 
 
 class Reply:
-    """News of a request, measured, for the one coroutine that waits for them.
+    """Passes updates of a request to the one coroutine that waits for them, and records metrics.
 
-    News that come while the coroutine is busy become one piece of news: a server that cannot keep up writes less often. A
-    future is all that is waited for; a queue with timeouts costs several times what the rest of the server does per update.
+    Updates that arrive while the coroutine is busy are merged, so that a busy server writes less often. The coroutine
+    waits on a single future; a queue with timeouts would cost several times as much per update as the rest of the
+    server.
 
     Args:
-        metrics: Where to count.
-        start_s: When the request arrived, by time.monotonic.
-        on_close: Called once, with whether the request is over; its place at the worker is free then.
+        metrics: Metrics to update.
+        start_s: Arrival time of the request on time.monotonic.
+        on_close: Called once, with whether the request is finished and its slot is free.
     """
 
     def __init__(self, metrics: ServerMetrics, start_s: float, on_close: Callable[[bool], None]) -> None:
@@ -37,21 +38,21 @@ class Reply:
         metrics.in_flight.add()
 
     def put(self, update: Update) -> None:
-        """The worker has news."""
+        """Add an update of the worker."""
         self._news = update if self._news is None else self._news.followed_by(update)
         self._wake()
 
     def leave(self) -> None:
-        """The client has gone."""
+        """Record that the client has disconnected."""
         self._has_left = True
         self._wake()
 
     async def next(self) -> Update:
-        """What there is to tell; the last has a finish_reason.
+        """Wait for the next update; the last one has a finish_reason.
 
         Raises:
-            ApiError: If there will be no (more) answer.
-            ClientLeft: If its client has left.
+            ApiError: If the request failed.
+            ClientLeft: If the client has disconnected.
         """
         if self._news is None and not self._has_left:
             self._waiter = self._loop.create_future()
@@ -59,7 +60,7 @@ class Reply:
         if self._has_left:
             raise ClientLeft
         update, self._news = self._news, None
-        assert update is not None, "woken for something"
+        assert update is not None, "woken without an update"
         self._is_over = update.finish_reason is not None or update.error is not None
         if update.error is not None:
             status, message, retry_after_s = update.error
@@ -68,7 +69,7 @@ class Reply:
         return update
 
     def close(self) -> None:
-        """Nothing more is read; a request that is not over is cancelled."""
+        """Stop reading; cancels an unfinished request."""
         if self._is_closed:
             return
         self._is_closed = True

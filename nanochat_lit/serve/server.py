@@ -26,17 +26,18 @@ from nanochat_lit.serve.workers import WorkerPool, log
 from nanochat_lit.tokenizer import Tokenizer
 
 _PATHS = ("/v1/chat/completions", "/v1/models", "/health", "/metrics")
-_OFFER = "POST /v1/chat/completions and GET /v1/models, and beside it /health and /metrics"
+_OFFER = "POST /v1/chat/completions and GET /v1/models, and also /health and /metrics"
 
 
 class ChatServer(litserve.LitServer):
     """Chat completions over HTTP.
 
-    LitServer gives the application, its endpoints, middleware and authorization. Its `run` is replaced, because SIGTERM
-    orphans its workers, its /health is green without any, and several HTTP processes could count neither requests nor tokens.
+    LitServer provides the application, endpoints, middleware and authorization. Its `run` is replaced: on SIGTERM it
+    orphans its workers, its /health succeeds without workers, and its several HTTP processes cannot count requests or
+    tokens.
 
     Args:
-        settings: Of the server.
+        settings: Settings of the server.
         devices: One per worker; None selects the fastest available device.
     """
 
@@ -51,7 +52,7 @@ class ChatServer(litserve.LitServer):
         self._start_s = time.monotonic()
         self._uvicorn: _Uvicorn | None = None
         spec = ChatSpec(settings, tokenizer, self.pool, self.metrics)
-        middlewares: list[Any] = [  # the last is outermost
+        middlewares: list[Any] = [  # the last one is outermost
             _DefectAnswers,
             (
                 Gate,
@@ -69,7 +70,7 @@ class ChatServer(litserve.LitServer):
             middlewares.append((CORSMiddleware, {**cors, "expose_headers": ["Retry-After"]}))
         super().__init__(
             ChatAPI(settings, fingerprint, loop=ChatLoop(), spec=spec),
-            accelerator="cpu",  # devices are the pool's business
+            accelerator="cpu",  # the pool assigns devices
             devices=1,
             max_payload_size=settings.max_body_bytes,
             middlewares=middlewares,
@@ -79,7 +80,7 @@ class ChatServer(litserve.LitServer):
         self.app.add_exception_handler(StarletteHTTPException, _tell)
 
     def _register_internal_endpoints(self) -> None:
-        """LitServe's own ask for the key before they tell the health, and call a server healthy whose workers are dead."""
+        """Replace LitServe's endpoints: its /health requires the key and succeeds without live workers."""
         from fastapi import Depends
 
         self.app.add_api_route("/health", self.health, methods=["GET"])
@@ -88,7 +89,7 @@ class ChatServer(litserve.LitServer):
         )
 
     async def health(self) -> Response:
-        """200 if a request would be answered now."""
+        """Return 200 if the server can answer a request now."""
         pool, num_ready = self.pool, self.pool.num_ready  # once: it changes with time
         status = "ok" if num_ready == pool.num_workers else "degraded" if num_ready else "not ready"
         body = {"status": status, "model": self.settings.name, "ready": num_ready, "workers": pool.num_workers}
@@ -97,12 +98,12 @@ class ChatServer(litserve.LitServer):
         return JSONResponse(body, 200 if num_ready else 503)
 
     async def metrics_page(self) -> Response:
-        """Everything in Prometheus' text format."""
+        """Return the metrics in Prometheus' text format."""
         return PlainTextResponse(self.metrics.render(), media_type="text/plain; version=0.0.4")
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG002 - LitServe's signature
-        """Workers live as long as the application."""
+        """Start and stop the workers with the application."""
         self.pool.start()
         try:
             yield
@@ -113,17 +114,17 @@ class ChatServer(litserve.LitServer):
         """Serve until SIGTERM or Ctrl-C.
 
         Args:
-            port: 0 is any that is free.
+            port: Port to bind to; 0 selects a free port.
 
         Raises:
             UserError: If the port is taken or a worker cannot start.
-            SystemExit: With status 1 if workers die again and again.
+            SystemExit: With status 1 if workers die repeatedly.
         """
         listener = listen(self.settings.host, port)
         self._address = address_of(listener, self.settings.host)
         config = uvicorn_config(self.app, timeout_graceful_shutdown=int(self.settings.drain_timeout_s) + 3)
         self._uvicorn = _Uvicorn(config, self.pool, self.settings.drain_timeout_s)
-        # uvicorn ends gracefully at a signal, then raises it again for the handler before it, which is not needed
+        # uvicorn shuts down gracefully at a signal and then re-raises it for the previous handler, which is not needed
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._uvicorn.run(sockets=[listener])
@@ -148,7 +149,7 @@ class ChatServer(litserve.LitServer):
         self.failure = message, status
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
-        self.pool.fail_all(503, "the server is ending")
+        self.pool.fail_all(503, "the server is shutting down")
 
 
 class _Uvicorn(uvicorn.Server):
@@ -157,19 +158,19 @@ class _Uvicorn(uvicorn.Server):
         self._pool, self._drain_timeout_s = pool, drain_timeout_s
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """What runs may finish; what takes too long is told so before its connection is closed."""
+        """Drain running requests; those over the deadline receive an error before the connection closes."""
         import asyncio
 
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._drain_timeout_s, self._pool.fail_all, 503, "the server is ending")
+        timer = loop.call_later(self._drain_timeout_s, self._pool.fail_all, 503, "the server is shutting down")
         await super().shutdown(sockets)
         timer.cancel()
 
 
 class _DefectAnswers:
-    """Answers 500 where an exception comes through.
+    """Middleware that converts uncaught exceptions to status 500.
 
-    Starlette's own does so outside of everything else, where the answer is not counted and no web page may read it (CORS).
+    Starlette's own is outermost, where the response is not counted and lacks CORS headers.
     """
 
     def __init__(self, app: Any) -> None:
@@ -188,11 +189,11 @@ class _DefectAnswers:
         except Exception as error:
             if scope["type"] == "http" and not is_started:
                 await (await _tell(Request(scope), error))(scope, receive, send)
-            raise  # uvicorn writes it into the log
+            raise  # uvicorn logs it
 
 
 class _RequestCounter:
-    """Counts requests by path and status, those that never reach an endpoint, too."""
+    """Middleware that counts requests by path and status, including those that never reach an endpoint."""
 
     def __init__(self, app: Any, metrics: ServerMetrics) -> None:
         self.app, self.metrics = app, metrics
@@ -201,7 +202,7 @@ class _RequestCounter:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status = 499  # unless an answer begins, the client has left before
+        status = 499  # client disconnected before the response started
 
         async def watch(message: Any) -> None:
             nonlocal status
@@ -212,7 +213,7 @@ class _RequestCounter:
         try:
             await self.app(scope, receive, watch)
         finally:
-            path = scope["path"] if scope["path"] in _PATHS else "other"  # a label of anyone's making would never end
+            path = scope["path"] if scope["path"] in _PATHS else "other"  # bounds the number of labels
             self.metrics.requests.add(path, str(status))
 
 
@@ -222,12 +223,12 @@ def _refusal(status: int, message: str) -> Response:
 
 
 async def _tell(request: Request, error: Exception) -> Response:
-    """Every error in OpenAI's shape."""
+    """Convert every error to OpenAI's format."""
     if isinstance(error, StarletteHTTPException | HTTPException):
         path = ascii(request.url.path[:80])
         detail = {
-            404: f"there is nothing at {path}; use the base URL {request.base_url}v1, which has {_OFFER}",
-            405: f"{path} does not take {request.method}; this server has {_OFFER}",
+            404: f"{path} does not exist; use the base URL {request.base_url}v1, which has {_OFFER}",
+            405: f"{path} does not support {request.method}; this server has {_OFFER}",
             413: "the body is too large; send less",
         }
         error = ApiError(error.status_code, detail.get(error.status_code, str(error.detail)))

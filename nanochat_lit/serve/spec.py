@@ -1,4 +1,4 @@
-"""The endpoints of OpenAI's interface: chat completions and models."""
+"""Endpoints of the OpenAI-compatible API: chat completions and models."""
 
 import asyncio
 import contextlib
@@ -25,16 +25,16 @@ from nanochat_lit.tokenizer import Tokenizer
 
 
 class ChatSpec(LitSpec):
-    """Reads requests, has them answered by the pool, writes answers.
+    """Reads requests, submits them to the pool, writes answers.
 
-    Not a subclass of LitServe's OpenAISpec: its models drop seeds, refuse with errors in another shape, sum usage over chunks,
-    and never stop what a client has left.
+    Not a subclass of LitServe's OpenAISpec, which drops seeds, returns errors in another format, sums usage over
+    chunks, and does not stop requests of disconnected clients.
 
     Args:
-        settings: Of the server.
-        tokenizer: The model's.
-        pool: The workers.
-        metrics: Where to count.
+        settings: Settings of the server.
+        tokenizer: Tokenizer of the model.
+        pool: Worker pool.
+        metrics: Metrics to update.
     """
 
     def __init__(self, settings: ServeSettings, tokenizer: Tokenizer, pool: WorkerPool, metrics: ServerMetrics) -> None:
@@ -45,21 +45,21 @@ class ChatSpec(LitSpec):
 
     @property
     def stream(self) -> Any:  # LitServe declares False
-        """Whether answers can come in parts."""
+        """Whether answers can be streamed."""
         return True
 
     def pre_setup(self, lit_api: Any) -> None:  # noqa: ARG002 - LitServe's signature
-        """LitServe's moment for naming endpoints."""
+        """Register the endpoints."""
         self.add_endpoint(self.api_path, self.chat_completions, ["POST"])
         self.add_endpoint("/v1/models", self.models, ["GET"])
-        self.add_endpoint("/v1/models/{name:path}", self.model, ["GET"])  # names may have slashes
+        self.add_endpoint("/v1/models/{name:path}", self.model, ["GET"])  # names may contain slashes
 
     def decode_request(self, request: Any, context_kwargs: Any = None) -> Any:  # noqa: ARG002 - LitServe's signature
-        """Not used: requests are read by the endpoint."""
+        """Unused: the endpoint reads requests."""
         return request
 
     def encode_response(self, output: Any, context_kwargs: Any = None) -> Any:  # noqa: ARG002 - LitServe's signature
-        """Not used: answers are written by the endpoint."""
+        """Unused: the endpoint writes answers."""
         return output
 
     async def models(self) -> Response:
@@ -79,12 +79,12 @@ class ChatSpec(LitSpec):
         try:
             raw = await asyncio.wait_for(request.body(), BODY_TIMEOUT_S)
         except ClientDisconnect:
-            return Response(status_code=499)  # the client has left
+            return Response(status_code=499)  # the client disconnected
         except asyncio.TimeoutError:  # not the builtin before Python 3.11
             raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
         ready = self._pool.ready
         if ready is None:
-            raise ApiError(503, "the model is being loaded; try again in a moment", code="not_ready", retry_after_s=2)
+            raise ApiError(503, "the model is loading; try again in a few seconds", code="not_ready", retry_after_s=2)
         chat = parse_chat_request(parse_json(raw), self._settings.name, ready.defaults)
         prompt = render_prompt(chat, self._tokenizer, ready.context)
         client = f"{request.client.host if request.client else ''} {chat.user}"
@@ -94,7 +94,7 @@ class ChatSpec(LitSpec):
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._settings.name}
         is_streaming = False
         try:
-            # until the first token it is one thing, so that an error has its own status in a streamed answer, too
+            # wait for the first token, so that an earlier error has its own status in a streamed answer too
             first = await reply.next()
             self._metrics.prompt_tokens.add(by=len(prompt))
             if chat.stream:
@@ -105,7 +105,7 @@ class ChatSpec(LitSpec):
                 )
             return JSONResponse(completion(head, await _whole(reply, first), len(prompt)))
         except ClientLeft:
-            return Response(status_code=499)  # the client has left
+            return Response(status_code=499)  # the client disconnected
         finally:
             if not is_streaming:
                 watcher.cancel()
@@ -117,13 +117,13 @@ class ChatSpec(LitSpec):
 
 
 class _EventResponse(Response):
-    """Server-sent events to a client that has to read them in time: one that stops reading does not hold its connection.
+    """Server-sent events with a write timeout, so that a client that stops reading is disconnected.
 
-    Starlette's own starts a group of tasks for each answer and sends an empty message at its end.
+    Starlette's implementation starts a task group per answer and sends an empty message at its end.
     """
 
     def __init__(self, stream: "_Stream", watcher: asyncio.Task[None], timeout_s: float) -> None:
-        # nginx and its like would collect the events
+        # prevents nginx and similar proxies from buffering the events
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(media_type="text/event-stream", headers=headers)
         del self.headers["content-length"]
@@ -146,7 +146,7 @@ class _EventResponse(Response):
 
 
 class _Stream:
-    """An answer as text of server-sent events."""
+    """An answer as server-sent events."""
 
     def __init__(self, reply: Reply, first: Update, writer: ChunkWriter, num_prompt: int) -> None:
         self.reply = reply
@@ -154,13 +154,13 @@ class _Stream:
         self._writer, self._num_prompt, self._num_tokens = writer, num_prompt, 0
 
     async def next(self) -> tuple[str, bool]:
-        """All events there are, and whether they are the last."""
+        """Return the available events, and whether they are the last."""
         if self._first is not None:
             update, text, self._first = self._first, self._writer.start(), None
         else:
             try:
                 update, text = await self.reply.next(), ""
-            except ApiError as error:  # too late for a status; OpenAI's clients raise what such an event says
+            except ApiError as error:  # too late for an HTTP status; OpenAI's clients raise the error of such an event
                 return event(error.body), True
         self._num_tokens += update.num_tokens
         text += self._writer.parts(update.parts)

@@ -1,8 +1,8 @@
-"""The server's side of its workers: start them, hand out requests, notice deaths, start again.
+"""The worker pool of the server: starts workers, distributes requests, restarts dead workers.
 
-LitServe (0.2.19) sends everything through a manager process, a message per token, and looks every two seconds for workers that
-died, in a process that does not know their requests. Here each worker has a socket of its own, which the event loop reads and
-writes: its end is noticed at once, by those who wait for it, and no thread or fourth process lies between.
+LitServe (0.2.19) sends a message per token through a manager process, and polls every two seconds for dead workers, in
+a process that does not know their requests. Here each worker has its own socket to the event loop. Its death is
+detected immediately, without additional threads or processes.
 """
 
 import asyncio
@@ -34,32 +34,33 @@ from nanochat_lit.serve.reply import Reply
 
 MAX_QUICK_DEATHS = 3
 QUICK_DEATH_S = 30.0
-"""A worker that dies so soon after it was ready, MAX_QUICK_DEATHS times with no answer in between, would die again: the server
-ends."""
+"""A death this many seconds after the worker was ready counts as quick. After MAX_QUICK_DEATHS of them without an
+answer in between, the server exits."""
 SILENT_S = 3.0
-"""A worker silent for this long is given no requests, and /health does not count it, until it is heard again or replaced."""
+"""Seconds of silence after which a worker gets no requests and is excluded from /health, until it responds or is
+replaced."""
 WATCH_EVERY_S = 0.5
-"""Time between two looks at how long each worker has been silent."""
+"""Interval of the silence checks, seconds."""
 
 
 class PipeTransport(MessageTransport):
-    """LitServe's interface for what workers send, over their socket."""
+    """LitServe's transport interface over a worker's socket."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def send(self, item: Any, consumer_id: int) -> None:  # noqa: ARG002 - there is one server process
-        """Send to the server."""
-        with contextlib.suppress(BrokenPipeError):  # it has been killed; this process is about to end, too
+        """Send a message to the server."""
+        with contextlib.suppress(BrokenPipeError):  # the server was killed; this process is about to exit too
             self._connection.send(item)
 
     async def areceive(self, timeout: int | None = None, consumer_id: int | None = None) -> Any:
-        """Not used: the server's event loop reads the socket."""
+        """Unused: the server's event loop reads the socket."""
         raise NotImplementedError
 
 
 class _Worker:
-    """A process, the socket to it and the requests it has."""
+    """A worker process with its socket and requests."""
 
     def __init__(self, settings: ServeSettings, fingerprint: str, index: int, device: str | None) -> None:
         context = multiprocessing.get_context("spawn")
@@ -67,7 +68,7 @@ class _Worker:
         self.replies: dict[int, Reply] = {}
         self.report = Report(0, 0, [])
         self.ready: Ready | None = None
-        self.ready_s = math.inf  # so that one that never was ready has died quickly
+        self.ready_s = math.inf  # a worker that was never ready counts as a quick death
         self.heard_s = 0.0
         self.has_given_up = False
         self.socket, theirs = socket.socketpair()
@@ -78,25 +79,27 @@ class _Worker:
         self.process = context.Process(target=inference_worker, args=arguments, name=f"worker-{index}", daemon=True)
         with _signals_blocked():
             self.process.start()
-        connection.close()  # now the socket ends when the process does
+        connection.close()  # so that the socket closes when the process ends
 
     @property
     def is_able(self) -> bool:
-        """Whether it can take requests."""
+        """Whether the worker can accept requests."""
         return self.ready is not None and time.monotonic() - self.heard_s < SILENT_S
 
     def send(self, message: Any) -> None:
-        """Send without waiting: what a worker does not read at once is kept for it."""
+        """Send without blocking; unread data is buffered."""
         if self._writer is not None:
             content = pickle.dumps(message)
-            with contextlib.suppress(OSError, RuntimeError):  # it has just died, which `receive` is about to notice
-                self._writer.write(struct.pack("!i", len(content)) + content)  # as a Connection writes it
+            with contextlib.suppress(OSError, RuntimeError):  # it has just died; `receive` will handle it
+                self._writer.write(
+                    struct.pack("!i", len(content)) + content
+                )  # wire format of multiprocessing.Connection
 
     async def receive(self, take: Callable[["_Worker", Any], None]) -> None:
-        """Passes on every message on arrival, None after the last."""
+        """Call `take` with every message, and with None after the last."""
         reader, self._writer = await asyncio.open_connection(sock=self.socket)
         try:
-            # a killed process may leave half a message
+            # a killed process may leave a partial message
             with contextlib.suppress(asyncio.IncompleteReadError, OSError):
                 while True:
                     (length,) = struct.unpack("!i", await reader.readexactly(4))
@@ -113,15 +116,15 @@ class _Worker:
 
 
 class WorkerPool:
-    """All workers; everything happens in the event loop's thread.
+    """All workers; must be used from the event loop's thread.
 
     Args:
-        settings: Of the server.
-        fingerprint: Of the export, which restarted workers load again or not at all.
+        settings: Settings of the server.
+        fingerprint: Digest of the export; restarted workers refuse to load another.
         devices: One per worker; None selects the fastest available device.
-        metrics: Where to count.
+        metrics: Metrics to update.
         on_ready: Called when the first worker is ready.
-        on_failure: Called with a message and the exit status when the server has to end.
+        on_failure: Called with a message and the exit status when the server must exit.
     """
 
     def __init__(
@@ -141,25 +144,25 @@ class WorkerPool:
         self._num_quick_deaths = 0
         self._is_closing = False
         self.ready: Ready | None = None
-        """What the first worker that was ready has told."""
+        """Ready message of the first worker."""
 
     @property
     def num_workers(self) -> int:
-        """Workers there should be."""
+        """Configured number of workers."""
         return len(self._devices)
 
     @property
     def num_ready(self) -> int:
-        """Workers that can take requests."""
+        """Number of workers that can accept requests."""
         return sum(worker.is_able for worker in self._workers)
 
     def start(self) -> None:
-        """Start all workers, from inside the event loop."""
+        """Start all workers; call it within the event loop."""
         self._workers = [self._launch(index) for index in range(self.num_workers)]
         self._start(self._watch())
 
     async def close(self) -> None:
-        """End all workers: nicely, then by force."""
+        """Stop all workers gracefully, then kill those that remain."""
         self._is_closing = True
         for worker in self._workers:
             worker.send(Close())
@@ -171,27 +174,27 @@ class WorkerPool:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def fail_all(self, status: int, message: str) -> None:
-        """Tell every request that there will be no (more) answer."""
+        """Fail every request with an error."""
         for worker in self._workers:
             self._fail(worker, status, message)
 
     def ask(self, request: Request, client: str, start_s: float) -> Reply:
-        """Have a request answered.
+        """Submit a request.
 
         Args:
-            request: For the engine.
-            client: Whose turn it takes.
-            start_s: When it arrived, by time.monotonic.
+            request: Request for the engine.
+            client: Client identity for fair scheduling.
+            start_s: Arrival time on time.monotonic.
 
         Returns:
-            Where the answer will come; to be closed, whatever happens.
+            Reply that receives the answer; the caller must close it.
 
         Raises:
             ApiError: If no worker can answer now.
         """
         able = [worker for worker in self._workers if worker.is_able]
         if not able:
-            raise ApiError(503, "the model is not ready; try again in a moment", code="not_ready", retry_after_s=2)
+            raise ApiError(503, "the model is not ready; try again in a few seconds", code="not_ready", retry_after_s=2)
         worker = min(able, key=lambda worker: len(worker.replies))
         key = self._next_key = self._next_key + 1
         timeout_s = self._settings.request_timeout_s
@@ -206,19 +209,21 @@ class WorkerPool:
         return reply
 
     async def _watch(self) -> None:
-        """Kill workers that are silent for too long: their end is noticed, and they are replaced."""
+        """Kill workers that are silent for too long, so that they are replaced."""
         hang_s = self._settings.hang_timeout_s
         while not self._is_closing:
             start_s = time.monotonic()
             await asyncio.sleep(WATCH_EVERY_S)
             now_s = time.monotonic()
-            pause_s = max(0.0, now_s - start_s - 2 * WATCH_EVERY_S)  # of this process: it has not read what was sent
+            pause_s = max(
+                0.0, now_s - start_s - 2 * WATCH_EVERY_S
+            )  # delay of this process, during which messages were not read
             for worker in self._workers:
                 worker.heard_s += pause_s
                 if worker.ready is not None and now_s - worker.heard_s > hang_s:
                     log(f"worker {worker.index} has been silent for {hang_s:g} s")
                     self._fail(
-                        worker, 504, "the process that computes this answer hangs and is started again; try again"
+                        worker, 504, "the worker of this request hangs and is being restarted; try again"
                     )
                     worker.ready = None
                     worker.process.kill()
@@ -251,7 +256,7 @@ class WorkerPool:
                 if update.finish_reason is not None:
                     self._num_quick_deaths = 0
                 reply = worker.replies.get(update.key)
-                if reply is not None:  # else its client has left
+                if reply is not None:  # None if its client disconnected
                     reply.put(self._explained(update))
         elif isinstance(message, Ready):
             worker.ready, worker.ready_s = message, time.monotonic()
@@ -265,8 +270,8 @@ class WorkerPool:
         self._measure()
 
     def _bury(self, worker: _Worker) -> None:
-        """A worker has died: tell its clients, start another."""
-        self._fail(worker, 503, "the process that computed this answer has died; try again")
+        """Handle a worker's death: fail its requests, start another."""
+        self._fail(worker, 503, "the worker of this request died; try again")
         worker.end()
         worker.ready, worker.report = None, Report(0, 0, [])
         is_quick = time.monotonic() - worker.ready_s < QUICK_DEATH_S
@@ -276,17 +281,17 @@ class WorkerPool:
             return
         if self.ready is None or self._num_quick_deaths >= MAX_QUICK_DEATHS:
             self._is_closing = True
-            self._on_failure(f"worker {worker.index} ended with status {status} and would do so again", 1)
+            self._on_failure(f"worker {worker.index} repeatedly exited with status {status}", 1)
             return
-        log(f"worker {worker.index} ended with status {status}; starting another")
+        log(f"worker {worker.index} exited with status {status}; starting another")
         self._metrics.restarts.add()
         self._workers[worker.index] = self._launch(worker.index)
 
     def _give_up(self, worker: _Worker, message: str, status: int) -> None:
-        """A worker cannot start: the server goes on with the others, if there are any."""
+        """Handle a worker that cannot start; the server continues with the others, if any."""
         worker.has_given_up = True
         if any(other.ready is not None for other in self._workers):
-            log(f"error: worker {worker.index}: {message}; others go on")
+            log(f"error: worker {worker.index}: {message}; the other workers continue")
             return
         self._is_closing = True
         self._on_failure(message, status)
@@ -299,7 +304,7 @@ class WorkerPool:
         if update.error is None or update.error[0] != 504:
             return update
         limit = f"{self._settings.request_timeout_s:g} s (--request_timeout_s)"
-        message = f"the answer was not finished within {limit}; ask for fewer tokens, or later"
+        message = f"the answer was not finished within {limit}; request fewer tokens, or try later"
         return update._replace(error=(504, message, None))
 
     def _measure(self) -> None:
@@ -312,15 +317,15 @@ class WorkerPool:
 
 
 def log(message: str) -> None:
-    """Write a line to stderr, if anyone still reads it: a server outlives the reader of its log."""
+    """Write a line to stderr; ignores errors, because the server may outlive the reader of its log."""
     with contextlib.suppress(OSError, ValueError):
         print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A process started meanwhile never sees Ctrl-C or SIGTERM, which reach a whole group: only the server ends workers."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, where signals reach this process alone
+    """Block Ctrl-C and SIGTERM, which reach the process group, in child processes; only the server ends workers."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where signals reach only this process
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})

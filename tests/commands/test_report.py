@@ -50,7 +50,7 @@ def test_a_run_as_it_was_left(run, capsys):
         assert text in html
         assert text in markdown
     assert "23.7% to 76.3%" in html  # 5 of 10, as tables of Wilson's interval have it
-    assert "core.json is not a result that this report understands" in html
+    assert "core.json is not in a supported format" in html
     assert "Step 2\n\na <script>b" in html
     assert "Step 4" in html
     assert "Step 3" not in html
@@ -100,7 +100,7 @@ def test_a_run_that_has_only_begun(run):
         (run / name).unlink(missing_ok=True)
     assert cli.main(["report", "--runs", json.dumps([str(run)])]) == 0
     html = page(run / "report")
-    for text in ("left no export", "Not recorded.", "None were written.", "None was measured"):
+    for text in ("has no export", "Not recorded.", "None.", "None. Results of"):
         assert text in html
 
 

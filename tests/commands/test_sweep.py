@@ -134,7 +134,7 @@ def test_another_sweep_in_the_same_folder_is_refused(recipe, monkeypatch, capsys
     monkeypatch.setattr(subprocess, "run", fits := Fits(sweep))
     assert cli.main(["sweep", str(path)]) == 0
     assert cli.main(["sweep", str(path), "--options", '{"model.warmup": 3}']) == 2
-    assert "was begun with other options" in capsys.readouterr().err
+    assert "was started with other options" in capsys.readouterr().err
     fit = yaml.safe_load(path.read_text("utf-8"))["fit"]
     Path(fit).write_text(Path(fit).read_text("utf-8") + "# changed\n", encoding="utf-8")
     assert cli.main(["sweep", str(path)]) == 2
@@ -147,17 +147,17 @@ def test_a_run_that_fails_ends_the_sweep(recipe, monkeypatch, capsys, status, ex
     monkeypatch.setattr(subprocess, "run", fits := Fits(read_sweep(str(path), {}), status))
     assert cli.main(["sweep", str(path)]) == expected
     assert len(fits.commands) == 1
-    assert ("ended with status 1" if status == 1 else "interrupted") in capsys.readouterr().err
+    assert ("exited with status 1" if status == 1 else "interrupted") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"depths": []}, "depths is []"),
-        ({"depths": [2, 2]}, "depths names one twice"),
+        ({"depths": [2, 2]}, "depths contains a duplicate"),
         ({"flops_budgets": [-1.0]}, "flops_budgets is [-1.0]"),
         ({"options": {"model.depth": 3}}, "options sets model.depth"),
-        ({"speed": 1}, "is no recipe of a sweep"),
+        ({"speed": 1}, "is not a sweep recipe"),
     ],
 )
 def test_mistakes(recipe, changes, message, capsys):

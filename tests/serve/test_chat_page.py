@@ -256,7 +256,7 @@ def test_mistakes_leave_the_conversation_where_it_was(serve, browser, model) -> 
     chat.wait_for(f"seed {2**63 - 2}")  # the second answer
     chat.wait_until_done()
     chat.click("Retry")
-    chat.page.locator("#status").get_by_text("the same answer again").wait_for()
+    chat.page.locator("#status").get_by_text("the answer is identical").wait_for()
     chat.page.get_by_label("Show Markdown").check()
     chat.page.locator("#chat [data-testid=user] h1").first.wait_for()  # of the Markdown
     assert "<\u2060h1>big<\u2060/h1>" in chat.said("user")[0]

@@ -93,12 +93,14 @@ def test_retry_at_temperature_0_says_that_the_answer_is_the_same(scripted_model)
     tab = ChatTab(scripted_model(), CHAT_PARAMS)
     list(tab.send("hello"))
     *_, last = tab.retry()
-    assert "same answer" not in last.status
+    assert "is identical" not in last.status
     tab.configure({"temperature": 0}, "")
     *_, last = tab.retry()
-    assert last.status.startswith("the same answer again, as always at temperature 0; raise it for another · 2 tokens")
+    assert last.status.startswith(
+        "the answer is identical at temperature 0; increase it for a different one · 2 tokens"
+    )
     *_, last = tab.send("hello")
-    assert "same answer" not in last.status
+    assert "is identical" not in last.status
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_settings_are_checked_before_any_of_them_is_changed(scripted_model, sett
 def test_only_questions_that_are_shown_can_be_edited(scripted_model, index) -> None:
     tab = ChatTab(scripted_model(), CHAT_PARAMS)
     list(tab.send("hello"))
-    with pytest.raises(UserError, match="no such question"):
+    with pytest.raises(UserError, match="that question was removed"):
         list(tab.edit(index, "other"))
     for text in (None, {"text": "x"}, 3):
         with pytest.raises(UserError, match="the message must be text"):

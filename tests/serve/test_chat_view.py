@@ -62,7 +62,7 @@ def test_other_text_is_left_alone(text: str) -> None:
 def test_status_line() -> None:
     answer = Answer(num_dropped_turns=2, stop=lambda: None)
     answer.num_tokens, answer.elapsed_s = 30, 2.0
-    sight = "the oldest 2 turns are out of the model's sight: its context is full"
+    sight = "the oldest 2 turns are dropped: the context is full"
     assert status_line(answer, is_running=True) == f"30 tokens · 15 tokens/s · {sight}"
     assert status_line(answer, is_running=False) == f"30 tokens · 15 tokens/s · stopped · {sight}"
     answer.finish_reason, answer.num_dropped_turns, answer.num_tokens, answer.elapsed_s = "stop", 0, 1, 0.5

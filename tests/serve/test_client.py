@@ -197,10 +197,10 @@ def test_room_is_left_for_answers_once_the_context_is_known(server: Server) -> N
 @pytest.mark.parametrize(
     ("refused", "message"),
     [
-        ((429, {"error": {"message": "the queue is full"}}), "says: the queue is full"),
-        ((401, {"error": {"message": "wrong key", "code": None}}), "says: wrong key"),
-        ((500, "oh"), "says: 500 Internal Server Error"),
-        ((502, {"error": "down"}), "says: 502 Bad Gateway"),
+        ((429, {"error": {"message": "the queue is full"}}), "reports: the queue is full"),
+        ((401, {"error": {"message": "wrong key", "code": None}}), "reports: wrong key"),
+        ((500, "oh"), "reports: 500 Internal Server Error"),
+        ((502, {"error": "down"}), "reports: 502 Bad Gateway"),
     ],
 )
 def test_refusals(server: Server, refused: tuple, message: str) -> None:
@@ -212,9 +212,9 @@ def test_refusals(server: Server, refused: tuple, message: str) -> None:
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [
-        ([chunk({"content": "half"})], "broke off in the middle"),
-        ([chunk({"content": "half"}), b"data: {"], "broke off in the middle"),
-        ([chunk({"content": "half"}), {"error": {"message": "request timed out"}}], "says: request timed out"),
+        ([chunk({"content": "half"})], "closed the connection during the answer"),
+        ([chunk({"content": "half"}), b"data: {"], "closed the connection during the answer"),
+        ([chunk({"content": "half"}), {"error": {"message": "request timed out"}}], "reports: request timed out"),
     ],
 )
 def test_answers_that_break_off(server: Server, chunks: list, message: str) -> None:
@@ -228,10 +228,10 @@ def test_answers_that_break_off(server: Server, chunks: list, message: str) -> N
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("ftp://127.0.0.1", "is not the address of a server"),
-        ("http://", "is not the address of a server"),
-        ("http://127.0.0.1:99999", "has a port that is none"),
-        ("http://127.0.0.1:1", "no server answers at http://127.0.0.1:1"),
+        ("ftp://127.0.0.1", "is not a server address"),
+        ("http://", "is not a server address"),
+        ("http://127.0.0.1:99999", "has an invalid port"),
+        ("http://127.0.0.1:1", "no server responds at http://127.0.0.1:1"),
     ],
 )
 def test_no_server(url: str, message: str) -> None:

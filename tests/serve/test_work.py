@@ -128,7 +128,7 @@ def test_errors_have_their_status_and_harm_nobody_else():
     updates = {update.key: update for update in work.step().updates}
     assert updates[4].error[0] == 429
     assert updates[4].error[2] >= 1
-    assert updates[2].error == (500, "the engine refused the request (RuntimeError)", None)
+    assert updates[2].error == (500, "the engine rejected the request (RuntimeError)", None)
     assert updates[1].error is updates[3].error is None
     clock.now_s = 3
     errors = {update.key: update.error for update in work.step().updates}

@@ -271,7 +271,7 @@ def test_checkpoints_of_other_things(pretrained, write_recipe, tmp_path, refused
     other = ["tokenizer", "train", "--path", tmp_path / "other.jsonl", "--out", tmp_path / "tok", "--vocab_size", "300"]
     assert cli.main(list(map(str, other))) == 0
     refused(
-        [*resume, checkpoint, "--data.tokenizer", tmp_path / "tok"], "another model", "vocab_size 512 instead of 300"
+        [*resume, checkpoint, "--data.tokenizer", tmp_path / "tok"], "differs from this run", "vocab_size 512 instead of 300"
     )
 
 

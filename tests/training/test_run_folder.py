@@ -106,7 +106,7 @@ def test_only_folders_that_they_made_are_touched(pretrained, tmp_path, capsys):
         assert cli.main(["quickstart", "--fast", "--out", str(pretrained), "--overwrite", overwrite]) == 2
         assert "was not created by quickstart" in capsys.readouterr().err
     assert cli.main(["sweep", "recipes/miniseries.yaml", "--run_dir", str(pretrained)]) == 2
-    assert "was not made by a sweep" in capsys.readouterr().err
+    assert "was not created by a sweep" in capsys.readouterr().err
     assert (pretrained / "metrics.csv").read_bytes() == before
 
 
