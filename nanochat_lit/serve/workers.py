@@ -222,9 +222,7 @@ class WorkerPool:
                 worker.heard_s += pause_s
                 if worker.ready is not None and now_s - worker.heard_s > hang_s:
                     log(f"worker {worker.index} has been silent for {hang_s:g} s")
-                    self._fail(
-                        worker, 504, "the worker of this request hangs and is being restarted; try again"
-                    )
+                    self._fail(worker, 504, "the worker of this request hangs and is being restarted; try again")
                     worker.ready = None
                     worker.process.kill()
             self._measure()
@@ -240,7 +238,7 @@ class WorkerPool:
         task.add_done_callback(self._end_of)
 
     def _end_of(self, task: asyncio.Task[None]) -> None:
-        """A task that fails would leave a worker unwatched for ever: the server ends, and what started it may try again."""
+        """Shut the server down if a task fails, because a worker would no longer be watched."""
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and not self._is_closing:

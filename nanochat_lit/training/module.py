@@ -130,7 +130,7 @@ class LanguageModule(LightningModule):
         self.float8_choice(trainer)
 
     def float8_choice(self, trainer: Trainer) -> tuple[bool, str]:
-        """Returns whether the run trains in float8 on the Trainer's device, and in words why not."""
+        """Return whether the run trains in float8 on the Trainer's device, and the reason if not."""
         device = trainer.strategy.root_device
         dtype = getattr(trainer.precision_plugin, "compute_dtype", torch.float32)
         return decide_float8(self.fp8_mode, device.type, nvidia_capability(device), dtype)

@@ -229,7 +229,7 @@ def test_any_data_set_by_the_list_of_the_hub(fault_server, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("path", ["../x.parquet", "/etc/x.parquet", "a/../x.parquet", "a//x.parquet", "a\\x.parquet"])
 def test_a_list_cannot_lead_out_of_the_folder(path):
-    with pytest.raises(UserError, match="no path within a data set"):
+    with pytest.raises(UserError, match="not a path within a data set"):
         RemoteFile(path=path)
 
 
@@ -326,7 +326,7 @@ def test_who_waits_is_told_what_went_wrong(climbmix, tmp_path):
         list(source.iterate("train", 0))
     source.close()
     (tmp_path / "here" / ".failed.json").unlink()
-    with pytest.raises(UserError, match=rf"{last}' is not there, and nobody is downloading it"):
+    with pytest.raises(UserError, match=rf"{last}' does not exist, and no process is downloading it"):
         list(ClimbMix(3, str(tmp_path / "here"), window=1).iterate("train", 0))
 
 

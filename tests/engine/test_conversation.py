@@ -122,7 +122,7 @@ def test_saved_and_loaded(scripted_model, tmp_path: Path) -> None:
         ),
         (
             '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "settings": {"top": 1}}',
-            "no setting 'top'",
+            "unknown setting 'top'",
         ),
         (
             '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "settings": []}',

@@ -140,7 +140,7 @@ def test_hostile_and_damaged_weights_are_refused(nanochat_folder, random_model, 
 
 def test_wrong_folders_and_meta_files(nanochat_folder, random_model):
     folder = nanochat_folder(random_model())
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         load_nanochat_checkpoint(folder / "nowhere")
     with pytest.raises(UserError, match=f"checkpoints in {folder.name}: give one of these"):
         load_nanochat_checkpoint(

@@ -60,9 +60,9 @@ def test_a_checksum_also_holds_for_what_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<html>sorry</html>", "no whole zip file"),
-        ("cut", "no whole zip file"),
-        ("damaged", "no whole zip file"),
+        (b"<html>sorry</html>", "not a complete zip file"),
+        ("cut", "not a complete zip file"),
+        ("damaged", "not a complete zip file"),
         ("other", "not the CORE bundle"),
         ("bomb", r"would unpack to 50,000,000 bytes; it is not the CORE bundle"),
     ],

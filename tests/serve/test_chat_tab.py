@@ -108,7 +108,7 @@ def test_retry_at_temperature_0_says_that_the_answer_is_the_same(scripted_model)
     [
         ({"seed": 2.5}, "", "seed is 2.5"),
         ({"temperature": True}, "", "temperature is True"),
-        ({"heat": 1}, "", "no setting 'heat'"),
+        ({"heat": 1}, "", "unknown setting 'heat'"),
         ({"seed": 1}, 5, "the system prompt must be text"),
     ],
 )

@@ -68,4 +68,4 @@ def test_status_line() -> None:
     answer.finish_reason, answer.num_dropped_turns, answer.num_tokens, answer.elapsed_s = "stop", 0, 1, 0.5
     assert status_line(answer, is_running=False) == "1 token · 2 tokens/s"
     answer.finish_reason, answer.num_tokens = "length", None
-    assert status_line(answer, is_running=False).startswith("cut: ")
+    assert status_line(answer, is_running=False).startswith("truncated by")

@@ -89,7 +89,7 @@ RUN_MISTAKES = [
     (["--trainer.max_epochs", "1"], ["max_epochs", "model.num_steps"]),
     (["--trainer.limit_train_batches", "2"], ["limit_train_batches", "model.num_steps"]),
     (["--trainer.overfit_batches", "1"], ["overfit_batches"]),
-    (["--trainer.limit_val_batches", "0.5"], ["limit_val_batches", "whole number"]),
+    (["--trainer.limit_val_batches", "0.5"], ["limit_val_batches", "use an integer"]),
     (["--trainer.devices", "-1"], ["'-1'"]),
     (["--trainer.devices", "two"], ["'two'"]),
     (["--trainer.strategy", "fsdp"], ["fsdp"]),
@@ -271,7 +271,9 @@ def test_checkpoints_of_other_things(pretrained, write_recipe, tmp_path, refused
     other = ["tokenizer", "train", "--path", tmp_path / "other.jsonl", "--out", tmp_path / "tok", "--vocab_size", "300"]
     assert cli.main(list(map(str, other))) == 0
     refused(
-        [*resume, checkpoint, "--data.tokenizer", tmp_path / "tok"], "differs from this run", "vocab_size 512 instead of 300"
+        [*resume, checkpoint, "--data.tokenizer", tmp_path / "tok"],
+        "differs from this run",
+        "vocab_size 512 instead of 300",
     )
 
 

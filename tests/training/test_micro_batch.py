@@ -92,7 +92,7 @@ def test_a_run_with_auto_equals_the_run_with_that_number(write_recipe, capsys):
     """512 tokens a step are 8 rows of 64. Same seed, same steps: the same losses; and a resume keeps the size."""
     recipe = write_recipe(data={"micro_batch_size": "auto"})
     assert cli.main(["fit", "--config", str(recipe)]) == 0
-    assert "512 = 8 rows x 1 micro-batches x 1 ranks" in capsys.readouterr().err
+    assert "512 = 8 sequences x 1 micro-batches x 1 ranks" in capsys.readouterr().err
     run = recipe.parent / "run"
     assert read_json(run / "plan.json")["micro_batch_size"] == 8
     assert yaml.safe_load((run / "config.yaml").read_text("utf-8"))["data"]["init_args"]["micro_batch_size"] == "auto"
@@ -107,11 +107,11 @@ def test_a_resumed_run_keeps_its_size(write_recipe, capsys, monkeypatch):
     recipe = write_recipe(data={"micro_batch_size": "auto"})
     monkeypatch.setattr(micro_batch, "CPU_ENOUGH_TOKENS", 128)
     assert cli.main(["fit", "--config", str(recipe), "--trainer.max_steps", "2"]) == 0
-    assert "512 = 2 rows x 4 micro-batches" in capsys.readouterr().err
+    assert "512 = 2 sequences x 4 micro-batches" in capsys.readouterr().err
     monkeypatch.undo()
     last = recipe.parent / "run/checkpoints/last.ckpt"
     assert cli.main(["fit", "--config", str(recipe), "--ckpt_path", str(last)]) == 0
-    assert "512 = 2 rows x 4 micro-batches" in capsys.readouterr().err
+    assert "512 = 2 sequences x 4 micro-batches" in capsys.readouterr().err
 
 
 def test_a_machine_without_memory_is_told(write_recipe, capsys, monkeypatch):
