@@ -53,5 +53,5 @@ def test_two_micro_batches_of_4_equal_one_of_8(pretrained, write_recipe, tmp_pat
 def test_accumulation_is_derived(write_recipe, capsys):
     recipe = write_recipe()
     assert cli.main(["fit", "--config", str(recipe), "--trainer.max_steps", "1", "--data.micro_batch_size", "2"]) == 0
-    assert "512 = 2 rows x 4 micro-batches x 1 ranks" in capsys.readouterr().err
+    assert "512 = 2 sequences x 4 micro-batches x 1 ranks" in capsys.readouterr().err
     assert torch.load(recipe.parent / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 1

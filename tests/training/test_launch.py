@@ -61,7 +61,7 @@ def test_two_ranks_by_devices(recipe_with_tokenizer, tmp_path):
     """One validation batch for two ranks: rank 1 has none, and the figure before training is that of one rank, exactly."""
     recipe = recipe_with_tokenizer(tmp_path / "two", micro_batch_size=2, val_docs=3)
     err = finished(start(recipe, "--trainer.devices", 2, "--trainer.strategy", "zero"))
-    assert "512 = 2 rows x 2 micro-batches x 2 ranks" in err
+    assert "512 = 2 sequences x 2 micro-batches x 2 ranks" in err
     assert err.count("step 4/4") == 1, "one rank reports"
     one = recipe_with_tokenizer(tmp_path / "one", micro_batch_size=2, val_docs=3)
     assert cli.main(["fit", "--config", str(one), "--trainer.max_steps", "1"]) == 0
