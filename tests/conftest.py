@@ -90,6 +90,11 @@ def _no_dtype_override(monkeypatch):
     monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
 
 
+def pytest_xdist_auto_num_workers(config):  # noqa: ARG001 (the name that xdist asks for)
+    """A worker more than cores, at most four: much of the time passes in waiting for programs under test."""
+    return min(4, len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 def pytest_configure(config):
     _listen_to_ctrl_c()
     _one_thread_each()
