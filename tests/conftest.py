@@ -90,7 +90,7 @@ def _no_dtype_override(monkeypatch):
     monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
 
 
-def pytest_xdist_auto_num_workers(config):  # noqa: ARG001 (the name that xdist asks for)
+def pytest_xdist_auto_num_workers(config):
     """A worker more than cores, at most four: much of the time passes in waiting for programs under test."""
     return min(4, len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
