@@ -26,11 +26,12 @@ def exempt_numbers() -> None:
     import torch
 
     from nanochat_lit.engine.host_copy import HostCopy
+    from nanochat_lit.evaluation.bpb import BitsPerByte
     from nanochat_lit.evaluation.scoring import RowScorer
     from nanochat_lit.training.callbacks.loss_guard import LossGuard
     from nanochat_lit.training.explosion import Explosion
 
-    arrived, target_losses = HostCopy.tolist, RowScorer._target_losses
+    arrived, target_losses, add_batch = HostCopy.tolist, RowScorer._target_losses, BitsPerByte.update
 
     def tolist(self: HostCopy) -> list[Any]:
         arrived(self)
@@ -39,6 +40,12 @@ def exempt_numbers() -> None:
     def losses_of_one(self: RowScorer, states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(torch.ones_like(found.cpu()) for found in target_losses(self, states, targets))
 
+    def one_nat(self: BitsPerByte, *batch: torch.Tensor) -> None:
+        add_batch(self, *batch)
+        for state, value in ((self.units, 1 << 24), (self.num_bytes, 1), (self.num_not_finite, 0)):
+            state.copy_(torch.tensor(value))  # a copy from the host arrives
+
+    BitsPerByte.update = one_nat  # type: ignore[assignment, method-assign]
     HostCopy.tolist = tolist  # type: ignore[method-assign]
     RowScorer._target_losses = losses_of_one  # type: ignore[assignment, method-assign]
     LossGuard._check_finite = lambda *_: None  # type: ignore[method-assign]

@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--build", type=Path, required=True, help="Folder of the built libraries.")
     parser.add_argument("--out", type=Path, required=True, help="Receives a folder of results for each capability.")
     parser.add_argument("--capabilities", nargs="+", choices=list(CARDS), default=list(CARDS))
-    parser.add_argument("--minutes", default="20", help="Time for each capability. Default 20.")
+    parser.add_argument(
+        "--minutes", default="120", help="Limit for each capability; a free machine needs 15. Default 120."
+    )
     parser.add_argument("--parts", nargs="+", default=[], help="As of check.py.")
     options = parser.parse_args(argv)
     statuses = {}

@@ -16,16 +16,5 @@ def test_dry_run(capability, tmp_path):
         pytest.skip("FAKE_CUDA_TOOL and FAKE_CUDA_BUILD do not name the stand-in for a GPU")
     if torch.version.cuda is None:
         pytest.skip("the stand-in needs a CUDA build of torch")
-    arguments = [
-        "--tool",
-        tool,
-        "--build",
-        build,
-        "--out",
-        str(tmp_path),
-        "--capabilities",
-        capability,
-        "--minutes",
-        "30",
-    ]
+    arguments = ["--tool", tool, "--build", build, "--out", str(tmp_path), "--capabilities", capability]
     assert stand_in.main(arguments) == 0, (tmp_path / capability / "table.md").read_text()
