@@ -1,7 +1,7 @@
-"""nanochat-lit: the whole chat-model pipeline, from raw text to a chat, on PyTorch Lightning.
+"""nanochat-lit: a complete chat-model pipeline, from raw text to chat, on PyTorch Lightning.
 
-Importing this package loads nothing: each public name below is imported from its home when it is first used
-(PEP 562), so `import nanochat_lit` and `nanochat-lit --help` do not wait for torch.
+Public names are imported from their modules on first use (PEP 562), so that `import nanochat_lit` and `nanochat-lit
+--help` do not import torch.
 """
 
 from importlib import import_module
@@ -95,7 +95,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(home), name)
-    globals()[name] = value  # the next access does not come through here
+    globals()[name] = value  # later accesses bypass this function
     return value
 
 

@@ -1,4 +1,4 @@
-"""`python -m nanochat_lit` is the console script."""
+"""Entry point of `python -m nanochat_lit`."""
 
 import sys
 

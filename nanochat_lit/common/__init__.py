@@ -1,1 +1,1 @@
-"""What every layer needs: errors for users, files, the hardware, the process group."""
+"""Shared by all layers: user errors, files, hardware, process groups."""

@@ -1,4 +1,4 @@
-"""How much memory is free for this process, of the machine and of a GPU."""
+"""Free memory of the machine and of GPUs."""
 
 import os
 import sys
@@ -14,14 +14,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
-    """Memory that can be taken without swapping, within a container's limit if there is one.
+    """Return the memory available without swapping, within a container's limit if there is one.
 
     Args:
-        meminfo: Linux's list of what the machine has.
+        meminfo: Linux's /proc/meminfo.
         cgroup: Folder of this container's limits (cgroup v2).
 
     Raises:
-        UserError: If the system does not say, as Windows to Python.
+        UserError: If the system does not report it (Windows).
     """
     available = _from_meminfo(meminfo)
     limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
@@ -29,22 +29,22 @@ def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path =
 
 
 def free_memory_bytes(device: "torch.device") -> int | None:
-    """Memory of a device that tensors can take; None where the system does not say.
+    """Return the memory available for tensors on a device; None if the system does not report it.
 
     Args:
-        device: A GPU with memory of its own (cuda, xpu), or cpu and mps, which share the machine's.
+        device: A GPU with its own memory (cuda, xpu), or cpu and mps, which share the machine's.
     """
     if device.type in ("cpu", "mps"):
         return available_memory_bytes() if hasattr(os, "sysconf") else None
     import torch
 
     module = torch.get_device_module(device.type)
-    free, _ = module.mem_get_info(device)  # and what this process has taken from the driver, but no tensor uses
+    free, _ = module.mem_get_info(device)  # plus memory cached by this process's allocator
     return free + module.memory_reserved(device) - module.memory_allocated(device)
 
 
 def total_memory_bytes(device: "torch.device") -> int:
-    """Memory of a GPU: its own, or what macOS recommends as the most that it takes of the machine's."""
+    """Return the memory of a GPU, or macOS's recommended maximum of shared memory."""
     import torch
 
     if device.type == "mps":
@@ -59,10 +59,9 @@ def _from_meminfo(meminfo: Path) -> int:
                 return int(line.split()[1]) * 1024
     if not hasattr(os, "sysconf"):
         raise UserError(
-            f"how much memory is free is not known on {sys.platform}; give a number in place of 'auto' "
-            "(--data.micro_batch_size 8)"
+            f"the free memory is unknown on {sys.platform}; set a number instead of 'auto' (--data.micro_batch_size 8)"
         )
-    # Not Linux: physical memory, of which half is taken to be in use.
+    # Not Linux: assumes that half of the physical memory is in use.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 

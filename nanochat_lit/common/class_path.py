@@ -1,4 +1,4 @@
-"""Names of classes as recipes write them: my_module.MyClass."""
+"""Class paths in recipes, such as my_module.MyClass."""
 
 import importlib
 import sys
@@ -9,19 +9,19 @@ from nanochat_lit.common.errors import UserError
 
 
 def put_current_folder_on_path() -> None:
-    """Lets class paths name modules in the current folder, as under `python -m`."""
+    """Add the current folder to sys.path, as `python -m` does, for class paths in recipes."""
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)
 
 
 def import_class(class_path: str, what: str) -> type[Any]:
-    """Returns the class of a class path; the current folder is on the path of imports.
+    """Import the class of a class path; the current folder is on the import path.
 
-    Importing a module runs its code: call this only with names that the user has typed.
+    Importing a module runs its code: call this only with names given by the user.
 
     Args:
         class_path: Module and class, such as my_module.MyClass.
-        what: What it names, for the error.
+        what: Kind of class, for the error.
 
     Raises:
         UserError: If the module or the class does not exist.

@@ -1,4 +1,4 @@
-"""Can torch.compile work here? It writes C++ for CPUs and Triton for GPUs, and others must build it."""
+"""Detects the compilers that torch.compile needs: C++ for CPUs, Triton for GPUs."""
 
 import hashlib
 import os
@@ -12,10 +12,10 @@ from nanochat_lit.common.paths import atomic_write, user_cache
 
 
 def cpp_compiler() -> list[str] | None:
-    """Command of the C++ compiler: CXX, which may have several words ("ccache g++"), or one that is installed.
+    """Return the command of the C++ compiler: CXX, which may have several words ("ccache g++"), or an installed one.
 
     Returns:
-        Its words, the first one an existing program; None if there is none.
+        Words of the command, beginning with an existing program; None without a compiler.
     """
     candidates = ("cl",) if platform.system() == "Windows" else ("g++", "clang++", "c++")
     for words in [_words(os.environ["CXX"])] if os.environ.get("CXX") else [[name] for name in candidates]:
@@ -25,25 +25,25 @@ def cpp_compiler() -> list[str] | None:
 
 
 TRITON_DEVICES = ("cuda", "xpu")
-"""Kinds of device that Triton builds kernels for; "cuda" is torch's word for ROCm, too."""
+"""Device types supported by Triton; "cuda" includes ROCm."""
 
 
 def has_cpp_compiler() -> bool:
-    """Whether there is a C++ compiler, which torch.compile needs on a CPU."""
+    """Return whether a C++ compiler is installed, which torch.compile needs on a CPU."""
     return cpp_compiler() is not None
 
 
 def _words(command: str) -> list[str]:
-    if shutil.which(command):  # a path with spaces
+    if shutil.which(command):  # a path that contains spaces
         return [command]
     try:
         return shlex.split(command)
-    except ValueError:  # a quote that is not closed
+    except ValueError:  # unbalanced quotes
         return [command]
 
 
 def has_c_compiler() -> bool:
-    """Whether Triton can build the launchers of its kernels, which it does with a C compiler."""
+    """Return whether a C compiler is installed, which Triton needs for kernel launchers."""
     configured = os.environ.get("CC", "")
     if configured:
         return shutil.which(configured.split()[0]) is not None
@@ -51,18 +51,18 @@ def has_c_compiler() -> bool:
 
 
 def has_triton() -> bool:
-    """Whether Triton, which builds kernels for GPUs, is installed."""
+    """Return whether Triton is installed."""
     return find_spec("triton") is not None
 
 
 def missing_compiler(device_type: str) -> str:
-    """What torch.compile lacks on a kind of device, in words; empty if nothing.
+    """Return what torch.compile lacks on a device type, as text; empty if nothing.
 
     Args:
-        device_type: "cuda" (ROCm included), "xpu", "cpu" or another of torch's words.
+        device_type: A torch device type, such as "cuda" (including ROCm), "xpu" or "cpu".
     """
     if device_type not in (*TRITON_DEVICES, "cpu"):
-        return f"it is not used on {device_type}"
+        return f"torch.compile is not supported on {device_type}"
     if device_type in TRITON_DEVICES and not has_triton():
         return "Triton is not installed"
     if device_type in TRITON_DEVICES and not has_c_compiler():
@@ -71,14 +71,16 @@ def missing_compiler(device_type: str) -> str:
 
 
 def use_configured_compiler() -> None:
-    """Let TorchInductor run a CXX of several words, such as "ccache g++", through a script: it takes a program only."""
+    """Wrap a CXX of several words ("ccache g++") in a script, because TorchInductor expects a single program."""
     compiler = cpp_compiler()
     if compiler is None or len(compiler) == 1 or "CXX" not in os.environ:
         return
     import torch._inductor.config as inductor
 
     text = f'#!/bin/sh\nexec {shlex.join(compiler)} "$@"\n'
-    name = Path(next((word for word in reversed(compiler) if "++" in word), compiler[0])).name  # it looks for g++
+    name = Path(
+        next((word for word in reversed(compiler) if "++" in word), compiler[0])
+    ).name  # TorchInductor looks for g++
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
     script = user_cache() / "nanochat-lit" / "compilers" / key / name
     if not os.access(script, os.X_OK):

@@ -1,4 +1,4 @@
-"""Files that may be compressed, by the ending of their name, and that may begin with a byte order mark."""
+"""Text files that may be compressed (by file suffix) and may begin with a byte order mark."""
 
 import codecs
 import io
@@ -10,25 +10,25 @@ from typing import IO
 from nanochat_lit.common.errors import UserError
 
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
-"""Endings of compressed files -> the codec."""
+"""Codec by suffix of compressed files."""
 
 _MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the name ends as that of a compressed file, in any case."""
+    """Return whether the suffix is that of a compressed file, ignoring case."""
     return path.suffix.lower() in CODECS
 
 
 def open_unpacked(path: Path) -> tuple[IO[bytes], int]:
-    """Open a file of text behind its UTF-8 byte order mark, if it has one; decompress it on the fly.
+    """Open a text file after its UTF-8 byte order mark, if it has one; decompresses on the fly.
 
     Returns:
-        The file, and how many bytes the mark takes.
+        The file, and the number of bytes of the mark.
 
     Raises:
         UserError: If the text is UTF-16 or UTF-32.
-        OSError: If it cannot be read; a damaged one raises one of `UNPACK_ERRORS` later.
+        OSError: If it cannot be read; a damaged file raises one of `UNPACK_ERRORS` on reading.
     """
     codec = CODECS.get(path.suffix.lower())
     file: IO[bytes]
@@ -52,4 +52,4 @@ def open_unpacked(path: Path) -> tuple[IO[bytes], int]:
 
 
 UNPACK_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
-"""What reading a damaged compressed file raises."""
+"""Errors raised on reading damaged compressed files."""

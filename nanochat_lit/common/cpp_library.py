@@ -1,4 +1,4 @@
-"""A C++ source of this package as a library in this process, built once for this processor and kept."""
+"""Compiles and loads C++ sources of this package, cached per processor type."""
 
 import ctypes
 import hashlib
@@ -18,27 +18,26 @@ HEADERS = Path(__file__).parent
 
 
 def cpp_library(source: Path) -> ctypes.CDLL | None:
-    """Load a library, compiled on its first use on this machine (some seconds).
+    """Load a library; the first use on a machine compiles it (a few seconds).
 
-    Threads are those of the OpenMP that torch has loaded: the library is linked to none of its own, whose threads would
-    wait for work on the same cores.
+    It uses torch's OpenMP runtime. A second runtime would have threads that spin on the same cores.
 
     Args:
         source: A C++ file whose functions are `extern "C"`; it may include this folder's headers.
 
     Returns:
-        The library; None where it cannot be built or loaded, for which `library_problem` has the reason.
+        The library; None if it cannot be built or loaded (see `library_problem`).
     """
     return _load(source)[0]
 
 
 def library_problem(source: Path) -> str:
-    """Why a library is missing, in one line; empty if it is not."""
+    """Return in one line why a library could not be loaded; empty if it was."""
     return _load(source)[1]
 
 
 def instructions(library: ctypes.CDLL) -> str:
-    """Name of the instruction set that a library was built for, such as AVX2; see vectors.h."""
+    """Return the instruction set that a library was built for, such as AVX2; see vectors.h."""
     library.instructions.restype = ctypes.c_char_p
     return library.instructions().decode()
 
@@ -59,12 +58,12 @@ def _load(source: Path) -> tuple[ctypes.CDLL | None, str]:
 
 
 def cache_folder() -> Path:
-    """Where built libraries are kept: this user's cache."""
+    """Return the cache folder of built libraries."""
     return user_cache() / "nanochat-lit" / "libraries"
 
 
 def _machine(compiler: list[str]) -> list[str]:
-    """What `-march=native` and the compiler mean here; a home folder may be shared by different machines."""
+    """Return the identity of compiler and processor, because a home folder may be shared between machines."""
     version = _run([*compiler, "--version"])
     facts = [*compiler[1:], platform.machine(), version.stdout.decode(errors="replace")]
     cpuinfo = Path("/proc/cpuinfo")
@@ -75,15 +74,15 @@ def _machine(compiler: list[str]) -> list[str]:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
-    """A compiler, without a shell; its name is the user's (CXX) or one of ours."""
+    """Run a compiler without a shell; its name comes from CXX or a fixed list."""
     return subprocess.run(command, capture_output=True, timeout=BUILD_TIMEOUT_S, check=False)  # noqa: S603
 
 
 def _build(compiler: list[str], source: Path, path: Path) -> None:
-    """Compile to a temporary name and rename, so that two processes may do it at once."""
+    """Compile to a temporary file and rename it, so that processes can build concurrently."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as name:
         made, library = Path(name) / "made.o", Path(name) / "made.so"
-        for threads in (["-fopenmp"], []):  # not every compiler has OpenMP
+        for threads in (["-fopenmp"], []):  # some compilers lack OpenMP
             command = [*compiler, *FLAGS, *threads, f"-I{HEADERS}", "-c", str(source), "-o", str(made)]
             done = _run(command)
             if done.returncode == 0:

@@ -1,7 +1,7 @@
-"""Which process this is, whether or not a process group exists yet.
+"""Rank and world size, also before a process group exists.
 
-Order: torch.distributed when it is initialised; else the variables that torchrun sets, then those of SLURM's srun (some
-rank-dependent decisions are taken before the process group is up); else a single process.
+Sources in order: torch.distributed if initialized; else the environment variables of torchrun, then of SLURM's srun
+(some rank-dependent decisions precede the process group); else a single process.
 """
 
 import os
@@ -24,12 +24,12 @@ def world_size() -> int:
 
 
 def is_rank_zero() -> bool:
-    """True on the one process that prints and writes files."""
+    """Return whether this is the process that prints and writes files."""
     return rank() == 0
 
 
 def collective(name: str) -> Callable[..., Any]:
-    """Returns a collective of torch.distributed under its newest name: torch before 2.13 has only the old one.
+    """Return a collective of torch.distributed by its newest name; torch before 2.13 has only the old name.
 
     Args:
         name: reduce_scatter_single or all_gather_single.
@@ -52,10 +52,10 @@ def _from_environment(name: str, slurm_name: str, default: int) -> int:
         return int(value)
     except ValueError:
         raise UserError(
-            f"environment variable {name}={value!r} is not a whole number; unset it or let torchrun set it"
+            f"environment variable {name}={value!r} is not an integer; unset it or let torchrun set it"
         ) from None
 
 
 def is_srun() -> bool:
-    """Whether srun has started this process: an interactive shell in an allocation has the variables too."""
+    """Return whether srun started this process; an interactive shell in an allocation has the variables too."""
     return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")

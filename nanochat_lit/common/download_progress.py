@@ -1,4 +1,4 @@
-"""A line that says how far downloads are."""
+"""Progress line of downloads."""
 
 import sys
 import threading
@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 Report = Callable[[int, int], None]
-"""Told the number of files that have become complete, and of bytes that have arrived."""
+"""Callback with the numbers of newly completed files and received bytes."""
 
 
 class DownloadProgress:
-    """A line on stderr that says what has arrived: rewritten in a terminal, else a new one every half minute."""
+    """Progress line on stderr: updated in place in a terminal, otherwise printed every 30 seconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -19,7 +19,7 @@ class DownloadProgress:
         self._is_terminal = sys.stderr.isatty()
 
     def report(self, num_done: int, num_bytes: int) -> None:
-        """Add files that are complete, and bytes."""
+        """Add completed files and received bytes."""
         with self._lock:
             self._num_done += num_done
             self._num_bytes += num_bytes
@@ -29,7 +29,7 @@ class DownloadProgress:
                 self._write("\r" if self._is_terminal else "", "" if self._is_terminal else "\n")
 
     def end(self) -> None:
-        """The last line, if anything has arrived."""
+        """Print the final line, if anything was received."""
         if self._num_bytes:
             self._write("\r" if self._is_terminal else "", "\n")
 

@@ -1,7 +1,8 @@
-"""Files from the internet, by the client of the Hugging Face hub: whole or absent, checked, resumed, once per machine.
+"""Downloads with the Hugging Face hub client: atomic, verified, resumable, and locked per machine.
 
-The client asks, follows redirects (to http and https only, without the token where the server changes), waits for busy
-servers and resumes broken connections. What it lacks is here: checksums, resuming in a later run, a pinned version.
+The client sends requests, follows redirects (only to http and https, without the token on another server), waits for
+busy servers and resumes broken connections. This module adds checksums, resuming in a later process, and pinned
+versions.
 """
 
 import contextlib
@@ -21,32 +22,32 @@ from nanochat_lit.common.paths import user_cache
 
 NUM_ATTEMPTS = 5
 FIRST_PAUSE_S = 1.0
-"""Between the first two attempts; every further pause is twice as long."""
+"""Seconds between the first two attempts; doubles with each further attempt."""
 
 
 class DiskFullError(UserError):
-    """The disk is too full for a file."""
+    """Not enough disk space for a file."""
 
 
 class _AgainError(Exception):
-    """The file is not the expected one; the next attempt may get it."""
+    """The received file is not the expected one; a retry may succeed."""
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: nanochat_lit in $XDG_CACHE_HOME, or in ~/.cache; not made here."""
+    """Return the download cache: nanochat_lit in $XDG_CACHE_HOME or ~/.cache; does not create it."""
     return user_cache() / "nanochat_lit"
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Let one process at a time into the block, on this machine; the lock of a process that dies is free again.
+    """Allow one process per machine into the block; the system releases the lock of a dead process.
 
     Args:
-        path: The lock file, kept.
-        wait: For the process that has the lock; otherwise the block runs at once.
+        path: Lock file; not deleted.
+        wait: Wait for the lock; otherwise run the block immediately.
 
     Yields:
-        Whether this process has the lock; always when it waits.
+        Whether this process has the lock; always true with `wait`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -54,7 +55,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def file_sha256(path: Path) -> str:
-    """The checksum of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         hasher = hashlib.sha256()
         while chunk := file.read(1 << 20):
@@ -63,7 +64,7 @@ def file_sha256(path: Path) -> str:
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether a server has reported that it cannot answer now, or a file has come damaged."""
+    """Return whether an error is temporary: a busy server or a damaged transfer."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return isinstance(error, _AgainError) or (isinstance(status, int) and (status >= 500 or status in (408, 429)))
 
@@ -71,16 +72,16 @@ def is_passing(error: Exception) -> bool:
 def with_retries(
     call: Callable[[], Any], what: str, hint: str = "", pause: Callable[[float], object] | None = None
 ) -> Any:
-    """The result of a call that goes to a server, tried again after growing pauses while the server is busy.
+    """Call a function that contacts a server, with retries and increasing pauses on temporary errors.
 
     Args:
-        call: The call.
-        what: What is fetched, for the error.
-        hint: What else to do, for the error.
-        pause: Waits for a number of seconds; None is time.sleep.
+        call: Function to call.
+        what: Name of the resource, for the error.
+        hint: Additional advice, for the error.
+        pause: Sleep function of seconds; None is time.sleep.
 
     Raises:
-        UserError: If the last attempt fails too, or at once if the server refuses or cannot be reached.
+        UserError: If the last attempt fails, or immediately if the server rejects the request or cannot be reached.
     """
     attempt = 1
     while True:
@@ -92,7 +93,9 @@ def with_retries(
             if not is_passing(error) or attempt == NUM_ATTEMPTS:
                 tried = "" if attempt == 1 else f", tried {attempt} times"
                 status = getattr(getattr(error, "response", None), "status_code", None)
-                token = "; if it needs permission, set HF_TOKEN to a token that has it" if status in (401, 403) else ""
+                token = (
+                    "; if it requires permission, set HF_TOKEN to an authorized token" if status in (401, 403) else ""
+                )
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(
                     f"{what} cannot be downloaded ({type(error).__name__}: {reason}{tried}){token}{hint}"
@@ -102,10 +105,10 @@ def with_retries(
 
 
 def read_url(url: str) -> str:
-    """The text of a small file.
+    """Return the text of a small file.
 
     Raises:
-        Exception: Of the hub's client, if it cannot be had.
+        Exception: Error of the hub's client if the download fails.
     """
     from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
@@ -125,23 +128,23 @@ def download(
     pause: Callable[[float], object] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> str:
-    """Fetch a file and put it in place when it is whole; what has arrived of it stays for a later call.
+    """Download a file and move it into place when complete; a partial download is kept for a later call.
 
     Args:
-        url: What to fetch.
-        path: Where; an existing file is replaced.
-        sha256: Checksum in hexadecimal; None takes the one that the hub states, else only the length is checked.
-        size: Length in bytes; None takes the one that the server states.
-        token: False sends no token, None the one of the environment or of `hf auth login`.
-        check: Raises UserError if the file that has arrived is not whole.
-        pause: Waits for a number of seconds; None is time.sleep.
-        progress: Called with the bytes as they arrive; negative for bytes that have to be fetched again.
+        url: URL of the file.
+        path: Target path; an existing file is replaced.
+        sha256: Expected checksum in hexadecimal; None uses the hub's, or checks only the length.
+        size: Expected length in bytes; None uses the server's.
+        token: False sends no token; None uses that of the environment or of `hf auth login`.
+        check: Raises UserError if the received file is invalid.
+        pause: Sleep function of seconds; None is time.sleep.
+        progress: Called with numbers of received bytes; negative for bytes to download again.
 
     Returns:
-        The sha256 of the file.
+        SHA-256 of the file.
 
     Raises:
-        UserError: If the last attempt fails too, the server refuses, the file is another one, or the disk is full.
+        UserError: If the last attempt fails, the server rejects the request, the checksum differs, or the disk is full.
     """
     if not url.startswith(("http://", "https://")):
         raise UserError(f"the address {url} is neither http nor https")
@@ -151,7 +154,7 @@ def download(
 
 
 class _Transfer:
-    """One file on its way: what has arrived of a version lies in .NAME.VERSION.partial."""
+    """One download; the partial file of a version is .NAME.VERSION.partial."""
 
     def __init__(
         self,
@@ -168,12 +171,12 @@ class _Transfer:
         self.num_counted = 0
 
     def run(self) -> str:
-        """One attempt; the checksum of the file, which is in place then."""
+        """Make one attempt; return the checksum of the finished file."""
         from huggingface_hub import get_hf_file_metadata
 
         about = get_hf_file_metadata(self.url, token=self.token, retry_on_errors=True)
         if self.url.startswith("https://") and about.location.startswith("http://"):
-            raise UserError(f"{self.url} leads to {about.location}, which is not https; this is not followed")
+            raise UserError(f"{self.url} redirects to {about.location}, which is not https; not followed")
         version = hashlib.sha256((about.etag or "").encode()).hexdigest()[:12]
         partial = self.path.with_name(f".{self.path.name}.{version}.partial")
         for old in self.path.parent.glob(f".{self.path.name}.*.partial"):
@@ -188,8 +191,8 @@ class _Transfer:
             partial.unlink(missing_ok=True)
             free = shutil.disk_usage(self.path.parent).free
             raise DiskFullError(
-                f"no space left for '{self.path}' ({free:,} bytes free); make room or give another folder, "
-                "then start again: what is complete stays"
+                f"no space left for '{self.path}' ({free:,} bytes free); free disk space or choose another folder, "
+                "then repeat the command; completed files are kept"
             ) from None
         with partial.open("rb") as file:
             os.fsync(file.fileno())
@@ -197,7 +200,7 @@ class _Transfer:
         return found
 
     def _fetch(self, partial: Path, size: int | None, sha256: str | None) -> str:
-        """Append what is missing of the file; its checksum."""
+        """Append the missing part of the file; return its checksum."""
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers
 
@@ -215,10 +218,10 @@ class _Transfer:
         try:
             found_size = partial.stat().st_size
             if size is not None and found_size != size:
-                raise _AgainError(f"{found_size:,} bytes have come instead of {size:,}")
+                raise _AgainError(f"received {found_size:,} bytes instead of {size:,}")
             found = file_sha256(partial)
             if sha256 is not None and found != sha256.lower():
-                raise _AgainError(f"it gives a file with the sha256 {found}, not {sha256}, which is not kept")
+                raise _AgainError(f"the received file has the sha256 {found}, not {sha256}, and was discarded")
             self._checked(partial)
         except _AgainError:
             partial.unlink()
@@ -238,7 +241,7 @@ class _Transfer:
             self.progress(num_bytes)
 
     def _counter(self) -> type:
-        """What the hub's client takes for a progress bar."""
+        """Return a class with the interface of a progress bar for the hub's client."""
         count = self._count
 
         class Counter(contextlib.nullcontext):

@@ -1,11 +1,11 @@
-"""The one error that is meant for the person at the keyboard, and other errors in its form."""
+"""The error class for users, and conversion of other errors to it."""
 
 import errno
 import os
 
 
 class UserError(ValueError):
-    """A mistake that the user can fix; the command line shows its message without a traceback.
+    """An error that the user can fix; the command line prints its message without a traceback.
 
     The message is one or two lines and names the value, the limit and the fix.
     """
@@ -15,30 +15,30 @@ _ADVICE = {
     errno.EACCES: "this user may not read or write it; change its permissions, or give another path",
     errno.EPERM: "this user may not do that; give another path",
     errno.EROFS: "the file system is read-only; give another path",
-    errno.ENOSPC: "the disk is full; make room, or give a path on another disk",
-    errno.EDQUOT: "the disk quota is used up; make room, or give a path on another disk",
-    errno.EFBIG: "the file would be larger than is allowed here; see ulimit -f",
-    errno.EIO: "the device has failed to read or write",
+    errno.ENOSPC: "the disk is full; free disk space, or give a path on another disk",
+    errno.EDQUOT: "the disk quota is used up; free disk space, or give a path on another disk",
+    errno.EFBIG: "the file would exceed the size limit; see ulimit -f",
+    errno.EIO: "the device failed to read or write",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder; give a file",
-    errno.EEXIST: "it exists already; give another path",
+    errno.EEXIST: "it already exists; give another path",
     errno.ENOENT: "no such file or folder",
     errno.ENAMETOOLONG: "the name is too long",
-    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.ELOOP: "its symbolic links form a cycle",
     errno.EMFILE: "too many files are open; see ulimit -n",
-    errno.ENOLCK: "the file system has no locks",
+    errno.ENOLCK: "the file system does not support locks",
 }
-"""What to do about errors of the system, by number."""
+"""Advice for system errors, by error number."""
 
 
 def os_error_text(error: OSError) -> str | None:
-    """One line about an error of the system: the path, and what to do.
+    """Return one line on a system error: the path and what to do.
 
     Args:
-        error: Raised while a file was read or written.
+        error: Error of reading or writing a file.
 
     Returns:
-        None for an error that is not about a path, a disk or a limit.
+        The line, or None for an error that is not about a path, a disk or a limit.
     """
     if error.filename is None and error.errno not in _ADVICE:
         return None
@@ -47,11 +47,11 @@ def os_error_text(error: OSError) -> str | None:
 
 
 def missing_package(purpose: str, package: str | None, extra: str) -> UserError:
-    """The error of something that needs an optional package, with the command that installs it.
+    """Return the error of a feature that needs an optional package, with the command that installs it.
 
     Args:
-        purpose: What was asked for, as the beginning of a sentence.
-        package: Name of what could not be imported.
-        extra: The extra of this project that brings it.
+        purpose: Requested feature, as the beginning of a sentence.
+        package: Name of the missing package.
+        extra: Extra of this project that installs it.
     """
     return UserError(f"{purpose} needs {package}; pip install '.[{extra}]' in the checkout, or 'nanochat-lit[{extra}]'")

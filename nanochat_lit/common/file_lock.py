@@ -1,4 +1,4 @@
-"""A lock on an open file, by whatever the system has."""
+"""Locks on open files for POSIX and Windows."""
 
 import contextlib
 import os
@@ -7,14 +7,14 @@ from typing import IO
 
 
 def lock_file(file: IO[bytes] | IO[str], *, wait: bool = True) -> bool:
-    """Hold a file until it is closed or this process ends.
+    """Lock a file until it is closed or this process ends.
 
     Args:
-        file: Open for writing.
-        wait: Until no other process holds it.
+        file: File opened for writing.
+        wait: Wait until no other process holds the lock.
 
     Returns:
-        Whether it is held now; always if it waited.
+        Whether the lock was acquired; always true with `wait`.
     """
     try:
         import fcntl
@@ -28,13 +28,13 @@ def lock_file(file: IO[bytes] | IO[str], *, wait: bool = True) -> bool:
 
 
 def try_hold_folder(folder: Path) -> int | None:
-    """Hold a folder until the handle is closed or this process ends.
+    """Lock a folder until the handle is closed or this process ends.
 
     Args:
         folder: Any folder.
 
     Returns:
-        The handle; None if another process holds the folder or the system cannot lock folders.
+        The handle; None if another process holds the lock or the system cannot lock folders.
     """
     try:
         import fcntl
@@ -51,13 +51,13 @@ def try_hold_folder(folder: Path) -> int | None:
 
 
 def try_lock_for_process(file: IO[str]) -> bool:
-    """Hold a file for this process alone: processes that it forks do not hold it.
+    """Lock a file for this process only; forked processes do not inherit the lock.
 
     Args:
-        file: Open for writing. Closing any handle of the same file in this process ends the hold.
+        file: File opened for writing. Closing any handle of the same file in this process releases the lock.
 
     Returns:
-        Whether it is held now. True as well on a file system that has no locks.
+        Whether the lock was acquired; also true on file systems without locks.
     """
     try:
         import fcntl

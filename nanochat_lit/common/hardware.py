@@ -1,6 +1,6 @@
-"""What the machine can do: devices, number formats, peak arithmetic.
+"""Hardware capabilities: devices, dtypes, peak FLOP/s.
 
-Nothing here runs at import; every probe is a function call.
+Importing this module probes nothing.
 """
 
 import math
@@ -21,36 +21,36 @@ from nanochat_lit.common.errors import UserError
 COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 BFLOAT16_CAPABILITY = (8, 0)
-"""First CUDA compute capability with bfloat16 tensor cores (Ampere)."""
+"""Minimum CUDA compute capability for bfloat16 tensor cores (Ampere)."""
 
 FLOAT16_CAPABILITY = (7, 0)
-"""First CUDA compute capability with float16 tensor cores (Volta)."""
+"""Minimum CUDA compute capability for float16 tensor cores (Volta)."""
 
 _BFLOAT16_ROCM = ("gfx908", "gfx90a", "gfx94", "gfx95", "gfx11", "gfx12")
-"""Architectures of AMD GPUs with bfloat16 matrix instructions, by the beginning of their names."""
+"""Name prefixes of AMD architectures with bfloat16 matrix instructions."""
 
 CPUINFO = Path("/proc/cpuinfo")
-"""Linux's description of the processors; torch describes them from 2.10 on only."""
+"""Linux's processor description; torch provides one only from 2.10 on."""
 
 _BFLOAT16_CPU = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
-"""What Linux calls a processor's instructions for matrix products in bfloat16."""
+"""Linux flags of processor instructions for bfloat16 matmuls."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A model of GPU, from its vendor's data sheet."""
+    """A GPU model, from the vendor's data sheet."""
 
     words: tuple[str, ...]
-    """All of them occur in the name that the driver gives."""
+    """Words that all occur in the driver's device name."""
     peak_flops_per_s: float
-    """Dense matrix multiplications with 16-bit inputs and 32-bit accumulation, without sparsity."""
+    """Peak of dense matmuls with 16-bit inputs and 32-bit accumulation, without sparsity."""
     gib: int
-    """Memory."""
+    """Size of the memory."""
     capability: tuple[int, int] | None = None
     """CUDA compute capability; None for other vendors."""
 
 
-# Fields of Card. The first entry that matches a name wins, so the special comes first.
+# Fields of Card. The first match is used, so more specific entries come first.
 _CARDS: tuple[tuple[Any, ...], ...] = (
     (("gb200",), 2.5e15, 186, (10, 0)),
     (("b200",), 2.25e15, 180, (10, 0)),
@@ -81,19 +81,20 @@ _CARDS: tuple[tuple[Any, ...], ...] = (
 
 
 def resolve_compute_dtype(requested: str = "auto", device: str | torch.device | None = None) -> torch.dtype:
-    """Dtype of activations and matrix multiplications.
+    """Return the dtype of activations and matmuls.
 
-    The environment variable NANOCHAT_DTYPE, when set, wins over `requested`. "auto" is the device's `native_dtype`.
+    The environment variable NANOCHAT_DTYPE overrides `requested`. "auto" is the device's `native_dtype`.
 
     Args:
         requested: "auto", "bfloat16", "float16" or "float32".
-        device: Where the model will run; None means `default_device()`.
+        device: Device of the model; None is `default_device()`.
 
     Returns:
         A torch dtype.
 
     Raises:
-        UserError: If `requested` or NANOCHAT_DTYPE is none of the four words, or is bfloat16 on a GPU that emulates it.
+        UserError: If `requested` or NANOCHAT_DTYPE is not one of these values, or is bfloat16 on a GPU that emulates
+            it.
     """
     override = os.environ.get("NANOCHAT_DTYPE", "")
     word, origin = (override, "environment variable NANOCHAT_DTYPE") if override else (requested, "compute_dtype")
@@ -105,16 +106,16 @@ def resolve_compute_dtype(requested: str = "auto", device: str | torch.device | 
     native = native_dtype(device)
     if word == "bfloat16" and not _has_bfloat16(device, native):
         better = str(native).removeprefix("torch.")
-        raise UserError(f"{origin} is bfloat16, which {_describe(device)} does not have; use auto (here {better})")
+        raise UserError(f"{origin} is bfloat16, which {_describe(device)} does not support; use auto (here {better})")
     return native if word == "auto" else torch.bfloat16
 
 
 def native_dtype(device: torch.device) -> torch.dtype:
-    """The narrowest dtype that a device multiplies matrices in by hardware, as safe as training with it can be.
+    """Return the narrowest dtype suitable for training that a device multiplies in hardware.
 
-    bfloat16 from CUDA compute capability 8.0, on AMD's matrix cores, on Intel's GPUs and on CPUs with its instructions;
-    float16, which trains with a gradient scaler, from capability 7.0 (V100, T4); else float32. MPS computes in float32:
-    bfloat16 there is not faster on every chip.
+    bfloat16 from CUDA compute capability 8.0, on AMD matrix cores, on Intel GPUs and on CPUs with bf16 instructions.
+    float16, which trains with a gradient scaler, from capability 7.0 (V100, T4). Otherwise float32, also on MPS, where
+    bfloat16 is not faster on every chip.
     """
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -127,14 +128,14 @@ def native_dtype(device: torch.device) -> torch.dtype:
 
 
 def native_cuda_dtype(capability: tuple[int, int]) -> torch.dtype:
-    """`native_dtype` of a CUDA compute capability."""
+    """Return `native_dtype` of a CUDA compute capability."""
     if capability >= BFLOAT16_CAPABILITY:
         return torch.bfloat16
     return torch.float16 if capability >= FLOAT16_CAPABILITY else torch.float32
 
 
 def _has_bfloat16(device: torch.device, native: torch.dtype) -> bool:
-    """Whether bfloat16 may be asked for: natively on CUDA; CPUs and Apple's GPUs from macOS 14 may be slow at it."""
+    """Return whether bfloat16 is allowed: if native on CUDA; CPUs and Apple GPUs (macOS 14) may emulate it."""
     if device.type == "mps":
         return torch.backends.mps.is_macos_or_newer(14, 0)
     return device.type != "cuda" or native == torch.bfloat16
@@ -148,29 +149,29 @@ def _describe(device: torch.device) -> str:
 
 
 def is_free_choice(requested: str) -> bool:
-    """Whether the number format is left to this package: "auto", and no NANOCHAT_DTYPE in the environment."""
+    """Return whether the dtype is chosen automatically: "auto", and NANOCHAT_DTYPE is unset."""
     return requested == "auto" and not os.environ.get("NANOCHAT_DTYPE")
 
 
 def default_device() -> torch.device:
-    """The accelerator that torch finds (CUDA, ROCm, MPS, XPU), else the CPU, with a warning if a GPU's driver is too old."""
+    """Return the accelerator (CUDA, ROCm, MPS, XPU), else the CPU; warns if a GPU's driver is too old."""
     if (found := torch.accelerator.current_accelerator(check_available=True)) is not None:
         return found
     if "too old" in (reason := why_no_gpu()):
-        warnings.warn(f"the CPU is used: {reason}", stacklevel=2)
+        warnings.warn(f"using the CPU: {reason}", stacklevel=2)
     return torch.device("cpu")
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
-    """A device by name, None for `default_device()`.
+    """Return a device by name; None is `default_device()`.
 
     Raises:
-        UserError: If the device is not available; the message gives the reason.
+        UserError: If the device is not available; includes the reason.
     """
     try:
         device = default_device() if name is None else torch.device(name)
     except RuntimeError:
-        raise UserError(f"device {name!r} is unknown; use cpu, cuda, mps or xpu, or leave it out") from None
+        raise UserError(f"device {name!r} is unknown; use cpu, cuda, mps or xpu, or omit it") from None
     if name is not None and device.type not in ("cpu", "meta"):
         module = torch.get_device_module(device.type)
         count = module.device_count() if module.is_available() else 0
@@ -186,7 +187,7 @@ def find_device(name: str | torch.device | None) -> torch.device:
 
 
 def check_kernels(device: torch.device) -> None:
-    """Raise UserError for a GPU older than all that this build of torch has kernels for (a V100 and CUDA 13, say)."""
+    """Raise UserError for a GPU that this build of torch has no kernels for (for example a V100 with CUDA 13)."""
     if device.type != "cuda" or torch.version.hip:
         return
     built = [int(name[3:].rstrip("af")) for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
@@ -194,12 +195,12 @@ def check_kernels(device: torch.device) -> None:
     if built and 10 * major + minor < min(built):
         raise UserError(
             f"this PyTorch ({torch.__version__}) has no kernels for {_describe(device)}; "
-            f"install one for an older CUDA, whose builds still have them"
+            f"install a build for an older CUDA version"
         )
 
 
 def why_no_gpu() -> str:
-    """Why torch finds no CUDA device: no driver, a driver too old for this build of torch, or a build without CUDA."""
+    """Return why torch finds no CUDA device: no driver, an outdated driver, or a build without CUDA."""
     try:
         torch.cuda.init()
     except (AssertionError, RuntimeError) as error:
@@ -211,24 +212,24 @@ def why_no_gpu() -> str:
                 f"{torch.version.cuda}; update the driver, or install a PyTorch built for CUDA {major}.{minor} or older"
             )
         if torch.version.cuda is None and torch.version.hip is None:
-            return "this PyTorch is built without CUDA; install a build with it to use a GPU"
+            return "this PyTorch is built without CUDA; install a CUDA build to use a GPU"
     return "PyTorch finds no GPU on this machine"
 
 
 LONGEST_PRODUCT_S = 0.3
-"""What one product may take, by the time of one of half the size, when a CPU's peak is measured."""
+"""Time limit of a matmul for measuring a CPU's peak, estimated from one of half the size."""
 
 
 def peak_flops_per_s(device: str | torch.device, dtype: torch.dtype) -> float:
-    """Most multiply and add operations per second that a matrix product can reach; the denominator of MFU.
+    """Return the peak FLOP/s of matmuls, the denominator of MFU.
 
     Args:
-        device: A GPU is looked up by name. A CPU is measured by a short matrix product, once per process and dtype: its
-            peak depends on cores, threads and clock, which no table knows.
-        dtype: Of the inputs of the product.
+        device: A GPU is looked up by name. A CPU is measured with a short matmul, once per process and dtype, because
+            its peak depends on cores, threads and clock.
+        dtype: Dtype of the inputs.
 
     Returns:
-        FLOP/s of this one device; NaN when it is unknown, so that an MFU computed from it is NaN and not wrong.
+        FLOP/s of one device; NaN if unknown, so that the MFU is NaN too.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -239,9 +240,9 @@ def peak_flops_per_s(device: str | torch.device, dtype: torch.dtype) -> float:
 
 
 def find_card(name: str) -> Card | None:
-    """The data sheet of a GPU by the name its driver gives; None for unknown names and for slices of a GPU (MIG)."""
+    """Return the data sheet of a GPU by its driver name; None for unknown names and MIG slices."""
     words = name.lower().replace("-", " ").split()
-    if "mig" in words:  # a slice, whose share the name does not state in FLOP/s
+    if "mig" in words:  # the name of a slice does not determine its FLOP/s
         return None
     for card in (Card(*fields) for fields in _CARDS):
         if all(any(word == want or (len(want) > 3 and want in word) for word in words) for want in card.words):
@@ -250,7 +251,7 @@ def find_card(name: str) -> Card | None:
 
 
 def gpu_peak_flops_per_s(name: str, dtype: torch.dtype) -> float:
-    """Data-sheet peak of a GPU by the name its driver gives; NaN for unknown names, and for dtypes without tensor cores."""
+    """Return the data-sheet peak of a GPU by its driver name; NaN for unknown names and dtypes without tensor cores."""
     card = find_card(name)
     if card is None or dtype not in (torch.bfloat16, torch.float16):
         return math.nan
@@ -260,7 +261,7 @@ def gpu_peak_flops_per_s(name: str, dtype: torch.dtype) -> float:
 
 def _cpu_has_bfloat16() -> bool:
     if platform.system() != "Linux":
-        return False  # elsewhere torch's CPU build has no fast bfloat16 matmul, whatever the processor can do
+        return False  # elsewhere torch's CPU build lacks a fast bfloat16 matmul, regardless of the processor
     if not CPUINFO.exists():
         return False
     lines = CPUINFO.read_text("utf-8", errors="replace").splitlines()
@@ -270,7 +271,7 @@ def _cpu_has_bfloat16() -> bool:
 
 @cache
 def _measure_cpu_flops_per_s(dtype: torch.dtype, num_threads: int) -> float:  # noqa: ARG001 (num_threads is a cache key)
-    """Best of a few square products, about a second in all: the largest size of which one product is quick.
+    """Return the best FLOP/s of a few square matmuls, in about a second; uses the largest size that is fast enough.
 
     A processor without instructions for a format emulates it, up to a thousand times slower.
     """
@@ -281,8 +282,8 @@ def _measure_cpu_flops_per_s(dtype: torch.dtype, num_threads: int) -> float:  # 
 
 
 def _product_s(size: int, dtype: torch.dtype, repeats: int) -> float:
-    """Seconds that the fastest of some products of square matrices takes."""
-    generator = torch.Generator().manual_seed(0)  # leaves the caller's random state alone
+    """Return the duration of the fastest of several square matmuls, seconds."""
+    generator = torch.Generator().manual_seed(0)  # does not change the global random state
     left = torch.randn(size, size, generator=generator).to(dtype)
     right = torch.randn(size, size, generator=generator).to(dtype)
     out = torch.empty(size, size, dtype=dtype)
@@ -296,25 +297,25 @@ def _product_s(size: int, dtype: torch.dtype, repeats: int) -> float:
 
 
 class ReadBandwidth:
-    """How fast a device reads its memory, measured; the denominator of MBU.
+    """Measures the memory read bandwidth of a device, the denominator of MBU.
 
-    Neighbours on a shared machine change it from second to second, so read it by turns with what it is compared to.
+    On a shared machine it varies within seconds, so alternate it with the measurement to compare.
 
     Args:
-        device: Where.
-        num_bytes: Read at once; more than the caches hold.
+        device: Device to measure.
+        num_bytes: Size of the buffer; must exceed the caches.
     """
 
     def __init__(self, device: str | torch.device, num_bytes: int = 1 << 28) -> None:
-        # random, because fresh pages of zeros are one and the same page, which the cache holds
+        # random values, because untouched zero pages map to one physical page, which fits the cache
         self._values = torch.randn(num_bytes // 4, device=device)
         self.bytes_per_s()
 
     def bytes_per_s(self, repeats: int = 5) -> float:
-        """Bytes per second of the fastest of some passes over the memory, by torch's threads."""
+        """Return the bytes per second of the fastest of several passes, with torch's threads."""
         best_s = math.inf
         for _ in range(repeats):
             start_s = time.perf_counter()
-            float(self._values.amax())  # waits for the device; sums were up to twice as slow, from run to run
+            float(self._values.amax())  # synchronizes; amax was up to twice as fast as sum
             best_s = min(best_s, time.perf_counter() - start_s)
         return self._values.nbytes / best_s

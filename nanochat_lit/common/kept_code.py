@@ -1,4 +1,4 @@
-"""Compiled code that is kept on disk: loaded only if it is this user's, whole, and what was built."""
+"""Cache of compiled code; a file is loaded only if it is owned by this user and its checksum matches."""
 
 import atexit
 import hashlib
@@ -14,26 +14,26 @@ from nanochat_lit.common.file_lock import lock_file
 
 
 def kept_code(path: Path, build: Callable[[Path], None]) -> Path:
-    """A file of compiled code, built if it is missing, damaged or owned by another user.
+    """Return a file of compiled code, built if missing, damaged or owned by another user.
 
-    Its SHA-256 is kept beside it. A rebuild for any reason but a missing file is reported.
+    Its SHA-256 is stored next to it. Rebuilds are reported, unless the file was missing.
 
     Args:
-        path: Where to keep it. If another user can write to its folder, a temporary one is used instead.
-        build: Writes the file it is given.
+        path: Path in the cache. If another user can write to its folder, a temporary folder is used instead.
+        build: Writes the file at a given path.
 
     Returns:
-        Where it is.
+        Path of the file.
     """
     path = _own_folder(path.parent) / path.name
     if _defect(path) is None:
         return path
     with path.with_suffix(".lock").open("w") as lock:
-        lock_file(lock)  # another process may be building it
+        lock_file(lock)  # waits for another process that builds it
         defect = _defect(path)
         if defect is not None:
             if path.exists() or path.is_symlink():
-                _say(f"{path} {defect}; it is built again")
+                _say(f"{path} {defect}; rebuilding it")
                 path.unlink()
             build(path)
             path.chmod(0o700)
@@ -48,7 +48,7 @@ def _own_folder(folder: Path) -> Path:
     if defect is None:
         return folder
     _say(
-        f"{folder} {defect}; compiled code is built for this process alone (set XDG_CACHE_HOME to a folder of your own)"
+        f"{folder} {defect}; compiled code is built only for this process (set XDG_CACHE_HOME to a folder that you own)"
     )
     temporary = Path(tempfile.mkdtemp(prefix="nanochat-lit-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
@@ -56,7 +56,7 @@ def _own_folder(folder: Path) -> Path:
 
 
 def _defect(path: Path) -> str | None:
-    """Why a kept file is not to be loaded; None if it is."""
+    """Return why a cached file must not be loaded; None if it is valid."""
     try:
         return _foreign(path) or (
             None if path.with_suffix(".sha256").read_text("utf-8") == _hash(path) else "is damaged"
@@ -66,10 +66,10 @@ def _defect(path: Path) -> str | None:
 
 
 def _foreign(path: Path) -> str | None:
-    """Why another user may have written a file or a folder; None if none can."""
+    """Return why another user could have written a file or folder; None if impossible."""
     if not hasattr(os, "geteuid"):  # Windows
         return None
-    for about in (path.lstat(), path.stat()):  # of a link, and of what it points to
+    for about in (path.lstat(), path.stat()):  # a link and its target
         if about.st_uid not in (os.geteuid(), 0):
             return "belongs to another user"
     return "can be written by other users" if path.stat().st_mode & 0o022 else None

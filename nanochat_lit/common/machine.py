@@ -1,4 +1,4 @@
-"""What a run ran on, in words: processor, memory, GPUs, versions."""
+"""Description of the machine: processor, memory, GPUs, versions."""
 
 import contextlib
 import os
@@ -12,10 +12,10 @@ from nanochat_lit import __version__
 
 
 def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    """Names and values for a report; no host name, user or address.
+    """Return names and values for a report, without host name, user or address.
 
     Args:
-        cpuinfo: Linux's description of the processors.
+        cpuinfo: Linux's /proc/cpuinfo.
     """
     description = {
         "processor": f"{_processor_name(cpuinfo)}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",

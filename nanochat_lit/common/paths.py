@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or absent: written under a temporary name, then renamed."""
+"""Atomic writing of files and folders, through a temporary name and a rename."""
 
 import contextlib
 import hashlib
@@ -18,13 +18,13 @@ from nanochat_lit.common.file_lock import try_hold_folder
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str | None = None) -> Iterator[IO[Any]]:
     """Open a file that appears under its name only when the block ends without an error.
 
-    The temporary file lies in the same folder, because a rename is atomic only within one file system. It is synced
-    to disk before the rename: otherwise a power cut can leave the new name on an empty file.
+    The temporary file is in the same folder, because a rename is atomic only within one file system. It is synced
+    before the rename; otherwise a power failure could leave an empty file under the new name.
 
     Args:
-        path: Where the file shall be; its folder is created. An existing file is replaced.
+        path: Path of the file; its folder is created, and an existing file is replaced.
         mode: "wb" or "w".
-        encoding: For text; None means UTF-8.
+        encoding: Encoding of text; None is UTF-8.
 
     Yields:
         The open file.
@@ -41,7 +41,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str |
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(_mode_of(path))  # mkstemp's 0600 would lock out the people a run folder is shared with
+        temporary.chmod(_mode_of(path))  # mkstemp's mode 0600 would exclude other users of a shared run folder
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -50,15 +50,14 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str |
 
 @contextlib.contextmanager
 def whole_folder(target: str | os.PathLike[str], known_names: set[str], what: str) -> Iterator[Path]:
-    """Fill a temporary folder that takes the target's name when the block ends without an error.
+    """Yield a temporary folder that is renamed to the target when the block ends without an error.
 
-    The files are synced to disk first and get the permissions of the umask. Temporary folders of processes that were
-    killed are removed.
+    The files are synced first and get the permissions of the umask. Temporary folders of killed processes are removed.
 
     Args:
-        target: The folder to make or replace.
-        known_names: Entries that an older folder of this kind may have; with any other entry it is not replaced.
-        what: Kind of folder, for the message: "an export".
+        target: Folder to create or replace.
+        known_names: Entries that an existing folder may have; a folder with other entries is not replaced.
+        what: Kind of folder for the message, such as "an export".
 
     Yields:
         The temporary folder.
@@ -72,23 +71,23 @@ def whole_folder(target: str | os.PathLike[str], known_names: set[str], what: st
     foreign = sorted({path.name for path in target.iterdir()} - known_names) if target.exists() else []
     foreign = [name for name in foreign if not name.startswith(f".{target.name}.")]
     if foreign:
-        raise UserError(f"{target} holds {foreign[0]}, which is not part of {what}; give a new or empty folder")
+        raise UserError(f"{target} contains {foreign[0]}, which is not part of {what}; give a new or empty folder")
     with _workplace(target) as workplace, _errors_name(workplace, target):
         new = workplace / "new"
-        new.mkdir()  # not the workplace itself: mkdtemp's folder is closed to other users
+        new.mkdir()  # not the mkdtemp folder itself, which other users cannot read
         yield new
         for path in new.rglob("*"):
             if path.is_file():
                 path.chmod(new_file_mode())
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        if workplace.parent == target:  # a mount point, or in a folder that may not be written
+        if workplace.parent == target:  # a mount point, or in a read-only folder
             for path in new.iterdir():
                 remove(target / path.name)
                 path.rename(target / path.name)
             return
         if target.exists():
-            target.rename(workplace / "old")  # two renames: nothing replaces a filled folder in one step everywhere
+            target.rename(workplace / "old")  # two renames: no portable call replaces a non-empty folder atomically
         try:
             new.rename(target)
         except OSError:
@@ -99,7 +98,7 @@ def whole_folder(target: str | os.PathLike[str], known_names: set[str], what: st
 
 @contextlib.contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
-    """A temporary folder beside the target, or in it where the target cannot be renamed; removed in the end."""
+    """Yield a temporary folder next to the target, or in it if the target cannot be renamed; removed afterwards."""
     target.parent.mkdir(parents=True, exist_ok=True)
     is_fixed = target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK))
     parent = target if is_fixed else target.parent
@@ -121,7 +120,7 @@ def _workplace(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _errors_name(temporary: Path, path: Path) -> Iterator[None]:
-    """Let an OSError about something in `temporary` name `path`, which is what was asked for."""
+    """Replace `temporary` by `path` in an OSError."""
     try:
         yield
     except OSError as error:
@@ -131,7 +130,7 @@ def _errors_name(temporary: Path, path: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; nothing if it is not there."""
+    """Remove a file or folder recursively, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -139,10 +138,10 @@ def remove(path: Path) -> None:
 
 
 def expand_home(value: Any) -> Any:
-    """Replace ~ at the beginning of every text in a value of an option or a recipe by the home folder.
+    """Replace a leading ~ by the home folder in every string of a value.
 
     Args:
-        value: A text, or lists and mappings of them; anything else is returned as it is.
+        value: A string, or nested lists and mappings of strings; other values are returned unchanged.
 
     Raises:
         UserError: If the user has no home folder.
@@ -158,18 +157,18 @@ def expand_home(value: Any) -> Any:
 
 
 def user_cache() -> Path:
-    """$XDG_CACHE_HOME, or ~/.cache, or a folder of this user in the temporary folder without a home; not created here."""
+    """Return $XDG_CACHE_HOME, ~/.cache, or (without a home) a per-user temporary folder; does not create it."""
     configured = os.environ.get("XDG_CACHE_HOME")
     if configured:
         return Path(configured)
     try:
         return Path.home() / ".cache"
-    except RuntimeError:  # neither HOME nor an entry in the user database
+    except RuntimeError:  # HOME is unset and the user has no database entry
         return Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Write `obj` as indented JSON, atomically; NaN and infinities are refused because JSON has none."""
+    """Write `obj` as indented JSON, atomically; raises an error for NaN and infinities."""
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path, "w") as file:
         file.write(text + "\n")
@@ -185,11 +184,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         Its content.
 
     Raises:
-        UserError: If the file is missing, unreadable or not JSON; the message names it.
+        UserError: If the file is missing, unreadable or not JSON; names the file.
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows put a byte order mark first
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors may add a byte order mark
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -201,11 +200,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def folder_fingerprint(folder: str | os.PathLike[str], endings: tuple[str, ...]) -> str:
-    """SHA-256 of the names and contents of a folder's files, in hexadecimal: whether they are still the same.
+    """Return the SHA-256 of the names and contents of a folder's files in hexadecimal.
 
     Args:
-        folder: The folder; sub-folders are left out.
-        endings: Of the names of the files that count.
+        folder: The folder; subfolders are ignored.
+        endings: Suffixes of the files to include.
     """
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
@@ -218,14 +217,14 @@ def folder_fingerprint(folder: str | os.PathLike[str], endings: tuple[str, ...])
 
 
 def _mode_of(path: Path) -> int:
-    """Permission bits the finished file shall have: those of the file it replaces, else what the umask leaves."""
+    """Return the permission bits of the replaced file, else the default of the umask."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_mode & 0o777
     return new_file_mode()
 
 
 def new_file_mode() -> int:
-    """Permission bits of a new file: what the umask leaves."""
-    umask = os.umask(0)  # the only portable way to read it is to set it
+    """Return the permission bits of a new file under the umask."""
+    umask = os.umask(0)  # setting it is the only portable way to read it
     os.umask(umask)
     return 0o666 & ~umask

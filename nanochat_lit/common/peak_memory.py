@@ -1,4 +1,4 @@
-"""How much memory this process has held at most."""
+"""Peak memory of this process."""
 
 import sys
 from pathlib import Path
@@ -7,21 +7,21 @@ import torch
 
 
 def peak_memory_bytes(device: str | torch.device = "cpu", status: Path = Path("/proc/self/status")) -> int:
-    """Most memory that was held at once: by tensors on a GPU that counts them (CUDA, ROCm, XPU), else by this process (its resident pages).
+    """Return the peak memory of tensors on a GPU (CUDA, ROCm, XPU), else of the process (resident pages).
 
     Args:
-        device: Where the tensors are.
-        status: Linux's account of a process.
+        device: Device of the tensors.
+        status: Linux's /proc/self/status.
 
     Returns:
-        Bytes; 0 where the system does not say (Windows).
+        Bytes; 0 if the system does not report it (Windows).
     """
     device = torch.device(device)
     if device.type != "cpu" and (
         measured := getattr(torch.get_device_module(device.type), "max_memory_allocated", None)
     ):
         return measured(device)
-    if status.exists():  # getrusage would give the peak of the process that started this one, if that was higher
+    if status.exists():  # getrusage includes the peak of the parent process before exec
         for line in status.read_text("utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -33,5 +33,5 @@ def peak_memory_bytes(device: str | torch.device = "cpu", status: Path = Path("/
 
 
 def memory_text(num_bytes: int) -> str:
-    """Such as "1.51 GiB", or "unknown" for 0."""
+    """Format bytes, such as "1.51 GiB", or "unknown" for 0."""
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes else "unknown"

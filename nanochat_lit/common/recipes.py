@@ -1,4 +1,4 @@
-"""Where recipes and their fragments are: beside the package in a checkout, inside it when it is installed."""
+"""Locates recipes and their fragments, in a checkout or in the installed package."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,7 +7,7 @@ _PACKAGED = (Path("recipes"), Path("configs/trainer"))
 
 
 def find_recipe(argument: str) -> str:
-    """The packaged file when `recipes/X.yaml` or `configs/trainer/X.yaml` is asked for outside a checkout, else the argument.
+    """Return the packaged file for `recipes/X.yaml` or `configs/trainer/X.yaml` outside a checkout, else the argument.
 
     Args:
         argument: A path, or --option=PATH.

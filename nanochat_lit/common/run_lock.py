@@ -1,4 +1,4 @@
-"""One process at a time works in a run folder."""
+"""A lock that allows one process at a time in a run folder."""
 
 import contextlib
 import json
@@ -17,16 +17,16 @@ _held: set[Path] = set()
 
 @contextlib.contextmanager
 def run_lock(folder: Path, command: str) -> Iterator[None]:
-    """Hold a run folder until the block ends; the system frees it when the process dies.
+    """Lock a run folder until the block ends; the system releases the lock when the process dies.
 
-    A process that holds a folder may hold it again. The folder is made if needed, and removed if it is empty in the end.
+    The lock is reentrant within a process. The folder is created if needed, and removed if it is empty afterwards.
 
     Args:
         folder: The run folder.
-        command: Name of the command, for the message of others.
+        command: Name of the command, shown to other processes.
 
     Raises:
-        UserError: If another process holds it; the message has its command and pid.
+        UserError: If another process holds it; includes its command and pid.
     """
     path = Path(os.path.realpath(folder)) / LOCK_FILE
     if path in _held:
@@ -39,7 +39,7 @@ def run_lock(folder: Path, command: str) -> Iterator[None]:
             if not try_lock_for_process(file):
                 raise UserError(_refusal(folder, path))
             if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-                continue  # its holder has removed it meanwhile
+                continue  # the previous holder removed it meanwhile
             file.truncate(0)
             json.dump({"command": command, "pid": os.getpid(), "host": platform.node()}, file)
             file.flush()
@@ -49,7 +49,7 @@ def run_lock(folder: Path, command: str) -> Iterator[None]:
             finally:
                 _held.discard(path)
                 path.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # not empty: what was wanted
+                with contextlib.suppress(OSError):  # not empty, as expected
                     for parent in made:
                         parent.rmdir()
             return
@@ -59,6 +59,6 @@ def _refusal(folder: Path, path: Path) -> str:
     try:
         holder = json.loads(path.read_text("utf-8"))
         who = f"{holder['command']}, pid {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+    except (OSError, ValueError, KeyError, TypeError):  # still being written
         who = "another process"
-    return f"{folder} is in use by {who}; wait until it ends, stop it, or give another folder"
+    return f"{folder} is in use by {who}; wait for it, stop it, or choose another folder"

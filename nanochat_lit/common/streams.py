@@ -1,4 +1,4 @@
-"""Standard streams as a program may find them: closed, of any encoding, of a terminal that has gone."""
+"""Handling of standard streams that are closed, have a limited encoding, or lost their terminal."""
 
 import contextlib
 import errno
@@ -11,9 +11,9 @@ _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
 def prepare_streams() -> None:
-    """Open the standard streams that are closed on the null device; let characters that an encoding lacks become "?".
+    """Open closed standard streams on the null device, and replace characters that an encoding lacks by "?".
 
-    A closed descriptor would be given to the next file that is opened, and output would go there.
+    A closed descriptor would be reused for the next opened file, which would then receive the output.
     """
     for number, (name, mode) in enumerate(_STREAMS):
         try:
@@ -37,9 +37,9 @@ def prepare_streams() -> None:
 
 
 class _Terminal(io.FileIO):
-    """A terminal that may be closed: what is written afterwards is lost, and the program goes on.
+    """A terminal that may be closed; later output is discarded, and the program continues.
 
-    The system tells only the processes that it controls (SIGHUP), not those that have left it (disown, setsid).
+    SIGHUP reaches only the terminal's own processes, not those detached from it (disown, setsid).
     """
 
     def write(self, data: Any) -> int | None:  # type: ignore[override]
@@ -55,7 +55,7 @@ class _Terminal(io.FileIO):
 
 
 def discard_output() -> None:
-    """Send what is still written to stdout and stderr to the null device: their reader or their disk space has gone."""
+    """Redirect stdout and stderr to the null device after their reader has exited or the disk is full."""
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""What a mistyped option was meant to be."""
+"""Suggestions for mistyped options."""
 
 import difflib
 import re
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown word.
+    """Return the end of an error message about an unknown word.
 
     Args:
-        word: What was given.
-        known: What is allowed.
+        word: Given word.
+        known: Allowed words.
 
     Returns:
-        The most similar known word as a question, or all of them.
+        A question with the most similar word, or a list of all of them.
     """
     names = list(known)
     matches = difflib.get_close_matches(word, names, n=1)
@@ -21,10 +21,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def explain_unrecognized(message: str, options: Iterable[str]) -> str:
-    """A message of argparse about unrecognized or missing arguments, with what was probably meant.
+    """Add a suggestion to argparse's message about unrecognized or missing arguments.
 
     Args:
-        message: Of the parser.
+        message: Message of the parser.
         options: All options, with their leading dashes.
     """
     if missing := re.search(r"arguments are required: (.+)$", message):
@@ -36,11 +36,11 @@ def explain_unrecognized(message: str, options: Iterable[str]) -> str:
     word, known = unknown[1].partition("=")[0], sorted(set(options))
     if not word.startswith("-"):
         if word.endswith((".yaml", ".yml")):
-            return f"{message}; a recipe is given with its name: --config {word}"
-        return f"{message}; values are given with a name: --NAME VALUE"
+            return f"{message}; use --config {word} for a recipe"
+        return f"{message}; values need an option name: --NAME VALUE"
     leaf = word.lstrip("-")
     same_end = [option for option in known if option.rpartition(".")[2].lstrip("-") == leaf]
     found = same_end or difflib.get_close_matches(word, known, n=1, cutoff=0.7)
-    if not found:  # the right end, under a mistyped or another name
+    if not found:  # match by the last part of the name
         found = difflib.get_close_matches(word, [option for option in known if "." in option], n=1, cutoff=0.6)
     return f"{message}; did you mean {' or '.join(found[:2])}?" if found else message

@@ -1,4 +1,4 @@
-"""Optimisation: Muon + AdamW, schedules, scaling laws. Plain PyTorch."""
+"""Optimizers (Muon and AdamW), schedules and scaling laws in plain PyTorch."""
 
 from nanochat_lit.optim.build import OptimizerCallable, build_optimizer
 from nanochat_lit.optim.muon_adamw import MuonAdamW

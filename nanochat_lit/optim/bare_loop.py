@@ -1,4 +1,4 @@
-"""Training without a Trainer: the loop that notebooks and small experiments need, and nothing more."""
+"""A minimal training loop without a Trainer, for notebooks and small experiments."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -14,16 +14,16 @@ from nanochat_lit.optim.schedules import Schedule
 def train_in_a_loop(
     model: GPT, batches: Iterable[dict[str, Tensor]], schedule: Schedule, **learning_rates: float
 ) -> list[float]:
-    """Take a step for each batch, on the device where the model is.
+    """Take one optimizer step per batch, on the model's device.
 
     Args:
-        model: Trained in place.
-        batches: Each with inputs and targets, (B, T) token ids.
-        schedule: Of learning rates, momentum and weight decay; says how many steps.
-        **learning_rates: And weight decay, as `param_groups` takes them.
+        model: Model to train in place.
+        batches: Batches with inputs and targets, (B, T) token ids.
+        schedule: Schedule of learning rates, momentum and weight decay; determines the number of steps.
+        **learning_rates: Learning rates and weight decay, as in `param_groups`.
 
     Returns:
-        Loss of each step, nats per token.
+        Loss per step, nats per token.
     """
     weight_decay = learning_rates.pop("weight_decay", WEIGHT_DECAY)
     optimizer = build_optimizer(model, learning_rates, weight_decay=weight_decay)

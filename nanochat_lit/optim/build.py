@@ -1,4 +1,4 @@
-"""The seam between a model and its optimizer: MuonAdamW by default, any other by a callable that takes parameter groups."""
+"""Creates the optimizer of a model: MuonAdamW by default, or any other through a callable."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,14 +21,14 @@ def build_optimizer(
     weight_decay: float,
     make: OptimizerCallable | None = None,
 ) -> torch.optim.Optimizer:
-    """Returns the optimizer of a run.
+    """Return the optimizer of a run.
 
     Args:
-        model: Whose parameters.
-        learning_rates: Keyword arguments of `param_groups`; another optimizer than MuonAdamW ignores them.
-        lr_scale: Factor on the learning rates of MuonAdamW (smear excepted).
-        weight_decay: Of the Muon groups.
-        make: Gets the named groups of parameters without hyperparameters and returns the optimizer; None is MuonAdamW.
+        model: Model whose parameters are optimized.
+        learning_rates: Keyword arguments of `param_groups`; ignored by optimizers other than MuonAdamW.
+        lr_scale: Factor on the learning rates of MuonAdamW (except smear).
+        weight_decay: Weight decay of the Muon groups.
+        make: Returns an optimizer of named parameter groups without hyper-parameters; None is MuonAdamW.
     """
     groups = param_groups(model, **learning_rates)
     if make is not None:
@@ -45,13 +45,13 @@ def build_optimizer(
 
 
 def apply_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int, weight_decay: float) -> None:
-    """Writes the hyperparameters of a step into the groups: learning rates of all, momentum and weight decay of Muon's.
+    """Set the hyper-parameters of a step: learning rates of all groups, momentum and weight decay of Muon groups.
 
     Args:
-        optimizer: Its groups have an `initial_lr`.
-        schedule: Of the run.
-        step: Number of the step that comes next, from 0.
-        weight_decay: Of the Muon groups before the schedule's factor.
+        optimizer: Optimizer whose groups have an `initial_lr`.
+        schedule: Schedule of the run.
+        step: Index of the next step, from 0.
+        weight_decay: Weight decay of the Muon groups before the schedule's factor.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * schedule.lr_multiplier(step)

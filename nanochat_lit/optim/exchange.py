@@ -1,11 +1,11 @@
-"""How gradients reach the rank that updates a parameter, and how the parameter gets back, when state is divided.
+"""Communication of a sharded optimizer: gradients to the owner of a parameter, updated parameters back.
 
-Muon needs a matrix whole, so each matrix has one owner. Of every shape, N matrices at a time go to the N ranks; what is
-left of all shapes is dealt out together, by what its update costs. Matrices travel in flat buckets, in the order of their
-owners. A reduce-scatter cuts a bucket into equal pieces, padded by less than N elements. Where owners have unequal
-shares, an all-to-all moves what a rank holds of others' matrices; it sends a part of one piece. The way back is the same.
+Muon needs whole matrices, so each matrix has one owner. For every shape, N matrices at a time are assigned to the N
+ranks; the remainders of all shapes are assigned by the cost of their update. Matrices are sent in flat buckets, ordered
+by owner. A reduce-scatter splits a bucket into equal chunks, padded by less than N elements. If owners have unequal
+shares, an all-to-all then moves the parts of other ranks' matrices. The way back is the reverse.
 
-Averages may start in the backward pass (`Exchange.expect_step`): each bucket when its last gradient is there.
+Averaging can start in the backward pass (`Exchange.expect_step`), for each bucket once its last gradient is ready.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ from nanochat_lit.common.distributed import collective
 from nanochat_lit.optim.sharding import Pending, Shards
 
 BUCKET_ELEMENTS = 1 << 25
-"""Elements of a bucket at least; smaller messages would not use the whole bandwidth, larger ones start later."""
+"""Minimum number of elements per bucket; smaller messages waste bandwidth, larger ones start later."""
 
 
 def deal(costs: Sequence[float], world_size: int) -> list[int]:
-    """Which rank takes each item: the most expensive first, each to the rank that has least to do."""
+    """Assign items to ranks: the most expensive first, each to the rank with the least work."""
     owners, loads = [0] * len(costs), [0.0] * world_size
     for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
         owners[item] = min(range(world_size), key=loads.__getitem__)
@@ -33,18 +33,18 @@ def deal(costs: Sequence[float], world_size: int) -> list[int]:
 
 
 def muon_flops(num_rows: int, num_columns: int) -> int:
-    """Arithmetic of one iteration of Muon's orthogonalisation: three matmuls, the Gram matrix on the short side."""
+    """Return the FLOPs of one iteration of Muon's orthogonalisation: three matmuls, Gram matrix on the short side."""
     short, long = sorted((num_rows, num_columns))
     return 2 * (2 * short * short * long + short**3)
 
 
 class Bucket:
-    """Matrices that travel together.
+    """Matrices that are sent in one message.
 
     Args:
-        matrices: In any order.
-        owners: The rank that updates each.
-        shards: This rank, and how many there are.
+        matrices: Matrices in any order.
+        owners: Rank that updates each matrix.
+        shards: Rank and world size.
     """
 
     def __init__(self, matrices: Sequence[Tensor], owners: Sequence[int], shards: Shards) -> None:
@@ -65,26 +65,26 @@ class Bucket:
             ]
             for holder in range(shards.world_size)
         ]
-        """Elements that a rank (row) holds after the reduce-scatter, by owner (column)."""
+        """Number of elements that a rank (row) has after the reduce-scatter, by owner (column)."""
         self._is_aligned = all(self.moves[at][at] == sum(self.moves[at]) for at in range(shards.world_size))
 
     def average(self, gradients: Sequence[Tensor]) -> Pending:
-        """Start to average the gradients; each rank gets a piece."""
+        """Start averaging the gradients; each rank receives one chunk."""
         flat = gradients[0].new_zeros(self.piece * self._shards.world_size)
         torch.cat([gradient.reshape(-1) for gradient in gradients], out=flat[: self._num_elements])
-        assert len(gradients) == len(self.parameters), "matrices step together: each needs a gradient"
+        assert len(gradients) == len(self.parameters), "every matrix of a bucket needs a gradient"
         piece = flat.new_empty(self.piece)
         return Pending(piece, collective("reduce_scatter_single")(piece, flat, op=dist.ReduceOp.AVG, async_op=True))
 
     def own_gradients(self, average: Pending) -> list[tuple[Tensor, Tensor]]:
-        """This rank's matrices with their averaged gradients."""
+        """Return this rank's matrices with their averaged gradients."""
         sent, received = self._splits()
         flat = self._move(average.wait(), sent, received)
         parts = flat[: sum(matrix.numel() for matrix in self._own)].split([matrix.numel() for matrix in self._own])
         return [(matrix, part.view(matrix.shape)) for matrix, part in zip(self._own, parts, strict=True)]
 
     def gather(self) -> Callable[[], None]:
-        """Start to send the owners' matrices to everyone; the function returned waits for them and writes them."""
+        """Start to gather the updated matrices; the returned function waits and writes them."""
         sent, received = self._splits()
         flat = self.parameters[0].new_zeros(self.piece if self._is_aligned else sum(received))
         if self._own:
@@ -102,7 +102,7 @@ class Bucket:
         return write
 
     def _splits(self) -> tuple[list[int], list[int]]:
-        """Elements of this rank's piece by owner; elements of its matrices by the rank that holds them."""
+        """Return the element counts of this rank's chunk by owner, and of its matrices by the rank that has them."""
         rank = self._shards.rank
         return self.moves[rank], [held[rank] for held in self.moves]
 
@@ -116,7 +116,7 @@ class Bucket:
 
 @dataclass
 class _Message:
-    """Gradients that are averaged together."""
+    """Gradients that are averaged in one message."""
 
     parameters: list[Tensor]
     send: Callable[[list[Tensor]], Pending]
@@ -125,7 +125,7 @@ class _Message:
     num_missing: int = 0
 
     def start(self) -> None:
-        """Send the gradients, unless these have been sent already; clipping, say, makes others of them."""
+        """Send the gradients, unless the same values were sent already; clipping, for example, changes them."""
         versions = [
             (parameter.grad, -1 if parameter.grad is None else parameter.grad._version) for parameter in self.parameters
         ]
@@ -139,19 +139,19 @@ class _Message:
         self.versions = versions
 
     def take(self) -> Pending:
-        """What was sent, once."""
+        """Return the pending average, once."""
         pending, self.pending, self.versions = self.pending, None, ()
-        assert pending is not None, "taken before it was started"
+        assert pending is not None, "take() before start()"
         return pending
 
 
 class Exchange:
-    """All messages of an optimizer whose state is divided.
+    """All messages of a sharded optimizer.
 
     Args:
         stacks: Muon's groups of matrices, each from the first layer to the last.
-        tables: Tensors that are divided by rows, likewise grouped.
-        shards: This rank, and how many there are.
+        tables: Tensors that are sharded by rows, likewise grouped.
+        shards: Rank and world size.
     """
 
     def __init__(self, stacks: Sequence[Sequence[Tensor]], tables: Sequence[Sequence[Tensor]], shards: Shards) -> None:
@@ -170,7 +170,7 @@ class Exchange:
                 parameter.register_post_accumulate_grad_hook(lambda _, message=message: self._arrived(message))
 
     def _parts(self, stacks: Sequence[Sequence[Tensor]], world_size: int) -> list[list[Tensor]]:
-        """Deal out all matrices; those of each bucket, in the order in which a backward pass completes them."""
+        """Assign all matrices; return those of each bucket, in the order in which a backward pass completes them."""
         rounds: list[list[Tensor]] = []
         rest: list[list[Tensor]] = []
         for stack in stacks:
@@ -190,40 +190,40 @@ class Exchange:
         return sorted(merged, key=completed)
 
     def owner(self, matrix: Tensor) -> int:
-        """The rank that updates a matrix."""
+        """Return the rank that updates a matrix."""
         return self._owner[id(matrix)]
 
     def expect_step(self) -> None:
-        """The next backward pass is the last before a step: start each average when its gradients are there."""
+        """Start averages during the next backward pass, the last one before a step."""
         self._queue = list(self._messages.values())
         for message in self._queue:
             message.num_missing = len(message.parameters)
 
     def _arrived(self, message: _Message) -> None:
         message.num_missing -= 1
-        while self._queue and self._queue[0].num_missing <= 0:  # in one order on all ranks
+        while self._queue and self._queue[0].num_missing <= 0:  # same order on all ranks
             self._queue.pop(0).start()
 
     def start(self) -> None:
-        """Start what the backward pass has not, of all parameters that have gradients."""
+        """Start the remaining averages of all parameters with gradients."""
         self._queue = []
         for message in self._messages.values():
             if any(parameter.grad is not None for parameter in message.parameters):
                 message.start()
 
     def average_of_rows(self, table: Tensor) -> Tensor:
-        """This rank's rows of a table's averaged gradient."""
+        """Return this rank's rows of a tensor's averaged gradient."""
         return self._messages[id(table)].take().wait()
 
     def averages_of_matrices(self) -> dict[Tensor, Tensor]:
-        """Averaged gradients of the matrices that this rank owns; empty if there are no gradients."""
+        """Return the averaged gradients of the matrices of this rank; empty without gradients."""
         if all(self._messages[id(bucket)].pending is None for bucket in self.buckets):
             return {}
         return dict(pair for bucket in self.buckets for pair in bucket.own_gradients(self._messages[id(bucket)].take()))
 
 
 def _places(groups: Sequence[Sequence[Tensor]]) -> dict[int, float]:
-    """When a backward pass completes a tensor's gradient, from 0 (the last layer) to 1; 1 for those alone in their group."""
+    """Return when a backward pass completes each gradient, from 0 (last layer) to 1; 1 for groups of one tensor."""
     return {
         id(tensor): 1.0 - (at / len(group) if len(group) > 1 else 0.0)
         for group in groups
@@ -232,7 +232,7 @@ def _places(groups: Sequence[Sequence[Tensor]]) -> dict[int, float]:
 
 
 def _merge(parts: Sequence[list[Tensor]]) -> list[list[Tensor]]:
-    """Parts together until they have BUCKET_ELEMENTS."""
+    """Merge parts until they have BUCKET_ELEMENTS."""
     merged: list[list[Tensor]] = []
     for part in parts:
         if not merged or sum(tensor.numel() for tensor in merged[-1]) >= BUCKET_ELEMENTS:

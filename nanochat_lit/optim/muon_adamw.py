@@ -16,13 +16,13 @@ from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Pending, Shards
 
 
 def muon_direction(gradients: Tensor, momentum_buffer: Tensor, momentum: float, product_dtype: torch.dtype) -> Tensor:
-    """Orthogonalised Nesterov momentum of a stack of matrices (Jordan et al. 2024, Muon).
+    """Return the orthogonalised Nesterov momentum of a stack of matrices (Jordan et al. 2024, Muon).
 
     Args:
         gradients: (K, m, n).
         momentum_buffer: (K, m, n) running mean of the gradients; updated in place.
-        momentum: Share of the old mean that stays.
-        product_dtype: Dtype of the matrix products.
+        momentum: Weight of the old mean.
+        product_dtype: Dtype of the matmuls.
 
     Returns:
         (K, m, n) in product_dtype.
@@ -33,12 +33,12 @@ def muon_direction(gradients: Tensor, momentum_buffer: Tensor, momentum: float, 
 
 
 def normalise_neurons(direction: Tensor, second_moment: Tensor, beta2: float) -> Tensor:
-    """Even out the update sizes of the neurons, keeping each matrix's norm (NorMuon. https://arxiv.org/abs/2510.05491).
+    """Equalize the update sizes of the neurons, keeping each matrix's norm (NorMuon. https://arxiv.org/abs/2510.05491).
 
     Args:
         direction: (K, m, n).
         second_moment: (K, m, 1), or (K, 1, n) when m < n: running mean squares; updated in place.
-        beta2: Share of the old mean squares that stays.
+        beta2: Weight of the old mean squares.
     """
     axis = -1 if direction.shape[-2] >= direction.shape[-1] else -2
     size = direction.shape[axis]
@@ -51,12 +51,12 @@ def normalise_neurons(direction: Tensor, second_moment: Tensor, beta2: float) ->
 
 
 def cautious_update(parameters: Tensor, direction: Tensor, lr: float, weight_decay: float) -> None:
-    """Step in place; weight decay acts only where it pulls the way the update goes.
+    """Update parameters in place; weight decay applies only where it has the sign of the update.
 
     Args:
         parameters: (K, m, n), updated in place.
         direction: (K, m, n).
-        lr: Learning rate of a square matrix; tall ones take sqrt(m / n) times it.
+        lr: Learning rate of a square matrix; multiplied by sqrt(m / n) for tall ones.
         weight_decay: Decay per unit of learning rate.
     """
     lr = lr * _shape_factor(direction)
@@ -74,14 +74,14 @@ def muon_step(
     options: dict[str, Any],
     dtype: torch.dtype,
 ) -> None:
-    """One step of Muon on matrices of one shape.
+    """Take one Muon step on matrices of one shape.
 
     Args:
-        parameters: K of (m, n), updated in place.
-        gradients: One for each.
+        parameters: K matrices (m, n), updated in place.
+        gradients: One gradient per matrix.
         state: momentum_buffer and second_moment, as above; updated in place.
         options: momentum, beta2, lr and weight_decay.
-        dtype: Of the matrix products.
+        dtype: Dtype of the matmuls.
     """
     momentum, beta2, lr, weight_decay = (options[name] for name in ("momentum", "beta2", "lr", "weight_decay"))
     if has_muon_kernel([*parameters, *gradients], dtype):
@@ -98,26 +98,25 @@ def muon_step(
 
 
 def _shape_factor(matrices: Tensor) -> float:
-    """Tall matrices step farther."""
+    """Return the learning-rate factor of tall matrices."""
     return max(1.0, matrices.shape[-2] / matrices.shape[-1]) ** 0.5
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Muon (with MuonEq, Polar Express, Muon+, NorMuon and cautious decay) and AdamW in one optimizer.
 
-    Every group has a `kind`: "muon" groups hold same-shaped matrices, updated as one stack, and read lr, momentum,
-    beta2 and weight_decay; "adamw" groups read lr, betas, eps and weight_decay. Schedules may write any of them.
+    Every group has a `kind`. "muon" groups have matrices of one shape, updated as a stack, and use lr, momentum, beta2
+    and weight_decay. "adamw" groups use lr, betas, eps and weight_decay. Schedules may change any of them.
 
-    After `shard` each rank keeps and updates its part: some of the muon groups' matrices, which are dealt out together, and
-    some of the rows of each large adamw tensor. `state_dict` and `load_state_dict` speak of the whole all the same, so a
-    checkpoint fits any number of ranks.
+    After `shard` each rank stores and updates its shard: some matrices of the muon groups, and some rows of each large
+    adamw tensor. `state_dict` and `load_state_dict` use the full state, so a checkpoint fits any number of ranks.
 
     Args:
-        groups: As `param_groups` makes them.
-        product_dtype: Dtype of Muon's matrix products; None means the gradient's own.
+        groups: Result of `param_groups`.
+        product_dtype: Dtype of Muon's matmuls; None is the gradient's dtype.
 
     Raises:
-        UserError: If a group is of no known kind or a muon group mixes shapes.
+        UserError: If a group has an unknown kind, or a muon group mixes shapes.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], product_dtype: torch.dtype | None = None) -> None:
@@ -130,19 +129,19 @@ class MuonAdamW(torch.optim.Optimizer):
                 raise UserError(f"parameter group of kind {group.get('kind')!r}; it must be 'muon' or 'adamw'")
             shapes = {tuple(parameter.shape) for parameter in group["params"]}
             if group["kind"] == "muon" and (len(shapes) != 1 or len(next(iter(shapes))) != 2):
-                raise UserError(f"a muon group takes matrices of one shape, this one has {sorted(shapes)}")
+                raise UserError(f"a muon group needs matrices of one shape, but has {sorted(shapes)}")
             group.setdefault("initial_lr", group["lr"])
 
     def shard(self, rank: int, world_size: int) -> None:
-        """Divide the work among ranks whose gradients are local: from now on `step` averages them.
+        """Shard the optimizer over ranks with local gradients, which `step` then averages.
 
         Args:
-            rank: This process.
-            world_size: All processes of the default process group, each of which must call this.
+            rank: Rank of this process.
+            world_size: Size of the default process group, all of which must call this.
         """
         shards = Shards(rank, world_size)
         if shards != self.shards:
-            assert self.shards.world_size == 1, "the work is divided already"
+            assert self.shards.world_size == 1, "the optimizer is already sharded"
             whole = super().state_dict()
             muon, adamw = ([group["params"] for group in self._groups(kind)] for kind in ("muon", "adamw"))
             tables = [list(filter(_is_divided, parameters)) for parameters in adamw]
@@ -150,20 +149,20 @@ class MuonAdamW(torch.optim.Optimizer):
             self.load_state_dict(whole)
 
     def expect_step(self) -> None:
-        """Let the next backward pass, the last before `step`, start averaging gradients when they are ready."""
+        """Start averaging gradients during the next backward pass, the last one before `step`."""
         if self._exchange is not None:
             self._exchange.expect_step()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; returns what the closure returned."""
+        """Update every parameter with a gradient; return the closure's result."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         if self._exchange is not None:
             self._exchange.start()
-        small = self._small_averages()  # all gradients are under way before the first is waited for
+        small = self._small_averages()  # start all messages before waiting for the first
         writes: list[Callable[[], None]] = []
         for group in self._groups("adamw"):
             writes += self._update_adamw(group, small)
@@ -175,7 +174,7 @@ class MuonAdamW(torch.optim.Optimizer):
             self._update_muon(group, own)
         if self._exchange is not None:
             writes += [bucket.gather() for bucket in self._exchange.buckets]
-        for write in writes:  # the tables were gathered while Muon computed
+        for write in writes:  # the embeddings were gathered while Muon computed
             write()
         return loss
 
@@ -183,7 +182,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return [group for group in self.param_groups if group["kind"] == kind]
 
     def _small_averages(self) -> dict[Tensor, Pending]:
-        """Averaged gradients of the adamw tensors that every rank updates whole."""
+        """Return averaged gradients of the adamw tensors that every rank updates."""
         parameters: list[Tensor] = [p for group in self._groups("adamw") for p in group["params"]]
         small = [p for p in parameters if self._exchange is None or not _is_divided(p)]
         return {p: self.shards.average_whole(p.grad) for p in small if p.grad is not None}
@@ -192,7 +191,7 @@ class MuonAdamW(torch.optim.Optimizer):
         parameters = _with_gradient(group)
         if not parameters:
             return
-        assert len(parameters) == len(group["params"]), "a muon group steps whole: it needs every gradient"
+        assert len(parameters) == len(group["params"]), "every matrix of a muon group needs a gradient"
         own = [parameter for parameter in parameters if parameter in averages]
         state = self.state[parameters[0]]
         if not state:
@@ -237,10 +236,10 @@ class MuonAdamW(torch.optim.Optimizer):
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of all ranks, in the form that one rank alone would have.
+        """Return the full state of all ranks, as on a single rank.
 
-        When the work is divided this is a collective call: every rank must make it. The tensors come together on the CPU
-        of rank 0, one at a time; the other ranks get the hyper-parameters only.
+        Collective if sharded. The tensors are gathered one at a time on the CPU of rank 0; other ranks get only the
+        hyper-parameters.
         """
         whole = super().state_dict()
         if self._exchange is not None:
@@ -259,7 +258,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return gathered.cpu() if self.shards.rank == 0 else value
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state that `state_dict` gave on any number of ranks; this rank keeps its part."""
+        """Load a state from any number of ranks; this rank keeps its shard."""
         state = dict(state_dict["state"])
         for index, own, _ in self._divided():
             if index in state:
@@ -267,15 +266,15 @@ class MuonAdamW(torch.optim.Optimizer):
                 state[index] = parts
         super().load_state_dict({**state_dict, "state": state})
         for parameter, loaded in self.state.items():
-            if "step" in loaded:  # torch leaves it on the CPU; fused AdamW wants it beside its parameter
+            if "step" in loaded:  # torch keeps it on the CPU; fused AdamW needs it on the parameter's device
                 loaded["step"] = loaded["step"].to(parameter.device)
 
     def _divided(self) -> Iterator[tuple[int, slice | list[int], Callable[[Tensor], Tensor]]]:
-        """Of each state that is divided: its number in state_dict, this rank's rows, and how all rows are gathered."""
+        """Yield each sharded state's index in state_dict, this rank's rows, and a function that gathers all rows."""
         index = 0
         for group in self.param_groups:
             parameters: list[Tensor] = group["params"]
-            if group["kind"] == "muon":  # the first parameter keeps the state of the stack
+            if group["kind"] == "muon":  # the first parameter has the state of the stack
                 owners = [0 if self._exchange is None else self._exchange.owner(p) for p in parameters]
                 own = [at for at, owner in enumerate(owners) if owner == self.shards.rank]
                 yield index, own, partial(self.shards.gather_dealt, owners=owners)
@@ -295,7 +294,7 @@ def _with_gradient(group: dict[str, Any]) -> list[Tensor]:
 
 
 def _is_divided(tensor: Tensor) -> bool:
-    """Whether an AdamW tensor is divided by rows."""
+    """Return whether an AdamW tensor is sharded by rows."""
     return tensor.numel() >= MIN_SHARDED_ELEMENTS
 
 

@@ -1,6 +1,6 @@
-"""Python's side of muon_kernel.cpp: what Muon does beside its matrix products, on a CPU.
+"""Python interface of muon_kernel.cpp: the parts of Muon other than matmuls, on a CPU.
 
-As tensor operations those are some thirty passes over the matrices, which take as long as the products.
+As tensor operations these are about thirty passes over the matrices, which take as long as the matmuls.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from nanochat_lit.common.cpp_library import cpp_library
 
 @lru_cache(maxsize=1)
 def muon_library() -> ctypes.CDLL | None:
-    """The compiled kernel, built on first use; None without a C++ compiler."""
+    """Return the compiled kernel, built on first use; None without a C++ compiler."""
     library = cpp_library(Path(__file__).with_name("muon_kernel.cpp"))
     if library is not None:
         array, size, real, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
@@ -28,7 +28,7 @@ def muon_library() -> ctypes.CDLL | None:
 
 
 def has_muon_kernel(matrices: Sequence[Tensor], product_dtype: torch.dtype) -> bool:
-    """Whether the kernel takes these parameters and gradients here."""
+    """Return whether the kernel supports these parameters and gradients."""
     fits = all(
         matrix.device.type == "cpu" and matrix.dtype == torch.float32 and matrix.is_contiguous() for matrix in matrices
     )
@@ -38,20 +38,20 @@ def has_muon_kernel(matrices: Sequence[Tensor], product_dtype: torch.dtype) -> b
 def normalised_momentum(
     gradients: Sequence[Tensor], momentum_buffer: Tensor, momentum: float, dtype: torch.dtype
 ) -> Tensor:
-    """Nesterov momentum with rows of one norm, ready for the products.
+    """Return the Nesterov momentum with rows of equal norm, as input of the orthogonalisation.
 
     Args:
-        gradients: K of (m, n).
+        gradients: K matrices (m, n).
         momentum_buffer: (K, m, n) running mean of the gradients; updated in place.
-        momentum: Share of the old mean that stays.
+        momentum: Weight of the old mean.
         dtype: float32 or bfloat16.
 
     Returns:
         (K, m, n) matrices of Frobenius norm 1 / 1.01.
     """
     library, shape = muon_library(), momentum_buffer.shape
-    assert library is not None, "asked for only where there is a kernel"
-    assert shape == (len(gradients), *gradients[0].shape), "a mean for each gradient"
+    assert library is not None, "called without a kernel"
+    assert shape == (len(gradients), *gradients[0].shape), "one momentum matrix per gradient"
     out = torch.empty(shape, dtype=dtype)
     arrays, threads = (_pointers(gradients), momentum_buffer.data_ptr()), torch.get_num_threads()
     library.muon_momentum(*arrays, *shape, momentum, threads, out.data_ptr(), int(dtype == torch.bfloat16))
@@ -61,13 +61,13 @@ def normalised_momentum(
 def add_product(x: Tensor, a: float, left: Tensor, right: Tensor, b: float) -> Tensor:
     """Return a * x + b * left @ right of stacks of matrices; in bfloat16 x may be overwritten.
 
-    In float32 the library that multiplies adds as well. In bfloat16 it would round the product first.
+    In float32 the BLAS library also adds. In bfloat16 it would round the product first.
     """
     if x.dtype == torch.float32:
         return torch.baddbmm(x, left, right, beta=a, alpha=b)
     library, y = muon_library(), left @ right
-    assert library is not None, "asked for only where there is a kernel"
-    assert x.shape == y.shape, "an element for each"
+    assert library is not None, "called without a kernel"
+    assert x.shape == y.shape, "shapes must be equal"
     library.muon_combine(x.data_ptr(), a, y.data_ptr(), b, x.numel(), torch.get_num_threads())
     return x
 
@@ -81,20 +81,20 @@ def update_in_place(
     lr: float,
     weight_decay: float,
 ) -> None:
-    """Scale the directions, even out the neurons, and step.
+    """Scale the directions, equalize the neurons, and update the parameters.
 
     Args:
-        parameters: K of (m, n), updated in place.
+        parameters: K matrices (m, n), updated in place.
         direction: (K, m, n) float32 or bfloat16, contiguous, orthogonal up to a factor.
         second_moment: (K, m, 1), or (K, 1, n) when m < n: running mean squares; updated in place.
-        beta2: Share of the old mean squares that stays.
+        beta2: Weight of the old mean squares.
         lr: Learning rate of these matrices.
-        weight_decay: Decay per unit of learning rate, where it pulls the way the update goes.
+        weight_decay: Decay per unit of learning rate, applied where it has the sign of the update.
     """
     library = muon_library()
-    assert library is not None, "asked for only where there is a kernel"
-    assert direction.shape == (len(parameters), *parameters[0].shape), "a direction for each matrix"
-    assert second_moment.numel() == len(parameters) * max(parameters[0].shape), "a mean square for each neuron"
+    assert library is not None, "called without a kernel"
+    assert direction.shape == (len(parameters), *parameters[0].shape), "one direction per matrix"
+    assert second_moment.numel() == len(parameters) * max(parameters[0].shape), "one mean square per neuron"
     arrays = _pointers(parameters), direction.data_ptr(), second_moment.data_ptr()
     numbers = beta2, lr, weight_decay, torch.get_num_threads(), int(direction.dtype == torch.bfloat16)
     library.muon_update(*arrays, *direction.shape, *numbers)

@@ -1,4 +1,4 @@
-"""Which parameter is optimised how: nanochat's groups and constants."""
+"""Parameter groups and constants of nanochat's optimizer."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ EMBEDDING_LR = 0.3
 MATRIX_LR = 0.02
 SCALAR_LR = 0.5
 WEIGHT_DECAY = 0.28
-"""Tuned at depth 12 on batches of 2^19 tokens."""
+"""Learning rates tuned at depth 12 with batches of 2^19 tokens."""
 
 REFERENCE_WIDTH = 768
-"""Width at which the AdamW learning rates of the tables were tuned; others scale by (n_embd / 768) ** -0.5."""
+"""Width at which the AdamW learning rates of the embeddings were tuned; they scale with (n_embd / 768) ** -0.5."""
 
 
 def param_groups(
@@ -26,15 +26,15 @@ def param_groups(
     scalar_lr: float = SCALAR_LR,
     weight_decay: float = WEIGHT_DECAY,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for `MuonAdamW`; each has a `name`, a `kind` and its hyper-parameters.
+    """Return parameter groups for `MuonAdamW`, each with `name`, `kind` and hyper-parameters.
 
     Args:
-        model: Whose parameters.
+        model: Model whose parameters are grouped.
         unembedding_lr: AdamW learning rate of lm_head at width 768.
-        embedding_lr: AdamW learning rate of the token embedding at width 768; value embeddings and pairs take half.
+        embedding_lr: AdamW learning rate of the token embedding at width 768; value and bigram embeddings use half.
         matrix_lr: Muon learning rate of the blocks' matrices.
-        scalar_lr: AdamW learning rate of x0_lambdas; resid_lambdas take a hundredth.
-        weight_decay: Of the Muon groups; the AdamW groups have their own constants.
+        scalar_lr: AdamW learning rate of x0_lambdas; resid_lambdas use 1% of it.
+        weight_decay: Weight decay of the Muon groups; the AdamW groups have fixed values.
     """
     scale = (model.config.n_embd / REFERENCE_WIDTH) ** -0.5
     smear = [model.smear_lambda, model.backout_lambda, model.smear_gate.weight]
@@ -58,7 +58,9 @@ def param_groups(
     grouped = {
         id(parameter) for parameters in [matrices, *(group["params"] for group in groups)] for parameter in parameters
     }
-    if added := [parameter for parameter in model.parameters() if id(parameter) not in grouped]:  # a variant's own
+    if added := [
+        parameter for parameter in model.parameters() if id(parameter) not in grouped
+    ]:  # additional parameters of a variant
         groups.append(_adamw("added", added, 0.01 * scalar_lr, (0.8, 0.95), 0.0))
     muon = [
         {

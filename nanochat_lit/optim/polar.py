@@ -1,4 +1,4 @@
-"""Orthogonalise stacks of matrices: row equilibration, Polar Express iterations, unit-scale rescale."""
+"""Orthogonalisation of stacks of matrices: row equilibration, Polar Express iterations, rescaling."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -17,7 +17,7 @@ POLAR_EXPRESS_COEFFICIENTS = (
 
 
 def equilibrate_rows(matrices: Tensor) -> Tensor:
-    """Give every row of each matrix the mean row norm (MuonEq. https://arxiv.org/abs/2603.28254)."""
+    """Scale every row of each matrix to the root mean square row norm (MuonEq. https://arxiv.org/abs/2603.28254)."""
     row_norms = torch.linalg.vector_norm(matrices, dim=-1, keepdim=True, dtype=torch.float32)
     mean_norm = row_norms.square().mean(dim=-2, keepdim=True).sqrt()  # ||X||_F / sqrt(m)
     return matrices * (mean_norm / row_norms.clamp(min=1e-6)).to(matrices.dtype)
@@ -32,10 +32,10 @@ def add_product(x: Tensor, a: float, left: Tensor, right: Tensor, b: float) -> T
 
 
 def polar_express(matrices: Tensor) -> Tensor:
-    """Approximate the orthogonal polar factor of each matrix, with the Frobenius norm that factor would have.
+    """Approximate the orthogonal polar factor of each matrix, rescaled to the exact factor's Frobenius norm.
 
     Args:
-        matrices: (K, m, n), in the dtype the products shall be computed in.
+        matrices: (K, m, n), in the dtype of the matmuls.
 
     Reference:
         Amsel et al. 2025, The Polar Express. https://arxiv.org/abs/2505.16932; the final rescale: Muon+,
@@ -47,13 +47,13 @@ def polar_express(matrices: Tensor) -> Tensor:
 
 
 def polar_iterations(x: Tensor, add_product: AddProduct = add_product) -> Tensor:
-    """The products of `polar_express`: bring all singular values of matrices of norm up to 1 near one another.
+    """Run the matmuls of `polar_express`, which drive all singular values towards a common value.
 
     Args:
-        x: (K, m, n) of Frobenius norm below 1.
-        add_product: As the function of that name; may overwrite its first argument.
+        x: (K, m, n) with Frobenius norms below 1.
+        add_product: Replacement of the function `add_product`; may overwrite its first argument.
     """
-    is_tall = x.shape[-2] > x.shape[-1]  # the Gram matrix of the short side is the cheap one
+    is_tall = x.shape[-2] > x.shape[-1]  # the Gram matrix of the short side is smaller
     for a, b, c in POLAR_EXPRESS_COEFFICIENTS:
         gram = x.mT @ x if is_tall else x @ x.mT
         polynomial = add_product(gram, b, gram, gram, c)

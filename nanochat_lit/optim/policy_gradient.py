@@ -1,11 +1,11 @@
-"""The mathematics of reinforcement learning with verifiable rewards, as pure functions.
+"""Losses and rewards of reinforcement learning with verifiable rewards, as pure functions.
 
-Group-mean advantages without division by the spread and a loss normalised per token are nanochat's choices, those of
-Dr. GRPO and DAPO: dividing by the spread weighs questions by how uncertain they are, and a mean per completion lets a long
-wrong answer off lightly. Ratio clipping and the penalty for leaving the start model are what PPO and GRPO add; both are off
-unless asked for.
+As in nanochat, Dr. GRPO and DAPO, advantages subtract the group mean without dividing by the standard deviation, and
+the loss is normalised per token. Dividing by the standard deviation would weight questions by their uncertainty; a mean
+per completion would penalize long wrong answers too little. The ratio clipping of PPO and the KL penalty of GRPO are
+optional and off by default.
 
-Shapes: G groups (questions), S samples of each, B rows (samples), T tokens.
+Shapes: G groups (questions), S samples per group, B sequences (samples), T tokens.
 
 Reference:
     Liu et al. 2025, Understanding R1-Zero-Like Training. https://arxiv.org/abs/2503.20783
@@ -22,14 +22,14 @@ from nanochat_lit.common.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class RewardShape:
-    """What a completion earns."""
+    """Components of the reward."""
 
     partial_reward: float = 0.0
-    """Of a wrong answer that could not be nearer; others in proportion to how near they have come."""
+    """Maximum reward of a wrong answer, in proportion to its partial credit."""
     format_reward: float = 0.0
-    """Added when the completion has the form of an answer, right or wrong."""
+    """Reward of a completion in the task's format, right or wrong."""
     length_penalty: float = 0.0
-    """Taken away from a completion as long as allowed; from shorter ones in proportion."""
+    """Penalty of a completion of maximum length, in proportion for shorter ones."""
 
     def __post_init__(self) -> None:
         for name in ("partial_reward", "format_reward", "length_penalty"):
@@ -37,31 +37,31 @@ class RewardShape:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 (off) or positive")
         if self.partial_reward >= 1:
             raise UserError(
-                f"partial_reward is {self.partial_reward}; a wrong answer must earn less than the 1 of a right one"
+                f"partial_reward is {self.partial_reward}; it must be less than 1, the reward of a correct answer"
             )
 
     def reward(self, *, is_right: bool, has_form: bool, length: int, max_length: int, credit: float = 0.0) -> float:
-        """1 for a right answer, and what the fields say.
+        """Return 1 for a correct answer, plus the components of the fields.
 
         Args:
-            is_right: By the judgement of the task.
-            has_form: Whether it looks like an answer.
-            length: Tokens that were sampled.
-            max_length: Most tokens there may be.
-            credit: How near a wrong answer has come, from 0 to 1.
+            is_right: Whether the answer is correct.
+            has_form: Whether the completion is in the task's format.
+            length: Number of sampled tokens.
+            max_length: Maximum number of tokens.
+            credit: Partial credit of a wrong answer, from 0 to 1.
         """
         earned = 1.0 if is_right else self.partial_reward * credit
         return earned + self.format_reward * has_form - self.length_penalty * length / max_length
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
-    """How much better each sample is than the mean of its group.
+    """Return the rewards minus the mean of their group.
 
     Args:
         rewards: (G, S).
 
     Returns:
-        (G, S), each group summing to 0; a group whose samples all earn the same teaches nothing.
+        (G, S); each group sums to 0, and a group with equal rewards has zero advantages.
     """
     return rewards - rewards.mean(dim=1, keepdim=True)
 
@@ -74,15 +74,15 @@ def policy_gradient_loss(
     old_logprobs: Tensor | None = None,
     clip_ratio: float = 0.0,
 ) -> Tensor:
-    """REINFORCE summed over sampled tokens and divided by their number; with old log-probabilities, PPO's clipped form.
+    """Return the REINFORCE loss per sampled token; with old log-probabilities, PPO's clipped loss.
 
     Args:
-        logprobs: (B, T) of each target under the policy that learns, nats.
+        logprobs: (B, T) log-probabilities of the targets under the current policy, nats.
         advantages: (B,).
-        is_sampled: (B, T) True where the policy chose the token; False for prompts, tool results and padding.
-        num_tokens: Sampled tokens of the whole batch, of which these rows may be a part: losses of parts add up.
-        old_logprobs: (B, T) under the policy that sampled; None is the same policy, whose ratio is 1.
-        clip_ratio: Ratios count only from 1 - clip_ratio to 1 + clip_ratio; 0 does not clip.
+        is_sampled: (B, T) True where the policy sampled the token; False for prompts, tool results and padding.
+        num_tokens: Sampled tokens of the whole batch; the losses of its micro-batches add up.
+        old_logprobs: (B, T) log-probabilities under the sampling policy; None is the same policy, with ratio 1.
+        clip_ratio: Clip ratios to 1 - clip_ratio to 1 + clip_ratio; 0 disables clipping.
 
     Returns:
         Scalar, nats per sampled token of the batch.
@@ -98,19 +98,19 @@ def policy_gradient_loss(
         gains = ratios * weights
         if clip_ratio:
             gains = torch.minimum(gains, ratios.clamp(1.0 - clip_ratio, 1.0 + clip_ratio) * weights)
-    # where, not a product: what stands beside the sampled tokens may be anything, infinities included
+    # where instead of a product: other positions may have arbitrary values, even infinities
     return -torch.where(is_sampled, gains, 0.0).sum() / num_tokens
 
 
 def divergence(logprobs: Tensor, reference_logprobs: Tensor, is_sampled: Tensor, num_tokens: Tensor | int) -> Tensor:
-    """Kullback-Leibler divergence of the policy from a reference, estimated on the tokens that the policy sampled.
+    """Return the KL divergence of the policy from a reference, estimated on the sampled tokens.
 
-    The estimate r - 1 - log r with r = p_reference / p is never negative and unbiased (Schulman 2020).
+    The estimator r - 1 - log r with r = p_reference / p is non-negative and unbiased (Schulman 2020).
 
     Args:
-        logprobs: (B, T) under the policy, nats.
-        reference_logprobs: (B, T) under the reference.
-        is_sampled: (B, T) True where the policy chose the token.
+        logprobs: (B, T) log-probabilities under the policy, nats.
+        reference_logprobs: (B, T) log-probabilities under the reference.
+        is_sampled: (B, T) True where the policy sampled the token.
         num_tokens: Sampled tokens of the whole batch.
 
     Returns:

@@ -1,4 +1,4 @@
-"""From a model's shape to how long, in which batches and at which rates to train it (spec: nanochat's scaling laws).
+"""Derives training length, batch size, learning rates and weight decay from a model's shape (nanochat's scaling laws).
 
 The reference is a depth-12 model trained on batches of 2^19 tokens, where the learning rates and the weight decay were
 tuned. Tokens follow from a ratio of tokens to scaling parameters (Hoffmann et al. 2022, Chinchilla.
@@ -21,29 +21,29 @@ BATCH_EXPONENT = 0.383
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What a run of a model needs, derived."""
+    """Derived hyper-parameters of a run."""
 
     target_tokens: int
-    """Tokens the ratio asks for."""
+    """Number of tokens by the token-to-parameter ratio."""
     tokens_per_step: int
     """Tokens per optimizer step over all ranks."""
     num_steps: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     lr_scale: float
-    """Factor on every learning rate (the smear group excepted) for this batch size."""
+    """Factor on every learning rate (except the smear group) for this batch size."""
     weight_decay: float
     """Weight decay of the Muon groups."""
     flops_per_token: int
-    """Floating-point operations per trained token, forward and backward."""
+    """FLOPs per trained token, forward and backward."""
 
     @property
     def total_tokens(self) -> int:
-        """Tokens trained on."""
+        """Total number of trained tokens."""
         return self.num_steps * self.tokens_per_step
 
     @property
     def total_flops(self) -> int:
-        """Floating-point operations of the whole run."""
+        """FLOPs of the whole run."""
         return self.total_tokens * self.flops_per_token
 
 
@@ -58,18 +58,18 @@ def derive_plan(
 ) -> TrainingPlan:
     """Derive batch, steps, learning-rate scale and weight decay.
 
-    The length of the run comes from the first that is given: num_steps, target_flops, target_param_data_ratio.
+    The length of the run is determined by the first one given of num_steps, target_flops, target_param_data_ratio.
 
     Args:
-        config: Shape of the model.
+        config: Configuration of the model.
         target_param_data_ratio: Tokens per scaling parameter.
-        tokens_per_step: Batch set by hand; None derives it.
-        num_steps: Steps set by hand.
-        target_flops: Compute budget of the whole run.
-        weight_decay: At the reference batch and horizon.
+        tokens_per_step: Batch size, tokens; None derives it.
+        num_steps: Number of steps; None derives it.
+        target_flops: Compute budget of the run, FLOPs.
+        weight_decay: Weight decay at the reference batch and horizon.
 
     Raises:
-        UserError: If a number is not positive or the budget is less than one step.
+        UserError: If a value is not positive or the budget is less than one step.
     """
     _check_positive(
         target_param_data_ratio=target_param_data_ratio,
@@ -107,28 +107,28 @@ def _check_positive(**values: float | None) -> None:
 
 
 def _derive_tokens_per_step(target_tokens: int, reference_tokens: float) -> int:
-    """The power of two nearest to the batch that the token horizon asks for."""
+    """Return the power of two nearest to the optimal batch size of the token horizon."""
     batch = REFERENCE_TOKENS_PER_STEP * (target_tokens / reference_tokens) ** BATCH_EXPONENT
     return int(2 ** round(math.log2(batch)))
 
 
 def _derive_num_steps(target_tokens: int, target_flops: float | None, flops: int, tokens_per_step: int) -> int:
-    """Steps that spend the compute budget if there is one, else the tokens."""
+    """Return the number of steps for the compute budget if given, else for the tokens."""
     budget = target_tokens if target_flops is None else target_flops / flops
     num_steps = int(budget // tokens_per_step) if target_flops is None else round(budget / tokens_per_step)
     if num_steps < 1:
         raise UserError(
             f"{int(budget):,} tokens are less than one step of {tokens_per_step:,}; "
-            "raise the ratio or lower tokens_per_step"
+            "increase the ratio or decrease tokens_per_step"
         )
     return num_steps
 
 
 def micro_batches(tokens_per_step: int, micro_batch_size: int, sequence_len: int, world_size: int = 1) -> int:
-    """Micro-batches per rank and optimizer step (gradient accumulation).
+    """Return the micro-batches per rank and optimizer step (gradient accumulation).
 
     Raises:
-        UserError: If it does not come out whole; the message proposes the nearest numbers that do.
+        UserError: If the batch is not a multiple of the micro-batches; suggests the nearest multiples.
     """
     unit = micro_batch_size * sequence_len * world_size
     if unit <= 0 or tokens_per_step < 1:

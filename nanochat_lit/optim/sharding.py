@@ -1,8 +1,8 @@
-"""Optimizer state divided among ranks (Rajbhandari et al. 2020, ZeRO stage 1. https://arxiv.org/abs/1910.02054).
+"""Sharded optimizer state (Rajbhandari et al. 2020, ZeRO stage 1. https://arxiv.org/abs/1910.02054).
 
-The rows of an embedding or of the unembedding are cut into as many spans as there are ranks. Gradients are averaged over
-the ranks while they are scattered, each rank updates its span, and the spans are gathered. Spans are of one size, so what
-is sent is padded when the count does not divide; what is kept is not. Muon's matrices are dealt out whole: exchange.py.
+The rows of an embedding or of the unembedding are split into one span per rank. Gradients are averaged by a
+reduce-scatter, each rank updates its span, and the spans are gathered. Messages are padded to equal spans; the stored
+state is not. Muon's matrices are assigned as a whole (exchange.py).
 """
 
 from collections.abc import Sequence
@@ -16,45 +16,45 @@ from torch import Tensor
 from nanochat_lit.common.distributed import collective
 
 MIN_SHARDED_ELEMENTS = 1024
-"""Smaller tensors are averaged and updated whole on every rank: a message costs more than the work it would save."""
+"""Smaller tensors are updated on every rank, because a message costs more than the work it would save."""
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A tensor that may still be on its way between the ranks."""
+    """The result of an asynchronous collective."""
 
     tensor: Tensor
-    """What `wait` gives; its content is not there before."""
+    """Result tensor; its contents are undefined before `wait`."""
     work: Any = None
-    """What to wait for; None if the tensor is here."""
+    """Handle of the collective; None if it is complete."""
 
     def wait(self) -> Tensor:
-        """The tensor, once it is here (on CUDA: once the current stream may read it)."""
+        """Return the tensor once complete (on CUDA: once the current stream may read it)."""
         if self.work is not None:
-            self.work.wait()  # not get_future(), which gloo does not have
+            self.work.wait()  # gloo does not support get_future()
         return self.tensor
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Which rows are this rank's. With one rank everything is, and nothing is sent."""
+    """Assigns rows to ranks; a single rank has all rows and does not communicate."""
 
     rank: int = 0
-    """This process, from 0."""
+    """Rank of this process, from 0."""
     world_size: int = 1
-    """All processes."""
+    """Number of ranks."""
 
     def span(self, count: int) -> slice:
-        """This rank's rows among `count`; empty on the last ranks when there are fewer rows than ranks."""
+        """Return this rank's rows among `count`; empty on the last ranks if there are fewer rows than ranks."""
         size = self._size(count)
         return slice(min(self.rank * size, count), min((self.rank + 1) * size, count))
 
     def own(self, whole: Tensor) -> Tensor:
-        """This rank's rows, a view."""
+        """Return a view of this rank's rows."""
         return whole[self.span(len(whole))]
 
     def average(self, whole: Tensor) -> Pending:
-        """This rank's rows of the mean over the ranks; `whole` is left as it is."""
+        """Return this rank's rows of the mean over the ranks; does not modify `whole`."""
         if self.world_size == 1:
             return Pending(whole)
         count, size = len(whole), self._size(len(whole))
@@ -65,35 +65,35 @@ class Shards:
         return Pending(rows[: span.stop - span.start], work)
 
     def average_whole(self, whole: Tensor) -> Pending:
-        """All of the mean over the ranks, on every rank; `whole` is left as it is."""
+        """Return the full mean over the ranks on every rank; does not modify `whole`."""
         if self.world_size == 1:
             return Pending(whole)
         mean = whole.clone()
         return Pending(mean, dist.all_reduce(mean, op=dist.ReduceOp.AVG, async_op=True))
 
     def gather(self, own: Tensor, count: int, into: Tensor | None = None) -> Pending:
-        """All `count` rows from the ranks that hold them.
+        """Gather all `count` rows.
 
         Args:
             own: This rank's rows.
-            count: How many rows all ranks have together.
-            into: Where to put them, if that needs no padding; else a new tensor is made.
+            count: Number of rows of all ranks.
+            into: Output tensor, used if no padding is needed; otherwise a new tensor is created.
         """
         if self.world_size == 1:
             return Pending(own)
         size = self._size(count)
         fits = into is not None and count == size * self.world_size and into.is_contiguous()
         whole = into if fits and into is not None else own.new_empty(size * self.world_size, *own.shape[1:])
-        # A copy, because `own` may be a part of `into`, which not every backend allows.
+        # A copy, because `own` may be a view of `into`, which not every backend allows.
         work = collective("all_gather_single")(whole, self._pad(own.clone(), size), async_op=True)
         return Pending(whole[:count], work)
 
     def gather_dealt(self, own: Tensor, owners: Sequence[int]) -> Tensor:
-        """All rows, in order, from the ranks that own them.
+        """Gather all rows in order from their owners.
 
         Args:
             own: This rank's rows.
-            owners: The rank of each row.
+            owners: Owner rank of each row.
         """
         most = max(map(owners.count, range(self.world_size)))
         whole = self.gather(own, most * self.world_size).wait()
@@ -110,11 +110,11 @@ class Shards:
 
 
 def global_grad_norm(optimizer: torch.optim.Optimizer) -> Tensor:
-    """L2 norm of all gradients, averaged over the ranks first where they are not yet: float32, on their device.
+    """Return the L2 norm of the averaged gradients, float32, on their device.
 
-    Under `zero` every rank holds the gradients of its own batches until the optimizer steps; the norm of those would be
-    another number on every rank. There this is a collective call (a reduce-scatter of all gradients, so call it on the
-    steps that are logged, on every rank); under `ddp` and on one rank it is local.
+    Under `zero` every rank has the gradients of its own batches until the optimizer steps, so this is a collective (a
+    reduce-scatter of all gradients): call it on every rank, and only on logged steps. Under `ddp` and on one rank it is
+    local.
     """
     shards: Shards = getattr(optimizer, "shards", Shards())
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -135,9 +135,9 @@ def global_grad_norm(optimizer: torch.optim.Optimizer) -> Tensor:
 
 @torch.no_grad()
 def clip_grad_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
-    """Scale all gradients so that their global norm is at most `max_norm`; returns the norm before.
+    """Scale all gradients so that their global norm is at most `max_norm`; return the norm before scaling.
 
-    As `torch.nn.utils.clip_grad_norm_`, but right under every strategy, and collective where `global_grad_norm` is.
+    Like `torch.nn.utils.clip_grad_norm_`, but correct under every strategy; collective under `zero`.
     """
     norm = global_grad_norm(optimizer)
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -150,9 +150,9 @@ def clip_grad_norm(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Replace local gradients by their mean over the ranks, in place; does nothing where they are global already.
+    """Replace local gradients by their mean over the ranks, in place; does nothing if they are already averaged.
 
-    What must see single gradient entries (clipping by value) needs this; the step itself does not.
+    Needed to access individual gradient entries (clipping by value), but not before a step.
     """
     shards: Shards = getattr(optimizer, "shards", Shards())
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""What an optimizer step costs a rank beside forward and backward pass: bytes sent, and Muon's arithmetic. On paper."""
+"""Estimated cost of an optimizer step per rank: bytes sent, and Muon's FLOPs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,27 +16,28 @@ from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Shards
 
 @dataclass(frozen=True, kw_only=True)
 class StepCosts:
-    """Of one optimizer step, for the rank that has most to do."""
+    """Costs of one optimizer step on the busiest rank."""
 
     sent_bytes: int
-    """Gradients on their way to their mean and, under zero, parameters on their way back, by rings."""
+    """Bytes sent to average gradients and, under zero, to gather parameters, with ring algorithms."""
     muon_flops: int
-    """Products that make the matrices' updates orthogonal."""
+    """FLOPs of Muon's orthogonalisation."""
 
 
 def step_costs(
     config: GPTConfig, *, strategy: str, world_size: int, compute_dtype: torch.dtype = torch.bfloat16
 ) -> StepCosts:
-    """Count what `MuonAdamW.step` sends and multiplies; gradient accumulation adds nothing to either.
+    """Estimate the bytes sent and FLOPs of `MuonAdamW.step`; independent of gradient accumulation.
 
-    A ring passes a tensor on in N - 1 pieces of its N, once to scatter the mean and once to gather: so an all-reduce (ddp) and
-    a reduce-scatter with an all-gather (zero) send the same. Zero also moves what a rank holds of other ranks' matrices.
+    A ring sends (N - 1) / N of a tensor to scatter the mean, and as much to gather. An all-reduce (ddp) and a
+    reduce-scatter plus all-gather (zero) thus send the same number of bytes. Zero additionally moves parts of other
+    ranks' matrices.
 
     Args:
-        config: Shape of the model.
-        strategy: "ddp" (every rank updates everything) or "zero" (each its share).
-        world_size: Ranks.
-        compute_dtype: Of activations; tables are stored in it.
+        config: Configuration of the model.
+        strategy: "ddp" (every rank updates everything) or "zero" (each rank updates its shard).
+        world_size: Number of ranks.
+        compute_dtype: Dtype of activations and embeddings.
     """
     with torch.device("meta"):
         model = build_model(config, compute_dtype=compute_dtype)
@@ -55,7 +56,7 @@ def step_costs(
 
 
 def _moved_bytes(buckets: list[Bucket], rank: int) -> int:
-    """What a rank holds of others' matrices, and others of its own, which it sends back."""
+    """Return the bytes of other ranks' matrices on a rank, plus those of its own matrices on other ranks."""
     moved = 0
     for bucket in buckets:
         held, owned = bucket.moves[rank], [row[rank] for row in bucket.moves]
@@ -68,7 +69,7 @@ def _bytes(tensor: Any) -> int:
 
 
 def _padded_bytes(parameter: torch.Tensor, shards: Shards) -> int:
-    """Of a tensor that AdamW updates; the first rank has the most rows."""
+    """Return the padded size of an AdamW tensor; the first rank has the most rows."""
     if parameter.numel() < MIN_SHARDED_ELEMENTS:
         return _bytes(parameter)
     rows = shards.span(len(parameter)).stop

@@ -1,4 +1,4 @@
-"""Text to token ids and back, and conversations to token ids with a loss mask."""
+"""Tokenizers, and rendering of conversations to token ids with a loss mask."""
 
 from nanochat_lit.tokenizer.chat import (
     Conversation,

@@ -1,9 +1,9 @@
-"""Conversations as token ids with a loss mask, and completions back into parts.
+"""Renders conversations to token ids with a loss mask, and parses completions into parts.
 
 A conversation is `{"messages": [{"role": ..., "content": ...}, ...]}`: user and assistant in turn, after an optional
-system message, which is merged into the first user message. Assistant content is a string or a list of parts
-`{"type": "text" | "python" | "python_output", "text": ...}`. What the assistant has to write is trained on (loss mask
-1); what it is given (user turns, results of its tool calls, the marks around them) is not.
+system message, which is merged into the first user message. Assistant content is a string or a list of parts `{"type":
+"text" | "python" | "python_output", "text": ...}`. Text written by the assistant is trained on (loss mask 1); its
+inputs (user turns, tool results and the tokens around them) are not.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ PART_TYPES = ("text", "python", "python_output")
 
 
 def validate_conversation(conversation: object, where: str = "conversation") -> None:
-    """Raise UserError, which begins with `where`, unless `conversation` has the format of this module."""
+    """Raise UserError, prefixed with `where`, unless `conversation` has the format of this module."""
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, list):
         raise UserError(f'{where}: expected {{"messages": [...]}}, got {_short(conversation)}')
@@ -44,7 +44,7 @@ def validate_conversation(conversation: object, where: str = "conversation") -> 
         if message["role"] != expected:
             raise UserError(
                 f"{where}: message {index} has role {message['role']!r}, expected {expected!r} "
-                "(user and assistant in turn, after an optional system message)"
+                "(user and assistant must alternate, after an optional system message)"
             )
         _check_content(message["content"], expected, f"{where}: message {index}")
 
@@ -52,12 +52,12 @@ def validate_conversation(conversation: object, where: str = "conversation") -> 
 def render_conversation(
     tokenizer: Tokenizer, conversation: Conversation, max_tokens: int | None = None
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a conversation and, for each, 1 if the model is trained to write it.
+    """Return the token ids of a conversation and the loss mask, 1 for trained tokens.
 
     Args:
-        tokenizer: Gives the ids.
-        conversation: In the format of this module.
-        max_tokens: Cut both lists at this many tokens; None for no limit.
+        tokenizer: Tokenizer to use.
+        conversation: Conversation in the format of this module.
+        max_tokens: Truncate both lists to this many tokens; None for no limit.
 
     Raises:
         UserError: If the conversation is malformed.
@@ -89,9 +89,9 @@ def render_conversation(
 
 
 def render_for_completion(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
-    """The prompt that makes the model write the next assistant message.
+    """Return the prompt for the next assistant message.
 
-    A last assistant message is dropped, so that a training example becomes the question it answers.
+    A final assistant message is removed, so that a training example becomes a prompt.
     """
     validate_conversation(conversation)
     messages = conversation["messages"]
@@ -102,10 +102,10 @@ def render_for_completion(tokenizer: Tokenizer, conversation: Conversation) -> l
 
 
 def parse_completion(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[Part]:
-    """The parts of one assistant message: the inverse of rendering it.
+    """Return the parts of one assistant message; the inverse of rendering it.
 
-    Reads up to the end of the turn (assistant_end, bos or a user_start), or to the end of `token_ids`. Part marks that
-    do not match never raise, since a model may write anything: a part ends where the next begins.
+    Reads up to the end of the turn (assistant_end, bos or a user_start), or to the end of `token_ids`. Unbalanced part
+    tokens do not raise an error, because model output is arbitrary: a part ends where the next begins.
     """
     special = tokenizer.special_ids
     opens = {special[PYTHON_START]: "python", special[OUTPUT_START]: "python_output"}

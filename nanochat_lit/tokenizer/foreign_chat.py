@@ -1,13 +1,13 @@
-"""Conversations as others write them, in the format of `chat`: OpenAI's messages with tool calls, and ShareGPT's.
+"""Conversion of other conversation formats to that of `chat`: OpenAI messages with tool calls, and ShareGPT.
 
     OpenAI    {"messages": [{"role": "system" | "developer" | "user" | "assistant" | "tool", "content", "tool_calls"}]}
     ShareGPT  {"conversations": [{"from": "system" | "human" | "gpt" | "function_call" | "observation", "value"}]}
 
-A tool call becomes a python part of the assistant's turn, its result a python_output part, and what the assistant says
-after it belongs to the same turn. Of a call to python or the calculator the part is the code or expression, of others a
-call as Python writes it, `weather(city="Paris")`. Definitions of tools beside the messages are not part of the text.
-A system prompt beside the messages becomes the system message. Fields that change what is learned and cannot be followed,
-such as a weight of 0 or a reasoning apart from the content, are refused.
+A tool call becomes a python part of the assistant's turn, its result a python_output part; the assistant's following
+text belongs to the same turn. The part of a call to python or the calculator is the code or expression; other calls are
+written in Python syntax, `weather(city="Paris")`. Separate tool definitions are not part of the text. A separate system
+prompt becomes the system message. Unsupported fields that would change the training, such as a weight of 0 or separate
+reasoning, raise an error.
 """
 
 import functools
@@ -19,7 +19,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.tokenizer.chat import Conversation, Part
 
 INTERPRETERS = ("python", "calculator", "code_interpreter")
-"""Tools whose only argument is what our own model would write."""
+"""Tools whose only argument is code or an expression."""
 SHAREGPT_ROLES = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "function_call": "call", "observation": "result", "tool": "result", "function": "result",
@@ -33,7 +33,7 @@ TRAINED_FIELDS = (
     "weight", "sample_weight", "loss", "loss_weight", "loss_scale", "train", "training", "trainable", "is_trainable",
     "trained", "train_on", "train_on_turn", "learn", "compute_loss",
 )  # fmt: skip
-"""Fields by which others choose what is trained on; 1 or true is what happens here."""
+"""Fields that enable training on a message; only 1 or true is supported."""
 MASK_FIELDS = (
     "mask",
     "masked",
@@ -45,36 +45,36 @@ MASK_FIELDS = (
     "completion_mask",
     "assistant_masks",
 )
-"""Fields by which others choose what is not."""
+"""Fields that disable training on a message."""
 OTHER_FIELDS = (
     "reasoning_content", "reasoning", "thinking", "thought", "train_detail", "training_detail", "prefix",
     "chat_template_kwargs", "image", "images", "image_url", "audio", "audios", "video", "videos", "chosen", "rejected",
 )  # fmt: skip
-"""Fields with what would be part of the text, or of the aim, and has no place in our format."""
+"""Fields with text or training targets that the format cannot represent."""
 SYSTEM_FIELDS = ("system", "system_prompt")
 TOOL_FIELDS = ("tools", "functions")
 ROW_FIELDS = (*SYSTEM_FIELDS, *TOOL_FIELDS, *TRAINED_FIELDS, *MASK_FIELDS, *OTHER_FIELDS)
-"""Fields beside the messages that are looked at."""
+"""Fields next to the messages that are used."""
 _NOTHING = (None, "", "[]", "{}", [], {})
 ANSWER_ROLES = ("assistant", "gpt", "chatgpt", "function_call")
 _CHECKED_FIELDS = {*TRAINED_FIELDS, *MASK_FIELDS, *OTHER_FIELDS}
 _log = logging.getLogger(__name__)
 
 Turn = tuple[int, str, list[Part]]
-"""Number of the message, role (result is that of a tool), and what is said."""
+"""Index of the message, role (result for tools), and content."""
 
 
 def as_conversation(row: dict[str, Any]) -> Conversation:
-    """The row with `messages` in the format of `chat`; one that has it already is given back as it is.
+    """Return the record with `messages` in the format of `chat`; one in that format is returned unchanged.
 
     Raises:
-        UserError: If it is of neither format, or has what cannot be expressed; it begins with ":".
+        UserError: If the format is unknown or has unsupported contents; the message begins with ":".
     """
     name = "messages" if row.get("messages") is not None else "conversations"
     messages = row.get(name)
     if not isinstance(messages, list):
         return row
-    _check_fields(row, ": the row", is_answer=True)
+    _check_fields(row, ": the record", is_answer=True)
     for index, message in enumerate(messages):
         if isinstance(message, dict):
             is_answer = (message.get("role") or message.get("from")) in ANSWER_ROLES
@@ -95,11 +95,11 @@ def as_conversation(row: dict[str, Any]) -> Conversation:
 
 
 def _check_fields(values: dict[str, Any], where: str, is_answer: bool) -> None:
-    """Refuse the fields of a row or a message that ask for something else than what is done.
+    """Raise UserError for fields of a record or message that request unsupported behavior.
 
     Args:
-        values: The row or message.
-        where: Begins the error.
+        values: The record or message.
+        where: Beginning of the error.
         is_answer: Whether it is trained on.
     """
     for field, value in values.items():
@@ -110,29 +110,29 @@ def _check_fields(values: dict[str, Any], where: str, is_answer: bool) -> None:
         if field in MASK_FIELDS and value is False and is_answer:
             continue
         if field in OTHER_FIELDS:
-            hint = "it would be left out; put it into the content, or remove the field"
+            hint = "it would be ignored; move it into the content, or remove the field"
         else:
-            hint = "which messages are trained on cannot be chosen; remove those that should not be learned"
+            hint = "training on selected messages is not supported; remove the others"
         raise UserError(f"{where} has {field} {_short(value)}; {hint}")
 
 
 @functools.cache
 def _warn_of_tools() -> None:
-    _log.warning("definitions of tools beside the messages are not part of the text that is learned")
+    _log.warning("separate tool definitions are not part of the training text")
 
 
 def _with_system(messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
     if not isinstance(system, str):
-        raise UserError(f": the system prompt beside the messages must be text, got {_short(system)}")
+        raise UserError(f": the separate system prompt must be text, got {_short(system)}")
     if not messages or messages[0]["role"] != "system":
         return [{"role": "system", "content": system}, *messages]
     if messages[0]["content"] == system:
         return messages
-    raise UserError(": has both a system message and another system prompt beside the messages; keep one of them")
+    raise UserError(": has both a system message and a separate system prompt; keep one of them")
 
 
 def _turn(index: int, message: Any, name: str) -> Turn:
-    """A message of either format: ShareGPT's column may hold OpenAI's messages, and the other way round."""
+    """Parse a message of either format: ShareGPT's column may have OpenAI messages, and vice versa."""
     is_sharegpt = "from" in message if isinstance(message, dict) else name == "conversations"
     return _sharegpt_turn(index, message) if is_sharegpt else _openai_turn(index, message)
 
@@ -195,7 +195,7 @@ def _sharegpt_turn(index: int, message: Any) -> Turn:
 
 
 def _call_text(function: Any, where: str) -> str:
-    """A call as the assistant would write it."""
+    """Format a call as the assistant would write it."""
     name = function.get("name") if isinstance(function, dict) else None
     arguments = function.get("arguments", {}) if isinstance(function, dict) else None
     try:
@@ -212,9 +212,9 @@ def _call_text(function: Any, where: str) -> str:
 
 
 def _joined(turns: list[Turn]) -> list[dict[str, Any]]:
-    """Messages of system, user and assistant; calls, their results and what follows become one turn of the assistant."""
+    """Join calls, their results and the following text into one assistant turn."""
     messages: list[dict[str, Any]] = []
-    is_open = False  # the assistant has called a tool, so that what follows is still its turn
+    is_open = False  # after a tool call, the following messages belong to the assistant's turn
     for index, role, parts in turns:
         if role == "result":
             if not is_open:
@@ -231,7 +231,7 @@ def _joined(turns: list[Turn]) -> list[dict[str, Any]]:
 
 
 def _simplified(parts: list[Part]) -> str | list[Part]:
-    """Text alone as a string, which is what users and systems say."""
+    """Return a single text part as a string."""
     if any(part["type"] != "text" for part in parts):
         return parts
     return "".join(part["text"] for part in parts)

@@ -1,16 +1,16 @@
-"""Byte-fallback BPE on sentencepiece that gives back every string unchanged.
+"""Lossless byte-fallback BPE on sentencepiece.
 
-Layout of the ids, the same for every vocabulary size:
+Layout of the ids for every vocabulary size:
 
-    0 .. 8      the nine control tokens, in the order of SPECIAL_TOKENS (bos is 0); no text encodes to them
-    9           sentencepiece's unknown token: it must exist, but nothing encodes to it, because of the bytes
-    10 .. 265   the 256 bytes, for everything that has no piece of its own
-    266 ..      learned pieces: merges by rank, then single characters
+    0 .. 8      the nine control tokens, in the order of SPECIAL_TOKENS (bos is 0); never produced by text
+    9           sentencepiece's unknown token; required, but unused because of the bytes
+    10 .. 265   the 256 bytes, for text without a learned token
+    266 ..      learned tokens: merges by rank, then single characters
 
-Every id stands for a fixed string of bytes (none for 0 to 9), and decoding joins them; so lengths in bytes are exact
-for every text, and decoding any sequence of ids is defined. sentencepiece writes a space as U+2581 and would read a
-real U+2581 as a space: text is cut at that character, which is emitted as its three bytes. Where no piece holds a space,
-because the corpus has next to none, text is cut at spaces too.
+Every id represents a fixed byte string (empty for 0 to 9), and decoding concatenates them. Lengths in bytes are thus
+exact, and any sequence of ids can be decoded. sentencepiece represents a space as U+2581 and would decode a literal
+U+2581 as a space. Text is therefore split at that character, which is encoded as three bytes. If the corpus has almost
+no spaces, so that no token contains one, text is split at spaces too.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _SPACE_MARK = "\u2581"
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """Our own kind of tokenizer; `Tokenizer.train` and `Tokenizer.load` make one."""
+    """The tokenizer trained by this package; create one with `Tokenizer.train` or `Tokenizer.load`."""
 
     def __init__(self, model: bytes) -> None:
         self._model = model
@@ -43,22 +43,22 @@ class SentencePieceTokenizer(Tokenizer):
         except (RuntimeError, ValueError) as error:
             raise UserError(f"this is not a tokenizer of nanochat-lit: {error}; train one or give its folder") from None
         has_space = self._processor.PieceToId(_SPACE_MARK) != UNK_ID
-        self._cut_at = _SPACE_MARK if has_space else f"{_SPACE_MARK} "  # else a space would come back as U+2581
+        self._cut_at = _SPACE_MARK if has_space else f"{_SPACE_MARK} "  # otherwise a space would decode to U+2581
         super().__init__(token_bytes, {token: index for index, token in enumerate(SPECIAL_TOKENS)})
 
     @classmethod
     def from_texts(
         cls, texts: Iterable[str], vocab_size: int | Literal["auto"], **options: Any
     ) -> "SentencePieceTokenizer":
-        """Train a vocabulary; options are those of `Tokenizer.train`."""
+        """Train a tokenizer; options are those of `Tokenizer.train`."""
         return cls(train_model(texts, vocab_size, **options))
 
     @classmethod
     def from_folder(cls, folder: Path, description: dict[str, Any]) -> "SentencePieceTokenizer":
-        """Read the file beside a tokenizer.json of this kind.
+        """Load the model file next to a tokenizer.json of this kind.
 
         Raises:
-            UserError: If it is missing, or not the one that the description is about.
+            UserError: If it is missing or does not match the description.
         """
         path = folder / MODEL_FILE
         if not path.is_file():
@@ -69,16 +69,14 @@ class SentencePieceTokenizer(Tokenizer):
         if hashlib.sha256(model).hexdigest() != description.get("fingerprint"):
             raise UserError(
                 f"'{path}' is not the file that {JSON_FILE} describes (its sha256 differs): "
-                "damaged, or of another tokenizer; copy both files again"
+                "damaged, or from another tokenizer; copy both files again"
             )
         try:
             tokenizer = cls(model)
         except UserError as error:
             raise UserError(f"'{path}': {error}") from None
         if description.get("special_ids") != tokenizer.special_ids:
-            raise UserError(
-                f"'{folder / JSON_FILE}' names other control tokens than {MODEL_FILE}; copy both files again"
-            )
+            raise UserError(f"'{folder / JSON_FILE}' has other control tokens than {MODEL_FILE}; copy both files again")
         return tokenizer
 
     def write_files(self, folder: Path) -> None:
@@ -97,16 +95,16 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of the model file, in hexadecimal: equal for equal tokenizers."""
+        """Return the SHA-256 of the model file in hexadecimal; equal for equal tokenizers."""
         return hashlib.sha256(self._model).hexdigest()
 
     def encode(self, text: str, prepend_bos: bool = False) -> list[int]:
-        """As in `Tokenizer`."""
+        """See `Tokenizer`."""
         token_ids = self._encode_in_parts(text) if self._is_cut(text) else self._processor.EncodeAsIds(utf8(text))
         return [self.bos_id, *token_ids] if prepend_bos else token_ids
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """As in `Tokenizer`."""
+        """See `Tokenizer`."""
         plain = [b"" if self._is_cut(text) else utf8(text, index) for index, text in enumerate(texts)]
         if not plain:
             return []
@@ -120,7 +118,7 @@ class SentencePieceTokenizer(Tokenizer):
         return any(character in text for character in self._cut_at)
 
     def _encode_in_parts(self, text: str, index: int | None = None) -> list[int]:
-        utf8(text, index)  # an error must count characters from the start of the whole text
+        utf8(text, index)  # so that errors count characters from the start of the whole text
         token_ids: list[int] = []
         for segment in re.split(f"([{self._cut_at}])", text):
             if segment and segment in self._cut_at:
@@ -134,7 +132,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _piece_bytes(processor: "sentencepiece.SentencePieceProcessor") -> list[bytes]:
-    """The bytes of every token, after checking that the model has this file's layout."""
+    """Return the bytes of every token, after checking that the model has this module's layout."""
     size = processor.GetPieceSize()
     if size <= FIRST_BYTE_ID + NUM_BYTES:
         raise ValueError(f"it has only {size} tokens")
@@ -145,7 +143,7 @@ def _piece_bytes(processor: "sentencepiece.SentencePieceProcessor") -> list[byte
         processor.IsByte(FIRST_BYTE_ID + value) and processor.IdToPiece(FIRST_BYTE_ID + value) == f"<0x{value:02X}>"
         for value in range(NUM_BYTES)
     ):
-        raise ValueError("its byte tokens are not where they belong")
+        raise ValueError("its byte tokens are not at ids 10 to 265")
     pieces = [b""] * FIRST_BYTE_ID + [bytes([value]) for value in range(NUM_BYTES)]
     for index in range(len(pieces), size):
         pieces.append(processor.IdToPiece(index).replace(_SPACE_MARK, " ").encode("utf-8"))

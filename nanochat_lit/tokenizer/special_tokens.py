@@ -1,4 +1,4 @@
-"""The nine control tokens, by the names that nanochat's checkpoints and conversations use."""
+"""The nine control tokens of nanochat's checkpoints and conversations."""
 
 BOS = "<|bos|>"
 USER_START = "<|user_start|>"

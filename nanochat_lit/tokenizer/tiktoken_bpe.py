@@ -1,7 +1,7 @@
-"""nanochat's tokenizer: byte-level BPE within the words that a pattern cuts, computed by tiktoken.
+"""nanochat's tokenizer: byte-level BPE within words split by a pattern, with tiktoken.
 
-On disk it is two plain files, no pickle: the ranks in tiktoken's own text format (a line each: the token's bytes in
-base64, its id), and tokenizer.json with the pattern and the control tokens.
+It is stored as two text files without pickle: the ranks in tiktoken's format (per line the token's bytes in base64 and
+its id), and tokenizer.json with the pattern and the control tokens.
 """
 
 import base64
@@ -20,19 +20,19 @@ from nanochat_lit.tokenizer.tokenizer import FORMAT, FORMAT_VERSION, JSON_FILE, 
 RANKS_FILE = "tokenizer.tiktoken"
 KIND = "tiktoken-bpe"
 _PROBE = "The 12345 naïve cafés'll\r\n\r\n  \t日本語 🙂\u2581\u0000<|bos|>\u00a0\u3000x\u0301!?\n"
-"""Letters, digits, marks, spaces and control characters: a pattern that loses some of them shows here."""
+"""Test text of letters, digits, marks, spaces and control characters; detects patterns that lose text."""
 
 
 class TiktokenTokenizer(Tokenizer):
-    """A tokenizer that nanochat has trained.
+    """A tokenizer trained by nanochat.
 
     Args:
-        pattern: Regular expression that cuts text into words, in tiktoken's dialect.
-        ranks: Id of each sequence of bytes; lower ones are merged first.
-        special_tokens: Ids of control tokens by name, the nine of nanochat at least.
+        pattern: Regular expression that splits text into words, in tiktoken's dialect.
+        ranks: Id of each byte string; lower ids are merged first.
+        special_tokens: Ids of control tokens by name, including nanochat's nine.
 
     Raises:
-        UserError: If tiktoken is not installed, or the parts do not make a whole vocabulary.
+        UserError: If tiktoken is not installed, or the vocabulary is incomplete.
     """
 
     def __init__(self, pattern: str, ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> None:
@@ -43,16 +43,16 @@ class TiktokenTokenizer(Tokenizer):
         try:
             is_lossless = self.decode(self.encode(_PROBE)) == _PROBE
         except ValueError as error:
-            raise UserError(f"the tokenizer's pattern {pattern!r} does not work: {error}") from None
+            raise UserError(f"the tokenizer's pattern {pattern!r} is invalid: {error}") from None
         if not is_lossless:
-            raise UserError(f"the tokenizer's pattern {pattern!r} loses text; it is not one of nanochat")
+            raise UserError(f"the tokenizer's pattern {pattern!r} loses text; it is not a nanochat pattern")
 
     @classmethod
     def from_folder(cls, folder: Path, description: dict[str, Any]) -> "TiktokenTokenizer":
-        """Read the file beside a tokenizer.json of this kind.
+        """Load the ranks next to a tokenizer.json of this kind.
 
         Raises:
-            UserError: If it is missing, damaged, or not the one that the description is about.
+            UserError: If the file is missing, damaged, or does not match the description.
         """
         path = folder / RANKS_FILE
         if not path.is_file():
@@ -71,7 +71,7 @@ class TiktokenTokenizer(Tokenizer):
         tokenizer = cls(pattern, ranks, special_tokens)
         if tokenizer.fingerprint != description.get("fingerprint"):
             raise UserError(
-                f"'{path}' is not the file that {JSON_FILE} describes: damaged, or of another tokenizer; copy both again"
+                f"'{path}' is not the file that {JSON_FILE} describes: damaged, or from another tokenizer; copy both again"
             )
         return tokenizer
 
@@ -92,23 +92,23 @@ class TiktokenTokenizer(Tokenizer):
 
     @property
     def fingerprint(self) -> str:
-        """The sha256 of ranks, pattern and control tokens, in hexadecimal."""
+        """Return the SHA-256 of ranks, pattern and control tokens in hexadecimal."""
         rest = json.dumps([self._pattern, sorted(self._special_tokens.items())])
         return hashlib.sha256(self._ranks_text() + rest.encode()).hexdigest()
 
     @property
     def pattern(self) -> str:
-        """Regular expression that cuts text into words."""
+        """Regular expression that splits text into words."""
         return self._pattern
 
     @property
     def ranks(self) -> dict[bytes, int]:
-        """Id of each sequence of bytes; lower ones are merged first."""
+        """Id of each byte string; lower ids are merged first."""
         return dict(self._ranks)
 
     def encode(self, text: str, prepend_bos: bool = False) -> list[int]:
         """As in `Tokenizer`."""
-        utf8(text)  # tiktoken would replace a lone surrogate and say nothing
+        utf8(text)  # tiktoken would silently replace a lone surrogate
         token_ids = self._encoding.encode_ordinary(text)
         return [self.bos_id, *token_ids] if prepend_bos else token_ids
 
@@ -134,22 +134,22 @@ def _encoding(pattern: str, ranks: dict[bytes, int], special_tokens: dict[str, i
     try:
         return tiktoken.Encoding("nanochat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
     except ValueError as error:
-        raise UserError(f"the tokenizer's pattern {pattern!r} does not work: {error}") from None
+        raise UserError(f"the tokenizer's pattern {pattern!r} is invalid: {error}") from None
 
 
 def _bytes_by_id(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> list[bytes]:
-    """The bytes of every token, after checking that the ids are 0, 1, 2, ... and every text can be encoded."""
+    """Return the bytes of every token, after checking that ids are 0, 1, 2, ... and every text can be encoded."""
     if not all(type(rank) is int for rank in [*ranks.values(), *special_tokens.values()]):
-        raise UserError("the ids of the tokenizer are not whole numbers")
+        raise UserError("the ids of the tokenizer are not integers")
     missing = [name for name in SPECIAL_TOKENS if name not in special_tokens]
     if missing:
-        raise UserError(f"the tokenizer lacks the control tokens {', '.join(missing)}; it is not one of nanochat's")
+        raise UserError(f"the tokenizer lacks the control tokens {', '.join(missing)}; it is not a nanochat tokenizer")
     absent = sum(bytes([value]) not in ranks for value in range(256))
     if absent:
         raise UserError(f"the tokenizer lacks {absent} of the 256 bytes; it could not encode every text")
     by_id = {rank: token for token, rank in ranks.items()} | dict.fromkeys(special_tokens.values(), b"")
     if sorted(by_id) != list(range(len(ranks) + len(special_tokens))):
-        raise UserError("the ids of the tokenizer are not 0, 1, 2, ... with each one given once")
+        raise UserError("the ids of the tokenizer are not 0, 1, 2, ... without repeats")
     return [by_id[index] for index in range(len(by_id))]
 
 

@@ -1,7 +1,7 @@
-"""What every tokenizer does, whatever its vocabulary: each id stands for a fixed string of bytes, control tokens for none.
+"""Tokenizer interface: each id represents a fixed byte string, which is empty for control tokens.
 
-Two kinds exist: our own (sentencepiece_bpe.py) and nanochat's (tiktoken_bpe.py). Which one a folder holds is a field of
-its tokenizer.json.
+Two kinds exist: the package's own (sentencepiece_bpe.py) and nanochat's (tiktoken_bpe.py). A field of tokenizer.json
+determines the kind.
 """
 
 import codecs
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 JSON_FILE = "tokenizer.json"
 MODEL_FILES = ("tokenizer.model", "tokenizer.tiktoken")
-"""By kind of tokenizer; a folder has one of them."""
+"""Vocabulary file by kind of tokenizer."""
 
 FORMAT = "nanochat-lit tokenizer"
 FORMAT_VERSION = 1
@@ -30,14 +30,14 @@ _HOMES = {
     OWN_KIND: "nanochat_lit.tokenizer.sentencepiece_bpe:SentencePieceTokenizer",
     "tiktoken-bpe": "nanochat_lit.tokenizer.tiktoken_bpe:TiktokenTokenizer",
 }
-"""Imported on first use, so that each kind needs its own library only."""
+"""Module by kind; imported on first use, so that each kind needs only its own library."""
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back, without loss; make one with `train` or `load`.
+    """Lossless conversion between text and token ids; create one with `train` or `load`.
 
     Args:
-        token_bytes: What each id stands for, in bytes; empty for control tokens.
+        token_bytes: Byte string of each id; empty for control tokens.
         special_ids: Ids of the nine control tokens by name.
     """
 
@@ -56,23 +56,19 @@ class Tokenizer(ABC):
         depth: int | None = None,
         split_scripts: bool | Literal["auto"] = "auto",
     ) -> "Tokenizer":
-        """Train a vocabulary; the same texts and options always give the same tokenizer.
+        """Train a tokenizer; the same texts and options always produce the same tokenizer.
 
         Args:
-            texts: Documents, read once and in order, as far as the budget goes.
-            vocab_size: Number of tokens, the nine control tokens and 256 bytes included, or 'auto': 4096 up to depth
-                2, 8192 up to depth 7, 16384 up to depth 11, else 32768, halved until there are 1000 characters of
-                text per token, but at least 512 (see `auto_vocab_size`).
-            max_chars: Characters of text to learn from. They are all held in memory, so this is the memory bound: 4 bytes
-                a character, and at most 4.3 GB more for text without spaces, of which 50 million characters are used.
-            doc_cap: Characters of one document to learn from; the rest of it is left out, so that a few long
-                documents do not decide the vocabulary.
-            num_threads: Threads; None for 2. The vocabulary is the same for any number, the fingerprint is not, because
-                sentencepiece notes the number in the model file.
-            depth: Layers of the model, used by 'auto' alone.
-            split_scripts: No token goes beyond a change of script, where punctuation is a script of its own: "word" and
-                "," are two tokens. Text then has more tokens, and a small model still learns more from it in the same
-                time; 'auto' is true up to depth 7.
+            texts: Documents, read once and in order, up to max_chars.
+            vocab_size: Number of tokens, including nine control tokens and 256 bytes, or 'auto'; see `auto_vocab_size`.
+            max_chars: Number of characters to train on. Bounds the memory: 4 bytes per character, plus at most 4.3 GB
+                for text without spaces, which is capped at 50 million characters.
+            doc_cap: Maximum number of characters per document, so that a few long documents do not dominate.
+            num_threads: Threads; None is 2. The vocabulary does not depend on it, but the fingerprint does, because
+                sentencepiece stores the number in the model file.
+            depth: Number of layers of the model, used by 'auto'.
+            split_scripts: Split tokens at changes of script, treating punctuation as a script: "word" and "," are two
+                tokens. Text then has more tokens, but small models still learn faster. 'auto' is true up to depth 7.
 
         Raises:
             UserError: If the text is empty, or the vocabulary is too small or too large for it.
@@ -84,10 +80,10 @@ class Tokenizer(ABC):
 
     @staticmethod
     def load(folder: str | Path) -> "Tokenizer":
-        """Read the tokenizer that `save` wrote, of whichever kind.
+        """Load a tokenizer of either kind that `save` wrote.
 
         Raises:
-            UserError: If a file is missing, the files do not belong together, or they are of a foreign format.
+            UserError: If a file is missing, the files do not match, or the format is unknown.
         """
         path = Path(folder) / JSON_FILE
         if not path.is_file():
@@ -103,50 +99,50 @@ class Tokenizer(ABC):
             )
         kind = description.get("type")
         if kind not in _HOMES:
-            raise UserError(f"'{path}' is of the type {kind!r}; this version reads {', '.join(_HOMES)}")
+            raise UserError(f"'{path}' has type {kind!r}; this version reads {', '.join(_HOMES)}")
         return _kind(kind).from_folder(Path(folder), description)
 
     def save(self, folder: str | Path) -> None:
-        """Write the tokenizer's folder; it appears whole or not at all, and replaces an older tokenizer.
+        """Write the tokenizer's folder atomically; replaces an older tokenizer.
 
         Args:
-            folder: Where; missing parents are made.
+            folder: Target folder; parents are created.
 
         Raises:
-            UserError: If it is a file, or holds anything but a tokenizer.
+            UserError: If it is a file, or contains anything other than a tokenizer.
         """
         with whole_folder(folder, {JSON_FILE, *MODEL_FILES}, "a tokenizer") as temporary:
             self.write_files(temporary)
 
     @abstractmethod
     def write_files(self, folder: Path) -> None:
-        """Write the tokenizer's files into a folder that exists."""
+        """Write the tokenizer's files into an existing folder."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """A sha256 in hexadecimal: equal for equal tokenizers."""
+        """Return a SHA-256 in hexadecimal; equal for equal tokenizers."""
 
     @abstractmethod
     def encode(self, text: str, prepend_bos: bool = False) -> list[int]:
-        """Token ids of `text`; names of control tokens in it are ordinary text.
+        """Return the token ids of `text`; names of control tokens in it are ordinary text.
 
         Raises:
-            UserError: If the text holds a lone surrogate, which UTF-8 cannot express.
+            UserError: If the text contains a lone surrogate, which UTF-8 cannot encode.
         """
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """Token ids of each text, without bos; `num_threads` native threads share the work."""
+        """Return the token ids of each text, without bos, using `num_threads` native threads."""
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, control tokens included."""
+        """Number of tokens, including control tokens."""
         return len(self._bytes)
 
     @property
     def bos_id(self) -> int:
-        """The id that begins every document and conversation."""
+        """Id at the beginning of every document and conversation."""
         return self._special_ids[BOS]
 
     @property
@@ -155,18 +151,18 @@ class Tokenizer(ABC):
         return dict(self._special_ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of `token_ids`; control tokens are dropped, bytes that are not UTF-8 become U+FFFD.
+        """Return the text of `token_ids`; control tokens are dropped, and invalid UTF-8 becomes U+FFFD.
 
         Raises:
-            UserError: If an id lies outside the vocabulary.
+            UserError: If an id is outside the vocabulary.
         """
         return b"".join([self.bytes_of(token_id) for token_id in token_ids]).decode("utf-8", "replace")
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The bytes one token stands for; a character may be spread over several tokens.
+        """Return the bytes of one token; a character may be split over several tokens.
 
         Raises:
-            UserError: If the id lies outside the vocabulary.
+            UserError: If the id is outside the vocabulary.
         """
         if 0 <= token_id < len(self._bytes):
             return self._bytes[token_id]
@@ -175,23 +171,23 @@ class Tokenizer(ABC):
         )
 
     def stream_decoder(self) -> "StreamDecoder":
-        """A decoder that takes one token at a time."""
+        """Return an incremental decoder."""
         return StreamDecoder(self)
 
     def token_bytes(self) -> "torch.Tensor":
-        """Bytes of text each token stands for, (vocab_size,) int32; 0 for control tokens.
+        """Return the number of bytes of each token, (vocab_size,) int32; 0 for control tokens.
 
         The sum over `encode(text)` is the length of the text in UTF-8, for every text.
         """
-        import torch  # not at the top: encoding and training need no torch, and it takes a second to import
+        import torch  # imported here because encoding and training do not need torch, which takes a second to import
 
         return torch.tensor([len(piece) for piece in self._bytes], dtype=torch.int32)
 
 
 class StreamDecoder:
-    """Decodes token by token and holds back the bytes of an unfinished character.
+    """Decodes token by token, buffering the bytes of an incomplete character.
 
-    What `push` and `finish` return, joined, is what `Tokenizer.decode` gives for all the tokens at once.
+    The concatenated results of `push` and `finish` equal `Tokenizer.decode` of all tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -199,25 +195,25 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        """Text that this token completes, possibly empty."""
+        """Return the text that this token completes, possibly empty."""
         return self._decoder.decode(self._tokenizer.bytes_of(token_id))
 
     def finish(self) -> str:
-        """U+FFFD for a character that was never completed, else nothing; the decoder can be used anew."""
+        """Return U+FFFD for an incomplete character, else an empty string, and reset the decoder."""
         rest = self._decoder.decode(b"", True)
         self._decoder.reset()
         return rest
 
 
 def utf8(text: str, index: int | None = None) -> bytes:
-    """The bytes of a text.
+    """Encode a text as UTF-8.
 
     Args:
-        text: What to encode.
-        index: Its place in a batch, for the message; None if it is alone.
+        text: Text to encode.
+        index: Its index in a batch, for the message; None for a single text.
 
     Raises:
-        UserError: If it holds a lone surrogate.
+        UserError: If it contains a lone surrogate.
     """
     try:
         return text.encode("utf-8")

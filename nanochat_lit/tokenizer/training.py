@@ -1,10 +1,10 @@
-"""Train a sentencepiece BPE model from a stream of documents, with bounded memory.
+"""Trains a sentencepiece BPE model on a stream of documents with bounded memory.
 
-sentencepiece keeps every sentence it is given in memory until it has counted the words, so the bound is the number of
-characters that are let through (`max_chars`), not its own `input_sentence_size`, which bounds sentences of any length.
-That costs 4 bytes a character, and words that occur only once cost 85 bytes a character more, which is what text
-without spaces (Chinese, Japanese, Thai) is made of: of such runs only MAX_UNSPACED_CHARS are let through. Two billion
-characters so take up to 13 GB and, at 3 million characters a second on two cores, a quarter of an hour.
+sentencepiece keeps every sentence in memory until it has counted the words. Memory is therefore bounded by the number
+of characters (`max_chars`), not by `input_sentence_size`, which ignores the length of sentences. A character takes 4
+bytes, and 85 bytes more in words that occur only once. Text without spaces (Chinese, Japanese, Thai) consists of such
+words and is capped at MAX_UNSPACED_CHARS. Two billion characters take up to 13 GB and, at 3 million characters per
+second on two cores, 15 minutes.
 """
 
 import io
@@ -18,17 +18,17 @@ from nanochat_lit.tokenizer.special_tokens import SPECIAL_TOKENS
 
 NUM_BYTES = 256
 UNK_ID = len(SPECIAL_TOKENS)
-"""sentencepiece insists on an unknown token; with all 256 bytes in the vocabulary text can never produce it."""
+"""sentencepiece requires an unknown token; with all 256 bytes in the vocabulary, text never produces it."""
 FIRST_BYTE_ID = UNK_ID + 1
 MIN_VOCAB_SIZE = FIRST_BYTE_ID + NUM_BYTES + 1
-"""Control tokens, the unknown token, 256 bytes and at least one character."""
+"""Minimum vocabulary: control tokens, unknown token, 256 bytes and one character."""
 MAX_VOCAB_SIZE = 2**20
 CHARS_PER_TOKEN = 1000
 LARGEST_AUTO_VOCAB_SIZE = 32768
 MAX_UNSPACED_CHARS = 50_000_000
-"""Characters of runs without a space to learn from; later ones are left out of their documents."""
+"""Maximum number of characters in runs without spaces; later runs are removed from their documents."""
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]{5,}|\S{33,}")
-"""Scripts that are written without spaces, and words that are none."""
+"""Runs of scripts that are written without spaces, and overlong words."""
 _SENTENCE_LENGTH_LIMIT = 2**30
 
 
@@ -41,14 +41,14 @@ class VocabSizeError(UserError):
 
 
 def auto_vocab_size(num_chars: int, depth: int | None = None) -> int:
-    """Vocabulary size for a corpus and a model, always a power of two.
+    """Return the vocabulary size for a corpus and a model, a power of two.
 
-    The rule: 4096 up to depth 2, 8192 up to depth 7, 16384 up to depth 11, 32768 from depth 12 up or when no depth is
-    given; then halved until there are at least 1000 characters of corpus for every token, but not below 512.
+    It is 4096 up to depth 2, 8192 up to depth 7, 16384 up to depth 11, and 32768 otherwise. It is then halved until the
+    corpus has at least 1000 characters per token; the minimum is 512.
 
     Args:
-        num_chars: Characters of the corpus (any larger number once it is above 33 million).
-        depth: Layers of the model; None when the tokenizer is not made for one model.
+        num_chars: Number of characters of the corpus; a lower bound suffices above 33 million.
+        depth: Number of layers of the model; None if the tokenizer is not for a specific model.
     """
     vocab_size = LARGEST_AUTO_VOCAB_SIZE
     if depth is not None and depth < 12:
@@ -59,9 +59,10 @@ def auto_vocab_size(num_chars: int, depth: int | None = None) -> int:
 
 
 def auto_split_scripts(depth: int | None) -> bool:
-    """Whether tokens end where the script does: for small models, up to depth 7; not where no depth is given.
+    """Return whether to split tokens at changes of script: up to depth 7, and not without a depth.
 
-    At depth 4 it is worth 0.03 bits per byte in the same time. Deeper models were not compared: they split as nanochat does.
+    At depth 4 it improves bits per byte by 0.03 in the same training time. Deeper models were not compared and split as
+    in nanochat.
     """
     return depth is not None and depth < 8
 
@@ -79,13 +80,13 @@ def train_model(
     """Train on at most `max_chars` characters of `texts` and return the serialized sentencepiece model.
 
     Raises:
-        UserError: If the corpus is empty, or the vocabulary too small or too large for it.
+        UserError: If the corpus is empty, or the vocabulary is too small or too large for it.
     """
     if vocab_size != "auto":
         check_vocab_size(vocab_size)
     for name, value in (("max_chars", max_chars), ("doc_cap", doc_cap), ("num_threads", num_threads)):
         if value < 1:
-            raise UserError(f"{name} is {value}, but must be at least 1")
+            raise UserError(f"{name} is {value}; it must be at least 1")
     if isinstance(texts, str):
         raise UserError("texts is one string; give an iterable of documents, for example [text]")
     sentences = _sample(texts, max_chars, doc_cap)
@@ -96,7 +97,7 @@ def train_model(
     }
     if vocab_size != "auto":
         return _train_once(sentences, vocab_size, options)
-    # Only as much is held back as the rule can notice; a corpus that ends before can be gone through twice.
+    # Buffers only as many characters as the rule depends on; a shorter corpus can be read twice.
     held: list[str] = []
     num_chars = 0
     for text in sentences:
@@ -114,28 +115,28 @@ def train_model(
 
 
 def check_vocab_size(vocab_size: object) -> None:
-    """Raise UserError unless `vocab_size` is an integer that some corpus could be trained to."""
+    """Raise UserError unless `vocab_size` is a valid integer."""
     if isinstance(vocab_size, bool) or not isinstance(vocab_size, int):
-        raise UserError(f"vocab_size is {vocab_size!r}; use 'auto' or a whole number")
+        raise UserError(f"vocab_size is {vocab_size!r}; use 'auto' or an integer")
     if not MIN_VOCAB_SIZE <= vocab_size <= MAX_VOCAB_SIZE:
         raise UserError(
-            f"vocab_size {vocab_size} is not possible: it must lie between {MIN_VOCAB_SIZE} ({NUM_BYTES} bytes, "
+            f"vocab_size {vocab_size} is out of range: it must be between {MIN_VOCAB_SIZE} ({NUM_BYTES} bytes, "
             f"{FIRST_BYTE_ID} control tokens and an alphabet) and {MAX_VOCAB_SIZE}; use 'auto' or a power of two"
         )
 
 
 def _sample(texts: Iterable[str], max_chars: int, doc_cap: int) -> Iterator[str]:
-    """Documents in order, cut at `doc_cap` characters, until the budget is used."""
+    """Yield documents in order, truncated to `doc_cap` characters, until `max_chars` is reached."""
     left, unspaced_left = max_chars, MAX_UNSPACED_CHARS
     for index, document in enumerate(texts):
         text = document[: min(doc_cap, left)]
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            message = f"document {index} has a lone surrogate at character {error.start}, which UTF-8 cannot hold"
+            message = f"document {index} has a lone surrogate at character {error.start}, which UTF-8 cannot encode"
             raise UserError(f"{message}; remove it or replace it by U+FFFD") from None
         left -= len(text)
-        # sentencepiece skips a whole sentence that holds its own mark for unknown text, U+2585.
+        # sentencepiece skips a whole sentence that contains U+2585, its marker of unknown text.
         text = text.replace("\u2585", " ")
         if unspaced_left > 0:
             unspaced_left -= sum(map(len, _UNSPACED.findall(text)))
@@ -148,14 +149,14 @@ def _sample(texts: Iterable[str], max_chars: int, doc_cap: int) -> Iterator[str]
 
 
 def _train_once(sentences: Iterator[str], vocab_size: int, options: dict[str, Any]) -> bytes:
-    """Train to one size; options are those of sentencepiece that are not always the same."""
+    """Train with one vocabulary size; `options` are additional sentencepiece options."""
     import sentencepiece
 
     failure: list[BaseException] = []
     num_sentences = 0
 
     def guarded() -> Iterator[str]:
-        # An exception that passes through sentencepiece comes out as a RuntimeError without its type.
+        # sentencepiece converts exceptions of the iterator to RuntimeError and loses their type.
         nonlocal num_sentences
         try:
             for sentence in sentences:
@@ -190,7 +191,7 @@ def _train_once(sentences: Iterator[str], vocab_size: int, options: dict[str, An
         if failure:
             raise failure[0] from None
         if num_sentences == 0:
-            raise UserError("the corpus for the tokenizer holds no text; give at least one document") from None
+            raise UserError("the corpus for the tokenizer is empty; give at least one document with text") from None
         raise _explain(str(error), vocab_size) from None
     return model.getvalue()
 

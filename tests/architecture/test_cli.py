@@ -200,7 +200,7 @@ def test_a_full_disk_is_one_line():
     command = f"{sys.executable} -m nanochat_lit --help > /dev/full"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == "error: the disk is full; make room, or give a path on another disk\n"
+    assert done.stderr == "error: the disk is full; free disk space, or give a path on another disk\n"
 
 
 def test_other_names_of_options(monkeypatch, capsys):

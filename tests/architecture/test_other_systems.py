@@ -73,7 +73,7 @@ def test_every_module_and_every_help(system):
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout.strip().splitlines()[-1])
     assert report["failed"] == {}
-    assert f"is not known on {system}; give a number" in report["memory"]
+    assert f"is unknown on {system}; set a number" in report["memory"]
     assert report["peak"] == "unknown"
 
 

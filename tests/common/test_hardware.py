@@ -141,7 +141,7 @@ def test_an_old_driver_is_told_apart_from_no_gpu(monkeypatch):
     assert "supports CUDA 12.8, PyTorch is built for CUDA 13.0; update the driver, or" in why_no_gpu()
     with pytest.raises(UserError, match="device cuda cannot be used: the NVIDIA driver is too old"):
         find_device("cuda")
-    with pytest.warns(UserWarning, match="the CPU is used: the NVIDIA driver is too old"):
+    with pytest.warns(UserWarning, match="using the CPU: the NVIDIA driver is too old"):
         assert default_device() == torch.device("cpu")
     fail(RuntimeError("Found no NVIDIA driver on your system."))
     assert why_no_gpu() == "PyTorch finds no GPU on this machine"

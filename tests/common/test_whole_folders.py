@@ -70,7 +70,7 @@ def test_a_kill_leaves_no_half_and_the_next_removes_its_rest(tmp_path):
 
 def test_foreign_folders_and_files_are_kept(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds notes.txt, which is not part of a test"):
+    with pytest.raises(UserError, match=r"contains notes.txt, which is not part of a test"):
         write(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         write(tmp_path / "notes.txt")

@@ -160,10 +160,10 @@ def test_fields_that_change_what_is_learned_are_refused(tmp_path, form, field, v
 
 def test_such_fields_beside_the_messages(tmp_path):
     for row in ({**NATIVE, "weight": 0.5}, {**NATIVE, "rejected": "x"}, {**NATIVE, "images": ["a.png"]}):
-        with pytest.raises(UserError, match=": the row has"):
+        with pytest.raises(UserError, match=": the record has"):
             as_conversation(row)
         pq.write_table(pa.Table.from_pylist([row] * 2), tmp_path / "a.parquet")
-        with pytest.raises(UserError, match=r"row 0: the row has"):
+        with pytest.raises(UserError, match=r"row 0: the record has"):
             check_source(tmp_path / "a.parquet", "messages")
     parts = [{"type": "text", "text": "Ho", "train": False}]
     with pytest.raises(UserError, match="message 1 has train False"):
@@ -197,13 +197,13 @@ def test_a_system_prompt_beside_the_messages(tmp_path, caplog):
     assert as_conversation({**NATIVE, "system": ""}) == {**NATIVE, "system": ""}
     both = {"messages": [{"role": "system", "content": "Be brief."}, *NATIVE["messages"]], "system": "Be brief."}
     assert as_conversation(both)["messages"] == both["messages"]
-    with pytest.raises(UserError, match="both a system message and another"):
+    with pytest.raises(UserError, match="both a system message and a separate"):
         as_conversation({**both, "system": "Be long."})
     with pytest.raises(UserError, match="must be text"):
         as_conversation({**NATIVE, "system": ["x"]})
     foreign_chat._warn_of_tools.cache_clear()  # once a process
     as_conversation({**NATIVE, "tools": [{"name": "f"}]})
-    assert "definitions of tools" in caplog.text
+    assert "tool definitions" in caplog.text
 
 
 def test_either_column_with_the_messages_of_the_other_format():

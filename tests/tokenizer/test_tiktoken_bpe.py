@@ -89,11 +89,11 @@ def test_damaged_files_are_refused(nanochat, tmp_path):
     ranks.write_bytes(whole)
     for change, message in (
         ({"pattern": r"\p{L}+|."}, "loses text"),
-        ({"pattern": "((("}, "does not work"),
-        ({"pattern": fields["pattern"] + "|x"}, "damaged, or of another"),
+        ({"pattern": "((("}, "is invalid"),
+        ({"pattern": fields["pattern"] + "|x"}, "damaged, or from another"),
         ({"pattern": None}, "no pattern"),
         ({"special_ids": {}}, "lacks the control tokens"),
-        ({"special_ids": {**fields["special_ids"], "<|bos|>": "0"}}, "whole numbers"),
+        ({"special_ids": {**fields["special_ids"], "<|bos|>": "0"}}, "integers"),
         ({"type": "unigram"}, "'unigram'"),
     ):
         description.write_text(json.dumps({**fields, **change}))

@@ -26,7 +26,7 @@ def test_a_missing_gpu_and_an_old_driver_are_told_apart(monkeypatch):
     monkeypatch.setattr(torch, "accelerator", types.SimpleNamespace(is_available=lambda: False))
     for reason in ("PyTorch finds no GPU on this machine", "the NVIDIA driver is too old for this PyTorch"):
         monkeypatch.setattr(accelerators, "why_no_gpu", lambda reason=reason: reason)
-        with pytest.raises(UserError, match=rf"asks for 8 GPU\(s\), but {reason}; .* --trainer.accelerator cpu"):
+        with pytest.raises(UserError, match=rf"requests 8 GPU\(s\), but {reason}; .* --trainer.accelerator cpu"):
             choose_accelerator("gpu", 8)
 
 
