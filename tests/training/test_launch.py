@@ -175,7 +175,7 @@ MISTAKES = [
     ({}, ["--trainer.devices", "3", "--trainer.strategy", "zero"], "x 3 rank(s) = 768; use 768"),
     ({}, ["--trainer.devices", "3", "--model.tokens_per_step", "2000"], "use 1,536 or 2,304"),
     ({}, ["--trainer.devices", "3", "--model.tokens_per_step", "null"], "x 3 rank(s)"),
-    ({}, ["--trainer.devices", "4", "--trainer.accelerator", "gpu"], "asks for 4 GPU(s)"),
+    ({}, ["--trainer.devices", "4", "--trainer.accelerator", "gpu"], "requests 4 GPU(s)"),
     ({}, ["--trainer.strategy", "zerro"], "zerro"),
     ({"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}, [], "--trainer.devices 2"),
     (
