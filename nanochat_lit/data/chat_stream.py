@@ -10,13 +10,12 @@ from nanochat_lit.data.cursor import Cursor
 from nanochat_lit.data.packing import Masked, PaddedRows, padded_rows
 from nanochat_lit.data.pretrain_stream import Batch, PackedStream
 from nanochat_lit.data.sources import SourceLike, as_source
+from nanochat_lit.model.loss_kernel import IGNORE_INDEX
 from nanochat_lit.tokenizer.chat import render_conversation
 
 if TYPE_CHECKING:
     from nanochat_lit.tokenizer import Tokenizer
 
-IGNORE_INDEX = -1
-"""The model's value for targets that do not count; repeated here because data does not import model."""
 _log = logging.getLogger(__name__)
 
 

@@ -1,11 +1,11 @@
 """An export as a folder for Hugging Face: transformers loads it with trust_remote_code, and `import_hf` makes it an export again.
 
 config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md
-configuration_nanochat_lit.py  modeling_nanochat_lit.py  nanochat_lit/ (the tokenizer, generation defaults and provenance as they were)
+configuration_nanochat_lit.py  modeling_nanochat_lit.py  transformer.py  layers.py  rotary.py  config.py  errors.py (hf_code.py says why)
+nanochat_lit/ (the tokenizer, generation defaults and provenance as they were)
 """
 
 import shutil
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -20,21 +20,23 @@ from nanochat_lit.engine.export import (
     load_generation_defaults,
     save_export,
 )
+from nanochat_lit.engine.hf_code import CODE_FILES, CONFIGURATION, MODELLING, code_files
 from nanochat_lit.engine.hf_tokenizer import TOKENIZER_FILES as HF_TOKENIZER_FILES
 from nanochat_lit.engine.hf_tokenizer import write_hf_tokenizer
 from nanochat_lit.engine.model_card import model_card
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.model import GPTConfig
+from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model.architecture import model_class
+from nanochat_lit.model.config import ADDED_FIELDS
 from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, assemble, save_tensors
-from nanochat_lit.model.gpt import QK_SCALE, VALUE_GATE_SCALE
-from nanochat_lit.model.loss import SOFTCAP
+from nanochat_lit.model.layers import SOFTCAP
 from nanochat_lit.model.rotary import ROTARY_BASE
+from nanochat_lit.model.transformer import QK_SCALE, VALUE_GATE_SCALE
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 from nanochat_lit.tokenizer.tokenizer import MODEL_FILES
 
 MODEL_TYPE = "nanochat_lit"
-CODE_FILES = ("configuration_nanochat_lit.py", "modeling_nanochat_lit.py")
 OWN_FOLDER = "nanochat_lit"
 """Holds what transformers has no use for, so that the way back loses nothing."""
 
@@ -42,6 +44,9 @@ INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 HF_FILES = {
     CONFIG_FILE, "generation_config.json", WEIGHTS_FILE, "README.md", OWN_FOLDER, *HF_TOKENIZER_FILES, *CODE_FILES,
 }  # fmt: skip
+_PREFIXES = ("model.network.", "model.")
+"""Of the names of weights, in new folders and in those of before 0.2."""
+
 SHORTEST_HEAD = 8
 """Channels of a head that the previous token needs at least."""
 
@@ -66,14 +71,14 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
             f"heads of {model.config.head_dim} channels cannot be exported; {SHORTEST_HEAD} are needed at least"
         )
     defaults = load_generation_defaults(export)
-    with whole_folder(target, HF_FILES, "a folder for Hugging Face") as folder:
+    code = code_files(type(model))
+    with whole_folder(target, HF_FILES | code.keys(), "a folder for Hugging Face") as folder:
         save_tensors(_tensors(export, dtype), folder / WEIGHTS_FILE)
-        write_json(folder / CONFIG_FILE, _config(model.config, tokenizer, dtype))
+        write_json(folder / CONFIG_FILE, _config(model, tokenizer, dtype))
         write_json(folder / "generation_config.json", _generation_config(defaults, tokenizer))
         write_hf_tokenizer(folder, tokenizer, model.config.sequence_len)
-        for name in CODE_FILES:
-            source = files("nanochat_lit.engine.hf_folder").joinpath(name)
-            (folder / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        for name, text in code.items():
+            (folder / name).write_text(text, encoding="utf-8")
         own = folder / OWN_FOLDER
         own.mkdir()
         for name in {*EXPORT_FILES, *MODEL_FILES} - {CONFIG_FILE, WEIGHTS_FILE}:
@@ -114,17 +119,23 @@ def _tensors(export: Path, dtype: WeightDtype) -> dict[str, torch.Tensor]:
 
 
 def _hf_name(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"model.{name}"
+    return name if name.startswith("lm_head.") else f"{_PREFIXES[0]}{name}"
 
 
-def _config(config: GPTConfig, tokenizer: Tokenizer, dtype: WeightDtype) -> dict[str, Any]:
+def _our_name(name: str) -> str:
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+    return name.removeprefix(prefix)
+
+
+def _config(model: GPT, tokenizer: Tokenizer, dtype: WeightDtype) -> dict[str, Any]:
+    config = model.config
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["NanochatLitForCausalLM"],
         "auto_map": {
-            "AutoConfig": "configuration_nanochat_lit.NanochatLitConfig",
-            "AutoModel": "modeling_nanochat_lit.NanochatLitModel",
-            "AutoModelForCausalLM": "modeling_nanochat_lit.NanochatLitForCausalLM",
+            "AutoConfig": f"{CONFIGURATION}.NanochatLitConfig",
+            "AutoModel": f"{MODELLING}.NanochatLitModel",
+            "AutoModelForCausalLM": f"{MODELLING}.NanochatLitForCausalLM",
         },
         "dtype": "float32" if dtype == "stored" else dtype,
         "vocab_size": config.vocab_size,
@@ -135,14 +146,18 @@ def _config(config: GPTConfig, tokenizer: Tokenizer, dtype: WeightDtype) -> dict
         "num_key_value_heads": config.n_kv_head,
         "max_position_embeddings": config.sequence_len,
         "window_pattern": config.window_pattern,
-        **({"bigram_factor": config.bigram_factor} if config.bigram_factor else {}),
+        **{name: value for name, value in config.to_dict().items() if name in ADDED_FIELDS},
         "short_window": config.short_window,
         "rope_theta": ROTARY_BASE,
         "qk_scale": QK_SCALE,
         "value_gate_scale": VALUE_GATE_SCALE,
-        "final_logit_softcapping": SOFTCAP,
+        "final_logit_softcapping": _softcap(type(model)),
         **_token_ids(tokenizer),
     }
+
+
+def _softcap(model_class: type[GPT]) -> float | None:
+    return SOFTCAP if model_class.cap_logits is GPT.cap_logits else None
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -166,17 +181,18 @@ def _gpt_config(values: object, folder: Path) -> GPTConfig:
         raise UserError(
             f"{folder} is of the model type {found!r}; only {MODEL_TYPE}, which `export --format hf` writes, is read"
         )
-    constants = {
-        "rope_theta": ROTARY_BASE, "qk_scale": QK_SCALE, "value_gate_scale": VALUE_GATE_SCALE,
-        "final_logit_softcapping": SOFTCAP,
-    }  # fmt: skip
+    constants = {"rope_theta": ROTARY_BASE, "qk_scale": QK_SCALE, "value_gate_scale": VALUE_GATE_SCALE}
     try:
         config = GPTConfig(
             sequence_len=values["max_position_embeddings"], vocab_size=values["vocab_size"], n_layer=values["n_layer"],
             n_head=values["num_attention_heads"], n_kv_head=values["num_key_value_heads"], n_embd=values["hidden_size"],
-            window_pattern=values["window_pattern"], bigram_factor=values.get("bigram_factor", 0),
+            window_pattern=values["window_pattern"],
+            **{name: values.get(name, neutral) for name, neutral in ADDED_FIELDS.items()},
         )  # fmt: skip
-        constants |= {"short_window": config.short_window, "padded_vocab_size": config.padded_vocab_size}
+        constants |= {
+            "short_window": config.short_window, "padded_vocab_size": config.padded_vocab_size,
+            "final_logit_softcapping": _softcap(model_class(config.architecture)),
+        }  # fmt: skip
         changed = [name for name, value in constants.items() if values[name] != value]
     except KeyError as error:
         raise UserError(f"{folder / CONFIG_FILE} lacks {error}; it was not written by `export --format hf`") from None
@@ -199,7 +215,7 @@ def _load_tensors(folder: Path) -> dict[str, torch.Tensor]:
         path = folder / name
         try:
             with safe_open(path, framework="pt") as file:
-                tensors |= {key.removeprefix("model."): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors |= {_our_name(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
             raise UserError(f"{path} is missing; give a folder that `export --format hf` wrote") from None
         except (SafetensorError, OSError) as error:

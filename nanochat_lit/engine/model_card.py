@@ -18,8 +18,8 @@ model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 print(tokenizer.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-`trust_remote_code=True` runs `configuration_nanochat_lit.py` and `modeling_nanochat_lit.py` of this folder; read them first, they are
-short. The tokenizer is plain `tokenizer.json`, but `AutoTokenizer` reads the model's configuration, too, and would ask.
+`trust_remote_code=True` runs this folder's Python files: `modeling_nanochat_lit.py` adapts to transformers the forward pass in
+`transformer.py`. Read them first, they are short. The tokenizer is plain `tokenizer.json`, but `AutoTokenizer` reads the model's configuration, too, and would ask.
 `tokenizer(text)` puts `<|bos|>` first, as every training document begins, and reads names of control tokens in the text as
 control tokens, unless `split_special_tokens=True` is given; the chat template keeps what a user types apart from them.
 Content may be a list of parts `{{"type": "text", "text": ...}}`, the assistant's also of the types python and python_output. With
@@ -54,7 +54,7 @@ def model_card(export: Path, name: str, model: GPT) -> str:
         name: What the model is called in the examples.
         model: For its dimensions.
     """
-    from nanochat_lit.model.loss import SOFTCAP
+    from nanochat_lit.model.layers import SOFTCAP
 
     provenance = read_json(export / "provenance.json")
     head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [nanochat, nanochat-lit]\n---\n"

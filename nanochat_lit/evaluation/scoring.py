@@ -22,7 +22,7 @@ from torch import Tensor
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.lengths import padded_length
 from nanochat_lit.model import GPT, KVCache
-from nanochat_lit.model.loss import softcap
+from nanochat_lit.model.layers import softcap
 
 BUCKET = 8
 """Shared prefixes are rounded down to a multiple of this many tokens; the remainder is computed per sequence."""

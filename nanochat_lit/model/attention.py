@@ -11,7 +11,7 @@ w tokens before it.
   (faster than the fused kernel on CPU when compiled, 2x at T = 512) and torch's fused kernel beyond.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, Literal
@@ -117,6 +117,24 @@ def causal_attention(
     if backend in ("flex", "blocked"):
         return blocked_attention(queries, keys, values, window)
     return fused_attention(queries, keys, values, is_causal=True)
+
+
+class WholeSequences:
+    """The context of whole sequences: each token attends to those before it in its own.
+
+    Args:
+        window_masks: Block masks of windows by number of tokens and window.
+    """
+
+    previous_embedding: Tensor | None = None
+    previous_token: Tensor | None = None
+
+    def __init__(self, window_masks: Mapping[tuple[int, int], Any]) -> None:
+        self._window_masks = window_masks
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:  # noqa: ARG002
+        """(B, T, H, D) and twice (B, T, Hkv, D) -> (B, T, H, D)."""
+        return causal_attention(queries, keys, values, window, self._window_masks.get((queries.shape[1], window)))
 
 
 def cuda_facts(device: torch.device) -> dict[str, Any]:

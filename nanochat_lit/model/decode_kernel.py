@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from nanochat_lit.common.cpp_library import cpp_library, instructions, library_problem
 from nanochat_lit.common.paths import read_json, write_json
-from nanochat_lit.model.bigram import bigram_rows
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.kv_cache import KVCache
 from nanochat_lit.model.slot_cache import SlotCache
+from nanochat_lit.model.transformer import bigram_ids, previous_tokens
 
 if TYPE_CHECKING:
     from nanochat_lit.model.gpt import GPT
@@ -291,7 +291,7 @@ class DecodeKernel:
         """Entries of the bigram embedding, (B, T); ignored by the kernel without one."""
         if self._bigram is None:
             return token_ids
-        return bigram_rows(token_ids, self._config.num_bigram_rows, cache)
+        return bigram_ids(token_ids, previous_tokens(token_ids, cache), self._config.num_bigram_rows)
 
     def _run(
         self,

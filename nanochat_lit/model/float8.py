@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat_lit.model.layers import Linear
 from nanochat_lit.model.loss_kernel import add_in_place
 
 MULTIPLE = 16
@@ -72,6 +73,16 @@ def float8_linear(x: Tensor, weight: Tensor) -> Tensor:
     """Map the last dimension, (..., K) -> (..., N), by a weight (N, K); N, K and the number of rows are multiples of 16."""
     out = _Float8Linear.apply(x.reshape(-1, x.shape[-1]), weight)
     return out.view(*x.shape[:-1], weight.shape[0])
+
+
+class Float8Linear(Linear):
+    """A linear layer that computes in float8 while gradients are wanted."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
+        """Map the last dimension, (..., in_features) -> (..., out_features)."""
+        if torch.is_grad_enabled() and input.shape[:-1].numel() % MULTIPLE == 0:
+            return float8_linear(input, self.weight)
+        return super().forward(input)
 
 
 class Float8ChunkMatmuls:

@@ -1,10 +1,11 @@
-"""What the blocks are made of: norm, linear layers, embeddings, and how their weights start."""
+"""What the model is made of: norm, linear layers, embeddings, softcap, and how weights start."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat_lit.model.float8 import MULTIPLE, float8_linear
+SOFTCAP = 15.0
+"""Logits are squeezed smoothly into (-SOFTCAP, SOFTCAP)."""
 
 
 def norm(x: Tensor) -> Tensor:
@@ -12,18 +13,19 @@ def norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],))
 
 
+def softcap(logits: Tensor) -> Tensor:
+    """Squeeze logits into (-SOFTCAP, SOFTCAP) in float32 (Gemma 2, https://arxiv.org/abs/2408.00118)."""
+    return SOFTCAP * torch.tanh(logits.float() / SOFTCAP)
+
+
 class Linear(nn.Linear):
     """A bias-free linear layer that computes in its input's dtype, whatever dtype its weight is stored in."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
-        self.trains_in_float8 = False
-        """Whether it computes in float8 while gradients are wanted."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
         """Map the last dimension, (..., in_features) -> (..., out_features)."""
-        if self.trains_in_float8 and torch.is_grad_enabled() and input.shape[:-1].numel() % MULTIPLE == 0:
-            return float8_linear(input, self.weight)
         return F.linear(input, self.weight.to(input.dtype))
 
 

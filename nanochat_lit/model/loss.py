@@ -14,15 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nanochat_lit.model.layers import SOFTCAP, softcap
 from nanochat_lit.model.loss_kernel import (
     IGNORE_INDEX,
     add_in_place,
     has_loss_kernel,
     loss_and_gradient_in_place,
 )
-
-SOFTCAP = 15.0
-"""Logits are squeezed smoothly into (-SOFTCAP, SOFTCAP)."""
 
 CHUNK_ELEMENTS = 1 << 22
 """Logits per chunk (16 MB in float32) at least."""
@@ -35,11 +33,6 @@ FLOAT16_SCALE = 1024.0
 
 CHUNK_SHARE = 16
 """Lower bound of the chunk size, as a fraction of all positions: large batches can afford larger chunks."""
-
-
-def softcap(logits: Tensor) -> Tensor:
-    """Squeeze logits into (-SOFTCAP, SOFTCAP) in float32 (Gemma 2, https://arxiv.org/abs/2408.00118)."""
-    return SOFTCAP * torch.tanh(logits.float() / SOFTCAP)
 
 
 def token_losses(hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Tensor], vocab_size: int) -> Tensor:

@@ -6,14 +6,19 @@ from torch import Tensor
 ROTARY_BASE = 100_000.0
 
 
+def rotary_at(positions: Tensor, head_dim: int, base: float = ROTARY_BASE) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions, (...) -> twice (..., head_dim / 2), float32."""
+    channels = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    frequencies = 1.0 / (base ** (channels / head_dim))
+    angles = positions.float().unsqueeze(-1) * frequencies
+    return angles.cos(), angles.sin()
+
+
 def rotary_tables(
     length: int, head_dim: int, *, device: torch.device | None = None, base: float = ROTARY_BASE
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position, each (length, head_dim / 2), float32."""
-    channels = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device)
-    frequencies = 1.0 / (base ** (channels / head_dim))
-    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies)
-    return angles.cos(), angles.sin()
+    return rotary_at(torch.arange(length, dtype=torch.float32, device=device), head_dim, base)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

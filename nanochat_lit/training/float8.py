@@ -4,7 +4,7 @@ import torch
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.model import GPT
-from nanochat_lit.model.float8 import allows_float8
+from nanochat_lit.model.float8 import Float8Linear, allows_float8
 from nanochat_lit.model.layers import Linear
 
 CAPABILITY = (8, 9)
@@ -61,8 +61,14 @@ def convert_to_float8(model: GPT) -> tuple[int, int]:
         The number of converted layers, and the total number of linear layers including lm_head.
     """
     linears = [part for block in model.blocks for part in block.modules() if isinstance(part, Linear)]
-    for linear in linears:
-        linear.trains_in_float8 = allows_float8(linear.in_features, linear.out_features)
-    model.lm_head.trains_in_float8 = allows_float8(model.config.n_embd, model.config.vocab_size)
     linears.append(model.lm_head)
-    return sum(linear.trains_in_float8 for linear in linears), len(linears)
+    num_converted = 0
+    for linear in linears:
+        # of lm_head only the rows that are tokens are multiplied
+        out_features = model.config.vocab_size if linear is model.lm_head else linear.out_features
+        if allows_float8(linear.in_features, out_features):
+            linear.__class__ = (
+                Float8Linear  # keeps the parameters and their names, which the optimizer may hold already
+            )
+            num_converted += 1
+    return num_converted, len(linears)

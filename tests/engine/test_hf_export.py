@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export, save_export
+from nanochat_lit.engine.hf_code import CODE_FILES
 from nanochat_lit.engine.hf_export import HF_FILES, export_hf, import_hf
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, render_for_completion
 
@@ -95,7 +96,7 @@ def test_in_bfloat16(pair):
     export_hf(export, folder.with_name("half"), "bfloat16")
     theirs = load(folder.with_name("half"))
     assert theirs.dtype == torch.bfloat16
-    assert theirs.model.resid_lambdas.dtype == torch.float32
+    assert theirs.model.network.resid_lambdas.dtype == torch.float32
     inputs = torch.randint(0, 300, (1, 200))
     with torch.no_grad():
         torch.testing.assert_close(theirs(inputs).logits, ours(inputs), atol=0.25, rtol=0)
@@ -158,7 +159,7 @@ def test_tokens_can_be_added(pair, tmp_path):
     assert added.logits.isfinite().all()
     assert torch.equal(after[..., : before.shape[-1]], before)
     theirs.save_pretrained(tmp_path)
-    for name in ("configuration_nanochat_lit.py", "modeling_nanochat_lit.py"):
+    for name in CODE_FILES:
         (tmp_path / name).write_bytes((pair[1] / name).read_bytes())
     with torch.no_grad():
         torch.testing.assert_close(load(tmp_path)(**inputs).logits, after)
@@ -323,7 +324,7 @@ def test_exporting_needs_no_transformers(make_export, tmp_path):
 def test_a_changed_weight_is_noticed(pair, tmp_path):
     export, folder = pair
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.smear_lambda"] += 0.01
+    tensors["model.network.smear_lambda"] += 0.01
     for path in folder.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -1,18 +1,22 @@
-"""A variant of the architecture from a module of one's own: it trains, resumes, exports, reloads, caches and generates."""
+"""A variant of the architecture from a module of one's own: it trains, resumes, exports, reloads, caches, generates,
+and goes to Hugging Face and back."""
 
 import json
+import subprocess
 import sys
 
 import pytest
 import torch
 
-from nanochat_lit import Engine, cli, load_export
+from nanochat_lit import Engine, cli, export_hf, import_hf, load_export, save_export
+from nanochat_lit.common.class_path import import_class
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.hf_code import code_files
 from nanochat_lit.model import GPTConfig, KVCache
 from nanochat_lit.model.accounting import count_parameters, flops_per_token
 from nanochat_lit.model.architecture import TRUST_VARIABLE, build_model, model_class
 
-VARIANT = "my_extension.SwiGLUGPT"
+VARIANT = "my_model.SwiGLUGPT"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,7 +26,7 @@ def _importable():
 
         patch.syspath_prepend(str(Path(__file__).parent))
         yield
-        sys.modules.pop("my_extension", None)
+        sys.modules.pop("my_model", None)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +86,10 @@ def test_parameters_are_counted():
 
 
 def test_code_of_others_is_not_imported_for_an_export(run_dir, monkeypatch):
-    monkeypatch.delitem(sys.modules, "my_extension")
+    monkeypatch.delitem(sys.modules, "my_model")
     with pytest.raises(UserError, match=f"{TRUST_VARIABLE}={VARIANT}"):
         load_export(run_dir / "export")
-    assert "my_extension" not in sys.modules
+    assert "my_model" not in sys.modules
     monkeypatch.setenv(TRUST_VARIABLE, VARIANT)
     assert type(load_export(run_dir / "export")[0]).__name__ == "SwiGLUGPT"
 
@@ -95,7 +99,7 @@ def test_code_of_others_is_not_imported_for_an_export(run_dir, monkeypatch):
     [
         ("os.system", "not a class"),
         ("no_such_module.GPT", "cannot be imported"),
-        ("my_extension.Nothing", "cannot be imported"),
+        ("my_model.Nothing", "cannot be imported"),
         ("swiglu", "not a class"),
         ("pathlib.Path", "not a subclass of"),
     ],
@@ -109,3 +113,75 @@ def test_other_names_are_refused(name, message):
 def test_a_config_holds_a_class_path(name):
     with pytest.raises(UserError, match="architecture"):
         GPTConfig(architecture=name)
+
+
+def test_it_goes_to_hugging_face_and_back(run_dir, tmp_path, monkeypatch):
+    """The folder carries the variant's own file and loads where neither that nor this package can be imported."""
+    pytest.importorskip("transformers", reason="needs the hf extra")
+    model, tokenizer = load_export(run_dir / "export", compute_dtype="float32")
+    with torch.no_grad():  # after four steps logits are near 0, where neither the MLP nor the softcap shows
+        for block in model.blocks:
+            block.mlp.c_proj.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+        model.lm_head.weight.normal_(0, 0.5, generator=torch.Generator().manual_seed(2))
+        model.cap.fill_(3.0)
+    export = tmp_path / "export"
+    save_export(export, model, tokenizer)
+    export_hf(export, tmp_path / "hf")
+    assert "from .transformer import Transformer as GPT" in (tmp_path / "hf" / "my_model.py").read_text("utf-8")
+    ids = torch.randint(0, tokenizer.vocab_size, (2, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(ids)
+    torch.save(ids, tmp_path / "ids.pt")
+    command = [sys.executable, "-I", "-c", ELSEWHERE, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    torch.testing.assert_close(found["logits"], expected, atol=1e-4, rtol=0)
+    prompt = ids[0, :5].tolist()
+    (answer,) = Engine(model, tokenizer).generate(prompt, max_new_tokens=6, temperature=0)
+    assert found["generated"][0, 5 : 5 + len(answer)].tolist() == answer
+    with torch.no_grad():
+        model.cap.fill_(2.9)
+        assert (model(ids) - expected).abs().max() > 0.01, "another softcap would not be noticed"
+    import_hf(tmp_path / "hf", tmp_path / "back")
+    assert (tmp_path / "back" / "config.json").read_bytes() == (export / "config.json").read_bytes()
+    monkeypatch.delitem(sys.modules, "my_model")
+    with pytest.raises(UserError, match=f"{TRUST_VARIABLE}={VARIANT}"):
+        import_hf(tmp_path / "hf", tmp_path / "back")
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+sys.modules["nanochat_lit"] = sys.modules["my_model"] = None  # an import of them would fail
+folder = Path(sys.argv[1])
+ids = torch.load(folder / "ids.pt", weights_only=True)
+model = AutoModelForCausalLM.from_pretrained(folder / "hf", trust_remote_code=True).eval()
+with torch.no_grad():
+    found = {"logits": model(ids).logits, "generated": model.generate(ids[:1, :5], do_sample=False, max_new_tokens=6)}
+torch.save(found, folder / "found.pt")
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("import my_helpers", "imports my_helpers"),
+        ("from lightning import Trainer", "imports lightning"),
+        ("from nanochat_lit.model.loss import softcapped_cross_entropy", "imports nanochat_lit.model.loss"),
+        ("from . import helpers", "imports [.], which"),
+    ],
+)
+def test_a_file_that_the_folder_cannot_carry(line, message, tmp_path, monkeypatch):
+    path = tmp_path / "variant.py"
+    path.write_text(f"from nanochat_lit import GPT\nif False:\n    {line}\n\nclass Own(GPT):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "variant", raising=False)
+    variant = import_class("variant.Own", "architecture")
+    with pytest.raises(UserError, match=message):
+        code_files(variant)
+    sys.modules.pop("variant")

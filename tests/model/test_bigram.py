@@ -9,9 +9,10 @@ import torch
 from nanochat_lit import GPT, GPTConfig, MuonAdamW, param_groups
 from nanochat_lit.model import KVCache
 from nanochat_lit.model.accounting import count_parameters, flops_per_token
-from nanochat_lit.model.bigram import bigram_rows
+from nanochat_lit.model.attention import WholeSequences
 from nanochat_lit.model.export import load_model, save_model
 from nanochat_lit.model.memory import training_memory
+from nanochat_lit.model.transformer import bigram_ids, previous_tokens
 
 FACTOR = 3
 
@@ -32,12 +33,16 @@ def test_rows_are_those_of_the_formula():
         [row_by_hand(a, b, num_rows) for a, b in pairwise([0, *text])]  # the first has the token 0 before it
         for text in tokens.tolist()
     ]
-    assert bigram_rows(tokens, num_rows).tolist() == expected
+
+    def rows(tokens, context):
+        return bigram_ids(tokens, previous_tokens(tokens, context), num_rows)
+
+    assert rows(tokens, WholeSequences({})).tolist() == expected
     cache = KVCache(GPTConfig(n_layer=1, n_embd=64, n_head=2, n_kv_head=2), 2, 8)
-    chunks = [bigram_rows(tokens[:, a:b], num_rows, cache) for a, b in pairwise((0, 1, 2, 5, 6))]
+    chunks = [rows(tokens[:, a:b], cache) for a, b in pairwise((0, 1, 2, 5, 6))]
     assert torch.cat(chunks, dim=1).tolist() == expected
     cache.reset()
-    assert bigram_rows(tokens[:, :1], num_rows, cache).tolist() == [row[:1] for row in expected]
+    assert rows(tokens[:, :1], cache).tolist() == [row[:1] for row in expected]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from nanochat_lit import GPT, GPTConfig
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.model import KVCache
 from nanochat_lit.model.accounting import count_parameters
+from nanochat_lit.model.attention import WholeSequences
 from nanochat_lit.model.export import load_model, save_model
 
 
@@ -46,7 +47,7 @@ def test_smear_adds_a_gated_share_of_the_token_before():
     model = build()
     x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        out = model._smear(x, None)
+        out = model._smear(x, WholeSequences({}))
         gate = model.smear_lambda * torch.sigmoid(x[..., :24] @ model.smear_gate.weight.T)
     torch.testing.assert_close(out[:, 0], x[:, 0])
     for t in range(1, 5):

@@ -4,32 +4,42 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.model.layers import SOFTCAP
+from nanochat_lit.model.rotary import ROTARY_BASE
+from nanochat_lit.model.transformer import QK_SCALE, VALUE_GATE_SCALE
+
 DERIVED = ("intermediate_size", "num_hidden_layers", "head_dim", "sliding_window", "layer_types", "use_cache")
+
+
+class Shape(GPTConfig):
+    """GPTConfig with other numbers of embeddings: `resize_token_embeddings` does not pad them."""
+
+    padded_vocab_size = num_bigram_rows = 0  # type: ignore[assignment]
 
 
 class NanochatLitConfig(PreTrainedConfig):
     """Dimensions of a nanochat-lit model.
 
-    `num_hidden_layers` is one more than `n_layer`: the last key/value cache belongs to no block, it remembers which token
-    came before (see NanochatLitPreviousToken). With a bigram embedding there is one more, for the token before that.
+    `num_hidden_layers` is one more than `n_layer`: the last key/value cache belongs to no block, it stores which token
+    came before (see PreviousToken). Bigram embeddings add another, for the token before that.
 
     Args:
         vocab_size: Number of token ids.
-        padded_vocab_size: Rows of the embedding tables.
+        padded_vocab_size: Entries of the embeddings; None pads vocab_size.
         hidden_size: Width of the residual stream.
         n_layer: Transformer blocks.
         num_attention_heads: Query heads.
         num_key_value_heads: Key/value heads.
         max_position_embeddings: Context in tokens.
         window_pattern: Attention windows, letters S and L tiled over the blocks; the last is always L.
-        bigram_factor: Entries of the hashed bigram embedding, as a multiple of the vocabulary; 0 disables it.
-        bigram_rows: Rows of that table; None: as `bigram_factor` says. Tokens that are added later leave the table as it is.
-        short_window: Tokens before itself that a token sees in a block S.
-        rope_theta: Base of the rotary positions.
-        qk_scale: Factor on queries and keys after their norm.
-        value_gate_scale: What the gate of the value embeddings reaches up to.
-        final_logit_softcapping: What logits are squeezed into.
-        kwargs: Of PreTrainedConfig.
+        bigram_factor: Hashed bigram embeddings per token of the vocabulary; 0 for none.
+        bigram_rows: Their number; None derives it. Adding tokens does not change it.
+        final_logit_softcapping: Limit of the logits; None for an architecture with a limit of its own.
+        kwargs: Of PreTrainedConfig, and the constants of the architecture.
+
+    Raises:
+        ValueError: If a constant differs from that of the code.
     """
 
     model_type = "nanochat_lit"
@@ -47,42 +57,49 @@ class NanochatLitConfig(PreTrainedConfig):
         window_pattern: str = "SSSL",
         bigram_factor: int = 0,
         bigram_rows: int | None = None,
-        short_window: int = 512,
-        rope_theta: float = 100_000.0,
-        qk_scale: float = 1.2,
-        value_gate_scale: float = 3.0,
-        final_logit_softcapping: float = 15.0,
+        final_logit_softcapping: float | None = SOFTCAP,
         **kwargs: Any,
     ) -> None:
+        plain = GPTConfig(
+            sequence_len=max_position_embeddings, vocab_size=vocab_size, n_layer=n_layer, n_head=num_attention_heads,
+            n_kv_head=num_key_value_heads, n_embd=hidden_size, window_pattern=window_pattern, bigram_factor=bigram_factor,
+        )  # fmt: skip
         self.vocab_size = vocab_size
-        self.padded_vocab_size = vocab_size if padded_vocab_size is None else padded_vocab_size
+        self.padded_vocab_size = padded_vocab_size or plain.padded_vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = 4 * hidden_size
         self.n_layer = n_layer
-        self.bigram_factor = bigram_factor
-        self.bigram_rows = bigram_factor * vocab_size if bigram_rows is None else bigram_rows
-        memories = 2 if bigram_factor else 1
-        self.num_hidden_layers = n_layer + memories
         self.num_attention_heads = num_attention_heads
         self.num_key_value_heads = num_key_value_heads
-        self.head_dim = hidden_size // num_attention_heads
+        self.head_dim = plain.head_dim
         self.max_position_embeddings = max_position_embeddings
         self.window_pattern = window_pattern
-        self.short_window = short_window
-        self.sliding_window = short_window + 1  # transformers counts the token itself
-        letters = [window_pattern[layer % len(window_pattern)].upper() for layer in range(n_layer - 1)]
-        letters += ["L", *["S"] * memories]
-        self.layer_types = ["sliding_attention" if letter == "S" else "full_attention" for letter in letters]
-        self.rope_theta = rope_theta
-        self.qk_scale = qk_scale
-        self.value_gate_scale = value_gate_scale
+        self.bigram_factor = bigram_factor
+        self.bigram_rows = plain.num_bigram_rows if bigram_rows is None else bigram_rows
         self.final_logit_softcapping = final_logit_softcapping
+        self.sliding_window = plain.short_window + 1  # transformers counts the token itself
+        memories = 2 if bigram_factor else 1
+        self.num_hidden_layers = n_layer + memories
+        windows = [*plain.windows, *[plain.short_window] * memories]
+        self.layer_types = [
+            "full_attention" if window == max_position_embeddings else "sliding_attention" for window in windows
+        ]
         self.use_cache = True
+        constants = {"rope_theta": ROTARY_BASE, "qk_scale": QK_SCALE, "value_gate_scale": VALUE_GATE_SCALE}
+        for name, value in {**constants, "short_window": plain.short_window}.items():
+            if (given := kwargs.setdefault(name, value)) != value:
+                raise ValueError(f"{name} is {given}; this model's code computes with {value}")
         for derived in DERIVED:
             kwargs.pop(derived, None)  # a saved config names them too
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 
-    def has_value_embedding(self, layer: int) -> bool:
-        """Whether this block adds a value embedding: every second one, the last always."""
-        return layer % 2 == (self.n_layer - 1) % 2
+    def shape(self) -> GPTConfig:
+        """These dimensions in our form."""
+        shape = Shape(
+            sequence_len=self.max_position_embeddings, vocab_size=self.vocab_size, n_layer=self.n_layer,
+            n_head=self.num_attention_heads, n_kv_head=self.num_key_value_heads, n_embd=self.hidden_size,
+            window_pattern=self.window_pattern, bigram_factor=self.bigram_factor,
+        )  # fmt: skip
+        shape.padded_vocab_size, shape.num_bigram_rows = self.padded_vocab_size, self.bigram_rows
+        return shape
