@@ -1,4 +1,4 @@
-"""Embeddings of hashed pairs of tokens: the formula by hand, the caches, and that nothing changes where they are off."""
+"""Hashed bigram embeddings: the formula by hand, the caches, and that nothing changes where they are off."""
 
 import json
 from itertools import pairwise
