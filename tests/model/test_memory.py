@@ -17,21 +17,23 @@ TOLERANCE = 0.15
 
 
 def measured_growth(**options):
-    """How far a process that trains two steps of two micro-batches rises above what its libraries take.
-
-    With the allocator as it comes: glibc's heap keeps holes, up to a sixth of a small run's growth and different in each
-    run. They only add, so the least of three runs is compared.
-    """
+    """How far a process that trains two steps of two micro-batches rises above what its libraries take."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    out = subprocess.run(
+        [sys.executable, str(PROGRAM), json.dumps({"accumulate": 2, **options})],
+        capture_output=True, text=True, check=True, env={**environment, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return json.loads(out.stdout.splitlines()[-1])["growth"]
 
-    def growth():
-        out = subprocess.run(
-            [sys.executable, str(PROGRAM), json.dumps({"accumulate": 2, **options})],
-            capture_output=True, text=True, check=True, env={**environment, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        return json.loads(out.stdout.splitlines()[-1])["growth"]
 
-    return min(growth() for _ in range(3))
+def assert_takes_what_was_estimated(shape):
+    """In one of three runs with the allocator as it is: holes in glibc's heap add up to a sixth, differently in each run."""
+    estimate = estimated(**shape).total
+    for runs_left in (2, 1, 0):
+        growth = measured_growth(**{"head_dim": 64, "dtype": "float32", **shape})
+        if growth <= (1 + TOLERANCE) * estimate or not runs_left:
+            assert estimate == pytest.approx(growth, rel=TOLERANCE)
+            return
 
 
 def estimated(
@@ -71,16 +73,14 @@ SHAPES = [
 
 @linux
 def test_a_small_run_takes_what_was_estimated():
-    growth = measured_growth(**SMALL, head_dim=64, dtype="float32")
-    assert estimated(**SMALL).total == pytest.approx(growth, rel=TOLERANCE)
+    assert_takes_what_was_estimated(SMALL)
 
 
 @linux
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape.values())))
 def test_runs_take_what_was_estimated(shape):
-    growth = measured_growth(**{"head_dim": 64, "dtype": "float32", **shape})
-    assert estimated(**shape).total == pytest.approx(growth, rel=TOLERANCE)
+    assert_takes_what_was_estimated(shape)
 
 
 CUDA_PEAKS = {(24, 16): 57.4, (12, 16): 14.1, (16, 8): 15.3, (10, 8): 6.0}
