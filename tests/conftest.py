@@ -26,7 +26,7 @@ import yaml
 from nanochat_lit import cli, render_conversation, save_export
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.chat_model import Answer
+from nanochat_lit.engine.chat_session import Answer
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, Tokenizer

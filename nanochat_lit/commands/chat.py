@@ -5,7 +5,7 @@ import sys
 from nanochat_lit.commands.terminal_chat import Screen, TerminalChat, note, note_cut
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.calculator import calculate
-from nanochat_lit.engine.conversation import Conversation
+from nanochat_lit.engine.chat_session import ChatSession
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
 from nanochat_lit.engine.export import find_model, limits_of, load_export, load_generation_defaults, read_provenance
@@ -49,7 +49,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
-    conversation = Conversation(settings=load_generation_defaults(model).updated(given))
+    conversation = ChatSession(settings=load_generation_defaults(model).updated(given))
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write a message after -p, or omit -p for a conversation")
     tool = _tool(python_tool)

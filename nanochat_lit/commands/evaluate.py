@@ -118,7 +118,8 @@ def samples(
         engine = Engine(*load_export(model, cast_weights=True))
     asked = list(prompts) if prompts else list(CHAT_PROMPTS if chat else BASE_PROMPTS)
     complete = answer_messages if chat else complete_texts
-    completions = complete(engine, asked, max_new_tokens, temperature, top_k, seed)
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
+    completions = complete(engine, asked, **sampling)
     if json:
         print(dumps([{"prompt": p, "completion": c} for p, c in zip(asked, completions, strict=True)]))
         return

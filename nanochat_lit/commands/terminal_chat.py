@@ -12,8 +12,7 @@ from pathlib import Path
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.chat_model import Answer, ChatModel
-from nanochat_lit.engine.conversation import Conversation
+from nanochat_lit.engine.chat_session import Answer, ChatModel, ChatSession
 
 HELP = """\
 /retry            generate another answer to the last question
@@ -40,7 +39,7 @@ class TerminalChat:
         conversation: Initial conversation.
     """
 
-    def __init__(self, model: ChatModel, conversation: Conversation) -> None:
+    def __init__(self, model: ChatModel, conversation: ChatSession) -> None:
         self._model = model
         self._conversation = conversation
         self._num_dropped_turns = 0
@@ -152,7 +151,7 @@ class TerminalChat:
 
     def _load(self, name: str) -> None:
         path = _path(name)
-        self._conversation = Conversation.load(path)
+        self._conversation = ChatSession.load(path)
         self._own_files.add(path)
         self._num_dropped_turns = 0
         for message in self._conversation.messages:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from nanochat_lit.commands.serve import model_name
 from nanochat_lit.common.errors import UserError, missing_package
-from nanochat_lit.engine.chat_model import ChatModel
+from nanochat_lit.engine.chat_session import ChatModel
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
 from nanochat_lit.model.packed import Quantization
 

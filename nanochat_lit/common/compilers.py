@@ -8,7 +8,7 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from nanochat_lit.common.paths import atomic_write, user_cache
+from nanochat_lit.common.paths import atomic_write, cache_folder
 
 
 def cpp_compiler() -> list[str] | None:
@@ -82,7 +82,7 @@ def use_configured_compiler() -> None:
         next((word for word in reversed(compiler) if "++" in word), compiler[0])
     ).name  # TorchInductor looks for g++
     key = hashlib.sha256(text.encode()).hexdigest()[:12]
-    script = user_cache() / "nanochat-lit" / "compilers" / key / name
+    script = cache_folder() / "compilers" / key / name
     if not os.access(script, os.X_OK):
         with atomic_write(script, "w") as file:
             file.write(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nanochat_lit.common.compilers import cpp_compiler
 from nanochat_lit.common.kept_code import kept_code
-from nanochat_lit.common.paths import user_cache
+from nanochat_lit.common.paths import cache_folder
 
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-Wno-psabi")
 BUILD_TIMEOUT_S = 300.0
@@ -49,17 +49,12 @@ def _load(source: Path) -> tuple[ctypes.CDLL | None, str]:
         return None, "no C++ compiler found (g++ or clang++)"
     texts = [path.read_text("utf-8") for path in (source, *sorted(HEADERS.glob("*.h")))]
     key = hashlib.sha256("\0".join([*texts, *FLAGS, *_machine(compiler)]).encode()).hexdigest()
-    path = cache_folder() / f"{source.stem}-{key[:20]}.so"
+    path = cache_folder() / "libraries" / f"{source.stem}-{key[:20]}.so"
     try:
         return ctypes.CDLL(str(kept_code(path, lambda path: _build(compiler, source, path)))), ""
     except (OSError, subprocess.SubprocessError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         return None, next((line for line in lines if "error" in line), lines[0]).strip()
-
-
-def cache_folder() -> Path:
-    """Return the cache folder of built libraries."""
-    return user_cache() / "nanochat-lit" / "libraries"
 
 
 def _machine(compiler: list[str]) -> list[str]:

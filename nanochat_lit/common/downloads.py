@@ -18,7 +18,6 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.file_lock import lock_file
-from nanochat_lit.common.paths import user_cache
 
 NUM_ATTEMPTS = 5
 FIRST_PAUSE_S = 1.0
@@ -31,11 +30,6 @@ class DiskFullError(UserError):
 
 class _AgainError(Exception):
     """The received file is not the expected one; a retry may succeed."""
-
-
-def cache_folder() -> Path:
-    """Return the download cache: nanochat_lit in $XDG_CACHE_HOME or ~/.cache; does not create it."""
-    return user_cache() / "nanochat_lit"
 
 
 @contextlib.contextmanager

@@ -167,6 +167,11 @@ def user_cache() -> Path:
         return Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
 
 
+def cache_folder() -> Path:
+    """Where downloads and compiled code are kept: nanochat_lit in the user's cache; not made here."""
+    return user_cache() / "nanochat_lit"
+
+
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Write `obj` as indented JSON, atomically; raises an error for NaN and infinities."""
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False)

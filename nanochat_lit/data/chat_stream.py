@@ -2,19 +2,16 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from nanochat_lit.data.cursor import Cursor
-from nanochat_lit.data.packing import Masked, PaddedRows, padded_rows
+from nanochat_lit.data.packing import Masked, PaddedRows
 from nanochat_lit.data.pretrain_stream import Batch, PackedStream
 from nanochat_lit.data.sources import SourceLike, as_source
 from nanochat_lit.model.loss_kernel import IGNORE_INDEX
 from nanochat_lit.tokenizer.chat import render_conversation
-
-if TYPE_CHECKING:
-    from nanochat_lit.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -22,40 +19,26 @@ _log = logging.getLogger(__name__)
 class ChatStream(PackedStream):
     """Batches of conversations.
 
-    The train split is endless, other splits finite and the same each time (the last batch may have fewer rows).
     A conversation longer than the row is cut at the row; `counts.items_cut` has the number, and one warning is logged
     when it happens first and one with the total when a finite split ends, in the first iteration only.
 
     Args:
         conversations: A path, a list, a function that makes an iterator, or an object with `iterate`.
-        tokenizer: Renders the conversations.
-        sequence_len: T; rows hold one token more.
-        micro_batch_size: B, rows in a batch.
-        split: 'train', 'val' or 'all' of the source.
         seed: Order of the training epochs, when `conversations` is a path or a list.
-        rank: This process among `world_size`; they read disjoint conversations.
-        world_size: Number of processes.
-        buffer_size: Conversations that best fit chooses from.
         names: Where conversations may come from, as their "source" says; None does not keep apart. With names, batches
             have "sources" too, (B, T) uint8: 0 where nothing is to be learned, k where the target is of the k-th name.
+        options: Of `PackedStream`.
     """
 
     def __init__(
         self,
         *,
         conversations: SourceLike,
-        tokenizer: "Tokenizer",
-        sequence_len: int,
-        micro_batch_size: int,
-        split: str = "train",
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        buffer_size: int = 1000,
         names: Sequence[str] | None = None,
+        **options: Any,
     ) -> None:
-        source = as_source(conversations, "messages", seed)
-        super().__init__(source, tokenizer, sequence_len, micro_batch_size, split, rank, world_size, buffer_size)
+        super().__init__(as_source(conversations, "messages", seed), **options)
         self.numbers = None if names is None else {name: number for number, name in enumerate(names, start=1)}
         self._has_warned = False
 
@@ -89,7 +72,7 @@ class ChatStream(PackedStream):
 
     def packed(self, cursor: Cursor) -> PaddedRows:
         """Rows of whole conversations, padded."""
-        return padded_rows(self._rendered(cursor), self.sequence_len + 1, self.tokenizer.bos_id, self.buffer_size)
+        return PaddedRows(self._rendered(cursor), self.sequence_len + 1, self.tokenizer.bos_id, self.buffer_size)
 
     def _rendered(self, cursor: Cursor) -> Iterator[Masked]:
         for conversation in cursor:

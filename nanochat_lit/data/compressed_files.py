@@ -6,9 +6,9 @@ from itertools import islice
 from pathlib import Path
 
 from nanochat_lit.common.compressed import UNPACK_ERRORS
-from nanochat_lit.common.downloads import cache_folder, locked
+from nanochat_lit.common.downloads import locked
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import atomic_write
+from nanochat_lit.common.paths import atomic_write, cache_folder
 from nanochat_lit.data.parquet_file import ParquetFile
 from nanochat_lit.data.record_files import IndexedFile, RecordFile
 

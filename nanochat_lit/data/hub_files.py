@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.download_progress import Report
-from nanochat_lit.common.downloads import cache_folder
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import cache_folder
 from nanochat_lit.data.background_download import BackgroundDownload
 from nanochat_lit.data.hub import DataSet, RemoteFile
 from nanochat_lit.data.record_files import RecordFile

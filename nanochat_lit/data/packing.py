@@ -152,7 +152,18 @@ class PackedRows(Iterator[Row], Generic[Item, Row]):
 
 
 class BestFitRows(PackedRows[Tokens, Tokens]):
-    """Rows of text; see `best_fit_rows`."""
+    """Packs documents into full rows, each of which begins with the BOS of a document.
+
+    A last row that does not become full is counted as unfinished and not given out.
+
+    Args:
+        documents: Token ids, each beginning with BOS.
+        row_len: Tokens in a row: the sequence length and one.
+        buffer_size: Documents to choose from; the buffer is topped up before every choice.
+        long_documents: 'crop': a document longer than a row can only be used by cropping, its rest is lost. 'split':
+            it is first cut into pieces of at most `row_len` tokens that each begin with BOS again, and pieces of
+            equal length are used in a scattered order.
+    """
 
     def __init__(
         self,
@@ -198,7 +209,14 @@ class BestFitRows(PackedRows[Tokens, Tokens]):
 
 
 class PaddedRows(PackedRows[Masked, PaddedRow]):
-    """Rows of conversations; see `padded_rows`."""
+    """Packs conversations whole into rows, and pads a row when nothing fits any more.
+
+    Args:
+        conversations: Token ids and loss mask of each, equally long.
+        row_len: Tokens in a row: the sequence length and one. A longer conversation is cut here, and counted.
+        pad_id: Token for the padding; its loss mask is 0.
+        buffer_size: Conversations to choose from; the buffer is topped up before every choice.
+    """
 
     def __init__(self, conversations: Iterable[Masked], row_len: int, pad_id: int, buffer_size: int = 1000) -> None:
         super().__init__(conversations, row_len, buffer_size)
@@ -233,41 +251,6 @@ class PaddedRows(PackedRows[Masked, PaddedRow]):
             self.counts.cropped += len(token_ids) - self._row_len
             token_ids, loss_mask = token_ids[: self._row_len], loss_mask[: self._row_len]
         self.buffer.add((token_ids, loss_mask), len(token_ids))
-
-
-def best_fit_rows(
-    documents: Iterable[Tokens | Sequence[int]],
-    row_len: int,
-    buffer_size: int = 1000,
-    long_documents: Literal["crop", "split"] = "crop",
-) -> BestFitRows:
-    """Pack documents into full rows, each of which begins with the BOS of a document.
-
-    Args:
-        documents: Token ids, each beginning with BOS.
-        row_len: Tokens in a row: the sequence length and one.
-        buffer_size: Documents to choose from; the buffer is topped up before every choice.
-        long_documents: 'crop': a document longer than a row can only be used by cropping, its rest is lost. 'split':
-            it is first cut into pieces of at most `row_len` tokens that each begin with BOS again, and pieces of
-            equal length are used in a scattered order.
-
-    Returns:
-        An iterator with `counts`, and `state_dict` to continue later. A last row that does not become full is counted
-        as unfinished and not given out.
-    """
-    return BestFitRows(documents, row_len, buffer_size, long_documents)
-
-
-def padded_rows(conversations: Iterable[Masked], row_len: int, pad_id: int, buffer_size: int = 1000) -> PaddedRows:
-    """Pack conversations whole into rows, and pad a row when nothing fits any more.
-
-    Args:
-        conversations: Token ids and loss mask of each, equally long.
-        row_len: Tokens in a row: the sequence length and one. A longer conversation is cut here, and counted.
-        pad_id: Token for the padding; its loss mask is 0.
-        buffer_size: Conversations to choose from; the buffer is topped up before every choice.
-    """
-    return PaddedRows(conversations, row_len, pad_id, buffer_size)
 
 
 def split_document(token_ids: Tokens, max_len: int) -> list[Tokens]:

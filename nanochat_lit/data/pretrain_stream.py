@@ -11,7 +11,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.buffered_places import BufferedPlaces, places_of
 from nanochat_lit.data.cursor import Cursor, Source
 from nanochat_lit.data.encoding import batched, encoded_documents, small_batches
-from nanochat_lit.data.packing import BestFitRows, PackedRows, PackingCounts, Tokens, best_fit_rows
+from nanochat_lit.data.packing import BestFitRows, PackedRows, PackingCounts, Tokens
 from nanochat_lit.data.prepared import check_tokenizer
 from nanochat_lit.data.shards import FileSource, text_column
 from nanochat_lit.data.sources import SourceLike, as_source, make_cursor
@@ -23,12 +23,34 @@ Batch = dict[str, torch.Tensor]
 
 
 class PackedStream(IterableDataset[Batch]):
-    """What streams of text and of conversations share: a cursor over a source, rows packed of its items, and their state."""
+    """What streams of text and of conversations share: a cursor over a source, rows packed of its items, and their state.
+
+    The train split is endless; other splits are finite and the same each time, their last batch may have fewer rows.
+    With DataLoader workers each reads its own share.
+
+    Args:
+        source: Gives the items.
+        tokenizer: Encodes them.
+        sequence_len: T; rows hold one token more.
+        micro_batch_size: B, rows in a batch; rows and their order do not depend on it.
+        split: 'train', 'val' or 'all' of the source.
+        rank: This process among `world_size`; they read disjoint items.
+        world_size: Number of processes.
+        buffer_size: Items that best fit chooses from.
+    """
 
     def __init__(
-        self, source: Source, tokenizer: "Tokenizer", sequence_len: int, micro_batch_size: int, split: str, rank: int,
-        world_size: int, buffer_size: int,
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        *,
+        tokenizer: "Tokenizer",
+        sequence_len: int,
+        micro_batch_size: int,
+        split: str = "train",
+        rank: int = 0,
+        world_size: int = 1,
+        buffer_size: int = 1000,
+    ) -> None:
         for name, value in (("sequence_len", sequence_len), ("micro_batch_size", micro_batch_size)):
             if value < 1:
                 raise UserError(f"{name} is {value}, but must be at least 1")
@@ -113,43 +135,29 @@ class PackedStream(IterableDataset[Batch]):
 class PretrainStream(PackedStream):
     """Batches of densely packed text.
 
-    The train split is endless: every epoch reads the source again in another order, and documents flow from one epoch
-    into the next through the buffer. Other splits are finite and the same each time; their last batch may have fewer
-    rows, and an unfinished last row is left out (compare models by `evaluate bpb`, which leaves nothing out).
-    The rows and their order do not depend on `micro_batch_size`. With DataLoader workers each reads its own share.
+    Every training epoch reads the source again in another order, and documents flow from one epoch into the next through
+    the buffer. Finite splits leave out an unfinished last row (compare models by `evaluate bpb`, which leaves nothing out).
 
     Args:
         texts: A path, a list, a function that makes an iterator, or an object with `iterate`; see `as_source`. The path
             may be a folder of prepared shards.
-        tokenizer: Encodes the texts.
-        sequence_len: T; rows hold one token more.
-        micro_batch_size: B, rows in a batch.
-        split: 'train', 'val' or 'all' of the source.
         seed: Order of the training epochs, when `texts` is a path or a list.
-        rank: This process among `world_size`; they read disjoint documents.
-        world_size: Number of processes.
-        buffer_size: Documents that best fit chooses from.
-        long_documents: What becomes of documents longer than a row; see `best_fit_rows`.
+        long_documents: What becomes of documents longer than a row; see `BestFitRows`.
+        options: Of `PackedStream`.
     """
 
     def __init__(
         self,
         *,
         texts: SourceLike,
-        tokenizer: "Tokenizer",
-        sequence_len: int,
-        micro_batch_size: int,
-        split: str = "train",
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        buffer_size: int = 1000,
         long_documents: Literal["crop", "split"] = "crop",
+        **options: Any,
     ) -> None:
         source = as_source(texts, text_column(texts), seed)
-        super().__init__(source, tokenizer, sequence_len, micro_batch_size, split, rank, world_size, buffer_size)
+        super().__init__(source, **options)
         if isinstance(source, FileSource) and source.column == "tokens":
-            check_tokenizer(source.path, tokenizer)
+            check_tokenizer(source.path, self.tokenizer)
         self.long_documents: Literal["crop", "split"] = long_documents
 
     def __iter__(self) -> Iterator[Batch]:
@@ -167,7 +175,7 @@ class PretrainStream(PackedStream):
 
     def packed(self, cursor: Cursor) -> BestFitRows:
         """Rows filled by best fit."""
-        return best_fit_rows(self._documents(cursor), self.sequence_len + 1, self.buffer_size, self.long_documents)
+        return BestFitRows(self._documents(cursor), self.sequence_len + 1, self.buffer_size, self.long_documents)
 
     def _documents(self, cursor: Cursor) -> Iterator[Tokens]:
         """Token ids of the documents, each from BOS on."""

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from nanochat_lit.common.download_progress import Report
-from nanochat_lit.common.downloads import cache_folder, locked
+from nanochat_lit.common.downloads import locked
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import cache_folder
 from nanochat_lit.data.shards import ShardSource
 from nanochat_lit.data.splits import FileSplit
 from nanochat_lit.tiny_world.files import write_tiny_world

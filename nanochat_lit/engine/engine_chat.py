@@ -10,8 +10,8 @@ from types import TracebackType
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.chat_model import Answer, Message
 from nanochat_lit.engine.chat_prompt import fit_chat_prompt
+from nanochat_lit.engine.chat_session import Answer, Message
 from nanochat_lit.engine.engine import Emitted, Engine
 from nanochat_lit.engine.request import FAILED, NOT_FINITE, Request
 from nanochat_lit.engine.sampling_params import SamplingParams

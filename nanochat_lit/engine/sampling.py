@@ -19,30 +19,19 @@ MIN_TEMPERATURE = 1e-6
 """Lower temperatures above zero are computed as this one: below it float32 has nothing left to tell apart."""
 
 
-def sample_next(
-    logits: Tensor,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float = 1.0,
-    uniforms: Sequence[float] = (),
-) -> Tensor:
+def sample_next(logits: Tensor, sampling: SamplingParams, uniforms: Sequence[float] = ()) -> Tensor:
     """Choose one token per row.
 
     Args:
         logits: (B, V).
-        temperature: 0 takes the most likely token (the first on a tie); higher is more varied.
-        top_k: Choose among this many most likely tokens; None or 0 is all of them, as is more than V.
-        top_p: Of those, choose among the most likely whose probabilities sum up to this, the one that passes it included
+        sampling: At temperature 0, the first of the most likely tokens is taken. top_p includes the token that passes it
             (Holtzman et al. 2019. https://arxiv.org/abs/1904.09751).
         uniforms: A number in [0, 1) per row; not needed if temperature is 0.
 
     Returns:
         (B,) token ids.
-
-    Raises:
-        UserError: If a setting is impossible.
     """
-    SamplingParams(temperature=temperature, top_k=top_k or 0, top_p=top_p)  # checks them
+    temperature, top_k, top_p = sampling.temperature, sampling.top_k, sampling.top_p
     if temperature == 0:
         return logits.argmax(dim=-1)
     assert len(uniforms) == len(logits), "one random number per row"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nanochat_lit.common.cpp_library import cpp_library
+from nanochat_lit.engine.sampling_params import SamplingParams
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
 
@@ -31,28 +32,21 @@ def has_sampling_kernel(logits: Tensor) -> bool:
     return logits.device.type == "cpu" and logits.dtype == torch.float32 and sampling_library() is not None
 
 
-def sample_each(
-    logits: Tensor,
-    temperatures: Sequence[float],
-    top_ks: Sequence[int | None],
-    top_ps: Sequence[float],
-    uniforms: Sequence[float],
-) -> list[int]:
+def sample_each(logits: Tensor, settings: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
     """Choose one token per row, by the rules of `sampling.sample_next` and, but for rounding, with its tokens.
 
     Args:
         logits: (B, V) float32 on a CPU.
-        temperatures: Of each row; 0 takes the most likely token.
-        top_ks: Of each row; None or 0 is all.
-        top_ps: Of each row; 1 is all.
+        settings: Sampling settings of each row.
         uniforms: A number in [0, 1) for each row, of no meaning at temperature 0.
     """
     library = sampling_library()
     assert library is not None, "asked for only where there is a kernel"
     rows, size = logits.shape
-    assert len(temperatures) == len(top_ks) == len(top_ps) == len(uniforms) == rows, "settings for each row"
+    assert len(settings) == len(uniforms) == rows, "settings for each row"
     logits, doubles, tokens = logits.contiguous(), ctypes.c_double * rows, (_INT * rows)()
-    ks = (_INT * rows)(*(min(k or 0, size) for k in top_ks))
-    settings = doubles(*temperatures), ks, doubles(*top_ps), doubles(*uniforms)
-    library.sample(logits.data_ptr(), rows, size, *settings, torch.get_num_threads(), tokens)
+    temperatures, top_ps = doubles(*(one.temperature for one in settings)), doubles(*(one.top_p for one in settings))
+    top_ks = (_INT * rows)(*(min(one.top_k, size) for one in settings))
+    arrays = temperatures, top_ks, top_ps, doubles(*uniforms)
+    library.sample(logits.data_ptr(), rows, size, *arrays, torch.get_num_threads(), tokens)
     return list(tokens)

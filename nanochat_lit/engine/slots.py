@@ -353,16 +353,15 @@ def _sample_rows(requests: Sequence[Request], randoms: Sequence[Random], logits:
     """A token per row, (B,) on the device; without our kernel, rows with the same settings are sampled together."""
     if has_sampling_kernel(logits):
         uniforms = [draw.random() if r.temperature else 0.0 for r, draw in zip(requests, randoms, strict=True)]
-        temperatures, top_ps = [r.temperature for r in requests], [r.top_p for r in requests]
-        return torch.tensor(sample_each(logits, temperatures, [r.top_k for r in requests], top_ps, uniforms))
+        return torch.tensor(sample_each(logits, requests, uniforms))
     groups: dict[tuple[float, int, float], list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault((request.temperature, request.top_k, request.top_p), []).append(index)
     tokens = torch.empty(len(requests), dtype=torch.int64, device=logits.device)
-    for (temperature, top_k, top_p), members in groups.items():
-        uniforms = [randoms[i].random() for i in members]
+    for members in groups.values():
+        sampling, uniforms = requests[members[0]], [randoms[i].random() for i in members]
         if len(groups) == 1:
-            return sample_next(logits, temperature, top_k, top_p, uniforms)
+            return sample_next(logits, sampling, uniforms)
         places = to_device(members, torch.int64, logits.device)
-        tokens[places] = sample_next(logits[places], temperature, top_k, top_p, uniforms)
+        tokens[places] = sample_next(logits[places], sampling, uniforms)
     return tokens

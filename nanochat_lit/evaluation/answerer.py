@@ -2,33 +2,48 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from nanochat_lit.common.lengths import padded_length
 from nanochat_lit.engine.engine import Engine
-from nanochat_lit.evaluation.answers import Answer, answer_of
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.evaluation.scoring import TOKENS_PER_PASS
 from nanochat_lit.tasks.base import Conversation
-from nanochat_lit.tokenizer import render_for_completion
+from nanochat_lit.tokenizer import Tokenizer, parse_completion, render_for_completion
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answering:
-    """Sampling settings of generative questions."""
+class Answering(SamplingParams):
+    """Sampling settings of generative questions; answers do not depend on the number of ranks."""
 
     num_samples: int = 1
     """Answers per question."""
-    temperature: float = 0.0
-    """Sampling temperature; 0 is greedy and allows only one sample."""
-    top_k: int | None = None
-    """Sample from this many most likely tokens; None or 0 disables the limit."""
     max_new_tokens: int = 512
     """Maximum length of an answer, tokens."""
-    seed: int = 0
-    """Sampling seed; answers do not depend on the number of ranks."""
+
+
+class Completion(NamedTuple):
+    """A parsed completion, as tasks evaluate it."""
+
+    text: str
+    """Visible text."""
+    tool_calls: list[str]
+    """Expressions of the calculator calls."""
+
+
+def completion_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Completion:
+    """Parse a completion.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        token_ids: Completion, without the prompt.
+    """
+    parts = parse_completion(tokenizer, token_ids)
+    text = "".join(part["text"] for part in parts if part["type"] == "text")
+    return Completion(text, [part["text"] for part in parts if part["type"] == "python"])
 
 
 class Answerer(Protocol):
@@ -69,7 +84,7 @@ class Answerer(Protocol):
         """Return several completions of a prompt, which depend only on the arguments."""
         ...
 
-    def read(self, token_ids: Sequence[int]) -> Answer:
+    def read(self, token_ids: Sequence[int]) -> Completion:
         """Convert a completion to the form that tasks evaluate."""
         ...
 
@@ -120,18 +135,11 @@ class EngineAnswerer:
 
     def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
         """Sample completions with a shared prefill."""
-        return self.engine.generate(
-            prompt,
-            answering.num_samples,
-            max_new_tokens=answering.max_new_tokens,
-            temperature=answering.temperature,
-            top_k=answering.top_k,
-            seed=answering.seed,
-        )
+        return self.engine.generate(prompt, answering.num_samples, **answering.numbers())
 
-    def read(self, token_ids: Sequence[int]) -> Answer:
+    def read(self, token_ids: Sequence[int]) -> Completion:
         """Return the visible text and the calculator expressions."""
-        return answer_of(self.engine.tokenizer, token_ids)
+        return completion_of(self.engine.tokenizer, token_ids)
 
 
 def padded(prompts: Sequence[Sequence[int]], sequence_len: int, device: torch.device) -> Tensor:

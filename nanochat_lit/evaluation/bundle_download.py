@@ -7,9 +7,9 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from nanochat_lit.common.downloads import cache_folder, download, file_sha256, locked
+from nanochat_lit.common.downloads import download, file_sha256, locked
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import atomic_write
+from nanochat_lit.common.paths import atomic_write, cache_folder
 
 MAX_EXPANSION = 100
 """Maximum ratio of unpacked to packed size; the bundle's ratio is 4."""

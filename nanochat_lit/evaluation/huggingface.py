@@ -17,6 +17,7 @@ from torch import Tensor
 from nanochat_lit.common.errors import UserError, missing_package
 from nanochat_lit.common.hardware import find_device, resolve_compute_dtype
 from nanochat_lit.common.paths import read_json
+from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.evaluation.scoring import RowScorer
 from nanochat_lit.model import IGNORE_INDEX
 
@@ -198,39 +199,30 @@ class HuggingFaceModel:
         flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
         return flat.view(targets.shape)
 
-    def generate_batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        seed: int = 0,
-    ) -> list[list[int]]:
+    def generate_batch(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> list[list[int]]:
         """Return a completion of each prompt, without the end token.
 
         Args:
             prompts: Token ids, of any lengths.
-            max_new_tokens: Maximum length of a completion, tokens.
-            temperature: Sampling temperature; 0 is greedy.
-            top_k: Sample from this many most likely tokens; None or 0 disables the limit.
-            seed: Sampling seed; samples also depend on the other prompts.
+            sampling: Fields of `SamplingParams`; max_new_tokens is 64 by default. Samples depend on the other prompts, too.
 
         Raises:
             UserError: If a prompt leaves no space in the context.
         """
+        settings = SamplingParams(**{"max_new_tokens": 64, **sampling})
         for prompt in prompts:
             if len(prompt) >= self.sequence_len:
                 raise UserError(
                     f"a prompt of {len(prompt)} tokens leaves no space in the context of {self.sequence_len}; shorten it"
                 )
-        limits = [min(max_new_tokens, self.sequence_len - len(prompt)) for prompt in prompts]
+        limits = [min(settings.max_new_tokens, self.sequence_len - len(prompt)) for prompt in prompts]
         completions: list[list[int]] = [[] for _ in prompts]
         has_generator = self.device.type not in ("cpu", "mps")  # one per device index
         kind = self.device.type if has_generator else "cuda"
         with torch.random.fork_rng([self.device.index or 0] if has_generator else [], device_type=kind):
-            torch.manual_seed(seed)
+            torch.manual_seed(settings.seed)
             for members in self._batches([len(prompt) for prompt in prompts], limits):
-                batch = self._generate([prompts[index] for index in members], limits[members[0]], temperature, top_k)
+                batch = self._generate([prompts[index] for index in members], limits[members[0]], settings)
                 for index, completion in zip(members, batch, strict=True):
                     completions[index] = completion
         return completions
@@ -252,17 +244,18 @@ class HuggingFaceModel:
 
     @torch.inference_mode()
     def _generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, top_k: int | None
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, settings: SamplingParams
     ) -> list[list[int]]:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0}
-        how = sampling if temperature > 0 else {"do_sample": False, "temperature": 1.0, "top_k": 50}
+        how = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
+        if settings.temperature > 0:
+            how = {"do_sample": True, **{name: getattr(settings, name) for name in ("temperature", "top_k", "top_p")}}
         length, filler = max(map(len, prompts)), self.tokenizer.bos_id
         inputs = [[filler] * (length - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         rows = self.model.generate(
             input_ids=torch.tensor(inputs, device=self.device), attention_mask=torch.tensor(mask, device=self.device),
             max_new_tokens=max_new_tokens, pad_token_id=filler, eos_token_id=self.end_ids or None,
-            top_p=1.0, repetition_penalty=1.0, **how,  # override the folder's own generation settings
+            repetition_penalty=1.0, **how,  # override the folder's own generation settings
         )[:, length:].tolist()  # fmt: skip
         ends = set(self.end_ids)
         return [list(takewhile(lambda token_id: token_id not in ends, row)) for row in rows]

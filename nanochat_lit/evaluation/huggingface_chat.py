@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nanochat_lit.evaluation.answerer import Answering, last_places, padded
-from nanochat_lit.evaluation.answers import Answer
+from nanochat_lit.evaluation.answerer import Answering, Completion, last_places, padded
 from nanochat_lit.evaluation.huggingface import HuggingFaceModel, HuggingFaceScorer
 from nanochat_lit.tasks.base import Conversation
 
@@ -72,22 +71,16 @@ class HuggingFaceAnswerer:
 
     def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Complete the prompts in batches of similar lengths."""
-        return self.causal.generate_batch(prompts, max_new_tokens)
+        return self.causal.generate_batch(prompts, max_new_tokens=max_new_tokens)
 
     def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
         """Sample all completions in one batch."""
-        return self.causal.generate_batch(
-            [prompt] * answering.num_samples,
-            answering.max_new_tokens,
-            answering.temperature,
-            answering.top_k,
-            answering.seed,
-        )
+        return self.causal.generate_batch([prompt] * answering.num_samples, **answering.numbers())
 
-    def read(self, token_ids: Sequence[int]) -> Answer:
+    def read(self, token_ids: Sequence[int]) -> Completion:
         """Return the text, up to the next question if the model continues with one."""
         text = self.tokenizer.decode(token_ids)
-        return Answer(text if self.tokenizer.has_template else text.partition(f"\n{QUESTION}")[0], [])
+        return Completion(text if self.tokenizer.has_template else text.partition(f"\n{QUESTION}")[0], [])
 
     def _text(self, messages: Sequence[dict[str, str]], is_open: bool = True) -> str:
         if self.tokenizer.has_template:

@@ -1,6 +1,7 @@
 """Completions of a few prompts, for qualitative inspection."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.evaluation.huggingface import HuggingFaceModel
@@ -22,60 +23,43 @@ CHAT_PROMPTS = ("Hello!", "Who are you?", "What is 127 plus 358?", "What is the 
 def complete_texts(
     engine: Engine | HuggingFaceModel,
     prompts: Sequence[str],
-    max_new_tokens: int = 32,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    seed: int = 0,
+    **sampling: Any,
 ) -> list[str]:
     """Continue each text with a base model.
 
     Args:
         engine: An engine, or an adapter of another library's model.
         prompts: Beginnings of documents.
-        max_new_tokens: Maximum length of a continuation, tokens.
-        temperature: Sampling temperature; 0 is greedy.
-        top_k: Sample from this many most likely tokens; None or 0 disables the limit.
-        seed: Sampling seed.
+        sampling: Fields of `SamplingParams`; max_new_tokens is 32 by default.
 
     Returns:
         Continuations, without the prompts.
     """
     token_ids = [engine.tokenizer.encode(prompt, prepend_bos=True) for prompt in prompts]
-    completions = engine.generate_batch(
-        token_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
-    )
+    completions = engine.generate_batch(token_ids, **{"max_new_tokens": 32, **sampling})
     return [engine.tokenizer.decode(completion) for completion in completions]
 
 
 def answer_messages(
     engine: Engine | HuggingFaceModel,
     prompts: Sequence[str],
-    max_new_tokens: int = 128,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    seed: int = 0,
+    **sampling: Any,
 ) -> list[str]:
     """Answer each user message with a chat model; calculator calls are rendered as [expression = result].
 
     Args:
         engine: An engine, or an adapter of another library's model.
         prompts: User messages, one conversation each.
-        max_new_tokens: Maximum length of an answer, tokens.
-        temperature: Sampling temperature; 0 is greedy.
-        top_k: Sample from this many most likely tokens; None or 0 disables the limit.
-        seed: Sampling seed.
+        sampling: Fields of `SamplingParams`; max_new_tokens is 128 by default.
     """
+    settings = {"max_new_tokens": 128, **sampling}
     if isinstance(engine, HuggingFaceModel):
         token_ids = [engine.tokenizer.render_question(prompt) for prompt in prompts]
-        completions = engine.generate_batch(
-            token_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
-        )
+        completions = engine.generate_batch(token_ids, **settings)
         return [engine.tokenizer.decode(completion) for completion in completions]
     conversations = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
     token_ids = [render_for_completion(engine.tokenizer, conversation) for conversation in conversations]
-    completions = engine.generate_batch(
-        token_ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
-    )
+    completions = engine.generate_batch(token_ids, **settings)
     return [readable(parse_completion(engine.tokenizer, completion)) for completion in completions]
 
 

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Part = tuple[str, str]
-"""(type, text); the type is text, python or python_output."""
+from nanochat_lit.engine.answer_text import Piece
 
 
 @dataclass
@@ -20,21 +19,21 @@ class AnswerParts:
 
     num_tokens: int = 0
     finish_reason: str | None = None
-    parts: list[Part] = field(default_factory=list)
+    parts: list[Piece] = field(default_factory=list)
 
-    def add(self, parts: Sequence[Part]) -> None:
-        """Append parts; adjacent parts of one type are joined."""
+    def add(self, parts: Sequence[Piece]) -> None:
+        """Take in more; neighbours of one type become one part."""
         self.parts = join_parts([*self.parts, *parts])
 
 
-def join_parts(parts: Sequence[Part]) -> list[Part]:
-    """Join adjacent parts of one type."""
-    joined: list[Part] = []
+def join_parts(parts: Sequence[Piece]) -> list[Piece]:
+    """The same with neighbours of one type joined."""
+    joined: list[Piece] = []
     for kind, text in parts:
-        if joined and joined[-1][0] == kind:
-            joined[-1] = (kind, joined[-1][1] + text)
+        if joined and joined[-1].type == kind:
+            joined[-1] = Piece(kind, joined[-1].text + text)
         else:
-            joined.append((kind, text))
+            joined.append(Piece(kind, text))
     return joined
 
 
@@ -88,8 +87,8 @@ class ChunkWriter:
         """Return the first event, with the role."""
         return self._chunk({"role": "assistant", "content": ""}, None)
 
-    def parts(self, parts: Sequence[Part]) -> str:
-        """Return one event per part."""
+    def parts(self, parts: Sequence[Piece]) -> str:
+        """An event per part."""
         return "".join(
             f"{self._before}{json.dumps(text)}{self._after}"
             if kind == "text"

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.chat_model import ChatModel
-from nanochat_lit.engine.conversation import Conversation
+from nanochat_lit.engine.chat_session import ChatModel, ChatSession
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.chat_view import shown_messages, status_line, typed_text
 
@@ -39,7 +38,7 @@ class ChatTab:
 
     def __init__(self, model: ChatModel, settings: SamplingParams) -> None:
         self._model = model
-        self._conversation = Conversation(settings=settings)
+        self._conversation = ChatSession(settings=settings)
         self._lock = threading.Lock()
         self.is_markdown = False
         """Whether the page renders Markdown."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.chat_model import ChatModel
+from nanochat_lit.engine.chat_session import ChatModel
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.chat_tab import ChatTab, TabView
 from nanochat_lit.serve.gate import Gate

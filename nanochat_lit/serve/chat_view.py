@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from nanochat_lit.engine.chat_model import Answer, Message
+from nanochat_lit.engine.chat_session import Answer, Message
 
 # The Chatbot interprets HTML even without Markdown. An invisible character after the sign prevents it. (The entity &lt;
 # would appear literally when the message is edited or copied.)

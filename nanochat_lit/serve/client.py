@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.chat_model import Answer, Message
+from nanochat_lit.engine.chat_session import Answer, Message
 from nanochat_lit.engine.sampling_params import SamplingParams
 
 TIMEOUT_S = 120.0

@@ -11,11 +11,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from random import Random
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from nanochat_lit.common.errors import UserError
-
-Conversation = dict[str, Any]
+from nanochat_lit.tokenizer.chat import Conversation
 
 
 @runtime_checkable

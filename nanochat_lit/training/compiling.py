@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanochat_lit.common.compilers import missing_compiler
 from nanochat_lit.common.cpp_library import instructions
-from nanochat_lit.common.paths import user_cache
+from nanochat_lit.common.paths import cache_folder
 from nanochat_lit.model.loss_kernel import loss_library, loss_problem
 
 CPU_COMPILE_PAYS_FLOPS = 8e12
@@ -43,5 +43,5 @@ def keep_compile_cache() -> Path:
     Returns:
         The folder in use.
     """
-    folder = user_cache() / "nanochat-lit"
+    folder = cache_folder()
     return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor")))

@@ -15,7 +15,7 @@ from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export, read_config
 from nanochat_lit.engine.rollout import Rollout, roll_out
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.evaluation.answers import answer_of
+from nanochat_lit.evaluation.answerer import completion_of
 from nanochat_lit.evaluation.pass_rates import PassRates
 from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.model import GPT, IGNORE_INDEX
@@ -265,7 +265,7 @@ class RLModule(ContinuedModule):
         task, rewards = self.questions.train, []
         form = form_of(task)
         for rollout in group:
-            answer = answer_of(self.tokenizer, rollout.token_ids)
+            answer = completion_of(self.tokenizer, rollout.token_ids)
             is_right = task.evaluate(conversation, *answer)
             has_form = form is not None and form.has_form(*answer)
             length = rollout.num_sampled
@@ -352,7 +352,7 @@ class RLModule(ContinuedModule):
             self.metric.update(False, 0)  # a prompt that fills the context counts as a wrong answer
 
     def _is_right(self, task: Task, place: int, token_ids: Sequence[int]) -> bool:
-        return task.evaluate(task[place], *answer_of(self.tokenizer, token_ids))
+        return task.evaluate(task[place], *completion_of(self.tokenizer, token_ids))
 
     def _transcript(self, conversation: Conversation, token_ids: Sequence[int], is_right: bool) -> str:
         question = [message for message in conversation["messages"] if message["role"] == "user"][-1]["content"]

@@ -15,7 +15,7 @@ import torch
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.encoding import encoded_documents
 from nanochat_lit.data.loader import ResumableLoader
-from nanochat_lit.data.packing import best_fit_rows
+from nanochat_lit.data.packing import BestFitRows
 from nanochat_lit.data.prepared import TOKENIZER_FOLDER, is_prepared
 from nanochat_lit.data.pretrain_stream import PretrainStream
 from nanochat_lit.data.shards import documents
@@ -139,7 +139,7 @@ def bench_data(
 
 
 def scanned_rows(documents: Iterable[Sequence[int]], row_len: int, buffer_size: int) -> Iterator[list[int]]:
-    """What `best_fit_rows` gives when it crops, found as one would write it first: by looking through the whole buffer."""
+    """What `BestFitRows` gives when it crops, found as one would write it first: by looking through the whole buffer."""
     waiting, buffer = iter(documents), []
     while True:
         row: list[int] = []
@@ -195,9 +195,9 @@ def _packing(tokens: list[np.ndarray], row_len: int, buffer_size: int, repeats: 
     )
     for rule in ("crop", "split"):
         speeds = []
-        rows = best_fit_rows(tokens, row_len, buffer_size, rule)
+        rows = BestFitRows(tokens, row_len, buffer_size, rule)
         for _ in range(repeats):
-            rows = best_fit_rows(tokens, row_len, buffer_size, rule)
+            rows = BestFitRows(tokens, row_len, buffer_size, rule)
             speeds.append(_tokens_per_s(lambda rows=rows: rows, row_len))
         yield PackingRow(
             long_documents=rule,

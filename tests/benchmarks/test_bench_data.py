@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat_lit import cli
-from nanochat_lit.data.packing import best_fit_rows
+from nanochat_lit.data.packing import BestFitRows
 
 SMALL = ["--vocab_size=320", "--sequence_len=32", "--micro_batch_size=2", "--buffer_size=20", "--num_workers=1"]
 SMALL += ["--seconds=0.1", "--repeats=1", "--train_chars=20000"]
@@ -52,7 +52,7 @@ def test_a_thousand_documents_are_packed_ten_times_as_fast_as_by_a_scan():
     documents = [np.zeros(length, np.uint16) for length in lengths]
     lists = [document.tolist() for document in documents]
     start_s = time.process_time()
-    num_rows = sum(1 for _ in best_fit_rows(documents, 513))
+    num_rows = sum(1 for _ in BestFitRows(documents, 513))
     packed_s = time.process_time()
     assert sum(1 for _ in scanned_rows(lists, 513, 1000)) == num_rows
     assert time.process_time() - packed_s > 10 * (packed_s - start_s)
@@ -62,7 +62,7 @@ def test_a_thousand_documents_are_packed_ten_times_as_fast_as_by_a_scan():
 @given(st.lists(st.integers(1, 30), max_size=60), st.integers(2, 20), st.integers(1, 12))
 def test_the_scan_gives_the_same_rows(lengths, row_len, buffer_size):
     documents = [np.arange(length) + 100 * index for index, length in enumerate(lengths)]
-    rows = [row.tolist() for row in best_fit_rows(documents, row_len, buffer_size)]
+    rows = [row.tolist() for row in BestFitRows(documents, row_len, buffer_size)]
     assert list(scanned_rows([document.tolist() for document in documents], row_len, buffer_size)) == rows
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from nanochat_lit.commands.terminal_chat import Screen, TerminalChat
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.conversation import Conversation
+from nanochat_lit.engine.chat_session import ChatSession
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
 
 
@@ -28,7 +28,7 @@ def converse(
 
     def run(*lines: str, **settings: float) -> tuple[str, list[str]]:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
-        TerminalChat(scripted_model(), Conversation(settings=CHAT_PARAMS.updated(settings))).run()
+        TerminalChat(scripted_model(), ChatSession(settings=CHAT_PARAMS.updated(settings))).run()
         out, err = capsys.readouterr()
         return out, err.splitlines()
 
@@ -112,8 +112,8 @@ import sys
 sys.path.insert(0, {tests!r})
 from conftest import ScriptedModel
 from nanochat_lit.commands.terminal_chat import TerminalChat
-from nanochat_lit.engine.conversation import Conversation
-TerminalChat(ScriptedModel(pause_s=0.02), Conversation()).run()
+from nanochat_lit.engine.chat_session import ChatSession
+TerminalChat(ScriptedModel(pause_s=0.02), ChatSession()).run()
 """
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.loader import pack_state, unpack_state
-from nanochat_lit.data.packing import FitBuffer, best_fit_rows, padded_rows, split_document
+from nanochat_lit.data.packing import BestFitRows, FitBuffer, PaddedRows, split_document
 
 BOS = 0
 
@@ -81,7 +81,7 @@ buffer_sizes = st.integers(1, 12)
 @given(lengths=lengths_of, row_len=row_lens, buffer_size=buffer_sizes)
 def test_best_fit_equals_the_naive_form_and_accounts_for_every_token(lengths, row_len, buffer_size):
     documents = to_documents(lengths)
-    rows = best_fit_rows(iter(documents), row_len, buffer_size)
+    rows = BestFitRows(iter(documents), row_len, buffer_size)
     got = [row.tolist() for row in rows]
     expected, unfinished = naive_best_fit(documents, row_len, buffer_size)
     assert got == expected
@@ -98,7 +98,7 @@ def test_best_fit_equals_the_naive_form_and_accounts_for_every_token(lengths, ro
 @given(lengths=lengths_of, row_len=row_lens, buffer_size=buffer_sizes)
 def test_splitting_long_documents_equals_packing_their_pieces(lengths, row_len, buffer_size):
     documents = to_documents(lengths)
-    rows = best_fit_rows(documents, row_len, buffer_size, long_documents="split")
+    rows = BestFitRows(documents, row_len, buffer_size, long_documents="split")
     got = [row.tolist() for row in rows]
     counts = rows.counts
     assert counts.read + counts.added == counts.used + counts.cropped + counts.unfinished
@@ -112,7 +112,7 @@ def test_splitting_long_documents_equals_packing_their_pieces(lengths, row_len, 
 
 def test_splitting_wastes_almost_nothing_and_scatters_the_pieces():
     documents = to_documents([10 * 50 + 7] * 40)
-    rows = best_fit_rows(documents, 10, 500, long_documents="split")
+    rows = BestFitRows(documents, 10, 500, long_documents="split")
     got = list(rows)
     assert rows.counts.cropped < 0.01 * rows.counts.read
     starts = [row[1] // 507 for row in got[: 50 * 20]]  # the document that a row begins with
@@ -133,7 +133,7 @@ def test_pieces_of_a_document_lose_nothing(length, max_len):
 @given(lengths=lengths_of, row_len=row_lens, buffer_size=buffer_sizes)
 def test_padded_rows_equal_the_naive_form_and_cut_nothing_silently(lengths, row_len, buffer_size):
     conversations = to_conversations(lengths)
-    rows = padded_rows(conversations, row_len, 99999, buffer_size)
+    rows = PaddedRows(conversations, row_len, 99999, buffer_size)
     got = list(rows)
     assert got == naive_padded(conversations, row_len, buffer_size)
     counts = rows.counts
@@ -155,8 +155,8 @@ def test_packing_continues_from_a_saved_state(lengths, stop, padded, split):
 
     def pack(remaining):
         if padded:
-            return padded_rows(remaining, 10, 99999, 4)
-        return best_fit_rows(remaining, 10, 4, "split" if split else "crop")
+            return PaddedRows(remaining, 10, 99999, 4)
+        return BestFitRows(remaining, 10, 4, "split" if split else "crop")
 
     def listed(rows):
         return [row if padded else row.tolist() for row in rows]
@@ -188,8 +188,8 @@ def test_ties_go_to_the_oldest():
 def test_an_example_by_hand():
     # Space 6: the 5 fits best, then the single 1 left nothing fits, so the shortest (3) is cropped to 1.
     documents = [[0, 1, 2], [0, 3, 4, 5, 6], [0, 7, 8, 9]]
-    assert [row.tolist() for row in best_fit_rows(documents, 6)] == [[0, 3, 4, 5, 6, 0]]
-    assert list(padded_rows([(d, [1] * len(d)) for d in documents], 6, -7)) == [
+    assert [row.tolist() for row in BestFitRows(documents, 6)] == [[0, 3, 4, 5, 6, 0]]
+    assert list(PaddedRows([(d, [1] * len(d)) for d in documents], 6, -7)) == [
         ([0, 3, 4, 5, 6, -7], [1, 1, 1, 1, 1, 0]),
         ([0, 7, 8, 9, -7, -7], [1, 1, 1, 1, 0, 0]),
         ([0, 1, 2, -7, -7, -7], [1, 1, 1, 0, 0, 0]),
@@ -198,8 +198,8 @@ def test_an_example_by_hand():
 
 def test_impossible_sizes():
     with pytest.raises(UserError, match="row of 1"):
-        best_fit_rows([], 1)
+        BestFitRows([], 1)
     with pytest.raises(UserError, match="buffer_size is 0"):
-        padded_rows([], 5, 0, buffer_size=0)
+        PaddedRows([], 5, 0, buffer_size=0)
     with pytest.raises(UserError, match="long_documents is 'drop'"):
-        best_fit_rows([], 5, long_documents="drop")  # type: ignore[arg-type]
+        BestFitRows([], 5, long_documents="drop")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.loader import pack_state, unpack_state
-from nanochat_lit.data.packing import best_fit_rows, padded_rows
+from nanochat_lit.data.packing import BestFitRows, PaddedRows
 from nanochat_lit.data.pretrain_stream import PretrainStream
 from nanochat_lit.data.sources import as_source
 from nanochat_lit.tokenizer import Tokenizer, render_conversation
@@ -68,7 +68,7 @@ def test_text_batches_are_the_packed_rows_shifted_by_one(tokenizer):
     batches = list(stream)
     assert all(batch["inputs"].shape == batch["targets"].shape == (4, T) for batch in batches[:-1])
     assert batches[0]["inputs"].dtype == batches[0]["targets"].dtype == torch.int64
-    expected = list(best_fit_rows([tokenizer.encode(text, prepend_bos=True) for text in texts(200)], T + 1, 20))
+    expected = list(BestFitRows([tokenizer.encode(text, prepend_bos=True) for text in texts(200)], T + 1, 20))
     assert rows_of(stream, 10**6) == [(row[:-1].tolist(), row[1:].tolist()) for row in expected]
     assert stream.counts.rows == len(expected)
 
@@ -76,7 +76,7 @@ def test_text_batches_are_the_packed_rows_shifted_by_one(tokenizer):
 def test_chat_targets_are_the_next_token_where_trained(tokenizer):
     stream = chat(tokenizer, conversations=lambda: chats(200), split="val")
     rendered = [render_conversation(tokenizer, conversation) for conversation in chats(200)]
-    expected = list(padded_rows(rendered, T + 1, tokenizer.bos_id, 20))
+    expected = list(PaddedRows(rendered, T + 1, tokenizer.bos_id, 20))
     got = rows_of(stream, 10**6)
     assert len(got) == len(expected)
     for (inputs, targets), (token_ids, loss_mask) in zip(got, expected, strict=True):

@@ -9,8 +9,13 @@ from nanochat_lit.engine import slots
 from nanochat_lit.engine.request import Request
 from nanochat_lit.engine.sampling import row_random, sample_next
 from nanochat_lit.engine.sampling_kernel import sample_each, sampling_library
+from nanochat_lit.engine.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.skipif(sampling_library() is None, reason="no C++ compiler found")
+
+
+def params(temperature: float, top_k: int | None, top_p: float) -> SamplingParams:
+    return SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)  # type: ignore[arg-type]
 
 
 def rows(count: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -25,9 +30,10 @@ def test_tokens_are_those_of_sample_next(size: int, top_k: int | None, top_p: fl
     logits = rows(64, size)
     uniforms = torch.rand(64, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).tolist()
     temperatures = [(0.0, 0.3, 1.0, 2.0)[i % 4] for i in range(64)]
-    ours = sample_each(logits, temperatures, [top_k] * 64, [top_p] * 64, uniforms)
+    settings = [params(temperature, top_k, top_p) for temperature in temperatures]
+    ours = sample_each(logits, settings, uniforms)
     for i, token in enumerate(ours):
-        expected = sample_next(logits[i : i + 1], temperatures[i], top_k, top_p, uniforms[i : i + 1])
+        expected = sample_next(logits[i : i + 1], settings[i], uniforms[i : i + 1])
         assert token == expected.item(), i
 
 
@@ -37,32 +43,32 @@ def test_ties_and_impossible_tokens(top_k: int | None, top_p: float) -> None:
     """The first of equals is likelier; a token of no probability is never chosen, at either end of the interval."""
     logits = torch.full((1, 40), -math.inf)
     logits[0, [7, 20, 33]] = torch.tensor([1.0, 1.0, 0.5])
-    assert sample_each(logits, [0.0], [top_k], [top_p], [0.0]) == [7]
-    assert sample_each(logits, [1.0], [top_k], [top_p], [0.0]) == [7]
-    assert sample_each(logits, [1.0], [top_k], [top_p], [1 - 2**-53]) == [33]
-    assert sample_each(logits, [1.0], [2], [1.0], [1 - 2**-53]) == [20]
-    assert sample_each(logits, [1e-30], [top_k], [top_p], [0.2]) == [7]
+    assert sample_each(logits, [params(0.0, top_k, top_p)], [0.0]) == [7]
+    assert sample_each(logits, [params(1.0, top_k, top_p)], [0.0]) == [7]
+    assert sample_each(logits, [params(1.0, top_k, top_p)], [1 - 2**-53]) == [33]
+    assert sample_each(logits, [params(1.0, 2, 1.0)], [1 - 2**-53]) == [20]
+    assert sample_each(logits, [params(1e-30, top_k, top_p)], [0.2]) == [7]
 
 
 def test_a_flat_nucleus_takes_the_whole_vocabulary() -> None:
     """More candidates than are looked at first."""
     logits, uniforms = torch.zeros(50, 3000), [i / 50 for i in range(50)]
-    ours = sample_each(logits, [1.0] * 50, [None] * 50, [0.999] * 50, uniforms)
+    ours = sample_each(logits, [params(1.0, None, 0.999)] * 50, uniforms)
     assert ours == [int(u * 0.999 * 3000 + 1e-9) for u in uniforms]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_neighbours_and_threads_do_not_matter(threads: int) -> None:
     logits, uniforms = rows(9, 777), [i / 9 for i in range(9)]
-    settings = [1.0, 0.7, 0.0] * 3, [None, 5, 0] * 3, [1.0, 1.0, 0.8] * 3
+    settings = [params(1.0, None, 1.0), params(0.7, 5, 1.0), params(0.0, 0, 0.8)] * 3
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        together = sample_each(logits, *settings, uniforms)
+        together = sample_each(logits, settings, uniforms)
     finally:
         torch.set_num_threads(before)
     for i, token in enumerate(together):
-        assert [token] == sample_each(logits[i : i + 1], *([some[i]] for some in settings), [uniforms[i]])
+        assert [token] == sample_each(logits[i : i + 1], [settings[i]], [uniforms[i]])
 
 
 def test_an_engine_without_the_kernel_chooses_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

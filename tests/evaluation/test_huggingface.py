@@ -92,17 +92,17 @@ def test_continuations_are_greedy_or_seeded(kind, pads, models, monkeypatch):
     monkeypatch.setattr(model, "has_plain_cache", pads)
     texts = ["the cat", "a", "under a small tree the dog", "a", "the mat " * 200]
     prompts = [model.tokenizer.encode(text, prepend_bos=True)[: 256 - 3] for text in texts]
-    for prompt, completion in zip(prompts, model.generate_batch(prompts, 6), strict=True):
+    for prompt, completion in zip(prompts, model.generate_batch(prompts, max_new_tokens=6), strict=True):
         ids = list(prompt)
         for _ in range(min(6, 256 - len(prompt))):
             with torch.no_grad():
                 ids.append(int(model.model(torch.tensor([ids])).logits[0, -1].argmax()))
         expected = ids[len(prompt) :]
         assert completion == (expected[: expected.index(0)] if 0 in expected else expected)
-    sampled = [model.generate_batch(prompts, 6, 1.0, seed=seed) for seed in (1, 1, 2)]
+    sampled = [model.generate_batch(prompts, max_new_tokens=6, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
-    with pytest.raises(UserError, match="a prompt of 256 tokens leaves no space in the context of 256"):
-        model.generate_batch([[0] * 256], 6)
+    with pytest.raises(UserError, match="a prompt of 256 tokens leaves no room in 256"):
+        model.generate_batch([[0] * 256], max_new_tokens=6)
 
 
 def test_batches_are_bounded_and_of_one_limit(models, monkeypatch):

@@ -1,6 +1,6 @@
 import pytest
 
-from nanochat_lit.engine.chat_model import Answer
+from nanochat_lit.engine.chat_session import Answer
 from nanochat_lit.serve.chat_view import shown_messages, status_line, typed_text
 
 

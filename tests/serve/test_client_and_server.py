@@ -3,7 +3,7 @@
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.conversation import Conversation
+from nanochat_lit.engine.chat_session import ChatSession
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
 from nanochat_lit.engine.export import load_export
@@ -12,7 +12,7 @@ from nanochat_lit.serve.client import ServerChat
 
 
 def converse(model, num_turns: int) -> list[dict]:
-    conversation = Conversation(settings=SamplingParams(temperature=0.8, max_new_tokens=12, seed=3), system="be brief")
+    conversation = ChatSession(settings=SamplingParams(temperature=0.8, max_new_tokens=12, seed=3), system="be brief")
     for turn in range(num_turns):
         list(conversation.ask(model, f"question {turn}"))
     return conversation.messages
@@ -27,7 +27,7 @@ def test_the_same_conversation_as_in_this_process(server, make_export) -> None:
 
 def test_a_conversation_longer_than_the_context(server) -> None:
     model = ServerChat(server.url, "secret")
-    conversation = Conversation(settings=SamplingParams(temperature=0.8, max_new_tokens=8))
+    conversation = ChatSession(settings=SamplingParams(temperature=0.8, max_new_tokens=8))
     dropped = []
     for turn in range(12):
         assert list(conversation.ask(model, f"{turn} " + "what is 3 times 4? " * 4)) is not None

@@ -1,22 +1,57 @@
-"""A conversation between a person and a model: what the terminal and the page show and change."""
+"""A conversation between a person and a model, which terminal and page show and change, and what it talks to."""
 
 import dataclasses
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.chat_model import Answer, ChatModel, Message
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
 from nanochat_lit.tokenizer import validate_conversation
 
+Message = dict[str, Any]
+"""{"role": "system" | "user" | "assistant", "content": text, or parts if it is the assistant's}, as in tokenizer/chat.py."""
+
+
+class Answer:
+    """One answer while it is being said. Its pieces are iterated over once; `stop` ends it early.
+
+    Args:
+        num_dropped_turns: Oldest turns that the model does not see, because they do not fit into its context.
+        stop: Ends the answer, from any thread and more than once; the iteration then ends too.
+    """
+
+    def __init__(self, *, num_dropped_turns: int = 0, stop: Callable[[], None]) -> None:
+        self.num_dropped_turns = num_dropped_turns
+        self.num_tokens: int | None = 0
+        """Tokens so far; None if it is not known."""
+        self.elapsed_s = 0.0
+        """From the question to the newest token, whenever that was listened to."""
+        self.finish_reason: str | None = None
+        """"stop" when the model ended it, "length" when tokens ran out; None while it goes on or when it was stopped."""
+        self.stop = stop
+        self.pieces: Generator[Piece, None, None]
+        """The answer piece by piece, each as soon as it is certain; set by who makes the answer."""
+
+
+class ChatModel(Protocol):
+    """Answers conversations, several at once if they come from several threads."""
+
+    def answer(self, messages: Sequence[Message], settings: SamplingParams) -> Answer:
+        """Begin the answer to a conversation whose last message is the user's.
+
+        Raises:
+            UserError: If it cannot be answered: too long, impossible settings, no server, too busy.
+        """
+        ...
+
 
 @dataclass
-class Conversation:
+class ChatSession:
     """Questions and answers in turn. It is kept whole: what is too long for the model is left out only where it is asked.
 
     `ask`, `retry` and `edit` change nothing if they raise. Otherwise the conversation holds the question at once, and the
@@ -108,10 +143,10 @@ class Conversation:
     def check_saved(path: str | os.PathLike[str]) -> None:
         """Raise UserError if there is a file that is not a saved conversation."""
         if Path(path).exists():
-            Conversation.load(path)
+            ChatSession.load(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Conversation":
+    def load(cls, path: str | os.PathLike[str]) -> "ChatSession":
         """Read what `save` wrote.
 
         Raises:

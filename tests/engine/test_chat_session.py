@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.conversation import Conversation
+from nanochat_lit.engine.chat_session import ChatSession
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.tokenizer import validate_conversation
 
@@ -21,7 +21,7 @@ def user(text: str) -> dict:
 
 
 def test_asking_grows_the_conversation(scripted_model) -> None:
-    model, conversation = scripted_model(), Conversation(settings=SamplingParams(seed=5), system="be brief")
+    model, conversation = scripted_model(), ChatSession(settings=SamplingParams(seed=5), system="be brief")
     pieces = conversation.ask(model, "a sum")
     assert conversation.messages == [user("a sum"), {"role": "assistant", "content": []}], (
         "the question is there at once"
@@ -36,7 +36,7 @@ def test_asking_grows_the_conversation(scripted_model) -> None:
 
 
 def test_retry_edit_undo_and_clear(scripted_model) -> None:
-    model, conversation = scripted_model(), Conversation()
+    model, conversation = scripted_model(), ChatSession()
     for question in ("one", "two", "three"):
         list(conversation.ask(model, question))
     assert "".join(piece.text for piece in conversation.retry(model)) == "three! (seed 3)", "another seed"
@@ -56,7 +56,7 @@ def test_retry_edit_undo_and_clear(scripted_model) -> None:
 
 
 def test_a_refused_question_changes_nothing(scripted_model) -> None:
-    model, conversation = scripted_model(), Conversation()
+    model, conversation = scripted_model(), ChatSession()
     list(conversation.ask(model, "one"))
     before = list(conversation.messages)
     for act in (lambda: conversation.ask(model, "fail"), lambda: conversation.edit(model, 0, "fail")):
@@ -66,7 +66,7 @@ def test_a_refused_question_changes_nothing(scripted_model) -> None:
 
 
 def test_what_was_said_stays_said(scripted_model) -> None:
-    model, conversation = scripted_model(), Conversation()
+    model, conversation = scripted_model(), ChatSession()
     pieces = conversation.ask(model, "endless")
     heard = [next(pieces).text, next(pieces).text]
     conversation.answer.stop()
@@ -85,13 +85,13 @@ def test_what_was_said_stays_said(scripted_model) -> None:
 
 
 def test_saved_and_loaded(scripted_model, tmp_path: Path) -> None:
-    conversation = Conversation(settings=SamplingParams(temperature=0.3, seed=4), system="be brief")
+    conversation = ChatSession(settings=SamplingParams(temperature=0.3, seed=4), system="be brief")
     with pytest.raises(UserError, match="empty"):
         conversation.save(tmp_path / "c.json")
     list(conversation.ask(scripted_model(), "a sum"))
     conversation.save(tmp_path / "c.json")
     conversation.save(tmp_path / "c.json")  # again: a saved conversation may be replaced
-    loaded = Conversation.load(tmp_path / "c.json")
+    loaded = ChatSession.load(tmp_path / "c.json")
     assert (loaded.settings, loaded.system, loaded.messages) == (
         conversation.settings,
         conversation.system,
@@ -134,4 +134,4 @@ def test_files_that_are_no_conversation(tmp_path: Path, content: str, message: s
     path = tmp_path / "c.json"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
-        Conversation.load(path)
+        ChatSession.load(path)
