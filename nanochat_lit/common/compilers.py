@@ -75,7 +75,7 @@ def use_configured_compiler() -> None:
     compiler = cpp_compiler()
     if compiler is None or len(compiler) == 1 or "CXX" not in os.environ:
         return
-    import torch._inductor.config as inductor
+    from nanochat_lit.common.torch_internals import set_inductor_compiler
 
     text = f'#!/bin/sh\nexec {shlex.join(compiler)} "$@"\n'
     name = Path(
@@ -87,4 +87,4 @@ def use_configured_compiler() -> None:
         with atomic_write(script, "w") as file:
             file.write(text)
         script.chmod(0o755)
-    inductor.cpp.cxx = (None, str(script))
+    set_inductor_compiler(str(script))

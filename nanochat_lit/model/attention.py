@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat_lit.common.compilers import missing_compiler
+from nanochat_lit.common.torch_internals import flash_window_attention
 
 QUERY_BLOCK = 128
 """Queries per block of the blocked form on a CPU."""
@@ -158,17 +159,6 @@ def active_flash_attention() -> str | None:
 
     current = getattr(attention, "current_flash_attention_impl", None)
     return current() if current is not None else None
-
-
-def flash_window_attention(queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
-    """Windowed causal attention by torch's flash operator, which an active FlashAttention replaces.
-
-    `scaled_dot_product_attention` has no argument for a window; the operator below it does.
-    """
-    num_queries, num_keys = queries.shape[1], keys.shape[1]
-    options = {"window_size_left": window, "window_size_right": 0}
-    flash = torch.ops.aten._flash_attention_forward
-    return flash(queries, keys, values, None, None, num_queries, num_keys, 0.0, True, False, **options)[0]
 
 
 def steady_kernels(device: torch.device) -> AbstractContextManager[Any]:

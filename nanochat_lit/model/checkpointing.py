@@ -7,25 +7,15 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from nanochat_lit.common.torch_internals import COSTLY_OPERATORS, operator_name
+
 Checkpointing: TypeAlias = bool | Literal["selective"]
 """False keeps everything, True what enters a block, "selective" also the results of its matmuls and of attention."""
 
-KEPT = (
-    *("mm", "addmm", "bmm", "_scaled_mm"),
-    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"),
-    *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu"),
-    *("_flash_attention_forward", "flex_attention"),
-)
-"""Operators whose results are kept by selective checkpointing: they are most of the arithmetic."""
-
-
-def _is_kept(operator: Any) -> bool:
-    name = str(getattr(operator, "_opname", None) or getattr(operator, "__name__", ""))
-    return name in KEPT
-
 
 def _policy(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if _is_kept(operator) else CheckpointPolicy.PREFER_RECOMPUTE
+    is_costly = operator_name(operator) in COSTLY_OPERATORS
+    return CheckpointPolicy.MUST_SAVE if is_costly else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def checkpointed(block: Callable[..., Tensor], mode: Checkpointing, *inputs: Any) -> Tensor:

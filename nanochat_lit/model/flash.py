@@ -6,15 +6,12 @@ from importlib.util import find_spec
 import torch
 import torch.nn.attention
 
+from nanochat_lit.common.torch_internals import fused_kernel_of
 from nanochat_lit.model.attention import choose_attention
 from nanochat_lit.model.config import GPTConfig
 
 FLASH_MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
 """What has to be importable for each implementation of torch's registry."""
-
-
-SDPA_KERNELS = {0: "math", 1: "flash", 2: "memory-efficient", 3: "cuDNN"}
-"""Names of the values of torch's SDPBackend."""
 
 
 def installed_flash_attention() -> tuple[str, ...]:
@@ -67,13 +64,8 @@ def fused_kernel(config: GPTConfig, device: torch.device, dtype: torch.dtype) ->
     Returns:
         cuDNN, flash, memory-efficient or math; "sdpa" where torch does not say.
     """
-    choose = getattr(torch, "_fused_sdp_choice", None)
-    if choose is None:
-        return "sdpa"
     queries, keys = (
         torch.empty(1, heads, config.sequence_len, config.head_dim, device=device, dtype=dtype, requires_grad=True)
         for heads in (config.n_head, config.n_kv_head)
     )
-    is_grouped = config.n_head != config.n_kv_head
-    chosen = choose(queries, keys, keys, None, 0.0, is_causal=True, enable_gqa=is_grouped)
-    return SDPA_KERNELS.get(int(chosen), "sdpa")
+    return fused_kernel_of(queries, keys)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nanochat_lit.common.torch_internals import scaled_matmul
 from nanochat_lit.model.layers import Linear
 from nanochat_lit.model.loss_kernel import add_in_place
 
@@ -48,7 +49,7 @@ def _by_columns(x: Tensor) -> Tensor:
 def _matmul(left: Scaled, right: Scaled, dtype: torch.dtype, *, fast: bool = False) -> Tensor:
     """Product of (m, k) by rows and (k, n) by columns; `fast` sums with less precision, as usual in forward passes."""
     (a, scale_a), (b, scale_b) = left, right
-    return torch.ops.aten._scaled_mm(a, b, scale_a, scale_b, out_dtype=dtype, use_fast_accum=fast)
+    return scaled_matmul(a, b, scale_a, scale_b, dtype, fast=fast)
 
 
 class _Float8Linear(torch.autograd.Function):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.torch_internals import has_bfloat16_onednn, has_vnni, pack_weight, packed_linear
 from nanochat_lit.model.decode_kernel import DecodeKernel, KernelLinear, kernel_library, kernel_name, kernel_obstacle
 from nanochat_lit.model.gpt import GPT
 
@@ -34,12 +35,12 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 1)
+        self._packed = pack_weight(weight)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
         """Map the last dimension, (..., K) -> (..., M)."""
         rows = input.reshape(-1, self.in_features)
-        out = torch.ops.mkldnn._linear_pointwise(rows, self._packed, None, "none", [], "")
+        out = packed_linear(rows, self._packed)
         return out.view(*input.shape[:-1], self.out_features)
 
 
@@ -90,7 +91,7 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
 def can_pack(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
     """Whether this device has oneDNN's packed products of a dtype (x86 and ARM builds of torch, not GPUs)."""
     has_library = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return has_library and (dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has_library and (dtype != torch.bfloat16 or has_bfloat16_onednn())
 
 
 def can_quantize(device: torch.device) -> bool:
@@ -102,7 +103,7 @@ def can_quantize(device: torch.device) -> bool:
 
 
 def _has_int8_onednn(device: torch.device) -> bool:
-    return can_pack(device) and torch.cpu._is_vnni_supported()
+    return can_pack(device) and has_vnni()
 
 
 def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype: torch.dtype | None = None) -> None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nanochat_lit.common.distributed import collective
+from nanochat_lit.common.torch_internals import version_of
 from nanochat_lit.optim.sharding import Pending, Shards
 
 BUCKET_ELEMENTS = 1 << 25
@@ -127,7 +128,8 @@ class _Message:
     def start(self) -> None:
         """Send the gradients, unless the same values were sent already; clipping, for example, changes them."""
         versions = [
-            (parameter.grad, -1 if parameter.grad is None else parameter.grad._version) for parameter in self.parameters
+            (parameter.grad, -1 if parameter.grad is None else version_of(parameter.grad))
+            for parameter in self.parameters
         ]
         if self.pending is not None:
             if all(

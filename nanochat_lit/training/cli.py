@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 
 from nanochat_lit import training
@@ -41,6 +41,7 @@ from nanochat_lit.training.callbacks.session_record import SessionRecord
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, resolve
 from nanochat_lit.training.compiling import keep_compile_cache
 from nanochat_lit.training.launch import check_launch, reported_once
+from nanochat_lit.training.lightning_internals import CommandLine
 from nanochat_lit.training.metrics_file import MetricsFile
 from nanochat_lit.training.precision import ExplicitPrecision
 from nanochat_lit.training.resume_config import KEY as CONFIG_KEY
@@ -87,7 +88,7 @@ class SaveConfig(SaveConfigCallback):
         checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_unset=False)
 
 
-class NanochatCLI(LightningCLI):
+class NanochatCLI(CommandLine):
     """LightningCLI with a run folder, explicit precision, resumable checkpoints and the standard callbacks."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -151,16 +152,9 @@ class NanochatCLI(LightningCLI):
         try:
             super().parse_arguments(parser, [find_recipe(argument) for argument in self._arguments])
         except ArgumentError as error:
-            options = [*self._parser(self._arguments[0])._option_string_actions, *_class_options()]
+            options = [*self.option_names(self._arguments[0]), *_class_options()]
             raise ArgumentError(None, explain_unrecognized(str(error), options)) from None
         _expand_homes(self.config)
-
-    def _parse_ckpt_path(self) -> None:
-        """Skip Lightning's search for hyper-parameters in the checkpoint; the recipe has them."""
-
-    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Load checkpoints with weights_only; Lightning's default is an unrestricted unpickler."""
-        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
 
     def before_instantiate_classes(self) -> None:
         """Check the checkpoint before anything is built."""
@@ -183,7 +177,7 @@ class NanochatCLI(LightningCLI):
         if path is not None:
             checkpoint = load(path, mmap=True)
             if subcommand == "fit" and CONFIG_KEY in checkpoint:
-                compare_configs(checkpoint[CONFIG_KEY], self._parser(subcommand).dump(config, skip_unset=False))
+                compare_configs(checkpoint[CONFIG_KEY], self.parser_of(subcommand).dump(config, skip_unset=False))
 
     def _hold(self, run_dir: Path) -> None:
         """Lock the run folder until training ends; on rank 0 only."""
@@ -207,20 +201,20 @@ class NanochatCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the Trainer with this package's precision, loggers and callbacks."""
-        run_dir = Path(self._get(self.config_init, "run_dir"))
-        trainer_config = self._get(self.config_init, "trainer", default={})
+        run_dir = Path(self.setting("run_dir"))
+        trainer_config = self.setting("trainer", {})
         for name in ("log_every", "checkpoint_every", "keep_last"):
-            if (value := self._get(self.config_init, name)) < 1:
+            if (value := self.setting(name)) < 1:
                 raise UserError(f"{name} is {value}; it must be at least 1")
-        if (minutes := self._get(self.config_init, "checkpoint_minutes")) is not None and minutes <= 0:
+        if (minutes := self.setting("checkpoint_minutes")) is not None and minutes <= 0:
             raise UserError(f"checkpoint_minutes is {minutes}; it must be positive")
-        if (margin := self._get(self.config_init, "stop_on_explosion")) < 0:
+        if (margin := self.setting("stop_on_explosion")) < 0:
             raise UserError(f"stop_on_explosion is {margin}; it must be positive, or 0 to disable the check")
         check_options(trainer_config)
         accelerator = choose_accelerator(trainer_config.get("accelerator"), trainer_config.get("devices"))
         device = "cpu" if accelerator == "cpu" else None
-        precision = ExplicitPrecision(self._get(self.config_init, "compute_dtype"), device)
-        log_every = self._get(self.config_init, "log_every")
+        precision = ExplicitPrecision(self.setting("compute_dtype"), device)
+        log_every = self.setting("log_every")
         callbacks = [
             RankState(),
             RunStart(),
@@ -232,7 +226,7 @@ class NanochatCLI(LightningCLI):
             FreezeGarbage(),
             self._run_checkpoint(run_dir),
         ]
-        checkpoint_io = AtomicCheckpointIO(self._get(self.config_init, "checkpoint_in_background"))
+        checkpoint_io = AtomicCheckpointIO(self.setting("checkpoint_in_background"))
         kwargs |= {
             "default_root_dir": str(run_dir),
             "logger": _loggers(run_dir, trainer_config.get("logger")) if self.subcommand == "fit" else False,
@@ -241,7 +235,7 @@ class NanochatCLI(LightningCLI):
         config = {**trainer_config, **kwargs, "accelerator": accelerator or "auto"}
         config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
         try:
-            return self._instantiate_trainer(config, [])
+            return self.make_trainer(config)
         except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
             raise UserError(_explain(error, trainer_config)) from error
 
@@ -260,11 +254,11 @@ class NanochatCLI(LightningCLI):
     def _run_checkpoint(self, run_dir: Path) -> RunCheckpoint:
         return RunCheckpoint(
             run_dir / "checkpoints",
-            every_steps=self._get(self.config_init, "checkpoint_every"),
-            every_minutes=self._get(self.config_init, "checkpoint_minutes"),
-            keep_last=self._get(self.config_init, "keep_last"),
-            keep_best=self._get(self.config_init, "keep_best"),
-            overwrite=self._get(self.config_init, "overwrite"),
+            every_steps=self.setting("checkpoint_every"),
+            every_minutes=self.setting("checkpoint_minutes"),
+            keep_last=self.setting("keep_last"),
+            keep_best=self.setting("keep_best"),
+            overwrite=self.setting("overwrite"),
         )
 
 

@@ -14,9 +14,11 @@ from lightning.pytorch.plugins.precision import Precision as TrainerPrecision
 from torch import Tensor, nn
 
 from nanochat_lit.common.hardware import find_device, resolve_compute_dtype
+from nanochat_lit.common.torch_internals import overflows
 from nanochat_lit.model.gpt import GPT
 from nanochat_lit.optim import clip_grad_norm
 from nanochat_lit.optim.sharding import average_gradients
+from nanochat_lit.training.lightning_internals import after_closure
 
 
 class _ComputeDtype:
@@ -49,7 +51,7 @@ class _ComputeDtype:
         self.unscale_gradients(optimizer)
         self._unscaled.discard(id(optimizer))
         if dist.is_available() and dist.is_initialized():
-            for found_inf in self.scaler._found_inf_per_device(optimizer).values():
+            for found_inf in overflows(self.scaler, optimizer):
                 dist.all_reduce(found_inf, op=dist.ReduceOp.MAX)
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class ExplicitPrecision(_ComputeDtype, TrainerPrecision):
             return super().optimizer_step(optimizer, model=model, closure=closure, **kwargs)
         result = closure()
         self.agree_on_overflow(optimizer)
-        self._after_closure(model, optimizer)
+        after_closure(self, model, optimizer)
         self.scaler.step(optimizer, **kwargs)
         self.scaler.update()
         return result

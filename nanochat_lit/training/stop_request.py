@@ -5,9 +5,7 @@ import signal
 import sys
 import threading
 from types import FrameType
-from typing import Any, cast
-
-from lightning.pytorch import Trainer
+from typing import Any
 
 from nanochat_lit.common.streams import discard_output
 
@@ -54,15 +52,3 @@ class StopRequest:
             os.write(sys.stderr.fileno(), text.encode())  # print is not reentrant, and may be what was interrupted
         except (OSError, ValueError):  # the terminal is gone; a failed write must not end the run
             discard_output()
-
-
-def silence_lightning(trainer: Trainer) -> None:
-    """Disable the Trainer's own signal handling.
-
-    Its handler kills the other ranks, broadcasts from within the handler, and requeues SLURM jobs from checkpoints
-    within a step. With several ranks it also checks for signals in every micro-batch, which synchronizes the GPU.
-    Before training starts, a signal ends the process, as there is nothing to save.
-    """
-    internals = cast(Any, trainer)
-    internals._signal_connector.register_signal_handlers = lambda: None
-    internals.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None

@@ -4,13 +4,11 @@ Both use the process group, launchers and checkpoints of Lightning's DDP strateg
 gradients accumulate locally, and `MuonAdamW` averages them in its step.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch.distributed as dist
 from lightning.fabric.strategies import STRATEGY_REGISTRY
 from lightning.fabric.strategies.ddp import DDPStrategy as FabricDDP
-from lightning.fabric.strategies.strategy import _BackwardSyncControl
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from torch.optim import Optimizer
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.optim import clip_grad_norm
 from nanochat_lit.optim.sharding import average_gradients
+from nanochat_lit.training.lightning_internals import keep_gradients_local, unwrapped
 from nanochat_lit.training.rank_watch import RankWatch
 
 
@@ -88,13 +87,6 @@ class ZeroStrategy(WatchedDDPStrategy):
                 cast(Any, optimizer).expect_step()
 
 
-class _LocalGradients(_BackwardSyncControl):
-    """`Fabric.no_backward_sync` under zero, where backward never communicates."""
-
-    def no_backward_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
 class FabricZeroStrategy(FabricDDP):
     """ZeRO stage 1 for Fabric: `Fabric(strategy=FabricZeroStrategy(), devices=2)`.
 
@@ -104,7 +96,7 @@ class FabricZeroStrategy(FabricDDP):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._backward_sync_control = _LocalGradients()
+        keep_gradients_local(self)
 
     def setup_module(self, module: nn.Module) -> nn.Module:  # type: ignore[override]
         """Broadcast rank 0's parameters and buffers; no DDP wrapper."""
@@ -159,7 +151,7 @@ def shard_optimizer(optimizer: Any) -> None:
     Raises:
         UserError: If the optimizer has no `shard` method.
     """
-    optimizer = getattr(optimizer, "_optimizer", optimizer)  # Lightning wraps them
+    optimizer = unwrapped(optimizer)
     if not hasattr(optimizer, "shard"):
         name = type(optimizer).__name__
         raise UserError(f"strategy zero cannot shard the state of {name}, which has no method shard; use strategy ddp")

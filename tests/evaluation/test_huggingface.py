@@ -101,7 +101,7 @@ def test_continuations_are_greedy_or_seeded(kind, pads, models, monkeypatch):
         assert completion == (expected[: expected.index(0)] if 0 in expected else expected)
     sampled = [model.generate_batch(prompts, max_new_tokens=6, temperature=1.0, seed=seed) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
-    with pytest.raises(UserError, match="a prompt of 256 tokens leaves no room in 256"):
+    with pytest.raises(UserError, match="a prompt of 256 tokens leaves no space in the context of 256"):
         model.generate_batch([[0] * 256], max_new_tokens=6)
 
 

@@ -16,7 +16,8 @@ from nanochat_lit.engine.checkpoint import BEST, LAST, step_files
 from nanochat_lit.training.callbacks.loss_guard import LossGuard
 from nanochat_lit.training.callbacks.step_callback import StepCallback
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, give_name
-from nanochat_lit.training.stop_request import StopRequest, silence_lightning
+from nanochat_lit.training.lightning_internals import silence_signals
+from nanochat_lit.training.stop_request import StopRequest
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
@@ -66,7 +67,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            silence_lightning(trainer)
+            silence_signals(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

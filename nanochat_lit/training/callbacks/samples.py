@@ -46,7 +46,8 @@ class SampleWriter(Callback):
         prompts = self.prompts or list(CHAT_PROMPTS if module.speaks_chat else BASE_PROMPTS)
         complete = answer_messages if module.speaks_chat else complete_texts
         was_training = module.model.training
-        engine = Engine(module.model.eval(), module.tokenizer, num_slots=len(prompts))  # as little memory as will do
+        # no more slots than needed, to save memory
+        engine = Engine(module.model.eval(), module.tokenizer, num_slots=len(prompts))
         answers = complete(engine, prompts, max_new_tokens=self.max_new_tokens)
         module.model.train(was_training)
         return [f"- **{prompt}** {answer.strip()}" for prompt, answer in zip(prompts, answers, strict=True)]
