@@ -28,6 +28,8 @@ def own_names(trees):
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 names.add(node.name)
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "object.__setattr__":
+                names.add(ast.literal_eval(node.args[1]) if isinstance(node.args[1], ast.Constant) else "")
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 names.add(node.id)
             elif (
