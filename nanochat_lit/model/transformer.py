@@ -63,8 +63,9 @@ def previous_tokens(token_ids: Tensor, context: Context) -> Tensor:
     before = context.previous_token
     if before is None:
         before = torch.zeros_like(token_ids[:, :1])
+    previous = torch.cat((before, token_ids[:, :-1]), dim=1)  # first: a cache may write in place
     context.previous_token = token_ids[:, -1:].clone()  # the caller may write into its tensor
-    return torch.cat((before, token_ids[:, :-1]), dim=1)
+    return previous
 
 
 class Attention(nn.Module):
