@@ -41,6 +41,7 @@ OTHERS = {
     "docker",
     "vllm",
     "python",
+    "python3",
     "lm_eval",
     "bash",
     "apt-get",
