@@ -14,6 +14,7 @@ EXEMPTED = {
     "tokens and log-probabilities that the engine reads": "always token 300, -1 nat",
     "losses in training": "not tested for NaN, infinity or explosion",
     "losses in evaluation": "read, then replaced by 1 nat",
+    "length of rollouts": "found on the host",
 }
 """What a dry run takes as given, for its results."""
 
@@ -28,6 +29,7 @@ def exempt_numbers() -> None:
     from nanochat_lit.engine.host_copy import HostCopy
     from nanochat_lit.evaluation.bpb import BitsPerByte
     from nanochat_lit.evaluation.scoring import RowScorer
+    from nanochat_lit.training import rl
     from nanochat_lit.training.callbacks.loss_guard import LossGuard
     from nanochat_lit.training.explosion import Explosion
 
@@ -45,6 +47,13 @@ def exempt_numbers() -> None:
         for state, value in ((self.units, 1 << 24), (self.num_bytes, 1), (self.num_not_finite, 0)):
             state.copy_(torch.tensor(value))  # a copy from the host arrives
 
+    crop = rl.without_padding
+
+    def cropped_on_host(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        cropped = crop({name: tensor.cpu() for name, tensor in batch.items()})  # they came from the host
+        return {name: tensor.to(batch[name].device) for name, tensor in cropped.items()}
+
+    rl.without_padding = cropped_on_host
     BitsPerByte.update = one_nat  # type: ignore[assignment, method-assign]
     HostCopy.tolist = tolist  # type: ignore[method-assign]
     RowScorer._target_losses = losses_of_one  # type: ignore[assignment, method-assign]
