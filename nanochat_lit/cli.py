@@ -370,20 +370,39 @@ def _subcommand_help(command: str, subcommands: dict[str, str]) -> str:
 
 def _shorten(message: str, limit: int = 400) -> str:
     """Shorten jsonargparse's multi-line message, with its Python type names, to one line."""
+    if wrong := _wrong_type(message):
+        return wrong
+    if no_class := re.search(r'Parser key "(\w+)":.*dot import path string: (\S+)', message, re.DOTALL):
+        key, name = no_class.groups()
+        return f"--{key}: class {name} does not exist; give a class path such as nanochat_lit.training.SFTModule"
     message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
     message = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
     message = re.sub(r"\s+", " ", message).strip()
     message = re.sub(r"Does not validate against .*?Problem with given class_path '([\w.]+)': ", r"\1: ", message)
     message = re.sub(r" - Expected a NoneType Given value type: .*", "", message)
-    message = re.sub(r"(?<=[^:\]]) - Expected an? \S+( - Expected an? \S+)*$", "", message)
-    if kinds := re.findall(r"- Expected an? (\S+)(?=.* Given value: (.+)$)", message):
-        allowed = " or ".join(kind.removeprefix("typing.").removeprefix("collections.abc.") for kind, _ in kinds)
-        allowed = re.sub(r"Literal\[(.*?)\]", r"\1", allowed)
-        start = message.partition("Does not validate")[0]
-        message = f"{start}expected {allowed}; given {kinds[0][1]!r}"
     if unknown := re.search(r"([\w.]+): Option '(\w+)' is not accepted$", message):
         message += _nearest_option(*unknown.groups())
     return message if len(message) <= limit else message[:limit] + "..."
+
+
+def _wrong_type(message: str) -> str:
+    """The innermost option, what it takes and what it was given; empty if the message is about something else."""
+    keys, inner = _parts_of_key(message)
+    before, _, given = inner.partition("Given value: ")
+    found = re.findall(r"Expected an? (.+?)(?:\. Got value: (.*))?$", before, re.MULTILINE)
+    if not keys or not found or "Problem with" in before or "import path" in before:
+        return ""
+    if "Does not validate" not in before:  # what follows the first is about the option around it
+        found, given = found[:1], found[0][1]
+    kinds = [re.sub(r"^<class '(?:\w+\.)*(\w+)'>$|^typing\.Literal\[(.*)\]$", r"\1\2", kind) for kind, _ in found]
+    allowed = " or ".join("null" if kind == "NoneType" else kind for kind in dict.fromkeys(kinds))
+    return f"--{keys}: expected {allowed}; given {given.splitlines()[0] if given else ''!r}"
+
+
+def _parts_of_key(message: str) -> tuple[str, str]:
+    """The dotted key and what is said of it."""
+    keys = re.findall(r'Parser key "([^"]+)":', message)
+    return ".".join(keys), message.rpartition(f'Parser key "{keys[-1]}":')[2] if keys else ""
 
 
 def _nearest_option(class_path: str, option: str) -> str:

@@ -3,6 +3,9 @@
 from importlib.resources import files
 from pathlib import Path
 
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.suggestions import nearest
+
 _PACKAGED = (Path("recipes"), Path("configs/trainer"))
 
 
@@ -11,6 +14,9 @@ def find_recipe(argument: str) -> str:
 
     Args:
         argument: A path, or --option=PATH.
+
+    Raises:
+        UserError: If neither has it.
     """
     option, equals, value = argument.rpartition("=")
     path = Path(value)
@@ -18,7 +24,9 @@ def find_recipe(argument: str) -> str:
     if known is None or path.suffix != ".yaml" or path.exists():
         return argument
     package = Path(str(files("nanochat_lit")))
+    names: list[str] = []
     for folder in (package / known, package.parent / known):  # installed; in a checkout
         if (folder / path.name).is_file():
             return f"{option}{equals}{folder / path.name}"
-    return argument
+        names += [(known / found.name).as_posix() for found in folder.glob("*.yaml")]
+    raise UserError(f"there is no recipe {value}{nearest((known / path.name).as_posix(), sorted(names))}")

@@ -29,7 +29,8 @@ def explain_unrecognized(message: str, options: Iterable[str]) -> str:
     """
     if missing := re.search(r"arguments are required: (.+)$", message):
         names = [name.strip().rpartition("fit.")[2].lstrip("-") for name in missing[1].split(",")]
-        return f"missing: {', '.join(f'--{name}' for name in names)}"
+        recipe = "; a recipe has them: --config recipes/cpu_text.yaml" if names == ["data", "model"] else ""
+        return f"missing: {', '.join(f'--{name}' for name in names)}{recipe}"
     unknown = re.search(r"unrecognized arguments: (\S+)", message)
     if unknown is None:
         return message
@@ -37,7 +38,8 @@ def explain_unrecognized(message: str, options: Iterable[str]) -> str:
     if not word.startswith("-"):
         if word.endswith((".yaml", ".yml")):
             return f"{message}; use --config {word} for a recipe"
-        return f"{message}; values need an option name: --NAME VALUE"
+        name = next((name for name in ("--model", "--data", "--out") if name in known), "--NAME")
+        return f"{message}; values need an option name: {name} {word if name != '--NAME' else 'VALUE'}"
     leaf = word.lstrip("-")
     same_end = [option for option in known if option.rpartition(".")[2].lstrip("-") == leaf]
     found = same_end or difflib.get_close_matches(word, known, n=1, cutoff=0.7)

@@ -359,7 +359,7 @@ def main(argv: Sequence[str], part_of: str | None = None) -> int:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             args=expand_home(list(argv)),
-            parser_kwargs={"prog": "nanochat-lit", "exit_on_error": False},
+            parser_kwargs={"prog": "nanochat-lit", "exit_on_error": False, "allow_abbrev": False},
         )
     sys.stderr.flush()
     return 0

@@ -233,3 +233,20 @@ def test_trainer_commands_keep_their_name(monkeypatch):
     monkeypatch.setattr(cli, "_load", lambda target: seen.append)
     assert cli.main(["fit", "--config", "x.yaml"]) == 0
     assert seen == [["fit", "--config", "x.yaml"]]
+
+
+def test_values_of_another_type_are_named_with_what_is_allowed(capsys):
+    """Also where jsonargparse's message is about the option, the class around it and the recipe."""
+    recipe = ["--config", "recipes/cpu_text.yaml"]
+    for words, message in {
+        ("fit", *recipe, "--model.num_steps", "4e0"): "--model.num_steps: expected int or null; given '4e0'",
+        ("fit", *recipe, "--data.path", "[a]"): """--data.path: expected str or null; given "['a']\"""",
+        ("fit", *recipe, "--model.depth", "x"): "--model.depth: expected int; given 'x'",
+        ("fit", *recipe, "--model.compile", "maybe"): "--model.compile: expected bool or 'auto'; given 'maybe'",
+        ("fit", *recipe, "--log_every", "x"): "--log_every: expected int; given 'x'",
+        ("fit", *recipe, "--model", "Nope"): "--model: class Nope does not exist; give a class path such as",
+        ("fit", *recipe, "--trainer.max_step", "3"): "unrecognized arguments: --trainer.max_step 3; did you mean",
+        ("serve", "--model", "x", "--quantize", "int4"): "--quantize: expected 'int8' or null; given 'int4'",
+    }.items():
+        assert cli.main(list(words)) == 2
+        assert capsys.readouterr().err.startswith(f"error: {message}")

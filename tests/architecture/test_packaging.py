@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.recipes import find_recipe
 
 
@@ -33,7 +34,8 @@ def test_recipes_are_found_from_anywhere(tmp_path, monkeypatch):
     assert found.is_file()
     assert found.parent.name == "recipes"
     assert find_recipe("--config=recipes/cpu_text.yaml") == f"--config={found}"
-    assert find_recipe("recipes/none.yaml") == "recipes/none.yaml"
+    with pytest.raises(UserError, match=r"no recipe recipes/cpu_txt.yaml; did you mean 'recipes/cpu_text.yaml'\?"):
+        find_recipe("recipes/cpu_txt.yaml")
     fragment = Path(find_recipe("configs/trainer/cpu.yaml"))
     assert fragment.is_file()
     assert fragment.parts[-3:-1] == ("configs", "trainer")

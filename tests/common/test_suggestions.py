@@ -13,9 +13,11 @@ def test_what_was_meant():
     assert explained("--depth 12").endswith("did you mean --model.depth?")
     assert explained("--model.dept 12").endswith("did you mean --model.depth?")
     assert explained("recipes/X.yaml").endswith("--config recipes/X.yaml")
-    assert "--NAME VALUE" in explained("word")
+    assert explained("word").endswith("--NAME VALUE")
+    assert explain_unrecognized("unrecognized arguments: runs/x", ["--model", "--out"]).endswith("--model runs/x")
     assert explained("--nothing_like_it") == "unrecognized arguments: --nothing_like_it"
     assert explain_unrecognized("the following arguments are required: fit.data, fit.model", OPTIONS) == (
-        "missing: --data, --model"
+        "missing: --data, --model; a recipe has them: --config recipes/cpu_text.yaml"
     )
+    assert explain_unrecognized("the following arguments are required: out", OPTIONS) == "missing: --out"
     assert explain_unrecognized("another message", OPTIONS) == "another message"
