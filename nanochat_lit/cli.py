@@ -167,7 +167,7 @@ def _exit_status(stop: SystemExit) -> int:
 def _configure_allocator() -> None:
     """Enable expandable segments in torch's CUDA allocator, which reduce fragmentation; read when torch is imported."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    if sys.platform == "linux" and not any(name in os.environ for name in names):
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in names):
         os.environ[names[0]] = "expandable_segments:True"
 
 

@@ -29,4 +29,4 @@ def find_recipe(argument: str) -> str:
         if (folder / path.name).is_file():
             return f"{option}{equals}{folder / path.name}"
         names += [(known / found.name).as_posix() for found in folder.glob("*.yaml")]
-    raise UserError(f"there is no recipe {value}{nearest((known / path.name).as_posix(), sorted(names))}")
+    raise UserError(f"recipe {value} does not exist{nearest((known / path.name).as_posix(), sorted(names))}")

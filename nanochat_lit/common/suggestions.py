@@ -37,7 +37,7 @@ def explain_unrecognized(message: str, options: Iterable[str]) -> str:
     word, known = unknown[1].partition("=")[0], sorted(set(options))
     if not word.startswith("-"):
         if word.endswith((".yaml", ".yml")):
-            return f"{message}; use --config {word} for a recipe"
+            return f"{message}; recipes need an option name: --config {word}"
         name = next((name for name in ("--model", "--data", "--out") if name in known), "--NAME")
         return f"{message}; values need an option name: {name} {word if name != '--NAME' else 'VALUE'}"
     leaf = word.lstrip("-")

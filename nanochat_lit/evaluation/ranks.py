@@ -60,7 +60,7 @@ def joined_ranks() -> Iterator[torch.device | None]:
         yield None
         return
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    device = None if accelerator is None else torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK", "0")))
+    device = None if accelerator is None else torch.device(accelerator.type, int(os.environ.get("LOCAL_RANK") or 0))
     if device is not None:
         torch.accelerator.set_device_index(device.index)
     dist.init_process_group("gloo" if device is None else dist.get_default_backend_for_device(device))

@@ -43,5 +43,6 @@ def keep_compile_cache() -> Path:
     Returns:
         The folder in use.
     """
-    folder = cache_folder()
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor")))
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    os.environ[name] = os.environ.get(name) or str(cache_folder() / "inductor")
+    return Path(os.environ[name])

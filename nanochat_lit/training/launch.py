@@ -33,7 +33,7 @@ def check_processes(trainer: Trainer) -> None:
     if not (is_torchrun or is_srun()):
         return
     found, wanted = world_size(), trainer.num_devices * trainer.num_nodes
-    per_node = int(os.environ.get("LOCAL_WORLD_SIZE" if is_torchrun else "SLURM_NTASKS_PER_NODE", found))
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE" if is_torchrun else "SLURM_NTASKS_PER_NODE") or found)
     num_nodes = max(1, found // per_node)
     if (per_node, num_nodes) != (trainer.num_devices, trainer.num_nodes):
         raise UserError(

@@ -146,7 +146,7 @@ class RankWatch:
 
 def _own_address() -> str:
     """Return the address at which other ranks reach rank 0: that of its process group."""
-    return os.environ.get("MASTER_ADDR", "127.0.0.1")
+    return os.environ.get("MASTER_ADDR") or "127.0.0.1"
 
 
 def _keep_alive(peer: socket.socket) -> None:

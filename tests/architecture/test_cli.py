@@ -53,6 +53,7 @@ def test_help_is_fast():
     ("given", "expected"),
     [
         ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_ALLOC_CONF": ""}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
         (
             {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"},
             {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"},

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -155,3 +156,17 @@ def test_health_checks_see_life_and_death(server, compose):
     check = compose["services"]["ui"]["healthcheck"]["test"]
     assert check[0] == "CMD"
     assert run_check(check[1:], 1) != 0
+
+
+@pytest.mark.parametrize(("given", "key"), [("", None), ("secret", "secret")])
+def test_an_empty_key_in_the_environment_is_none(given, key, monkeypatch, tmp_path):
+    """What the compose file gives the server when NANOCHAT_API_KEY is not set."""
+    from nanochat_lit.serve import server
+
+    started = []
+    monkeypatch.setenv("NANOCHAT_API_KEY", given)
+    monkeypatch.setattr(
+        server, "ChatServer", lambda settings, _: started.append(settings) or SimpleNamespace(run=lambda port: None)
+    )
+    assert cli.main(["serve", "--model", str(tmp_path)]) == 0
+    assert started[0].api_key == key

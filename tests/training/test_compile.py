@@ -55,7 +55,7 @@ def test_a_machine_without_a_compiler_says_so_once_and_trains(write_recipe, monk
 
 def test_the_cache_is_kept_unless_the_user_has_chosen(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # is unset
     assert keep_compile_cache() == tmp_path / "nanochat_lit" / "inductor"
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "nanochat_lit" / "inductor")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
