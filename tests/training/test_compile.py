@@ -48,7 +48,7 @@ def test_a_machine_without_a_compiler_says_so_once_and_trains(write_recipe, monk
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(compiling, "CPU_COMPILE_PAYS_FLOPS", 0)
     assert cli.main(["fit", "--config", str(write_recipe(model={"compile": "auto"}))]) == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if "compile" in line]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "compile  " in line]
     assert len(lines) == 1
     assert "off: no C++ compiler found" in lines[0]
 
