@@ -11,7 +11,7 @@ import torch
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import ReadBandwidth, find_device, is_free_choice, resolve_compute_dtype
 from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
-from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.engine.slots import SlotEngine
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.accounting import count_parameters

@@ -10,8 +10,13 @@ from typing import Literal
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import FileSource, Split, check_source
 from nanochat_lit.evaluation.domain_texts import DOMAINS
-from nanochat_lit.evaluation.openai_tokenizers import OPENAI_FILES, openai_encoder
-from nanochat_lit.evaluation.tokenizer_report import EncodeBatch, format_compression, measure_compression
+from nanochat_lit.evaluation.tokenizer_report import (
+    OPENAI_FILES,
+    EncodeBatch,
+    format_compression,
+    measure_compression,
+    openai_encoder,
+)
 from nanochat_lit.tokenizer import Tokenizer
 
 _HELD_OUT_DOCUMENTS = 500

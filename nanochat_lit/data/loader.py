@@ -1,10 +1,13 @@
 """Batches of a stream, read ahead by worker processes if wanted, from a place that can be written down and returned to."""
 
 import pickle
+import queue
+import threading
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +15,6 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.pretrain_stream import Batch, PretrainStream
-from nanochat_lit.data.read_ahead import ReadAhead
 
 Stream = PretrainStream | ChatStream
 
@@ -27,6 +29,71 @@ RECEIVED = 4
 
 SNAPSHOT_EVERY = 32
 """Batches after which a worker sends its state along; to return to a place, fewer than these are read again."""
+
+
+Item = TypeVar("Item")
+
+_LOOK_S = 0.1
+"""How often a thread with nothing to do looks whether it is still wanted."""
+_FAREWELL_S = 10.0
+
+
+class ReadAhead(Iterator[Item], Generic[Item]):
+    """Reads up to `size` items of an iterator ahead, in a thread that ends with this object.
+
+    Args:
+        items: What to read; only the thread touches it from now on. An error in it comes out where its item would.
+        size: Items that may wait.
+        change: What the thread makes of each item.
+    """
+
+    def __init__(self, items: Iterator[Any], size: int, change: Callable[[Any], Item]) -> None:
+        self._waiting: queue.Queue[tuple[str, Any]] = queue.Queue(size)
+        stop = threading.Event()
+        # the thread holds no reference to this object, so that dropping it is enough
+        thread = threading.Thread(target=_read, args=(items, change, self._waiting, stop), daemon=True)
+        self._close = weakref.finalize(self, _end, thread, stop)
+        self._ended: BaseException | None = None
+        thread.start()
+
+    def __next__(self) -> Item:
+        if self._ended is not None:
+            raise self._ended
+        kind, item = self._waiting.get()
+        if kind == "item":
+            return item
+        self._ended = item
+        self._close()
+        raise item
+
+    def close(self) -> None:
+        """End the thread, and what it reads from; nothing can be read any more."""
+        self._ended = StopIteration()
+        self._close()
+
+
+def _read(
+    items: Iterator[Any], change: Callable[[Any], Any], waiting: "queue.Queue[tuple[str, Any]]", stop: threading.Event
+) -> None:
+    while not stop.is_set():
+        try:
+            entry = ("item", change(next(items)))
+        except BaseException as error:  # noqa: BLE001 - it belongs to the thread that asks for the item
+            entry = ("end", error)
+        while not stop.is_set():
+            try:
+                waiting.put(entry, timeout=_LOOK_S)
+                break
+            except queue.Full:
+                continue
+        if entry[0] == "end":
+            return
+
+
+def _end(thread: threading.Thread, stop: threading.Event) -> None:
+    stop.set()
+    if thread is not threading.current_thread():
+        thread.join(_FAREWELL_S)
 
 
 class ResumableLoader:

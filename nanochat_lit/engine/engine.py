@@ -7,7 +7,7 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.calculator import calculate
-from nanochat_lit.engine.request import FAILED, NOT_FINITE, Request
+from nanochat_lit.engine.sampling_params import FAILED, NOT_FINITE, Request
 from nanochat_lit.engine.slots import Emitted, SlotEngine
 from nanochat_lit.engine.tool_use import Tool
 from nanochat_lit.model import GPT

@@ -6,7 +6,7 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
-from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.sampling_params import Request
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

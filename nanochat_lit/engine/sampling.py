@@ -6,17 +6,91 @@ on every device.
 Legend: B rows, V vocabulary.
 """
 
+import ctypes
 import random
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nanochat_lit.engine.host_copy import to_device
+from nanochat_lit.common.cpp_library import cpp_library
 from nanochat_lit.engine.sampling_params import SamplingParams
 
 MIN_TEMPERATURE = 1e-6
 """Lower temperatures above zero are computed as this one: below it float32 has nothing left to tell apart."""
+
+
+_POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
+
+
+def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The values as a tensor on a device; the host goes on while they are copied to a GPU.
+
+    Args:
+        values: Numbers, or nested lists of them.
+        dtype: Of the tensor.
+        device: Where it shall be.
+    """
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class HostCopy:
+    """A tensor's values on their way to the host; the device's later work does not delay them.
+
+    Args:
+        tensor: Copied when the device's earlier work is done; it may be overwritten by later work.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor.to("cpu", non_blocking=tensor.is_cuda, copy=True)  # pinned, where it does not block
+        self._event = torch.cuda.Event() if tensor.is_cuda else None
+        if self._event is not None:
+            self._event.record()
+
+    def tolist(self) -> list[Any]:
+        """The values, as soon as they are here."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copy.tolist()
+
+
+@lru_cache(maxsize=1)
+def sampling_library() -> ctypes.CDLL | None:
+    """The compiled kernel, built on first use; None without a C++ compiler."""
+    library = cpp_library(Path(__file__).with_name("sample_kernel.cpp"))
+    if library is not None:
+        library.sample.argtypes = [_POINTER, _INT, _INT, *[_POINTER] * 4, _INT, _POINTER]
+        library.sample.restype = None
+    return library
+
+
+def has_sampling_kernel(logits: Tensor) -> bool:
+    """Whether the kernel takes logits of this kind here."""
+    return logits.device.type == "cpu" and logits.dtype == torch.float32 and sampling_library() is not None
+
+
+def sample_each(logits: Tensor, settings: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
+    """Choose one token per row, by the rules of `sampling.sample_next` and, but for rounding, with its tokens.
+
+    Args:
+        logits: (B, V) float32 on a CPU.
+        settings: Sampling settings of each row.
+        uniforms: A number in [0, 1) for each row, of no meaning at temperature 0.
+    """
+    library = sampling_library()
+    assert library is not None, "asked for only where there is a kernel"
+    rows, size = logits.shape
+    assert len(settings) == len(uniforms) == rows, "settings for each row"
+    logits, doubles, tokens = logits.contiguous(), ctypes.c_double * rows, (_INT * rows)()
+    temperatures, top_ps = doubles(*(one.temperature for one in settings)), doubles(*(one.top_p for one in settings))
+    top_ks = (_INT * rows)(*(min(one.top_k, size) for one in settings))
+    arrays = temperatures, top_ks, top_ps, doubles(*uniforms)
+    library.sample(logits.data_ptr(), rows, size, *arrays, torch.get_num_threads(), tokens)
+    return list(tokens)
 
 
 def sample_next(logits: Tensor, sampling: SamplingParams, uniforms: Sequence[float] = ()) -> Tensor:

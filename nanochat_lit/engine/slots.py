@@ -17,10 +17,8 @@ from torch import Tensor
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import AnswerText, Piece
 from nanochat_lit.engine.calculator import calculate
-from nanochat_lit.engine.host_copy import HostCopy, to_device
-from nanochat_lit.engine.request import FAILED, Request, check_prompt
-from nanochat_lit.engine.sampling import row_random, sample_next
-from nanochat_lit.engine.sampling_kernel import has_sampling_kernel, sample_each
+from nanochat_lit.engine.sampling import HostCopy, has_sampling_kernel, row_random, sample_each, sample_next, to_device
+from nanochat_lit.engine.sampling_params import FAILED, Request, check_prompt
 from nanochat_lit.engine.tool_use import Tool, ToolRow
 from nanochat_lit.model import GPT, KVCache, SlotCache
 from nanochat_lit.model.slot_cache import check_room

@@ -3,7 +3,7 @@
 Shapes: B rows, T queries, S keys, H heads, Hkv key/value heads, D head dim. A window w lets a query see itself and the
 w tokens before it.
 
-* On a GPU an installed FlashAttention 3 or 4 (model/flash.py) computes all. Else full attention is torch's fused kernel. A window is a
+* On a GPU an installed FlashAttention 3 or 4 (model/attention.py) computes all. Else full attention is torch's fused kernel. A window is a
   FlexAttention block mask in training, for the one length that its mask was made for. Other lengths (evaluation, prompts) would
   each be compiled: they take blocks of queries through the fused kernel with a mask.
 * On a CPU the queries are taken in blocks and each block meets only the keys that some query of it may see, so a window
@@ -11,17 +11,21 @@ w tokens before it.
   (faster than the fused kernel on CPU when compiled, 2x at T = 512) and torch's fused kernel beyond.
 """
 
+import warnings
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+import torch.nn.attention
 import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat_lit.common.compilers import missing_compiler
-from nanochat_lit.common.torch_internals import flash_window_attention
+from nanochat_lit.common.torch_internals import flash_window_attention, fused_kernel_of
+from nanochat_lit.model.config import GPTConfig
 
 QUERY_BLOCK = 128
 """Queries per block of the blocked form on a CPU."""
@@ -39,6 +43,67 @@ FLASH_CAPABILITIES = {"FA4": (9, 10), "FA3": (9,)}
 """Major compute capabilities that each FlashAttention of torch's registry runs on."""
 
 AttentionBackend = Literal["FA4", "FA3", "flex", "sdpa", "blocked"]
+
+
+FLASH_MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
+"""What has to be importable for each implementation of torch's registry."""
+
+
+def installed_flash_attention() -> tuple[str, ...]:
+    """Implementations whose kernels are installed, if this torch has a registry for them; none of them is imported."""
+    if not hasattr(torch.nn.attention, "activate_flash_attention_impl"):  # torch 2.9 and 2.10
+        return ()
+    return tuple(name for name, module in FLASH_MODULES.items() if _is_installed(module))
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent package is missing
+        return False
+
+
+def activate_flash_attention(capability: tuple[int, int], dtype: torch.dtype) -> str | None:
+    """Let `scaled_dot_product_attention` use an installed FlashAttention, for the rest of the process.
+
+    Args:
+        capability: CUDA compute capability.
+        dtype: Compute dtype.
+
+    Returns:
+        FA3 or FA4 if that is in use now, else None: nothing suitable is installed, or what is does not load (a warning
+        says so). cuDNN's kernel, which torch would prefer, is turned off then.
+    """
+    installed = installed_flash_attention()
+    name = choose_attention("cuda", is_windowed=False, capability=capability, dtype=dtype, installed=installed)
+    if name not in FLASH_MODULES:
+        return None
+    try:
+        torch.nn.attention.activate_flash_attention_impl(name)
+    except (ImportError, RuntimeError) as error:  # built for another torch or CUDA
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"{name} is installed but does not load ({reason}); torch's own kernel is used", stacklevel=2)
+        return None
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return name
+
+
+def fused_kernel(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """The kernel that torch's fused attention runs in a training step of a model on a CUDA device.
+
+    Args:
+        config: Gives the shape.
+        device: Where.
+        dtype: Compute dtype.
+
+    Returns:
+        cuDNN, flash, memory-efficient or math; "sdpa" where torch does not say.
+    """
+    queries, keys = (
+        torch.empty(1, heads, config.sequence_len, config.head_dim, device=device, dtype=dtype, requires_grad=True)
+        for heads in (config.n_head, config.n_kv_head)
+    )
+    return fused_kernel_of(queries, keys)
 
 
 def choose_attention(

@@ -16,7 +16,7 @@ from typing import Any
 from litserve.loops import LitLoop
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.request import FAILED, NOT_FINITE
+from nanochat_lit.engine.sampling_params import FAILED, NOT_FINITE
 from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Report, Submit, Update
 
 REPORT_EVERY_S = 0.04

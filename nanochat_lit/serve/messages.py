@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from nanochat_lit.engine.request import Request
-from nanochat_lit.engine.sampling_params import SamplingParams
+from nanochat_lit.engine.sampling_params import Request, SamplingParams
 
 
 class Submit(NamedTuple):

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from litserve.specs.base import LitSpec
 from starlette.requests import ClientDisconnect
 
-from nanochat_lit.engine.request import Request as EngineRequest
+from nanochat_lit.engine.sampling_params import Request as EngineRequest
 from nanochat_lit.serve.api import ServeSettings
 from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.chat_request import parse_chat_request, parse_json, render_prompt

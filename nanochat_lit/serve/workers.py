@@ -24,7 +24,7 @@ from litserve.callbacks import CallbackRunner
 from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
 
-from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.serve.api import ChatAPI, ServeSettings
 from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.loop import ChatLoop

@@ -28,7 +28,6 @@ from nanochat_lit.common.recipes import find_recipe
 from nanochat_lit.common.run_lock import run_lock
 from nanochat_lit.common.suggestions import explain_unrecognized
 from nanochat_lit.engine.checkpoint import load
-from nanochat_lit.training.accelerators import choose_accelerator
 from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
 from nanochat_lit.training.callbacks.export import ExportModel
 from nanochat_lit.training.callbacks.garbage import FreezeGarbage
@@ -40,7 +39,7 @@ from nanochat_lit.training.callbacks.samples import SampleWriter
 from nanochat_lit.training.callbacks.session_record import SessionRecord
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, resolve
 from nanochat_lit.training.compiling import keep_compile_cache
-from nanochat_lit.training.launch import check_launch, reported_once
+from nanochat_lit.training.launch import check_launch, choose_accelerator, reported_once
 from nanochat_lit.training.lightning_internals import CommandLine
 from nanochat_lit.training.metrics_file import MetricsFile
 from nanochat_lit.training.precision import ExplicitPrecision

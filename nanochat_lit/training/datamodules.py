@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.download_progress import DownloadProgress
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.loader import ResumableLoader, merged
 from nanochat_lit.data.prepared import TOKENIZER_FOLDER, check_tokenizer
@@ -22,7 +23,6 @@ from nanochat_lit.data.sources import SourceLike
 from nanochat_lit.data.text_source import TextSource
 from nanochat_lit.evaluation.bpb import document_batches
 from nanochat_lit.tokenizer import Tokenizer
-from nanochat_lit.training.validation_pin import pin_validation
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
@@ -34,6 +34,32 @@ _LONG_DOCUMENTS = {
     "split": "split into sequences that each begin with BOS; no tokens are lost",
     "crop": "cropped; use --data.long_documents split to keep the remainder",
 }
+
+
+def pin_validation(path: Path, found: dict[str, str], must_match: bool) -> None:
+    """Write the checksums of the validation files, or compare them with those written at the start of the run.
+
+    Args:
+        path: File of the checksums.
+        found: SHA-256 of each file, by name.
+        must_match: Compare, because the run is resumed or evaluated.
+
+    Raises:
+        UserError: If a file is missing or differs; names the file.
+    """
+    if not (must_match and path.is_file()):
+        if found:
+            write_json(path, found)
+        return
+    for name, sha256 in read_json(path).items():
+        if name not in found:
+            others = ", ".join(found) or "nothing"
+            raise UserError(f"this run validates with '{name}', but the data now have {others}; restore the file")
+        if found[name] != sha256:
+            raise UserError(
+                f"the validation file '{name}' has changed since this run began (sha256 {found[name]}, then {sha256}): "
+                "metrics would not be comparable; restore the file, or start a new run"
+            )
 
 
 class LanguageDataModule(LightningDataModule):

@@ -14,17 +14,67 @@ from nanochat_lit.common.compilers import use_configured_compiler
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
+from nanochat_lit.model.attention import activate_flash_attention, fused_kernel
 from nanochat_lit.model.checkpointing import Checkpointing
-from nanochat_lit.model.flash import activate_flash_attention, fused_kernel
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, build_optimizer, micro_batches
+from nanochat_lit.optim.build import apply_schedule
 from nanochat_lit.tokenizer import Tokenizer
-from nanochat_lit.training.callbacks.schedule import HyperparameterSchedule
 from nanochat_lit.training.compiling import decide_compile, describe_kernels
 from nanochat_lit.training.datamodules import LanguageDataModule
 from nanochat_lit.training.float8 import convert_to_float8, decide_float8, nvidia_capability
 from nanochat_lit.training.micro_batch import choose_micro_batch_size
-from nanochat_lit.training.step_losses import StepLosses
 from nanochat_lit.training.summary import print_plan, save_plan, saved_micro_batch_size
+
+
+class HyperparameterSchedule(Callback):
+    """Sets the learning rates, and Muon's momentum and weight decay, from the module's `schedule`."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        module = cast("LanguageModule", pl_module)
+        apply_schedule(trainer.optimizers[0], module.schedule, trainer.global_step, module.plan.weight_decay)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step >= cast("LanguageModule", pl_module).plan.num_steps:
+            trainer.should_stop = True  # the loop then runs a final validation
+
+
+class StepLosses:
+    """Losses of the current step's micro-batches, and mean losses of the steps since the last `pop`."""
+
+    def __init__(self) -> None:
+        self._micro_batches: list[Tensor] = []
+        self._steps: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        """Add the scalar loss of a micro-batch."""
+        self._micro_batches.append(loss.detach())
+
+    @property
+    def latest(self) -> Tensor:
+        """Return the loss of the last micro-batch of the current step."""
+        return self._micro_batches[-1]
+
+    def end_step(self) -> None:
+        """Combine the micro-batches so far into one step; call it before the optimizer steps."""
+        self._steps.append(torch.stack(self._micro_batches).mean())
+        self._micro_batches.clear()
+
+    def pop(self) -> Tensor:
+        """Return the mean losses of the steps since the last call, (steps,)."""
+        losses = torch.stack(self._steps)
+        self._steps.clear()
+        return losses
+
+    def pending(self) -> Tensor | None:
+        """Return the unread step losses on the CPU, for checkpoints between steps."""
+        return torch.stack(self._steps).cpu() if self._steps else None
+
+    def restore(self, pending: Tensor | None, device: torch.device) -> None:
+        """Restore what `pending` returned."""
+        self._micro_batches.clear()
+        self._steps = [] if pending is None else list(pending.to(device).unbind())
 
 
 class LanguageModule(LightningModule):

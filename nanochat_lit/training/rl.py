@@ -16,8 +16,8 @@ from nanochat_lit.engine.export import load_export, read_config
 from nanochat_lit.engine.rollout import Rollout, roll_out
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.evaluation.answerer import completion_of
-from nanochat_lit.evaluation.pass_rates import PassRates
 from nanochat_lit.evaluation.samples import readable
+from nanochat_lit.evaluation.statistics import PassRates
 from nanochat_lit.model import GPT, IGNORE_INDEX
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.checkpointing import Checkpointing

@@ -112,7 +112,7 @@ def _body(index: int, max_tokens: int, temperature: float) -> dict[str, Any]:
 
 def _engine_tokens_per_s(engine: Any, bodies: list[dict[str, Any]], count: int) -> float:
     """The engine alone, `count` requests at a time at most."""
-    from nanochat_lit.engine.request import Request
+    from nanochat_lit.engine.sampling_params import Request
     from nanochat_lit.tokenizer import render_for_completion
 
     requests = [

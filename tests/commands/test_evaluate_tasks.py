@@ -73,7 +73,7 @@ def test_another_cap_is_another_evaluation(folder, core_bundle, capsys, monkeypa
 
     options = core_options(folder, core_bundle)
     with monkeypatch.context() as patch:
-        patch.setattr("nanochat_lit.commands.evaluate_tasks._report_task", dies)
+        patch.setattr("nanochat_lit.commands.evaluate._report_task", dies)
         assert cli.main(["evaluate", *map(str, options)]) == 130
     printed = run(capsys, *options, "--max_per_task", 5, "--json")
     assert "holds another evaluation; starting over" in printed.err

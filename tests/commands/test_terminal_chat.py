@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_lit.commands.terminal_chat import Screen, TerminalChat
+from nanochat_lit.commands.chat import Screen, TerminalChat
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_session import ChatSession
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
@@ -111,7 +111,7 @@ PROGRAM = """
 import sys
 sys.path.insert(0, {tests!r})
 from conftest import ScriptedModel
-from nanochat_lit.commands.terminal_chat import TerminalChat
+from nanochat_lit.commands.chat import TerminalChat
 from nanochat_lit.engine.chat_session import ChatSession
 TerminalChat(ScriptedModel(pause_s=0.02), ChatSession()).run()
 """

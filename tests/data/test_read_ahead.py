@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from nanochat_lit.data.read_ahead import ReadAhead
+from nanochat_lit.data.loader import ReadAhead
 
 
 def test_items_come_in_order_and_no_more_than_asked_for():

@@ -6,10 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat_lit.data.duplicates import ExactDuplicates, NearDuplicates
 from nanochat_lit.data.languages import guess_language, script_shares
 from nanochat_lit.data.shards import FileSource
-from nanochat_lit.data.statistics import corpus_statistics
+from nanochat_lit.data.statistics import ExactDuplicates, NearDuplicates, corpus_statistics
 
 WORDS = [first + rest for first in "bcdfglmnprst" for rest in ("ane", "ilo", "ume", "ost", "erk", "ady")]
 

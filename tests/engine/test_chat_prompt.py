@@ -1,7 +1,7 @@
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.chat_prompt import fit_chat_prompt
+from nanochat_lit.engine.engine_chat import fit_chat_prompt
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
 SYSTEM = {"role": "system", "content": "be kind"}

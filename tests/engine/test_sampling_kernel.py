@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from nanochat_lit.engine import slots
-from nanochat_lit.engine.request import Request
-from nanochat_lit.engine.sampling import row_random, sample_next
-from nanochat_lit.engine.sampling_kernel import sample_each, sampling_library
-from nanochat_lit.engine.sampling_params import SamplingParams
+from nanochat_lit.engine.sampling import row_random, sample_each, sample_next, sampling_library
+from nanochat_lit.engine.sampling_params import Request, SamplingParams
 
 pytestmark = pytest.mark.skipif(sampling_library() is None, reason="no C++ compiler found")
 

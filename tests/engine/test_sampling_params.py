@@ -4,8 +4,7 @@ import math
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.request import Request
-from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
+from nanochat_lit.engine.sampling_params import CHAT_PARAMS, Request, SamplingParams
 
 
 @pytest.mark.parametrize(

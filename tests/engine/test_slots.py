@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.request import FAILED, Request
+from nanochat_lit.engine.sampling_params import FAILED, Request
 from nanochat_lit.engine.slots import Emitted, SlotEngine
 from nanochat_lit.model import GPT
 from nanochat_lit.model.packed import can_pack, pack_linears

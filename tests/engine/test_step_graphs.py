@@ -8,7 +8,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nanochat_lit.engine.engine import Engine
-from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.engine.slots import SlotEngine
 from nanochat_lit.model import step_graphs
 from nanochat_lit.model.step_graphs import StepGraphs

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanochat_lit.evaluation.pass_rates import PassRates
+from nanochat_lit.evaluation.statistics import PassRates
 
 
 def test_rates_of_a_few_questions():

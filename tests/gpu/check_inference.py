@@ -13,7 +13,7 @@ import torch
 from check_report import Report, compilations
 
 from nanochat_lit.common.hardware import resolve_compute_dtype
-from nanochat_lit.engine.request import Request
+from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.engine.slots import SlotEngine
 from nanochat_lit.evaluation.bpb import evaluate_documents
 from nanochat_lit.evaluation.core_bundle import CoreTask

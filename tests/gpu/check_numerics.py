@@ -10,19 +10,20 @@ from check_report import Report, compilations
 from torch import Tensor
 
 from nanochat_lit.common.hardware import resolve_compute_dtype
-from nanochat_lit.common.machine import describe_machine
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.attention import (
+    activate_flash_attention,
     blocked_attention,
     choose_attention,
     cuda_facts,
     flex_attention,
     fused_attention,
+    fused_kernel,
     window_block_mask,
 )
-from nanochat_lit.model.flash import activate_flash_attention, fused_kernel
 from nanochat_lit.model.loss import softcapped_cross_entropy
 from nanochat_lit.optim import MuonAdamW, param_groups
+from nanochat_lit.training.callbacks.session_record import describe_machine
 
 KERNEL_WORDS = {"cuDNN": "cudnn", "flash": "flash", "memory-efficient": "fmha", "FA3": "flash", "FA4": "flash"}
 """What the name of a kernel holds, by the name that the run's table gives."""

@@ -28,7 +28,7 @@ def exempt_numbers() -> None:
     import torch
     from lightning.pytorch.strategies import SingleDeviceStrategy
 
-    from nanochat_lit.engine.host_copy import HostCopy
+    from nanochat_lit.engine.sampling import HostCopy
     from nanochat_lit.evaluation.bpb import BitsPerByte
     from nanochat_lit.evaluation.scoring import RowScorer
     from nanochat_lit.training import rl

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from nanochat_lit.model import GPTConfig, attention, flash, gpt
+from nanochat_lit.model import GPTConfig, attention, gpt
 from nanochat_lit.model.attention import blocked_attention, causal_attention, choose_attention
 
 
@@ -123,16 +123,16 @@ def fake_flash(monkeypatch):
     activated = []
     monkeypatch.setattr(registry, "activate_flash_attention_impl", activated.append, raising=False)
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda is_on: activated.append(f"cuDNN {is_on}"))
-    monkeypatch.setattr(flash, "find_spec", lambda module: object() if module == "flash_attn_interface" else None)
+    monkeypatch.setattr(attention, "find_spec", lambda module: object() if module == "flash_attn_interface" else None)
     return activated
 
 
 def test_an_installed_flash_attention_is_activated_where_it_runs(fake_flash):
-    assert flash.installed_flash_attention() == ("FA3",)
-    assert flash.activate_flash_attention((8, 0), torch.bfloat16) is None
-    assert flash.activate_flash_attention((9, 0), torch.float32) is None
+    assert attention.installed_flash_attention() == ("FA3",)
+    assert attention.activate_flash_attention((8, 0), torch.bfloat16) is None
+    assert attention.activate_flash_attention((9, 0), torch.float32) is None
     assert fake_flash == []
-    assert flash.activate_flash_attention((9, 0), torch.bfloat16) == "FA3"
+    assert attention.activate_flash_attention((9, 0), torch.bfloat16) == "FA3"
     assert fake_flash == ["FA3", "cuDNN False"]
 
 
@@ -159,12 +159,12 @@ def test_the_kernel_of_the_run_table_is_the_one_torch_chooses(chosen, name, monk
     monkeypatch.setattr(
         torch, "_fused_sdp_choice", lambda *tensors, **options: asked.append((tensors, options)) or chosen
     )
-    assert flash.fused_kernel(config, torch.device("cpu"), torch.bfloat16) == name
+    assert attention.fused_kernel(config, torch.device("cpu"), torch.bfloat16) == name
     (queries, keys, *_), options = asked[0]
     assert (queries.shape, keys.shape, queries.requires_grad) == ((1, 4, 32, 16), (1, 2, 32, 16), True)
     assert options == {"is_causal": True, "enable_gqa": True}
     monkeypatch.undo()
-    assert flash.fused_kernel(config, torch.device("cpu"), torch.float32) in {"math", "flash"}  # torch's own answer
+    assert attention.fused_kernel(config, torch.device("cpu"), torch.float32) in {"math", "flash"}  # torch's own answer
 
 
 def test_windows_are_not_left_to_a_compiler_that_is_missing(monkeypatch):
@@ -213,7 +213,7 @@ def test_the_active_flash_attention_is_torchs(monkeypatch):
 
 def test_a_flash_attention_that_does_not_load_is_told(monkeypatch):
     """Torch's real registry: the module it wants is not here."""
-    monkeypatch.setattr(flash, "find_spec", lambda module: object() if module == "flash_attn_interface" else None)
+    monkeypatch.setattr(attention, "find_spec", lambda module: object() if module == "flash_attn_interface" else None)
     has_registry = hasattr(torch.nn.attention, "activate_flash_attention_impl")
     says_so = (
         pytest.warns(UserWarning, match="FA3 is installed but does not load")
@@ -221,7 +221,7 @@ def test_a_flash_attention_that_does_not_load_is_told(monkeypatch):
         else contextlib.nullcontext()
     )
     with says_so:
-        assert flash.activate_flash_attention((9, 0), torch.bfloat16) is None
+        assert attention.activate_flash_attention((9, 0), torch.bfloat16) is None
 
 
 def test_a_narrow_window_costs_less_than_full_attention():

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.request import Request
-from nanochat_lit.engine.sampling_params import SamplingParams
+from nanochat_lit.engine.sampling_params import Request, SamplingParams
 from nanochat_lit.engine.scheduler import Scheduler
 from nanochat_lit.serve.api import ServeSettings
 from nanochat_lit.serve.chat_response import AnswerParts, ChunkWriter, completion, usage

@@ -7,8 +7,7 @@ import pytest
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.tasks.base import Task
-from nanochat_lit.tasks.spelling import CountLetters, SpellWord
-from nanochat_lit.tasks.words import WORDS
+from nanochat_lit.tasks.spelling import WORDS, CountLetters, SpellWord
 from nanochat_lit.tokenizer.chat import validate_conversation
 
 TASKS = [CountLetters, SpellWord]

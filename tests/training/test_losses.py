@@ -6,10 +6,9 @@ import random
 import pytest
 import torch
 
-from nanochat_lit.training.explosion import PATIENCE, Explosion
+from nanochat_lit.training.callbacks.loss_guard import PATIENCE, Explosion, WorstBatch
+from nanochat_lit.training.module import StepLosses
 from nanochat_lit.training.smoothed_loss import SmoothedLoss
-from nanochat_lit.training.step_losses import StepLosses
-from nanochat_lit.training.worst_batch import WorstBatch
 
 
 def test_smoothed_loss_is_a_weighted_mean():

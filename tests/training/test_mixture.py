@@ -20,7 +20,7 @@ from nanochat_lit.tokenizer import render_conversation
 from nanochat_lit.training import MixtureDataModule, SFTModule
 from nanochat_lit.training.continued import inherited
 from nanochat_lit.training.metrics_file import read_metrics
-from nanochat_lit.training.token_accounts import TokenAccounts
+from nanochat_lit.training.sft import TokenAccounts
 
 
 def talks(count, word):

@@ -4,8 +4,8 @@ import io
 import os
 import sys
 
-from nanochat_lit.training import progress_line
-from nanochat_lit.training.progress_line import ProgressLine, bar, duration
+from nanochat_lit.training.callbacks import progress
+from nanochat_lit.training.callbacks.progress import ProgressLine, bar, duration
 
 
 class Terminal(io.StringIO):
@@ -36,7 +36,7 @@ def test_a_terminal_shows_the_last_drawing_and_what_is_kept(monkeypatch):
 def test_a_line_never_wraps(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(progress_line.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((10, 5)))
+    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((10, 5)))
     ProgressLine().draw("x" * 30)
     assert screen(terminal.getvalue()) == ["x" * 9]
 

@@ -5,7 +5,7 @@ import torch
 
 from nanochat_lit.common.lengths import padded_length
 from nanochat_lit.engine.rollout import Rollout
-from nanochat_lit.training.rollout_loader import RolloutLoader
+from nanochat_lit.training.rollout_data import RolloutLoader
 from nanochat_lit.training.rollout_rows import ROW_UNIT, RolloutFigures, rollout_rows, without_padding
 
 

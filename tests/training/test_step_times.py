@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from nanochat_lit.training.step_times import RECENT_STEPS, StepTimes, percentile
+from nanochat_lit.training.callbacks.progress import RECENT_STEPS, StepTimes, percentile
 
 
 def add(times, begin_s, end_s, waited_s=0.0):

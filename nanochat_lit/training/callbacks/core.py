@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat_lit.common.distributed import world_size
-from nanochat_lit.evaluation.bundle_download import fetch_bundle
-from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, CoreTask, load_bundle
+from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, CoreTask, fetch_bundle, load_bundle
 from nanochat_lit.evaluation.core_metric import evaluate_core
 from nanochat_lit.evaluation.score_report import summarize
 from nanochat_lit.evaluation.scoring import GPTScorer

@@ -1,12 +1,14 @@
 """Stops a run whose loss is not finite or has exploded, and saves the offending batch."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from nanochat_lit.common.distributed import is_rank_zero, world_size
@@ -16,8 +18,7 @@ from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.callbacks.progress import is_logged
 from nanochat_lit.training.callbacks.step_callback import StepCallback
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO
-from nanochat_lit.training.explosion import Explosion
-from nanochat_lit.training.worst_batch import WorstBatch
+from nanochat_lit.training.smoothed_loss import SmoothedLoss
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
@@ -26,6 +27,94 @@ BATCH_FILE = "bad_batch.md"
 
 SHOWN_CHARS = 100
 """Characters of the first document to include in the error message."""
+
+
+PATIENCE = 10
+"""Number of consecutive high losses."""
+
+
+class Explosion:
+    """Detects ten consecutive steps whose loss exceeds the average of the earlier steps by a margin.
+
+    A spike lasts a few steps, caused by an unusual batch, and recovers by itself. High losses are excluded from the average, so that a slow climb does not raise it.
+
+    Args:
+        margin: Nats; 3 corresponds to tokens becoming 20 times less likely. 0 disables detection.
+    """
+
+    def __init__(self, margin: float) -> None:
+        self.margin = margin
+        self.num_high = 0
+        self._smoothed = SmoothedLoss()
+
+    @property
+    def usual(self) -> float:
+        """Average of the losses that are not high."""
+        return self._smoothed.value
+
+    def found_in(self, losses: Sequence[float]) -> bool:
+        """Add the losses of the next steps; return whether the last one belongs to an explosion."""
+        for loss in losses:
+            usual = self.usual
+            if self.margin > 0 and not math.isnan(usual) and not loss <= usual + self.margin:
+                self.num_high += 1
+            else:
+                self.num_high = 0
+                self._smoothed.add(loss)
+        return self.num_high >= PATIENCE
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
+        return {"num_high": self.num_high, "smoothed": self._smoothed.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        self.num_high = state["num_high"]
+        self._smoothed.load_state_dict(state["smoothed"])
+
+
+class WorstBatch:
+    """Keeps the batch with the highest loss since `clear`; NaN counts as infinite, and ties keep the first.
+
+    The selection runs on the device: adding a batch launches a few small kernels and no transfer.
+    """
+
+    def __init__(self) -> None:
+        self._loss: Tensor | None = None
+        self._inputs: Tensor | None = None
+        self._step: Any = 0
+
+    def add(self, loss: Tensor, inputs: Tensor, step: int) -> None:
+        """Consider a batch.
+
+        Args:
+            loss: Scalar, nats.
+            inputs: (B, T) token ids; the same shape for all batches.
+            step: Step of the batch.
+        """
+        loss = loss.detach().float().nan_to_num(nan=math.inf, posinf=math.inf, neginf=math.inf)
+        if self._loss is None or self._inputs is None:
+            self._loss, self._inputs, self._step = loss, inputs, torch.full_like(loss, step, dtype=torch.int64)
+            return
+        is_worse = loss > self._loss
+        self._inputs = torch.where(is_worse, inputs, self._inputs)
+        self._step = torch.where(is_worse, step, self._step)
+        self._loss = torch.maximum(loss, self._loss)
+
+    @property
+    def loss(self) -> Tensor | None:
+        """Highest loss, a scalar on the device, infinite for NaN; None before the first batch."""
+        return self._loss
+
+    def fetch(self) -> tuple[float, int, list[list[int]]]:
+        """Return loss, step and sequences of token ids on the host; synchronizes."""
+        assert self._loss is not None
+        assert self._inputs is not None
+        return float(self._loss), int(self._step), self._inputs.tolist()
+
+    def clear(self) -> None:
+        """Discard the batch."""
+        self._loss = self._inputs = None
 
 
 class LossGuard(StepCallback):

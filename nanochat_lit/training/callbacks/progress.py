@@ -1,8 +1,11 @@
 """Reports progress: step, loss, bits per byte, speed, MFU, memory, time left."""
 
 import math
+import shutil
 import sys
 import time
+from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
@@ -14,9 +17,7 @@ from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
 from nanochat_lit.data.loader import ResumableLoader
 from nanochat_lit.optim import global_grad_norm
 from nanochat_lit.training.callbacks.step_callback import StepCallback
-from nanochat_lit.training.progress_line import ProgressLine, bar, duration
 from nanochat_lit.training.smoothed_loss import SmoothedLoss
-from nanochat_lit.training.step_times import StepTimes, WindowTimes
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
@@ -25,6 +26,148 @@ SPEED_SMOOTHING = 0.8
 
 NOTABLE_WAIT = 0.05
 """Fraction of the time spent waiting for data above which the progress line shows it."""
+
+
+REDRAW_S = 0.5
+"""Minimum interval between updates of a transient line, seconds."""
+
+BAR_WIDTH = 20
+
+
+RECENT_STEPS = 100
+"""Number of recent steps that percentiles are computed over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowTimes:
+    """Timing of a window of steps."""
+
+    num_steps: int
+    """Number of steps in the window."""
+    seconds: float
+    """Duration of the steps in seconds, excluding validation, checkpoints and logging between steps."""
+    data_wait: float
+    """Fraction of the duration spent waiting for batches."""
+    p50_s: float
+    """Median duration of recent steps, seconds."""
+    p95_s: float
+    """95th percentile of the duration of recent steps, seconds."""
+
+
+class StepTimes:
+    """Collects step durations.
+
+    A step begins with the request for its first batch and ends after the optimizer step. Time between steps is
+    excluded. The caller passes timestamps of one clock in seconds. On CUDA the host runs ahead of the device between
+    logged rows: the total of a window is exact, its distribution over the steps is not.
+    """
+
+    def __init__(self) -> None:
+        self._step_s: list[float] = []
+        self._begin_s: float | None = None
+        self._waited_s = 0.0
+        self._window_from = self._recent_from = 0
+        self._window_wait_s = 0.0
+
+    def begin(self, at_s: float) -> None:
+        """Start a step, unless one is open (later micro-batches of the same step)."""
+        if self._begin_s is None:
+            self._begin_s = at_s
+
+    def end(self, at_s: float, waited_s: float) -> None:
+        """End the open step.
+
+        Args:
+            at_s: Current time, seconds.
+            waited_s: Total time spent waiting for batches since the first step, seconds.
+        """
+        assert self._begin_s is not None, "end() without begin()"
+        self._step_s.append(at_s - self._begin_s)
+        self._window_wait_s += waited_s - self._waited_s
+        self._waited_s = waited_s
+        self._begin_s = None
+
+    def close_window(self) -> WindowTimes:
+        """Return the timing of the steps since the last call; requires at least one step.
+
+        The first window is excluded from later percentiles, because its first step compiles.
+        """
+        window = self._step_s[self._window_from :]
+        assert window, "the window has no steps"
+        recent = self._step_s[max(self._recent_from, len(self._step_s) - RECENT_STEPS) :]
+        seconds = math.fsum(window)
+        times = WindowTimes(
+            num_steps=len(window),
+            seconds=seconds,
+            data_wait=self._window_wait_s / seconds,
+            p50_s=percentile(recent, 0.5),
+            p95_s=percentile(recent, 0.95),
+        )
+        if self._window_from == 0:
+            self._recent_from = len(window)
+        self._window_from, self._window_wait_s = len(self._step_s), 0.0
+        return times
+
+    def median_s(self) -> float:
+        """Return the median duration of all steps except the first, which compiles; NaN without steps."""
+        return median(self._step_s[1:] or self._step_s or [math.nan])
+
+    def __len__(self) -> int:
+        return len(self._step_s)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Return the smallest value that is not exceeded by the given fraction of the values."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+
+
+class ProgressLine:
+    """Writes to stderr. `draw` replaces the previous transient line; `keep` prints a permanent one."""
+
+    def __init__(self) -> None:
+        self._drawn_at_s = -math.inf
+        self._is_open = False
+
+    @property
+    def is_due(self) -> bool:
+        """Return whether stderr is a terminal and the update interval has passed."""
+        return sys.stderr.isatty() and time.monotonic() - self._drawn_at_s >= REDRAW_S
+
+    def draw(self, text: str) -> None:
+        """Show a transient line; permanent if stderr is not a terminal."""
+        if not sys.stderr.isatty():
+            self.keep(text)
+            return
+        width = shutil.get_terminal_size().columns - 1  # a wrapped line could not be erased
+        sys.stderr.write("\r\x1b[2K" + text[:width])
+        sys.stderr.flush()
+        self._is_open = True
+        self._drawn_at_s = time.monotonic()
+
+    def keep(self, text: str) -> None:
+        """Print a permanent line."""
+        sys.stderr.write(("\r\x1b[2K" if self._is_open else "") + text + "\n")
+        sys.stderr.flush()
+        self._is_open = False
+
+    def close(self) -> None:
+        """Finish the transient line with a newline."""
+        if self._is_open:
+            sys.stderr.write("\n")
+            self._is_open = False
+
+
+def bar(share: float) -> str:
+    """Return a progress bar for a fraction from 0 to 1."""
+    full = round(BAR_WIDTH * min(1.0, max(0.0, share)))
+    return "[" + "#" * full + "." * (BAR_WIDTH - full) + "]"
+
+
+def duration(seconds: float) -> str:
+    """Format a duration, such as 5m58s or 2h05m."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
 
 
 class RunProgress(StepCallback):

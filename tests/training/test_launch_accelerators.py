@@ -9,23 +9,23 @@ from nanochat_lit import cli
 from nanochat_lit.common.available_memory import free_memory_bytes, total_memory_bytes
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.peak_memory import peak_memory_bytes
-from nanochat_lit.training import PretrainModule, TextDataModule, accelerators, launch
+from nanochat_lit.training import PretrainModule, TextDataModule, launch
 from nanochat_lit.training import module as training_module
-from nanochat_lit.training.accelerators import XPUAccelerator, choose_accelerator
 from nanochat_lit.training.callbacks.rank_state import random_state, set_random_state
+from nanochat_lit.training.launch import XPUAccelerator, choose_accelerator
 
 
 def test_which_accelerator(monkeypatch):
     monkeypatch.setattr(torch, "accelerator", types.SimpleNamespace(is_available=lambda: True))
     for found, expected in (("cuda", ["gpu", "auto", "cpu", "mps"]), ("xpu", ["xpu", "xpu", "cpu", "mps"])):
-        monkeypatch.setattr(accelerators, "default_device", lambda found=found: torch.device(found))
+        monkeypatch.setattr(launch, "default_device", lambda found=found: torch.device(found))
         assert [choose_accelerator(word, 1) for word in ("gpu", "auto", "cpu", "mps")] == expected
 
 
 def test_a_missing_gpu_and_an_old_driver_are_told_apart(monkeypatch):
     monkeypatch.setattr(torch, "accelerator", types.SimpleNamespace(is_available=lambda: False))
     for reason in ("PyTorch finds no GPU on this machine", "the NVIDIA driver is too old for this PyTorch"):
-        monkeypatch.setattr(accelerators, "why_no_gpu", lambda reason=reason: reason)
+        monkeypatch.setattr(launch, "why_no_gpu", lambda reason=reason: reason)
         with pytest.raises(UserError, match=rf"requests 8 GPU\(s\), but {reason}; .* --trainer.accelerator cpu"):
             choose_accelerator("gpu", 8)
 
