@@ -19,8 +19,8 @@ from importlib import import_module
 from typing import Any
 
 from nanochat_lit.common.errors import UserError, os_error_text
+from nanochat_lit.common.recipes import explain_unrecognized, nearest
 from nanochat_lit.common.streams import discard_output, prepare_streams
-from nanochat_lit.common.suggestions import explain_unrecognized, nearest
 
 PROG = "nanochat-lit"
 

@@ -30,7 +30,7 @@ def export(
         dtype: stored keeps the weights exactly; bfloat16 halves the file size, but such an export cannot be trained
             further. Format hf only.
     """
-    from nanochat_lit.common.run_lock import run_lock
+    from nanochat_lit.common.file_lock import run_lock
     from nanochat_lit.engine.export import export_checkpoint, find_model
 
     if (model is None) == (checkpoint is None):

@@ -20,9 +20,9 @@ from nanochat_lit.common.hardware import (
     resolve_compute_dtype,
 )
 from nanochat_lit.model.accounting import count_parameters, kv_cache_bytes
-from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.decode_kernel import uncovered
+from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.model.loss_kernel import loss_library, loss_problem
 from nanochat_lit.model.memory import TrainingMemory, largest_that_fits, training_memory
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, REFERENCE_WIDTH, SCALAR_LR, UNEMBEDDING_LR

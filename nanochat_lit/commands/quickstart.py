@@ -61,7 +61,7 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0, 
         seed: Seed of the generated data.
         overwrite: Replace an earlier quickstart in OUT.
     """
-    from nanochat_lit.common.run_lock import run_lock
+    from nanochat_lit.common.file_lock import run_lock
 
     folder = Path(out)
     if folder.exists() and not folder.is_dir():

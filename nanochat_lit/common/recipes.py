@@ -1,12 +1,57 @@
 """Locates recipes and their fragments, in a checkout or in the installed package."""
 
+import difflib
+import re
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.suggestions import nearest
 
 _PACKAGED = (Path("recipes"), Path("configs/trainer"))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the end of an error message about an unknown word.
+
+    Args:
+        word: Given word.
+        known: Allowed words.
+
+    Returns:
+        A question with the most similar word, or a list of all of them.
+    """
+    names = list(known)
+    matches = difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else f"; choose one of {', '.join(names)}"
+
+
+def explain_unrecognized(message: str, options: Iterable[str]) -> str:
+    """Add a suggestion to argparse's message about unrecognized or missing arguments.
+
+    Args:
+        message: Message of the parser.
+        options: All options, with their leading dashes.
+    """
+    if missing := re.search(r"arguments are required: (.+)$", message):
+        names = [name.strip().rpartition("fit.")[2].lstrip("-") for name in missing[1].split(",")]
+        recipe = "; a recipe has them: --config recipes/cpu_text.yaml" if names == ["data", "model"] else ""
+        return f"missing: {', '.join(f'--{name}' for name in names)}{recipe}"
+    unknown = re.search(r"unrecognized arguments: (\S+)", message)
+    if unknown is None:
+        return message
+    word, known = unknown[1].partition("=")[0], sorted(set(options))
+    if not word.startswith("-"):
+        if word.endswith((".yaml", ".yml")):
+            return f"{message}; recipes need an option name: --config {word}"
+        name = next((name for name in ("--model", "--data", "--out") if name in known), "--NAME")
+        return f"{message}; values need an option name: {name} {word if name != '--NAME' else 'VALUE'}"
+    leaf = word.lstrip("-")
+    same_end = [option for option in known if option.rpartition(".")[2].lstrip("-") == leaf]
+    found = same_end or difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+    if not found:  # match by the last part of the name
+        found = difflib.get_close_matches(word, [option for option in known if "." in option], n=1, cutoff=0.6)
+    return f"{message}; did you mean {' or '.join(found[:2])}?" if found else message
 
 
 def find_recipe(argument: str) -> str:

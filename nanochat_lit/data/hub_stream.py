@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.text_check import TextCheck
+from nanochat_lit.data.record_files import TextCheck
 from nanochat_lit.data.text_source import Split, TextSource
 
 BUFFER_CHARS = 200_000_000

@@ -13,11 +13,10 @@ from typing import Any, Literal
 from nanochat_lit.common.downloads import file_sha256
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.block_cursor import Block, BlockCursor
-from nanochat_lit.data.compressed_files import CompressedFile
 from nanochat_lit.data.prepared import is_prepared, prepared_split
 from nanochat_lit.data.prepared_file import PreparedFile
 from nanochat_lit.data.record_files import SHAREGPT, TXT_BYTES, RecordFile, TextFile
-from nanochat_lit.data.record_kinds import family_of, record_file
+from nanochat_lit.data.record_kinds import CompressedFile, family_of, record_file
 from nanochat_lit.data.splits import FileSplit, find_split
 from nanochat_lit.data.text_source import Split, TextSource
 

@@ -8,12 +8,14 @@ Shapes: B sequences, T tokens, C channels (n_embd), V vocabulary.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.torch_internals import COSTLY_OPERATORS, operator_name
 from nanochat_lit.model.attention import (
     AttentionBackend,
     WholeSequences,
@@ -22,7 +24,6 @@ from nanochat_lit.model.attention import (
     steady_kernels,
     window_block_mask,
 )
-from nanochat_lit.model.checkpointing import Checkpointing, checkpointed
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.float8 import MULTIPLE, Float8ChunkMatmuls, Float8Linear, to_float8
 from nanochat_lit.model.kv_cache import KVCache
@@ -43,6 +44,28 @@ from nanochat_lit.model.transformer import Transformer
 Cache: TypeAlias = KVCache | SlotCache
 
 REDUCTIONS = ("mean", "sum", "none")
+
+
+Checkpointing: TypeAlias = bool | Literal["selective"]
+"""False keeps everything, True what enters a block, "selective" also the results of its matmuls and of attention."""
+
+
+def _policy(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
+    is_costly = operator_name(operator) in COSTLY_OPERATORS
+    return CheckpointPolicy.MUST_SAVE if is_costly else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def checkpointed(block: Callable[..., Tensor], mode: Checkpointing, *inputs: Any) -> Tensor:
+    """What the block computes; in the backward pass the rest of it is computed again.
+
+    Nothing in a block is random, so no random state has to be restored.
+    """
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if mode == "selective":
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    result = checkpoint(block, *inputs, **options)
+    assert isinstance(result, Tensor), "a block returns states"
+    return result
 
 
 class GPT(Transformer):

@@ -18,8 +18,8 @@ import torch
 from nanochat_lit.common.compilers import has_cpp_compiler
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.model.attention import QUERY_BLOCK, choose_attention
-from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.model.loss import rows_per_chunk
 
 CUDA_SLACK = 0.03

@@ -16,7 +16,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import default_device, why_no_gpu
 from nanochat_lit.common.peak_memory import memory_text
 from nanochat_lit.model.attention import cuda_facts
-from nanochat_lit.model.checkpointing import Checkpointing
+from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.model.memory import largest_that_fits, training_memory
 from nanochat_lit.training.datamodules import LanguageDataModule
 from nanochat_lit.training.micro_batch import strategy_name

@@ -15,7 +15,7 @@ from nanochat_lit.common.available_memory import available_memory_bytes
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.attention import cuda_facts
-from nanochat_lit.model.checkpointing import Checkpointing
+from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.model.memory import largest_that_fits, training_memory
 from nanochat_lit.optim import micro_batches
 

@@ -15,7 +15,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.attention import activate_flash_attention, fused_kernel
-from nanochat_lit.model.checkpointing import Checkpointing
+from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, build_optimizer, micro_batches
 from nanochat_lit.optim.build import apply_schedule
 from nanochat_lit.tokenizer import Tokenizer

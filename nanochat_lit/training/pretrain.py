@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from nanochat_lit.model import GPTConfig
 from nanochat_lit.model.architecture import build_model, model_class
-from nanochat_lit.model.checkpointing import Checkpointing
 from nanochat_lit.model.config import REFERENCE_ARCHITECTURE
+from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.optim import OptimizerCallable, Schedule, derive_plan, micro_batches
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR, WEIGHT_DECAY
 from nanochat_lit.tokenizer import Tokenizer

@@ -20,7 +20,7 @@ from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.evaluation.statistics import PassRates
 from nanochat_lit.model import GPT, IGNORE_INDEX
 from nanochat_lit.model.accounting import flops_per_token
-from nanochat_lit.model.checkpointing import Checkpointing
+from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan
 from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_advantages, policy_gradient_loss
 from nanochat_lit.tasks.base import Conversation, GradedTask, Task, form_of, gives_credit

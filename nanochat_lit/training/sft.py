@@ -15,7 +15,7 @@ from nanochat_lit.engine.export import read_config
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.accounting import flops_per_token
-from nanochat_lit.model.checkpointing import Checkpointing
+from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, micro_batches
 from nanochat_lit.training.checkpoint_files import newest_intact
 from nanochat_lit.training.continued import ContinuedModule

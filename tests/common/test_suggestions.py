@@ -1,4 +1,4 @@
-from nanochat_lit.common.suggestions import explain_unrecognized
+from nanochat_lit.common.recipes import explain_unrecognized
 
 OPTIONS = ["--run_dir", "--config", "--model.depth", "--data.path", "--trainer.devices", "--overwrite"]
 

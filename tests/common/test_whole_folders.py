@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.file_lock import LOCK_FILE, run_lock
 from nanochat_lit.common.paths import expand_home, user_cache, whole_folder
-from nanochat_lit.common.run_lock import LOCK_FILE, run_lock
 
 KNOWN = {"a.txt", "b"}
 

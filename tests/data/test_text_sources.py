@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nanochat_lit import cli
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data import hub_stream, text_check
+from nanochat_lit.data import hub_stream, record_files
 from nanochat_lit.data.hub_stream import HubStream
 from nanochat_lit.data.pretrain_stream import PretrainStream
 from nanochat_lit.data.tiny_world_source import TinyWorld
@@ -72,7 +72,7 @@ def test_any_data_set_as_a_stream(stream, tokenizer):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_rows_of_a_stream_that_are_no_text_are_passed_over(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(text_check, "MAX_DOC_CHARS", 100_000)
+    monkeypatch.setattr(record_files, "MAX_DOC_CHARS", 100_000)
     binary = b"\x00\x01\x02PNG\x1a" * 300
     rows = [b"fine", binary, None, "ünï".encode(), b"x" * 100_001, b"", b"\xff\xfe", binary, b"end"]
     pq.write_table(pa.table({"text": pa.array(rows, pa.binary())}), tmp_path / "a.parquet")

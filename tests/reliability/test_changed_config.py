@@ -6,7 +6,7 @@ import pytest
 
 from nanochat_lit import cli
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.training.resume_config import compare_configs
+from nanochat_lit.training.checkpoint_files import compare_configs
 
 
 @pytest.fixture

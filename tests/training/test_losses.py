@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nanochat_lit.training.callbacks.loss_guard import PATIENCE, Explosion, WorstBatch
+from nanochat_lit.training.callbacks.progress import SmoothedLoss
 from nanochat_lit.training.module import StepLosses
-from nanochat_lit.training.smoothed_loss import SmoothedLoss
 
 
 def test_smoothed_loss_is_a_weighted_mean():

@@ -15,10 +15,9 @@ from nanochat_lit.common.distributed import is_rank_zero, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write
 from nanochat_lit.tokenizer import Tokenizer
-from nanochat_lit.training.callbacks.progress import is_logged
+from nanochat_lit.training.callbacks.progress import SmoothedLoss, is_logged
 from nanochat_lit.training.callbacks.step_callback import StepCallback
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO
-from nanochat_lit.training.smoothed_loss import SmoothedLoss
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
