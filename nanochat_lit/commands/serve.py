@@ -65,7 +65,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
         raise missing_package("the server", error.name, "serve") from None
 
     settings = ServeSettings(
-        model=model,
+        model=_found(model),
         name=model_name(model) if name is None else name,
         host=host,
         allowed_hosts=tuple(allowed_hosts or ()),
@@ -87,6 +87,17 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
     server.run(port)
 
 
+def _found(model: str) -> str:
+    """Return the export or checkpoint of a path, resolved once: a run in training writes newer ones later."""
+    if (Path(model) / "config.json").is_file():
+        return model
+    from nanochat_lit.engine.export import find_model, load_tokenizer  # with torch, which takes seconds
+
+    found = find_model(model)
+    load_tokenizer(found)  # raises if files are missing
+    return str(found)
+
+
 def _devices(workers: int, devices: int, device: str | None) -> list[str | None]:
     """Return the device of each worker."""
     if workers < 1 or devices < 1:
@@ -99,6 +110,6 @@ def _devices(workers: int, devices: int, device: str | None) -> list[str | None]
 
 
 def model_name(model: str) -> str:
-    """Return the API name of an export: its folder's name, or that of its run if the folder is called export."""
-    folder = Path(model).resolve()
-    return folder.parent.name if folder.name == "export" and folder.parent.name else folder.name
+    """Return the API name of a model: its folder's name, or that of its run for an export or a checkpoint in it."""
+    *_, run, folder = ["", *Path(model).resolve().parts[: -1 if model.endswith(".ckpt") else None]]
+    return run if folder in ("export", "checkpoints") and run.strip("/") else folder

@@ -208,12 +208,12 @@ def folder_fingerprint(folder: str | os.PathLike[str], endings: tuple[str, ...])
     """Return the SHA-256 of the names and contents of a folder's files in hexadecimal.
 
     Args:
-        folder: The folder; subfolders are ignored.
-        endings: Suffixes of the files to include.
+        folder: The folder, without its subfolders; or a file.
+        endings: Suffixes of the folder's files to include.
     """
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file() and path.name.endswith(endings):
+    digest, root = hashlib.sha256(), Path(folder)
+    for path in sorted(root.iterdir()) if root.is_dir() else [root]:
+        if path == root or (path.is_file() and path.name.endswith(endings)):
             digest.update(f"{path.name} {path.stat().st_size} ".encode())
             with path.open("rb") as file:
                 while chunk := file.read(1 << 20):

@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import litserve
@@ -44,7 +45,7 @@ class ChatServer(litserve.LitServer):
     def __init__(self, settings: ServeSettings, devices: Sequence[str | None]) -> None:
         self.settings = settings
         self.metrics = ServerMetrics()
-        tokenizer = Tokenizer.load(settings.model)
+        tokenizer = _tokenizer_of(Path(settings.model))
         fingerprint = fingerprint_of(settings.model)
         self.pool = WorkerPool(settings, fingerprint, devices, self.metrics, self._announce, self._give_up)
         self.failure: tuple[str, int] | None = None
@@ -215,6 +216,14 @@ class _RequestCounter:
         finally:
             path = scope["path"] if scope["path"] in _PATHS else "other"  # bounds the number of labels
             self.metrics.requests.add(path, str(status))
+
+
+def _tokenizer_of(model: Path) -> Tokenizer:
+    if not model.is_file():
+        return Tokenizer.load(model)
+    from nanochat_lit.engine.export import load_tokenizer  # with torch, which this process does without otherwise
+
+    return load_tokenizer(model)
 
 
 def _refusal(status: int, message: str) -> Response:

@@ -46,6 +46,8 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
 def test_name_of_an_export(tmp_path: Path) -> None:
     assert model_name(str(tmp_path / "quickstart" / "export")) == "quickstart"
     assert model_name(str(tmp_path / "my_model")) == "my_model"
+    assert model_name(str(tmp_path / "my_run" / "checkpoints" / "last.ckpt")) == "my_run"
+    assert model_name("/export") == "export"
 
 
 def test_the_page_is_served_until_ctrl_c(

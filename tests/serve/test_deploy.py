@@ -159,7 +159,7 @@ def test_health_checks_see_life_and_death(server, compose):
 
 
 @pytest.mark.parametrize(("given", "key"), [("", None), ("secret", "secret")])
-def test_an_empty_key_in_the_environment_is_none(given, key, monkeypatch, tmp_path):
+def test_an_empty_key_in_the_environment_is_none(given, key, monkeypatch, make_export):
     """What the compose file gives the server when NANOCHAT_API_KEY is not set."""
     from nanochat_lit.serve import server
 
@@ -168,5 +168,5 @@ def test_an_empty_key_in_the_environment_is_none(given, key, monkeypatch, tmp_pa
     monkeypatch.setattr(
         server, "ChatServer", lambda settings, _: started.append(settings) or SimpleNamespace(run=lambda port: None)
     )
-    assert cli.main(["serve", "--model", str(tmp_path)]) == 0
+    assert cli.main(["serve", "--model", str(make_export())]) == 0
     assert started[0].api_key == key

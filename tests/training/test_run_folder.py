@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from nanochat_lit import cli, load_export
 from nanochat_lit.commands.fit_help import KEYS
 from nanochat_lit.common.paths import read_json
+from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.export import find_model
 from nanochat_lit.training import ChatDataModule, PretrainModule, SFTModule, TextDataModule
 from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint, StopRequest
@@ -53,6 +54,26 @@ def test_a_stopped_run_can_be_used(stopped, capsys, tmp_path):
     ).read_bytes()
     assert cli.main(["export", "--model", str(checkpoint), "--out", str(tmp_path / "hf")]) == 0
     assert (tmp_path / "hf" / "modeling_nanochat_lit.py").is_file()
+
+
+def test_a_stopped_run_can_be_served(stopped):
+    pytest.importorskip("litserve", reason="needs pip install '.[serve]'")
+    from nanochat_lit.commands.serve import _found
+    from nanochat_lit.serve.api import ChatAPI, ServeSettings, fingerprint_of
+    from nanochat_lit.serve.loop import ChatLoop
+    from nanochat_lit.serve.server import ChatServer
+
+    run, _ = stopped
+    assert _found(str(run)) == str(run / "export")
+    for source in (run / "export", run / "checkpoints" / "last.ckpt"):
+        assert _found(str(source)) == str(source)
+        settings = ServeSettings(model=str(source), name="tiny", num_slots=1)
+        ChatServer(settings, [None])
+        api = ChatAPI(settings, fingerprint_of(str(source)), loop=ChatLoop())
+        api.setup("cpu")
+        assert api.failure is None
+    with pytest.raises(UserError, match="there is no nowhere; give an export, a run folder"):
+        _found("nowhere")
 
 
 def test_the_newer_of_export_and_checkpoint_is_taken(stopped):
