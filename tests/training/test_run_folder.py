@@ -12,8 +12,8 @@ from jsonargparse import ArgumentParser
 
 from nanochat_lit import cli, load_export
 from nanochat_lit.commands.fit_help import KEYS
-from nanochat_lit.common.paths import read_json
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.export import find_model
 from nanochat_lit.training import ChatDataModule, PretrainModule, SFTModule, TextDataModule
 from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint, StopRequest
