@@ -29,6 +29,7 @@ from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_session import Answer
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
+from nanochat_lit.model.architecture import build_model
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 SMALL_TEXTS = [
@@ -156,7 +157,9 @@ def random_model() -> Callable[..., GPT]:
             "n_embd": 32,
             "window_pattern": "SL",
         }
-        model = GPT(GPTConfig(**{**defaults, **fields}))
+        if fields.get("architecture") == "qwen3":
+            defaults["window_pattern"] = "L"
+        model = build_model(GPTConfig(**{**defaults, **fields}))
         generator = torch.Generator().manual_seed(seed)
         model.init_weights(generator)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`nanochat-lit export`: write a checkpoint as an export, or an export for transformers."""
+"""`nanochat-lit export`: write a checkpoint as an export, or an export for other programs."""
 
 import contextlib
 import tempfile
@@ -13,22 +13,26 @@ def export(
     model: str | None = None,
     out: str | None = None,
     checkpoint: str | None = None,
-    format: Literal["hf", "nanochat-lit"] | None = None,  # noqa: A002
+    format: Literal["hf", "gguf", "nanochat-lit"] | None = None,  # noqa: A002
     dtype: Literal["stored", "bfloat16"] = "stored",
+    quantize: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] = "f16",
 ) -> None:
-    """Write an export of a checkpoint, or a folder for Hugging Face transformers.
+    """Write an export of a checkpoint, a folder for Hugging Face transformers, or a GGUF file for llama.cpp and ollama.
 
     Format nanochat-lit is the folder that chat, evaluate, serve and the next training stage load. Format hf is loaded
-    by transformers' AutoModelForCausalLM (with trust_remote_code=True) and AutoTokenizer. It contains the modelling
-    code, tokenizer, chat template and a model card. `nanochat-lit import-hf` converts it back.
+    by transformers' AutoModelForCausalLM and AutoTokenizer. It contains tokenizer, chat template and a model card.
+    `nanochat-lit import-hf` converts it back. A model of the default architecture needs trust_remote_code=True and
+    includes its modelling code; one of the architecture qwen3 is also loaded by vLLM and MLX. Format gguf (qwen3 only)
+    is a folder with model.gguf and an ollama Modelfile.
 
     Args:
         model: Export, run folder, or .ckpt file.
         out: New folder; null, for a checkpoint, is export_NAME in its run folder.
         checkpoint: A .ckpt file; as --model, but the default format is nanochat-lit.
-        format: nanochat-lit or hf; null is hf for --model and nanochat-lit for --checkpoint.
+        format: nanochat-lit, hf or gguf; null is hf for --model and nanochat-lit for --checkpoint.
         dtype: stored keeps the weights exactly; bfloat16 halves the file size, but such an export cannot be trained
             further. Format hf only.
+        quantize: Type of the matrices. q8_0 and q4_0 are 8 and 4 bits per weight. Format gguf only.
     """
     from nanochat_lit.common.file_lock import run_lock
     from nanochat_lit.engine.export import export_checkpoint, find_model
@@ -41,19 +45,36 @@ def export(
         raise UserError("give the folder to write with --out")
     target = Path(out) if out is not None else source.resolve().parent.parent / f"export_{source.stem}"
     with run_lock(target.parent, "nanochat-lit export") if target.name == "export" else contextlib.nullcontext():
-        if chosen == "hf":
-            from nanochat_lit.engine.hf_export import export_hf
-
+        if chosen in ("hf", "gguf"):
             with _as_export(source) as folder:
-                export_hf(folder, target, dtype)
-            print(
-                f"written to {target}; hf: AutoModelForCausalLM.from_pretrained({str(target)!r}, trust_remote_code=True)"
-            )
+                print(_write_for_others(folder, target, chosen, dtype, quantize))
             return
         if not source.is_file():
-            raise UserError(f"{source} is already an export; use --format hf to write a transformers folder")
+            raise UserError(f"{source} is already an export; use --format hf or gguf to write it for other programs")
         export_checkpoint(source, target)
     print(f"written to {target}; try: nanochat-lit chat --model {target}")
+
+
+def _write_for_others(
+    folder: Path,
+    target: Path,
+    format: str,  # noqa: A002
+    dtype: Literal["stored", "bfloat16"],
+    quantize: Literal["f32", "f16", "bf16", "q8_0", "q4_0"],
+) -> str:
+    """Write an export in another format and return how to load it."""
+    if format == "gguf":
+        from nanochat_lit.engine.gguf_export import export_gguf
+
+        export_gguf(folder, target, quantize)
+        return f"written to {target}; try: llama-server --jinja -m {target}/model.gguf, or: ollama create NAME -f {target}/Modelfile"
+    from nanochat_lit.engine.export import read_config
+    from nanochat_lit.engine.hf_export import export_hf
+    from nanochat_lit.model.config import QWEN3
+
+    export_hf(folder, target, dtype)
+    trust = "" if read_config(folder).architecture == QWEN3 else ", trust_remote_code=True"
+    return f"written to {target}; hf: AutoModelForCausalLM.from_pretrained({str(target)!r}{trust})"
 
 
 @contextlib.contextmanager

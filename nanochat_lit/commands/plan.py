@@ -42,8 +42,10 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     head_dim: int = 128,
     aspect_ratio: int = 64,
     n_kv_head: int | None = None,
-    window_pattern: str = "SSSL",
+    window_pattern: str | None = None,
     bigram_factor: int = 0,
+    architecture: Literal["nanochat", "qwen3"] = "nanochat",
+    tie_embeddings: bool = False,
     micro_batch_size: int = 16,
     gpus: int = 8,
     gpu: str | None = None,
@@ -71,8 +73,10 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         head_dim: Channels per attention head.
         aspect_ratio: Channels of width per layer of depth.
         n_kv_head: Key/value heads; null is the number of query heads.
-        window_pattern: Attention windows, S (short) and L (long), repeated over the layers.
+        window_pattern: Attention windows, S (short) and L (long), repeated over the layers; null is SSSL (qwen3: L).
         bigram_factor: Entries of the hashed bigram embedding, as a multiple of the vocabulary; 0 disables it.
+        architecture: nanochat or qwen3.
+        tie_embeddings: Use one matrix as embedding and unembedding; qwen3 only.
         micro_batch_size: Sequences per device per forward pass; affects the memory estimate.
         gpus: Number of devices.
         gpu: Device name, such as T4, A100, "RTX 4090" or H100; null is this machine's GPU, or H100 without one.
@@ -94,6 +98,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     config = GPTConfig.from_depth(
         depth, vocab_size=vocab_size, sequence_len=sequence_len, head_dim=head_dim, aspect_ratio=aspect_ratio,
         n_kv_head=n_kv_head, window_pattern=window_pattern, bigram_factor=bigram_factor,
+        architecture=architecture, tie_embeddings=tie_embeddings,
     )  # fmt: skip
     derived = derive_plan(
         config, target_param_data_ratio=target_param_data_ratio, tokens_per_step=tokens_per_step, num_steps=num_steps,

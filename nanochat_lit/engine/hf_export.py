@@ -1,4 +1,7 @@
-"""An export as a folder for Hugging Face: transformers loads it with trust_remote_code, and `import_hf` makes it an export again.
+"""An export as a folder for Hugging Face: transformers loads it, and `import_hf` makes it an export again.
+
+A model of the architecture qwen3 is one of transformers' own (qwen3_folder.py). Others need the code in their folder, and
+trust_remote_code.
 
 config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md
 configuration_nanochat_lit.py  modeling_nanochat_lit.py  transformer.py  layers.py  rotary.py  config.py  errors.py (hf_code.py says why)
@@ -14,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write, read_json, whole_folder, write_json
+from nanochat_lit.engine import qwen3_folder
 from nanochat_lit.engine.export import (
     EXPORT_FILES,
     load_export,
@@ -27,7 +31,7 @@ from nanochat_lit.engine.model_card import model_card
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.architecture import model_class
-from nanochat_lit.model.config import ADDED_FIELDS
+from nanochat_lit.model.config import ADDED_FIELDS, QWEN3
 from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, assemble, save_tensors
 from nanochat_lit.model.layers import SOFTCAP
 from nanochat_lit.model.rotary import ROTARY_BASE
@@ -66,14 +70,15 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
     """
     export, target = Path(export), Path(out).absolute()
     model, tokenizer = load_export(export, "cpu", "float32")
-    if model.config.head_dim < SHORTEST_HEAD:
+    is_native = model.config.architecture == QWEN3
+    if model.config.head_dim < SHORTEST_HEAD and not is_native:
         raise UserError(
             f"heads of {model.config.head_dim} channels cannot be exported; {SHORTEST_HEAD} are needed at least"
         )
     defaults = load_generation_defaults(export)
-    code = code_files(type(model))
+    code = {} if is_native else code_files(type(model))
     with whole_folder(target, HF_FILES | code.keys(), "a folder for Hugging Face") as folder:
-        save_tensors(_tensors(export, dtype), folder / WEIGHTS_FILE)
+        save_tensors(_tensors(export, dtype, model.config), folder / WEIGHTS_FILE)
         write_json(folder / CONFIG_FILE, _config(model, tokenizer, dtype))
         write_json(folder / "generation_config.json", _generation_config(defaults, tokenizer))
         write_hf_tokenizer(folder, tokenizer, model.config.sequence_len)
@@ -100,19 +105,30 @@ def import_hf(folder: str | Path, out: str | Path, tokenizer: str | Path | None 
         UserError: If it is of another kind, broken, or its tokenizer is missing.
     """
     folder = Path(folder)
-    config = _gpt_config(read_json(folder / CONFIG_FILE), folder)
+    values = read_json(folder / CONFIG_FILE)
+    is_native = isinstance(values, dict) and values.get("model_type") == QWEN3
+    config = qwen3_folder.gpt_config(values, folder) if is_native else _gpt_config(values, folder)
     own = folder / OWN_FOLDER if tokenizer is None else Path(tokenizer)
     if not (own / "tokenizer.json").is_file():
         raise UserError(f"{own} has no tokenizer; give the export that the model came from with --tokenizer")
-    model = assemble(config, _load_tensors(folder), folder / WEIGHTS_FILE)
+    tensors = _load_tensors(folder)
+    if is_native:
+        tensors = qwen3_folder.from_hf(config, tensors)
+    else:
+        tensors = {_our_name(name): tensor for name, tensor in tensors.items()}
+    model = assemble(config, tensors, folder / WEIGHTS_FILE)
     known = {name: read_json(own / name) for name in ("generation.json", "provenance.json") if (own / name).is_file()}
     save_export(out, model, Tokenizer.load(own), known.get("generation.json"), known.get("provenance.json"))
 
 
-def _tensors(export: Path, dtype: WeightDtype) -> dict[str, torch.Tensor]:
+def _tensors(export: Path, dtype: WeightDtype, config: GPTConfig) -> dict[str, torch.Tensor]:
     """The stored weights by the names that they have in transformers."""
     with safe_open(export / WEIGHTS_FILE, framework="pt") as file:
-        tensors = {_hf_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    if config.architecture == QWEN3:
+        tensors = qwen3_folder.to_hf(config, tensors)
+    else:
+        tensors = {_hf_name(name): tensor for name, tensor in tensors.items()}
     if dtype == "bfloat16":
         tensors = {name: tensor.bfloat16() if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
     return tensors
@@ -129,6 +145,9 @@ def _our_name(name: str) -> str:
 
 def _config(model: GPT, tokenizer: Tokenizer, dtype: WeightDtype) -> dict[str, Any]:
     config = model.config
+    stored = "float32" if dtype == "stored" else dtype
+    if config.architecture == QWEN3:
+        return {**qwen3_folder.hf_config(config), "dtype": stored, **_token_ids(tokenizer)}
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["NanochatLitForCausalLM"],
@@ -137,7 +156,7 @@ def _config(model: GPT, tokenizer: Tokenizer, dtype: WeightDtype) -> dict[str, A
             "AutoModel": f"{MODELLING}.NanochatLitModel",
             "AutoModelForCausalLM": f"{MODELLING}.NanochatLitForCausalLM",
         },
-        "dtype": "float32" if dtype == "stored" else dtype,
+        "dtype": stored,
         "vocab_size": config.vocab_size,
         "padded_vocab_size": config.padded_vocab_size,
         "hidden_size": config.n_embd,
@@ -179,7 +198,7 @@ def _gpt_config(values: object, folder: Path) -> GPTConfig:
     if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
         found = values.get("model_type") if isinstance(values, dict) else None
         raise UserError(
-            f"{folder} is of the model type {found!r}; only {MODEL_TYPE}, which `export --format hf` writes, is read"
+            f"{folder} is of the model type {found!r}; only {MODEL_TYPE} and {QWEN3}, which `export --format hf` writes, are read"
         )
     constants = {"rope_theta": ROTARY_BASE, "qk_scale": QK_SCALE, "value_gate_scale": VALUE_GATE_SCALE}
     try:
@@ -205,7 +224,7 @@ def _gpt_config(values: object, folder: Path) -> GPTConfig:
 
 
 def _load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights by our names, from one file or from the parts that transformers makes of large ones."""
+    """Weights by their names, from one file or from the parts that transformers makes of large ones."""
     names = [WEIGHTS_FILE]
     if not (folder / WEIGHTS_FILE).is_file() and (folder / INDEX_FILE).is_file():
         index = read_json(folder / INDEX_FILE)
@@ -215,7 +234,7 @@ def _load_tensors(folder: Path) -> dict[str, torch.Tensor]:
         path = folder / name
         try:
             with safe_open(path, framework="pt") as file:
-                tensors |= {_our_name(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except FileNotFoundError:
             raise UserError(f"{path} is missing; give a folder that `export --format hf` wrote") from None
         except (SafetensorError, OSError) as error:

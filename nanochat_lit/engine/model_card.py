@@ -6,20 +6,21 @@ from typing import Any
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.model import GPT
 from nanochat_lit.model.accounting import count_parameters
+from nanochat_lit.model.config import QWEN3
+from nanochat_lit.model.layers import SOFTCAP
 
 _USE = """## Use
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}"{trust})
+model = AutoModelForCausalLM.from_pretrained("{name}"{trust})
 {inputs}
 print(tokenizer.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-`trust_remote_code=True` runs this folder's Python files: `modeling_nanochat_lit.py` adapts to transformers the forward pass in
-`transformer.py`. Read them first, they are short. The tokenizer is plain `tokenizer.json`, but `AutoTokenizer` reads the model's configuration, too, and would ask.
+{code}
 `tokenizer(text)` puts `<|bos|>` first, as every training document begins, and reads names of control tokens in the text as
 control tokens, unless `split_special_tokens=True` is given; the chat template keeps what a user types apart from them.
 Content may be a list of parts `{{"type": "text", "text": ...}}`, the assistant's also of the types python and python_output. With
@@ -28,6 +29,13 @@ Content may be a list of parts `{{"type": "text", "text": ...}}`, the assistant'
 `nanochat-lit import-hf {name} --out EXPORT` makes it an export of nanochat-lit again.
 """
 
+_OWN_CODE = """\
+`trust_remote_code=True` runs this folder's Python files: `modeling_nanochat_lit.py` adapts to transformers the forward pass in
+`transformer.py`. Read them first, they are short. The tokenizer is plain `tokenizer.json`, but `AutoTokenizer` reads the model's
+configuration, too, and would ask."""
+_NATIVE = """\
+This is a model of transformers' own class Qwen3ForCausalLM, with weights of its own: vLLM, SGLang and MLX load the folder, too."""
+
 _CHAT = """\
 messages = [{"role": "user", "content": "Who are you?"}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
@@ -35,14 +43,16 @@ _TEXT = """\
 # a base model: it continues texts, and does not answer
 inputs = tokenizer("Once upon a time", return_tensors="pt")"""
 
+_SOFTCAP = f"""\
+- Serving engines that compute logits themselves must be told of the softcap ({SOFTCAP:g} * tanh(logits / {SOFTCAP:g})): without it greedy
+  answers stay the same, sampled ones become more certain.
+"""
 _LIMITS = """## Limits
 
 - A model of this size knows little, states wrong things fluently, and repeats what its data say. It has had no safety training.
 - It has learned in a context of {context} tokens and sees nothing beyond.
 - Its calculator is part of nanochat-lit's engine. `generate` runs no tools: after `<|python_end|>` the model makes up the result.
-- Serving engines that compute logits themselves must be told of the softcap ({softcap} * tanh(logits / {softcap})): without it greedy
-  answers stay the same, sampled ones become more certain.
-- The licence of the weights is for their owner to state.
+{softcap}- The licence of the weights is for their owner to state.
 """
 
 
@@ -54,17 +64,22 @@ def model_card(export: Path, name: str, model: GPT) -> str:
         name: What the model is called in the examples.
         model: For its dimensions.
     """
-    from nanochat_lit.model.layers import SOFTCAP
-
     provenance = read_json(export / "provenance.json")
     head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [nanochat, nanochat-lit]\n---\n"
+    is_native = model.config.architecture == QWEN3
+    use = _USE.format(
+        name=name,
+        inputs=_TEXT if provenance.get("stage") == "pretrain" else _CHAT,
+        trust="" if is_native else ", trust_remote_code=True",
+        code=_NATIVE if is_native else _OWN_CODE,
+    )
     sections = [
         f"{head}# {name}\n\n{_summary(model, provenance)}",
-        _USE.format(name=name, inputs=_TEXT if provenance.get("stage") == "pretrain" else _CHAT),
+        use,
         _training(provenance),
         _recipe(export),
         _scores(export, provenance),
-        _LIMITS.format(context=f"{model.config.sequence_len:,}", softcap=f"{SOFTCAP:g}"),
+        _LIMITS.format(context=f"{model.config.sequence_len:,}", softcap="" if is_native else _SOFTCAP),
     ]
     return "\n".join(section for section in sections if section)
 
@@ -72,9 +87,10 @@ def model_card(export: Path, name: str, model: GPT) -> str:
 def _summary(model: GPT, provenance: dict[str, Any]) -> str:
     config = model.config
     total = count_parameters(config).total
+    architecture = "Qwen3" if config.architecture == QWEN3 else "nanochat"
     added = f", with a hashed bigram embedding of {config.num_bigram_rows:,} entries" if config.bigram_factor else ""
     return (
-        f"A GPT of nanochat's architecture{added}, {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads "
+        f"A GPT of {architecture}'s architecture{added}, {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads "
         f"({config.n_kv_head} for keys and values), context {config.sequence_len:,}, {config.vocab_size:,} tokens, "
         f"{total:,} parameters. Last stage of training: {provenance.get('stage', 'not recorded')}.\n"
     )

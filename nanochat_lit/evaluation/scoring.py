@@ -22,7 +22,6 @@ from torch import Tensor
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.lengths import padded_length
 from nanochat_lit.model import GPT, KVCache
-from nanochat_lit.model.layers import softcap
 
 BUCKET = 8
 """Shared prefixes are rounded down to a multiple of this many tokens; the remainder is computed per sequence."""
@@ -203,7 +202,7 @@ class GPTScorer(RowScorer):
 
     def logits(self, states: Tensor) -> Tensor:
         """(K, V) float32."""
-        return softcap(self.model.unembed(states))
+        return self.model.cap_logits(self.model.unembed(states))
 
 
 def shared_length(example: Example) -> int:

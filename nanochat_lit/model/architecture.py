@@ -1,12 +1,16 @@
-"""Which class computes a config: GPT itself, or a variant of it from another module, named by its class path."""
+"""Which class computes a config: one of this package by its name, or a variant from another module by its class path."""
 
 import os
 import sys
 
 from nanochat_lit.common.class_path import import_class
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.model.config import REFERENCE_ARCHITECTURE, GPTConfig
+from nanochat_lit.model.config import QWEN3, REFERENCE_ARCHITECTURE, GPTConfig
 from nanochat_lit.model.gpt import GPT
+from nanochat_lit.model.qwen3 import Qwen3GPT
+
+NAMED: dict[str, type[GPT]] = {REFERENCE_ARCHITECTURE: GPT, QWEN3: Qwen3GPT}
+"""Architectures of this package."""
 
 TRUST_VARIABLE = "NANOCHAT_TRUST_ARCHITECTURE"
 """Environment variable with the class path that may be imported for an export or a checkpoint."""
@@ -19,14 +23,14 @@ def model_class(architecture: str, *, is_trusted: bool = False) -> type[GPT]:
     already or the environment variable NANOCHAT_TRUST_ARCHITECTURE names it.
 
     Args:
-        architecture: "nanochat", or the class path of a subclass of GPT.
+        architecture: "nanochat", "qwen3", or the class path of a subclass of GPT.
         is_trusted: The name was typed by the user, not read from a file of weights.
 
     Raises:
         UserError: If it is not trusted, cannot be imported, or is not a subclass of GPT.
     """
-    if architecture == REFERENCE_ARCHITECTURE:
-        return GPT
+    if architecture in NAMED:
+        return NAMED[architecture]
     if not (
         is_trusted or architecture.rpartition(".")[0] in sys.modules or os.environ.get(TRUST_VARIABLE) == architecture
     ):
@@ -38,7 +42,7 @@ def model_class(architecture: str, *, is_trusted: bool = False) -> type[GPT]:
     if not issubclass(found, GPT):
         raise UserError(
             f"architecture {architecture} is not a subclass of nanochat_lit.GPT; "
-            f"use {REFERENCE_ARCHITECTURE} or the class path of one, such as my_module.MyGPT"
+            f"use {', '.join(NAMED)} or the class path of one, such as my_module.MyGPT"
         )
     return found
 

@@ -23,8 +23,10 @@ LIMITS = {
 """Largest dimensions; larger ones are mistakes in a file, which would take all memory before they show."""
 
 REFERENCE_ARCHITECTURE = "nanochat"
+QWEN3 = "qwen3"
+"""The architecture of Qwen3, which other programs run without our code; see model/qwen3.py."""
 
-ADDED_FIELDS = {"bigram_factor": 0, "architecture": REFERENCE_ARCHITECTURE}
+ADDED_FIELDS = {"bigram_factor": 0, "architecture": REFERENCE_ARCHITECTURE, "tie_embeddings": False}
 """Fields that nanochat's config does not have, with their neutral values; JSON names them only where they differ."""
 
 
@@ -54,7 +56,9 @@ class GPTConfig:
     """Entries of the hashed bigram embedding, as a multiple of vocab_size; 0 disables it."""
 
     architecture: str = REFERENCE_ARCHITECTURE
-    """Which class computes it: "nanochat", or the class path of a subclass of GPT."""
+    """Which class computes it: "nanochat", "qwen3", or the class path of a subclass of GPT."""
+    tie_embeddings: bool = False
+    """One matrix as embedding and unembedding; qwen3 only."""
 
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
@@ -71,10 +75,6 @@ class GPTConfig:
             raise UserError(
                 f"bigram_factor is {self.bigram_factor!r}; it must be a whole number from 1 to "
                 f"{LIMITS['bigram_factor']}, or 0 for no bigram embedding"
-            )
-        if not isinstance(self.architecture, str) or not all(map(str.isidentifier, self.architecture.split("."))):
-            raise UserError(
-                f"architecture is {self.architecture!r}; use {REFERENCE_ARCHITECTURE} or a class path such as my_module.MyGPT"
             )
         if self.n_embd % self.n_head:
             raise UserError(
@@ -99,6 +99,27 @@ class GPTConfig:
             raise UserError(
                 f"window_pattern {self.window_pattern!r} may hold only the letters S (short) and L (long), as in SSSL"
             )
+        self._check_architecture()
+
+    def _check_architecture(self) -> None:
+        if not isinstance(self.architecture, str) or not all(map(str.isidentifier, self.architecture.split("."))):
+            raise UserError(
+                f"architecture is {self.architecture!r}; use {REFERENCE_ARCHITECTURE}, {QWEN3} or a class path such as "
+                "my_module.MyGPT"
+            )
+        if not isinstance(self.tie_embeddings, bool):
+            raise UserError(f"tie_embeddings is {self.tie_embeddings!r}; use true or false")
+        if self.architecture != QWEN3:
+            if self.tie_embeddings:
+                raise UserError(f"tie_embeddings needs architecture {QWEN3}; it is {self.architecture}")
+            return
+        if set(self.window_pattern.upper()) != {"L"}:
+            raise UserError(
+                f"window_pattern is {self.window_pattern}, but every layer of {QWEN3} sees the whole context; "
+                "leave it out or use L"
+            )
+        if self.bigram_factor:
+            raise UserError(f"bigram_factor is {self.bigram_factor}, but {QWEN3} has no bigram embedding; use 0")
 
     @classmethod
     def from_depth(  # noqa: PLR0913 - one argument per dimension
@@ -112,9 +133,10 @@ class GPTConfig:
         n_kv_head: int | None = None,
         n_embd: int | None = None,
         n_head: int | None = None,
-        window_pattern: str = "SSSL",
+        window_pattern: str | None = None,
         bigram_factor: int = 0,
         architecture: str = REFERENCE_ARCHITECTURE,
+        tie_embeddings: bool = False,
     ) -> "GPTConfig":
         """Derive every dimension from the one dial.
 
@@ -127,9 +149,10 @@ class GPTConfig:
             n_kv_head: Key/value heads; None means as many as query heads.
             n_embd: Width set by hand; None derives it.
             n_head: Query heads set by hand; None derives them from the width and head_dim.
-            window_pattern: Attention windows, letters S and L tiled over the layers.
+            window_pattern: Attention windows, letters S and L tiled over the layers; None is SSSL, and L for qwen3.
             bigram_factor: Entries of the hashed bigram embedding, as a multiple of the vocabulary; 0 disables it.
-            architecture: "nanochat", or the class path of a subclass of GPT.
+            architecture: "nanochat", "qwen3", or the class path of a subclass of GPT.
+            tie_embeddings: One matrix as embedding and unembedding; qwen3 only.
 
         Raises:
             UserError: If the dimensions do not fit together.
@@ -148,9 +171,10 @@ class GPTConfig:
             n_head=heads,
             n_kv_head=heads if n_kv_head is None else n_kv_head,
             n_embd=width,
-            window_pattern=window_pattern.upper(),
+            window_pattern=(window_pattern or ("L" if architecture == QWEN3 else "SSSL")).upper(),
             bigram_factor=bigram_factor,
             architecture=architecture,
+            tie_embeddings=tie_embeddings,
         )
 
     @classmethod
@@ -173,7 +197,9 @@ class GPTConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding tables."""
+        """Rows of the embedding tables; those of qwen3 are not padded, as its folder for Hugging Face has no others."""
+        if self.architecture == QWEN3:
+            return self.vocab_size
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     @property
@@ -195,5 +221,5 @@ class GPTConfig:
         return tuple(self.sequence_len if letter == "L" else self.short_window for letter in letters)
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Whether this layer adds a value embedding: every second one, the last always."""
-        return layer % 2 == (self.n_layer - 1) % 2
+        """Whether this layer adds a value embedding: every second one, the last always; none in qwen3."""
+        return self.architecture != QWEN3 and layer % 2 == (self.n_layer - 1) % 2

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nanochat_lit.common.cpp_library import cpp_library, instructions, library_problem
 from nanochat_lit.common.paths import read_json, write_json
-from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.model.config import REFERENCE_ARCHITECTURE, GPTConfig
 from nanochat_lit.model.kv_cache import KVCache
 from nanochat_lit.model.slot_cache import SlotCache
 from nanochat_lit.model.transformer import bigram_ids, previous_tokens
@@ -110,6 +110,8 @@ def uncovered(config: GPTConfig) -> str:
     """Why the kernel cannot compute models of this config; empty if it can."""
     if type(config) is not GPTConfig:
         return f"it does not know {type(config).__name__}"
+    if config.architecture != REFERENCE_ARCHITECTURE:
+        return f"it does not know the architecture {config.architecture}"
     widths = {"n_embd": config.n_embd, "head_dim": config.head_dim}
     wrong = [f"{name} {width}" for name, width in widths.items() if width % BLOCK]
     return f"{' and '.join(wrong)} must be a multiple of {BLOCK}" if wrong else ""

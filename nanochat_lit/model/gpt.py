@@ -29,10 +29,12 @@ from nanochat_lit.model.float8 import MULTIPLE, Float8ChunkMatmuls, Float8Linear
 from nanochat_lit.model.kv_cache import KVCache
 from nanochat_lit.model.layers import Linear
 from nanochat_lit.model.loss import (
+    ChunkKernel,
     ChunkMatmuls,
     reduce_losses,
     softcapped_cross_entropy,
     softmax_and_slope,
+    softmax_without_cap,
     token_logprobs,
     token_losses,
     total_and_token_losses,
@@ -95,7 +97,7 @@ class GPT(Transformer):
         self.set_compute_dtype(compute_dtype)
         self._window_masks: dict[tuple[int, int], Any] = {}  # by number of tokens and window; see prepare_windows
         self._features: Callable[..., Tensor] = self.features
-        self._loss_kernel = softmax_and_slope
+        self._loss_kernel = self._plain_loss_kernel
         self._scaling = to_float8
         self.decode_kernel: Callable[[Tensor, SlotCache | KVCache], Tensor] | None = None
         """Computes the logits of a decode step, or after a chunk of one prompt, in one call; see model/packed.py."""
@@ -103,7 +105,7 @@ class GPT(Transformer):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.resid_lambdas.device
+        return next(self.parameters()).device
 
     def set_compute_dtype(self, dtype: torch.dtype, *, cast_weights: bool = False) -> "GPT":
         """Choose the dtype of activations; moves the embedding tables to their storage dtype and returns self.
@@ -153,7 +155,7 @@ class GPT(Transformer):
         """
         self.prepare_windows(length or self.config.sequence_len)
         self._features = torch.compile(self.features, dynamic=False)
-        self._loss_kernel = torch.compile(softmax_and_slope, dynamic=False)
+        self._loss_kernel = torch.compile(self._plain_loss_kernel, dynamic=False)
         self._scaling = torch.compile(to_float8, dynamic=False)
 
     def attention_backends(self, *, is_compiling: bool = False) -> tuple[AttentionBackend, AttentionBackend]:
@@ -221,15 +223,19 @@ class GPT(Transformer):
         if self._has_own_cap:
             return reduce_losses(-self._logprobs(hidden, targets)[0], targets, reduction)
         if not isinstance(self.lm_head, Linear):  # packed for inference: it has no weight that could be taken apart
-            losses = token_losses(hidden, targets, self.unembed, self.config.vocab_size)
+            losses = token_losses(hidden, targets, self.unembed, self.config.vocab_size, is_capped=self.is_capped)
             return reduce_losses(losses, targets, reduction)
         return softcapped_cross_entropy(
-            hidden, self._unembedding(), targets, reduction, self._loss_kernel, self._make_matmuls
+            hidden, self._unembedding(), targets, reduction, self._loss_kernel, self._make_matmuls, self.is_capped
         )
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Raw logits (..., V) of final states (..., C)."""
         return self.lm_head(hidden)[..., : self.config.vocab_size]
+
+    @property
+    def _plain_loss_kernel(self) -> ChunkKernel:
+        return softmax_and_slope if self.is_capped else softmax_without_cap
 
     @property
     def _has_own_cap(self) -> bool:
@@ -258,7 +264,7 @@ class GPT(Transformer):
             losses = -self._logprobs(hidden, targets)[0]
             return reduce_losses(losses, targets, "mean"), losses.detach()
         total, losses = total_and_token_losses(
-            hidden, self._unembedding(), targets, self._loss_kernel, self._make_matmuls
+            hidden, self._unembedding(), targets, self._loss_kernel, self._make_matmuls, self.is_capped
         )
         return reduce_losses(total, targets, "mean"), losses
 

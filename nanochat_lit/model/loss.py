@@ -1,4 +1,4 @@
-"""Softcapped cross entropy that never holds the (tokens, vocabulary) logits whole.
+"""Cross entropy that never holds the (tokens, vocabulary) logits whole; the logits are softcapped unless said otherwise.
 
 The rows are taken in chunks. Each chunk's logits are made, softcapped, turned into losses and at once into the gradients
 with respect to the hidden states and the unembedding, then dropped; backward only scales what is stored. Memory: one
@@ -7,6 +7,7 @@ not computed a second time.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,14 @@ CHUNK_SHARE = 16
 """Lower bound of the chunk size, as a fraction of all positions: large batches can afford larger chunks."""
 
 
-def token_losses(hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Tensor], vocab_size: int) -> Tensor:
+def token_losses(
+    hidden: Tensor,
+    targets: Tensor,
+    unembed: Callable[[Tensor], Tensor],
+    vocab_size: int,
+    *,
+    is_capped: bool = True,
+) -> Tensor:
     """Loss of every token, in chunks.
 
     Args:
@@ -43,6 +51,7 @@ def token_losses(hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Te
         targets: (...) token ids or IGNORE_INDEX.
         unembed: From (N, C) states to (N, V) raw logits.
         vocab_size: V.
+        is_capped: Whether the logits are softcapped.
 
     Returns:
         (...) float32 nats, 0 where the target is ignored.
@@ -52,21 +61,22 @@ def token_losses(hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Te
     if rows.device.type == "cpu":  # larger pieces of memory are given back and cleared again for each chunk
         chunk = min(chunk, max(1, CHUNK_ROWS // 8, CHUNK_ELEMENTS // vocab_size))
     losses = [
-        chunk_losses(unembed(part), part_targets)
+        chunk_losses(unembed(part), part_targets, is_capped)
         for part, part_targets in zip(rows.split(chunk), flat_targets.split(chunk), strict=True)
     ]
     return torch.cat(losses).view(targets.shape)
 
 
-def chunk_losses(logits: Tensor, targets: Tensor) -> Tensor:
+def chunk_losses(logits: Tensor, targets: Tensor, is_capped: bool) -> Tensor:
     """Losses (N,) of raw logits (N, V), which may be overwritten; by the plain formula where gradients are wanted.
 
     Without them the kernel of training is used where there is one: half of an evaluation on a CPU would be the formula's five
     passes over float32 logits.
     """
     if has_loss_kernel(logits) and not logits.requires_grad:
-        return loss_and_gradient_in_place(logits.contiguous(), targets)
-    return F.cross_entropy(softcap(logits), targets, ignore_index=IGNORE_INDEX, reduction="none")
+        return loss_and_gradient_in_place(logits.contiguous(), targets, is_capped=is_capped)
+    capped = softcap(logits) if is_capped else logits.float()
+    return F.cross_entropy(capped, targets, ignore_index=IGNORE_INDEX, reduction="none")
 
 
 def reduce_losses(losses: Tensor, targets: Tensor, reduction: str) -> Tensor:
@@ -97,10 +107,20 @@ def softmax_and_slope(logits: Tensor, is_kept: Tensor) -> tuple[Tensor, Tensor]:
     return total, (exponentials * factor * (r * (1.0 - r))).to(logits.dtype)
 
 
+def softmax_without_cap(logits: Tensor, is_kept: Tensor) -> tuple[Tensor, Tensor]:
+    """As `softmax_and_slope` without a softcap; the first result is the logarithm of the sum."""
+    wide = logits.float()
+    log_total = wide.logsumexp(dim=-1, keepdim=True)
+    factor = torch.where(is_kept, gradient_scale(logits.dtype), 0.0)
+    return log_total, (torch.exp(wide - log_total) * factor).to(logits.dtype)
+
+
 ChunkKernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def chunk_loss_and_gradient(logits: Tensor, targets: Tensor, kernel: ChunkKernel) -> tuple[Tensor, Tensor]:
+def chunk_loss_and_gradient(
+    logits: Tensor, targets: Tensor, kernel: ChunkKernel, is_capped: bool = True
+) -> tuple[Tensor, Tensor]:
     """Losses of a chunk's rows, and the gradient of their sum with respect to the raw logits.
 
     On a CPU this is one call of a C++ kernel where that could be built. Elsewhere the targets' own columns are handled here,
@@ -109,20 +129,26 @@ def chunk_loss_and_gradient(logits: Tensor, targets: Tensor, kernel: ChunkKernel
     Args:
         logits: (N, V) contiguous raw logits in the compute dtype; the gradient may take their place.
         targets: (N,) token ids or IGNORE_INDEX.
-        kernel: `softmax_and_slope` or a compiled twin.
+        kernel: `softmax_and_slope`, `softmax_without_cap` or a compiled twin.
+        is_capped: Which of them.
 
     Returns:
         (N,) float32, and (N, V) in the dtype of the logits, times `gradient_scale`; ignored rows count nothing.
     """
     if has_loss_kernel(logits):
-        return loss_and_gradient_in_place(logits, targets), logits
+        return loss_and_gradient_in_place(logits, targets, is_capped=is_capped), logits
     is_kept = (targets != IGNORE_INDEX).unsqueeze(1)
     index = targets.clamp(min=0).unsqueeze(1)
     total, gradient = kernel(logits, is_kept)
-    squeezed = torch.tanh(logits.gather(1, index).float() / SOFTCAP)
-    at_target = (torch.exp(SOFTCAP * squeezed) / total - 1.0) * (1.0 - squeezed.square()) * is_kept
+    own = logits.gather(1, index).float()
+    if is_capped:
+        squeezed = torch.tanh(own / SOFTCAP)
+        at_target = (torch.exp(SOFTCAP * squeezed) / total - 1.0) * (1.0 - squeezed.square()) * is_kept
+        losses = (total.log() - SOFTCAP * squeezed) * is_kept
+    else:
+        at_target = torch.expm1(own - total) * is_kept
+        losses = (total - own) * is_kept
     gradient.scatter_(1, index, (at_target * gradient_scale(logits.dtype)).to(gradient.dtype))
-    losses = (total.log() - SOFTCAP * squeezed) * is_kept
     return losses.squeeze(1), gradient
 
 
@@ -161,7 +187,13 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernel: ChunkKernel, make_matmuls: MakeMatmuls
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        kernel: ChunkKernel,
+        make_matmuls: MakeMatmuls,
+        is_capped: bool,
     ) -> tuple[Tensor, Tensor]:
         rows, index = _rows_that_count(hidden, targets)
         targets = targets if index is None else targets[index]
@@ -172,7 +204,9 @@ class _ChunkedLoss(torch.autograd.Function):
         matmuls = make_matmuls(weight, rows, chunk)
         for start in range(0, rows.shape[0], chunk):
             part = slice(start, start + chunk)
-            losses[part], gradient = chunk_loss_and_gradient(matmuls.logits(rows[part]), targets[part], kernel)
+            losses[part], gradient = chunk_loss_and_gradient(
+                matmuls.logits(rows[part]), targets[part], kernel, is_capped
+            )
             matmuls.add_gradients(gradient, grad_rows[part], grad_weight)
         total, grad_hidden = losses.sum(), grad_rows
         if index is not None:
@@ -188,7 +222,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_hidden, grad_weight = ctx.saved_tensors  # in place: both are as large as a step's memory is tight
         grad_weight = grad_weight.mul_(grad_output).to(ctx.weight_dtype)
-        return grad_hidden.mul_(grad_output.to(grad_hidden.dtype)), grad_weight, None, None, None
+        return grad_hidden.mul_(grad_output.to(grad_hidden.dtype)), grad_weight, None, None, None, None
 
 
 def gradient_scale(dtype: torch.dtype) -> float:
@@ -234,6 +268,7 @@ def softcapped_cross_entropy(
     reduction: str = "mean",
     kernel: ChunkKernel = softmax_and_slope,
     make_matmuls: MakeMatmuls = ChunkMatmuls,
+    is_capped: bool = True,
 ) -> Tensor:
     """Cross entropy of softcapped logits, in chunks.
 
@@ -244,14 +279,16 @@ def softcapped_cross_entropy(
         reduction: "mean" over the kept targets (0 when there are none), "sum", or "none" for (B, T).
         kernel: Touches every logit of a chunk; a compiled twin of the default may be passed.
         make_matmuls: How logits and gradients are multiplied.
+        is_capped: False leaves the softcap out; the kernel is then `softmax_without_cap` or a compiled twin.
 
     Returns:
         Float32 loss in nats: a scalar, or (B, T) with 0 for ignored targets.
     """
     if reduction == "none":
         compute_weight = weight.to(hidden.dtype)
-        return token_losses(hidden, targets, lambda rows: F.linear(rows, compute_weight), weight.shape[0])
-    total, _ = total_and_token_losses(hidden, weight, targets, kernel, make_matmuls)
+        unembed = partial(F.linear, weight=compute_weight)
+        return token_losses(hidden, targets, unembed, weight.shape[0], is_capped=is_capped)
+    total, _ = total_and_token_losses(hidden, weight, targets, kernel, make_matmuls, is_capped)
     return reduce_losses(total, targets, reduction)
 
 
@@ -261,6 +298,7 @@ def total_and_token_losses(
     targets: Tensor,
     kernel: ChunkKernel = softmax_and_slope,
     make_matmuls: MakeMatmuls = ChunkMatmuls,
+    is_capped: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """The sum of the losses, and what each token contributes to it, at no further cost.
 
@@ -270,15 +308,16 @@ def total_and_token_losses(
         targets: (B, T) token ids; IGNORE_INDEX rows do not count.
         kernel: As of `softcapped_cross_entropy`.
         make_matmuls: Likewise.
+        is_capped: Likewise.
 
     Returns:
         Float32 scalar in nats, and (B, T) without gradient, 0 for ignored targets.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        total, losses = _ChunkedLoss.apply(rows, weight, flat_targets, kernel, make_matmuls)
+        total, losses = _ChunkedLoss.apply(rows, weight, flat_targets, kernel, make_matmuls, is_capped)
         return total, losses.view(targets.shape)
-    losses = softcapped_cross_entropy(hidden, weight, targets, "none")
+    losses = softcapped_cross_entropy(hidden, weight, targets, "none", is_capped=is_capped)
     return losses.sum(), losses
 
 

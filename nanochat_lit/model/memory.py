@@ -18,9 +18,10 @@ import torch
 from nanochat_lit.common.compilers import has_cpp_compiler
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.model.attention import QUERY_BLOCK, choose_attention
-from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.model.config import QWEN3, GPTConfig
 from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.model.loss import rows_per_chunk
+from nanochat_lit.model.qwen3 import mlp_width
 
 CUDA_SLACK = 0.03
 """Share of the live memory that torch's caching allocator holds beside it (1 to 3% with expandable segments)."""
@@ -195,10 +196,18 @@ def _layer(config: GPTConfig, run: _Run, layer: int) -> int:
     input_bytes = 1 if run.is_float8 else run.element
     linear_inputs = 2 * width * input_bytes
     queries_and_keys = (width + kv_width) * norm_bytes
-    mlp = (4 if run.is_float8 else 8) * width * run.element  # its square in float8 is computed again
+    mlp = _mlp(config, run)
     value_embedding = kv_width * run.element if config.has_value_embedding(layer) else 0
     per_token = residual + linear_inputs + queries_and_keys + mlp + value_embedding
     return tokens * per_token + _attention(config, run, layer)
+
+
+def _mlp(config: GPTConfig, run: _Run) -> int:
+    """Kept by an MLP, per token."""
+    if config.architecture != QWEN3:
+        return (4 if run.is_float8 else 8) * config.n_embd * run.element  # its square in float8 is computed again
+    # the gate, what it multiplies and their product; without the compiler the activated gate, too
+    return (2 if run.is_float8 else 3 if run.is_compiled else 4) * mlp_width(config) * run.element
 
 
 def _attention(config: GPTConfig, run: _Run, layer: int) -> int:
@@ -247,4 +256,5 @@ def _optimizer_step(config: GPTConfig) -> int:
     """Muon on the largest stack of one shape: gradients, parameters, direction and the products on the way."""
     kv_width = config.n_kv_head * config.head_dim
     square = 2 * config.n_embd**2 + (2 * config.n_embd**2 if kv_width == config.n_embd else 0)
-    return config.n_layer * max(square, 4 * config.n_embd**2) * 22
+    mlp = 2 * mlp_width(config) if config.architecture == QWEN3 else 4 * config.n_embd
+    return config.n_layer * max(square, mlp * config.n_embd) * 22

@@ -131,8 +131,8 @@ def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype:
         return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            # gates are no matrices worth packing, and the model takes the smear gate's weight for a sum
-            if isinstance(child, nn.Linear) and "gate" not in name:
+            # gates of nanochat are too small to pack, and the model takes the smear gate's weight for a sum
+            if isinstance(child, nn.Linear) and name not in ("smear_gate", "ve_gate"):
                 weight = child.weight.to(weight_dtype) if has_kernel and weight_dtype and not quantize else child.weight
                 setattr(parent, name, (_kernel_linear if has_kernel else _onednn_linear)(weight, quantize))
     if has_kernel:

@@ -99,7 +99,7 @@ class SlotCache:
             Its slot, the last of the active ones.
         """
         assert prefilled.batch_size == 1, f"one sequence is inserted at a time, this cache has {prefilled.batch_size}"
-        assert prefilled.previous_embedding is not None, "only a sequence that was read can be inserted"
+        assert prefilled.position, "only a sequence that was read can be inserted"
         assert self.num_active < self.num_slots, f"all {self.num_slots} slots are in use"
         slot, length = self.num_active, prefilled.position
         assert length <= self.max_len, f"a slot has room for {self.max_len} tokens, the sequence has {length}"
@@ -111,7 +111,8 @@ class SlotCache:
                     place = begin % room
                     keys[slot, :, place : place + end - begin] = prefilled.keys[layer, 0, begin:end].transpose(0, 1)
                     values[slot, :, place : place + end - begin] = prefilled.values[layer, 0, begin:end].transpose(0, 1)
-        self.embeddings[slot] = prefilled.previous_embedding[0]
+        if prefilled.previous_embedding is not None:
+            self.embeddings[slot] = prefilled.previous_embedding[0]
         if prefilled.previous_token is not None:
             self.tokens[slot] = prefilled.previous_token[0]
         self._lengths[slot] = length

@@ -86,16 +86,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
         """Attend to what the context shows. (B, T, C) -> (B, T, C)."""
         rows, length, _ = x.shape
-        q = self.c_q(x).view(rows, length, -1, self.head_dim)
-        k = self.c_k(x).view(rows, length, -1, self.head_dim)
+        q, k = self.queries_and_keys(x, cos, sin)
         v = self.c_v(x).view(rows, length, -1, self.head_dim)
         if value_embedding is not None:
             gate = VALUE_GATE_SCALE * torch.sigmoid(self.ve_gate(x[..., : self.ve_gate.in_features]))  # (B, T, Hkv)
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
-        q = norm(rotate(q, cos, sin)) * QK_SCALE
-        k = norm(rotate(k, cos, sin)) * QK_SCALE
         mixed = context.attend(self.layer, q, k, v, self.window)
         return self.c_proj(mixed.reshape(rows, length, -1))
+
+    def queries_and_keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Normed and rotated, (B, T, C) -> (B, T, H, D) and (B, T, Hkv, D)."""
+        q = self.c_q(x).view(*x.shape[:2], -1, self.head_dim)
+        k = self.c_k(x).view(*x.shape[:2], -1, self.head_dim)
+        return norm(rotate(q, cos, sin)) * QK_SCALE, norm(rotate(k, cos, sin)) * QK_SCALE
 
 
 class MLP(nn.Module):
@@ -151,11 +154,14 @@ class Transformer(nn.Module):
     block_class: type[Block] = Block
     """The layers; a variant of the architecture names its own (see the page on extending)."""
 
+    is_capped = True
+    """Whether logits are softcapped."""
+
     def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
-        vocabulary, kv_width = config.padded_vocab_size, config.n_kv_head * config.head_dim
+        vocabulary = config.padded_vocab_size
         self.transformer = nn.ModuleDict(
             {
                 "wte": make_table(vocabulary, config.n_embd),
@@ -163,6 +169,12 @@ class Transformer(nn.Module):
             }
         )
         self.lm_head = Linear(config.n_embd, vocabulary)
+        self.add_extras()
+
+    def add_extras(self) -> None:
+        """Add the parameters besides embedding, layers and unembedding."""
+        config = self.config
+        vocabulary, kv_width = config.padded_vocab_size, config.n_kv_head * config.head_dim
         self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))
         self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))
         self.smear_gate = Linear(SMEAR_GATE_CHANNELS, 1)
@@ -197,19 +209,24 @@ class Transformer(nn.Module):
             init_uniform(table.weight, -bound, bound, generator)
         if self.bigram is not None:
             self.bigram.weight.zero_()
-        for layer, block in enumerate(self.blocks):
-            for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
-                init_uniform(matrix.weight, -bound, bound, generator)
-            block.mlp.init_weights(bound, generator)
-            block.attn.c_proj.weight.zero_()
-            if config.has_value_embedding(layer):
-                init_uniform(block.attn.ve_gate.weight, 0.0, 0.02, generator)
+        for block in self.blocks:
+            self.init_block(block, generator)
         progress = torch.linspace(0.0, 1.0, config.n_layer) if config.n_layer > 1 else torch.zeros(1)
         self.resid_lambdas.copy_(1.15 - 0.10 * progress)
         self.x0_lambdas.copy_(0.20 - 0.15 * progress)
         init_uniform(self.smear_gate.weight, 0.0, 0.02, generator)
         self.smear_lambda.zero_()
         self.backout_lambda.fill_(0.2)
+
+    def init_block(self, block: Any, generator: torch.Generator | None) -> None:
+        """Set a layer's matrices."""
+        bound = (3.0 / self.config.n_embd) ** 0.5
+        for matrix in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
+            init_uniform(matrix.weight, -bound, bound, generator)
+        block.mlp.init_weights(bound, generator)
+        block.attn.c_proj.weight.zero_()
+        if self.config.has_value_embedding(block.attn.layer):
+            init_uniform(block.attn.ve_gate.weight, 0.0, 0.02, generator)
 
     def states(self, inputs: Tensor, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
         """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids.
@@ -265,4 +282,4 @@ class Transformer(nn.Module):
 
     def cap_logits(self, logits: Tensor) -> Tensor:
         """Float32 logits of raw ones, (..., V) -> (..., V). A variant that overrides it does without the loss kernels."""
-        return softcap(logits)
+        return softcap(logits) if self.is_capped else logits.float()

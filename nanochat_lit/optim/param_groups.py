@@ -37,23 +37,22 @@ def param_groups(
         weight_decay: Weight decay of the Muon groups; the AdamW groups have fixed values.
     """
     scale = (model.config.n_embd / REFERENCE_WIDTH) ** -0.5
-    smear = [model.smear_lambda, model.backout_lambda, model.smear_gate.weight]
+    parameters = dict(model.named_parameters())
+
+    def named(*names: str) -> list[Any]:
+        """Those of these names, or in modules of these names; an architecture need not have them."""
+        return [own for name in names for key, own in parameters.items() if f"{key}.".startswith(f"{name}.")]
+
     groups = [
-        _adamw("lm_head", [model.lm_head.weight], unembedding_lr * scale, (0.8, 0.96), 0.01),
-        _adamw("wte", [model.transformer["wte"].weight], embedding_lr * scale, (0.8, 0.995), 0.001),
-        _adamw(
-            "value_embeds",
-            [table.weight for table in model.value_embeds.values()],
-            0.5 * embedding_lr * scale,
-            (0.8, 0.995),
-            0.01,
-        ),
-        _adamw("resid_lambdas", [model.resid_lambdas], 0.01 * scalar_lr, (0.8, 0.95), 0.05),
-        _adamw("x0_lambdas", [model.x0_lambdas], scalar_lr, (0.96, 0.95), 0.0),
-        _adamw("smear", smear, 0.2, (0.8, 0.95), 0.0),
+        _adamw("lm_head", named("lm_head"), unembedding_lr * scale, (0.8, 0.96), 0.01),
+        _adamw("wte", named("transformer.wte"), embedding_lr * scale, (0.8, 0.995), 0.001),
+        _adamw("value_embeds", named("value_embeds"), 0.5 * embedding_lr * scale, (0.8, 0.995), 0.01),
+        _adamw("resid_lambdas", named("resid_lambdas"), 0.01 * scalar_lr, (0.8, 0.95), 0.05),
+        _adamw("x0_lambdas", named("x0_lambdas"), scalar_lr, (0.96, 0.95), 0.0),
+        _adamw("smear", named("smear_lambda", "backout_lambda", "smear_gate"), 0.2, (0.8, 0.95), 0.0),
+        _adamw("bigram", named("bigram"), 0.5 * embedding_lr * scale, (0.8, 0.995), 0.01),
     ]
-    if model.bigram is not None:
-        groups.append(_adamw("bigram", [model.bigram.weight], 0.5 * embedding_lr * scale, (0.8, 0.995), 0.01))
+    groups = [group for group in groups if group["params"]]
     matrices = [parameter for block in model.blocks for parameter in block.parameters() if parameter.ndim == 2]
     grouped = {
         id(parameter) for parameters in [matrices, *(group["params"] for group in groups)] for parameter in parameters

@@ -127,6 +127,11 @@ class SentencePieceTokenizer(Tokenizer):
                 token_ids += self._processor.EncodeAsIds(utf8(segment))
         return token_ids
 
+    def pieces_and_scores(self) -> tuple[list[str], list[float]]:
+        """Text of every token in sentencepiece's spelling, where U+2581 is a space, and its score: a higher one merges first."""
+        ids = range(self.vocab_size)
+        return [self._processor.IdToPiece(index) for index in ids], [self._processor.GetScore(index) for index in ids]
+
     def __reduce__(self) -> tuple[type["SentencePieceTokenizer"], tuple[bytes]]:
         return SentencePieceTokenizer, (self._model,)
 

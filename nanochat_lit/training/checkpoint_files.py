@@ -18,6 +18,7 @@ from nanochat_lit.common.distributed import is_rank_zero
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write
 from nanochat_lit.engine.checkpoint import BEST, LAST, damage, step_files
+from nanochat_lit.model.config import REFERENCE_ARCHITECTURE
 
 HOST_MEMORY_SHARE = 0.5
 """Maximum size of a checkpoint copy, as a fraction of the host's free memory."""
@@ -35,14 +36,23 @@ FIXED = {
     "model.init_args.n_kv_head": "the model",
     "model.init_args.window_pattern": "the model",
     "model.init_args.bigram_factor": "the model",
+    "model.init_args.architecture": "the model",
+    "model.init_args.tie_embeddings": "the model",
     "model.init_args.sequence_len": "the model and the packed sequences",
     "data.class_path": "the data",
     "data.init_args.vocab_size": "the tokenizer",
 }
 """Keys that cannot change within a run, and what they determine."""
 
-LATER = {"model.init_args.bigram_factor": 0}
+LATER = {
+    "model.init_args.bigram_factor": 0,
+    "model.init_args.architecture": REFERENCE_ARCHITECTURE,
+    "model.init_args.tie_embeddings": False,
+}
 """Keys that older checkpoints lack, and the values they were trained with."""
+
+FORMER_DEFAULTS = {"model.init_args.window_pattern": "SSSL"}
+"""Keys whose default is now null, and what older checkpoints state in its place."""
 
 FREE = (
     *("ckpt_path", "run_dir", "overwrite", "weights_only", "log_every", "checkpoint_every", "checkpoint_minutes"),
@@ -64,6 +74,9 @@ def compare_configs(saved: str, current: str) -> None:
     """
     before, now = _flatten(yaml.safe_load(saved)), _flatten(yaml.safe_load(current))
     before = {key: value for key, value in LATER.items() if key in now} | before
+    for key, value in FORMER_DEFAULTS.items():
+        if before.get(key) == value and key in now and now[key] is None:
+            before[key] = None
     changed = sorted(
         key
         for key in before.keys() | now.keys()

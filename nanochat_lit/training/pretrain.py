@@ -26,9 +26,11 @@ class PretrainModule(LanguageModule):
         n_embd: Width; None derives it from depth and aspect_ratio.
         n_head: Number of query heads; None derives it from the width and head_dim.
         n_kv_head: Key/value heads; fewer than n_head is grouped-query attention.
-        window_pattern: Attention windows, S (short) and L (long), repeated over the layers.
+        window_pattern: Attention windows, S (short) and L (long), repeated over the layers; None is SSSL (qwen3: L).
         bigram_factor: Hashed bigram embedding with bigram_factor * vocab_size entries (for example 5); 0 disables it.
-        architecture: nanochat, or the class path of a subclass of GPT (see the page on extending).
+        architecture: nanochat, qwen3 (runs in llama.cpp, vLLM, MLX and transformers as it is), or the class path of a
+            subclass of GPT (see the page on extending).
+        tie_embeddings: Use one matrix as embedding and unembedding; architecture qwen3 only.
         tokens_per_step: Tokens per optimizer step over all ranks; None derives it.
         target_param_data_ratio: Tokens per scaling parameter; determines the length of the run.
         num_steps: Optimizer steps; None derives them. trainer.max_steps overrides it.
@@ -65,9 +67,10 @@ class PretrainModule(LanguageModule):
         n_embd: int | None = None,
         n_head: int | None = None,
         n_kv_head: int | None = None,
-        window_pattern: str = "SSSL",
+        window_pattern: str | None = None,
         bigram_factor: int = 0,
         architecture: str = REFERENCE_ARCHITECTURE,
+        tie_embeddings: bool = False,
         tokens_per_step: int | None = None,
         target_param_data_ratio: float = 12.0,
         num_steps: int | None = None,
@@ -98,6 +101,7 @@ class PretrainModule(LanguageModule):
         self.shape: dict[str, Any] = {
             "head_dim": head_dim, "aspect_ratio": aspect_ratio, "n_embd": n_embd, "n_head": n_head, "n_kv_head": n_kv_head,
             "window_pattern": window_pattern, "bigram_factor": bigram_factor, "architecture": architecture,
+            "tie_embeddings": tie_embeddings,
         }  # fmt: skip
         self.horizon: dict[str, Any] = {
             "tokens_per_step": tokens_per_step, "target_param_data_ratio": target_param_data_ratio, "target_flops": target_flops, "weight_decay": weight_decay,

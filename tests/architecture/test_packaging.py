@@ -34,7 +34,9 @@ def test_recipes_are_found_from_anywhere(tmp_path, monkeypatch):
     assert found.is_file()
     assert found.parent.name == "recipes"
     assert find_recipe("--config=recipes/cpu_text.yaml") == f"--config={found}"
-    with pytest.raises(UserError, match=r"recipe recipes/cpu_txt.yaml does not exist; did you mean 'recipes/cpu_text.yaml'\?"):
+    with pytest.raises(
+        UserError, match=r"recipe recipes/cpu_txt.yaml does not exist; did you mean 'recipes/cpu_text.yaml'\?"
+    ):
         find_recipe("recipes/cpu_txt.yaml")
     fragment = Path(find_recipe("configs/trainer/cpu.yaml"))
     assert fragment.is_file()

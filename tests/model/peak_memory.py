@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model import GPTConfig
+from nanochat_lit.model.architecture import build_model
 from nanochat_lit.optim import MuonAdamW, param_groups
 
 TOY = {"depth": 1, "vocab_size": 64, "sequence_len": 16, "head_dim": 32, "micro_batch_size": 1}
@@ -26,9 +27,11 @@ def resident_bytes(name):
 
 def train(options):
     dtype = getattr(torch, options["dtype"])
-    shape = {name: options[name] for name in ("vocab_size", "sequence_len", "head_dim") if name in options}
+    shape = {
+        name: options[name] for name in ("vocab_size", "sequence_len", "head_dim", "architecture") if name in options
+    }
     config = GPTConfig.from_depth(options["depth"], **shape)
-    model = GPT(config, dtype)
+    model = build_model(config, compute_dtype=dtype)
     model.init_weights()
     model.activation_checkpointing = options.get("checkpointing", False)
     if options.get("compile"):
