@@ -131,7 +131,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     if not 1 <= k <= max(num_samples, 1):
         raise UserError(f"k is {k}; use 1 to {num_samples} (num_samples)")
     answering = Answering(
-        num_samples=num_samples, temperature=temperature, top_k=top_k, max_new_tokens=max_new_tokens, seed=seed
+        num_samples=num_samples, temperature=temperature, top_k=top_k or 0, max_new_tokens=max_new_tokens, seed=seed
     )
     chat_tasks = load_chat_tasks(tasks, paths, max_per_task, code_runner(tasks, allow_unsafe_code))
     with joined_ranks() as own_device:

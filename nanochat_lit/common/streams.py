@@ -42,7 +42,7 @@ class _Terminal(io.FileIO):
     SIGHUP reaches only the terminal's own processes, not those detached from it (disown, setsid).
     """
 
-    def write(self, data: Any) -> int | None:  # type: ignore[override]
+    def write(self, data: Any) -> int | None:
         try:
             return super().write(data)
         except OSError as error:

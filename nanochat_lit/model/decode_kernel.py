@@ -236,7 +236,7 @@ class DecodeKernel:
         self._linears = [module for module in model.modules() if isinstance(module, KernelLinear)]
         self._model = _Model(
             layers=ctypes.addressof(self._layers),
-            head=model.lm_head.matrix(model.compute_dtype),
+            head=cast("KernelLinear", model.lm_head).matrix(model.compute_dtype),
             embeddings=self._embeddings.data_ptr(),
             bigram=None if self._bigram is None else self._bigram.data_ptr(),
             cos=self._cos.data_ptr(),

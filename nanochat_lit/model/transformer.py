@@ -35,10 +35,19 @@ TOKEN_FACTOR, PREVIOUS_FACTOR = 36313, 27191
 class Context(Protocol):
     """The tokens that a forward pass can see: those of its own sequences, or of a cache too."""
 
-    previous_embedding: Tensor | None
-    """(B, 1, C) normed, un-smeared embedding of the token before these; None at the start."""
-    previous_token: Tensor | None
-    """(B, 1) its id, int64."""
+    @property
+    def previous_embedding(self) -> Tensor | None:
+        """(B, 1, C) normed, un-smeared embedding of the token before these; None at the start."""
+
+    @previous_embedding.setter
+    def previous_embedding(self, embedding: Tensor) -> None: ...
+
+    @property
+    def previous_token(self) -> Tensor | None:
+        """(B, 1) its id, int64."""
+
+    @previous_token.setter
+    def previous_token(self, token_ids: Tensor) -> None: ...
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
         """Attention of the new tokens, (B, T, H, D), to the new keys and values, (B, T, Hkv, D), and those before."""

@@ -16,6 +16,7 @@ from typing import Any
 from litserve.loops import LitLoop
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import FAILED, NOT_FINITE
 from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Report, Submit, Update
 
@@ -132,10 +133,10 @@ class EngineWork:
         if news is None:
             news = self._news[key] = _News()
         for kind, text in emitted.pieces:
-            if news.parts and news.parts[-1][0] == kind:
-                news.parts[-1] = kind, news.parts[-1][1] + text
+            if news.parts and news.parts[-1].type == kind:
+                news.parts[-1] = Piece(kind, news.parts[-1].text + text)
             else:
-                news.parts.append((kind, text))
+                news.parts.append(Piece(kind, text))
         news.num_tokens += emitted.token_id not in self._end_ids
         if emitted.finish_reason is not None:
             news.finish_reason = emitted.finish_reason
@@ -155,7 +156,7 @@ class EngineWork:
 class _News:
     """Accumulates an `Update`."""
 
-    parts: list[tuple[str, str]] = field(default_factory=list)
+    parts: list[Piece] = field(default_factory=list)
     num_tokens: int = 0
     finish_reason: str | None = None
     error: tuple[int, str, int | None] | None = None

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import Request, SamplingParams
 
 
@@ -51,8 +52,8 @@ class Update(NamedTuple):
     """New results of one request."""
 
     key: int
-    parts: list[tuple[str, str]]
-    """New finalized (type, text) parts."""
+    parts: list[Piece]
+    """New finalized parts."""
     num_tokens: int
     """Number of new tokens, without the end token."""
     finish_reason: str | None

@@ -96,7 +96,7 @@ class NanochatLitConfig(PreTrainedConfig):
 
     def shape(self) -> GPTConfig:
         """These dimensions in our form."""
-        shape = Shape(
+        shape: Any = Shape(
             sequence_len=self.max_position_embeddings, vocab_size=self.vocab_size, n_layer=self.n_layer,
             n_head=self.num_attention_heads, n_kv_head=self.num_key_value_heads, n_embd=self.hidden_size,
             window_pattern=self.window_pattern, bigram_factor=self.bigram_factor,

@@ -4,7 +4,7 @@ Shapes: B sequences, T tokens, C channels, H heads, Hkv key/value heads, D head 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -185,7 +185,7 @@ class NanochatLitPreTrainedModel(PreTrainedModel):
     ) -> nn.Embedding:
         """Resize every embedding of tokens, value embeddings included, as transformers does with the first and last."""
         embedding: Any = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        tables: Any = self.base_model.network.value_embeds
+        tables: Any = cast("Any", self.base_model.network).value_embeds
         for layer, table in tables.items():
             tables[layer] = self._get_resized_embeddings(table, embedding.num_embeddings, None, mean_resizing)
         self.config.padded_vocab_size = embedding.num_embeddings
@@ -262,7 +262,7 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
             last_hidden_state=x,
             **{CACHE_FIELD: past_key_values},
             hidden_states=(*context.states[:-1], x) if output_hidden_states else None,
-            attentions=tuple(context.attentions) if output_attentions else None,
+            attentions=cast("Any", tuple(context.attentions)) if output_attentions else None,
         )
 
     def _positions(self, input_ids: Tensor, attention_mask: Any, past_key_values: Cache | None) -> Tensor:
