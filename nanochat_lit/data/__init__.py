@@ -1,1 +1,1 @@
-"""From files or generators to batches: sources, packing, streams."""
+"""Data sources, packing, and streams of batches."""

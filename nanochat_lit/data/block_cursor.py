@@ -1,12 +1,12 @@
-"""The place in the documents: which have been read, in what order they come, who reads them.
+"""Position in a block source: read order, progress, and distribution over readers.
 
     epoch    |window of files          |window of files          |
-    blocks   |file 2, rows 0 to 1024   |file 0, rows 1024 to 2048| ...     in an order drawn from seed and epoch
-    rows     |701, 13, 88, ...                                            likewise, within the block
+    blocks   |file 2, rows 0 to 1024   |file 0, rows 1024 to 2048| ...     shuffled by seed and epoch
+    rows     |701, 13, 88, ...                                            shuffled within the block
 
-The blocks of a window are dealt out to the readers in rounds, and the rest of a window, too few blocks for a round, by
-rows: with fewer blocks than readers all of it. A place is (epoch, window, block, row), so that a reader finds back to
-it without reading what came before, and another number of readers can share what these have left (see `BlockCursor.merge`).
+The blocks of a window are assigned to the readers in rounds; the remaining blocks, too few for a round, are divided by
+records. A position is (epoch, window, block, row), so a reader can seek to it, and another number of readers can share
+the remaining data (see `BlockCursor.merge`).
 """
 
 import hashlib
@@ -22,61 +22,61 @@ from nanochat_lit.data.cursor import State, nothing_to_read
 Block = tuple[int, int, int]
 """File, first row, last row + 1."""
 MAX_EMPTY_EPOCHS = 10
-"""A reader whose rows were all null for so long will not find a document."""
+"""Number of consecutive null records after which a reader gives up."""
 
 
 class BlockSource(Protocol):
-    """Documents in blocks, whose order is known without reading them."""
+    """Documents in blocks whose order is known without reading them."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         ...
 
     def num_windows(self, split: Any) -> int:
-        """Windows of an epoch."""
+        """Return the number of windows of an epoch."""
         ...
 
     def blocks(self, split: Any, epoch: int, window: int) -> list[Block]:
-        """Blocks of a window, in the order of the epoch."""
+        """Return the blocks of a window in the order of the epoch."""
         ...
 
     def rows(self, split: Any, epoch: int, window: int, block: Block) -> Sequence[int]:
-        """Numbers of the rows of a block, in the order of the epoch."""
+        """Return the row indices of a block in the order of the epoch."""
         ...
 
     def read(self, file: int, rows: Sequence[int]) -> Iterator[Any]:
-        """Items of rows of one block; None for a row without an item."""
+        """Yield the items of rows of one block; None for a row without an item."""
         ...
 
     def fingerprint(self) -> str:
-        """Changes when the same place would be another row."""
+        """Digest that changes if a position would refer to another row."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """Rows of one block that one reader reads."""
+    """Rows of one block assigned to one reader."""
 
     epoch: int
     window: int
     block: int
     places: Sequence[int]
     piece: int
-    """Which piece left by other readers this is; -1 for none."""
+    """Index among the remainders of other readers; -1 if it is not one."""
 
 
 def start_state(epoch: int = 0, window: int = 0, block: int = 0, pending: Sequence[Sequence[Any]] = ()) -> State:
-    """The state of every reader of a run that begins here, after the pieces that others have left."""
+    """Return the state of every reader of a run that starts here, after the remainders of other readers."""
     at = [epoch, window, block]
     return {"pending": [list(piece) for piece in pending], "piece": 0, "start": at, "at": at, "done": 0}
 
 
 class BlockCursor:
-    """Items of a block source over the epochs, for one of several readers, with the place that has been reached.
+    """Iterates over the items of a block source over epochs, for one of several readers, and tracks the position.
 
-    `num_taken` is advanced by the reader, when an item has gone into its buffer: items that were only read ahead are
-    read again after a resume.
+    The caller increments `num_taken` when an item enters its buffer; items that were only read ahead are read again
+    after a resume.
     """
 
     def __init__(self, source: BlockSource, split: str, rank: int, world_size: int) -> None:
@@ -85,7 +85,7 @@ class BlockCursor:
         self._rank = rank
         self._world_size = world_size
         self._state = start_state()
-        self._read_ahead: deque[tuple[_Unit, int]] = deque()  # items given out and not yet taken, as the last one taken
+        self._read_ahead: deque[tuple[_Unit, int]] = deque()  # items yielded but not yet taken
         self._last: tuple[_Unit, int] | None = None
         self._num_settled = 0
         self._fingerprint: str | None = None
@@ -105,12 +105,12 @@ class BlockCursor:
                 yield item
 
     def epoch_items(self, epoch: int) -> Iterator[Any]:
-        """The items of one epoch, from its beginning."""
+        """Yield the items of one epoch from its beginning."""
         for unit in self._epoch_units(start_state(epoch)):
             yield from (item for item in self._items(unit, 0) if item is not None)
 
     def state_dict(self) -> State:
-        """The place after the last item that was taken: numbers and lists of them."""
+        """Return the position after the last taken item as numbers and lists."""
         self._settle()
         state = self._state
         if self._last is not None:
@@ -123,29 +123,29 @@ class BlockCursor:
         return {**state, "files": self._files()}
 
     def load_state_dict(self, state: State) -> None:
-        """Begin the next iteration at the place of `state`.
+        """Start the next iteration at the position `state`.
 
         Raises:
-            UserError: If the files are not those that the place is in.
+            UserError: If the files differ from those of the state.
         """
         if "at" not in state:
-            raise UserError("the checkpoint's place in the data was written by an earlier version; start the run again")
+            raise UserError("the checkpoint's data position was written by an earlier version; start the run again")
         if state.get("files", self._files()) != self._files():
             raise UserError(
                 f"the files of {self._source.name} are not those that the checkpoint was made with (names or lengths "
-                "differ), so its place cannot be found; put them back, or start a new run"
+                "differ), so its position is unknown; restore them, or start a new run"
             )
         self._state, self._last = state, None
 
     def last_place(self) -> list[int]:
-        """Where the last item came from that was taken: epoch, window, block, place within the block."""
+        """Return the position of the last taken item: epoch, window, block, index within the block."""
         self._settle()
         assert self._last is not None, "no item has been taken"
         unit, done = self._last
         return [unit.epoch, unit.window, unit.block, unit.places[done - 1]]
 
     def read_places(self, places: Sequence[Sequence[int]]) -> list[Any]:
-        """The items at places that `last_place` has given, in the order asked for; each block is opened once."""
+        """Return the items at positions from `last_place`, in the given order; opens each block once."""
         wanted: dict[tuple[int, ...], list[int]] = {}
         for epoch, window, block, place in dict.fromkeys(map(tuple, places)):
             wanted.setdefault((epoch, window, block), []).append(place)
@@ -156,12 +156,12 @@ class BlockCursor:
         return [found[tuple(place)] for place in places]
 
     def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
-        """A state from which any number of readers go on with exactly what these readers have left.
+        """Return a state from which any number of readers continue with exactly the remaining items.
 
         Args:
-            states: Of all readers, which began together.
-            num_readers: Those that go on; the state does not depend on it.
-            more: Places of items that were taken and not used, to be read again.
+            states: States of all readers, which started together.
+            num_readers: Number of continuing readers; the state does not depend on it.
+            more: Positions of items that were taken but not used, to be read again.
         """
         del num_readers
         until = max(tuple(state["at"]) for state in states)
@@ -186,7 +186,7 @@ class BlockCursor:
         return self._fingerprint
 
     def _next_round(self, until: tuple[int, ...], start: Sequence[int], num_readers: int) -> tuple[int, int, int]:
-        """Where the round ends that the furthest reader is in: no reader has read beyond it."""
+        """Return the end of the round of the furthest reader; no reader has read beyond it."""
         epoch, window, block = until
         first = start[2] if list(start[:2]) == [epoch, window] else 0
         end = first + ((block - first) // num_readers + 1) * num_readers
@@ -196,7 +196,7 @@ class BlockCursor:
         return (epoch + 1, 0, 0) if is_last else (epoch, window + 1, 0)
 
     def _units(self) -> Iterator[tuple[_Unit, int]]:
-        """What this reader has to read, from its place on, each with how much of it has been read."""
+        """Yield this reader's units from its position on, each with the number of rows already read."""
         done = self._state["done"]
         for unit in chain(self._pending_units(self._state), self._own_units(self._state)):
             yield unit, done
@@ -223,7 +223,7 @@ class BlockCursor:
             state, is_empty = start_state(state["at"][0] + 1), True
 
     def _epoch_units(self, state: State) -> Iterator[_Unit]:
-        """The units of one epoch from a place on."""
+        """Yield the units of one epoch from a position on."""
         epoch, window, at = state["at"]
         for number in range(window, self._source.num_windows(self._split)):
             first = state["start"][2] if list(state["start"][:2]) == [epoch, number] else 0
@@ -236,14 +236,14 @@ class BlockCursor:
         whole = first + (len(blocks) - first) // self._world_size * self._world_size
         for index in range(first + self._rank, whole, self._world_size):
             yield _Unit(epoch, window, index, range(blocks[index][2] - blocks[index][1]), -1)
-        before = window  # so that it is not always the same reader that has a row more
+        before = window  # so that the additional row goes to different readers
         for index in range(whole, len(blocks)):
             places = range(blocks[index][2] - blocks[index][1])
             yield _Unit(epoch, window, index, places[self._share(before)], -1)
             before += len(places)
 
     def _share(self, num_before: int) -> slice:
-        """This reader's share of the rows after this many have been dealt out one by one."""
+        """Return this reader's share of the rows after `num_before` rows were distributed."""
         return slice((self._rank - num_before) % self._world_size, None, self._world_size)
 
     def _items(self, unit: _Unit, done: int) -> Iterator[Any]:
@@ -263,5 +263,5 @@ class BlockCursor:
 
 
 def _written(places: Sequence[int]) -> Any:
-    """Places within a block, short if they are evenly spaced."""
+    """Encode positions within a block; compact if evenly spaced."""
     return {"range": [places.start, places.stop, places.step]} if isinstance(places, range) else list(places)

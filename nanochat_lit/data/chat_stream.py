@@ -1,4 +1,4 @@
-"""Conversations as batches for fine-tuning: rendered, packed whole, padded; targets -1 where nothing is to be learned."""
+"""Stream of fine-tuning batches: conversations packed whole and padded, with target -1 for untrained tokens."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -19,15 +19,15 @@ _log = logging.getLogger(__name__)
 class ChatStream(PackedStream):
     """Batches of conversations.
 
-    A conversation longer than the row is cut at the row; `counts.items_cut` has the number, and one warning is logged
-    when it happens first and one with the total when a finite split ends, in the first iteration only.
+    Conversations longer than a sequence are truncated and counted in `counts.items_cut`. In the first iteration, a
+    warning is logged at the first truncation, and one with the total at the end of a finite split.
 
     Args:
-        conversations: A path, a list, a function that makes an iterator, or an object with `iterate`.
-        seed: Order of the training epochs, when `conversations` is a path or a list.
-        names: Where conversations may come from, as their "source" says; None does not keep apart. With names, batches
-            have "sources" too, (B, T) uint8: 0 where nothing is to be learned, k where the target is of the k-th name.
-        options: Of `PackedStream`.
+        conversations: A path, a list, a function that returns an iterator, or an object with `iterate`.
+        seed: Seed of the order of training epochs, if `conversations` is a path or a list.
+        names: Values of "source" in the conversations; None does not distinguish them. With names, batches also have
+            "sources", (B, T) uint8: 0 for untrained tokens, k for targets of the k-th name.
+        options: Options of `PackedStream`.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class ChatStream(PackedStream):
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self.begin()
-        warn, self._has_warned = not self._has_warned, True  # validation reads the same stream again and again
+        warn, self._has_warned = not self._has_warned, True  # validation iterates over the same stream repeatedly
         warned = False
         for rows in batches:
             if warn and self.counts.items_cut and not warned:
                 warned = True
-                _log.warning("conversations longer than sequence_len %d are cut there", self.sequence_len)
+                _log.warning("conversations longer than sequence_len %d are truncated", self.sequence_len)
             tokens = torch.tensor([token_ids for token_ids, _ in rows], dtype=torch.int64)  # (B, T + 1)
             sources = torch.tensor([loss_mask for _, loss_mask in rows], dtype=torch.uint8)[:, 1:]
             targets = tokens[:, 1:].masked_fill(sources == 0, IGNORE_INDEX)
@@ -57,21 +57,21 @@ class ChatStream(PackedStream):
             yield batch if self.numbers is None else {**batch, "sources": sources.contiguous()}
         if warn and self.counts.items_cut:
             _log.warning(
-                "%d of %d conversations were cut at sequence_len %d, %d tokens lost",
+                "%d of %d conversations were truncated to sequence_len %d, %d tokens lost",
                 *(self.counts.items_cut, self.counts.items, self.sequence_len, self.counts.cropped),
             )
 
     def rows(self) -> Iterator[Batch]:
-        """The batches: what workers send."""
+        """Yield the batches that workers send."""
         return iter(self)
 
     @staticmethod
     def batch_of(rows: Batch) -> Batch:
-        """The same."""
+        """Return the batch unchanged."""
         return rows
 
     def packed(self, cursor: Cursor) -> PaddedRows:
-        """Rows of whole conversations, padded."""
+        """Return packed and padded sequences."""
         return PaddedRows(self._rendered(cursor), self.sequence_len + 1, self.tokenizer.bos_id, self.buffer_size)
 
     def _rendered(self, cursor: Cursor) -> Iterator[Masked]:

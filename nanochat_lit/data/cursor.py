@@ -1,4 +1,4 @@
-"""Where a reader is in its documents, to be written down and returned to."""
+"""Cursors: resumable positions of readers in a source."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -9,64 +9,64 @@ from nanochat_lit.common.errors import UserError
 State = dict[str, Any]
 
 _NO_END = 2**60
-"""More items than an epoch has."""
+"""Larger than the number of items of any epoch."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Documents (strings) or conversations (dicts) by split and epoch, disjoint between ranks."""
+    """Documents (strings) or conversations (dicts) by split and epoch; ranks read disjoint items."""
 
     def iterate(self, split: Any, epoch: int, rank: int, world_size: int) -> Iterator[Any]:
-        """Every `world_size`-th item of one epoch of a split, from that of number `rank` on; it may be endless.
+        """Yield every `world_size`-th item of one epoch, starting with item `rank`; may be endless.
 
-        The order of an epoch must be the same each time, so that a run can come back to its place.
+        The order of an epoch must be deterministic, so that a run can resume at its position.
         """
         ...
 
 
 class Cursor(Protocol):
-    """What the two kinds share."""
+    """Interface of both kinds of cursors."""
 
     num_taken: int
 
     def __iter__(self) -> Iterator[Any]:
-        """The items, from the place on."""
+        """Iterate over the items from the position on."""
         ...
 
     def state_dict(self) -> State:
-        """The place after the last item that was taken."""
+        """Return the position after the last taken item."""
         ...
 
     def load_state_dict(self, state: State) -> None:
-        """Begin the next iteration at the place of `state`."""
+        """Start the next iteration at the position `state`."""
         ...
 
     def last_place(self) -> list[int]:
-        """Where the last item came from that was taken."""
+        """Return the position of the last taken item."""
         ...
 
     def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
-        """The place from which `num_readers` readers go on, by those of all readers so far.
+        """Return the position from which `num_readers` readers continue.
 
         Args:
-            states: Of all readers, which began together.
-            num_readers: Those that go on.
-            more: Places of items that were taken and not used, to be read again.
+            states: States of all readers, which started together.
+            num_readers: Number of continuing readers.
+            more: Positions of items that were taken but not used, to be read again.
         """
         ...
 
 
 class ItemCursor:
-    """Items of a source that only gives them one after the other, in an order that the epoch decides.
+    """Cursor over a sequential source, whose order depends on the epoch.
 
-    A place is (epoch, number of the item), and coming back to it means reading up to it again. Readers take turns, from
-    `start` on; what other readers have left before it is dealt out again:
+    A position is (epoch, item index); resuming reads up to it again. Readers take turns from `start` on; items left by
+    previous readers before it are distributed again:
 
         item     0  1  2  3  4  5  6  7  8  9 ...
-        reader   .  1  .  0  .  1 |0  1  0  1       left by three others: 1, 3, 5; start: 6; two readers now
+        reader   .  1  .  0  .  1 |0  1  0  1       left by three previous readers: 1, 3, 5; start: 6; two readers now
 
-    `num_taken` is advanced by the reader, when an item has gone into its buffer: items that were only read ahead are
-    read again after a resume.
+    The caller increments `num_taken` when an item enters its buffer; items that were only read ahead are read again
+    after a resume.
     """
 
     def __init__(self, source: Source, split: str, rank: int, world_size: int) -> None:
@@ -96,32 +96,32 @@ class ItemCursor:
             epoch, first = epoch + 1, 0
 
     def state_dict(self) -> State:
-        """Where the readers began, the place after the last item that was taken, and what others had left."""
+        """Return the readers' start, the position after the last taken item, and items left by previous readers."""
         self._settle()
         at = self._state["at"] if self._last is None else [self._last[0], self._last[1] + 1]
         return {**self._state, "at": at, "left": [] if at >= self._state["start"] else self._state["left"]}
 
     def load_state_dict(self, state: State) -> None:
-        """Begin the next iteration at the place of `state`.
+        """Start the next iteration at the position `state`.
 
         Raises:
             UserError: If it is not a position of such a source.
         """
         if len(state.get("at", ())) != 2:
             raise UserError(
-                "the checkpoint's place in the data was written by an earlier version or with another kind of source; "
+                "the checkpoint's data position was written by an earlier version or with another kind of source; "
                 "start the run again"
             )
         self._state, self._last = state, None
 
     def last_place(self) -> list[int]:
-        """Epoch and number of the last item that was taken."""
+        """Return the epoch and index of the last taken item."""
         self._settle()
         assert self._last is not None, "no item has been taken"
         return self._last
 
     def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
-        """A state from which any number of readers go on with exactly what these readers have left."""
+        """Return a state from which any number of readers continue with exactly the remaining items."""
         del num_readers
         start = max(states[0]["start"], *(state["at"] for state in states))  # no reader has read beyond it
         left = [[place[0], place[1], place[1] + 1, 1] for place in sorted(map(list, more))]
@@ -135,7 +135,7 @@ class ItemCursor:
         return {"start": start, "at": min([start, *(piece[:2] for piece in left)]), "left": left}
 
     def _shares(self, epoch: int, stop: int = _NO_END) -> list[range]:
-        """The numbers of this reader's items of an epoch, those of its turns last."""
+        """Return the indices of this reader's items of an epoch, those of its turns last."""
         shares = []
         for index, (of_epoch, *piece) in enumerate(self._state["left"]):
             if of_epoch == epoch:
@@ -146,7 +146,7 @@ class ItemCursor:
         return shares
 
     def _epoch_items(self, epoch: int, first: int) -> Iterator[tuple[int, Any]]:
-        """This reader's items of an epoch with their numbers, from a number on."""
+        """Yield this reader's items of an epoch with their indices, from an index on."""
         shares = [share for share in map(_from(first), self._shares(epoch)) if share]
         if not shares:
             return
@@ -167,12 +167,12 @@ class ItemCursor:
 
 
 def _from(first: int) -> Callable[[range], range]:
-    """Cuts off what lies before a number."""
+    """Return a function that drops the indices before `first`."""
     return lambda share: share[max(0, -((share.start - first) // share.step)) :]
 
 
 def nothing_to_read(split: str, rank: int, world_size: int) -> NoReturn:
-    """Raise the error of a reader whose share is empty."""
+    """Raise UserError for a reader without items."""
     raise UserError(
         f"the {split} split has no item for reader {rank} of {world_size} "
         "(processes times DataLoader workers); give more documents or use fewer readers"

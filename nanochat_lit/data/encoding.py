@@ -1,4 +1,4 @@
-"""Documents of text as arrays of token ids."""
+"""Tokenization of documents in batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -10,18 +10,19 @@ if TYPE_CHECKING:
     from nanochat_lit.tokenizer import Tokenizer
 
 ENCODE_BATCH_SIZE = 128
-"""Texts that are encoded in one call, at most."""
+"""Maximum number of texts per tokenizer call."""
 ENCODE_BATCH_CHARS = 20_000
-"""Characters that a stream has encoded in one call: more would make batches come in bursts, and training wait for them."""
+"""Maximum number of characters per tokenizer call of a stream; more would produce batches in bursts and stall
+training."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest of uint16 and uint32 that holds every id of a vocabulary."""
+    """Return the smaller of uint16 and uint32 that can represent every id of a vocabulary."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def encoded_documents(tokenizer: "Tokenizer", texts: Sequence[str], num_threads: int = 1) -> list[np.ndarray]:
-    """Token ids of each text, from BOS on; `num_threads` native threads share the work."""
+    """Return the token ids of each text, beginning with BOS, using `num_threads` native threads."""
     dtype = token_dtype(tokenizer.vocab_size)
     documents = []
     for token_ids in tokenizer.encode_batch(texts, num_threads):
@@ -33,14 +34,14 @@ def encoded_documents(tokenizer: "Tokenizer", texts: Sequence[str], num_threads:
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of up to `size` items (itertools.batched needs Python 3.12)."""
+    """Yield lists of up to `size` items (itertools.batched needs Python 3.12)."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
 def small_batches(items: Iterable[Any]) -> Iterator[list[Any]]:
-    """Lists of up to ENCODE_BATCH_SIZE items, and of not much more than ENCODE_BATCH_CHARS characters (or tokens)."""
+    """Yield lists of up to ENCODE_BATCH_SIZE items and about ENCODE_BATCH_CHARS characters (or tokens)."""
     batch, size = [], 0
     for item in items:
         batch.append(item)

@@ -1,7 +1,7 @@
-"""The Hugging Face hub: the files of a data set, their addresses and checksums.
+"""Files of data sets on the Hugging Face hub or a mirror, with URLs and checksums.
 
-HF_ENDPOINT is another server that speaks as the hub does, HF_TOKEN is sent to it, HF_HUB_OFFLINE forbids to ask it. A
-mirror, which is given by hand, is a plain folder on a web server: no token, and no rules but HTTP's.
+HF_ENDPOINT sets another server with the hub's API, HF_TOKEN is sent to it, and HF_HUB_OFFLINE disables requests. A
+mirror is a plain folder on a web server, accessed without a token.
 """
 
 import fnmatch
@@ -16,7 +16,7 @@ from nanochat_lit.common.downloads import download, read_url, with_retries
 from nanochat_lit.common.errors import UserError
 
 CHECKSUMS = "SHA256SUMS"
-"""What a mirror may have beside its files, as `sha256sum * > SHA256SUMS` writes it: their names and checksums."""
+"""Optional file of a mirror with names and checksums, written by `sha256sum * > SHA256SUMS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,42 +24,42 @@ class RemoteFile:
     """A file of a data set."""
 
     path: str
-    """Within the data set."""
+    """Path within the data set."""
     size: int | None = None
-    """Bytes, if known."""
+    """Size in bytes, if known."""
     sha256: str | None = None
     """Checksum in hexadecimal, if known."""
 
     def __post_init__(self) -> None:
         if not self.path or any(part in ("", ".", "..") or "\\" in part for part in self.path.split("/")):
-            raise UserError(f"a list of files names {self.path!r}, which is not a path within a data set")
+            raise UserError(f"the file list contains {self.path!r}, which is not a path within a data set")
 
     @property
     def name(self) -> str:
-        """Name of the local file: folders become part of it."""
+        """Name of the local file, including the folders."""
         return self.path.replace("/", "__")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """Where files of a data set come from."""
+    """A data set on the hub or a mirror."""
 
     repo: str
     """Name on the hub, OWNER/NAME."""
     revision: str = "main"
     """Branch, tag or commit."""
     mirror: str | None = None
-    """Address of a folder with the same files, to read from instead of the hub."""
+    """URL of a folder with the same files, used instead of the hub."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo):
             raise UserError(f"repo is {self.repo!r}; give OWNER/NAME of a data set on the Hugging Face hub")
         if self.mirror is not None and not self.mirror.startswith(("http://", "https://")):
-            raise UserError(f"mirror is {self.mirror!r}; give an address that begins with http:// or https://")
+            raise UserError(f"mirror is {self.mirror!r}; use a URL that begins with http:// or https://")
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         return self.mirror or f"{self.repo} ({os.environ.get('HF_ENDPOINT') or 'huggingface.co'})"
 
     def fetch(
@@ -76,15 +76,15 @@ class DataSet:
         return download(url, path, **about, check=check, pause=pause, progress=progress)
 
     def files(self, pattern: str) -> list[RemoteFile]:
-        """The files whose path matches a pattern, by path.
+        """Return the files whose path matches a pattern, sorted by path.
 
         Args:
-            pattern: As in a shell; * goes across folders.
+            pattern: Shell pattern; * also matches slashes.
 
         Raises:
-            UserError: If the list cannot be had, or nothing matches.
+            UserError: If the list is not available, or nothing matches.
         """
-        hint = f"; a mirror lists its files there, as `sha256sum * > {CHECKSUMS}` writes it"
+        hint = f"; a mirror needs this file list, written by `sha256sum * > {CHECKSUMS}`"
         if self.mirror:
             found = with_retries(self._checksums, self._mirrored(CHECKSUMS), hint)
         else:
@@ -99,7 +99,7 @@ class DataSet:
         return chosen
 
     def checksums(self) -> dict[str, str]:
-        """The checksums that a mirror states, by path; empty if it does not, and for the hub, which states them as it sends."""
+        """Return the checksums of a mirror by path; empty without a list and for the hub, which sends them per file."""
         from huggingface_hub.errors import HfHubHTTPError
 
         def ask() -> list[RemoteFile]:
@@ -146,8 +146,8 @@ class DataSet:
     def _check_online(self, what: str) -> None:
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
             raise UserError(
-                f"{what} of {self.repo} is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub; "
-                "unset it, or give a mirror"
+                f"{what} of {self.repo} is not on this machine, and HF_HUB_OFFLINE disables requests to the hub; "
+                "unset it, or set a mirror"
             )
 
 

@@ -1,4 +1,4 @@
-"""Data sets whose files are on the Hugging Face hub, or on a mirror of it, as sources."""
+"""Sources whose files are downloaded from the Hugging Face hub or a mirror."""
 
 import json
 import os
@@ -28,13 +28,13 @@ _STOP_S = 10.0
 
 
 class BackgroundDownload:
-    """The process, seen from the one that started it.
+    """Handle of the download process.
 
     Args:
-        folder: Where the files go.
-        source: Where they come from.
-        files: Which, in the order of need.
-        connections: Downloads at the same time.
+        folder: Target folder.
+        source: Data set to download from.
+        files: Files in the order of need.
+        connections: Number of parallel downloads.
     """
 
     def __init__(self, folder: Path, source: DataSet, files: Sequence[RemoteFile], connections: int) -> None:
@@ -51,17 +51,17 @@ class BackgroundDownload:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # Ctrl-C lets the run write its checkpoint first, which may need data
+            start_new_session=True,  # protects it from Ctrl-C: the run may still need data before its last checkpoint
             text=True,
         )
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(plan) + "\n")
-        self._process.stdin.flush()  # and left open: its end tells the process that we have ended
+        self._process.stdin.flush()  # left open: end of file signals the end of this process
         assert self._process.stdout is not None
-        self._process.stdout.readline()  # it has the lock now, so that who waits for a file knows that it is coming
+        self._process.stdout.readline()  # it now has the lock, so that waiting readers know that a download is running
 
     def stop(self) -> None:
-        """End the process; what has arrived stays, also in parts."""
+        """Stop the process; complete and partial files are kept."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.terminate()
@@ -75,7 +75,7 @@ class BackgroundDownload:
 
 
 def main() -> None:
-    """Download by the plan on stdin; end when stdin does."""
+    """Download according to the plan on stdin; exit at the end of stdin."""
     plan = json.loads(sys.stdin.readline())
 
     def end_with_parent() -> None:
@@ -115,23 +115,23 @@ if __name__ == "__main__":
 
 
 class HubFiles(ShardSource):
-    """Files of a data set on the hub, downloaded into a folder; training begins when the first are there.
+    """Files of a hub data set, downloaded into a folder; training starts once the first ones are complete.
 
-    The shards come in an order drawn from the seed, in every epoch another. The validation shard is one by name, however
-    many shards there are to train on, and has to stay the file that it was.
+    Every epoch has a seeded order of shards. The validation shard is a fixed file, independent of the number of
+    training shards; a changed file raises an error.
 
     Args:
         repo: OWNER/NAME of the data set.
-        pattern: Which of its files, as in a shell; * goes across folders.
-        num_shards: Files to train on: the first by name.
-        validation: Path of the file to validate with; None takes the last by name of all that match.
-        validation_sha256: Its checksum; None takes what the first download has found.
-        folder: Where the files are kept; None is a folder of the user's cache.
-        text_column: Column or field that has the text.
+        pattern: Shell pattern of files; * also matches slashes.
+        num_shards: Number of training files, the first ones by name.
+        validation: Path of the validation file; None is the last matching file by name.
+        validation_sha256: Its checksum; None uses that of the first download.
+        folder: Download folder; None is a folder of the user's cache.
+        text_column: Column or field of the text.
         revision: Branch, tag or commit.
-        seed: Order of shards, row groups and rows.
+        seed: Seed of the order of shards, row groups and records.
         window: Shards whose row groups are shuffled together; training starts once this many are downloaded.
-        connections: Downloads at the same time.
+        connections: Number of parallel downloads.
     """
 
     def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
@@ -150,7 +150,7 @@ class HubFiles(ShardSource):
     ) -> None:
         for name, value in (("num_shards", num_shards), ("window", window), ("connections", connections)):
             if value < 1:
-                raise UserError(f"{name} is {value}, but must be at least 1")
+                raise UserError(f"{name} is {value}; it must be at least 1")
         self.data_set = DataSet(repo=repo, revision=revision)
         self.pattern = pattern
         self.num_shards = num_shards
@@ -165,11 +165,11 @@ class HubFiles(ShardSource):
 
     @property
     def name(self) -> str:
-        """The data set and the folder."""
+        """Name of the data set and its folder."""
         return f"{self.data_set.repo} in '{self.path}'"
 
     def choose(self, source: DataSet) -> tuple[list[RemoteFile], RemoteFile]:
-        """The files to train on and the one to validate with, by the list of the hub or mirror."""
+        """Return the training files and the validation file, by the file list of the hub or mirror."""
         files = source.files(self.pattern)
         splits = {file.path: split_of(file.path) for file in files}
         by_path = {file.path: file for file in files}
@@ -178,17 +178,17 @@ class HubFiles(ShardSource):
         ]
         chosen = by_path.get(self.validation_path or held_out[-1]) if held_out or self.validation_path else None
         if chosen is None:
-            raise UserError(f"{source.name} has no file {self.validation_path or 'but tests'!r} to validate with")
+            raise UserError(f"{source.name} has no validation file {self.validation_path or 'other than tests'!r}")
         train = [file for file in files if file != chosen and splits[file.path] not in ("val", "test")]
         if len(train) < self.num_shards:
             raise UserError(
-                f"{source.name} has {len(train)} files to train on that match {self.pattern!r}, "
-                f"num_shards asks for {self.num_shards}"
+                f"{source.name} has {len(train)} training files that match {self.pattern!r}, "
+                f"but num_shards is {self.num_shards}"
             )
         return train[: self.num_shards], chosen
 
     def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
-        """Download the validation shard and the first window; the rest follows while training has begun."""
+        """Download the validation shard and the first window; the rest is downloaded during training."""
         source = self._describe(mirror)
         order = [self.files[-1].path.name] + [self.files[index].path.name for index in self.file_order("train", 0)]
         files = self._remote(order)
@@ -200,11 +200,11 @@ class HubFiles(ShardSource):
             self._background = BackgroundDownload(self.shards.folder, source, missing, self.connections)
 
     def download(self, mirror: str | None = None, report: Report | None = None) -> None:
-        """Download all of it.
+        """Download all files.
 
         Args:
-            mirror: Address to download from instead of the hub.
-            report: Told what arrives.
+            mirror: URL to download from instead of the hub.
+            report: Progress callback.
         """
         source = self._describe(mirror)
         files = self._remote([file.path.name for file in [self.files[-1], *self.files[:-1]]])
@@ -212,43 +212,43 @@ class HubFiles(ShardSource):
         self.shards.pin_validation(self.validation_sha256)
 
     def close(self) -> None:
-        """Stop a download that goes on in the background; what has arrived stays."""
+        """Stop a background download; downloaded data are kept."""
         if self._background is not None:
             self._background.stop()
             self._background = None
 
     def find_split(self) -> FileSplit:
-        """The files that the folder shall hold, by its manifest; not all may have arrived."""
+        """Return the files in the folder's manifest; some may not be downloaded yet."""
         manifest = self.shards.manifest()
         if manifest is None:
             raise UserError(f"'{self.path}' has no shards of {self.data_set.repo} yet; download them first")
         names = [*manifest["train"], manifest["validation"]]
         for name in names:
             if family_of(Path(name)) is None:
-                raise UserError(f"{self.data_set.repo}: {name} is of no kind that can be read; give another pattern")
+                raise UserError(f"{self.data_set.repo}: {name} has an unsupported file type; use another pattern")
         paths = [self.path / name for name in names]
         return FileSplit(train=paths[:-1], val=paths[-1:])
 
     @property
     def field(self) -> str:
-        """Column or field that has the text."""
+        """Column or field of the text."""
         return self.text_column
 
     def opened(self, file: int) -> RecordFile:
-        """The file of this number, once it has arrived."""
+        """Return a file by index; waits until it is downloaded."""
         if file not in self._here:
             self.shards.wait_for(self.files[file].path.name)
             self._here.add(file)
         return self.files[file]
 
     def check(self) -> None:
-        """Open the files that have arrived; each was looked at when it came."""
+        """Open the downloaded files; their contents were checked on arrival."""
         for file in self.files:
             if file.path.is_file():
                 file.check(thorough=False)
 
     def fingerprint(self) -> str:
-        """The names of the files."""
+        """Digest of the file names."""
         return "\n".join(file.path.name for file in self.files)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -274,15 +274,15 @@ class HubFiles(ShardSource):
 
 
 class ClimbMix(HubFiles):
-    """ClimbMix, 400 billion tokens of web text in 6,542 shuffled shards of about 100 MB, and one to validate with.
+    """ClimbMix: 400 billion tokens of web text in 6,542 shuffled shards of about 100 MB, plus a validation shard.
 
     Args:
-        num_shards: Shards to train on, about 55 million tokens each; the GPT-2 speedrun needs 170.
-        folder: Where they are kept; None is a folder of the user's cache.
-        validation_sha256: Checksum of the validation shard; None takes what the first download has found.
-        seed: Order of shards, row groups and rows.
+        num_shards: Number of training shards, about 55 million tokens each; the GPT-2 speedrun needs 170.
+        folder: Download folder; None is a folder of the user's cache.
+        validation_sha256: Checksum of the validation shard; None uses that of the first download.
+        seed: Seed of the order of shards, row groups and records.
         window: Shards whose row groups are shuffled together; training starts once this many are downloaded.
-        connections: Downloads at the same time.
+        connections: Number of parallel downloads.
     """
 
     last = 6542
@@ -301,10 +301,10 @@ class ClimbMix(HubFiles):
             seed=seed, window=window, connections=connections,
         )  # fmt: skip
         if num_shards > self.last:
-            raise UserError(f"num_shards is {num_shards}, but there are {self.last} to train on")
+            raise UserError(f"num_shards is {num_shards}, but there are only {self.last} training shards")
 
     def choose(self, source: DataSet) -> tuple[list[RemoteFile], RemoteFile]:
-        """By number: no list is needed."""
+        """Return the files by number, without a file list."""
         checksums = source.checksums()
 
         def shard(number: int) -> RemoteFile:
@@ -315,16 +315,16 @@ class ClimbMix(HubFiles):
 
 
 class FineWebEdu(HubFiles):
-    """FineWeb-Edu: web pages that teach something, 1.3 trillion tokens; by default from its sample of 10 billion.
+    """FineWeb-Edu: 1.3 trillion tokens of educational web pages; by default its sample of 10 billion.
 
     Args:
-        num_shards: Files to train on, about 2 GB each.
+        num_shards: Number of training files, about 2 GB each.
         sample: Folder of the data set: sample/10BT, sample/100BT, sample/350BT, or data/CC-MAIN-2024-10 and others.
-        folder: Where they are kept; None is a folder of the user's cache.
-        validation_sha256: Checksum of the validation file; None takes what the first download has found.
-        seed: Order of files, row groups and rows.
+        folder: Download folder; None is a folder of the user's cache.
+        validation_sha256: Checksum of the validation file; None uses that of the first download.
+        seed: Seed of the order of files, row groups and records.
         window: Files whose row groups are shuffled together; training starts once this many are downloaded.
-        connections: Downloads at the same time.
+        connections: Number of parallel downloads.
     """
 
     def __init__(
@@ -344,16 +344,16 @@ class FineWebEdu(HubFiles):
 
 
 class DCLM(HubFiles):
-    """DCLM-Baseline: web pages that a classifier has chosen, 4 trillion tokens, as compressed JSON lines.
+    """DCLM-Baseline: 4 trillion tokens of web pages selected by a classifier, as compressed JSON lines.
 
     Args:
-        num_shards: Files to train on.
-        part: Folder of the data set; shards are numbered anew in each.
-        folder: Where they are kept; None is a folder of the user's cache.
-        validation_sha256: Checksum of the validation file; None takes what the first download has found.
-        seed: Order of files and rows.
-        window: Files whose rows are shuffled together; training starts once this many are downloaded.
-        connections: Downloads at the same time.
+        num_shards: Number of training files.
+        part: Folder of the data set; each folder numbers its shards from 0.
+        folder: Download folder; None is a folder of the user's cache.
+        validation_sha256: Checksum of the validation file; None uses that of the first download.
+        seed: Seed of the order of files and records.
+        window: Files whose records are shuffled together; training starts once this many are downloaded.
+        connections: Number of parallel downloads.
     """
 
     def __init__(

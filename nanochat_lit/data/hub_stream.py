@@ -1,4 +1,4 @@
-"""Any data set of the Hugging Face hub, read as a stream by the `datasets` package."""
+"""Streaming of any Hugging Face data set with the `datasets` package."""
 
 import hashlib
 import random
@@ -11,34 +11,33 @@ from nanochat_lit.data.record_files import TextCheck
 from nanochat_lit.data.text_source import Split, TextSource
 
 BUFFER_CHARS = 200_000_000
-"""Characters that the order is drawn from, at most: rows of a megabyte must not fill the memory."""
+"""Maximum number of characters in the shuffle buffer, which bounds the memory for large records."""
 _ROWS_AT_ONCE = 16
 
 
 class HubStream(TextSource):
-    """A data set of the hub in whatever format, nothing of it kept on the disk.
+    """A hub data set of any format, streamed without storing files.
 
-    Texts come in the data set's order, shuffled within a buffer of at most 200 million characters, in another way each
-    epoch. Rows that are null, empty, binary, no UTF-8 or longer than 10 million characters are passed over before they
-    come into the buffer, the first of each kind with a warning.
+    Texts are shuffled per epoch within a buffer of at most 200 million characters. Records that are null, empty,
+    binary, not UTF-8 or longer than 10 million characters are skipped, with a warning for the first of each kind.
 
-    Every reader reads the whole stream and takes its turns, so that many readers cost many times the traffic. A place is
-    the number of a text in its epoch: coming back to it means reading up to it again. Another number of readers goes on
-    without repeating or skipping a text (see `ItemCursor`, and `loader.merged` for what packing has begun), as long as
-    the data set stays as it is: a revision makes sure. For large runs `HubFiles` is better, if the data set has parquet or
-    jsonl files.
+    Every reader reads the whole stream and uses its share, so the traffic grows with the number of readers. A position
+    is the index of a text in its epoch, and resuming reads up to it again. Another number of readers continues without
+    repeating or skipping a text (see `ItemCursor`, and `loader.merged` for documents in packing), provided that the
+    data set does not change: set a revision. For large runs prefer `HubFiles`, if the data set has parquet or jsonl
+    files.
 
     Args:
-        repo: What `datasets.load_dataset` takes: OWNER/NAME, or a format such as parquet.
+        repo: Argument of `datasets.load_dataset`: OWNER/NAME, or a format such as parquet.
         subset: Configuration of the data set.
-        split: Its split to train on.
-        val_split: Its split to validate on; None holds back the first rows of `split`.
-        val_rows: Rows to validate on.
-        text_column: Column that has the text.
+        split: Training split.
+        val_split: Validation split; None holds out the first records of `split`.
+        val_rows: Number of validation records.
+        text_column: Column of the text.
         data_files: Files or patterns, if not all.
-        revision: Commit, tag or branch of the data set; None is what it is today.
-        seed: Order within the buffer.
-        buffer_size: Texts that the order is drawn from, at most.
+        revision: Commit, tag or branch of the data set; None is the current version.
+        seed: Seed of the shuffle.
+        buffer_size: Maximum number of texts in the shuffle buffer.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class HubStream(TextSource):
     ) -> None:
         for name, value in (("val_rows", val_rows), ("buffer_size", buffer_size)):
             if value < 1:
-                raise UserError(f"{name} is {value}, but must be at least 1")
+                raise UserError(f"{name} is {value}; it must be at least 1")
         self.repo = repo
         self.subset = subset
         self.split = split
@@ -71,17 +70,17 @@ class HubStream(TextSource):
 
     @property
     def name(self) -> str:
-        """The data set."""
+        """Name of the data set."""
         return f"{self.repo} ({self.split})"
 
     def check(self) -> None:
-        """Read one row of each split."""
+        """Read one record of each split."""
         for split in ("train", "val"):
             if next(self.documents(split), None) is None:
                 raise UserError(f"{self.name} has no text for the {split} split")
 
     def validation(self) -> dict[str, str]:
-        """The sha256 of the texts that validation reads."""
+        """Return the sha256 of the validation texts."""
         digest = hashlib.sha256()
         for text in self.documents("val"):
             digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
@@ -89,13 +88,13 @@ class HubStream(TextSource):
         return {f"{self.repo} ({rows})": digest.hexdigest()}
 
     def documents(self, split: Split = "all") -> Iterator[str]:
-        """The texts in the order of the data set."""
+        """Yield the texts in the order of the data set."""
         if split == "val":
             return self._texts(self.val_split or self.split, stop=self.val_rows)
         return self._texts(self.split, self.val_rows if split == "train" and self.val_split is None else 0)
 
     def iterate(self, split: Split, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[str]:
-        """Every `world_size`-th text; 'train' shuffled within the buffer, by seed and epoch."""
+        """Yield every `world_size`-th text; 'train' is shuffled within the buffer by seed and epoch."""
         texts = self.documents(split)
         if split == "train":
             texts = self._shuffled(texts, random.Random(f"{self.seed}-{epoch}"))
@@ -111,7 +110,7 @@ class HubStream(TextSource):
             raise UserError(f"{self.repo} ({split}) cannot be read from the Hugging Face hub {_short(error)}") from None
 
     def _texts(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[str]:
-        """The texts in some rows of a split of the data set."""
+        """Yield the texts of a range of records of a split."""
         name = f"{self.repo} ({split})"
         for number, row in enumerate(islice(self._rows(split), start, stop), start):
             if self.text_column not in row:
@@ -121,9 +120,9 @@ class HubStream(TextSource):
                 yield text
 
     def _rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """The rows of a split of the data set.
+        """Yield the records of a split.
 
-        In batches, because the data set's own iterator would deal out its files to DataLoader workers.
+        Reads in batches, because the data set's own iterator would distribute its files over DataLoader workers.
         """
         batches = self._load(split).iter(batch_size=_ROWS_AT_ONCE)
         number = 0

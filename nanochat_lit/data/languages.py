@@ -1,7 +1,7 @@
-"""In which script, and for some scripts in which language, a text is likely to be: a guess from its first characters.
+"""Estimate of the script and language of a text from its first characters.
 
-Scripts are told by ranges of code points; among languages of the Latin and Cyrillic scripts the most frequent words
-decide. That is right for a page of ordinary text and says little about a line, a list of names or program code.
+Scripts are identified by code points; Latin and Cyrillic languages by frequent words. This is reliable for a page of
+ordinary text, but not for a line, a list of names or program code.
 """
 
 import bisect
@@ -16,7 +16,7 @@ SCRIPT_RANGES = (
     (0x4E00, "Han"), (0xA000, ""), (0xAC00, "Hangul"), (0xD7B0, ""), (0xF900, "Han"), (0xFB00, ""), (0xFB50, "Arabic"),
     (0xFE00, ""), (0xFE70, "Arabic"), (0xFF00, ""), (0x20000, "Han"), (0x32000, ""),
 )  # fmt: skip
-"""First code point of a range, and its script; nothing for signs, digits and what is not told apart."""
+"""First code point of a range, and its script; empty for signs, digits and unclassified characters."""
 _STARTS = tuple(start for start, _ in SCRIPT_RANGES)
 FREQUENT_WORDS = {
     "English": "the of and to in is that it was for with as on be by this are",
@@ -36,7 +36,7 @@ _WORD = re.compile(r"[^\W\d_]+")
 
 
 def script_shares(text: str) -> dict[str, float]:
-    """Share of each script among the letters of the first characters, the largest first; empty without letters."""
+    """Return the share of each script among the letters of the first characters, in descending order; may be empty."""
     counts: dict[str, int] = {}
     for char in text[:_LOOK_CHARS]:
         index = bisect.bisect_right(_STARTS, ord(char)) - 1
@@ -47,7 +47,7 @@ def script_shares(text: str) -> dict[str, float]:
 
 
 def guess_language(text: str) -> str:
-    """A language, or a script where languages are not told apart, or 'none' for text without letters."""
+    """Return a language, or a script whose languages are not distinguished, or 'none' for text without letters."""
     shares = script_shares(text)
     if not shares:
         return "none"

@@ -1,4 +1,4 @@
-"""Batches of a stream, read ahead by worker processes if wanted, from a place that can be written down and returned to."""
+"""A resumable loader of a stream's batches, optionally with worker processes."""
 
 import pickle
 import queue
@@ -19,38 +19,39 @@ from nanochat_lit.data.pretrain_stream import Batch, PretrainStream
 Stream = PretrainStream | ChatStream
 
 ENDLESS = 10**9
-"""Length that an endless loader reports. Without a length Lightning fetches one batch ahead, and the place would be off by one."""
+"""Length that an endless loader reports. Without a length Lightning prefetches one batch, and the position would be off
+by one."""
 
 PREFETCH = 8
-"""Batches that each worker has ready: enough to go on while another row group is read."""
+"""Prefetched batches per worker; enough to cover the reading of a row group."""
 
 RECEIVED = 4
-"""Batches that the training process has ready."""
+"""Prefetched batches of the training process."""
 
 SNAPSHOT_EVERY = 32
-"""Batches after which a worker sends its state along; to return to a place, fewer than these are read again."""
+"""Batches between state snapshots of a worker; after a resume, fewer than this many batches are read again."""
 
 
 Item = TypeVar("Item")
 
 _LOOK_S = 0.1
-"""How often a thread with nothing to do looks whether it is still wanted."""
+"""Interval in which an idle thread checks whether it should stop, seconds."""
 _FAREWELL_S = 10.0
 
 
 class ReadAhead(Iterator[Item], Generic[Item]):
-    """Reads up to `size` items of an iterator ahead, in a thread that ends with this object.
+    """Prefetches up to `size` items of an iterator in a thread that ends with this object.
 
     Args:
-        items: What to read; only the thread touches it from now on. An error in it comes out where its item would.
-        size: Items that may wait.
-        change: What the thread makes of each item.
+        items: Iterator to read; afterwards only the thread uses it. Its errors are raised in place of the item.
+        size: Maximum number of prefetched items.
+        change: Function applied to each item in the thread.
     """
 
     def __init__(self, items: Iterator[Any], size: int, change: Callable[[Any], Item]) -> None:
         self._waiting: queue.Queue[tuple[str, Any]] = queue.Queue(size)
         stop = threading.Event()
-        # the thread holds no reference to this object, so that dropping it is enough
+        # the thread has no reference to this object, so that it can be garbage collected
         thread = threading.Thread(target=_read, args=(items, change, self._waiting, stop), daemon=True)
         self._close = weakref.finalize(self, _end, thread, stop)
         self._ended: BaseException | None = None
@@ -67,7 +68,7 @@ class ReadAhead(Iterator[Item], Generic[Item]):
         raise item
 
     def close(self) -> None:
-        """End the thread, and what it reads from; nothing can be read any more."""
+        """Stop the thread and close its iterator; no items can be read afterwards."""
         self._ended = StopIteration()
         self._close()
 
@@ -97,19 +98,19 @@ def _end(thread: threading.Thread, stop: threading.Event) -> None:
 
 
 class ResumableLoader:
-    """An endless loader that knows its place.
+    """An endless, resumable loader.
 
-    Workers take turns, so the order of the batches depends on their number, not on their speed. The place counts the
-    batches given out; what workers have read ahead is read again after a resume.
+    Workers take turns, so the order of batches depends on their number but not on their speed. The position counts the
+    returned batches; prefetched batches are read again after a resume.
 
     Args:
         stream: The train split of a stream.
-        num_workers: Reading processes; 0 reads in this one.
-        pin_memory: Copy batches into page-locked memory, from which a GPU fetches faster.
+        num_workers: Worker processes; 0 reads in this process.
+        pin_memory: Copy batches to page-locked memory for faster transfer to a GPU.
 
     Attributes:
-        asked_at_s: When the last batch was asked for, by `time.perf_counter`.
-        waited_s: Seconds that all batches so far took to come.
+        asked_at_s: Time of the last request for a batch, from `time.perf_counter`.
+        waited_s: Total time spent waiting for batches, seconds.
     """
 
     def __init__(self, stream: Stream, num_workers: int = 0, pin_memory: bool = False) -> None:
@@ -124,14 +125,15 @@ class ResumableLoader:
 
     @property
     def num_readers(self) -> int:
-        """Processes that read, of this rank."""
+        """Number of reading processes of this rank."""
         return max(1, self.num_workers)
 
     def __len__(self) -> int:
         return ENDLESS
 
     def __iter__(self) -> Iterator[Batch]:
-        # Not a generator: workers start, and the DataLoader draws from torch's generator, now and not at the first batch.
+        # Not a generator: workers must start, and the DataLoader must draw its seed, now rather than at the first
+        # batch.
         self._started = True
         if self.num_workers == 0:
             if state := self._readers[0]["state"]:
@@ -147,7 +149,7 @@ class ResumableLoader:
         return _Timed(self, self._counted(ReadAhead(iter(loader), RECEIVED, self._opened)))
 
     def _opened(self, load: "_Loaded") -> "_Loaded":
-        """In the thread that receives: the batch as tensors."""
+        """Convert a received batch to tensors, in the receiving thread."""
         batch = self.stream.batch_of(load.rows)
         return replace(
             load, rows={name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin_memory else batch
@@ -166,14 +168,14 @@ class ResumableLoader:
 
     @property
     def lost(self) -> float:
-        """Share of the tokens read so far, of this rank and of the run before a resume, that packing has thrown away."""
+        """Fraction of this rank's tokens that packing has discarded, including before a resume."""
         if self.num_workers == 0:
             return self.stream.counts.lost
         used, cropped = (sum(column) for column in zip(*self._used, strict=True))
         return cropped / max(1, used + cropped)
 
     def position(self) -> dict[str, Any]:
-        """The place after the last batch given out: tensors, numbers, lists and dicts, for a checkpoint."""
+        """Return the position after the last returned batch, for a checkpoint."""
         if self.num_workers == 0 and self._started:
             readers = [{"state": pack_state(self.stream.state_dict()), "since": 0}]
         else:
@@ -181,24 +183,24 @@ class ResumableLoader:
         return {"readers": readers, "next_reader": self._next_reader}
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Let the next iteration continue from a place of a loader with as many readers and the same stream."""
-        assert len(position["readers"]) == self.num_readers, "places of other numbers of readers go through `merged`"
+        """Start the next iteration at a position of a loader with the same stream and number of readers."""
+        assert len(position["readers"]) == self.num_readers, "use `merged` for another number of readers"
         self._readers = [{**reader, "state": unpack_state(reader["state"])} for reader in position["readers"]]
         self._next_reader = position["next_reader"]
         self._started = False
 
 
 def merged(stream: Stream, positions: list[dict[str, Any]], num_readers: int, world_size: int) -> dict[str, Any]:
-    """The place from which another number of ranks or workers goes on with what has not been used.
+    """Return the position from which another number of ranks or workers continues with the unused data.
 
-    No document comes twice, and none is skipped but those that are split and of which a part has been used, at most a
-    buffer for each reader. With workers the batches since their last snapshot are read again.
+    No document is repeated. None is skipped, except partly used split documents, at most one buffer per reader. With
+    workers, the batches since their last snapshot are read again.
 
     Args:
-        stream: Whose places they are.
-        positions: Of all ranks.
-        num_readers: Readers of a rank that continues.
-        world_size: Ranks that continue.
+        stream: Stream of the positions.
+        positions: Positions of all ranks.
+        num_readers: Readers per continuing rank.
+        world_size: Number of continuing ranks.
     """
     states = [reader["state"] for position in positions for reader in position["readers"]]
     state = stream.merge(states, num_readers * world_size) if all(states) else {}
@@ -206,7 +208,7 @@ def merged(stream: Stream, positions: list[dict[str, Any]], num_readers: int, wo
 
 
 def pack_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A stream's state with its buffered documents as a few tensors: lists of a million numbers take seconds to load."""
+    """Pack the buffered documents of a stream's state into a few tensors, which load much faster than long lists."""
     if not state or state["packer"] is None:
         return state
     packer, buffer = state["packer"], state["packer"]["buffer"]
@@ -226,7 +228,7 @@ def pack_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def unpack_state(state: dict[str, Any]) -> dict[str, Any]:
-    """The state that `pack_state` was given."""
+    """Invert `pack_state`."""
     if not state or state["packer"] is None:
         return state
     packer, buffer = state["packer"], state["packer"]["buffer"]
@@ -242,7 +244,7 @@ def unpack_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _joined(parts: Sequence[Any]) -> torch.Tensor:
-    """Token ids or masks one after the other, two bytes each where that is what they have."""
+    """Concatenate token ids or masks, keeping two-byte types."""
     if not parts:
         return torch.zeros(0, dtype=torch.int32)
     if isinstance(parts[0], np.ndarray):
@@ -252,7 +254,7 @@ def _joined(parts: Sequence[Any]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """The state of a worker's stream, pickled by the worker itself: no checkpoint, from whomever, can hold one."""
+    """The state of a worker's stream, pickled by the worker; never part of a checkpoint."""
 
     pickled: torch.Tensor
 
@@ -273,7 +275,7 @@ def _unchanged(item: Any) -> Any:
 
 
 class _Timed(Iterator[Batch]):
-    """Lets the loader know how long its batches take."""
+    """Records the waiting times of a loader."""
 
     def __init__(self, loader: ResumableLoader, batches: Iterator[Batch]) -> None:
         self.loader = loader
@@ -288,22 +290,22 @@ class _Timed(Iterator[Batch]):
 
 @dataclass
 class _Loaded:
-    """What a worker sends: a batch, and now and then its state, in shared memory.
+    """Message of a worker: a batch, and occasionally its state in shared memory.
 
-    Rows of text go through the pipe, two bytes a token: that takes less than setting up shared memory for them. A
-    thread of the receiving process makes tensors of them, page-locked ones for a GPU.
+    Sequences of text are sent through the pipe with two bytes per token, which is faster than allocating shared memory.
+    A thread of the receiving process converts them to tensors, page-locked for a GPU.
     """
 
     rows: Any
-    """What `rows` of the stream gives; once received, the batch."""
+    """Result of the stream's `rows`; after receiving, the batch."""
     snapshot: _Snapshot | None
-    """The state of the stream."""
+    """State of the stream."""
     used: tuple[int, int]
-    """Tokens used and cropped so far, by the reader."""
+    """Tokens used and cropped so far by the reader."""
 
 
 class _Reader(IterableDataset[_Loaded]):
-    """In a worker: the batches of its share, now and then with its state."""
+    """Yields a worker's share of the batches, occasionally with its state."""
 
     def __init__(self, stream: Stream, readers: list[dict[str, Any]], first: int) -> None:
         self.stream = stream
@@ -313,7 +315,7 @@ class _Reader(IterableDataset[_Loaded]):
     def __iter__(self) -> Iterator[_Loaded]:
         worker = get_worker_info()
         assert worker is not None
-        # The DataLoader asks worker 0 first; it reads for the reader whose turn it is.
+        # The DataLoader requests worker 0 first, which reads for the reader whose turn it is.
         self.stream.reader_shift = self.first
         reader = self.readers[(worker.id + self.first) % worker.num_workers]
         if state := _whole(reader["state"]):

@@ -1,13 +1,12 @@
-"""Packing token lists into rows of one length: best fit, every token accounted for.
+"""Best-fit packing of token lists into sequences of equal length, with token accounting.
 
     text           |bos doc A .......|bos doc C ..|bos doc F, cropped to fill|
     conversations  |bos chat A ......|bos chat C ....|bos chat B .|pad pad pad|
 
-Both fill a row with the largest buffered item that still fits, the oldest of equals (see FitBuffer). When nothing fits, text crops the
-shortest document to fill the row (the rest of it is lost: better than padding where text is plenty), conversations
-are padded. The order of the rows depends on the items and the buffer alone. A row has one token more than the model's
-sequence, for the targets. Documents and rows of text are numpy arrays, so that they cost little to copy, to send from a
-worker and to keep in a checkpoint; conversations are short and come as lists.
+Both fill a sequence with the largest buffered item that still fits, the oldest of equals (see FitBuffer). If nothing
+fits, text crops the shortest document to fill the sequence and discards the remainder; conversations are padded. The
+order depends only on the items and the buffer. A packed sequence has one more token than the model's input, for the
+targets. Text is stored as numpy arrays, which are cheap to copy, send and checkpoint; conversations are short lists.
 """
 
 import bisect
@@ -22,51 +21,51 @@ from nanochat_lit.common.errors import UserError
 Item = TypeVar("Item")
 Row = TypeVar("Row")
 Tokens = np.ndarray
-"""Token ids of a document or a row, one dimension, any type of integer."""
+"""Token ids of a document or a sequence, one-dimensional, of any integer type."""
 PaddedRow = tuple[list[int], list[int]]
-"""Token ids and loss mask, both of the row's length."""
+"""Token ids and loss mask, both of the sequence's length."""
 Masked = tuple[list[int], list[int]]
 
 
 @dataclass
 class PackingCounts:
-    """Where the tokens went: `read + added == used + cropped` plus the buffer and, for text, the unfinished row."""
+    """Token counts: `read + added == used + cropped` plus the buffer and, for text, the unfinished sequence."""
 
     items: int = 0
-    """Documents or conversations taken in."""
+    """Number of documents or conversations read."""
     rows: int = 0
-    """Rows given out."""
+    """Number of sequences returned."""
     read: int = 0
-    """Tokens of the items, before anything is cut or added."""
+    """Tokens of the items, before cropping and additions."""
     added: int = 0
-    """BOS tokens put before the later pieces of a document that was split."""
+    """BOS tokens added to the later chunks of split documents."""
     used: int = 0
-    """Tokens in the rows given out, padding not counted."""
+    """Tokens in the returned sequences, excluding padding."""
     cropped: int = 0
-    """Tokens lost by cropping or cutting."""
+    """Tokens lost by cropping or truncation."""
     unfinished: int = 0
-    """Tokens of the last row of a finite stream, which did not become full and is not given out."""
+    """Tokens of the last, incomplete sequence of a finite stream, which is not returned."""
     padding: int = 0
     """Positions filled with padding."""
     items_cut: int = 0
-    """Conversations longer than a row, cut at the row."""
+    """Number of truncated conversations."""
 
     @property
     def lost(self) -> float:
-        """Share of the tokens so far that were cropped or cut off; 0 before there are any."""
+        """Return the fraction of lost tokens; 0 before any token."""
         return self.cropped / max(1, self.used + self.cropped)
 
 
 class FitBuffer(Generic[Item]):
-    """Items sorted by length, then by age; among equals the oldest goes out first, or any when scattered.
+    """Buffer of items sorted by length, then by age; removes the oldest of equals, or a pseudo-random one if scattered.
 
-    Scattered means a choice that looks random but depends only on how many went out before. It is for the pieces of
-    split documents: most of them are exactly as long as a row, so by age every batch would be one stretch of one
-    document. (A fixed random place per item would not do: late places would fill the buffer and stay.)
+    The scattered choice depends only on the number of earlier removals. It is for chunks of split documents: most have
+    exactly the length of a sequence, so by age every batch would be a contiguous part of one document. (A fixed random
+    key per item would not work, because items with late keys would accumulate in the buffer.)
     """
 
     def __init__(self, scatter: bool = False) -> None:
-        # length, number of arrival, item; the number is unique, so items are never compared
+        # (length, arrival number, item); the number is unique, so items are never compared
         self._entries: list[tuple[int, int, Item]] = []
         self._scatter = scatter
         self._num_added = 0
@@ -77,53 +76,53 @@ class FitBuffer(Generic[Item]):
 
     @property
     def num_added(self) -> int:
-        """Items so far, which is the number under which the next will arrive."""
+        """Number of items added so far, the arrival number of the next item."""
         return self._num_added
 
     def numbers(self) -> list[int]:
-        """Under which numbers the items have arrived that are here."""
+        """Return the arrival numbers of the buffered items."""
         return [number for _, number, _ in self._entries]
 
     def add(self, item: Item, length: int) -> None:
-        """Put in an item, the youngest so far."""
+        """Add an item."""
         bisect.insort(self._entries, (length, self._num_added, item))
         self._num_added += 1
 
     def pop_largest(self, limit: int) -> Item | None:
-        """Take out one of the longest items that are at most `limit` long; None if there is none."""
-        end = bisect.bisect_left(self._entries, (limit + 1,))  # a tuple is smaller than those that it begins
+        """Remove and return one of the longest items of at most `limit` length; None if there is none."""
+        end = bisect.bisect_left(self._entries, (limit + 1,))  # a prefix tuple sorts before longer tuples
         if end == 0:
             return None
         longest = self._entries[end - 1][0]
         index = bisect.bisect_left(self._entries, (longest,), hi=end)
         if self._scatter:
-            # Knuth's multiplicative hash; the upper bits, because the lower ones repeat.
+            # Knuth's multiplicative hash; uses the upper bits, because the lower ones repeat.
             index += (self._num_popped * 0x9E3779B97F4A7C15 % 2**64) * (end - index) >> 64
         self._num_popped += 1
         return self._entries.pop(index)[2]
 
     def pop_shortest(self) -> Item:
-        """Take out the oldest of the shortest items."""
+        """Remove and return the oldest of the shortest items."""
         return self._entries.pop(0)[2]
 
     def state_dict(self) -> dict[str, Any]:
-        """The items with their lengths and numbers of arrival."""
+        """Return the items with their lengths and arrival numbers."""
         return {"items": list(map(list, self._entries)), "num_added": self._num_added, "num_popped": self._num_popped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the buffer that gave `state`."""
+        """Restore a state."""
         self._entries = [(length, number, item) for length, number, item in state["items"]]
         self._num_added, self._num_popped = state["num_added"], state["num_popped"]
 
 
 class PackedRows(Iterator[Row], Generic[Item, Row]):
-    """Rows made of items in a buffer, which a subclass fills and empties. Between two rows its state is the buffer and the counts."""
+    """Base class of packers; its state between two sequences is the buffer and the counts."""
 
     def __init__(self, items: Iterable[Any], row_len: int, buffer_size: int, scatter: bool = False) -> None:
         if row_len < 2:
-            raise UserError(f"a row of {row_len} tokens has no target; use a sequence length of at least 1")
+            raise UserError(f"a sequence of {row_len} tokens has no target; use a sequence length of at least 1")
         if buffer_size < 1:
-            raise UserError(f"buffer_size is {buffer_size}, but must be at least 1")
+            raise UserError(f"buffer_size is {buffer_size}; it must be at least 1")
         self.counts = PackingCounts()
         self.buffer: FitBuffer[Item] = FitBuffer(scatter)
         self._items = iter(items)
@@ -131,11 +130,11 @@ class PackedRows(Iterator[Row], Generic[Item, Row]):
         self._buffer_size = buffer_size
 
     def state_dict(self) -> dict[str, Any]:
-        """Numbers, lists and arrays from which an iterator over the following items continues exactly."""
+        """Return a state from which an iterator over the following items continues exactly."""
         return {"buffer": self.buffer.state_dict(), "counts": asdict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state; the items must begin with the first that was not read then."""
+        """Restore a state; the items must begin with the first unread one."""
         self.buffer.load_state_dict(state["buffer"])
         self.counts = PackingCounts(**state["counts"])
 
@@ -147,22 +146,22 @@ class PackedRows(Iterator[Row], Generic[Item, Row]):
             self._take(item)
 
     def _take(self, item: Any) -> None:
-        """Count an item and put it, or what is made of it, into the buffer."""
+        """Count an item and add it, or its chunks, to the buffer."""
         raise NotImplementedError
 
 
 class BestFitRows(PackedRows[Tokens, Tokens]):
-    """Packs documents into full rows, each of which begins with the BOS of a document.
+    """Packs documents into full sequences that begin with the BOS of a document.
 
-    A last row that does not become full is counted as unfinished and not given out.
+    A last, incomplete sequence is counted as unfinished and not returned.
 
     Args:
         documents: Token ids, each beginning with BOS.
-        row_len: Tokens in a row: the sequence length and one.
-        buffer_size: Documents to choose from; the buffer is topped up before every choice.
-        long_documents: 'crop': a document longer than a row can only be used by cropping, its rest is lost. 'split':
-            it is first cut into pieces of at most `row_len` tokens that each begin with BOS again, and pieces of
-            equal length are used in a scattered order.
+        row_len: Tokens per packed sequence, the sequence length plus one.
+        buffer_size: Number of documents to choose from; the buffer is refilled before every choice.
+        long_documents: 'crop' crops documents longer than a sequence and discards the remainder. 'split' first splits
+            them into chunks of at most `row_len` tokens that each begin with BOS; chunks of equal length are used in a
+            scattered order.
     """
 
     def __init__(
@@ -209,13 +208,14 @@ class BestFitRows(PackedRows[Tokens, Tokens]):
 
 
 class PaddedRows(PackedRows[Masked, PaddedRow]):
-    """Packs conversations whole into rows, and pads a row when nothing fits any more.
+    """Packs whole conversations into sequences, padded when nothing fits.
 
     Args:
         conversations: Token ids and loss mask of each, equally long.
-        row_len: Tokens in a row: the sequence length and one. A longer conversation is cut here, and counted.
-        pad_id: Token for the padding; its loss mask is 0.
-        buffer_size: Conversations to choose from; the buffer is topped up before every choice.
+        row_len: Tokens per packed sequence, the sequence length plus one. Longer conversations are truncated and
+            counted.
+        pad_id: Padding token; its loss mask is 0.
+        buffer_size: Number of conversations to choose from; the buffer is refilled before every choice.
     """
 
     def __init__(self, conversations: Iterable[Masked], row_len: int, pad_id: int, buffer_size: int = 1000) -> None:
@@ -254,7 +254,7 @@ class PaddedRows(PackedRows[Masked, PaddedRow]):
 
 
 def split_document(token_ids: Tokens, max_len: int) -> list[Tokens]:
-    """Cut a document into pieces of at most `max_len` tokens, each beginning with the document's first token (BOS)."""
+    """Split a document into chunks of at most `max_len` tokens that each begin with its first token (BOS)."""
     if len(token_ids) <= max_len:
         return [token_ids]
     bos = token_ids[:1]

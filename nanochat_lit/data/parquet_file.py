@@ -25,12 +25,12 @@ class ParquetFile(RecordFile):
 
     @property
     def num_rows(self) -> int:
-        """Rows of all row groups."""
+        """Number of rows of all row groups."""
         blocks = self.blocks()
         return blocks[-1][1] if blocks else 0
 
     def blocks(self) -> list[tuple[int, int]]:
-        """The row groups."""
+        """Return the row groups."""
         if self._groups is None:
             with self._open() as file:
                 start = 0
@@ -43,7 +43,7 @@ class ParquetFile(RecordFile):
         return self._groups
 
     def read(self, rows: Sequence[int]) -> Iterator[Any]:
-        """Items of rows of one row group."""
+        """Yield items of rows of one row group."""
         if not rows:
             return
         columns = [self.column]
@@ -56,7 +56,7 @@ class ParquetFile(RecordFile):
             yield self.item(about[name], about, lambda row=row: f"{self.path}, row {row}")
 
     def names(self) -> list[str]:
-        """The columns."""
+        """Return the column names."""
         names = self._names
         if names is None:
             with self._open() as file:
@@ -64,7 +64,7 @@ class ParquetFile(RecordFile):
         return names
 
     def values(self, rows: Sequence[int], columns: list[str]) -> dict[str, list[Any]]:
-        """By column, the values in rows of one row group, in the order asked for."""
+        """Return values by column for rows of one row group, in the given order."""
         import pyarrow
 
         index = bisect.bisect_right(self.blocks(), rows[0], key=lambda block: block[0]) - 1
@@ -96,26 +96,28 @@ class ParquetFile(RecordFile):
         return file
 
     def _unreadable(self, error: Exception, damage: str) -> UserError:
-        """What to tell about an error of pyarrow or of the system, which need not be damage."""
+        """Convert an error of pyarrow or the system, which need not mean damage, to a UserError."""
         import pyarrow
 
         reason = " ".join(str(error).split())[:120]
         if isinstance(error, pyarrow.ArrowNotImplementedError):
             return UserError(
-                f"'{self.path}' has what pyarrow {pyarrow.__version__} cannot read ({reason}); write it anew"
+                f"'{self.path}' is not supported by pyarrow {pyarrow.__version__} ({reason}); rewrite the file"
             )
         if isinstance(error, MemoryError):
-            return UserError(f"'{self.path}' needs more memory than there is ({reason}); write smaller row groups")
+            return UserError(f"'{self.path}' needs more memory than available ({reason}); write smaller row groups")
         if isinstance(error, OSError) and error.errno:
             return UserError(f"'{self.path}' cannot be read ({error.strerror})")
-        return UserError(f"'{self.path}' {damage} ({reason}); delete it and get it again")
+        return UserError(f"'{self.path}' {damage} ({reason}); delete it and download it again")
 
 
 def _picked(column: "pyarrow.ChunkedArray", places: list[int]) -> list[Any]:
-    """Values of a column as Python objects; text that is not UTF-8 as bytes, so that only that row is lost."""
+    """Return values of a column as Python objects; invalid UTF-8 as bytes, so that only that row is lost."""
     import pyarrow
 
-    with contextlib.suppress(pyarrow.ArrowNotImplementedError):  # of views, alone or within lists, nothing can be taken
+    with contextlib.suppress(
+        pyarrow.ArrowNotImplementedError
+    ):  # string views, alone or within lists, do not support take
         column, places = column.take(pyarrow.array(places, pyarrow.int64())), list(range(len(places)))
     try:
         values = column.to_pylist()

@@ -1,10 +1,10 @@
-"""A folder of prepared shards: made of a folder of text and a tokenizer, once, for many runs.
+"""A folder of prepared shards: text tokenized ahead of training.
 
-    shard_00000.tokens, ...   token ids, a file for each text file (see prepared_file.py)
-    tokenizer/                the tokenizer that made them
-    prepared.json             written last: the shards in order, those for validation last
+    shard_00000.tokens, ...   token ids, one file per text file (see prepared_file.py)
+    tokenizer/                the tokenizer of the shards
+    prepared.json             written last: the shards in order, validation shards last
 
-Shards are written one by one, so that a preparation that was stopped goes on with the first that is missing.
+Shards are written one by one, so an interrupted preparation resumes at the first missing shard.
 """
 
 import errno
@@ -32,7 +32,7 @@ FORMAT = "nanochat-lit prepared text"
 
 
 def is_prepared(path: object) -> bool:
-    """Whether a path is a folder of prepared shards, finished or not."""
+    """Return whether a path is a folder of prepared shards, finished or not."""
     if not isinstance(path, (str, Path)):
         return False
     folder = Path(path)
@@ -40,7 +40,7 @@ def is_prepared(path: object) -> bool:
 
 
 def prepared_split(folder: Path) -> FileSplit:
-    """Which shards train and which validate.
+    """Return the training and validation shards.
 
     Raises:
         UserError: If the preparation was not finished, or a shard is missing.
@@ -55,12 +55,12 @@ def prepared_split(folder: Path) -> FileSplit:
     for path in paths:
         if not path.is_file():
             raise UserError(f"'{path}' is missing; run the same `data prepare` again")
-    num_train = content.get("num_train", max(1, len(paths) - 1))  # earlier versions did not write it
+    num_train = content.get("num_train", max(1, len(paths) - 1))  # missing in folders of earlier versions
     return FileSplit(train=paths[:num_train], val=paths[num_train:])
 
 
 def check_tokenizer(folder: Path, tokenizer: "Tokenizer") -> None:
-    """Raise UserError unless the shards of a folder, finished or not, were made by this tokenizer."""
+    """Raise UserError unless the shards of a folder were prepared with this tokenizer."""
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         found = read_header(path).tokenizer.hex()
         if found != tokenizer.fingerprint:
@@ -78,17 +78,18 @@ def prepare(
     num_threads: int = 1,
     report: Callable[[Path, Header, bool], Any] = lambda _path, _header, _is_new: None,
 ) -> list[Header]:
-    """Write the shards that are missing, then the list of all.
+    """Write the missing shards, then the list of all shards.
 
     Args:
         source: Text files.
-        tokenizer: Encodes them.
-        folder: Where to write; made if needed.
-        num_threads: Native threads that encode.
-        report: Called after each shard with its path, its header and whether it was written now.
+        tokenizer: Tokenizer to use.
+        folder: Output folder; created if needed.
+        num_threads: Native tokenizer threads.
+        report: Called after each shard with its path, its header and whether it is new.
 
     Raises:
-        UserError: For bad text, a folder that was prepared with another tokenizer, or no space left; what was finished stays.
+        UserError: For bad text, a folder that was prepared with another tokenizer, or a full disk; finished shards are
+            kept.
     """
     try:
         with locked(folder / ".lock"):
@@ -97,7 +98,7 @@ def prepare(
         reason = error.strerror or str(error)
         hint = ""
         if error.errno == errno.ENOSPC:
-            hint = f"; {shutil.disk_usage(folder).free:,} bytes are free there: make room and run it again, finished shards stay"
+            hint = f"; {shutil.disk_usage(folder).free:,} bytes are free there: free disk space and run it again, finished shards are kept"
         raise UserError(f"cannot write into '{folder}' ({reason}){hint}") from None
 
 
@@ -111,9 +112,9 @@ def _prepare(
     paths = _shard_paths(source, folder)
     for path in paths:
         if path.is_file() and _header(path) is None:
-            path.unlink()  # damaged: its turn comes again
+            path.unlink()  # damaged: written again
     check_tokenizer(folder, tokenizer)
-    for rest in folder.glob(f".*{SUFFIX}.*.tmp"):  # of a preparation that was killed; the lock is ours
+    for rest in folder.glob(f".*{SUFFIX}.*.tmp"):  # left by a killed preparation; this process has the lock
         rest.unlink()
     (folder / LIST_FILE).unlink(missing_ok=True)
     tokenizer.save(folder / TOKENIZER_FOLDER)
@@ -127,7 +128,7 @@ def _prepare(
             fingerprints = (tokenizer.fingerprint, digest)
             dtype = token_dtype(tokenizer.vocab_size)
             header = write_shard(path, documents, source.files[index].blocks(), dtype, fingerprints)
-        assert header is not None, "it was there or has been written"
+        assert header is not None, "the shard exists or was written"
         headers.append(header)
         report(path, header, is_new)
     content = {
@@ -145,13 +146,13 @@ def _prepare(
 
 def _shard_paths(source: "FileSource", folder: Path) -> list[Path]:
     names = [file.path.name.split(".")[0] for file in source.files]
-    if len(set(names)) < len(names):  # a.b.txt and a.c.txt, or the same name in two folders
+    if len(set(names)) < len(names):  # for example a.b.txt and a.c.txt, or equal names in two folders
         names = [source.file_name(file.path).replace("/", "__") for file in source.files]
     return [folder / f"{name}{SUFFIX}" for name in names]
 
 
 def _header(path: Path) -> Header | None:
-    """Of a shard that is there and whole, else None."""
+    """Return the header of an existing, complete shard, else None."""
     try:
         return read_header(path) if path.is_file() else None
     except UserError:
@@ -161,7 +162,7 @@ def _header(path: Path) -> Header | None:
 def _documents(
     source: "FileSource", index: int, tokenizer: "Tokenizer", num_threads: int
 ) -> Iterator[np.ndarray | None]:
-    """Every row of a file as tokens; None for a row without text."""
+    """Yield every record of a file as tokens; None for a record without text."""
     rows = (item for start, stop in source.files[index].blocks() for item in source.read(index, range(start, stop)))
     for batch in batched(rows, ENCODE_BATCH_SIZE):
         documents = iter(encoded_documents(tokenizer, [text for text in batch if text is not None], num_threads))

@@ -1,12 +1,12 @@
-"""One prepared shard: the token ids of a file's documents, read through a memory map.
+"""A prepared shard: the token ids of a file's documents, memory-mapped.
 
     header    128 bytes: mark, version, bytes per token, counts, CRC32, sha256 of tokenizer and text file (see `Header`)
-    tokens    documents one after the other, each from BOS on, little endian, filled up to a multiple of 8 bytes
-    offsets   int64, one more than rows: where each row begins; a row without text has no tokens
-    blocks    int64, one more than blocks: the first row of each block of the text file
+    tokens    consecutive documents, each beginning with BOS, little endian, padded to a multiple of 8 bytes
+    offsets   int64, number of records + 1: start of each record; a record without text has no tokens
+    blocks    int64, number of blocks + 1: first record of each block of the text file
 
-Rows and blocks are those of the text file, so that both give the same documents in the same order. The sizes in the
-header add up to the size of the file, or it is not whole.
+Records and blocks are those of the text file, so that both yield the same documents in the same order. If the sizes in
+the header do not add up to the file size, the file is incomplete.
 """
 
 import itertools
@@ -34,24 +34,24 @@ _CHUNK_BYTES = 2**24
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of a shard say, in this order."""
+    """Fields at the beginning of a shard, in this order."""
 
     mark: bytes
-    """That it is a prepared shard."""
+    """File signature."""
     version: int
-    """Of the format."""
+    """Version of the format."""
     itemsize: int
-    """Bytes of a token: 2 or 4."""
+    """Bytes per token: 2 or 4."""
     num_rows: int
-    """Rows of the text file, those without text included."""
+    """Number of records of the text file, including those without text."""
     num_tokens: int
-    """Of all documents, BOS included."""
+    """Number of tokens of all documents, including BOS."""
     num_blocks: int
-    """Blocks of the text file."""
+    """Number of blocks of the text file."""
     crc32: int
-    """Of everything behind the header."""
+    """CRC32 of everything after the header."""
     reserved: int
-    """0."""
+    """Reserved, 0."""
     tokenizer: bytes
     """sha256 of the tokenizer's model file."""
     source: bytes
@@ -59,17 +59,17 @@ class Header:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of all tokens, filled up to a multiple of 8."""
+        """Bytes of all tokens, padded to a multiple of 8."""
         return -(-self.num_tokens * self.itemsize // 8) * 8
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the whole file."""
+        """Size of the file."""
         return HEADER_BYTES + self.token_bytes + 8 * (self.num_rows + 1 + self.num_blocks + 1)
 
 
 class PreparedFile(RecordFile):
-    """Documents of tokens by row."""
+    """Tokenized documents by record."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "tokens")
@@ -77,11 +77,11 @@ class PreparedFile(RecordFile):
         self._arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}  # a worker maps the file anew; else its content would be sent
+        return {**self.__dict__, "_arrays": None}  # a worker maps the file itself; otherwise its contents would be sent
 
     @property
     def header(self) -> Header:
-        """What the file says of itself.
+        """Header of the file.
 
         Raises:
             UserError: If it is not a prepared shard, has another version, or is truncated.
@@ -93,24 +93,24 @@ class PreparedFile(RecordFile):
 
     @property
     def num_rows(self) -> int:
-        """Rows of the text file."""
+        """Number of records of the text file."""
         return self.header.num_rows
 
     def blocks(self) -> list[tuple[int, int]]:
-        """Ranges of rows that the text file keeps together."""
+        """Return the blocks of the text file as ranges of records."""
         starts = self._mapped()[2].tolist()
         return list(itertools.pairwise(starts))
 
     def read(self, rows: Sequence[int]) -> Iterator[np.ndarray | None]:
-        """Documents of tokens, views of the file; None for a row without text."""
-        self.check_unchanged()  # a shortened file would end the process when its pages are touched
+        """Yield tokenized documents as views of the file; None for a record without text."""
+        self.check_unchanged()  # accessing pages of a truncated file would kill the process
         tokens, offsets, _ = self._mapped()
         for row in rows:
             start, stop = int(offsets[row]), int(offsets[row + 1])
             yield tokens[start:stop] if stop > start else None
 
     def check(self, thorough: bool) -> int:
-        """Raise UserError if the file is not whole; `thorough` reads every byte and compares the checksum."""
+        """Raise UserError if the file is incomplete; `thorough` also verifies the checksum."""
         header = self.header
         if not thorough:
             return header.num_rows
@@ -135,7 +135,7 @@ class PreparedFile(RecordFile):
 
 
 def read_header(path: Path) -> Header:
-    """The header of a shard; raises UserError as `PreparedFile.header` does."""
+    """Return the header of a shard; raises UserError as `PreparedFile.header`."""
     try:
         with path.open("rb") as file:
             data = file.read(HEADER_BYTES)
@@ -152,7 +152,7 @@ def read_header(path: Path) -> Header:
         )
     if header.itemsize not in (2, 4) or size != header.file_bytes:
         raise UserError(
-            f"'{path}' is not whole ({size:,} bytes, expected {header.file_bytes:,}); "
+            f"'{path}' is incomplete ({size:,} bytes, expected {header.file_bytes:,}); "
             "delete it and run `data prepare` again"
         )
     return header
@@ -165,12 +165,12 @@ def write_shard(
     dtype: np.dtype,
     fingerprints: tuple[str, str],
 ) -> Header:
-    """Write a shard, which appears under its name when it is whole.
+    """Write a shard atomically.
 
     Args:
-        path: Where.
-        documents: Token ids of every row in order; None for a row without text.
-        blocks: Ranges of rows, in order and without gaps.
+        path: Path of the shard.
+        documents: Token ids of every record in order; None for a record without text.
+        blocks: Ranges of records, in order and without gaps.
         dtype: uint16 or uint32.
         fingerprints: sha256 of the tokenizer and of the text file, in hexadecimal.
     """

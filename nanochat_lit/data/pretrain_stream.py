@@ -1,4 +1,4 @@
-"""Text as batches for pretraining: source -> tokens -> best-fit rows -> {"inputs", "targets"}, each (B, T) int64."""
+"""Stream of pretraining batches: source -> tokens -> best-fit packing -> {"inputs", "targets"}, each (B, T) int64."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,18 +26,18 @@ _NOTHING = -1
 
 
 class BufferedPlaces:
-    """Places of documents by the numbers under which their pieces have arrived in the buffer.
+    """Maps arrival numbers of chunks in the buffer to positions of documents.
 
-    A document that is split has several pieces; once one of them has been used, its position is not given again.
+    A split document has several chunks; once one of them was used, its position is not returned again.
     """
 
     def __init__(self, buffer: FitBuffer[Any]) -> None:
         self._buffer = buffer
-        self._entries: list[tuple[int, list[int]]] = []  # first number, place
-        self._counts: dict[int, int] = {}  # of pieces, by the first number, for documents of before a resume
+        self._entries: list[tuple[int, list[int]]] = []  # first arrival number, position
+        self._counts: dict[int, int] = {}  # number of chunks by first arrival number, for documents before a resume
 
     def add(self, place: Sequence[int]) -> None:
-        """Take note that the next document to arrive comes from here."""
+        """Record the position of the next document to arrive."""
         if len(self._entries) >= _PRUNE_AT:
             kept = self._whole()
             self._entries = [(first, place) for first, _, place in kept]
@@ -45,16 +45,16 @@ class BufferedPlaces:
         self._entries.append((self._buffer.num_added, list(place)))
 
     def state(self) -> torch.Tensor:
-        """First number, number of pieces and place of each document of which nothing has been used; a row each.
+        """Return a row per unused document: first arrival number, number of chunks, position.
 
-        Places of different sources of a mixture differ in length: shorter ones end in _NOTHING.
+        Positions of different sources of a mixture differ in length; shorter ones are padded with _NOTHING.
         """
         rows = [[first, count, *place] for first, count, place in self._whole()]
         longest = max(map(len, rows), default=0)
         return torch.tensor([row + [_NOTHING] * (longest - len(row)) for row in rows], dtype=torch.int64)
 
     def load(self, state: torch.Tensor) -> None:
-        """Become what gave `state`."""
+        """Restore a state."""
         self._entries = [(row[0], _place(row)) for row in state.tolist()]
         self._counts = {first: count for first, count, *_ in state.tolist()}
 
@@ -72,7 +72,7 @@ class BufferedPlaces:
 
 
 def places_of(states: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """The places in the states of streams, of all readers."""
+    """Return the positions in the stream states of all readers."""
     return [_place(row) for state in states if state["places"].numel() for row in state["places"].tolist()]
 
 
@@ -81,20 +81,20 @@ def _place(row: Sequence[int]) -> list[int]:
 
 
 class PackedStream(IterableDataset[Batch]):
-    """What streams of text and of conversations share: a cursor over a source, rows packed of its items, and their state.
+    """Base class of streams: a cursor over a source, a packer, and their state.
 
-    The train split is endless; other splits are finite and the same each time, their last batch may have fewer rows.
-    With DataLoader workers each reads its own share.
+    The train split is endless; other splits are finite and deterministic, and their last batch may be smaller. Each
+    DataLoader worker reads its own share.
 
     Args:
-        source: Gives the items.
-        tokenizer: Encodes them.
-        sequence_len: T; rows hold one token more.
-        micro_batch_size: B, rows in a batch; rows and their order do not depend on it.
+        source: Source of the items.
+        tokenizer: Tokenizer of the items.
+        sequence_len: T; packed sequences have one more token.
+        micro_batch_size: B, sequences per batch; does not affect the sequences or their order.
         split: 'train', 'val' or 'all' of the source.
-        rank: This process among `world_size`; they read disjoint items.
+        rank: Rank of this process; ranks read disjoint items.
         world_size: Number of processes.
-        buffer_size: Items that best fit chooses from.
+        buffer_size: Number of items that best fit chooses from.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class PackedStream(IterableDataset[Batch]):
     ) -> None:
         for name, value in (("sequence_len", sequence_len), ("micro_batch_size", micro_batch_size)):
             if value < 1:
-                raise UserError(f"{name} is {value}, but must be at least 1")
+                raise UserError(f"{name} is {value}; it must be at least 1")
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not one of {world_size} processes (0 to {world_size - 1})")
         self.source = source
@@ -123,7 +123,7 @@ class PackedStream(IterableDataset[Batch]):
         self.world_size = world_size
         self.buffer_size = buffer_size
         self.reader_shift = 0
-        """By how much the numbers of DataLoader workers are shifted, see `ResumableLoader`."""
+        """Offset of the DataLoader worker numbers; see `ResumableLoader`."""
         self._cursor: Cursor | None = None
         self._places: BufferedPlaces
         self._rows: PackedRows[Any, Any] | None = None
@@ -131,15 +131,15 @@ class PackedStream(IterableDataset[Batch]):
 
     @property
     def counts(self) -> PackingCounts:
-        """Where the tokens went in the current iteration of this process."""
+        """Token counts of the current iteration in this process."""
         return self._rows.counts if self._rows is not None else PackingCounts()
 
     def packed(self, cursor: Cursor) -> PackedRows[Any, Any]:
-        """Rows of what the cursor gives."""
+        """Return a packer of the cursor's items."""
         raise NotImplementedError
 
     def begin(self) -> Iterator[list[Any]]:
-        """Start an iteration, at the place of a state that was loaded; the rows of each batch."""
+        """Start an iteration, at the position of a loaded state; yield the sequences of each batch."""
         state, self._restored = self._restored, None
         rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
         self._cursor = make_cursor(self.source, self.split, rank, world_size)
@@ -153,12 +153,11 @@ class PackedStream(IterableDataset[Batch]):
         return batched(self._rows, self.micro_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iteration stands after the last batch: the cursor, and the buffered documents by value and by place.
+        """Return the state after the last batch: the cursor, and the buffered documents by value and by position.
 
-        By value the same readers go on without reading or encoding again, and from any source, also one that gives its
-        documents one after the other: a thousand documents are 0.7 MB when split at T 512, 5.2 MB whole. The places
-        (50 KB) are for other readers, which read the documents again.
-        Of this process only: with DataLoader workers the state lives in the workers.
+        With the values, the same readers resume without reading again, from any source: a thousand documents take 0.7
+        MB if split at T 512, 5.2 MB whole. With the positions (50 KB), other readers can read the documents again.
+        Covers only this process: with DataLoader workers, the state is in the workers.
         """
         if self._cursor is None or self._rows is None:
             return {}
@@ -169,23 +168,23 @@ class PackedStream(IterableDataset[Batch]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iteration continues from `state`, made with the same source and settings (batch size excepted).
+        """Resume the next iteration from `state`, which needs the same source and settings (except batch size).
 
-        A state whose packer is None begins at its cursor with an empty buffer.
+        A state whose packer is None starts at its cursor with an empty buffer.
         """
         self._restored = state or None
 
     def merge(self, states: Sequence[dict[str, Any]], num_readers: int) -> dict[str, Any]:
-        """The state from which `num_readers` readers go on, by those of all readers so far.
+        """Return the state from which `num_readers` readers continue, given the states of all readers.
 
-        Buffers are empty; what lay in them and was not used at all will be read again.
+        Buffers are empty; unused documents in them are read again.
         """
         cursor = make_cursor(self.source, self.split, 0, 1)
         merged = cursor.merge([state["cursor"] for state in states], num_readers, places_of(states))
         return {"cursor": merged, "packer": None}
 
     def taken(self, cursor: Cursor) -> None:
-        """Take note that the cursor's next item goes into the buffer."""
+        """Record that the cursor's next item enters the buffer."""
         cursor.num_taken += 1
         self._places.add(cursor.last_place())
 
@@ -193,15 +192,15 @@ class PackedStream(IterableDataset[Batch]):
 class PretrainStream(PackedStream):
     """Batches of densely packed text.
 
-    Every training epoch reads the source again in another order, and documents flow from one epoch into the next through
-    the buffer. Finite splits leave out an unfinished last row (compare models by `evaluate bpb`, which leaves nothing out).
+    Every training epoch has a different order, and the buffer spans epochs. Finite splits drop an incomplete last
+    sequence (use `evaluate bpb` to evaluate all tokens).
 
     Args:
-        texts: A path, a list, a function that makes an iterator, or an object with `iterate`; see `as_source`. The path
-            may be a folder of prepared shards.
-        seed: Order of the training epochs, when `texts` is a path or a list.
-        long_documents: What becomes of documents longer than a row; see `BestFitRows`.
-        options: Of `PackedStream`.
+        texts: A path, a list, a function that returns an iterator, or an object with `iterate`; see `as_source`. The
+            path may be a folder of prepared shards.
+        seed: Seed of the order of training epochs, if `texts` is a path or a list.
+        long_documents: Treatment of documents longer than a sequence; see `BestFitRows`.
+        options: Options of `PackedStream`.
     """
 
     def __init__(
@@ -223,22 +222,22 @@ class PretrainStream(PackedStream):
 
     @staticmethod
     def batch_of(rows: np.ndarray) -> Batch:
-        """The batch of rows of T + 1 tokens."""
+        """Return the batch of sequences of T + 1 tokens."""
         tokens = torch.from_numpy(rows.astype(np.int64))
         return {"inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
 
     def rows(self) -> Iterator[np.ndarray]:
-        """The batches as rows, (B, T + 1) of two or four bytes a token: what workers send."""
+        """Yield the batches that workers send, (B, T + 1) with two or four bytes per token."""
         return map(np.stack, self.begin())
 
     def packed(self, cursor: Cursor) -> BestFitRows:
-        """Rows filled by best fit."""
+        """Return a best-fit packer."""
         return BestFitRows(self._documents(cursor), self.sequence_len + 1, self.buffer_size, self.long_documents)
 
     def _documents(self, cursor: Cursor) -> Iterator[Tokens]:
-        """Token ids of the documents, each from BOS on."""
+        """Yield the token ids of the documents, each beginning with BOS."""
         for items in small_batches(cursor):
-            # prepared shards have documents of tokens already
+            # documents of prepared shards are already tokenized
             documents = items if isinstance(items[0], np.ndarray) else encoded_documents(self.tokenizer, items)
             for document in documents:
                 self.taken(cursor)
@@ -246,7 +245,7 @@ class PretrainStream(PackedStream):
 
 
 def reader_share(rank: int, world_size: int, shift: int = 0) -> tuple[int, int]:
-    """This reader's number and the number of readers, when every rank may have several DataLoader workers."""
+    """Return this reader's index and the number of readers over all ranks and DataLoader workers."""
     worker = get_worker_info()
     if worker is None:
         return rank, world_size

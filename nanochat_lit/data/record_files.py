@@ -1,7 +1,7 @@
-"""One file of documents or conversations, read by row: text or .jsonl; .parquet and compressed ones have files of their own.
+"""Random access to the records of text and .jsonl files; see parquet_file.py and compressed_files.py for others.
 
-A row is one document. Text and jsonl files are indexed once by byte offsets, so that any row can be read without the
-ones before it, in any order and by any rank. Errors are UserErrors that name the file and the row.
+A record is one document. Text and jsonl files are indexed once by byte offsets, so that records can be read in any
+order by any rank. Errors are UserErrors that name the file and the record.
 """
 
 import codecs
@@ -19,20 +19,20 @@ from nanochat_lit.tokenizer.chat import validate_conversation
 from nanochat_lit.tokenizer.foreign_chat import as_conversation
 
 TXT_BYTES = 10_000
-"""Bytes of a text file from which a document ends at the next blank line; twice as many are the most."""
+"""Size of a text document in bytes after which it ends at the next blank line; the maximum is twice this size."""
 _MAX_BLOCKS = 2**18
 _QUICK_CHECK_ROWS = 1000
 SHAREGPT = "conversations"
-"""What ShareGPT's rows have instead of `messages`."""
+"""ShareGPT's name of `messages`."""
 _OTHER_NAMES = {
     "text": ("content", "contents", "document", "body", "article", "raw_content", "page_content"),
     "messages": ("conversation", "dialogue", "dialog", "chat", "turns"),
 }
-"""Columns that others have instead of ours, for a hint."""
+"""Alternative column names, for a hint."""
 
 
 MAX_DOC_CHARS = 10_000_000
-"""A longer row is refused: encoding it would take minutes and many times its length in memory."""
+"""Maximum length of a text; tokenizing a longer one would take minutes and many times its size in memory."""
 _LOOK_CHARS = 1000
 _MAX_CONTROL_SHARE = 0.1
 _FEW_CONTROLS = 8
@@ -41,11 +41,11 @@ _log = logging.getLogger(__name__)
 
 
 class TextCheck:
-    """The check of one file or stream, which reports the first row of each kind that it passes over.
+    """Checks the records of one file or stream, and logs the first skipped record of each kind.
 
     Args:
-        column: Where the rows have their text, for messages.
-        place: What a row is one of, for messages.
+        column: Column of the text, for messages.
+        place: Kind of source, for messages.
     """
 
     def __init__(self, column: str, place: str = "file") -> None:
@@ -54,14 +54,14 @@ class TextCheck:
         self._warned: set[str] = set()
 
     def text(self, value: Any, where: Callable[[], str]) -> str | None:
-        """The text of a row; None if it is null, empty, binary, no UTF-8, or longer than MAX_DOC_CHARS.
+        """Return the text of a record; None if it is null, empty, binary, not UTF-8, or longer than MAX_DOC_CHARS.
 
         Args:
-            value: What the row has in the column.
-            where: Names the row.
+            value: Value of the column.
+            where: Returns the location of the record.
 
         Raises:
-            UserError: If it is nothing that could be text.
+            UserError: If the value cannot be text.
         """
         if value is None or value in ("", b""):
             return None
@@ -82,12 +82,12 @@ class TextCheck:
     def _pass_over(self, where: Callable[[], str], reason: str) -> None:
         if reason not in self._warned:
             self._warned.add(reason)
-            message = "%s: %r %s; it and others like it in this %s are passed over"
+            message = "%s: %r %s; such records of this %s are skipped"
             _log.warning(message, where(), self._column, reason, self._place)
 
 
 class RecordFile:
-    """What the three kinds share: rows by number, in blocks that are cheap to read at once."""
+    """Base class: records by index, in blocks that are efficient to read together."""
 
     def __init__(self, path: Path, column: str) -> None:
         self.path = path
@@ -95,26 +95,26 @@ class RecordFile:
         self._stamp: tuple[int, int] | None = None
         self._texts = TextCheck(column)
         self.num_elsewhere = 0
-        """Rows read so far without `messages`, but with ShareGPT's column, which then is most likely the right one."""
+        """Number of records read so far without `messages` but with ShareGPT's column."""
 
     @property
     def num_rows(self) -> int:
-        """Rows of the file, null and empty ones included."""
+        """Number of records of the file, including null and empty ones."""
         raise NotImplementedError
 
     def blocks(self) -> list[tuple[int, int]]:
-        """Ranges of rows (start, stop) that belong together on disk, in order."""
+        """Return ranges of records (start, stop) that are contiguous on disk, in order."""
         raise NotImplementedError
 
     def read(self, rows: Sequence[int]) -> Iterator[Any]:
-        """Items of rows within one block, in the order asked for; None for a null or empty row."""
+        """Yield items of records within one block, in the given order; None for a null or empty record."""
         raise NotImplementedError
 
     def check(self, thorough: bool) -> int:
-        """Raise UserError if the file is damaged or lacks the column; `thorough` reads every row.
+        """Raise UserError if the file is damaged or lacks the column; `thorough` reads every record.
 
         Returns:
-            Items among the rows that were read.
+            Number of items among the records that were read.
         """
         blocks = self.blocks()
         if not thorough and blocks:
@@ -122,13 +122,13 @@ class RecordFile:
         num_items = sum(item is not None for start, stop in blocks for item in self.read(range(start, stop)))
         if num_items and self.num_elsewhere:
             raise UserError(
-                f"'{self.path}' has {self.num_elsewhere:,} rows with null or empty {self.column!r} and the "
-                f"conversation in {SHAREGPT!r}; put all of them under one name"
+                f"'{self.path}' has {self.num_elsewhere:,} records with null or empty {self.column!r} and the "
+                f"conversation in {SHAREGPT!r}; use one name for all of them"
             )
         return num_items
 
     def item(self, value: Any, row: dict[str, Any], where: Callable[[], str]) -> Any:
-        """The text or conversation of a row after checking its type; None if null, empty or no text to learn from."""
+        """Return the text or conversation of a record after checking its type; None if null, empty or not usable."""
         if value is None or value in ("", []):
             self.num_elsewhere += self.column == "messages" and bool(row.get(SHAREGPT))
             return None
@@ -142,7 +142,7 @@ class RecordFile:
         return self._texts.text(value, where)
 
     def check_unchanged(self) -> None:
-        """Raise UserError if the file is not the one that was looked at first."""
+        """Raise UserError if the file has changed since it was first opened."""
         try:
             about = self.path.stat()
         except OSError as error:
@@ -151,14 +151,14 @@ class RecordFile:
         if self._stamp is None:
             self._stamp = stamp
         elif stamp != self._stamp:
-            raise UserError(f"'{self.path}' has changed while it was in use; start again, and keep it as it is")
+            raise UserError(f"'{self.path}' has changed while it was in use; start again, and do not modify it")
 
 
 class IndexedFile(RecordFile):
-    """Rows by byte offset; two ints a row are kept in memory."""
+    """Records by byte offset; keeps two integers per record in memory."""
 
     layout = 0
-    """Changes when the same bytes would become other rows."""
+    """Version of the splitting into records."""
 
     def __init__(self, path: Path, column: str) -> None:
         super().__init__(path, column)
@@ -166,17 +166,17 @@ class IndexedFile(RecordFile):
 
     @property
     def num_rows(self) -> int:
-        """Rows of the file."""
+        """Number of records."""
         return len(self._offsets()) // 2
 
     def blocks(self) -> list[tuple[int, int]]:
-        """Ranges of rows."""
-        # One row a block, so that an epoch is a full shuffle, until that would make the list of blocks large.
+        """Return ranges of records."""
+        # One record per block for a full shuffle, unless the list of blocks would be large.
         size = max(1, self.num_rows // _MAX_BLOCKS)
         return [(start, min(start + size, self.num_rows)) for start in range(0, self.num_rows, size)]
 
     def read(self, rows: Sequence[int]) -> Iterator[Any]:
-        """Items of rows, in the order asked for."""
+        """Yield items of records in the given order."""
         offsets = self._offsets()
         self.check_unchanged()
         try:
@@ -192,15 +192,15 @@ class IndexedFile(RecordFile):
             raise UserError(f"'{self.path}' cannot be read ({error.strerror})") from None
 
     def parse(self, data: bytes, start: int) -> Any:
-        """The item in the bytes of one row, which begins at byte `start`."""
+        """Parse the bytes of one record, which starts at byte `start`."""
         raise NotImplementedError
 
     def scan(self, file: IO[bytes]) -> Iterator[bytes]:
-        """The bytes of the file in order, cut where a row ends; white space alone does not count."""
+        """Yield the bytes of each record in order; blank ones are skipped."""
         raise NotImplementedError
 
     def scanned(self) -> Iterator[tuple[int, bytes]]:
-        """Where each row begins, and its bytes; of a compressed file in the unpacked text."""
+        """Yield the start and bytes of each record; positions refer to the unpacked text of a compressed file."""
         file, start = open_unpacked(self.path)
         with file:
             for data in self.scan(file):
@@ -209,7 +209,7 @@ class IndexedFile(RecordFile):
                 start += len(data)
 
     def is_blank(self, data: bytes) -> bool:
-        """Whether `scan` gave nothing."""
+        """Return whether `scan` skips these bytes."""
         return not data.strip()
 
     def _offsets(self) -> "array[int]":
@@ -223,16 +223,16 @@ class IndexedFile(RecordFile):
 
 
 class TextFile(IndexedFile):
-    r"""A text file: one document, or, above `layout` bytes, documents cut at blank lines.
+    r"""A text file: one document, or, above `layout` bytes, documents split at blank lines.
 
-    Paragraphs are joined until they reach that many bytes; a paragraph that goes beyond twice as many is cut at a line end, a
-    line at a character. The documents joined are the file; ends of lines become \n.
+    Paragraphs are joined until they reach that size. A paragraph larger than twice the size is split at a line end, a
+    line at a character. Concatenated, the documents are the file; line ends become \n.
     """
 
     layout = TXT_BYTES
 
     def scan(self, file: IO[bytes]) -> Iterator[bytes]:
-        """The documents."""
+        """Yield the documents."""
         most = 2 * self.layout
         document = b""
         blank_before = False
@@ -248,11 +248,11 @@ class TextFile(IndexedFile):
             yield document
 
     def is_blank(self, data: bytes) -> bool:
-        """Every document is a row, so that nothing is lost."""
+        """Return False: every document is a record."""
         return not data
 
     def parse(self, data: bytes, start: int) -> str | None:
-        """The document."""
+        """Parse a document."""
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -261,15 +261,15 @@ class TextFile(IndexedFile):
 
 
 class JsonlFile(IndexedFile):
-    """A .jsonl file: one JSON object a line; blank lines are passed over."""
+    """A .jsonl file: one JSON object per line; blank lines are skipped."""
 
     def scan(self, file: IO[bytes]) -> Iterator[bytes]:
-        """The lines."""
+        """Yield the lines."""
         return iter(file)
 
     def parse(self, data: bytes, start: int) -> Any:
-        """The item of a line."""
-        # The line number costs a scan of the file, so it is worked out only for an error.
+        """Parse a line."""
+        # The line number requires a scan of the file, so it is computed only for errors.
         return parse_json_row(data, self, lambda: self._where(start))
 
     def _where(self, start: int) -> str:
@@ -280,15 +280,15 @@ class JsonlFile(IndexedFile):
 
 
 def parse_json_row(data: bytes, file: RecordFile, where: Callable[[], str]) -> Any:
-    """The item in one line of JSON.
+    """Parse one line of JSON.
 
     Args:
         data: The line.
-        file: Whose item it is.
-        where: Names the place, for errors.
+        file: File of the line.
+        where: Returns the location, for errors.
     """
     try:
-        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")  # where files were put one behind the other
+        text = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")  # left by concatenated files
         row = json.loads(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{where()}: not UTF-8 text (byte {error.start} of the line); convert it") from None
@@ -303,19 +303,19 @@ def parse_json_row(data: bytes, file: RecordFile, where: Callable[[], str]) -> A
     if column not in row:
         fields = ", ".join(map(repr, row)) or "none"
         raise UserError(f"{where()}: no field {column!r} (fields: {fields}){other_name(column, row)}")
-    if "\\ud" in text or "\\uD" in text:  # only an escape can bring a lone surrogate into valid UTF-8
+    if "\\ud" in text or "\\uD" in text:  # only an escape can produce a lone surrogate in valid UTF-8
         row = _without_lone_surrogates(row)
     return file.item(row[column], row, where)
 
 
 def other_name(column: str, names: Iterable[str]) -> str:
-    """A hint for those who have the column under another name; empty if none of `names` is one."""
+    """Return a hint about an alternative column name among `names`; empty if there is none."""
     other = next((name for name in names if name in _OTHER_NAMES.get(column, ())), None)
     return f"; if {other!r} has the {column}, rename it" if other else ""
 
 
 def _lines(file: IO[bytes], most: int) -> Iterator[bytes]:
-    """The lines; one that is longer than `most` bytes in pieces, which end with whole characters."""
+    """Yield the lines; lines longer than `most` bytes in chunks that end at character boundaries."""
     rest = b""
     while line := rest + file.readline(most - len(rest)):
         end = len(line)
@@ -326,7 +326,7 @@ def _lines(file: IO[bytes], most: int) -> Iterator[bytes]:
 
 
 def _incomplete_tail(line: bytes) -> int:
-    """How many bytes at the end of `line` begin a UTF-8 character that is not finished there."""
+    """Return the number of bytes of an incomplete UTF-8 character at the end of `line`."""
     for back in range(1, min(4, len(line))):
         byte = line[-back]
         if byte >= 0xC0:

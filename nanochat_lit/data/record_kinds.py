@@ -1,4 +1,4 @@
-"""Which kinds of files hold documents, by the ending of their names, in any case."""
+"""Supported file types, by case-insensitive suffix."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ ROW_GROUP_SIZE = 1024
 
 
 class CompressedFile(RecordFile):
-    """The records of another kind of file, which is compressed. The unpacked copy is a parquet file of their bytes."""
+    """Records of a compressed file; the unpacked copy is a parquet file of their bytes."""
 
     def __init__(self, plain: IndexedFile) -> None:
         super().__init__(plain.path, plain.column)
@@ -34,15 +34,15 @@ class CompressedFile(RecordFile):
 
     @property
     def num_rows(self) -> int:
-        """Its records."""
+        """Number of records."""
         return self._unpacked().num_rows
 
     def blocks(self) -> list[tuple[int, int]]:
-        """The row groups of the unpacked copy."""
+        """Return the row groups of the unpacked copy."""
         return self._unpacked().blocks()
 
     def read(self, rows: Sequence[int]) -> Iterator[object]:
-        """Items of rows of one block."""
+        """Yield items of records of one block."""
         unpacked = self._unpacked()
         self.check_unchanged()
         found = unpacked.values(rows, ["start", "data"])
@@ -79,20 +79,20 @@ class CompressedFile(RecordFile):
             reason = " ".join(str(error).split())[:120]
             raise UserError(
                 f"'{self.path}' cannot be unpacked into '{copy.parent}' ({reason}); "
-                "if it is damaged, get it again; XDG_CACHE_HOME puts the copy elsewhere"
+                "if it is damaged, download it again; set XDG_CACHE_HOME to use another folder"
             ) from None
 
 
 def family_of(path: PurePath) -> str | None:
-    """.txt, .jsonl or .parquet, whichever a file is read as; None if it cannot be read."""
+    """Return the format of a file (.txt, .jsonl or .parquet); None if it is not supported."""
     kind = _kind(path)
     return None if kind is None else _FAMILIES[kind]
 
 
 def record_file(path: Path, column: str) -> RecordFile:
-    """A file of documents or conversations, which is not opened yet."""
+    """Return a file of documents or conversations, without opening it."""
     kind = _kind(path)
-    assert kind is not None, "only files of a known kind are asked for"
+    assert kind is not None, "the file type is supported"
     if kind is ParquetFile or path.suffix.lower() not in CODECS:
         return kind(path, column)
     assert issubclass(kind, IndexedFile)

@@ -1,7 +1,7 @@
-"""A folder that fills with the shards of a data set: what shall be there, what is there, and how the rest comes.
+"""A download folder of a data set's shards.
 
-`manifest.json` says what the folder holds: the shards to train on, the one to validate with, and the checksum of each
-that has arrived. One process at a time downloads; others wait for the files.
+`manifest.json` lists the training shards, the validation shard, and the checksums of the downloaded ones. One process
+at a time downloads; others wait for the files.
 """
 
 import shutil
@@ -23,35 +23,35 @@ FAILED = ".failed.json"
 LOCK = ".download.lock"
 POLL_S = 0.2
 IDLE_POLLS = 5
-"""Checks in a row that must find no download running; two downloads can be a moment apart."""
+"""Number of consecutive checks that must find no running download, because there can be a gap between two downloads."""
 
 
 class ShardFolder:
-    """The folder; its state lies in its files, so that every process sees the same."""
+    """The folder; its state is in files and shared by all processes."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._manifest_lock = threading.Lock()
 
     def manifest(self) -> dict[str, Any] | None:
-        """What the folder shall hold; None before the first download."""
+        """Return the manifest; None before the first download."""
         path = self.folder / MANIFEST
         if not path.is_file():
             return None
         found = read_json(path)
         if not isinstance(found, dict) or not isinstance(found.get("files"), dict) or "validation" not in found:
-            raise UserError(f"{path} is not the manifest of a download; delete it to begin again")
+            raise UserError(f"{path} is not the manifest of a download; delete it to start over")
         return found
 
     def describe(self, repo: str, revision: str, train: Sequence[RemoteFile], validation: RemoteFile) -> None:
-        """Write down what the folder shall hold; what is known about files that are there stays known.
+        """Write the manifest; keeps the entries of existing files.
 
         Raises:
-            UserError: If the folder holds another data set.
+            UserError: If the folder contains another data set.
         """
         old = self.manifest() or {"repo": repo, "files": {}}
         if old["repo"] != repo:
-            raise UserError(f"'{self.folder}' holds {old['repo']}, not {repo}; give another folder")
+            raise UserError(f"'{self.folder}' contains {old['repo']}, not {repo}; use another folder")
         files = old["files"]
         for file in [*train, validation]:
             known = {"path": file.path, "size": file.size, "sha256": file.sha256}
@@ -61,10 +61,10 @@ class ShardFolder:
         self._write({"repo": repo, "revision": revision, **names, "files": files})
 
     def missing(self, files: Sequence[RemoteFile]) -> list[RemoteFile]:
-        """Those that are not there.
+        """Return the missing files.
 
         Raises:
-            UserError: If one that is there has another length than it had when it arrived.
+            UserError: If the size of an existing file has changed since its download.
         """
         absent = []
         known = (self.manifest() or {"files": {}})["files"]
@@ -91,18 +91,18 @@ class ShardFolder:
         report: Report | None = None,
         pause: Callable[[float], object] | None = None,
     ) -> None:
-        """Download those that are missing, several at once, in this order.
+        """Download the missing files in parallel, in this order.
 
         Args:
-            source: Where from.
-            files: What.
-            check: Raises UserError for a file that is not whole.
-            connections: Downloads at the same time.
-            report: Told what arrives.
-            pause: Waits for a number of seconds; None waits, but no longer than all has to stop.
+            source: Data set to download from.
+            files: Files to download.
+            check: Raises UserError for an invalid file.
+            connections: Number of parallel downloads.
+            report: Progress callback.
+            pause: Sleep function of seconds; None uses a sleep that ends when downloading stops.
 
         Raises:
-            UserError: Names the files that could not be had; all others are in place.
+            UserError: If downloads failed; names the files. All others are complete.
         """
         absent = self.missing(files)
         self._check_space(absent)
@@ -124,7 +124,7 @@ class ShardFolder:
             futures = [pool.submit(fetch_one, file) for file in absent]
             try:
                 failures = _outcome(futures, stop)
-            except BaseException:  # Ctrl-C: what is under way stops at its next piece, and is kept to go on from
+            except BaseException:  # Ctrl-C: running downloads stop at the next chunk, and partial files are kept
                 stop.set()
                 for future in futures:
                     future.cancel()
@@ -144,10 +144,10 @@ class ShardFolder:
             time.sleep(POLL_S)
 
     def wait_for(self, name: str) -> None:
-        """Wait until a file is there that another process is downloading.
+        """Wait for a file that another process is downloading.
 
         Raises:
-            UserError: If that process has failed, or there is none.
+            UserError: If that process has failed or does not exist.
         """
         path, failed = self.folder / name, self.folder / FAILED
         idle_polls = 0
@@ -164,17 +164,17 @@ class ShardFolder:
             time.sleep(POLL_S)
 
     def say_failed(self, error: str) -> None:
-        """Let those who wait know."""
+        """Report a failure to waiting processes."""
         write_json(self.folder / FAILED, {"error": error})
 
     def pin_validation(self, wanted: str | None = None) -> str:
-        """Compare the validation shard with what it was when it first arrived; its sha256.
+        """Compare the validation shard with its first download; return its sha256.
 
         Args:
-            wanted: What a recipe says that it is.
+            wanted: Expected sha256 of the recipe.
 
         Raises:
-            UserError: If it is another file.
+            UserError: If the file differs.
         """
         manifest = self.manifest()
         assert manifest is not None, "prepare comes first"
@@ -187,8 +187,8 @@ class ShardFolder:
         for expected, where in ((wanted, "validation_sha256 of the recipe"), (before, f"'{self.folder / MANIFEST}'")):
             if expected is not None and expected.lower() != found:
                 raise UserError(
-                    f"the validation shard '{path}' has the sha256 {found}, but {where} says {expected}: "
-                    "figures would not compare; delete the file to download it again"
+                    f"the validation shard '{path}' has the sha256 {found}, but {where} has {expected}: "
+                    "metrics would not be comparable; delete the file to download it again"
                 )
         if before is None:
             self._arrived(RemoteFile(path=manifest["files"][name]["path"]), found)
@@ -204,7 +204,7 @@ class ShardFolder:
 
     def _write(self, manifest: dict[str, Any]) -> None:
         path = self.folder / MANIFEST
-        if not path.is_file() or read_json(path) != manifest:  # a folder that is complete may be read-only
+        if not path.is_file() or read_json(path) != manifest:  # a complete folder may be read-only
             write_json(path, manifest)
 
     def _check_space(self, files: Sequence[RemoteFile]) -> None:
@@ -217,15 +217,15 @@ class ShardFolder:
         if needed > free:
             raise UserError(
                 f"the {len(files)} shards need {needed:,} bytes and '{self.folder}' has {free:,} free; "
-                "make room, give another folder, or ask for fewer shards"
+                "free disk space, use another folder, or fewer shards"
             )
 
 
 def whole_file_check(files: Sequence[RemoteFile]) -> Callable[[Path], None]:
-    """A check of files as they arrive, by the kind of those that are expected.
+    """Return a check for downloaded files of the expected type.
 
     Args:
-        files: Those that are expected; they are of one kind.
+        files: Expected files, of one type.
     """
     is_parquet = bool(files) and files[0].path.endswith(".parquet")
 
@@ -239,13 +239,13 @@ def whole_file_check(files: Sequence[RemoteFile]) -> Callable[[Path], None]:
             pyarrow.parquet.ParquetFile(path).close()
         except (pyarrow.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise UserError(f"it gives a file that is not a whole parquet file ({reason}), which is not kept") from None
+            raise UserError(f"the received file is not a complete parquet file ({reason}) and was discarded") from None
 
     return check
 
 
 def _outcome(futures: Sequence["Future[None]"], stop: threading.Event) -> list[str]:
-    """Wait for all; what went wrong. A full disk stops the others, which would meet it too."""
+    """Wait for all downloads and return their errors. A full disk stops the remaining downloads."""
     failures: list[str] = []
     open_futures = set(futures)
     while open_futures:

@@ -1,8 +1,4 @@
-"""Files of text or conversations as a source: which rows are of which split, in which order, for which rank.
-
-Which files validate is told by `splits`; where none does, the last hundredth of the last file. Rows go to ranks by their place
-in the order of the epoch, so that every rank has its share.
-"""
+"""Sources of text or conversation files: splits, order and distribution over ranks."""
 
 import logging
 import random
@@ -23,19 +19,19 @@ from nanochat_lit.data.text_source import Split, TextSource
 Column = Literal["text", "messages", "tokens"]
 SPLITS = ("train", "val", "all")
 SHORTEST_DOCUMENT = 100
-"""Bytes of the documents that a short lone text file is cut into."""
+"""Document size in bytes for splitting a single short text file."""
 THOROUGH_CHECK_BYTES = 512 * 2**20
 VALIDATION_FRACTION = 0.01
 _log = logging.getLogger(__name__)
 
 
 class ShardSource(TextSource):
-    """Rows of files, of which the last ones are for validation, or the last hundredth of the last one.
+    """Records of files; the last files, or the last 1% of the last file, are for validation.
 
     Args:
         path: File or folder, for messages.
         column: 'text' for documents, 'messages' for conversations, 'tokens' for a folder of prepared shards.
-        seed: Order of the training epochs.
+        seed: Seed of the order of training epochs.
         window: Files whose blocks are shuffled together; None for all.
     """
 
@@ -47,26 +43,26 @@ class ShardSource(TextSource):
         self.seed = seed
         self.window = window
         self.num_skipped = 0
-        """Rows passed over so far: null, empty, or no text to learn from."""
+        """Number of skipped records so far: null, empty, or not usable as text."""
         self._order: tuple[tuple[str, int, int], list[Block]] | None = None
         self._split: FileSplit | None = None
         self._files: list[RecordFile] | None = None
 
     @property
     def name(self) -> str:
-        """The path."""
+        """Path of the source."""
         return f"'{self.path}'"
 
     @property
     def split(self) -> FileSplit:
-        """Which files train and which validate."""
+        """Training and validation files."""
         if self._split is None:
             self._split = self.find_split()
         return self._split
 
     @property
     def files(self) -> list[RecordFile]:
-        """The files, those for validation last."""
+        """Files, validation files last."""
         if self._files is None:
             tokens = self.column == "tokens"
             self._files = [PreparedFile(path) if tokens else record_file(path, self.field) for path in self.split.files]
@@ -76,19 +72,19 @@ class ShardSource(TextSource):
 
     @property
     def field(self) -> str:
-        """Column or field that has what is read."""
+        """Column or field to read."""
         return self.column
 
     def find_split(self) -> FileSplit:
-        """Which files train and which validate."""
+        """Training and validation files."""
         raise NotImplementedError
 
     def file_name(self, path: Path) -> str:
-        """The name of a file within the folder."""
+        """Return the name of a file relative to the folder."""
         return str(path.relative_to(self.path)) if path.is_relative_to(self.path) and path != self.path else path.name
 
     def fingerprint(self) -> str:
-        """Changes when a place in the files would become another one: their names, lengths and how text is cut."""
+        """Digest of file names, lengths and text splitting, which determine positions."""
         lines = []
         for file in self.files:
             text = _text_file(file)
@@ -97,7 +93,7 @@ class ShardSource(TextSource):
         return "\n".join(lines)
 
     def num_rows(self, split: Split, enough: int | None = None) -> int:
-        """Rows of a split, null and empty ones included; counted until there are `enough`."""
+        """Return the number of records of a split, including null and empty ones; stops counting at `enough`."""
         count = 0
         for _, start, stop in self._ranges(split):
             count += stop - start
@@ -106,25 +102,25 @@ class ShardSource(TextSource):
         return count
 
     def documents(self, split: Split = "all") -> Iterator[Any]:
-        """Every item of a split once, in the order of the files."""
+        """Yield every item of a split once, in the order of the files."""
         for file, first, last in self._ranges(split):
             for start, stop in self.opened(file).blocks():
                 rows = range(max(start, first), min(stop, last))
                 yield from (item for item in self.read(file, rows) if item is not None)
 
     def iterate(self, split: Split, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """The items of one epoch that belong to `rank`; 'train' in an order drawn from the seed and the epoch."""
+        """Yield the items of one epoch for `rank`; 'train' is shuffled by seed and epoch."""
         return self.cursor(split, rank, world_size).epoch_items(epoch)
 
     def cursor(self, split: str, rank: int, world_size: int) -> BlockCursor:
-        """A reader that knows its place."""
+        """Return a cursor."""
         return BlockCursor(self, split, rank, world_size)
 
     def check(self) -> None:
-        """Open every file, and read every row up to 512 MiB in all, so that damage shows before training.
+        """Open every file and read up to 512 MiB, to detect damage before training.
 
         Raises:
-            UserError: Names the file, and the row where there is one.
+            UserError: If a file is damaged; names the file and, if known, the record.
         """
         size = sum(file.path.stat().st_size for file in self.files)
         thorough = size <= THOROUGH_CHECK_BYTES
@@ -136,19 +132,19 @@ class ShardSource(TextSource):
         self._check_duplicates()
 
     def _all_empty(self) -> str:
-        """Why there is nothing to train on."""
+        """Return why there is nothing to train on."""
         files = self.files[: len(self.split.train)]
         rows = sum(file.num_rows for file in files)
         names = self.name
         if len(files) > 1:
             names = f"{_listed([self.file_name(file.path) for file in files])} in {names}"
         hint = (
-            f"; the conversations stand in {SHAREGPT!r}: rename it" if any(file.num_elsewhere for file in files) else ""
+            f"; the conversations are in {SHAREGPT!r}: rename it" if any(file.num_elsewhere for file in files) else ""
         )
-        return f"all {rows:,} rows of {names} are null or empty in {self.field!r}{hint}"
+        return f"all {rows:,} records of {names} are null or empty in {self.field!r}{hint}"
 
     def _check_duplicates(self) -> None:
-        """Report training files with the same content, and refuse one that is also the validation file."""
+        """Warn about training files with equal contents, and raise UserError for one equal to the validation file."""
         by_size: dict[int, list[Path]] = {}
         for file in self.files:
             by_size.setdefault(file.path.stat().st_size, []).append(file.path)
@@ -161,32 +157,32 @@ class ShardSource(TextSource):
                 if path in self.split.val:
                     raise UserError(
                         f"'{path}', which is for validation, has the same content as '{other}': "
-                        "figures would tell what was memorised; remove one of them, or name another for validation"
+                        "validation would measure memorization; remove one of them, or choose another validation file"
                     )
-                _log.warning("'%s' has the same content as '%s', which is read as often again", path, other)
+                _log.warning("'%s' has the same content as '%s'; it is read twice per epoch", path, other)
 
     def validation(self) -> dict[str, str]:
-        """The sha256 of the files that validation reads, by name."""
+        """Return the sha256 of the validation files by name."""
         paths = [self.opened(file).path for file in self._split_files("val")]
         return {self.file_name(path): file_sha256(path) for path in paths}
 
     def opened(self, file: int) -> RecordFile:
-        """The file of this number."""
+        """Return a file by index."""
         return self.files[file]
 
     def num_windows(self, split: str) -> int:
-        """Windows of an epoch; see `BlockCursor`."""
+        """Return the number of windows of an epoch; see `BlockCursor`."""
         return 1 if self.window is None or split != "train" else -(-len(self._split_files(split)) // self.window)
 
     def blocks(self, split: str, epoch: int, window: int) -> list[Block]:
-        """Blocks of a window, in the order of the epoch; one list is kept for the next call."""
+        """Return the blocks of a window in the order of the epoch; caches one list."""
         key = (split, epoch if split == "train" else 0, window)
         if self._order is None or self._order[0] != key:
             self._order = key, self._ordered_blocks(*key)
         return self._order[1]
 
     def rows(self, split: str, epoch: int, window: int, block: Block) -> Sequence[int]:
-        """Numbers of the rows of a block, in the order of the epoch."""
+        """Return the record indices of a block in the order of the epoch."""
         del window
         file, start, stop = block
         if split != "train" or stop - start == 1:
@@ -196,13 +192,13 @@ class ShardSource(TextSource):
         return rows
 
     def read(self, file: int, rows: Sequence[int]) -> Iterator[Any]:
-        """Items of rows of one block; None for null and empty ones, which are counted."""
+        """Yield items of records of one block; None for null and empty ones, which are counted."""
         for item in self.opened(file).read(rows):
             self.num_skipped += item is None
             yield item
 
     def file_order(self, split: str, epoch: int) -> list[int]:
-        """The files of a split in the order of an epoch, where it matters: when there are windows."""
+        """Return the files of a split in the order of an epoch; shuffled only with windows."""
         files = self._split_files(split)
         if split == "train" and self.window is not None:
             random.Random(f"{self.seed}-{epoch}-files").shuffle(files)
@@ -232,7 +228,7 @@ class ShardSource(TextSource):
             kind = "validation" if found.val else "test"
             names = _listed([self.file_name(path) for path in found.files])
             raise UserError(
-                f"{self.name} has no file to train on: {names} is of a {kind} split by name; "
+                f"{self.name} has no training file: by its name, {names} belongs to the {kind} split; "
                 "give the file itself as the path, or rename it"
             )
         if split == "train":
@@ -240,14 +236,14 @@ class ShardSource(TextSource):
         return list(files[len(found.train) :] or files[-1:])
 
     def _ranges(self, split: str, chosen: Sequence[int] | None = None) -> Iterator[tuple[int, int, int]]:
-        """(file, first row, last row + 1) of a split, or of some of its files."""
+        """Yield (file, first record, last record + 1) of a split, or of some of its files."""
         is_shared = split != "all" and not self.split.val
         total = 0
         for file in self.file_order(split, 0) if chosen is None else chosen:
             num_rows = self.opened(file).num_rows
             total += num_rows
             start, stop = 0, num_rows
-            if is_shared and file == len(self.files) - 1:  # of which the last hundredth is for validation
+            if is_shared and file == len(self.files) - 1:  # the last 1% is for validation
                 num_train = num_rows - max(1, int(num_rows * VALIDATION_FRACTION))
                 start, stop = (0, max(0, num_train)) if split == "train" else (max(0, num_train), num_rows)
             yield file, start, stop
@@ -262,71 +258,71 @@ class ShardSource(TextSource):
     def _no_rows(self, split: str) -> str:
         names = _listed([self.file_name(self.files[file].path) for file in self._split_files(split)])
         if split != "val" or not self.split.val:
-            return f"{self.name} has no rows ({names}); give files with documents"
+            return f"{self.name} has no records ({names}); give files with documents"
         why = " (the last by name)" if self.split.is_by_order else ""
-        return f"{names} in {self.name} validates{why}, but has no rows; fill it, remove it, or name another with --data.validation"
+        return f"{names} in {self.name} is the validation file{why}, but has no records; fill it, remove it, or set --data.validation"
 
 
 class FileSource(ShardSource):
-    """Documents (strings) or conversations (dicts) in one file or in the files of a folder.
+    """Documents (strings) or conversations (dicts) of a file or folder.
 
     Args:
-        path: File, or folder of files of one kind: .txt, .md, .jsonl (these also .gz, .zst, .bz2 or .xz) or .parquet.
+        path: File, or folder of files of one type: .txt, .md, .jsonl (these also .gz, .zst, .bz2 or .xz) or .parquet.
         column: 'text' for documents, 'messages' for conversations, 'tokens' for a folder of prepared shards.
-        seed: Order of the training epochs.
-        validation: Name of the file to validate with; None goes by the names of the files, see `splits`.
+        seed: Seed of the order of training epochs.
+        validation: Name of the validation file; None decides by the file names, see `splits`.
     """
 
     def __init__(self, path: str | Path, column: Column = "text", seed: int = 0, validation: str | None = None) -> None:
         super().__init__(path, column, seed)
         self.validation_name = validation
-        first = self.split.files[0]  # also looks whether there is anything
+        first = self.split.files[0]  # also checks that there are files
         if column == "messages" and family_of(first) == ".txt":
             raise UserError(f"'{self.path}': conversations need .jsonl or .parquet files with 'messages', not text")
 
     def find_split(self) -> FileSplit:
-        """Which files train and which validate, by their names."""
+        """Return the training and validation files, by their names."""
         if self.column == "tokens":
             return prepared_split(self.path)
         if is_prepared(self.path):
-            raise UserError(f"the folder '{self.path}' holds prepared token ids; give the folder of the text")
+            raise UserError(f"the folder '{self.path}' contains prepared token ids; give the folder of the text")
         return find_split(self.path, self.validation_name)
 
     def summary(self) -> str:
-        """Which files train, which validate, how many documents they have, and what is not read."""
+        """Describe the training and validation files, their document counts, and the ignored entries."""
         found, noun = self.split, "conversations" if self.column == "messages" else "documents"
         train, val = self.num_rows("train"), self.num_rows("val")
         trains = f"trains on {_listed([self.file_name(path) for path in found.train])}: {train:,} {noun}"
         if any(text is not None and text.num_rows > 1 for text in map(_text_file, self.files)):
-            trains += " (text is cut at blank lines)"
+            trains += " (text is split at blank lines)"
         if found.val:
             how = " (the last by name)" if found.is_by_order else ""
             validates = f"validates with {_listed([self.file_name(path) for path in found.val])}{how}: {val:,}"
         else:
-            validates = f"validates with the last hundredth of {found.train[-1].name}: {val:,}"
+            validates = f"validates with the last 1% of {found.train[-1].name}: {val:,}"
         return f"{trains}; {validates}{self.left_out()}"
 
     def left_out(self) -> str:
-        """What lies in the folder and is not read, to be put behind something else; empty if nothing is."""
+        """Return a suffix that lists the ignored entries of the folder; empty if there are none."""
         names = self.split.left_out
-        return f"; left out: {_listed(names, most=12)}" if names else ""
+        return f"; ignored: {_listed(names, most=12)}" if names else ""
 
 
 def text_column(path: object) -> Column:
-    """What a path for pretraining holds: 'tokens' in a folder of prepared shards, else 'text'."""
+    """Return 'tokens' for a folder of prepared shards, else 'text'."""
     return "tokens" if is_prepared(path) else "text"
 
 
 def open_source(path: str | Path, column: Column = "text", seed: int = 0) -> FileSource:
-    """A source on a file or folder; raises UserError if there is nothing to read, but does not look into the files."""
+    """Open a file or folder as a source; raises UserError if there are no files, without reading them."""
     return FileSource(path, column, seed)
 
 
 def check_source(path: str | Path, column: Column = "text") -> FileSource:
-    """Open a source and make sure that every file can be read, before a training begins.
+    """Open a source and check that every file can be read, before training starts.
 
     Raises:
-        UserError: For a missing or empty path, a damaged file, a missing column, a malformed row, an empty split.
+        UserError: For a missing or empty path, a damaged file, a missing column, a malformed record, an empty split.
     """
     source = FileSource(path, column)
     source.check()
@@ -334,23 +330,23 @@ def check_source(path: str | Path, column: Column = "text") -> FileSource:
 
 
 def documents(path: str | Path, split: Split = "all") -> Iterator[str]:
-    """The texts of a file or folder, each once, in order."""
+    """Yield the texts of a file or folder once, in order."""
     return FileSource(path, "text").documents(split)
 
 
 def conversations(path: str | Path, split: Split = "all") -> Iterator[dict[str, Any]]:
-    """The conversations of a file or folder, each once, in order."""
+    """Yield the conversations of a file or folder once, in order."""
     return FileSource(path, "messages").documents(split)
 
 
 def _text_file(file: RecordFile) -> TextFile | None:
-    """The text file, compressed or not, that a file is."""
+    """Return the text file, compressed or not, of a record file."""
     plain = file.plain if isinstance(file, CompressedFile) else file
     return plain if isinstance(plain, TextFile) else None
 
 
 def _cut_for_validation(file: RecordFile) -> None:
-    """Cut a text file that has to validate, too, into about a hundred documents if it is short."""
+    """Split a short text file that is also used for validation into about a hundred documents."""
     if (text := _text_file(file)) is not None:
         text.layout = min(TXT_BYTES, max(SHORTEST_DOCUMENT, text.path.stat().st_size // 100))
 

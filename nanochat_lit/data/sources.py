@@ -1,4 +1,4 @@
-"""Anything that yields documents, as a source: files, lists, generators, or an object with `iterate`."""
+"""Conversion of files, lists, functions and objects with `iterate` to sources."""
 
 import random
 from array import array
@@ -13,26 +13,26 @@ from nanochat_lit.data.shards import VALIDATION_FRACTION, Column, FileSource
 
 
 class Items(Protocol):
-    """Anything with a length and places."""
+    """A sequence with a length and indices."""
 
     def __len__(self) -> int:
-        """How many items there are."""
+        """Return the number of items."""
         ...
 
     def __getitem__(self, index: int, /) -> Any:
-        """The item at this place."""
+        """Return an item."""
         ...
 
 
 class MemorySource:
-    """A list of items; the last percent is the validation split, as with a single file."""
+    """A list of items; the last 1% is the validation split, as with a single file."""
 
     def __init__(self, items: Sequence[Any], seed: int = 0) -> None:
         self.items = items
         self.seed = seed
 
     def iterate(self, split: str, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """The items of one epoch; 'train' in an order drawn from the seed and the epoch."""
+        """Yield the items of one epoch; 'train' is shuffled by seed and epoch."""
         num_train = len(self.items) - max(1, int(len(self.items) * VALIDATION_FRACTION))
         ranges = {"train": range(num_train), "val": range(num_train, len(self.items)), "all": range(len(self.items))}
         if split not in ranges:
@@ -44,14 +44,14 @@ class MemorySource:
 
 
 class SplitSource:
-    """Two lists of items, one to train on and one to validate on; any object with a length and places is a list."""
+    """Separate training and validation sequences."""
 
     def __init__(self, train: "Items", val: "Items", seed: int = 0) -> None:
         self.splits = {"train": train, "val": val}
         self.seed = seed
 
     def iterate(self, split: str, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """The items of one epoch; 'train' in an order drawn from the seed and the epoch."""
+        """Yield the items of one epoch; 'train' is shuffled by seed and epoch."""
         if split not in self.splits:
             raise UserError(f"split is {split!r}; use one of {', '.join(self.splits)}")
         items = self.splits[split]
@@ -62,16 +62,17 @@ class SplitSource:
 
 
 class CallableSource:
-    """A function that makes an iterator, such as `lambda: documents("train", seed)`.
+    """A function that returns an iterator, such as `lambda: documents("train", seed)`.
 
-    It is called once an epoch, so an endless generator is one epoch. It knows no splits: give each split its own.
+    It is called once per epoch, so an endless generator is a single epoch. It ignores splits: use one function per
+    split.
     """
 
     def __init__(self, function: Callable[[], Iterable[Any]]) -> None:
         self.function = function
 
     def iterate(self, split: str, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Every `world_size`-th item of a fresh iterator, whatever the split and epoch."""
+        """Yield every `world_size`-th item of a new iterator, regardless of split and epoch."""
         del split, epoch
         return islice(iter(self.function()), rank, None, world_size)
 
@@ -80,15 +81,15 @@ SourceLike = Source | Callable[[], Iterable[Any]] | Sequence[Any] | str | Path
 
 
 def as_source(items: SourceLike, column: Column = "text", seed: int = 0) -> Source:
-    """Make a source of a path, a source, a function without arguments, or a list.
+    """Convert a path, a source, a function without arguments, or a list to a source.
 
     Args:
-        items: What to read. A source is taken as it is.
+        items: Items to read; a source is returned unchanged.
         column: 'text' or 'messages', for a path.
-        seed: Order of the training epochs, for a path or a list.
+        seed: Seed of the order of training epochs, for a path or a list.
 
     Raises:
-        UserError: For anything else, above all an iterator, which could be read only once.
+        UserError: For anything else, such as an iterator, which can be read only once.
     """
     if isinstance(items, (str, Path)):
         return FileSource(items, column, seed)
@@ -101,12 +102,12 @@ def as_source(items: SourceLike, column: Column = "text", seed: int = 0) -> Sour
             raise UserError("the list of items is empty; give at least one")
         return MemorySource(items, seed)
     raise UserError(
-        f"cannot read from {type(items).__name__}; give a path, a list, a function that makes an iterator, "
+        f"cannot read from {type(items).__name__}; give a path, a list, a function that returns an iterator, "
         "or an object with iterate(split, epoch, rank, world_size)"
     )
 
 
 def make_cursor(source: Source, split: str, rank: int, world_size: int) -> Cursor:
-    """A reader of a source that knows its place: by block where the source has blocks, else by the number of the item."""
+    """Return a cursor of a source: by block if the source has blocks, else by item index."""
     make = getattr(source, "cursor", None)
     return ItemCursor(source, split, rank, world_size) if make is None else make(split, rank, world_size)

@@ -1,8 +1,8 @@
-"""Which files of a folder train and which validate, by the conventions of the Hugging Face hub.
+"""Assignment of files to splits by the conventions of the Hugging Face hub.
 
-A word between separators in a file's name (`train-00000-of-00002.parquet`, `name_test.jsonl`), or a folder of that name, tells
-the split. Files of a test split are never trained on, and validate only if they are named. Where no name tells, the last
-file by name validates; a lone training file keeps its last hundredth for validation.
+A word between separators in a file's name (`train-00000-of-00002.parquet`, `name_test.jsonl`), or a folder of that
+name, determines the split. Files of a test split are never used for training, and for validation only if named
+explicitly. Without a validation file by name, the last file is used; of a single training file, the last 1%.
 """
 
 import re
@@ -14,7 +14,9 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.record_kinds import KINDS_IN_WORDS, family_of
 
 NamedSplit = Literal["train", "val", "test"]
-WORDS: dict[NamedSplit, tuple[str, ...]] = {  # in this order: a name with several words is best not trained on
+WORDS: dict[
+    NamedSplit, tuple[str, ...]
+] = {  # in this order, so that a name with several words is not used for training
     "test": ("test", "testing", "eval", "evaluation"),
     "val": ("validation", "valid", "val", "dev", "heldout", "holdout"),
     "train": ("train", "training"),
@@ -27,24 +29,24 @@ class FileSplit:
     """The files of a data set."""
 
     train: list[Path] = field(default_factory=list)
-    """Files to train on, by name."""
+    """Training files by name."""
     val: list[Path] = field(default_factory=list)
-    """Files to validate with; empty where the last hundredth of the last training file does."""
+    """Validation files; empty if the last 1% of the last training file is used."""
     test: list[Path] = field(default_factory=list)
     """Files of a test split."""
     left_out: list[str] = field(default_factory=list)
-    """What else lies in the folder, with the reason where it is not the kind."""
+    """Ignored entries of the folder, with the reason if it is not the file type."""
     is_by_order: bool = False
-    """Whether the validation file is the last by name, because no name tells its split."""
+    """Whether the validation file was selected as the last by name."""
 
     @property
     def files(self) -> list[Path]:
-        """All that are read: to train on, then to validate with; those of a test split if there are no others."""
+        """Files to read: training, then validation; those of a test split if there are no others."""
         return [*self.train, *self.val] or self.test
 
 
 def split_of(name: str) -> NamedSplit | None:
-    """The split that a path within a data set tells by the name of the file, or else of its folders; None if none does."""
+    """Return the split in the name of a file, or else of its folders; None if there is none."""
     *folders, file = PurePath(name).parts
     for split, words in WORDS.items():
         if re.search(rf"(?i)(^|[-._ 0-9])({'|'.join(words)})(set|data|split)?($|[-._ 0-9])", file):
@@ -57,20 +59,22 @@ def split_of(name: str) -> NamedSplit | None:
 
 
 def find_split(path: Path, validation: str | None = None) -> FileSplit:
-    """The files below a path.
+    """Find the files below a path.
 
     Args:
-        path: A file, or a folder of files of one kind.
-        validation: Name of the file to validate with; None goes by the names.
+        path: A file, or a folder of files of one type.
+        validation: Name of the validation file; None decides by the names.
 
     Raises:
-        UserError: If there is nothing to read, files are of several kinds, or `validation` is not among them.
+        UserError: If there are no files, files have several types, or `validation` is not among them.
     """
     if path.is_file():
         if family_of(path) is None:
             raise UserError(f"'{path}' is not a {KINDS_IN_WORDS} file; convert it or give another")
         if validation is not None:
-            raise UserError(f"'{path}' is one file, so '{validation}' cannot validate; give the folder of both")
+            raise UserError(
+                f"'{path}' is a single file, so '{validation}' cannot be the validation file; give the folder of both"
+            )
         return FileSplit(train=[path])
     if not path.is_dir():
         raise UserError(f"no file or folder '{path}'; give a {KINDS_IN_WORDS} file or a folder of such files")
@@ -92,11 +96,11 @@ def find_split(path: Path, validation: str | None = None) -> FileSplit:
 
 
 def _named_files(path: Path) -> tuple[dict[NamedSplit | None, list[Path]], list[str]]:
-    """The files that can be read, by the split that their names tell, and the names of all others that are not hidden."""
+    """Return the supported files by the split in their names, and the names of all other visible entries."""
     named: dict[NamedSplit | None, list[Path]] = {"train": [], "val": [], "test": [], None: []}
     left_out: list[str] = []
     for child in sorted(path.iterdir()):
-        if child.name.startswith("."):  # also the unfinished files of a download or an atomic write
+        if child.name.startswith("."):  # includes partial files of a download or an atomic write
             continue
         split = split_of(f"{child.name}/") if child.is_dir() else split_of(child.name)
         if child.is_dir() and split is None:
@@ -111,12 +115,12 @@ def _named_files(path: Path) -> tuple[dict[NamedSplit | None, list[Path]], list[
     if not any(named.values()):
         folder = next((name for name in left_out if name.endswith("/")), None)
         hint = f"; subfolders such as '{folder[:-1]}' are not searched" if folder else ""
-        raise UserError(f"the folder '{path}' holds no {KINDS_IN_WORDS} file{hint}")
+        raise UserError(f"the folder '{path}' contains no {KINDS_IN_WORDS} file{hint}")
     return named, left_out
 
 
 def _leave_out_documentation(path: Path, named: dict[NamedSplit | None, list[Path]], left_out: list[str]) -> None:
-    """Keep one kind: a README beside records is not data; other mixtures are refused."""
+    """Keep one file type: ignores a README next to records, and raises UserError for other mixtures."""
     kinds = {str(family_of(file)) for files in named.values() for file in files}
     if len(kinds) > 1 and ".txt" in kinds:
         for split, files in named.items():
@@ -125,7 +129,7 @@ def _leave_out_documentation(path: Path, named: dict[NamedSplit | None, list[Pat
             named[split] = [file for file in files if file not in pages]
         kinds = {str(family_of(file)) for files in named.values() for file in files}
     if len(kinds) > 1:
-        raise UserError(f"the folder '{path}' holds {' and '.join(sorted(kinds))} files; keep one kind in a folder")
+        raise UserError(f"the folder '{path}' contains {' and '.join(sorted(kinds))} files; use one type per folder")
 
 
 def _with_validation(path: Path, named: dict[NamedSplit | None, list[Path]], validation: str) -> FileSplit:
@@ -134,6 +138,6 @@ def _with_validation(path: Path, named: dict[NamedSplit | None, list[Path]], val
     if not chosen or len(files) == 1:
         names = sorted(str(file.relative_to(path)) for file in files)
         shown = ", ".join(names if len(names) <= 6 else [*names[:3], "...", *names[-2:]])
-        raise UserError(f"'{path}' has no validation file '{validation}' beside others (files: {shown})")
+        raise UserError(f"'{path}' has no validation file '{validation}' next to others (files: {shown})")
     train = [file for file in named["train"] or named[None] if file not in chosen]
     return FileSplit(train=train, val=chosen, test=[file for file in named["test"] if file not in chosen])

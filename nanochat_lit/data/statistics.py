@@ -1,4 +1,4 @@
-"""What a corpus is made of: sizes, lengths, duplicates, languages, control characters, and the share of every file."""
+"""Corpus statistics: sizes, lengths, duplicates, languages, control characters, and the share of every source."""
 
 import hashlib
 import random
@@ -16,28 +16,29 @@ from nanochat_lit.data.languages import guess_language
 from nanochat_lit.data.shards import ShardSource
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
-"""Control characters except tab and ends of lines, and the mark of what could not be decoded."""
+"""Control characters except tab and line ends, and U+FFFD."""
 _BATCH = 128
 
 
 NUM_HASHES = 64
 BAND = 4
-"""Hashes of a band: documents that agree in all of one band are compared. With 16 bands a pair of similarity 0.8 is found with 99.98%."""
+"""Hashes per band; documents that agree in a band are compared. With 16 bands a pair of similarity 0.8 is found with
+probability 99.98%."""
 SHINGLE_WORDS = 5
 SIMILARITY = 0.8
-"""Share of common runs of five words from which two documents are near duplicates."""
+"""Minimum similarity (share of common word 5-grams) of near duplicates."""
 _PRIME = (1 << 31) - 1
 _WORD = re.compile(r"\w+")
 
 
 class ExactDuplicates:
-    """Counts documents that are the same, character by character.
+    """Counts identical documents.
 
-    Up to `limit` different documents are remembered, by their hash; beyond it those whose hash ends in a zero bit, then
-    in two, and so on: all copies of a document are remembered or none, so the share stays an honest estimate.
+    Stores the hashes of up to `limit` different documents. Beyond that, only hashes that end in one zero bit, then two,
+    and so on are kept. Either all copies of a document are counted or none, so the share is an unbiased estimate.
 
     Args:
-        limit: Different documents to remember.
+        limit: Maximum number of stored hashes.
     """
 
     def __init__(self, limit: int = 1_000_000) -> None:
@@ -46,7 +47,7 @@ class ExactDuplicates:
         self._mask = 0
 
     def add(self, text: str) -> None:
-        """Count a document."""
+        """Add a document."""
         key = int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
         if key & self._mask:
             return
@@ -57,18 +58,18 @@ class ExactDuplicates:
 
     @property
     def share(self) -> float:
-        """Share of documents that are a copy of an earlier one."""
+        """Return the share of documents that are a copy of an earlier one."""
         total = sum(self._counts.values())
         return 1 - len(self._counts) / total if total else 0.0
 
     @property
     def is_estimate(self) -> bool:
-        """Whether only some documents were remembered."""
+        """Whether the share is estimated from a subset."""
         return self._mask != 0
 
 
 class NearDuplicates:
-    """Finds documents that share most of their runs of five words, by MinHash (Broder 1997) over bands."""
+    """Finds documents that share most of their word 5-grams, with banded MinHash (Broder 1997)."""
 
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
@@ -80,7 +81,7 @@ class NearDuplicates:
         self.num_documents = 0
 
     def add(self, text: str) -> None:
-        """Compare a document with those before it."""
+        """Compare a document with earlier ones."""
         self.num_documents += 1
         signature = self._signature(text)
         if signature is None:
@@ -89,7 +90,7 @@ class NearDuplicates:
         candidates: set[int] = set()
         for key in self._keys(signature):
             others = self._bands.setdefault(key, [])
-            candidates.update(others[:8])  # enough to find that there is one
+            candidates.update(others[:8])  # a few candidates suffice to find a duplicate
             others.append(number)
         if any(self._similarity(signature, self._signatures[other]) >= SIMILARITY for other in sorted(candidates)):
             self._near.add(number)
@@ -97,7 +98,7 @@ class NearDuplicates:
 
     @property
     def share(self) -> float:
-        """Share of documents that are nearly the same as an earlier one, exact copies included."""
+        """Return the share of documents that nearly equal an earlier one, including exact copies."""
         return len(self._near) / self.num_documents if self.num_documents else 0.0
 
     def _signature(self, text: str) -> np.ndarray | None:
@@ -106,7 +107,7 @@ class NearDuplicates:
             return None
         runs = {" ".join(words[start : start + SHINGLE_WORDS]) for start in range(len(words) - SHINGLE_WORDS + 1)}
         hashes = np.fromiter((zlib.crc32(run.encode("utf-8", "surrogatepass")) for run in runs), np.int64, len(runs))
-        # 31 bits times 31 bits stay below 2^63
+        # the product of two 31-bit values is less than 2^63
         return ((self._factors * (hashes % _PRIME) + self._terms) % _PRIME).min(axis=1)
 
     @staticmethod
@@ -120,41 +121,41 @@ class NearDuplicates:
 
 @dataclass
 class CorpusStatistics:
-    """Counts over the documents that were read."""
+    """Statistics of the documents that were read."""
 
     documents: int = 0
-    """Documents."""
+    """Number of documents."""
     passed_over: int = 0
-    """Rows without a document: null, empty, or no text."""
+    """Number of records without a document: null, empty, or not text."""
     characters: int = 0
-    """Characters."""
+    """Number of characters."""
     bytes: int = 0
     """Bytes of the text in UTF-8."""
     tokens: int | None = None
-    """Tokens, if there is a tokenizer."""
+    """Number of tokens, if a tokenizer was given."""
     lengths: dict[int, int] = field(default_factory=dict)
-    """Documents by the power of two of characters that they reach: 9 for 512 to 1023."""
+    """Number of documents by floor(log2(characters)): 9 for 512 to 1023."""
     languages: dict[str, int] = field(default_factory=dict)
-    """Characters by language, as guessed."""
+    """Characters by estimated language."""
     exact_duplicates: float = 0.0
     """Share of documents that are a copy of an earlier one."""
     near_duplicates: float = 0.0
-    """Share of the documents that were compared that are nearly the same as an earlier one."""
+    """Share of the compared documents that nearly equal an earlier one."""
     compared: int = 0
-    """Documents that were compared for it."""
+    """Number of compared documents."""
     similarity: float = SIMILARITY
-    """Common share of runs of five words from which documents are near duplicates."""
+    """Minimum share of common word 5-grams of near duplicates."""
     control_characters: int = 0
-    """Control characters, tab and ends of lines excepted, and U+FFFD."""
+    """Number of control characters, except tab and line ends, and of U+FFFD."""
     documents_with_control: int = 0
-    """Documents that have any."""
+    """Number of documents that contain them."""
     sources: dict[str, dict[str, int]] = field(default_factory=dict)
     """Documents and characters by source."""
     is_sample: bool = False
-    """Whether there were more documents than were read."""
+    """Whether only a sample was read."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
@@ -166,14 +167,14 @@ def corpus_statistics(
     near_docs: int,
     seed: int = 0,
 ) -> CorpusStatistics:
-    """Read a corpus.
+    """Compute the statistics of a corpus.
 
     Args:
-        sources: By name.
-        count_tokens: Tokens of some texts, with BOS.
-        max_docs: Documents to read, from blocks drawn at random if there are more.
-        near_docs: Documents to compare for near duplicates, the first that are read.
-        seed: Which blocks are drawn.
+        sources: Sources by name.
+        count_tokens: Returns the number of tokens of texts, including BOS.
+        max_docs: Maximum number of documents; larger corpora are sampled in random blocks.
+        near_docs: Number of documents to compare for near duplicates.
+        seed: Seed of the sample.
     """
     found = CorpusStatistics(tokens=None if count_tokens is None else 0)
     exact, near = ExactDuplicates(), NearDuplicates()
@@ -207,7 +208,7 @@ def corpus_statistics(
 
 
 def _documents(sources: dict[str, ShardSource], max_docs: int | None, seed: int) -> Iterator[tuple[str, str]]:
-    """Texts with the name of their source: that which was given, or the file if only one was given."""
+    """Yield texts with the name of their source, or of their file for a single source."""
     blocks = [
         (name if len(sources) > 1 else file.path.name, source, index, start, stop)
         for name, source in sources.items()

@@ -1,4 +1,4 @@
-"""What a recipe can name as the source of its text: by `class_path`, one of the classes below `TextSource`."""
+"""Base class of text sources, which recipes select by `class_path`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -10,49 +10,49 @@ Split = Literal["train", "val", "all"]
 
 
 class TextSource(ABC):
-    """Documents to train on and documents to validate with.
+    """Training and validation documents.
 
-    `prepare` is called by one process of a machine, before any other method and on no other object; what the other
-    processes need to know lies in files.
+    `prepare` is called by one process per machine, before any other method; it shares information with other processes
+    through files.
     """
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """For messages and tables."""
+        """Name for messages and tables."""
 
     @abstractmethod
     def documents(self, split: Split = "all") -> Iterator[Any]:
-        """Every document of a split once, always in the same order."""
+        """Yield every document of a split once, in a fixed order."""
 
     @abstractmethod
     def iterate(self, split: Split, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """The documents of one epoch of a split that belong to `rank`: every `world_size`-th, or what its `cursor` says."""
+        """Yield the documents of one epoch for `rank`: every `world_size`-th, or those of its `cursor`."""
 
     def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
-        """Let everything be there that training needs to begin.
+        """Provide everything that training needs to start.
 
         Args:
-            mirror: Address to download from instead of the hub.
-            report: Told what is downloaded.
+            mirror: URL to download from instead of the hub.
+            report: Progress callback of downloads.
         """
         del mirror, report
 
-    def check(self) -> None:  # noqa: B027 - nothing is the right thing for a source without files
-        """Look at what is there.
+    def check(self) -> None:  # noqa: B027 - optional for sources without files
+        """Check the available data.
 
         Raises:
-            UserError: Names the file that is damaged, and the row where there is one.
+            UserError: If a file is damaged; names the file and, if known, the record.
         """
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to end
-        """End what `prepare` has left running."""
+    def close(self) -> None:  # noqa: B027 - optional
+        """Stop background work of `prepare`."""
 
     def validation(self) -> dict[str, str]:
-        """The sha256 of the content that validation reads, by name; empty where it is nothing that could be pinned."""
+        """Return the sha256 of the validation data by name; empty if they cannot be pinned."""
         return {}
 
     def num_rows(self, split: Split, enough: int | None = None) -> int | None:
-        """Rows of a split, counted until there are `enough`; None where that is not known."""
+        """Return the number of records of a split; stops counting at `enough`. None if unknown."""
         del split, enough
         return None

@@ -1,4 +1,4 @@
-"""The generated tiny world as a source: its files are written when they are needed."""
+"""The generated tiny world as a source; its files are written on first use."""
 
 from pathlib import Path
 
@@ -12,31 +12,31 @@ from nanochat_lit.tiny_world.files import write_tiny_world
 
 
 class TinyWorld(ShardSource):
-    """English texts from our own grammar, endless and free, for models of a few layers.
+    """Generated English texts for models with few layers.
 
     Args:
-        num_documents: Documents to train on.
-        seed: Which world's texts are drawn, and their order.
-        folder: Where the files are kept; None is a folder of the user's cache.
+        num_documents: Number of training documents.
+        seed: Seed of the texts and of their order.
+        folder: Folder of the files; None is a folder of the user's cache.
     """
 
     def __init__(self, num_documents: int = 20_000, seed: int = 0, folder: str | None = None) -> None:
         if num_documents < 1:
-            raise UserError(f"num_documents is {num_documents}, but must be at least 1")
+            raise UserError(f"num_documents is {num_documents}; it must be at least 1")
         self.num_documents = num_documents
         self.folder = Path(folder) if folder else cache_folder() / "tiny_world" / f"{num_documents}-{seed}"
         super().__init__(self.folder / "pretrain", seed=seed)
 
     def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
-        """Write the files, unless they are there."""
+        """Write the files, unless they exist."""
         del mirror, report
-        done = self.folder / "harder" / "test.jsonl"  # the last that is written
+        done = self.folder / "harder" / "test.jsonl"  # written last
         with locked(self.folder.with_name(f".{self.folder.name}.lock")):
             if not done.is_file():
                 write_tiny_world(self.folder, self.num_documents, num_conversations=1, per_category=1, seed=self.seed)
 
     def find_split(self) -> FileSplit:
-        """The shards, of which the last is for validation."""
+        """Return the shards; the last one is for validation."""
         files = sorted(self.path.glob("shard_*.parquet"))
         if not files:
             raise UserError(f"'{self.path}' has no shards yet; they are written by prepare()")

@@ -221,7 +221,7 @@ def test_a_mixture_draws_by_weight_of_characters():
     assert texts == take(mixed.cursor("train", 0, 1), 4000)
     everything = list(mixed.documents("train"))
     assert collections.Counter(text[0] for text in everything) == {"l": 49, "s": 89}
-    with pytest.raises(UserError, match="weights are given for a, the sources are a, b"):
+    with pytest.raises(UserError, match="weights are set for a, but the sources are a, b"):
         mixture({"a": 1}, a=["x"], b=["y"])
     with pytest.raises(UserError, match="weight of a is 0"):
         mixture({"a": 0}, a=["x"])

@@ -197,7 +197,7 @@ def test_an_example_by_hand():
 
 
 def test_impossible_sizes():
-    with pytest.raises(UserError, match="row of 1"):
+    with pytest.raises(UserError, match="sequence of 1"):
         BestFitRows([], 1)
     with pytest.raises(UserError, match="buffer_size is 0"):
         PaddedRows([], 5, 0, buffer_size=0)

@@ -128,7 +128,7 @@ def test_damage_is_said(prepared, tokenizer, tmp_path):
     file = sorted(prepared.glob("*.tokens"))[0]
     content = file.read_bytes()
     for name, data, message in (
-        ("short", content[:-1], "is not whole .* expected"),
+        ("short", content[:-1], "is incomplete .* expected"),
         ("empty", b"", "is not a prepared shard"),
         ("foreign", b"PAR1" + content[4:], "is not a prepared shard"),
         ("newer", content[:8] + b"\x09" + content[9:], "format version 9"),
@@ -157,7 +157,7 @@ def test_other_tokenizers_and_other_uses(text, prepared, tokenizer, tmp_path):
     with pytest.raises(UserError, match="prepared with another tokenizer"):
         prepare(FileSource(text), other, prepared)
     assert rows(stream(prepared, tokenizer), 1)  # untouched
-    with pytest.raises(UserError, match="holds prepared token ids"):
+    with pytest.raises(UserError, match="contains prepared token ids"):
         next(documents(prepared))
     assert not is_prepared(text)
 
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_what_was_finished(text, tokenizer, tmp_path, monkeyp
     monkeypatch.setattr(paths.os, "fsync", full)
     if len(FileSource(text).files) == 1:
         calls.append(None)
-    with pytest.raises(UserError, match=r"No space left on device.* bytes are free there: make room"):
+    with pytest.raises(UserError, match=r"No space left on device.* bytes are free there: free disk space"):
         prepare(FileSource(text), tokenizer, out)
     names = {path.name for path in out.iterdir()}
     assert LIST_FILE not in names

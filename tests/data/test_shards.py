@@ -134,7 +134,7 @@ def test_json_escapes_cannot_bring_lone_surrogates(tmp_path):
 def test_missing_empty_or_foreign_paths(tmp_path):
     with pytest.raises(UserError, match=r"no file or folder.*\.parquet"):
         FileSource(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"holds no \.txt, \.md, \.jsonl \(also \.gz, .*\) or \.parquet file"):
+    with pytest.raises(UserError, match=r"contains no \.txt, \.md, \.jsonl \(also \.gz, .*\) or \.parquet file"):
         FileSource(tmp_path)
     (tmp_path / "inner").mkdir()
     with pytest.raises(UserError, match="subfolders such as 'inner'"):
@@ -149,7 +149,7 @@ def test_missing_empty_or_foreign_paths(tmp_path):
     with pytest.raises(UserError, match="conversations need"):
         FileSource(tmp_path / "a.txt", "messages")
     (tmp_path / "inner" / "a.txt").write_text("")
-    with pytest.raises(UserError, match="has no rows"):
+    with pytest.raises(UserError, match="has no records"):
         check_source(tmp_path / "inner")
 
 

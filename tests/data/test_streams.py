@@ -140,7 +140,7 @@ def test_a_conversation_longer_than_the_row_is_cut_and_reported(tokenizer, caplo
     with caplog.at_level(logging.WARNING):
         batches = list(stream)
     assert stream.counts.items_cut == 2
-    assert "2 of 5 conversations were cut at sequence_len 32" in caplog.text
+    assert "2 of 5 conversations were truncated to sequence_len 32" in caplog.text
     hidden = [targets for batch in batches for targets in batch["targets"] if bool((targets == -1).all())]
     assert len(hidden) == 2  # whole rows without a target: the loss counts them as 0
 

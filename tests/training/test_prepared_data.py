@@ -33,4 +33,4 @@ def test_fit_reads_prepared_shards_as_text(write_recipe, text_folder, pretrained
     shard = prepared / "a.tokens"
     shard.write_bytes(shard.read_bytes()[:-4])
     assert cli.main(["fit", "--config", str(recipe)]) == 2
-    assert "a.tokens' is not whole" in capsys.readouterr().err
+    assert "a.tokens' is incomplete" in capsys.readouterr().err
