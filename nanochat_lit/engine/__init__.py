@@ -1,1 +1,1 @@
-"""Inference: sampling, tool calls, cached generation, the portable export it reads, the sandbox for model-written code."""
+"""Inference: sampling, tool calls, cached generation, exports, and the sandbox for model-written code."""

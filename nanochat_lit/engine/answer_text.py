@@ -1,4 +1,4 @@
-"""From the tokens of an answer to text that can be shown at once: words, calculator calls, their results, stop strings."""
+"""Incremental conversion of an answer's tokens to text, calculator calls and results, with stop strings."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,23 +8,23 @@ from nanochat_lit.tokenizer.special_tokens import OUTPUT_END, OUTPUT_START, PYTH
 
 
 class Piece(NamedTuple):
-    """A few characters of an answer."""
+    """A chunk of an answer."""
 
     type: str
-    """text, python (what the model hands to the calculator) or python_output (what came back)."""
+    """text, python (a calculator call) or python_output (its result)."""
     text: str
-    """Whole characters only."""
+    """Text of complete characters."""
 
 
 class AnswerText:
-    """Turns the tokens of one answer into pieces of text as soon as they are certain.
+    """Converts the tokens of one answer to chunks of text as soon as they are final.
 
-    Half a UTF-8 character waits for its other half, and text that may be the beginning of a stop string waits until it is
-    one or is not. Control tokens are never part of the text.
+    Buffers incomplete UTF-8 characters, and text that may be the beginning of a stop string. Control tokens are never
+    part of the text.
 
     Args:
-        tokenizer: Of the model that answers.
-        stop: Strings before which the answer ends; only its text counts, not calculator calls.
+        tokenizer: Tokenizer of the model.
+        stop: Strings that end the answer; matched only in its text, not in calculator calls.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
@@ -36,10 +36,10 @@ class AnswerText:
         self._kind = "text"
         self._held = ""
         self.has_stopped = False
-        """Whether a stop string was met; nothing after it is text."""
+        """Whether a stop string was found; text after it is dropped."""
 
     def push(self, token_id: int) -> list[Piece]:
-        """The pieces that became certain with this token, often none."""
+        """Return the chunks that this token completes, often none."""
         switches = token_id in self._opens or token_id in self._closes
         pieces = self._add(self._decoder.finish() if switches else self._decoder.push(token_id), is_last=switches)
         if switches:
@@ -47,7 +47,7 @@ class AnswerText:
         return pieces
 
     def finish(self) -> list[Piece]:
-        """What was held back, when no more tokens come."""
+        """Return the buffered text at the end of the answer."""
         return self._add(self._decoder.finish(), is_last=True)
 
     def _add(self, text: str, *, is_last: bool) -> list[Piece]:
@@ -66,15 +66,16 @@ class AnswerText:
 
 
 def first_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the stop string begins that is whole first, the longest of several that are; None if there is none.
+    """Return the start of the stop string that is completed first (the longest of several), or None.
 
-    The first to begin may still lack its end when another is whole, so it cannot be what ends an answer that streams.
+    The stop string with the earliest start may still be incomplete when another one is complete, so a streamed answer
+    must end at the latter.
     """
     found = [(place + len(string), place) for string in stop if (place := text.find(string)) >= 0]
     return min(found)[1] if found else None
 
 
 def held_back(text: str, stop: Sequence[str]) -> int:
-    """How many characters at the end of the text may be the beginning of a stop string."""
+    """Return the number of characters at the end of the text that may begin a stop string."""
     longest = min(len(text), max(map(len, stop)) - 1)
     return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in stop)), 0)

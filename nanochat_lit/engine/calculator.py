@@ -1,8 +1,8 @@
-"""The calculator that a model may call: arithmetic and counting letters, nothing else.
+"""The calculator tool: arithmetic and counting letters.
 
-What a model writes is untrusted, so nothing is ever evaluated by Python itself: a scanner admits numbers, operators, quoted
-text and `.count`, Python's parser builds a tree, and a small walker computes it under limits on length, depth and size.
-It needs no clock, signal or process: every admitted expression is cheap, so any thread may call it.
+Model output is untrusted and never evaluated by Python itself. A scanner admits only numbers, operators, quoted text
+and `.count`, Python's parser builds a tree, and an interpreter computes it with limits on length, depth and size. Every
+admitted expression is cheap, so it needs no timeout and can be called from any thread.
 """
 
 import ast
@@ -13,19 +13,19 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_EXPRESSION_CHARS = 256
-"""Longest expression; it also bounds how deep the parser can nest."""
+"""Maximum length of an expression; also bounds the parser's nesting depth."""
 
 MAX_DEPTH = 64
-"""Most open brackets, and the deepest tree that is walked; what the parser itself allows differs between versions."""
+"""Maximum depth of brackets and of the tree; the parser's own limit depends on the Python version."""
 
 MAX_INT_BITS = 1024
-"""Largest whole number, about 308 digits: what a float can still hold."""
+"""Largest integer, about 308 digits, the range of a float."""
 
 MAX_RESULT_CHARS = 128
-"""Longest result; it is forced into the model's context."""
+"""Maximum length of a result, which is inserted into the model's context."""
 
-# One token at the start of what is left. Nothing else gets as far as the parser, so it never warns (a warning filter is
-# state that threads share), never sees a name, and a string never has an escape or a prefix.
+# One token at the start of the remaining text. Nothing else reaches the parser, so it never warns (warning filters are
+# shared by threads), never sees a name, and strings never have escapes or prefixes.
 _TOKEN = re.compile(
     r"""(?P<space>[ \t]+)
       | (?P<number>(?:\d+(?:,\d+)*(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)
@@ -49,20 +49,20 @@ _UNARY: dict[type[ast.unaryop], Callable[..., Any]] = {ast.UAdd: operator.pos, a
 
 
 class _RefusedError(Exception):
-    """The expression is outside what the calculator does."""
+    """The expression is not supported."""
 
 
 def calculate(expression: str) -> str | None:
-    """The value of an arithmetic expression as Python would print it.
+    """Return the value of an arithmetic expression as Python prints it.
 
-    Numbers may hold commas ("1,234+1"). Whole division keeps Python's form: 12/4 is "3.0". Text can only be counted in:
-    'strawberry'.count('r').
+    Numbers may contain commas ("1,234+1"). Division returns a float as in Python: 12/4 is "3.0". The only operation on
+    text is counting: 'strawberry'.count('r').
 
     Args:
-        expression: What the model wrote.
+        expression: Expression written by the model.
 
     Returns:
-        The result, or None for whatever cannot be computed: bad syntax, division by zero, too long, too large.
+        The result, or None if it cannot be computed: invalid syntax, division by zero, too long, too large.
     """
     if len(expression) > MAX_EXPRESSION_CHARS:
         return None
@@ -76,7 +76,7 @@ def calculate(expression: str) -> str | None:
 
 
 def _admitted(expression: str) -> str:
-    """The expression without commas in its numbers, if it holds nothing but the calculator's tokens."""
+    """Return the expression without commas in numbers; raise if it contains other tokens."""
     kept = []
     position = depth = 0
     while position < len(expression):
@@ -123,14 +123,14 @@ def _count(node: ast.Call) -> int:
 
 
 def _check_power(base: float, exponent: float) -> None:
-    """Refuse a power of whole numbers before it is computed: 9**9**9 would take minutes and gigabytes."""
+    """Reject large integer powers before computing them: 9**9**9 would take minutes and gigabytes."""
     whole = isinstance(base, int) and isinstance(exponent, int)
     if whole and exponent > 0 and abs(base) > 1 and int(base).bit_length() * exponent > 2 * MAX_INT_BITS:
         raise _RefusedError
 
 
 def _checked(value: object) -> int | float:
-    """The value itself if it is a finite number of allowed size (not a complex one, text or a truth value)."""
+    """Return the value if it is a finite int or float within the limits (not complex, str or bool)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _RefusedError
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""A conversation between a person and a model, which terminal and page show and change, and what it talks to."""
+"""Conversations with a model, as shown and edited in the terminal and the chat page, and the interface to chat models."""
 
 import dataclasses
 import os
@@ -14,78 +14,78 @@ from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
 from nanochat_lit.tokenizer import validate_conversation
 
 Message = dict[str, Any]
-"""{"role": "system" | "user" | "assistant", "content": text, or parts if it is the assistant's}, as in tokenizer/chat.py."""
+"""{"role": "system" | "user" | "assistant", "content": text, or parts for the assistant}, as in tokenizer/chat.py."""
 
 
 class Answer:
-    """One answer while it is being said. Its pieces are iterated over once; `stop` ends it early.
+    """An answer being generated. Its chunks can be iterated once; `stop` ends it early.
 
     Args:
-        num_dropped_turns: Oldest turns that the model does not see, because they do not fit into its context.
-        stop: Ends the answer, from any thread and more than once; the iteration then ends too.
+        num_dropped_turns: Number of oldest turns dropped to fit the context.
+        stop: Ends the answer and its iteration; idempotent and thread-safe.
     """
 
     def __init__(self, *, num_dropped_turns: int = 0, stop: Callable[[], None]) -> None:
         self.num_dropped_turns = num_dropped_turns
         self.num_tokens: int | None = 0
-        """Tokens so far; None if it is not known."""
+        """Number of tokens so far; None if unknown."""
         self.elapsed_s = 0.0
-        """From the question to the newest token, whenever that was listened to."""
+        """Seconds from the question to the newest token, regardless of when it was read."""
         self.finish_reason: str | None = None
-        """"stop" when the model ended it, "length" when tokens ran out; None while it goes on or when it was stopped."""
+        """"stop" if the model ended it, "length" at the token limit; None while it is running or if it was stopped."""
         self.stop = stop
         self.pieces: Generator[Piece, None, None]
-        """The answer piece by piece, each as soon as it is certain; set by who makes the answer."""
+        """Iterator over the chunks; set by the chat model."""
 
 
 class ChatModel(Protocol):
-    """Answers conversations, several at once if they come from several threads."""
+    """Answers conversations, concurrently if called from several threads."""
 
     def answer(self, messages: Sequence[Message], settings: SamplingParams) -> Answer:
-        """Begin the answer to a conversation whose last message is the user's.
+        """Start the answer to a conversation that ends with a user message.
 
         Raises:
-            UserError: If it cannot be answered: too long, impossible settings, no server, too busy.
+            UserError: If it cannot be answered: too long, invalid settings, no server, or too many requests.
         """
         ...
 
 
 @dataclass
 class ChatSession:
-    """Questions and answers in turn. It is kept whole: what is too long for the model is left out only where it is asked.
+    """Alternating questions and answers. Stored in full; turns that exceed the context are dropped only in the prompt.
 
-    `ask`, `retry` and `edit` change nothing if they raise. Otherwise the conversation holds the question at once, and the
-    answer grows in it with every piece that is taken from the iterator; leaving the iterator early keeps what was said.
+    `ask`, `retry` and `edit` change nothing if they raise. Otherwise the question is added immediately, and the answer
+    grows with every chunk taken from the iterator; closing the iterator early keeps the text so far.
     """
 
     settings: SamplingParams = CHAT_PARAMS
-    """How answers are generated."""
+    """Sampling settings."""
     system: str = ""
-    """What the model is told before the first message; empty for nothing."""
+    """System prompt; empty for none."""
     messages: list[Message] = field(default_factory=list)
-    """User and assistant in turn, beginning with the user and ending with the assistant; answers are lists of parts."""
+    """Alternating messages, from a user message to an assistant message; answers are lists of parts."""
     answer: Answer | None = None
-    """The last answer that was begun here."""
+    """Last answer of this process."""
     num_answers: int = 0
-    """Answers so far, also those that were taken back. Each draws from another seed, so that a retry says something else."""
+    """Number of answers so far, including removed ones. Each has another seed, so that a retry gives another answer."""
 
     def ask(self, model: ChatModel, text: str) -> Generator[Piece, None, None]:
-        """Say something, and hear the answer.
+        """Send a message and stream the answer.
 
         Args:
-            model: Who answers.
-            text: The user's message.
+            model: Model that answers.
+            text: User message.
 
         Returns:
-            The answer piece by piece.
+            Iterator over the chunks of the answer.
 
         Raises:
-            UserError: If it cannot be answered, before the first piece.
+            UserError: If it cannot be answered; raised before the first chunk.
         """
         return self._reply(model, self.messages, text)
 
     def retry(self, model: ChatModel) -> Generator[Piece, None, None]:
-        """Another answer to the last question, instead of the last one.
+        """Replace the last answer by another one.
 
         Raises:
             UserError: As `ask`, or if there is none.
@@ -94,12 +94,12 @@ class ChatSession:
         return self.edit(model, len(self.messages) - 2, self.messages[-2]["content"])
 
     def edit(self, model: ChatModel, index: int, text: str) -> Generator[Piece, None, None]:
-        """Ask something else in place of an earlier question; what followed it is forgotten.
+        """Replace an earlier question, and drop the messages after it.
 
         Args:
-            model: Who answers.
-            index: Of the user's message in `messages`.
-            text: What it shall be.
+            model: Model that answers.
+            index: Index of the user message in `messages`.
+            text: New text.
 
         Raises:
             UserError: As `ask`.
@@ -108,7 +108,7 @@ class ChatSession:
         return self._reply(model, self.messages[:index], text)
 
     def undo(self) -> str:
-        """Take back the last question with its answer.
+        """Remove the last question with its answer.
 
         Returns:
             The question.
@@ -122,14 +122,14 @@ class ChatSession:
         return question["content"]
 
     def clear(self) -> None:
-        """Forget what was said; the system prompt and the settings stay."""
+        """Remove all messages; keeps the system prompt and the settings."""
         self.messages, self.answer, self.num_answers = [], None, 0
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the conversation as JSON: {"messages", "settings"}; the messages are also a row of chat training data.
+        """Write the conversation as JSON: {"messages", "settings"}; the messages are also a valid training record.
 
         Raises:
-            UserError: If there is nothing to save, the file cannot be written, or it holds something else already.
+            UserError: If there are no messages, the file cannot be written, or an existing file has other contents.
         """
         self._check_not_empty()
         self.check_saved(path)
@@ -141,16 +141,16 @@ class ChatSession:
 
     @staticmethod
     def check_saved(path: str | os.PathLike[str]) -> None:
-        """Raise UserError if there is a file that is not a saved conversation."""
+        """Raise UserError if the file exists and is not a saved conversation."""
         if Path(path).exists():
             ChatSession.load(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ChatSession":
-        """Read what `save` wrote.
+        """Load a saved conversation.
 
         Raises:
-            UserError: If the file is missing or holds something else.
+            UserError: If the file is missing or has other contents.
         """
         saved = read_json(path)
         if not isinstance(saved, dict) or set(saved) != {"messages", "settings"}:
@@ -158,7 +158,7 @@ class ChatSession:
         messages, settings = saved["messages"], saved["settings"]
         validate_conversation({"messages": messages}, str(path))
         if messages[-1]["role"] != "assistant":
-            raise UserError(f"{path}: ends with a question; give it an answer or take it out")
+            raise UserError(f"{path}: ends with a question; add an answer or remove the question")
         if not isinstance(settings, dict):
             raise UserError(f"{path}: settings must be an object such as {CHAT_PARAMS.numbers()}")
         has_system = messages[0]["role"] == "system"
@@ -189,13 +189,13 @@ class ChatSession:
 
 
 def _collected(answer: Answer, parts: list[dict[str, Any]]) -> Generator[Piece, None, None]:
-    """The pieces, gathered in `parts` on their way."""
+    """Yield the chunks and collect them in `parts`."""
     try:
         for piece in answer.pieces:
             if not parts or parts[-1]["type"] != piece.type:
                 parts.append({"type": piece.type, "text": ""})
             parts[-1]["text"] += piece.text
             yield piece
-    finally:  # also when the listener leaves
+    finally:  # also if the iterator is closed early
         answer.stop()
         answer.pieces.close()

@@ -1,4 +1,4 @@
-"""Reading checkpoints: checked before they are trusted; the model and the tokenizer in them."""
+"""Verified loading of checkpoints, with their model and tokenizer."""
 
 import re
 import zipfile
@@ -18,11 +18,11 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 STEP_FILE = re.compile(r"step(\d+)\.ckpt")
 
 KEY = "nanochat_lit"
-"""Of what we add to a checkpoint: the model's config, its tokenizer's fingerprint, how it was made."""
+"""Key of this package's entry in a checkpoint: model configuration, tokenizer fingerprint, provenance."""
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file; None if every byte is as it was written (by the CRC32 of each part)."""
+    """Return the damage of a checkpoint file, or None if the CRC32 of every part matches."""
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
@@ -33,14 +33,14 @@ def damage(path: Path) -> str | None:
 
 
 def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """A checkpoint of ours, with a restricted unpickler.
+    """Load a checkpoint with a restricted unpickler.
 
     Args:
         path: The file.
-        mmap: Leave the tensors on disk until they are used.
+        mmap: Memory-map the tensors.
 
     Raises:
-        UserError: If it is damaged or something else.
+        UserError: If it is damaged or not a nanochat-lit checkpoint.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
@@ -54,13 +54,13 @@ def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def step_files(folder: Path) -> dict[int, Path]:
-    """Checkpoints of a folder by step, newest first."""
+    """Return the checkpoints of a folder by step, newest first."""
     found = {int(match[1]): path for path in folder.glob("step*.ckpt") if (match := STEP_FILE.fullmatch(path.name))}
     return dict(sorted(found.items(), reverse=True))
 
 
 def checkpoint_model(path: Path, checkpoint: dict[str, Any]) -> GPT:
-    """The model of a checkpoint; its compute dtype is still to be set."""
+    """Return the model of a checkpoint; its compute dtype is not set yet."""
     tensors = {
         name.removeprefix("model."): tensor
         for name, tensor in checkpoint["state_dict"].items()
@@ -70,10 +70,10 @@ def checkpoint_model(path: Path, checkpoint: dict[str, Any]) -> GPT:
 
 
 def checkpoint_tokenizer(path: Path, checkpoint: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that a checkpoint was trained with: in its run folder, or where its recipe has it from.
+    """Return the tokenizer of a checkpoint, from its run folder or the path in its recipe.
 
     Raises:
-        UserError: If it is in none of these folders any more.
+        UserError: If it is in neither folder.
     """
     run = path.resolve().parent.parent
     recipe = yaml.safe_load(checkpoint.get("config") or "{}")
@@ -87,4 +87,4 @@ def checkpoint_tokenizer(path: Path, checkpoint: dict[str, Any]) -> Tokenizer:
             if tokenizer.fingerprint == checkpoint[KEY]["tokenizer"]:
                 return tokenizer
     places = ", ".join(map(str, folders))
-    raise UserError(f"the tokenizer of {path} is not in {places}; put its folder into {run / 'tokenizer'}")
+    raise UserError(f"the tokenizer of {path} is not in {places}; copy its folder to {run / 'tokenizer'}")

@@ -1,4 +1,4 @@
-"""Generation: whole completions, or token by token, of one prompt or of many."""
+"""Generation of complete or streamed completions for one or more prompts."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from nanochat_lit.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class _Inbox:
-    """Tokens of the slots that one call of `stream` watches."""
+    """Tokens of the slots of one `stream` call."""
 
     slots: list[int]
     waiting: dict[int, deque[Emitted]] = field(default_factory=dict)
@@ -25,24 +25,25 @@ class _Inbox:
 class Engine(SlotEngine):
     """Generates completions of token prompts with a model and its tokenizer.
 
-    A request ends with <|assistant_end|> or <|bos|>, at a stop string, after max_new_tokens tokens (those that a tool forced
-    count too), or when the context is full: every token that the model reads has one of its sequence_len positions, so a
-    prompt of P tokens leaves room for sequence_len - P + 1 new ones. No token's past is ever computed twice, and no
-    request's tokens depend on the others'.
+    A request ends with <|assistant_end|> or <|bos|>, at a stop string, after max_new_tokens tokens (including tool
+    results), or when the context is full. Every token that the model reads takes one of its sequence_len positions, so
+    a prompt of P tokens leaves space for sequence_len - P + 1 new ones. Tokens are computed once, and requests do not
+    affect each other.
 
-    Use `generate`, `stream`, `generate_batch` and `complete`; or, to serve requests that come and go, `admit`, `step` and
-    `release` (engine/scheduler.py does). One thread at a time.
+    Use `generate`, `stream`, `generate_batch` and `complete`; or, to serve requests continuously, `admit`, `step` and
+    `release` (as in engine/scheduler.py). Not thread-safe.
 
     Args:
-        model: Used as it is: on its device, in its compute dtype, packed or not.
-        tokenizer: The one it was trained with.
-        num_slots: Requests that are decoded together at most; each holds a KV cache of the whole context.
-        prefill_chunk: Tokens of a prompt read between two decode steps; fewer let neighbours wait less.
-        tool: Answers the model's calls, or has no answer: the calculator, or `python_tool.run_tool`. All rows wait for it.
+        model: Model on its device, in its compute dtype, packed or not.
+        tokenizer: Tokenizer of the model.
+        num_slots: Maximum number of concurrent requests; each slot has a KV cache of the full context.
+        prefill_chunk: Prompt tokens per prefill chunk between two decode steps; smaller values reduce the delay of
+            other requests.
+        tool: Returns the result of a call or None: the calculator, or `python_tool.run_tool`. Decoding waits for it.
 
     Raises:
-        UserError: If num_slots or prefill_chunk is below 1, or (with the first request) if the slots' keys and values do not
-            fit into the free memory.
+        UserError: If num_slots or prefill_chunk is less than 1, or (at the first request) if the KV caches do not fit
+            the free memory.
     """
 
     def __init__(
@@ -58,29 +59,29 @@ class Engine(SlotEngine):
         self._inboxes: list[_Inbox] = []
 
     def generate(self, prompt_ids: Sequence[int], num_samples: int = 1, **sampling: Any) -> list[list[int]]:
-        """Completions of one prompt.
+        """Generate completions of one prompt.
 
         Args:
-            prompt_ids: The prompt; it is read once for every num_slots samples.
-            num_samples: Completions.
-            sampling: Settings of `SamplingParams`; max_new_tokens is 64 unless given. Sample 0 is the same whether 1 or 16
-                are asked for.
+            prompt_ids: The prompt; prefilled once per num_slots samples.
+            num_samples: Number of completions.
+            sampling: Settings of `SamplingParams`; max_new_tokens defaults to 64. Sample i does not depend on
+                num_samples.
 
         Returns:
-            Token ids per sample, without the prompt and without the token that ended it.
+            Token ids per sample, without the prompt and the end token.
 
         Raises:
-            UserError: If the prompt is empty, foreign or longer than the context, or a setting is impossible.
+            UserError: If the prompt is empty, has invalid token ids or exceeds the context, or a setting is invalid.
         """
         request = _request(prompt_ids, sampling)
         return self.complete([request], num_samples)
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> list[list[int]]:
-        """One completion for each of many prompts, the same as made one by one; more prompts than slots take turns.
+        """Generate one completion per prompt, identical to separate calls; prompts beyond the slots are queued.
 
         Args:
             prompts: Prompts of any lengths.
-            sampling: As in `generate`. Prompt i draws the numbers of sample i of the seed.
+            sampling: As in `generate`. Prompt i uses the random numbers of sample i.
 
         Returns:
             Token ids per prompt, in the order of the prompts.
@@ -92,17 +93,17 @@ class Engine(SlotEngine):
         return self.complete([replace(request, prompt_ids=prompt, sample=i) for i, prompt in enumerate(prompts)])
 
     def complete(self, requests: Sequence[Request], num_samples: int = 1) -> list[list[int]]:
-        """Completions of many requests, each of them several times if wished.
+        """Complete many requests, with several samples each.
 
         Args:
-            requests: What to complete.
-            num_samples: Completions of each; sample i of a request draws the numbers of its `sample` + i.
+            requests: Requests to complete.
+            num_samples: Completions per request; sample i uses the random numbers of `sample` + i.
 
         Returns:
-            Token ids without the token that ended them: all samples of the first request, then those of the second...
+            Token ids without the end token: all samples of the first request, then those of the second, and so on.
 
         Raises:
-            UserError: If a request cannot be served; nothing is generated then.
+            UserError: If a request is invalid; nothing is generated then.
         """
         return [
             [token.token_id for token in tokens if token.token_id not in self.end_ids]
@@ -110,7 +111,7 @@ class Engine(SlotEngine):
         ]
 
     def run(self, requests: Sequence[Request], num_samples: int = 1) -> list[list[Emitted]]:
-        """The same as `complete` with all that is known of each token, the ending one included; more rows than slots take turns."""
+        """Like `complete`, but return every emitted token including the end token."""
         _check_samples(num_samples)
         for request in requests:
             self.check(request)
@@ -122,7 +123,7 @@ class Engine(SlotEngine):
         try:
             while waiting or inbox.slots:
                 while waiting and self._free:
-                    # samples of one request that find room together share the reading of its prompt
+                    # samples of one request that are admitted together share its prefill
                     index, first = waiting.popleft()
                     count = 1
                     while waiting and waiting[0][0] == index and count < len(self._free):
@@ -141,25 +142,28 @@ class Engine(SlotEngine):
     def stream(
         self, prompt_ids: Sequence[int], num_samples: int = 1, **sampling: Any
     ) -> Iterator[tuple[list[int], list[int]]]:
-        """The same as `generate`, step by step, as soon as each token is known.
+        """Like `generate`, but yield tokens step by step.
 
         Args:
             prompt_ids: The prompt.
-            num_samples: Completions, at most num_slots.
+            num_samples: Number of completions, at most num_slots.
             sampling: As in `generate`.
 
         Returns:
-            An iterator of (token per sample, mask per sample): mask 1 where the model chose the token, 0 where a tool
-            forced it. The token that ends a row is in it with mask 1; the row repeats it with mask 0 while others go on.
+            An iterator of (token per sample, mask per sample): mask 1 if the model sampled the token, 0 if a tool
+            forced it. The end token is included with mask 1; finished samples repeat it with mask 0 while others
+            continue.
 
         Raises:
-            UserError: As `generate`, when called, not at the first step.
+            UserError: As `generate`; raised by the call, not by the first step.
         """
         _check_samples(num_samples)
         request = _request(prompt_ids, sampling)
         self.check(request)
         if num_samples > self.num_free:
-            raise UserError(f"{num_samples} samples need as many slots, {self.num_free} are free; raise num_slots")
+            raise UserError(
+                f"{num_samples} samples need {num_samples} slots, but {self.num_free} are free; increase num_slots"
+            )
         return self._lockstep(request, num_samples)
 
     def _lockstep(self, request: Request, num_samples: int) -> Iterator[tuple[list[int], list[int]]]:
@@ -183,7 +187,7 @@ class Engine(SlotEngine):
         inbox.waiting.update({slot: deque() for slot in slots})
 
     def _next_tokens(self, inbox: _Inbox) -> list[Emitted]:
-        """The next token of each watched slot that has one; runs the engine until there is any."""
+        """Return the next token of each watched slot, running the engine until there is one."""
         while not any(inbox.waiting.values()):
             for token in self.step():
                 for other in self._inboxes:
@@ -210,4 +214,4 @@ def _request(prompt_ids: Sequence[int], sampling: dict[str, Any]) -> Request:
 
 def _check_samples(num_samples: int) -> None:
     if num_samples < 1:
-        raise UserError(f"num_samples is {num_samples}; ask for at least 1")
+        raise UserError(f"num_samples is {num_samples}; it must be at least 1")

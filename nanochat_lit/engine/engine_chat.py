@@ -1,4 +1,4 @@
-"""An engine in a thread of its own, which several conversations talk to at once."""
+"""An engine in a separate thread, shared by concurrent conversations."""
 
 import itertools
 import queue
@@ -18,28 +18,28 @@ from nanochat_lit.engine.scheduler import QueueFull, Scheduler
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
 _Outbox = queue.SimpleQueue[tuple[float, Emitted] | Exception | None]
-"""What becomes of one request: its tokens and when they came, or what went wrong; None once the client has left."""
+"""Results of one request: tokens with times, or an error; None once the client has disconnected."""
 
 
 def fit_chat_prompt(
     tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], context: int, max_new_tokens: int
 ) -> tuple[list[int], int]:
-    """The prompt for the next answer, with as many of the last turns as leave room for it.
+    """Return the prompt for the next answer, with as many recent turns as fit.
 
-    Room is as many tokens as are asked for, but at most a quarter of the context: answers are mostly much shorter than what
-    is allowed, and the past is worth more than room that stays empty. The system message is never dropped.
+    Reserves max_new_tokens for the answer, but at most a quarter of the context, because most answers are much shorter
+    than the limit. The system message is never dropped.
 
     Args:
-        tokenizer: The model's.
-        messages: A conversation that ends with the user's message.
-        context: Positions that the model has.
-        max_new_tokens: Longest answer.
+        tokenizer: Tokenizer of the model.
+        messages: A conversation that ends with a user message.
+        context: Context length of the model.
+        max_new_tokens: Maximum length of the answer, tokens.
 
     Returns:
-        Token ids, and the number of turns dropped from the beginning (a turn is a question and its answer).
+        Token ids, and the number of turns (question and answer) dropped from the beginning.
 
     Raises:
-        UserError: If the last message alone is too long, or the conversation malformed.
+        UserError: If the last message is too long, or the conversation is malformed.
     """
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]
@@ -52,20 +52,20 @@ def fit_chat_prompt(
     prompt = render(start)
     if len(prompt) > context:
         what = "the message with the system prompt" if system else "the message"
-        raise UserError(f"{what} has {len(prompt)} tokens and the model's context is {context}; shorten it")
+        raise UserError(f"{what} has {len(prompt)} tokens, but the model's context is {context}; shorten it")
     while start >= 2 and len(longer := render(start - 2)) <= limit:
         start, prompt = start - 2, longer
     return prompt, start // 2
 
 
 class EngineChat:
-    """A `ChatModel` for this process. A context manager: leaving it ends all answers and the thread.
+    """A `ChatModel` in this process. A context manager, whose exit ends all answers and the thread.
 
-    The thread is what keeps Ctrl-C and a slow reader away from the engine: they only ever meet a queue.
+    The thread isolates the engine from Ctrl-C and slow readers, which only access a queue.
 
     Args:
-        engine: From now on used by the thread alone.
-        max_queue: Most answers that wait for a slot.
+        engine: Engine, afterwards used only by the thread.
+        max_queue: Maximum number of queued answers.
     """
 
     def __init__(self, engine: Engine, max_queue: int = 64) -> None:
@@ -74,7 +74,7 @@ class EngineChat:
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outboxes: dict[Hashable, _Outbox] = {}
         self._keys = itertools.count()
-        self._lock = threading.Lock()  # nothing is ordered after the end, or it would be waited for in vain
+        self._lock = threading.Lock()  # prevents orders after the end, which would never be answered
         self._has_ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -89,7 +89,7 @@ class EngineChat:
         self._thread.join()
 
     def answer(self, messages: Sequence[Message], settings: SamplingParams) -> Answer:
-        """Begin an answer; see `ChatModel`.
+        """Start an answer; see `ChatModel`.
 
         Raises:
             UserError: If the message is too long.
@@ -108,7 +108,7 @@ class EngineChat:
         answer.pieces = self._pieces(answer, outbox, time.perf_counter())
         with self._lock:
             if self._has_ended:
-                raise UserError("the engine has ended; start the program again")
+                raise UserError("the engine has stopped; restart the program")
             self._orders.put(lambda: self._submit(key, request, outbox))
         return answer
 
@@ -152,7 +152,7 @@ class EngineChat:
         self._engine.reset()
 
     def _obey(self) -> bool:
-        """Carry out all orders; False if one of them is to end."""
+        """Execute all orders; return False if one of them is to stop."""
         for order in self._next_orders():
             if order is None:
                 return False
@@ -160,7 +160,7 @@ class EngineChat:
         return True
 
     def _next_orders(self) -> Iterator[Callable[[], None] | None]:
-        """All that wait; when there is nothing to compute, the next one is waited for."""
+        """Yield the queued orders; if idle, wait for the next one."""
         if not self._scheduler.has_work:
             yield self._orders.get()
         while not self._orders.empty():
@@ -171,7 +171,7 @@ class EngineChat:
         try:
             self._scheduler.submit(key, request)
         except QueueFull as full:
-            self._deliver(key, UserError(f"too many wait for an answer: {full}"))
+            self._deliver(key, UserError(f"too many requests are queued: {full}"))
 
     def _cancel(self, key: int) -> None:
         self._outboxes.pop(key, None)

@@ -1,4 +1,4 @@
-"""The portable folder that engine, server and evaluation read: weights, tokenizer, generation defaults, provenance.
+"""Exports: portable folders with weights, tokenizer, generation defaults and provenance.
 
 config.json  model.safetensors  tokenizer.json  tokenizer.model  generation.json  provenance.json
 
@@ -35,7 +35,7 @@ EXPORT_FILES = (
 )
 
 _GENERATION = ("temperature", "top_k", "max_new_tokens")
-"""Settings in generation.json."""
+"""Fields of generation.json."""
 
 
 def save_export(
@@ -45,17 +45,17 @@ def save_export(
     generation: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write an export; the folder appears whole or not at all, and replaces an older export of that name.
+    """Write an export atomically; replaces an existing export.
 
     Args:
-        folder: Where; missing parents are made.
-        model: Its weights and config.
-        tokenizer: The one it was trained with.
-        generation: What chat uses unless told otherwise: temperature, top_k, max_new_tokens; missing ones get defaults.
-        provenance: How the model was made, plain JSON; the tokenizer's fingerprint is added.
+        folder: Target folder; parents are created.
+        model: Model to export.
+        tokenizer: Tokenizer of the model.
+        generation: Default sampling settings: temperature, top_k, max_new_tokens.
+        provenance: Training history as JSON-safe data; the tokenizer's fingerprint is added.
 
     Raises:
-        UserError: If the tokenizer is another model's, a generation setting is unknown, or the folder holds other things.
+        UserError: If the tokenizer does not match the model, a setting is unknown, or the folder has other contents.
     """
     target = Path(os.path.abspath(folder))  # noqa: PTH100 (resolve would follow a link and replace what it points to)
     _check_vocabulary(model, tokenizer, target)
@@ -80,19 +80,19 @@ def load_export(
     packed: bool = True,
     quantize: Quantization | None = None,
 ) -> tuple[GPT, Tokenizer]:
-    """Read an export, or the model of a checkpoint: in evaluation mode, with its tokenizer.
+    """Load an export or the model of a checkpoint in evaluation mode, with its tokenizer.
 
     Args:
-        source: What `save_export` wrote, a run folder, or a .ckpt file; see `find_model`.
-        device: Where to put the model; None is the fastest device there is.
+        source: Export, run folder, or .ckpt file; see `find_model`.
+        device: Device of the model; None selects the fastest available one.
         compute_dtype: "auto", "bfloat16", "float16" or "float32".
-        cast_weights: Also store the matrices in it: same results, but no longer fit for training.
-        packed: With cast_weights, lay the matrices out for decoding on this device; with "auto", a CPU that computes in
-            float32 keeps them in bfloat16. False keeps them as they are, which suits evaluation in large batches.
-        quantize: "int8" stores and multiplies the matrices in 8 bits (CPU); cast_weights is implied.
+        cast_weights: Also store the matrices in the compute dtype: same results, but not suitable for training.
+        packed: With cast_weights, repack the matrices for decoding on this device; with "auto", a CPU that computes in
+            float32 stores them in bfloat16. False is better for evaluation in large batches.
+        quantize: "int8" stores and multiplies the matrices in 8 bits (CPU only); implies cast_weights.
 
     Raises:
-        UserError: If a file is missing, broken or of another export, or this device cannot quantize.
+        UserError: If a file is missing, broken or from another export, or this device does not support quantization.
     """
     source = find_model(source)
     tokenizer = load_tokenizer(source)
@@ -109,7 +109,7 @@ def load_export(
 
 
 def find_model(path: str | Path) -> Path:
-    """The export folder or the checkpoint that a path means: one of these, or the newer of both in a run folder.
+    """Return the export folder or checkpoint of a path; of a run folder, the newer of both.
 
     Args:
         path: Export folder, run folder, folder of checkpoints, or .ckpt file.
@@ -127,22 +127,24 @@ def find_model(path: str | Path) -> Path:
 
 
 def load_tokenizer(source: Path) -> Tokenizer:
-    """The tokenizer of what `find_model` found.
+    """Load the tokenizer of a result of `find_model`.
 
     Raises:
-        UserError: If it is missing, or of another model.
+        UserError: If it is missing or belongs to another model.
     """
     if source.is_file():
         return checkpoint_tokenizer(source, load_checkpoint(source, mmap=True))
     _check_files(source)
     tokenizer = Tokenizer.load(source)
     if read_provenance(source).get("tokenizer_fingerprint") != tokenizer.fingerprint:
-        raise UserError(f"the tokenizer in {source} is not the one of its model (of another export?); export again")
+        raise UserError(
+            f"the tokenizer in {source} does not belong to its model (is it from another export?); export again"
+        )
     return tokenizer
 
 
 def read_provenance(source: Path) -> dict[str, Any]:
-    """How a model that `find_model` found was made; empty if it does not say."""
+    """Return the training history of a result of `find_model`; empty if not recorded."""
     if source.is_file():
         checkpoint = load_checkpoint(source, mmap=True)
         return checkpoint[KEY].get("provenance", {"steps": checkpoint.get("global_step")})
@@ -152,24 +154,24 @@ def read_provenance(source: Path) -> dict[str, Any]:
 
 
 def read_config(source: Path) -> GPTConfig:
-    """Dimensions of a model that `find_model` found."""
+    """Return the configuration of a result of `find_model`."""
     if source.is_file():
         return GPTConfig.from_dict(load_checkpoint(source, mmap=True)[KEY]["config"])
     return read_export_config(source)
 
 
 def limits_of(provenance: Mapping[str, Any]) -> str | None:
-    """Why a model may answer badly, in a sentence; None if nothing is known.
+    """Return a sentence on why a model may answer badly; None if no reason is known.
 
     Args:
-        provenance: Of the model.
+        provenance: Training history of the model.
     """
     steps, planned = provenance.get("steps"), provenance.get("planned_steps")
     if note := provenance.get("note"):
         return str(note)
     if provenance.get("stage") == "pretrain":
         return (
-            "this is a base model, which continues text: it has not learned to answer; "
+            "this is a base model, which continues text and was not trained to answer; "
             "fine-tune it (`nanochat-lit fit --config recipes/sft.yaml --model.base RUN`)"
         )
     if isinstance(steps, int) and isinstance(planned, int) and steps < planned:
@@ -185,7 +187,7 @@ def export_checkpoint(path: str | Path, out: str | Path) -> None:
         out: The export folder.
 
     Raises:
-        UserError: If it is not a checkpoint of ours, its tokenizer is missing, or `out` holds other things.
+        UserError: If it is not a nanochat-lit checkpoint, its tokenizer is missing, or `out` has other contents.
     """
     path = Path(path)
     checkpoint = load_checkpoint(path, mmap=True)
@@ -194,13 +196,13 @@ def export_checkpoint(path: str | Path, out: str | Path) -> None:
 
 
 def load_generation_defaults(source: str | Path) -> SamplingParams:
-    """The sampling settings of an export: its temperature, top_k and max_new_tokens.
+    """Load the default sampling settings of an export: temperature, top_k and max_new_tokens.
 
     Args:
-        source: What `save_export` wrote, a run folder, or a .ckpt file.
+        source: Export, run folder, or .ckpt file.
 
     Raises:
-        UserError: If the file is missing or broken, or holds something else or a value that is not allowed.
+        UserError: If the file is missing, broken, or has an invalid value.
     """
     source = find_model(source)
     if source.is_file():
@@ -209,7 +211,7 @@ def load_generation_defaults(source: str | Path) -> SamplingParams:
     _check_files(source)
     settings = read_json(path)
     if not isinstance(settings, dict) or sorted(settings) != sorted(_GENERATION):
-        raise UserError(f"{path} must hold exactly {', '.join(_GENERATION)}; export again")
+        raise UserError(f"{path} must have exactly {', '.join(_GENERATION)}; export again")
     try:
         return SamplingParams(**settings)
     except UserError as error:
@@ -221,10 +223,12 @@ def _check_files(folder: Path) -> None:
     if any((folder / name).is_file() for name in TOKENIZER_FILES[1:]):
         missing = [name for name in missing if name != TOKENIZER_FILES[0]]
     if not folder.is_dir():
-        raise UserError(f"there is no {folder}; give an export, a run folder such as runs/quickstart, or a .ckpt file")
+        raise UserError(
+            f"{folder} does not exist; give an export, a run folder such as runs/quickstart, or a .ckpt file"
+        )
     if missing:
         raise UserError(
-            f"{folder} is not a whole export: {', '.join(missing)} missing; give an export, "
+            f"{folder} is not a complete export: {', '.join(missing)} missing; give an export, "
             "a run folder such as runs/quickstart, or a .ckpt file"
         )
 
@@ -232,6 +236,6 @@ def _check_files(folder: Path) -> None:
 def _check_vocabulary(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     if model.config.vocab_size != tokenizer.vocab_size:
         raise UserError(
-            f"{folder}: the model has a vocabulary of {model.config.vocab_size} and the tokenizer one of "
+            f"{folder}: the model has a vocabulary of {model.config.vocab_size}, but the tokenizer of "
             f"{tokenizer.vocab_size}; they belong to different exports"
         )

@@ -1,7 +1,4 @@
-"""The Python files of a folder for Hugging Face: an adapter to transformers, and copies of the model's own files.
-
-transformers copies files that the modelling code imports relatively, from the same folder alone: so imports are rewritten.
-"""
+"""Python files of a Hugging Face folder: an adapter to transformers, and copies of the model's files."""
 
 import ast
 import inspect
@@ -21,11 +18,11 @@ _HOMES = {
     **{f"{PACKAGE}.model.{name}": name for name in ("config", "layers", "rotary", "transformer")},
     f"{PACKAGE}.common.errors": "errors",
 }
-"""Modules that every folder carries, and their names there."""
+"""Modules included in every folder, and their names there."""
 
 _REEXPORTING = (PACKAGE, f"{PACKAGE}.model", f"{PACKAGE}.model.gpt")
 _REEXPORTED = {"GPT": "from .transformer import Transformer as GPT", "GPTConfig": "from .config import GPTConfig"}
-"""What a variant may import from those; losses and kernels of GPT stay out of the folder."""
+"""Names that a variant may import from the package; losses and kernels of GPT are not included."""
 
 _BASE_IMPORT = "from .transformer import Transformer as Architecture"
 
@@ -33,10 +30,10 @@ CODE_FILES = {f"{name}.py" for name in _HOMES.values()}
 
 
 def code_files(model_class: type[GPT]) -> dict[str, str]:
-    """Returns the text of each file by name, for a model's class.
+    """Return the text of each file by name for a model's class.
 
     Raises:
-        UserError: If a variant of the architecture is in a file that imports what the folder cannot carry.
+        UserError: If a variant's file has imports that are not available in the folder.
     """
     texts = {f"{name}.py": _carried(_source(module), module) for module, name in _HOMES.items()}
     if model_class is not GPT:
@@ -57,7 +54,7 @@ def _source(module: str) -> str:
 
 
 def _carried(text: str, source: str) -> str:
-    """The text with imports of the package made relative to the folder."""
+    """Return the text with imports of the package replaced by relative ones."""
     lines = text.splitlines(keepends=True)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -72,7 +69,7 @@ def _carried(text: str, source: str) -> str:
 
 
 def _imports(node: ast.Import | ast.ImportFrom, source: str) -> Iterator[str]:
-    """What takes the place of an import; nothing if it can stay."""
+    """Yield the replacement of an import; nothing if it can stay."""
     if isinstance(node, ast.ImportFrom):
         module = "." * node.level + (node.module or "")
         names = {alias.name: f"{alias.name} as {alias.asname}" if alias.asname else alias.name for alias in node.names}
@@ -89,6 +86,6 @@ def _imports(node: ast.Import | ast.ImportFrom, source: str) -> Iterator[str]:
         if module.partition(".")[0] not in {*sys.stdlib_module_names, "torch", "transformers"}:
             carried = ", ".join(name for name in _HOMES if ".model." in name)
             raise UserError(
-                f"{source} imports {module}, which an exported folder cannot carry; keep the architecture in a file that "
-                f"imports only torch, {PACKAGE} (GPT, GPTConfig) and {carried}"
+                f"{source} imports {module}, which is not available in an exported folder; "
+                f"keep the architecture in a file that imports only torch, {PACKAGE} (GPT, GPTConfig) and {carried}"
             )

@@ -1,11 +1,11 @@
-"""An export as a folder for Hugging Face: transformers loads it, and `import_hf` makes it an export again.
+"""Conversion of exports to Hugging Face folders, which transformers loads, and back (`import_hf`).
 
-A model of the architecture qwen3 is one of transformers' own (qwen3_folder.py). Others need the code in their folder, and
+Models of the architecture qwen3 use transformers' own class (qwen3_folder.py). Others need the code in their folder and
 trust_remote_code.
 
-config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md
-configuration_nanochat_lit.py  modeling_nanochat_lit.py  transformer.py  layers.py  rotary.py  config.py  errors.py (hf_code.py says why)
-nanochat_lit/ (the tokenizer, generation defaults and provenance as they were)
+config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  chat_template.jinja
+README.md configuration_nanochat_lit.py  modeling_nanochat_lit.py  transformer.py  layers.py  rotary.py  config.py
+errors.py (hf_code.py says why) nanochat_lit/ (the original tokenizer, generation defaults and provenance)
 """
 
 import shutil
@@ -42,39 +42,38 @@ from nanochat_lit.tokenizer.tokenizer import MODEL_FILES
 
 MODEL_TYPE = "nanochat_lit"
 OWN_FOLDER = "nanochat_lit"
-"""Holds what transformers has no use for, so that the way back loses nothing."""
+"""Subfolder of data that transformers does not use, for a lossless conversion back."""
 
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 HF_FILES = {
     CONFIG_FILE, "generation_config.json", WEIGHTS_FILE, "README.md", OWN_FOLDER, *HF_TOKENIZER_FILES, *CODE_FILES,
 }  # fmt: skip
 _PREFIXES = ("model.network.", "model.")
-"""Of the names of weights, in new folders and in those of before 0.2."""
+"""Prefixes of weight names, in current folders and in those before version 0.2."""
 
 SHORTEST_HEAD = 8
-"""Channels of a head that the previous token needs at least."""
+"""Minimum channels per head that storing the previous token needs."""
 
 WeightDtype: TypeAlias = Literal["stored", "bfloat16"]
 
 
 def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored") -> None:
-    """Write an export as a folder for Hugging Face; it appears whole or not at all.
+    """Write an export as a Hugging Face folder, atomically.
 
     Args:
-        export: What `save_export` wrote.
-        out: The new folder; an older one of the same kind is replaced.
-        dtype: "stored" keeps every bit (float32 matrices), "bfloat16" halves the file and cannot be trained further.
+        export: Export to convert.
+        out: Target folder; an existing folder of this kind is replaced.
+        dtype: "stored" keeps the weights exactly (float32 matrices); "bfloat16" halves the file size, but such a model
+            cannot be trained further.
 
     Raises:
-        UserError: If the export is broken, or `out` holds other things.
+        UserError: If the export is broken, or `out` has other contents.
     """
     export, target = Path(export), Path(out).absolute()
     model, tokenizer = load_export(export, "cpu", "float32")
     is_native = model.config.architecture == QWEN3
     if model.config.head_dim < SHORTEST_HEAD and not is_native:
-        raise UserError(
-            f"heads of {model.config.head_dim} channels cannot be exported; {SHORTEST_HEAD} are needed at least"
-        )
+        raise UserError(f"heads of {model.config.head_dim} channels cannot be exported; the minimum is {SHORTEST_HEAD}")
     defaults = load_generation_defaults(export)
     code = {} if is_native else code_files(type(model))
     with whole_folder(target, HF_FILES | code.keys(), "a folder for Hugging Face") as folder:
@@ -94,15 +93,15 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
 
 
 def import_hf(folder: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> None:
-    """Make an export of a folder that `export_hf` wrote, or that transformers saved after training it further.
+    """Convert a Hugging Face folder written by `export_hf`, or saved by transformers after training, to an export.
 
     Args:
-        folder: For Hugging Face, of this model type.
-        out: The export.
-        tokenizer: Folder of the tokenizer and of generation defaults, if `folder` has lost its nanochat_lit/.
+        folder: Hugging Face folder of this model type.
+        out: Folder of the new export.
+        tokenizer: Folder of the tokenizer and generation defaults, if `folder` lacks its nanochat_lit/.
 
     Raises:
-        UserError: If it is of another kind, broken, or its tokenizer is missing.
+        UserError: If the folder has another model type, is broken, or lacks a tokenizer.
     """
     folder = Path(folder)
     values = read_json(folder / CONFIG_FILE)
@@ -110,7 +109,7 @@ def import_hf(folder: str | Path, out: str | Path, tokenizer: str | Path | None 
     config = qwen3_folder.gpt_config(values, folder) if is_native else _gpt_config(values, folder)
     own = folder / OWN_FOLDER if tokenizer is None else Path(tokenizer)
     if not (own / "tokenizer.json").is_file():
-        raise UserError(f"{own} has no tokenizer; give the export that the model came from with --tokenizer")
+        raise UserError(f"{own} has no tokenizer; set --tokenizer to the original export")
     tensors = _load_tensors(folder)
     if is_native:
         tensors = qwen3_folder.from_hf(config, tensors)
@@ -122,7 +121,7 @@ def import_hf(folder: str | Path, out: str | Path, tokenizer: str | Path | None 
 
 
 def _tensors(export: Path, dtype: WeightDtype, config: GPTConfig) -> dict[str, torch.Tensor]:
-    """The stored weights by the names that they have in transformers."""
+    """Return the stored weights by their names in transformers."""
     with safe_open(export / WEIGHTS_FILE, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     if config.architecture == QWEN3:
@@ -180,7 +179,7 @@ def _softcap(model_class: type[GPT]) -> float | None:
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    ends = [tokenizer.special_ids[ASSISTANT_END], tokenizer.bos_id]  # a base model ends its document with the next bos
+    ends = [tokenizer.special_ids[ASSISTANT_END], tokenizer.bos_id]  # a base model ends a document with the next bos
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends, "pad_token_id": tokenizer.bos_id}
 
 
@@ -194,11 +193,12 @@ def _generation_config(defaults: SamplingParams, tokenizer: Tokenizer) -> dict[s
 
 
 def _gpt_config(values: object, folder: Path) -> GPTConfig:
-    """Our dimensions out of a config for transformers."""
+    """Convert a transformers configuration."""
     if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
         found = values.get("model_type") if isinstance(values, dict) else None
         raise UserError(
-            f"{folder} is of the model type {found!r}; only {MODEL_TYPE} and {QWEN3}, which `export --format hf` writes, are read"
+            f"{folder} has the model type {found!r}; only {MODEL_TYPE} and {QWEN3} "
+            "(written by `export --format hf`) are supported"
         )
     constants = {"rope_theta": ROTARY_BASE, "qk_scale": QK_SCALE, "value_gate_scale": VALUE_GATE_SCALE}
     try:
@@ -224,7 +224,7 @@ def _gpt_config(values: object, folder: Path) -> GPTConfig:
 
 
 def _load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights by their names, from one file or from the parts that transformers makes of large ones."""
+    """Load weights by their names, from one file or from transformers' shards."""
     names = [WEIGHTS_FILE]
     if not (folder / WEIGHTS_FILE).is_file() and (folder / INDEX_FILE).is_file():
         index = read_json(folder / INDEX_FILE)
@@ -238,5 +238,5 @@ def _load_tensors(folder: Path) -> dict[str, torch.Tensor]:
         except FileNotFoundError:
             raise UserError(f"{path} is missing; give a folder that `export --format hf` wrote") from None
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off") from None
+            raise UserError(f"{path} cannot be read ({error}); it is damaged or truncated") from None
     return tensors

@@ -1,13 +1,13 @@
-"""Our tokenizers as the files of a fast tokenizer of Hugging Face: the same ids for every text, without their code.
+"""Conversion of tokenizers to Hugging Face fast tokenizer files with identical ids.
 
-* sentencepiece BPE: pieces keep their spaces as spaces, so that a real U+2581 is what it is to ours, three bytes. A merge
-  there is any pair of neighbours whose joined text is a piece; here every such pair is listed, in the order of the pieces.
-  Ids that do not make UTF-8 decode to one U+FFFD a byte, to ours one a broken character.
-* tiktoken BPE: words are cut by the same pattern, bytes are written as the printable characters that GPT-2 chose for them, and
-  the one merge that makes a token is found by doing the merges before it.
+* sentencepiece BPE: tokens keep literal spaces, so that a literal U+2581 is encoded as three bytes. In sentencepiece,
+any two neighbours whose concatenation is a token can merge; here every such merge is listed, in the order of the
+tokens. Invalid UTF-8 decodes to one U+FFFD per byte, instead of one per broken character.
+* tiktoken BPE: words are split by the same pattern, bytes are written as GPT-2's printable characters, and the merge of
+each token is found by applying the earlier merges.
 
-A conversation is rendered to text by the chat template and that text is tokenized; control tokens that a user has typed
-must stay text on this way. The template parts them with a mark that no text holds, and the normalizer takes it out again.
+The chat template renders a conversation to text, which is then tokenized. Control tokens in user text must remain text:
+the template splits them with a marker that never occurs in text, and the normalizer removes it.
 """
 
 from itertools import pairwise
@@ -32,10 +32,10 @@ from nanochat_lit.tokenizer.tiktoken_bpe import TiktokenTokenizer
 from nanochat_lit.tokenizer.training import FIRST_BYTE_ID, NUM_BYTES, UNK_ID
 
 PARTING_MARK = "\U0010fffe\U0010ffff\U0010fffe"
-"""Noncharacters, which Unicode keeps out of texts."""
+"""Unicode noncharacters, which do not occur in text."""
 
 UNKNOWN = ""
-"""Name of sentencepiece's unknown token, which no text encodes to and which stands for no bytes."""
+"""Name of sentencepiece's unknown token, which text never encodes to and which has no bytes."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -44,12 +44,12 @@ def write_hf_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja.
 
     Args:
-        folder: Where; it exists.
-        tokenizer: Of the model.
-        context: Longest input in tokens.
+        folder: Existing folder.
+        tokenizer: Tokenizer of the model.
+        context: Maximum length of the input, tokens.
 
     Raises:
-        UserError: If a token has no name that no other token has.
+        UserError: If a token has no unique name.
     """
     write_json(folder / "tokenizer.json", _tokenizer_json(tokenizer))
     config = {
@@ -68,7 +68,7 @@ def write_hf_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None
 
 
 def chat_template() -> str:
-    """Jinja that renders conversations as tokenizer/chat.py does; what is trained on there is a generation block here."""
+    """Return a Jinja template equivalent to tokenizer/chat.py; trained tokens are in generation blocks."""
     parting = "".join(f" | replace('{name}', '<{PARTING_MARK}{name[1:]}')" for name in SPECIAL_TOKENS)
     wrong_turn = "user and assistant must speak in turn, after an optional system message"
     return f"""\
@@ -182,7 +182,7 @@ def _bpe(vocab: dict[str, int], merges: list[list[str]], **options: Any) -> dict
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two tokens that this one is made of, found by merging its bytes with the tokens of lower rank."""
+    """Return the two tokens that merge to this one, found by merging its bytes with tokens of lower rank."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         joined = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
@@ -194,7 +194,7 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def _printable_bytes() -> list[str]:
-    """GPT-2's printable character for every byte: itself where it is visible, else one from U+0100 on."""
+    """Return GPT-2's printable character of every byte: itself if visible, else one from U+0100 on."""
     visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters, others = [], 0
     for value in range(256):

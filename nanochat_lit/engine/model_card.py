@@ -1,4 +1,4 @@
-"""The README of a model that is given away: what it is, how it was made, what it scored, what it cannot do."""
+"""The README of a published model: description, training, scores, limitations."""
 
 from pathlib import Path
 from typing import Any
@@ -21,48 +21,50 @@ print(tokenizer.decode(model.generate(**inputs)[0, inputs["input_ids"].shape[1] 
 ```
 
 {code}
-`tokenizer(text)` puts `<|bos|>` first, as every training document begins, and reads names of control tokens in the text as
-control tokens, unless `split_special_tokens=True` is given; the chat template keeps what a user types apart from them.
-Content may be a list of parts `{{"type": "text", "text": ...}}`, the assistant's also of the types python and python_output. With
-`return_assistant_tokens_mask=True` the template marks the tokens that nanochat-lit trains on.
+`tokenizer(text)` prepends `<|bos|>`, as in training documents, and encodes names of control tokens in the text as
+control tokens, unless `split_special_tokens=True` is given; the chat template always treats user text as text. Content
+may be a list of parts `{{"type": "text", "text": ...}}`; assistant content also has the types python and python_output.
+With `return_assistant_tokens_mask=True` the template marks the tokens that nanochat-lit trains on.
 
-`nanochat-lit import-hf {name} --out EXPORT` makes it an export of nanochat-lit again.
+`nanochat-lit import-hf {name} --out EXPORT` converts it back to an export of nanochat-lit.
 """
 
 _OWN_CODE = """\
-`trust_remote_code=True` runs this folder's Python files: `modeling_nanochat_lit.py` adapts to transformers the forward pass in
-`transformer.py`. Read them first, they are short. The tokenizer is plain `tokenizer.json`, but `AutoTokenizer` reads the model's
-configuration, too, and would ask."""
+`trust_remote_code=True` runs this folder's Python files: `modeling_nanochat_lit.py` adapts to transformers the forward
+pass in `transformer.py`. Review them first. The tokenizer is a plain `tokenizer.json`, but `AutoTokenizer` also reads
+the model's configuration, which needs this flag."""
 _NATIVE = """\
-This is a model of transformers' own class Qwen3ForCausalLM, with weights of its own: vLLM, SGLang and MLX load the folder, too."""
+The model uses transformers' own class Qwen3ForCausalLM, so vLLM, SGLang and MLX also load the folder."""
 
 _CHAT = """\
 messages = [{"role": "user", "content": "Who are you?"}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
 _TEXT = """\
-# a base model: it continues texts, and does not answer
+# a base model continues text and does not answer
 inputs = tokenizer("Once upon a time", return_tensors="pt")"""
 
 _SOFTCAP = f"""\
-- Serving engines that compute logits themselves must be told of the softcap ({SOFTCAP:g} * tanh(logits / {SOFTCAP:g})): without it greedy
-  answers stay the same, sampled ones become more certain.
+- Serving engines that compute logits themselves must apply the softcap ({SOFTCAP:g} * tanh(logits / {SOFTCAP:g})).
+  Without it, greedy answers are unchanged, but sampling is overconfident.
 """
 _LIMITS = """## Limits
 
-- A model of this size knows little, states wrong things fluently, and repeats what its data say. It has had no safety training.
-- It has learned in a context of {context} tokens and sees nothing beyond.
-- Its calculator is part of nanochat-lit's engine. `generate` runs no tools: after `<|python_end|>` the model makes up the result.
-{softcap}- The licence of the weights is for their owner to state.
+- A model of this size knows little, makes false statements fluently, and repeats its training data. It has no safety
+  training.
+- Its context length is {context} tokens.
+- Its calculator is part of nanochat-lit's engine. `generate` runs no tools: after `<|python_end|>` the model invents
+  the result.
+{softcap}- The owner of the weights must state their licence.
 """
 
 
 def model_card(export: Path, name: str, model: GPT) -> str:
-    """Markdown with the metadata block that the Hugging Face hub reads.
+    """Return the model card with the metadata block of the Hugging Face hub.
 
     Args:
-        export: The export folder; recipe and scores are looked for beside it, where runs and evaluations leave them.
-        name: What the model is called in the examples.
-        model: For its dimensions.
+        export: Export folder; recipe and scores are read from its run folder.
+        name: Model name in the examples.
+        model: The model.
     """
     provenance = read_json(export / "provenance.json")
     head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [nanochat, nanochat-lit]\n---\n"
@@ -109,12 +111,12 @@ def _training(provenance: dict[str, Any]) -> str:
 
 
 def _recipe(export: Path) -> str:
-    """The recipe and the data, as the run folder has them; without folders of the machine it ran on."""
+    """Return the recipe and the data of the run folder, without local paths."""
     import yaml
 
     path = export.resolve().parent / "config.yaml"
     if not path.is_file():
-        return "The recipe is not recorded beside the export.\n"
+        return "The recipe is not recorded next to the export.\n"
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     kept = {key: _without_folders(recipe[key]) for key in ("model", "data") if key in recipe}
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
@@ -142,9 +144,7 @@ def _scores(export: Path, provenance: dict[str, Any]) -> str:
                 label = f"{report.get('metric')} ({version}{partial})"
                 rows.append((label, f"{score['value']:.4f} (95%: {score['low']:.4f} to {score['high']:.4f})"))
     if not rows:
-        return (
-            "## Scores\n\nNone are recorded beside the export; `nanochat-lit evaluate core` and `chat` measure them.\n"
-        )
+        return "## Scores\n\nNone are recorded next to the export; run `nanochat-lit evaluate core` and `chat`.\n"
     return (
         "\n".join(["## Scores", "", "| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)]) + "\n"
     )

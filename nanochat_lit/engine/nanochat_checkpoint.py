@@ -1,7 +1,7 @@
-"""nanochat's checkpoint folders: model_NNNNNN.pt, the weights by name, and meta_NNNNNN.json, the shape and how it was made.
+"""Reader of nanochat checkpoint folders: model_NNNNNN.pt (weights) and meta_NNNNNN.json (configuration and training).
 
-Only weights and shape are stored there, not the formulas. What nanochat has added since 2025 and an older file lacks gets
-the value that changes nothing; a file whose formulas differ from those of this model is refused.
+Parameters that nanochat has added since 2025 get neutral values in older files. Files of models with a different
+forward pass raise an error.
 """
 
 import math
@@ -29,27 +29,27 @@ _RATES = ("unembedding_lr", "embedding_lr", "matrix_lr", "scalar_lr")
 
 @dataclass(frozen=True)
 class NanochatCheckpoint:
-    """What a checkpoint folder holds."""
+    """Contents of a checkpoint folder."""
 
     model: GPT
-    """Its weights in a model of ours, matrices in float32, tables as stored."""
+    """Model with its weights; matrices in float32, embeddings as stored."""
     step: int
     """Training step."""
     notes: list[str]
-    """What was added or changed on the way, a line each."""
+    """Changes made on import, one per line."""
     provenance: dict[str, Any]
-    """What meta_NNNNNN.json says of how it was made, as far as it is plain, with the learning rates for later stages."""
+    """JSON-safe training information of meta_NNNNNN.json, with the learning rates for later stages."""
 
 
 def load_nanochat_checkpoint(folder: str | Path, step: int | None = None) -> NanochatCheckpoint:
-    """Read a checkpoint without running anything that it may contain.
+    """Read a checkpoint without executing code in it.
 
     Args:
-        folder: Holds model_NNNNNN.pt and meta_NNNNNN.json.
-        step: Which; None takes the newest.
+        folder: Folder with model_NNNNNN.pt and meta_NNNNNN.json.
+        step: Step of the checkpoint; None is the newest.
 
     Raises:
-        UserError: If files are missing or damaged, or the model is of a kind that cannot be represented.
+        UserError: If files are missing or damaged, or the model cannot be represented.
     """
     path, step = _find(Path(folder), step)
     meta = read_json(path.with_name(path.name.replace("model_", "meta_")).with_suffix(".json"))
@@ -63,10 +63,10 @@ def load_nanochat_checkpoint(folder: str | Path, step: int | None = None) -> Nan
 
 
 def load_tensors(path: Path) -> Any:
-    """What torch.save has written, if it is tensors and plain containers alone.
+    """Load a torch.save file that contains only tensors and plain containers.
 
     Raises:
-        UserError: If it is damaged, or holds objects that only code could rebuild.
+        UserError: If it is damaged, or contains other objects.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -81,7 +81,7 @@ def load_tensors(path: Path) -> Any:
     ) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{path} cannot be read as tensors ({reason[:200]}); it is damaged or no file of nanochat"
+            f"{path} cannot be read as tensors ({reason[:200]}); it is damaged or not a nanochat file"
         ) from None
 
 
@@ -98,7 +98,7 @@ def _find(folder: Path, step: int | None) -> tuple[Path, int]:
     if not steps:
         below = sorted(path.parent.name for path in folder.glob("*/model_*.pt"))
         hint = f"; it has checkpoints in {', '.join(dict.fromkeys(below))}: give one of these" if below else ""
-        raise UserError(f"{folder} holds no model_NNNNNN.pt{hint}")
+        raise UserError(f"{folder} contains no model_NNNNNN.pt{hint}")
     if step is not None and step not in steps:
         raise UserError(f"{folder} has no step {step}; it has {', '.join(map(str, sorted(steps)))}")
     chosen = max(steps) if step is None else step
@@ -108,14 +108,15 @@ def _find(folder: Path, step: int | None) -> tuple[Path, int]:
 def _config(meta: object, path: Path, notes: list[str]) -> GPTConfig:
     values = meta.get("model_config") if isinstance(meta, dict) else None
     if not isinstance(values, dict):
-        raise UserError(f"the meta file of {path} has no model_config; it is not one of nanochat")
+        raise UserError(f"the meta file of {path} has no model_config; it is not a nanochat file")
     names = {field.name for field in fields(GPTConfig)} - ADDED_FIELDS.keys()
     if "window_pattern" not in values:
         values = {**values, "window_pattern": "L"}
         notes.append("window_pattern is missing: L, full attention in every layer")
     if unknown := sorted(set(values) - names):
         raise UserError(
-            f"{path} has the dimensions {', '.join(unknown)}, which this model does not know: it is of a changed nanochat"
+            f"{path} has the dimensions {', '.join(unknown)}, which this model does not support: "
+            "it is from a modified nanochat"
         )
     if missing := sorted(names - set(values)):
         raise UserError(f"the meta file of {path} lacks {', '.join(missing)}")
@@ -132,11 +133,11 @@ def _weights(loaded: object, path: Path, notes: list[str]) -> dict[str, Tensor]:
     if len(tensors) != len(loaded):
         raise UserError(f"{path} has weights both with and without the prefix {COMPILE_PREFIX}")
     if len(tensors.keys() - loaded.keys()) > 0:
-        notes.append(f"the prefix {COMPILE_PREFIX} of torch.compile is left out")
+        notes.append(f"removed the prefix {COMPILE_PREFIX} of torch.compile")
     widened = [name for name, tensor in tensors.items() if tensor.dtype != torch.float32 and not _is_table(name)]
     if widened:
         notes.append(f"{len(widened)} matrices and scalars are stored in half precision: widened to float32")
-    # contiguous and of their own: a view would drag its whole storage along
+    # contiguous copies, because a view would keep its whole storage alive
     return {name: tensor.float() if name in widened else tensor.contiguous() for name, tensor in tensors.items()}
 
 
@@ -145,13 +146,13 @@ def _is_table(name: str) -> bool:
 
 
 def _refuse_other_formulas(tensors: dict[str, Tensor], config: GPTConfig, path: Path) -> None:
-    """Raise UserError for checkpoints whose forward pass is another one."""
+    """Raise UserError for checkpoints with a different forward pass."""
     layers = {str(layer) for layer in range(config.n_layer) if config.has_value_embedding(layer)}
     found = {name.split(".")[1] for name in tensors if name.startswith("value_embeds.")}
     if not found:
         raise UserError(
-            f"{path} has no value embeddings: it is of a nanochat from before 2026, whose rotary base (10,000), attention "
-            "scale and layers are others than this model's and are not stored in the file; it cannot be represented"
+            f"{path} has no value embeddings: it is from a nanochat before 2026, whose rotary base (10,000), attention "
+            "scale and layers differ from this model's and are not stored in the file; it cannot be represented"
         )
     if found != layers:
         raise UserError(
@@ -164,19 +165,19 @@ def _refuse_other_formulas(tensors: dict[str, Tensor], config: GPTConfig, path: 
         if gate is None or gate.shape[-1] != channels:
             width = "no" if gate is None else str(gate.shape[-1])
             raise UserError(
-                f"{path} has value embeddings with gates of {width} channels, this model of {channels}: it is of a nanochat "
-                "from early 2026, whose gates reach up to 2 instead of 3; it cannot be represented"
+                f"{path} has value embeddings with gates of {width} channels, this model of {channels}: "
+                "it is from a nanochat of early 2026, whose gates reach up to 2 instead of 3; it cannot be represented"
             )
 
 
 def _add_neutral(tensors: dict[str, Tensor], config: GPTConfig, notes: list[str]) -> None:
-    """Put in what an older file lacks, with the values that change nothing."""
+    """Add parameters that older files lack, with neutral values."""
     neutral = {
         "resid_lambdas": (torch.ones(config.n_layer), "ones, the residual stream unscaled"),
         "x0_lambdas": (torch.zeros(config.n_layer), "zeros, no embedding added to later layers"),
         "smear_gate.weight": (torch.zeros(1, SMEAR_GATE_CHANNELS), "zeros"),
-        "smear_lambda": (torch.zeros(1), "0, no token takes of the one before"),
-        "backout_lambda": (torch.zeros(1), "0, the middle is not subtracted from the end"),
+        "smear_lambda": (torch.zeros(1), "0, no smearing of the previous token"),
+        "backout_lambda": (torch.zeros(1), "0, the middle layer is not subtracted from the output"),
     }
     missing = [name for name in neutral if name not in tensors]
     for name in missing:
@@ -184,13 +185,13 @@ def _add_neutral(tensors: dict[str, Tensor], config: GPTConfig, notes: list[str]
         notes.append(f"{name} is missing: {what}")
     if missing:
         notes.append(
-            "an older file does not say which constants it was trained with; those of today's nanochat are used (rotary base "
+            "an older file does not record the constants it was trained with; current nanochat's are used (rotary base "
             "100,000, attention scale 1.2, short windows of a quarter): compare its val_bpb with `evaluate bpb`"
         )
 
 
 def _pad_vocabulary(tensors: dict[str, Tensor], config: GPTConfig, notes: list[str]) -> None:
-    """Rows for the ids beyond the vocabulary that nothing reads; older nanochats have none."""
+    """Add unused embedding rows beyond the vocabulary, which older nanochats lack."""
     rows, padded = config.vocab_size, config.padded_vocab_size
     names = [name for name in tensors if _is_table(name) or name == "lm_head.weight"]
     short = [name for name in names if rows != padded and tensors[name].dim() == 2 and tensors[name].shape[0] == rows]
@@ -198,11 +199,11 @@ def _pad_vocabulary(tensors: dict[str, Tensor], config: GPTConfig, notes: list[s
         tensor = tensors[name]
         tensors[name] = torch.cat((tensor, tensor.new_zeros(padded - rows, tensor.shape[1])))
     if short:
-        notes.append(f"{len(short)} tables of {rows} rows are padded to {padded}, with zeros that are never read")
+        notes.append(f"{len(short)} embeddings of {rows} rows are padded to {padded} with unused zeros")
 
 
 def _provenance(meta: dict[str, Any], step: int, notes: list[str]) -> dict[str, Any]:
-    """What is plain and finite in the meta file; the rates stand where later stages look for them."""
+    """JSON-safe, finite values of the meta file; learning rates under the keys that later stages read."""
     user = meta.get("user_config")
     user = {key: value for key, value in user.items() if _is_plain(value)} if isinstance(user, dict) else {}
     plain = {key: value for key, value in meta.items() if _is_plain(value)}

@@ -1,4 +1,4 @@
-"""Python as a tool that a model may call, for those who ask for it: what the calculator cannot do runs in the sandbox."""
+"""Optional Python tool: calls that the calculator cannot evaluate run in the sandbox."""
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine import sandbox
@@ -6,41 +6,41 @@ from nanochat_lit.engine.calculator import MAX_RESULT_CHARS, calculate
 from nanochat_lit.engine.sandbox import SandboxLimits
 
 MAX_PROGRAM_CHARS = 4096
-"""Longest program."""
+"""Maximum length of a program."""
 
 MAX_SECONDS = 2
-"""Longest time on the clock, and of processor time: others wait while a program runs."""
+"""Limit of wall-clock and CPU time in seconds; decoding waits for the program."""
 
 _PROMPT = """
 import ast, sys
 sys.displayhook = lambda value: None if value is None else print(value)
 exec(compile(ast.Interactive(ast.parse({source!r}).body), "tool", "single"), {{"__name__": "__main__"}})
 """
-"""Runs in the sandbox, as Python's prompt does: the value of every statement that is an expression is shown."""
+"""Program template: like an interactive session, prints the value of every expression statement."""
 
 
 def check_python_tool() -> None:
-    """See that programs can be isolated here.
+    """Check that the sandbox is available.
 
     Raises:
-        UserError: If not; it says what is missing.
+        UserError: If it is not; names the missing feature.
     """
     if problem := sandbox.missing_isolation():
         raise UserError(f"the Python tool: {problem}")
 
 
 def run_tool(program: str) -> str | None:
-    """What a program prints and what its expressions are worth, without spaces at the ends.
+    """Return the output of a program and the values of its expressions, stripped.
 
-    Arithmetic and counting letters are left to the calculator, which takes no time. Everything else starts a process in the
-    sandbox, about a tenth of a second during which its caller waits; it sees no file, no network, and nothing of an earlier call.
+    The calculator handles arithmetic and counting letters. Other programs start a sandbox process, which takes about
+    0.1 s and has no access to files, the network or earlier calls.
 
     Args:
-        program: Python that a model has written.
+        program: Python code written by a model.
 
     Returns:
-        None if the program is too long, fails, is stopped, cannot be isolated, or says nothing or too much: as where the
-        calculator has no answer, nothing is put into the model's mouth.
+        The output, or None if the program is too long, fails, exceeds a limit, cannot be isolated, or prints nothing or
+        too much.
     """
     if (value := calculate(program)) is not None:
         return value

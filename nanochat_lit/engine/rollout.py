@@ -1,4 +1,4 @@
-"""Many samples of many prompts, with every token and who chose it: what reinforcement learning needs."""
+"""Rollouts for reinforcement learning: several samples per prompt, with a mask of sampled tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ class Rollout:
     """One sampled completion."""
 
     token_ids: list[int]
-    """Without the prompt, with the token that ended it."""
+    """Completion without the prompt, including the end token."""
     mask: list[int]
-    """As long: 1 where the model sampled the token, 0 where a tool forced it."""
+    """Mask of equal length: 1 if the model sampled the token, 0 if a tool forced it."""
     has_ended: bool
-    """Whether the model ended it, and not the limit or the context."""
+    """Whether the model ended it, rather than a limit."""
 
     @property
     def num_sampled(self) -> int:
-        """Tokens that the model chose."""
+        """Number of tokens sampled by the model."""
         return sum(self.mask)
 
 
@@ -33,25 +33,25 @@ def roll_out(
     num_samples: int = 1,
     **sampling: Any,
 ) -> list[list[Rollout]]:
-    """Sample completions of every prompt, with the calculator available.
+    """Sample completions of every prompt, with the calculator tool.
 
-    A prompt's samples depend on its own seed alone, not on the other prompts.
+    A prompt's samples depend only on its seed, not on other prompts.
 
     Args:
         engine: Model and tokenizer.
-        prompts: Token ids, of any lengths.
-        seeds: One for each prompt.
-        num_samples: Completions of each prompt.
-        sampling: Settings of `SamplingParams`; unless given, the temperature is 1 and max_new_tokens 64.
+        prompts: Token ids of any lengths.
+        seeds: One seed per prompt.
+        num_samples: Completions per prompt.
+        sampling: Settings of `SamplingParams`; the defaults are temperature 1 and max_new_tokens 64.
 
     Returns:
-        `num_samples` rollouts for each prompt, in the order of the prompts.
+        `num_samples` rollouts per prompt, in the order of the prompts.
 
     Raises:
-        UserError: As `Engine.stream`, or if there are not as many seeds as prompts.
+        UserError: As `Engine.stream`, or if the numbers of seeds and prompts differ.
     """
     if len(seeds) != len(prompts):
-        raise UserError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
+        raise UserError(f"{len(prompts)} prompts need {len(prompts)} seeds, not {len(seeds)}")
     sampling = {"temperature": 1.0, "max_new_tokens": 64, **sampling}
     requests = [Request(prompt_ids=prompt, seed=seed, **sampling) for prompt, seed in zip(prompts, seeds, strict=True)]
     rollouts = [

@@ -1,9 +1,9 @@
-"""From logits to the next token: greedy, or by temperature, top-k and top-p. Pure functions.
+"""Sampling of next tokens from logits: greedy, temperature, top-k and top-p. Pure functions.
 
-Randomness comes in as one uniform number per row, so that a row's token depends on nothing but its own logits and number,
-on every device.
+Randomness is passed as one uniform number per sequence, so that a token depends only on its own logits and number, on
+every device.
 
-Legend: B rows, V vocabulary.
+Shapes: B sequences, V vocabulary.
 """
 
 import ctypes
@@ -20,39 +20,39 @@ from nanochat_lit.common.cpp_library import cpp_library
 from nanochat_lit.engine.sampling_params import SamplingParams
 
 MIN_TEMPERATURE = 1e-6
-"""Lower temperatures above zero are computed as this one: below it float32 has nothing left to tell apart."""
+"""Minimum positive temperature; lower ones are clamped, as they are beyond float32 precision."""
 
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
 
 
 def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The values as a tensor on a device; the host goes on while they are copied to a GPU.
+    """Return values as a tensor on a device; the copy to a GPU is asynchronous.
 
     Args:
-        values: Numbers, or nested lists of them.
-        dtype: Of the tensor.
-        device: Where it shall be.
+        values: Numbers, or nested lists of numbers.
+        dtype: Dtype of the tensor.
+        device: Target device.
     """
     tensor = torch.tensor(values, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class HostCopy:
-    """A tensor's values on their way to the host; the device's later work does not delay them.
+    """An asynchronous copy of a tensor to the host, which later device work does not delay.
 
     Args:
-        tensor: Copied when the device's earlier work is done; it may be overwritten by later work.
+        tensor: Tensor to copy after earlier device work; later work may overwrite it.
     """
 
     def __init__(self, tensor: Tensor) -> None:
-        self._copy = tensor.to("cpu", non_blocking=tensor.is_cuda, copy=True)  # pinned, where it does not block
+        self._copy = tensor.to("cpu", non_blocking=tensor.is_cuda, copy=True)  # pinned if non-blocking
         self._event = torch.cuda.Event() if tensor.is_cuda else None
         if self._event is not None:
             self._event.record()
 
     def tolist(self) -> list[Any]:
-        """The values, as soon as they are here."""
+        """Wait for the copy and return the values."""
         if self._event is not None:
             self._event.synchronize()
         return self._copy.tolist()
@@ -60,7 +60,7 @@ class HostCopy:
 
 @lru_cache(maxsize=1)
 def sampling_library() -> ctypes.CDLL | None:
-    """The compiled kernel, built on first use; None without a C++ compiler."""
+    """Return the compiled kernel, built on first use; None without a C++ compiler."""
     library = cpp_library(Path(__file__).with_name("sample_kernel.cpp"))
     if library is not None:
         library.sample.argtypes = [_POINTER, _INT, _INT, *[_POINTER] * 4, _INT, _POINTER]
@@ -74,17 +74,17 @@ def has_sampling_kernel(logits: Tensor) -> bool:
 
 
 def sample_each(logits: Tensor, settings: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
-    """Choose one token per row, by the rules of `sampling.sample_next` and, but for rounding, with its tokens.
+    """Sample one token per sequence, equivalent to `sampling.sample_next` up to rounding.
 
     Args:
         logits: (B, V) float32 on a CPU.
-        settings: Sampling settings of each row.
-        uniforms: A number in [0, 1) for each row, of no meaning at temperature 0.
+        settings: Sampling settings of each sequence.
+        uniforms: A number in [0, 1) per sequence; ignored at temperature 0.
     """
     library = sampling_library()
-    assert library is not None, "asked for only where there is a kernel"
+    assert library is not None, "called without a kernel"
     rows, size = logits.shape
-    assert len(settings) == len(uniforms) == rows, "settings for each row"
+    assert len(settings) == len(uniforms) == rows, "one setting per sequence"
     logits, doubles, tokens = logits.contiguous(), ctypes.c_double * rows, (_INT * rows)()
     temperatures, top_ps = doubles(*(one.temperature for one in settings)), doubles(*(one.top_p for one in settings))
     top_ks = (_INT * rows)(*(min(one.top_k, size) for one in settings))
@@ -94,13 +94,14 @@ def sample_each(logits: Tensor, settings: Sequence[SamplingParams], uniforms: Se
 
 
 def sample_next(logits: Tensor, sampling: SamplingParams, uniforms: Sequence[float] = ()) -> Tensor:
-    """Choose one token per row.
+    """Sample one token per sequence.
 
     Args:
         logits: (B, V).
-        sampling: At temperature 0, the first of the most likely tokens is taken. top_p includes the token that passes it
-            (Holtzman et al. 2019. https://arxiv.org/abs/1904.09751).
-        uniforms: A number in [0, 1) per row; not needed if temperature is 0.
+        sampling: At temperature 0 sampling is greedy (the first token on a tie). top_p samples from the smallest set of
+            most likely tokens whose probabilities reach this sum (Holtzman et al. 2019.
+            https://arxiv.org/abs/1904.09751).
+        uniforms: A number in [0, 1) per sequence; not needed at temperature 0.
 
     Returns:
         (B,) token ids.
@@ -114,30 +115,30 @@ def sample_next(logits: Tensor, sampling: SamplingParams, uniforms: Sequence[flo
         logits, candidates = logits.topk(top_k, dim=-1)
     elif top_p < 1:
         logits, candidates = logits.sort(dim=-1, descending=True, stable=True)
-    # the maximum goes first so that no division by a small temperature overflows
+    # subtract the maximum first, so that division by a small temperature does not overflow
     logits = logits.float() - logits.amax(dim=-1, keepdim=True).float()
-    # in float64, the sum over a large vocabulary leaves no token without its share; not every device has it
+    # float64 keeps small probabilities in sums over a large vocabulary; not every device supports it
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     shares = torch.softmax(logits / max(temperature, MIN_TEMPERATURE), dim=-1, dtype=torch.float32).to(wide)
     cumulative = shares.cumsum(dim=-1)  # (B, candidates)
     if top_p < 1:
-        # kept: every candidate before which less than top_p of the probability lies
+        # keep candidates whose preceding cumulative probability is less than top_p
         kept = (cumulative - shares < top_p * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
         total = cumulative.gather(-1, kept - 1)
     else:
         total = cumulative[:, -1:].contiguous()
     thresholds = to_device(uniforms, wide, logits.device)[:, None] * total
-    # clamped to the last candidate that has any share: a product rounded up must not choose an impossible token
+    # clamp to the last candidate with nonzero probability, in case rounding exceeds the total
     chosen = torch.searchsorted(cumulative, thresholds, right=True)
     chosen = torch.minimum(chosen, torch.searchsorted(cumulative, total))
     return (chosen if candidates is None else candidates.gather(-1, chosen)).squeeze(-1)
 
 
 def row_random(seed: int, sample: int) -> random.Random:
-    """The source of randomness of one sample of a request, the same on every device and beside any neighbours.
+    """Return the random generator of one sample, independent of the device and of other requests.
 
     Args:
-        seed: The request's seed.
-        sample: Which of its samples; sample i of a seed is the same however many are asked for.
+        seed: Seed of the request.
+        sample: Index of the sample.
     """
     return random.Random(f"{seed}/{sample}")

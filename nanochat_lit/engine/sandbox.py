@@ -1,21 +1,21 @@
-"""Running Python that a model wrote, in a process that can do nothing but compute.
+"""Sandbox for Python code written by a model.
 
-Each program gets a fresh interpreter, which before it runs a line of it gives up, for good and without needing privileges:
+Each program runs in a new interpreter, which first restricts itself irrevocably, without privileges:
 
-- files, but for its own temporary folder, the standard library and the system's shared libraries (Landlock,
+- files: only its temporary folder, the standard library and the system's shared libraries (Landlock,
   `sandbox_landlock`);
-- every system call outside a list of some seventy: no sockets, processes, threads or signals (seccomp, `sandbox_seccomp`);
-- all capabilities, if it was started by root;
-- memory, CPU time, size of files, number of open files (resource limits).
+- system calls: a list of about seventy, without sockets, processes, threads or signals (seccomp, `sandbox_seccomp`);
+- capabilities: none, if started by root;
+- memory, CPU time, file size and open files (resource limits).
 
-The caller watches the rest: time on the clock, length of the output, size of the folder and of what was removed from it and
-is still held open or mapped. Nothing here uses signal handlers or changes the calling process, so any number of threads may
-run programs at once.
+The caller enforces the other limits: wall-clock time, output length, and the size of the folder, including removed
+files that are still open or mapped. It uses no signal handlers and does not change the calling process, so programs can
+run from any number of threads.
 
-Where the kernel lacks any of it nothing runs, unless `allow_unsafe` says so. Three things are not hidden: whether a path
-exists and its size and times (stat), the machine's clock and load, and how the worker reports: a program made to deceive can
-claim that it ended well, because it runs in the process that reports. Replacing the functions that report is not enough for it;
-reading the token from its descriptor is. What it cannot do is touch anything outside.
+If the kernel lacks a feature, programs are not run, unless `allow_unsafe` is set. Three things are not isolated: the
+existence, size and times of paths (stat), the machine's clock and load, and the success report. A malicious program can
+claim success, because it runs in the reporting process: replacing the report functions has no effect, but reading the
+token from its descriptor does. It cannot modify anything outside.
 """
 
 import contextlib
@@ -40,10 +40,10 @@ from nanochat_lit.engine import sandbox_landlock, sandbox_worker
 from nanochat_lit.engine.sandbox_seccomp import seccomp_filter
 
 SandboxError = Literal["exception", "exit", "timeout", "memory", "output", "files", "crash", "refused"]
-"""How a program failed: it raised; it ended itself; one of its limits; killed by a signal; isolation is missing."""
+"""Kinds of failure: exception, exit, a limit, a signal, missing isolation."""
 
 MIN_MEMORY_BYTES = 64 << 20
-"""What the interpreter itself needs, with some modules of the standard library."""
+"""Minimum memory of the interpreter with some standard modules."""
 
 _POLL_S = 0.05
 _ENTRY_BYTES = 4096
@@ -51,36 +51,36 @@ _ENTRY_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxLimits:
-    """What one program may use."""
+    """Limits of one program."""
 
     timeout_s: float = 5.0
-    """Seconds on the clock, with the interpreter's start."""
+    """Wall-clock time in seconds, including interpreter start."""
     cpu_s: int = 5
-    """Seconds of processor time."""
+    """CPU time in seconds."""
     memory_bytes: int = 256 << 20
-    """Address space, with the interpreter's own (about 20 MB)."""
+    """Address space, including the interpreter's (about 20 MB)."""
     output_bytes: int = 64 << 10
-    """Length of the standard output, and of the standard error."""
+    """Maximum length of stdout and of stderr."""
     folder_bytes: int = 16 << 20
-    """Size of all files in its folder, where an empty file counts as 4096 bytes, and of removed files that it holds; a
-    sixteenth of it for one file."""
+    """Total size of the files, including removed files still open. An empty file counts as 4096 bytes; the limit of one
+    file is a sixteenth."""
 
     def __post_init__(self) -> None:
         for name in ("timeout_s", "cpu_s", "output_bytes", "folder_bytes"):
             if not getattr(self, name) > 0:
-                raise UserError(f"{name} {getattr(self, name)} is not positive; give more than 0")
+                raise UserError(f"{name} {getattr(self, name)} is not positive; use more than 0")
         if self.memory_bytes < MIN_MEMORY_BYTES:
             raise UserError(
-                f"memory_bytes {self.memory_bytes} is under {MIN_MEMORY_BYTES}, which Python needs to start"
+                f"memory_bytes {self.memory_bytes} is less than {MIN_MEMORY_BYTES}, the minimum for Python to start"
             )
 
     @property
     def file_bytes(self) -> int:
-        """Size of one file."""
+        """Maximum size of one file."""
         return max(1, self.folder_bytes // 16)
 
     def resources(self) -> list[tuple[str, int, int]]:
-        """Name of the resource, soft and hard limit; after the soft limit of time the system warns, then kills."""
+        """Return (name, soft limit, hard limit) of each resource."""
         same = {
             "RLIMIT_AS": self.memory_bytes,
             "RLIMIT_CORE": 0,
@@ -94,18 +94,18 @@ class SandboxLimits:
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxResult:
-    """How a program ended."""
+    """Result of a program."""
 
     error: SandboxError | None
     """None if the program ran to its end."""
     message: str
-    """What went wrong, in a line: the exception, the limit, the signal, the isolation that is missing."""
+    """One line on the failure: exception, limit, signal, or missing isolation."""
     stdout: str
-    """What it printed; bytes that are not UTF-8 are replaced."""
+    """Standard output; invalid UTF-8 is replaced."""
     stderr: str
-    """What it wrote to the standard error; the traceback if it raised."""
+    """Standard error, including the traceback of an exception."""
     duration_s: float
-    """Seconds on the clock, with the interpreter's start."""
+    """Wall-clock time in seconds, including interpreter start."""
 
     @property
     def ok(self) -> bool:
@@ -113,24 +113,21 @@ class SandboxResult:
         return self.error is None
 
     def __bool__(self) -> bool:
-        raise TypeError(
-            "a SandboxResult is neither true nor false; ask its .ok, which is whether the program ran to its end"
-        )
+        raise TypeError("a SandboxResult cannot be used as a bool; use .ok, whether the program ran to its end")
 
 
 def run_python(program: str, limits: SandboxLimits | None = None, *, allow_unsafe: bool = False) -> SandboxResult:
-    """Run a program as `__main__` of a fresh interpreter that can do nothing but compute.
+    """Run a program as `__main__` of a new, isolated interpreter.
 
-    It sees the standard library only, an empty standard input, and a folder of its own where it may write plain files. May
-    be called from many threads at once.
+    It has access to the standard library, an empty standard input, and a temporary folder for plain files. Thread-safe.
 
     Args:
         program: Python source.
-        limits: None means the defaults of `SandboxLimits`.
-        allow_unsafe: Run it also where the kernel cannot isolate it, with as much isolation as there is.
+        limits: Limits; None uses the defaults of `SandboxLimits`.
+        allow_unsafe: Run it even if the kernel cannot isolate it fully.
 
     Returns:
-        How it ended. Where isolation is missing and `allow_unsafe` is False: an error "refused", and nothing was run.
+        The result; an error "refused" if isolation is not available and `allow_unsafe` is False, without running it.
     """
     limits = limits or SandboxLimits()
     start = time.monotonic()
@@ -159,16 +156,16 @@ def run_python(program: str, limits: SandboxLimits | None = None, *, allow_unsaf
 
 
 def missing_isolation() -> str | None:
-    """Why this system does not run untrusted programs, in a line; None if it does.
+    """Return one line on why this system cannot isolate programs; None if it can.
 
-    It is found out by running an empty program, in some tens of milliseconds.
+    Runs an empty program, which takes some tens of milliseconds.
     """
     result = run_python("")
     return None if result.ok else result.message
 
 
 class _Collector:
-    """Reads a pipe in a thread of its own, until it ends or holds more than it may."""
+    """Reads a pipe in a thread until its end or its limit."""
 
     def __init__(self, pipe: IO[bytes] | None, max_bytes: int) -> None:
         assert pipe is not None
@@ -185,12 +182,12 @@ class _Collector:
                 self.is_full = len(self.data) > self._max_bytes
 
     def finish(self) -> None:
-        """Wait for the end; only descendants of an unsafe program can keep a pipe open, and they are left to it."""
+        """Wait for the end; a pipe that descendants of an unsafe program keep open is abandoned."""
         self.thread.join(1.0)
 
 
 def _start_worker(folder: str) -> subprocess.Popen[bytes]:
-    # Two variables an interpreter may need to start. The worker clears them, but a program can still find them in its memory.
+    # Variables that the interpreter may need to start. The worker clears them, but they remain in its memory.
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
     return subprocess.Popen(  # noqa: S603 - this interpreter on a file of this package
         [sys.executable, "-I", "-S", "-B", "-X", "utf8", sandbox_worker.__file__],
@@ -205,7 +202,7 @@ def _start_worker(folder: str) -> subprocess.Popen[bytes]:
 
 
 def _policy(limits: SandboxLimits, folder: str, allow_unsafe: bool) -> bytes:
-    """What the worker gives up, with its length before it. Short enough for an empty pipe, so writing it never blocks."""
+    """Return the length-prefixed policy of the worker; fits an empty pipe, so that writing never blocks."""
     version, libraries, code = _system()
     policy = {
         "allow_unsafe": allow_unsafe,
@@ -220,7 +217,7 @@ def _policy(limits: SandboxLimits, folder: str, allow_unsafe: bool) -> bytes:
 
 @functools.cache
 def _system() -> tuple[int, list[tuple[str, int]], bytes]:
-    """Landlock's version, the rules for shared libraries, and the filter of system calls."""
+    """Return Landlock's version, the rules for shared libraries, and the system call filter."""
     return (
         sandbox_landlock.landlock_version(),
         sandbox_landlock.library_rules(),
@@ -230,7 +227,7 @@ def _system() -> tuple[int, list[tuple[str, int]], bytes]:
 
 def _send(worker: subprocess.Popen[bytes], request: bytes) -> None:
     assert worker.stdin is not None
-    # A worker that could not start closes the pipe; its standard error says why.
+    # A worker that cannot start closes the pipe; its standard error has the reason.
     with contextlib.suppress(BrokenPipeError), worker.stdin:
         worker.stdin.write(request)
 
@@ -243,7 +240,7 @@ def _watch(
     *,
     deadline: float,
 ) -> tuple[SandboxError, str] | None:
-    """Wait until the worker ends by itself, or has to be stopped, and then say why."""
+    """Wait until the worker exits (None) or exceeds a limit; return the error and its message."""
     while worker.poll() is None:
         if any(stream.is_full for stream in streams):
             return "output", f"wrote more than {limits.output_bytes} bytes"
@@ -253,7 +250,7 @@ def _watch(
         if remaining_s <= 0:
             return "timeout", f"ran longer than {limits.timeout_s:g} s"
         reading = [stream.thread for stream in streams if stream.thread.is_alive()]
-        if reading:  # a pipe that closes is the first sign of the end
+        if reading:  # the closed pipe is the first sign of the end
             reading[0].join(min(_POLL_S, remaining_s))
         else:
             time.sleep(0.001)
@@ -270,9 +267,9 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _held_bytes(pid: int, file_bytes: int) -> int:
-    """Size of files that a process has removed and still holds: those that it maps, at their largest, and those open."""
+    """Return the size of removed files that a process still has open or mapped (at their largest)."""
     held: dict[str, int] = {}
-    with contextlib.suppress(OSError):  # it has ended, or there is no /proc
+    with contextlib.suppress(OSError):  # the process has ended, or /proc is missing
         for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
             fields = line.split(maxsplit=5)
             if fields[-1].endswith(" (deleted)"):
@@ -287,7 +284,7 @@ def _held_bytes(pid: int, file_bytes: int) -> int:
 
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
-    """Kill what still runs, with the descendants an unsafe program may have."""
+    """Kill the worker and the descendants of an unsafe program."""
     if worker.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             if sys.platform == "win32":
@@ -298,15 +295,13 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 
 
 def _outcome(report: str, status: int) -> tuple[SandboxError | None, str]:
-    """Error and message from the worker's report, or from the way it died without one."""
+    """Return error and message from the worker's report, or from its exit status."""
     outcome, _, message = report.partition("\n")
     if outcome == "ok":
         return None, ""
     if outcome == "refused":
-        return (
-            "refused",
-            f"not run, for want of isolation: {message}; --allow_unsafe_code true (allow_unsafe=True) runs it all the same",
-        )
+        hint = "--allow_unsafe_code true (allow_unsafe=True) runs it anyway"
+        return "refused", f"not run, because isolation is not available: {message}; {hint}"
     errors: dict[str, SandboxError] = {name: name for name in get_args(SandboxError)}
     if outcome in errors:
         return errors[outcome], message
@@ -314,5 +309,5 @@ def _outcome(report: str, status: int) -> tuple[SandboxError | None, str]:
         return "exit", f"the process ended with status {status} before the program's end"
     name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
     if name == "SIGXCPU":
-        return "timeout", "used more processor time than it may"
+        return "timeout", "exceeded its CPU time limit"
     return "crash", f"killed by {name}"

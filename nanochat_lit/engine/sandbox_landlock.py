@@ -1,10 +1,4 @@
-"""Which files model-written Python may open, as a Landlock ruleset.
-
-Landlock (Linux 5.13) lets any process, without privileges, give up access to files for good. The ruleset handles all that
-the kernel knows, and its rules give back: reading the standard library and the system's shared libraries, and reading and
-writing plain files in one folder. There are no folders, links, pipes or devices to be made, so the size of the folder is
-what lies directly in it. Newer kernels also cut off TCP (version 4) and signals and abstract sockets to processes outside
-(version 6), a second lock behind `sandbox_seccomp`.
+"""File access of sandboxed programs, as a Landlock ruleset.
 
 Reference: https://docs.kernel.org/userspace-api/landlock.html
 """
@@ -26,7 +20,7 @@ _VERSION_FLAG = 1
 
 
 def landlock_version() -> int:
-    """The version of Landlock's interface that this kernel offers; 0 where there is none."""
+    """Return the kernel's Landlock ABI version; 0 if not available."""
     if not sys.platform.startswith("linux"):
         return 0
     libc = ctypes.CDLL(None, use_errno=True)
@@ -34,13 +28,13 @@ def landlock_version() -> int:
 
 
 def ruleset_attributes(version: int) -> bytes:
-    """`struct landlock_ruleset_attr`: all that is forbidden unless a rule allows it.
+    """Return `struct landlock_ruleset_attr`, the access rights that need a rule.
 
     Args:
-        version: From `landlock_version`.
+        version: Result of `landlock_version`.
 
     Returns:
-        As many bytes as that version knows; empty for version 0.
+        The struct in the size of that version; empty for version 0.
     """
     if version < 1:
         return b""
@@ -51,15 +45,15 @@ def ruleset_attributes(version: int) -> bytes:
 
 
 def folder_rights(version: int) -> int:
-    """What may be done in the program's own folder: plain files, read and written, made and removed."""
+    """Return the rights in the program's folder: read, write, create and remove plain files."""
     return READ_FILE | READ_DIR | _WRITE_FILE | _REMOVE_FILE | _MAKE_REG | (_TRUNCATE if version >= 3 else 0)
 
 
 def library_rules() -> list[tuple[str, int]]:
-    """Path and rights of the system's shared libraries, which modules of the standard library load."""
+    """Return paths and rights of the system's shared libraries, which standard modules load."""
     rules = [("/etc/ld.so.cache", READ_FILE), ("/dev/null", READ_FILE | _WRITE_FILE)]
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
     for folder in ("/lib", "/lib64", "/usr/lib", "/usr/lib64"):
-        narrow = Path(folder, multiarch)  # the folder itself where the system has no such subfolder
+        narrow = Path(folder, multiarch)  # the folder itself if this subfolder does not exist
         rules.append((str(narrow if narrow.is_dir() else folder), READ_FILE))
     return [(path, rights) for path, rights in rules if Path(path).exists()]

@@ -1,7 +1,7 @@
-"""Who runs next: admission, fairness, cancellation and deadlines for whatever has slots. It knows no model and no torch.
+"""Scheduling of requests for an engine with slots: admission, fairness, cancellation, deadlines. Independent of torch.
 
-Clients take turns, and one client's requests keep their order, so a client waits for at most one request of each other
-client per request of its own. What already runs is never interrupted for another.
+Clients are served round-robin, and the requests of one client in order, so a client waits for at most one request of
+each other client per own request. Running requests are never preempted.
 """
 
 import math
@@ -13,67 +13,65 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Emission(Protocol):
-    """What one step gave one slot."""
+    """Result of one step for one slot."""
 
     @property
     def slot(self) -> int:
-        """The handle that `admit` returned."""
+        """Handle returned by `admit`."""
         ...
 
     @property
     def finish_reason(self) -> str | None:
-        """None while the request goes on; the slot is free when it is not."""
+        """None while the request is running; otherwise the slot is free."""
         ...
 
 
 class HasSlots(Protocol):
-    """What is scheduled: a fixed number of slots, a request in each."""
+    """An engine with a fixed number of slots, each with one request."""
 
     @property
     def num_slots(self) -> int:
-        """Requests that can run at once."""
+        """Maximum number of concurrent requests."""
         ...
 
     @property
     def num_free(self) -> int:
-        """Requests that `admit` can still take."""
+        """Number of free slots."""
         ...
 
     def admit(self, request: Any, /) -> int:
-        """Reserve a slot for a request and return its handle; an exception refuses this request alone."""
+        """Reserve a slot for a request and return its handle; an exception rejects only this request."""
         ...
 
     def release(self, slot: int, /) -> None:
-        """Forget what runs in a slot, which is free then."""
+        """Abort the request in a slot and free the slot."""
         ...
 
     def step(self) -> Sequence[Emission]:
-        """Go on with all that run; several emissions of one slot are possible."""
+        """Advance all running requests; a slot may have several emissions."""
         ...
 
 
 class QueueFull(Exception):  # noqa: N818 (not an error)
-    """As many requests wait as may; ask again in `retry_after_s` seconds, an estimate."""
+    """The queue is full; retry in about `retry_after_s` seconds."""
 
     def __init__(self, max_queue: int, retry_after_s: int) -> None:
-        super().__init__(
-            f"{max_queue} requests are waiting already, which is the limit; try again in {retry_after_s} s"
-        )
+        super().__init__(f"the queue is full ({max_queue} requests); try again in {retry_after_s} s")
         self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(Exception):  # noqa: N818 (not an error)
-    """A request took longer than its timeout, waiting included."""
+    """A request exceeded its timeout, including queueing."""
 
 
 class Event(NamedTuple):
-    """News of one request: a part of its answer, or why there will be none."""
+    """Event of one request: an emission or an error."""
 
     key: Hashable
     emitted: Any
-    """What the engine emitted, or None; with a finish_reason it is the request's last event."""
+    """Emission of the engine, or None; with a finish_reason it is the request's last event."""
     error: Exception | None
-    """DeadlineExceeded, or what `admit` raised; the request's last event."""
+    """DeadlineExceeded, or the exception of `admit`; the request's last event."""
 
 
 @dataclass(slots=True)
@@ -88,12 +86,12 @@ class _Job:
 
 
 class Scheduler:
-    """A queue before an engine's slots; everything happens in `step`, in the caller's thread.
+    """A queue in front of an engine's slots; all work happens in `step`, in the caller's thread.
 
     Args:
-        engine: Its slots must not be used by anything else.
-        max_queue: Most requests that wait; those that run do not count.
-        clock: Seconds that only grow.
+        engine: Engine; its slots must not be used elsewhere.
+        max_queue: Maximum number of queued requests, excluding running ones.
+        clock: Monotonic clock, seconds.
 
     Reference:
         Yu et al. 2022, Orca: iteration-level scheduling. https://www.usenix.org/conference/osdi22/presentation/yu
@@ -105,20 +103,18 @@ class Scheduler:
         self._clock = clock
         self._jobs: dict[Hashable, _Job] = {}
         self._running: dict[int, _Job] = {}  # by slot
-        self._waiting: dict[
-            Hashable, deque[_Job]
-        ] = {}  # by client, none empty; the order of the keys is whose turn it is
+        self._waiting: dict[Hashable, deque[_Job]] = {}  # queues by client, never empty; in round-robin order
         self._num_queued = 0
-        self._service_s = 1.0  # what a request takes in its slot, a moving average
+        self._service_s = 1.0  # moving average of the time of a request in its slot
 
     @property
     def num_queued(self) -> int:
-        """Requests without a slot."""
+        """Number of queued requests."""
         return self._num_queued
 
     @property
     def num_active(self) -> int:
-        """Requests in slots."""
+        """Number of running requests."""
         return len(self._running)
 
     @property
@@ -130,15 +126,15 @@ class Scheduler:
         """Queue a request.
 
         Args:
-            key: Names the request in events and in `cancel`; of no other request that is queued or running.
-            request: For the engine's `admit`.
-            client: Whose it is; clients take turns.
-            timeout_s: Seconds from now until the request is given up, wherever it is then; None is never.
+            key: Unique key of the request in events and in `cancel`.
+            request: Argument of the engine's `admit`.
+            client: Client of the request; clients are served round-robin.
+            timeout_s: Seconds until the request is aborted, queued or running; None for no timeout.
 
         Raises:
-            QueueFull: If `max_queue` requests wait that the free slots cannot take.
+            QueueFull: If `max_queue` requests beyond the free slots are queued.
         """
-        assert key not in self._jobs, f"request {key!r} is there already"
+        assert key not in self._jobs, f"request {key!r} already exists"
         if self._num_queued >= self.max_queue + self.engine.num_free:
             raise QueueFull(self.max_queue, self._retry_after_s())
         deadline_s = math.inf if timeout_s is None else self._clock() + timeout_s
@@ -148,7 +144,7 @@ class Scheduler:
         self._num_queued += 1
 
     def cancel(self, key: Hashable) -> None:
-        """Forget a request, queued or running; one that is unknown may just have finished, which is fine."""
+        """Cancel a queued or running request; unknown keys are ignored, because it may just have finished."""
         job = self._jobs.pop(key, None)
         if job is None:
             return
@@ -163,10 +159,10 @@ class Scheduler:
             del self._waiting[job.client]
 
     def step(self) -> list[Event]:
-        """Give up what is late, fill the free slots, let the engine go on.
+        """Abort expired requests, fill the free slots, and step the engine.
 
         Returns:
-            What happened, in order. Every request that was submitted and not cancelled gets exactly one last event.
+            Events in order. Every request that was not cancelled gets exactly one last event.
         """
         events = self._expire()
         while self._waiting and self.engine.num_free > 0:
@@ -192,7 +188,7 @@ class Scheduler:
         waiting = self._waiting.pop(client)
         job = waiting.popleft()
         if waiting:
-            self._waiting[client] = waiting  # behind all others
+            self._waiting[client] = waiting  # to the end of the round
         self._num_queued -= 1
         try:
             job.slot = self.engine.admit(job.request)

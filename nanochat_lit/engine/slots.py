@@ -1,8 +1,8 @@
-"""Slots that requests enter and leave at any time: prompts read in chunks, one cached decode step for all.
+"""Continuous batching: requests enter and leave slots at any time, with chunked prefill and batched decoding.
 
-On a GPU the host is one step behind: it starts a decode step, then looks at the tokens of the step before, which have come
-meanwhile. Chosen tokens go into the next step on the device (SlotCache.next_tokens); what a tool forces is known a step ahead,
-and written over them in time. A row that has ended is in one step too many, whose token is dropped.
+On a GPU the host is one step behind: it launches a decode step, then reads the tokens of the previous step. Sampled
+tokens are passed to the next step on the device (SlotCache.next_tokens); tokens forced by a tool are known a step ahead
+and overwrite them. A finished request takes part in one extra step, whose token is dropped.
 """
 
 from collections import deque
@@ -31,22 +31,22 @@ class Emitted(NamedTuple):
     """One new token of one request."""
 
     slot: int
-    """What `Engine.admit` returned."""
+    """Handle returned by `Engine.admit`."""
     token_id: int
     is_forced: bool
-    """Whether a tool forced it; the model chose the others."""
+    """Whether a tool forced the token, rather than the model sampling it."""
     pieces: list[Piece]
-    """Text that became certain with it."""
+    """Text completed by this token."""
     logprob: float | None
-    """Log-probability in nats at temperature 1, where the request asked for it and the model chose the token."""
+    """Log-probability in nats at temperature 1, if requested and the model sampled the token."""
     finish_reason: str | None
-    """None while the request goes on; with its last token "stop" (the model or a stop string ended it) or "length". FAILED
-    comes without a token."""
+    """None while the request is running; with its last token "stop" (end token or stop string) or "length". FAILED has
+    no token."""
 
 
 @dataclass(slots=True)
 class _Row:
-    """A request that holds a slot."""
+    """A request in a slot."""
 
     slot: int
     request: Request
@@ -54,21 +54,21 @@ class _Row:
     text: AnswerText
     random: Random
     num_left: int
-    """Tokens it may still emit."""
+    """Remaining number of tokens."""
     num_pending: int = 0
-    """Of these, those that were chosen and have not come to the host."""
+    """Number of sampled tokens that have not reached the host."""
     forced: int | None = None
-    """What a tool wants as the next token to come."""
+    """Next token forced by a tool."""
     unread: int | None = None
-    """What a tool forced in place of the chosen token that the model reads next."""
+    """Forced token that replaces the sampled token in the next step."""
     has_left: bool = False
     has_failed: bool = False
-    """Whether its logits were not finite, and its keys and values may be NaN."""
+    """Whether its logits were not finite, so that its keys and values may be NaN."""
 
 
 @dataclass(slots=True)
 class _Prefill:
-    """A prompt being read, for one row or for several samples of it."""
+    """A prompt in prefill, for one or several samples."""
 
     rows: list[_Row]
     prompt_ids: Sequence[int]
@@ -77,7 +77,7 @@ class _Prefill:
 
 @dataclass(slots=True)
 class _Chosen:
-    """The next token of some rows, on its way to the host."""
+    """Sampled tokens that are being copied to the host."""
 
     rows: list[_Row]
     tokens: HostCopy
@@ -85,21 +85,23 @@ class _Chosen:
 
 
 class SlotEngine:
-    """Decodes many requests together; see `Engine`, which adds ways to run whole requests.
+    """Decodes many requests in a batch; see `Engine`, which adds methods for complete requests.
 
-    A request's tokens do not depend on its neighbours: prompts are read alone, in chunks; the decode step computes every row
-    with the same sums whatever the number of rows; each row draws its own random numbers. One thread at a time.
+    A request's tokens do not depend on the batch composition: prompts are prefilled separately, the order of summation
+    in a decode step does not depend on the number of sequences, and each request has its own random numbers. Not
+    thread-safe.
 
     Args:
-        model: Used as it is: on its device, in its compute dtype, packed or not.
-        tokenizer: The one it was trained with.
-        num_slots: Requests that are decoded together at most; each holds a KV cache of the whole context.
-        prefill_chunk: Tokens of a prompt read between two decode steps; fewer let neighbours wait less.
-        tool: Answers the model's calls, or has no answer: the calculator, or `python_tool.run_tool`. All rows wait for it.
+        model: Model on its device, in its compute dtype, packed or not.
+        tokenizer: Tokenizer of the model.
+        num_slots: Maximum number of concurrent requests; each slot has a KV cache of the full context.
+        prefill_chunk: Prompt tokens per prefill chunk between two decode steps; smaller values reduce the delay of
+            other requests.
+        tool: Returns the result of a call or None: the calculator, or `python_tool.run_tool`. Decoding waits for it.
 
     Raises:
-        UserError: If num_slots or prefill_chunk is below 1, or (with the first request) if the slots' keys and values do not
-            fit into the free memory.
+        UserError: If num_slots or prefill_chunk is less than 1, or (at the first request) if the KV caches do not fit
+            the free memory.
     """
 
     def __init__(
@@ -120,20 +122,22 @@ class SlotEngine:
         self.end_ids = frozenset((tokenizer.special_ids[ASSISTANT_END], tokenizer.bos_id))
         self.tool = tool
         self._lag = int(model.device.type == "cuda")
-        """Steps that the host is behind."""
+        """Number of steps that the host lags behind."""
         self.reset()
 
     def reset(self) -> None:
-        """Forget all requests, also after an exception in the middle of a step."""
+        """Drop all requests; also usable after an exception within a step."""
         self._free = list(range(self.num_slots))[::-1]
         self._prefills: deque[_Prefill] = deque()
         self._rows: list[_Row] = []  # in the order of the cache's slots
-        self._caches: tuple[KVCache, SlotCache] | None = None  # one prompt being read; all that are decoded
+        self._caches: tuple[KVCache, SlotCache] | None = (
+            None  # caches of the prompt in prefill, and of the decoding slots
+        )
         self._graphs = StepGraphs(self._step, self.model.device)
         self._pending: deque[_Chosen] = deque()
 
     def warm_up(self) -> None:
-        """Run a request of no one's, so that what is built or allocated at its first use is so before anyone waits."""
+        """Run a dummy request, so that lazy builds and allocations happen before the first real one."""
         length = max(1, min(8, self.model.config.sequence_len - 1))
         slot = self.admit(Request(prompt_ids=[self.tokenizer.bos_id] * length, max_new_tokens=2))
         while slot not in self._free:
@@ -141,11 +145,11 @@ class SlotEngine:
 
     @property
     def num_free(self) -> int:
-        """Slots that no request holds."""
+        """Number of free slots."""
         return len(self._free)
 
     def check(self, request: Request) -> None:
-        """Refuse a request that cannot be served.
+        """Check that a request can be served.
 
         Raises:
             UserError: As `check_prompt`.
@@ -153,18 +157,18 @@ class SlotEngine:
         check_prompt(request.prompt_ids, self.model.config.sequence_len, self.model.config.vocab_size)
 
     def admit(self, request: Request) -> int:
-        """Give a request a slot; the next steps read its prompt and then extend it.
+        """Assign a slot to a request; the next steps prefill and then decode it.
 
         Returns:
-            Its slot, which is its own until its last token or `release`.
+            The slot, reserved until the last token or `release`.
 
         Raises:
-            UserError: If it cannot be served, or no slot is free.
+            UserError: If the request is invalid, or no slot is free.
         """
         return self._admit(request, 1)[0]
 
     def release(self, slot: int) -> None:
-        """Forget the request in a slot now. Nothing happens if it has just ended."""
+        """Abort the request in a slot; does nothing if it has just ended."""
         for prefill in self._prefills:
             prefill.rows = [row for row in prefill.rows if row.slot != slot]
         if self._prefills and not self._prefills[0].rows and self._caches:
@@ -179,10 +183,10 @@ class SlotEngine:
             self._free.append(slot)
 
     def step(self) -> list[Emitted]:
-        """Extend every request that is being decoded by one token, then read on in the oldest prompt that is not yet read.
+        """Decode one token of every running request, then prefill a chunk of the oldest pending prompt.
 
         Returns:
-            The new tokens, at most one of each request.
+            The new tokens, at most one per request.
         """
         is_needed = any(row.num_left > row.num_pending for row in self._rows)
         if is_needed:
@@ -219,7 +223,7 @@ class SlotEngine:
 
     @torch.inference_mode()
     def _decode(self) -> None:
-        """Start one token more of every row."""
+        """Launch a decode step of all requests."""
         _, slots = self._cached()
         for index, row in enumerate(self._rows):
             if row.unread is not None:
@@ -229,13 +233,13 @@ class SlotEngine:
         self._choose(self._rows, self._graphs(slots.step_shape)[: len(self._rows)])
 
     def _step(self) -> Tensor:
-        """Logits (B, V) after the slots' next tokens."""
+        """Return logits (B, V) after the slots' next tokens."""
         _, slots = self._cached()
         return self._forward(slots.next_tokens[: slots.step_shape[0], None], slots)
 
     @torch.inference_mode()
     def _read_prompt(self) -> None:
-        """Start a chunk of the oldest prompt, and its first tokens if that is the last chunk."""
+        """Launch a prefill chunk of the oldest prompt, and sample its first tokens after the last chunk."""
         reading, slots = self._cached()
         prefill = self._prefills[0]
         end = min(prefill.num_read + self.prefill_chunk, len(prefill.prompt_ids))
@@ -252,26 +256,26 @@ class SlotEngine:
         self._choose(prefill.rows, logits.expand(len(prefill.rows), -1))
 
     def _forward(self, inputs: Tensor, cache: KVCache | SlotCache) -> Tensor:
-        """Logits (B, V) after the last of the new tokens, which the cache takes in."""
+        """Return logits (B, V) after the last new token; the cache stores the new tokens."""
         return self.model(inputs, kv_cache=cache, last_only=True)[:, -1]
 
     @property
     def _num_computed_rows(self) -> int:
-        """Rows that a decode step computes at least, for sums that do not depend on how many there are.
+        """Return the minimum batch size of a decode step, so that results do not depend on the number of requests.
 
-        Measured on CPU: products in bfloat16 have that property at any number of rows, packed ones in float32 from 4 rows on
-        (plain ones in float32 have not, with several threads). What is left with several threads is the last bit of
-        attention in float32, which depends on the alignment of a buffer per thread: it moves logits by about 1e-7. A GPU's
-        libraries choose their kernels by the number of rows, so there it is always the same.
+        Measured on CPU: bfloat16 matmuls have this property for any batch size, packed float32 matmuls from 4 sequences
+        on (plain float32 matmuls with several threads do not). With several threads, the last bit of float32 attention
+        still depends on buffer alignment, which changes logits by about 1e-7. GPU libraries select kernels by batch
+        size, so there the batch size is constant.
         """
         if self.model.decode_kernel is not None:
-            return 1  # each row by itself, whatever the number of rows and threads
+            return 1  # sequences are computed independently, for any batch size and number of threads
         if self.model.device.type != "cpu":
             return self.num_slots
         return 1 if self.model.compute_dtype == torch.bfloat16 else 4
 
     def _cached(self) -> tuple[KVCache, SlotCache]:
-        """The caches, made when the first request comes."""
+        """Return the caches, created at the first request."""
         if self._caches is None:
             config, device, dtype = self.model.config, self.model.device, self.model.compute_dtype
             with torch.inference_mode():
@@ -283,10 +287,10 @@ class SlotEngine:
         return self._caches
 
     def _choose(self, rows: Sequence[_Row], logits: Tensor) -> None:
-        """Start choosing the next token of rows that follow each other in the slots."""
+        """Launch the sampling of the next token for requests in consecutive slots."""
         first = self._rows.index(rows[0])
         is_finite = logits.sum(dim=-1).isfinite()
-        if self._lag or not is_finite.all():  # a device that runs behind is not asked: it would be waited for
+        if self._lag or not is_finite.all():  # with a lag, checking would synchronize the device
             logits = torch.where(is_finite[:, None], logits, 0.0)
         tokens = _sample_rows([row.request for row in rows], [row.random for row in rows], logits)
         self._cached()[1].next_tokens[first : first + len(rows)] = tokens
@@ -298,7 +302,7 @@ class SlotEngine:
         self._pending.append(_Chosen(list(rows), HostCopy(torch.where(is_finite, tokens, -1)), logprobs))
 
     def _come(self, lag: int) -> list[Emitted]:
-        """The tokens that have come, all but those of the last steps; rows that end leave."""
+        """Return the tokens that have reached the host, except of the last `lag` steps; remove finished requests."""
         emitted = []
         while len(self._pending) > lag:
             chosen = self._pending.popleft()
@@ -316,14 +320,14 @@ class SlotEngine:
         return emitted
 
     def _take(self, row: _Row, choice: int, logprob: float | None) -> Emitted:
-        """Add a token to a row: the choice, or what a tool forces."""
+        """Append a token to a request: the sampled one, or one forced by a tool."""
         is_forced = row.forced is not None
         token_id = choice if row.forced is None else row.forced
         row.num_left -= 1
         row.num_pending -= 1
         row.tool.observe(token_id)
         row.forced = row.tool.next_forced()
-        if row.num_pending:  # the token after this one was chosen already
+        if row.num_pending:  # the following token was already sampled
             row.unread = row.forced
         elif is_forced:
             row.unread = token_id
@@ -338,7 +342,7 @@ class SlotEngine:
         return Emitted(row.slot, token_id, is_forced, pieces, None if is_forced else logprob, reason)
 
     def _drop(self, index: int) -> None:
-        """Remove a row; the last one takes its place, in the cache too."""
+        """Remove a request; the last one moves into its slot, also in the cache."""
         with torch.inference_mode():
             if self._rows[index].has_failed or self._rows[index].num_pending:
                 self._cached()[1].clear(index)
@@ -348,7 +352,7 @@ class SlotEngine:
 
 
 def _sample_rows(requests: Sequence[Request], randoms: Sequence[Random], logits: Tensor) -> Tensor:
-    """A token per row, (B,) on the device; without our kernel, rows with the same settings are sampled together."""
+    """Sample a token per request, (B,) on the device; without the kernel, requests with equal settings are batched."""
     if has_sampling_kernel(logits):
         uniforms = [draw.random() if r.temperature else 0.0 for r, draw in zip(requests, randoms, strict=True)]
         return torch.tensor(sample_each(logits, requests, uniforms))

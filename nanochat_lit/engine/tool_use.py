@@ -1,11 +1,11 @@
-"""Tool calls inside a token stream: what a row still has to say by force, and when it ends.
+"""Tool calls within generation: forced tokens and the end of a sequence.
 
-After <|python_end|> the text since <|python_start|> goes to the calculator (or another tool that was asked for) and
+After <|python_end|> the text since <|python_start|> is passed to the calculator (or another tool) and
 
     <|output_start|> result <|output_end|>
 
-is forced into the row. An expression that cannot be calculated forces nothing, as in nanochat: the model goes on by itself
-(an error text in the stream would be something it never saw in training).
+is forced into the sequence. An expression that cannot be evaluated forces nothing, as in nanochat, and the model
+continues (error texts do not occur in training).
 """
 
 from collections import deque
@@ -17,16 +17,16 @@ from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END, OUTPUT_END, OUTPUT_START, PYTHON_END, PYTHON_START
 
 Tool = Callable[[str], str | None]
-"""Says what a call is worth, or None: then nothing is forced."""
+"""Returns the result of a call, or None to force nothing."""
 
 
 @dataclass(slots=True)
 class ToolRow:
-    """One row of generation: feed it every token it emits, ask it for forced ones."""
+    """Tool state of one sequence: pass every emitted token to `observe`, and query `next_forced`."""
 
     tokenizer: Tokenizer
     tool: Tool = calculate
-    """The calculator, or another that was asked for."""
+    """Tool to call; the calculator by default."""
     has_ended: bool = False
     """Whether <|assistant_end|> or <|bos|> was emitted."""
     _forced: deque[int] = field(default_factory=deque)
@@ -41,12 +41,12 @@ class ToolRow:
         )
 
     def next_forced(self) -> int | None:
-        """The token this row must emit now, or None when it may sample one."""
+        """Return the token that must be emitted next, or None to sample one."""
         return self._forced.popleft() if self._forced else None
 
     def observe(self, token_id: int) -> None:
-        """Take note of an emitted token, forced or sampled."""
-        if token_id not in self._own_ids:  # nearly all
+        """Process an emitted token, forced or sampled."""
+        if token_id not in self._own_ids:  # the common case
             if self._expression_ids is not None:
                 self._expression_ids.append(token_id)
             return

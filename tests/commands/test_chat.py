@@ -38,7 +38,7 @@ def test_one_answer_alone_on_stdout(folder: Path, tokenizer: Tokenizer, capsys: 
         (["-p", "x", "--temperature", "-1"], "temperature is -1"),
         (["-p", "x", "--top_p", "2"], "top_p is 2"),
         (["-p", "x", "--max_new_tokens", "0"], "max_new_tokens is 0"),
-        (["-p", "x", "--model", "nowhere"], "there is no nowhere"),
+        (["-p", "x", "--model", "nowhere"], "nowhere does not exist"),
     ],
 )
 def test_mistakes(folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,7 +128,7 @@ def test_two_ranks_give_the_answers_of_one(folder, core_bundle, capsys):
         (["--bundle", "{bundle}", "--max_per_task", "0"], "max_per_task is 0"),
         (["--bundle", "{bundle}", "--max_per_task", "2"], "arc_easy has 2 rows (max_per_task; raise it to 4 or more)"),
         (["--bundle", "{bundle}", "--tasks", '["piqa"]'], "does not have the CORE task piqa; available: copa"),
-        (["--bundle", "{bundle}", "--model", "nowhere"], "there is no nowhere"),
+        (["--bundle", "{bundle}", "--model", "nowhere"], "nowhere does not exist"),
     ],
 )
 def test_mistakes(folder, core_bundle, arguments, message, capsys):

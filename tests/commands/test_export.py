@@ -54,6 +54,6 @@ def test_mistakes(tmp_path, capsys):
     assert cli.main(["export", "--format", "gguf", "--model", "x", "--out", "y"]) == 2
     assert "--format" in capsys.readouterr().err
     assert cli.main(["export", "--model", str(tmp_path / "none"), "--out", str(tmp_path / "y")]) == 2
-    assert "there is no " in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
     assert cli.main(["import-hf", str(tmp_path), "--out", str(tmp_path / "y")]) == 2
     assert "config.json: no such file" in capsys.readouterr().err

@@ -78,4 +78,4 @@ def test_a_folder_that_is_not_there(tmp_path, capsys):
 def test_a_tokenizer_of_another_model_is_refused(tmp_path, nanochat_folder, random_model, capsys):
     folder = nanochat_folder(random_model(vocab_size=384))
     assert cli.main(["import-nanochat", str(folder), "--out", str(tmp_path / "export")]) == 2
-    assert "vocabulary of 384 and the tokenizer one of 320" in capsys.readouterr().err
+    assert "vocabulary of 384, but the tokenizer of 320" in capsys.readouterr().err

@@ -57,10 +57,7 @@ def test_settings_and_system_prompt(converse) -> None:
     settings = "(temperature 0.6, top_k 50, top_p 1.0, max_new_tokens 256, seed 7)"
     assert err[:2] == [settings, settings]
     assert err[2].startswith("(error: unknown setting 'warmth'; use temperature")
-    assert (
-        err[3]
-        == "(error: top_p is '', not a number; use 1 (off) or the share of probability to choose from, such as 0.9)"
-    )
+    assert err[3] == "(error: top_p is '', not a number; use 1 (off) or a cumulative probability, such as 0.9)"
     assert err[4:] == ["(system prompt: be kind)", "(system prompt: none)"]
 
 

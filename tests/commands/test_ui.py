@@ -22,7 +22,7 @@ from nanochat_lit.tokenizer import Tokenizer
     [
         ([], "give either --model EXPORT or --url URL"),
         (["--model", "x", "--url", "http://127.0.0.1:1"], "give either --model EXPORT or --url URL"),
-        (["--model", "nowhere", "--port", "0"], "there is no nowhere"),
+        (["--model", "nowhere", "--port", "0"], "nowhere does not exist"),
         (["--url", "http://127.0.0.1:1", "--port", "0"], "no server responds at http://127.0.0.1:1"),
         (["--model", "nowhere", "--port", "70000"], "port is 70000; use 1 to 65535"),
         (["--model", "nowhere", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),

@@ -37,7 +37,7 @@ def test_a_message_may_take_the_room_of_its_answer_but_no_more(tokenizer: Tokeni
     size = len(render_for_completion(tokenizer, {"messages": message}))
     prompt, num_dropped = fit_chat_prompt(tokenizer, [*dialogue(2)[:-1], *message], size, 256)
     assert (len(prompt), num_dropped) == (size, 2)
-    with pytest.raises(UserError, match=f"the message has {size} tokens and the model's context is {size - 1}"):
+    with pytest.raises(UserError, match=f"the message has {size} tokens, but the model's context is {size - 1}"):
         fit_chat_prompt(tokenizer, message, size - 1, 256)
     with pytest.raises(UserError, match="the message with the system prompt"):
         fit_chat_prompt(tokenizer, [SYSTEM, *message], size, 256)

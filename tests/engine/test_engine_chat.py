@@ -74,7 +74,7 @@ def test_leaving_ends_what_is_being_said(engine: Engine) -> None:
     with EngineChat(engine) as model:
         pieces = model.answer(question(0), SamplingParams(max_new_tokens=10_000)).pieces
     list(pieces)  # does not wait for ever
-    with pytest.raises(UserError, match="has ended"):
+    with pytest.raises(UserError, match="has stopped"):
         model.answer(question(0), SETTINGS)
     assert engine.num_free == 2
 
@@ -88,7 +88,7 @@ def test_no_more_wait_than_may(engine: Engine) -> None:
     endless = SamplingParams(temperature=0.9, max_new_tokens=10_000)
     with EngineChat(engine, max_queue=1) as model:
         answers = [model.answer(question(number), endless) for number in range(40)]
-        with pytest.raises(UserError, match="too many wait for an answer"):
+        with pytest.raises(UserError, match="too many requests are queued"):
             [next(answer.pieces) for answer in answers]
 
 
@@ -105,7 +105,7 @@ def test_a_failure_is_told_to_those_who_wait_and_the_next_question_is_answered(
         assert [piece.text for piece in model.answer(question(0), SETTINGS).pieces] == expected
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert engine.num_free == 2
-    with pytest.raises(UserError, match="the engine has ended"):
+    with pytest.raises(UserError, match="the engine has stopped"):
         model.answer(question(0), SETTINGS)
 
 

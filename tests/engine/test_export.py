@@ -81,16 +81,16 @@ def test_missing_and_broken_files_are_named(folder: Path, name: str) -> None:
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no "):
+    with pytest.raises(UserError, match="does not exist"):
         load_export(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="not a whole export"):
+    with pytest.raises(UserError, match="not a complete export"):
         load_export(tmp_path)
 
 
 def test_files_of_another_export_are_refused(
     folder: Path, tmp_path: Path, random_model: MakeModel, tokenizer: Tokenizer
 ) -> None:
-    with pytest.raises(UserError, match="vocabulary of 384 and the tokenizer one of 320"):
+    with pytest.raises(UserError, match="vocabulary of 384, but the tokenizer of 320"):
         save_export(tmp_path / "a", random_model(vocab_size=384), tokenizer)
     with pytest.raises(UserError, match="unknown generation settings"):
         save_export(tmp_path / "a", random_model(), tokenizer, {"top_p": 0.9})

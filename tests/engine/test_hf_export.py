@@ -204,7 +204,7 @@ def test_the_way_back_after_training_in_transformers(pair, tmp_path):
     assert losses[-1] < losses[0]
     theirs.save_pretrained(tmp_path / "trained", max_shard_size="100KB")
     assert (tmp_path / "trained" / "model.safetensors.index.json").is_file()
-    with pytest.raises(UserError, match="give the export that the model came from with --tokenizer"):
+    with pytest.raises(UserError, match="set --tokenizer to the original export"):
         import_hf(tmp_path / "trained", tmp_path / "export")
     import_hf(tmp_path / "trained", tmp_path / "export", tokenizer=export)
     ours, _ = load_export(tmp_path / "export", "cpu", "float32")
@@ -232,7 +232,7 @@ def test_foreign_and_broken_folders_are_refused(pair, tmp_path):
         import_hf(tmp_path, tmp_path / "export", tokenizer=folder / "nanochat_lit")
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match="damaged or cut off"):
+    with pytest.raises(UserError, match="damaged or truncated"):
         import_hf(tmp_path, tmp_path / "export", tokenizer=folder / "nanochat_lit")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="is missing"):

@@ -54,7 +54,7 @@ def test_what_an_older_file_lacks_changes_nothing(nanochat_folder, random_model)
         assert torch.equal(checkpoint.model.set_compute_dtype(torch.float32)(inputs), neutral(inputs))
     for name in ["window_pattern", *SCALARS]:
         assert sum(note.startswith(f"{name} is missing") for note in checkpoint.notes) == 1
-    assert "which constants" in checkpoint.notes[-1]
+    assert "the constants it was trained with" in checkpoint.notes[-1]
 
 
 def test_tables_are_padded_and_matrices_widened(nanochat_folder, random_model):
@@ -71,7 +71,7 @@ def test_tables_are_padded_and_matrices_widened(nanochat_folder, random_model):
     assert {state[name].shape[0] for name in tables} == {320}
     assert state["transformer.h.0.attn.c_q.weight"].dtype == torch.float32
     text = " ".join(checkpoint.notes)
-    assert "3 tables of 300 rows are padded to 320" in text
+    assert "3 embeddings of 300 rows are padded to 320" in text
     assert "widened to float32" in text
 
 
@@ -94,7 +94,7 @@ def _change(folder: Path, **tensors: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"value_embeds.1.weight": None, "transformer.h.1.attn.ve_gate.weight": None}, "from before 2026"),
+        ({"value_embeds.1.weight": None, "transformer.h.1.attn.ve_gate.weight": None}, "from a nanochat before 2026"),
         ({"transformer.h.1.attn.ve_gate.weight": torch.zeros(2, 32)}, "gates of 32 channels, this model of 12"),
         ({"value_embeds.0.weight": torch.zeros(320, 32)}, "in layers 0, 1, this model in 1"),
         ({"bigram_embed.weight": torch.zeros(5, 5)}, "1 tensors differ, first bigram_embed.weight"),
@@ -113,7 +113,7 @@ def test_what_cannot_be_represented_is_refused(nanochat_folder, random_model, ch
 
 
 def test_fields_of_our_own_are_not_of_nanochat(nanochat_folder, random_model):
-    with pytest.raises(UserError, match="dimensions bigram_factor, which this model does not know"):
+    with pytest.raises(UserError, match="dimensions bigram_factor, which this model does not support"):
         load_nanochat_checkpoint(nanochat_folder(random_model(bigram_factor=3)))
 
 

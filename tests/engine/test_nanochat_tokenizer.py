@@ -56,7 +56,7 @@ def test_reads_what_nanochat_writes(nanochat_encoding, protocol):
 def test_hostile_pickles_are_refused_and_do_nothing(tmp_path):
     marker = tmp_path / "executed"
     for data in hostile(marker):
-        with pytest.raises(UserError, match="which no tokenizer of nanochat does; it is not read"):
+        with pytest.raises(UserError, match="unlike nanochat tokenizers; it was not loaded"):
             read_encoding(data, "x")
     assert not marker.exists()
     pickle.loads(next(hostile(marker)))  # the attack is a real one
@@ -86,7 +86,7 @@ def test_other_pickles_are_refused(data):
 def test_persistent_objects_and_registered_encodings_are_refused(nanochat_encoding):
     with pytest.raises(UserError, match="persistent object"):
         read_encoding(b"Pgpt2\n.", "x")
-    with pytest.raises(UserError, match="only names the encoding 'gpt2'"):
+    with pytest.raises(UserError, match="only refers to OpenAI's encoding 'gpt2'"):
         read_encoding(b"\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81\x8c\x04gpt2b.", "x")
     state = {"name": "x", "pat_str": ".", "mergeable_ranks": {"a": 1}, "special_tokens": {}}
     head = b"\x80\x04\x8c\x0dtiktoken.core\x8c\x08Encoding\x93)\x81"
@@ -99,7 +99,7 @@ def test_token_bytes_are_compared(nanochat_encoding, nanochat_folder, random_mod
     tokenizer, notes = load_nanochat_tokenizer(folder)
     assert tokenizer.encode("the cat") == nanochat_encoding.encode_ordinary("the cat")
     (note,) = notes
-    assert "pieces of characters" in note
+    assert "parts of characters" in note
     exact = tokenizer.token_bytes()
     torch.save(exact, folder / "token_bytes.pt")
     assert load_nanochat_tokenizer(folder)[1] == []
@@ -108,10 +108,10 @@ def test_token_bytes_are_compared(nanochat_encoding, nanochat_folder, random_mod
     with pytest.raises(UserError, match="gives token 97 2 bytes, but it has 1"):
         load_nanochat_tokenizer(folder)
     torch.save(exact[:-1], folder / "token_bytes.pt")
-    with pytest.raises(UserError, match="not the table of this tokenizer"):
+    with pytest.raises(UserError, match="does not belong to this tokenizer"):
         load_nanochat_tokenizer(folder)
     (folder / "token_bytes.pt").unlink()
-    assert "is not there" in load_nanochat_tokenizer(folder)[1][0]
+    assert "is missing" in load_nanochat_tokenizer(folder)[1][0]
     (folder / "tokenizer.pkl").unlink()
     with pytest.raises(UserError, match=r"no tokenizer\.pkl"):
         load_nanochat_tokenizer(folder)

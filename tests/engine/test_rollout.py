@@ -45,5 +45,5 @@ def test_forced_tokens_are_not_the_models(random_model, tokenizer, monkeypatch):
 
 
 def test_seeds_and_prompts_belong_together(random_model, tokenizer):
-    with pytest.raises(UserError, match="3 prompts need as many seeds, not 1"):
+    with pytest.raises(UserError, match="3 prompts need 3 seeds, not 1"):
         roll_out(Engine(random_model(), tokenizer), PROMPTS, [1])

@@ -174,7 +174,7 @@ def test_the_queue_is_bounded_and_says_when_to_come_back():
     scheduler = Scheduler(slots, 4, lambda: now_s)
     for number in range(6):  # two have slots to go to
         scheduler.submit(number, (number, 10))
-    with pytest.raises(QueueFull, match="4 requests are waiting") as full:
+    with pytest.raises(QueueFull, match=r"the queue is full \(4 requests\)") as full:
         scheduler.submit("more", ("more", 1))
     assert full.value.retry_after_s == 4  # seven in line for two slots, a second each
     scheduler.step()

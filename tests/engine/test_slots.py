@@ -148,7 +148,7 @@ def test_more_requests_than_slots_are_refused(random_model: MakeModel, tokenizer
         engine.admit(Request(prompt_ids=[1]))
     with pytest.raises(UserError, match="num_slots is 0"):
         SlotEngine(random_model(), tokenizer, num_slots=0)
-    with pytest.raises(UserError, match="stop must hold"):
+    with pytest.raises(UserError, match="stop must contain"):
         engine.check(Request(prompt_ids=[1], stop=("",)))
 
 

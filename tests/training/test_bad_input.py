@@ -316,7 +316,7 @@ def test_prompts_and_exports_of_chat(pretrained, tmp_path, refused):
     export = pretrained / "export"
     refused(["chat", "--model", export, "-p", "word " * 500], "64")
     refused(["chat", "--model", tmp_path / "none", "-p", "hi"], "none")
-    refused(["chat", "--model", tmp_path, "-p", "hi"], "not a whole export", "run folder")
+    refused(["chat", "--model", tmp_path, "-p", "hi"], "not a complete export", "run folder")
     refused(["evaluate", "bpb", "--model", export, "--data", tmp_path / "none", "--json"], "none")
 
 
