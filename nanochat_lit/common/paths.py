@@ -168,7 +168,7 @@ def user_cache() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where downloads and compiled code are kept: nanochat_lit in the user's cache; not made here."""
+    """Return the folder of downloads and compiled code: nanochat_lit in the user's cache; not created here."""
     return user_cache() / "nanochat_lit"
 
 

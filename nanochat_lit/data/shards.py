@@ -1,4 +1,8 @@
-"""Sources of text or conversation files: splits, order and distribution over ranks."""
+"""Sources of text or conversation files: splits, order and distribution over ranks.
+
+`splits` selects the validation files; without any, the last 1% of the last file is used. Records are assigned to ranks
+by their position in the order of the epoch.
+"""
 
 import logging
 import random

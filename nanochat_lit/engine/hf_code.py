@@ -1,4 +1,7 @@
-"""Python files of a Hugging Face folder: an adapter to transformers, and copies of the model's files."""
+"""Python files of a Hugging Face folder: an adapter to transformers, and copies of the model's files.
+
+Imports are rewritten to relative ones, because transformers copies only files that are imported relatively.
+"""
 
 import ast
 import inspect

@@ -1,5 +1,11 @@
 """File access of sandboxed programs, as a Landlock ruleset.
 
+Landlock (Linux 5.13) lets any process irrevocably drop file access, without privileges. The ruleset handles all access
+rights of the kernel. Its rules allow reading the standard library and the system's shared libraries, and reading and
+writing plain files in one folder. Folders, links, pipes and devices cannot be created, so the folder has no subfolders.
+Newer kernels also block TCP (version 4), and signals and abstract sockets to outside processes (version 6), in addition
+to `sandbox_seccomp`.
+
 Reference: https://docs.kernel.org/userspace-api/landlock.html
 """
 

@@ -13,7 +13,7 @@ import errno
 import struct
 
 AUDIT_ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-"""What `platform.machine()` says -> the name of the architecture in seccomp's data."""
+"""`platform.machine()` -> the name of the architecture in seccomp's data."""
 
 # name: (x86_64, aarch64); None where the architecture has only the newer call of the same purpose.
 SYSCALLS: dict[str, tuple[int, int | None]] = {
@@ -152,7 +152,7 @@ def seccomp_filter(machine: str) -> bytes:
 
 
 def _argument_check(name: str) -> list[_Instruction]:
-    """What follows when the call is `name`; it returns a verdict on every way."""
+    """Rules for the call `name`; every path returns a verdict."""
     if name == "fcntl":
         return _one_of(1, FCNTL_COMMANDS)
     if name == "ioctl":

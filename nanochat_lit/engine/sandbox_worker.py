@@ -64,7 +64,7 @@ def _read(descriptor: int, num_bytes: int) -> bytes:
 
 
 def _run(source: bytes) -> tuple[str, str]:
-    """How the program ended ("ok", "exit", "memory" or "exception"), and its last words."""
+    """Return the outcome of the program ("ok", "exit", "memory" or "exception") and its message."""
     module = type(sys)("__main__")
     module.__dict__["__file__"] = "program.py"
     sys.modules["__main__"] = module

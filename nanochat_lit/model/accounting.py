@@ -1,4 +1,4 @@
-"""Counting on paper: parameters, floating-point operations, and cache of a model of a given shape."""
+"""Parameter, FLOP and cache-size counts of a model, computed from its config."""
 
 from dataclasses import dataclass
 
@@ -18,28 +18,28 @@ class ParameterCount:
     lm_head: int
     """Unembedding."""
     transformer_matrices: int
-    """Every matrix of the blocks, gates included."""
+    """Matrices of the blocks, including gates."""
     scalars: int
     """Residual scalars, smear gate and backout; the weights of norms."""
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Total number of parameters."""
         return self.tables + self.lm_head + self.transformer_matrices + self.scalars
 
     @property
     def tables(self) -> int:
-        """Those of which a token reads a row or two: they cost memory and no arithmetic."""
+        """Embedding parameters, which take memory but no FLOPs."""
         return self.wte + self.value_embeds + self.bigram
 
     @property
     def scaling(self) -> int:
-        """Those that the scaling laws count: blocks and unembedding."""
+        """Parameters that scaling laws count: blocks and unembedding."""
         return self.transformer_matrices + self.lm_head
 
 
 def count_parameters(config: GPTConfig) -> ParameterCount:
-    """Parameters of a GPT of this shape by group; those of a variant of the architecture are counted, not computed."""
+    """Return the number of parameters by group; architecture variants are instantiated to count them."""
     if config.architecture != REFERENCE_ARCHITECTURE:
         return _counted(config)
     width, kv_width = config.n_embd, config.n_kv_head * config.head_dim
@@ -73,7 +73,7 @@ def _counted(config: GPTConfig) -> ParameterCount:
 
 
 def flops_per_token(config: GPTConfig) -> int:
-    """Floating-point operations per token of training (forward and backward) at full sequence length.
+    """Return the training FLOPs per token (forward and backward) at full sequence length.
 
     6 per linear weight (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361) plus 12 * H * D per visible key and layer.
     """
@@ -87,5 +87,5 @@ def flops_per_token(config: GPTConfig) -> int:
 
 
 def kv_cache_bytes(config: GPTConfig, *, bytes_per_element: int = 2) -> int:
-    """Bytes that one full-length sequence takes in the key/value cache."""
+    """Return the key/value cache size of one full-length sequence in bytes."""
     return 2 * config.n_layer * config.sequence_len * config.n_kv_head * config.head_dim * bytes_per_element

@@ -1,4 +1,4 @@
-"""Which class computes a config: one of this package by its name, or a variant from another module by its class path."""
+"""Model class of a config: one of this package by its name, or a variant from another module by its class path."""
 
 import os
 import sys
@@ -13,18 +13,18 @@ NAMED: dict[str, type[GPT]] = {REFERENCE_ARCHITECTURE: GPT, QWEN3: Qwen3GPT}
 """Architectures of this package."""
 
 TRUST_VARIABLE = "NANOCHAT_TRUST_ARCHITECTURE"
-"""Environment variable with the class path that may be imported for an export or a checkpoint."""
+"""Environment variable with the class path that exports and checkpoints may import."""
 
 
 def model_class(architecture: str, *, is_trusted: bool = False) -> type[GPT]:
-    """Returns the class of an architecture.
+    """Return the class of an architecture.
 
     Importing a module runs its code, so a class path that comes from a file is followed only if its module is loaded
     already or the environment variable NANOCHAT_TRUST_ARCHITECTURE names it.
 
     Args:
         architecture: "nanochat", "qwen3", or the class path of a subclass of GPT.
-        is_trusted: The name was typed by the user, not read from a file of weights.
+        is_trusted: True if the name comes from the user instead of a weights file.
 
     Raises:
         UserError: If it is not trusted, cannot be imported, or is not a subclass of GPT.
@@ -48,11 +48,11 @@ def model_class(architecture: str, *, is_trusted: bool = False) -> type[GPT]:
 
 
 def build_model(config: GPTConfig, *, is_trusted: bool = False, **options: object) -> GPT:
-    """Returns a model of a config whose weights are not set yet.
+    """Return the model of a config, with uninitialized weights.
 
     Args:
-        config: Its shape and architecture.
+        config: Model config.
         is_trusted: As for `model_class`.
-        **options: Of the class.
+        **options: Options of the class.
     """
     return model_class(config.architecture, is_trusted=is_trusted)(config, **options)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Causal attention, full or with a sliding window, in forms that cost what they should.
+"""Causal attention, full or with a sliding window, by the fastest available implementation.
 
-Shapes: B rows, T queries, S keys, H heads, Hkv key/value heads, D head dim. A window w lets a query see itself and the
-w tokens before it.
+Shapes: B sequences, T queries, S keys, H heads, Hkv key/value heads, D head dim. A window w lets a query see itself and
+the w tokens before it.
 
 * On a GPU an installed FlashAttention 3 or 4 (model/attention.py) computes all. Else full attention is torch's fused kernel. A window is a
   FlexAttention block mask in training, for the one length that its mask was made for. Other lengths (evaluation, prompts) would
@@ -31,7 +31,7 @@ QUERY_BLOCK = 128
 """Queries per block of the blocked form on a CPU."""
 
 GPU_QUERY_BLOCK = 512
-"""On other devices, which prefer fewer and larger kernels."""
+"""Queries per block on other devices, which prefer fewer and larger kernels."""
 
 BLOCKED_FULL_LIMIT = 1024
 """Longest full attention that the blocked form computes on CPU under torch.compile."""
@@ -46,7 +46,7 @@ AttentionBackend = Literal["FA4", "FA3", "flex", "sdpa", "blocked"]
 
 
 FLASH_MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
-"""What has to be importable for each implementation of torch's registry."""
+"""Modules that each implementation of torch's registry needs."""
 
 
 def installed_flash_attention() -> tuple[str, ...]:
@@ -64,7 +64,7 @@ def _is_installed(module: str) -> bool:
 
 
 def activate_flash_attention(capability: tuple[int, int], dtype: torch.dtype) -> str | None:
-    """Let `scaled_dot_product_attention` use an installed FlashAttention, for the rest of the process.
+    """Make `scaled_dot_product_attention` use an installed FlashAttention for the rest of the process.
 
     Args:
         capability: CUDA compute capability.
@@ -117,13 +117,13 @@ def choose_attention(
     can_compile: bool = True,
     installed: Collection[str] = (),
 ) -> AttentionBackend:
-    """Which form of attention whole sequences take on some hardware.
+    """Return the attention implementation for whole sequences on some hardware.
 
     Args:
-        device_type: "cuda", "cpu" or another of torch's words.
+        device_type: torch device type, such as "cuda" or "cpu".
         is_windowed: Whether some query does not see all tokens before it.
         capability: CUDA compute capability.
-        dtype: Of queries, keys and values.
+        dtype: Dtype of queries, keys and values.
         num_tokens: Length of the sequence.
         is_compiling: Whether this is under torch.compile.
         can_compile: Whether torch.compile works here, which FlexAttention needs.
@@ -147,11 +147,11 @@ def choose_attention(
 def causal_attention(
     queries: Tensor, keys: Tensor, values: Tensor, window: int, window_mask: Any | None = None
 ) -> Tensor:
-    """Attention of T queries, the last of S positions, to the keys in their window.
+    """Compute attention of T queries (the last of S positions) to the keys in their window.
 
     Args:
         queries: (B, T, H, D).
-        keys: (B, S, Hkv, D) with S >= T; query t stands at position S - T + t.
+        keys: (B, S, Hkv, D) with S >= T; query t is at position S - T + t.
         values: As keys.
         window: Tokens before itself that a query sees.
         window_mask: The window as a block mask of `window_block_mask`, made beforehand for this T = S; used in training.
@@ -186,7 +186,7 @@ def causal_attention(
 
 
 class WholeSequences:
-    """The context of whole sequences: each token attends to those before it in its own.
+    """Context of whole sequences: each token attends to the preceding tokens of its sequence.
 
     Args:
         window_masks: Block masks of windows by number of tokens and window.
@@ -204,7 +204,7 @@ class WholeSequences:
 
 
 def cuda_facts(device: torch.device) -> dict[str, Any]:
-    """What `choose_attention` wants to know of a CUDA device; nothing of others."""
+    """Return the arguments of `choose_attention` for a CUDA device; empty for others."""
     if device.type != "cuda":
         return {}
     properties = torch.cuda.get_device_properties(device)
@@ -227,7 +227,7 @@ def active_flash_attention() -> str | None:
 
 
 def steady_kernels(device: torch.device) -> AbstractContextManager[Any]:
-    """Keeps cuDNN out of the fused attention inside, unless gradients are wanted.
+    """Disable cuDNN for fused attention in this context, unless gradients are enabled.
 
     cuDNN builds a plan for each new shape, up to half a second each: worth it for the one shape of training, not for prompts,
     decoding and evaluation, whose lengths vary.
@@ -283,16 +283,16 @@ def _attend_on_cpu(queries: Tensor, keys: Tensor, values: Tensor, visible: Tenso
 
 
 def _attend_fused(queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
-    """The same by torch's fused kernel, which holds no scores."""
+    """Same as `_attend_on_cpu` by torch's fused kernel, which does not store the scores."""
     mask = visible.repeat(queries.shape[2] // len(visible), 1)
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
 @lru_cache(maxsize=8)
 def window_block_mask(num_tokens: int, window: int, device: torch.device) -> Any:
-    """FlexAttention's description of a window: which blocks of queries and keys have anything to compute.
+    """Return the FlexAttention block mask of a window.
 
-    Make it before compiling and hand it in: under the compiler it would be made anew in every step.
+    Create it outside of compiled code, which would create it again in every step.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 

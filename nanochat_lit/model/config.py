@@ -1,4 +1,4 @@
-"""The shape of a GPT: seven numbers and letters, nanochat's field names, and what can be added to its architecture."""
+"""Config of a GPT, with nanochat's field names and optional extensions of the architecture."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ LIMITS = {
     "sequence_len": 2**20, "vocab_size": 2**24, "n_layer": 1024, "n_head": 2**12, "n_kv_head": 2**12, "n_embd": 2**17,
     "bigram_factor": 1000,
 }  # fmt: skip
-"""Largest dimensions; larger ones are mistakes in a file, which would take all memory before they show."""
+"""Maximum dimensions; larger values are assumed to be errors in the file and would exhaust memory."""
 
 REFERENCE_ARCHITECTURE = "nanochat"
 QWEN3 = "qwen3"
@@ -43,7 +43,7 @@ class GPTConfig:
     vocab_size: int = 32768
     """Number of token ids."""
     n_layer: int = 12
-    """Number of transformer blocks; equals the depth dial."""
+    """Number of transformer blocks; equals the depth."""
     n_head: int = 6
     """Query heads per layer."""
     n_kv_head: int = 6
@@ -56,7 +56,7 @@ class GPTConfig:
     """Entries of the hashed bigram embedding, as a multiple of vocab_size; 0 disables it."""
 
     architecture: str = REFERENCE_ARCHITECTURE
-    """Which class computes it: "nanochat", "qwen3", or the class path of a subclass of GPT."""
+    """Model class: "nanochat", "qwen3", or the class path of a subclass of GPT."""
     tie_embeddings: bool = False
     """One matrix as embedding and unembedding; qwen3 only."""
 
@@ -138,7 +138,7 @@ class GPTConfig:
         architecture: str = REFERENCE_ARCHITECTURE,
         tie_embeddings: bool = False,
     ) -> "GPTConfig":
-        """Derive every dimension from the one dial.
+        """Derive all dimensions from the depth.
 
         Args:
             depth: Number of layers; width is depth * aspect_ratio, rounded up to whole heads.
@@ -147,8 +147,8 @@ class GPTConfig:
             head_dim: Channels per attention head.
             aspect_ratio: Channels of width per layer of depth.
             n_kv_head: Key/value heads; None means as many as query heads.
-            n_embd: Width set by hand; None derives it.
-            n_head: Query heads set by hand; None derives them from the width and head_dim.
+            n_embd: Width; None derives it.
+            n_head: Query heads; None derives them from the width and head_dim.
             window_pattern: Attention windows, letters S and L tiled over the layers; None is SSSL, and L for qwen3.
             bigram_factor: Entries of the hashed bigram embedding, as a multiple of the vocabulary; 0 disables it.
             architecture: "nanochat", "qwen3", or the class path of a subclass of GPT.
@@ -179,7 +179,7 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":
-        """Read a config from JSON fields, refusing unknown and missing ones by name."""
+        """Return the config of JSON fields; raises an error that names unknown or missing ones."""
         names = {field.name for field in fields(cls)}
         unknown, missing = sorted(set(values) - names), sorted(names - ADDED_FIELDS.keys() - set(values))
         if unknown or missing:
@@ -187,7 +187,7 @@ class GPTConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The seven fields, and the added ones that differ from their neutral values, ready for JSON."""
+        """Return nanochat's seven fields, and the extensions that differ from their neutral values, for JSON."""
         return {name: value for name, value in asdict(self).items() if ADDED_FIELDS.get(name) != value}
 
     @property
@@ -209,12 +209,12 @@ class GPTConfig:
 
     @property
     def short_window(self) -> int:
-        """Tokens before itself that a query sees in a layer S."""
+        """Number of preceding tokens that a query attends to in a layer S."""
         return math.ceil(self.sequence_len / 4 / 128) * 128
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Per layer, how many tokens before itself a query sees."""
+        """Number of preceding tokens that a query attends to, per layer."""
         pattern = self.window_pattern.upper()
         letters = [pattern[i % len(pattern)] for i in range(self.n_layer)]
         letters[-1] = "L"

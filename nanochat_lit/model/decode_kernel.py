@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from nanochat_lit.model.gpt import GPT
 
 BLOCK = 16
-"""Outputs whose weights lie side by side, as in decode_kernel.cpp."""
+"""Number of outputs whose weights are adjacent, as in decode_kernel.cpp."""
 
 CHUNK = 256
-"""Tokens of a prompt that are read in one call: memory for their states stays small."""
+"""Prompt tokens per call, which limits the memory of their states."""
 
 MAX_SLOWDOWN = 2.0
 """Times PyTorch's duration from which on PyTorch is preferred: far beyond the noise of a busy machine."""
@@ -37,7 +37,7 @@ MAX_SLOWDOWN = 2.0
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 WIDENED = 3
 """Weights in bfloat16 whose inputs stay in float32."""
-"""As in decode_kernel.cpp: dtypes of weights."""
+"""Weight dtypes, as in decode_kernel.cpp."""
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
@@ -82,7 +82,7 @@ def _source() -> Path:
 
 @lru_cache(maxsize=1)
 def kernel_library() -> ctypes.CDLL | None:
-    """The compiled kernel, built on first use; None where it cannot be built."""
+    """Return the compiled kernel, built on first use; None if it cannot be built."""
     library = cpp_library(_source())
     if library is not None:
         sizes = (ctypes.c_int64 * 4)()
@@ -99,15 +99,15 @@ def kernel_library() -> ctypes.CDLL | None:
 
 
 def kernel_name() -> str:
-    """Instruction sets that the kernel computes with here, such as AVX2."""
+    """Return the instruction sets that the kernel uses on this machine, such as AVX2."""
     library = kernel_library()
-    assert library is not None, "asked for only where there is a kernel"
+    assert library is not None, "called without a kernel"
     name = instructions(library)
     return name if library.use_tiles(1) else name.removesuffix(", AMX")  # the system may refuse these registers
 
 
 def uncovered(config: GPTConfig) -> str:
-    """Why the kernel cannot compute models of this config; empty if it can."""
+    """Return why the kernel does not support this config; empty if it does."""
     if type(config) is not GPTConfig:
         return f"it does not know {type(config).__name__}"
     if config.architecture != REFERENCE_ARCHITECTURE:
@@ -118,7 +118,7 @@ def uncovered(config: GPTConfig) -> str:
 
 
 def kernel_obstacle(model: "GPT") -> str:
-    """Why PyTorch computes this model's decode steps instead of the kernel; empty if the kernel does."""
+    """Return why PyTorch instead of the kernel computes this model's decode steps; empty if the kernel does."""
     if model.device.type != "cpu":
         return f"it is for CPUs, the model is on {model.device}"
     if model.compute_dtype not in (torch.float32, torch.bfloat16):
@@ -130,9 +130,9 @@ def kernel_obstacle(model: "GPT") -> str:
 
 @lru_cache(maxsize=1)
 def _slowdown() -> str:
-    """In what the kernel is slower than PyTorch here, measured once and kept beside the library; empty if in nothing."""
+    """Return where the kernel is slower than PyTorch, measured once and stored next to the library."""
     library = kernel_library()
-    assert library is not None, "asked for only where there is a kernel"
+    assert library is not None, "called without a kernel"
     path = Path(library._name).with_suffix(".speed.json")
     if not path.exists():
         write_json(path, {"decoding": _times_of_pytorch(1), "prompts": _times_of_pytorch(128)})
@@ -259,11 +259,11 @@ class DecodeKernel:
         self._workspace = torch.empty(0)
 
     def __call__(self, token_ids: Tensor, cache: SlotCache | KVCache) -> Tensor:
-        """Logits after some tokens, which the cache takes in; its `advance` counts them.
+        """Return the logits after some tokens, and add these to the cache; its `advance` counts them.
 
         Args:
             token_ids: (B, 1) one more token of every slot, or (1, T) the next tokens of a prompt.
-            cache: Of slots, or of one row.
+            cache: Cache of slots, or of one sequence.
 
         Returns:
             (B, V) softcapped float32 logits after the last token.
@@ -277,7 +277,7 @@ class DecodeKernel:
         assert cache.keys.dtype == self._embeddings.dtype, "the kernel reads and writes the model's compute dtype"
         keys, values = cache.keys.data_ptr(), cache.values.data_ptr()
         logits, start = torch.empty(0), cache.position
-        if start + token_ids.shape[1] > cache.max_len:  # it would write beyond the cache
+        if start + token_ids.shape[1] > cache.max_len:  # would write past the end of the cache
             raise IndexError(f"{start} tokens and {token_ids.shape[1]} more do not fit a cache of {cache.max_len}")
         pairs = self._pairs(token_ids, cache)[0]
         for tokens, their_pairs in zip(token_ids[0].split(CHUNK), pairs.split(CHUNK), strict=True):

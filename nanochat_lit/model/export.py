@@ -1,4 +1,4 @@
-"""A model as two files that anybody can read: config.json and model.safetensors. No pickle."""
+"""Model files without pickle: config.json and model.safetensors."""
 
 import os
 import re
@@ -20,9 +20,9 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def save_model(model: GPT, folder: str | Path) -> None:
-    """Write config.json and model.safetensors into a folder that exists.
+    """Write config.json and model.safetensors into an existing folder.
 
-    Matrices keep their float32 masters, tables the dtype they are stored in, so that training can go on from the files.
+    Matrices are stored in float32 and embeddings in their storage dtype, so that training can resume from the files.
     """
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -31,7 +31,7 @@ def save_model(model: GPT, folder: str | Path) -> None:
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file; a full disk is an OSError, as with any other file."""
+    """Write a safetensors file; a full disk raises OSError, as for other files."""
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -43,10 +43,10 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def read_config(folder: str | Path) -> GPTConfig:
-    """The model config of an export.
+    """Return the model config of an export.
 
     Raises:
-        UserError: If the file is missing or holds something else.
+        UserError: If the file is missing or has other contents.
     """
     path = Path(folder) / CONFIG_FILE
     fields = read_json(path)
@@ -62,16 +62,16 @@ def load_model(
     *,
     cast_weights: bool = False,
 ) -> GPT:
-    """Read a model that `save_model` wrote.
+    """Load a model saved by `save_model`.
 
     Args:
         folder: Holds config.json and model.safetensors.
-        device: Where to put it.
+        device: Target device.
         compute_dtype: "auto", "bfloat16", "float16" or "float32".
         cast_weights: Store the matrices in the compute dtype too (for inference only).
 
     Raises:
-        UserError: If a file is missing or broken, or the weights are those of another shape.
+        UserError: If a file is missing or broken, or the weights have other shapes.
     """
     folder, dtype = Path(folder), resolve_compute_dtype(compute_dtype, device)
     config = read_config(folder)
@@ -88,15 +88,15 @@ def load_model(
 
 
 def assemble(config: GPTConfig, tensors: dict[str, torch.Tensor], source: Path) -> GPT:
-    """A model that takes over these tensors, as they are stored; its compute dtype is still to be set.
+    """Return a model with these tensors, without copies; its compute dtype is not set.
 
     Args:
-        config: Its dimensions.
+        config: Model config.
         tensors: Every parameter by name.
-        source: The file they come from, for the message.
+        source: File of the tensors, for error messages.
 
     Raises:
-        UserError: If they are not those of this shape.
+        UserError: If names, shapes or dtypes do not match.
     """
     if odd := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
         raise UserError(f"{source}: {odd[0]} is {tensors[odd[0]].dtype}; weights are floating-point numbers")

@@ -19,7 +19,7 @@ MULTIPLE = 16
 """The operator needs both dimensions of its second operand to be multiples of this."""
 
 MIN_FEATURES = 128
-"""In smaller layers scaling costs more than the faster matmul saves."""
+"""Minimum size of a layer; in smaller ones scaling costs more than the matmul saves."""
 
 TINY = 1e-12
 """Smallest amplitude that is scaled up."""
@@ -29,7 +29,7 @@ Scaled = tuple[Tensor, Tensor]
 
 
 def allows_float8(in_features: int, out_features: int) -> bool:
-    """Whether a linear layer of these dimensions can be, and is worth being, computed in float8."""
+    """Return whether float8 is supported and faster for a linear layer of these dimensions."""
     dimensions = (in_features, out_features)
     return all(size % MULTIPLE == 0 for size in dimensions) and min(dimensions) >= MIN_FEATURES
 
@@ -42,12 +42,12 @@ def to_float8(x: Tensor, dtype: torch.dtype) -> Scaled:
 
 
 def _by_columns(x: Tensor) -> Tensor:
-    """The same matrix, stored column by column, as the second operand has to be."""
+    """Return the matrix in column-major order, as required for the second operand."""
     return x.t().contiguous().t()
 
 
 def _matmul(left: Scaled, right: Scaled, dtype: torch.dtype, *, fast: bool = False) -> Tensor:
-    """Product of (m, k) by rows and (k, n) by columns; `fast` sums with less precision, as usual in forward passes."""
+    """Multiply (m, k) by (k, n), which is column-major; `fast` accumulates with less precision, for forward passes."""
     (a, scale_a), (b, scale_b) = left, right
     return scaled_matmul(a, b, scale_a, scale_b, dtype, fast=fast)
 
@@ -77,7 +77,7 @@ def float8_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class Float8Linear(Linear):
-    """A linear layer that computes in float8 while gradients are wanted."""
+    """A linear layer that computes in float8 if gradients are enabled."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
         """Map the last dimension, (..., in_features) -> (..., out_features)."""
@@ -91,7 +91,7 @@ class Float8ChunkMatmuls:
 
     Args:
         weight: (V, C) unembedding.
-        dtype: Of the hidden states.
+        dtype: Dtype of the hidden states.
         scaling: `to_float8` or a compiled twin.
     """
 

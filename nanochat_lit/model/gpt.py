@@ -58,7 +58,7 @@ def _policy(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
 
 
 def checkpointed(block: Callable[..., Tensor], mode: Checkpointing, *inputs: Any) -> Tensor:
-    """What the block computes; in the backward pass the rest of it is computed again.
+    """Return the output of the block, whose activations are recomputed in the backward pass.
 
     Nothing in a block is random, so no random state has to be restored.
     """
@@ -74,10 +74,10 @@ class GPT(Transformer):
     """A GPT of the given shape. Call `init_weights` (or load weights) before use.
 
     Args:
-        config: Its dimensions.
-        compute_dtype: Dtype of activations and matrix products.
-        activation_checkpointing: True keeps only what enters each block and computes the rest again for the backward pass:
-            a third more arithmetic, much less memory. "selective" computes all but matmuls and attention again.
+        config: Model config.
+        compute_dtype: Dtype of activations and matrix multiplications.
+        activation_checkpointing: True stores only the inputs of blocks and recomputes the rest in the backward pass:
+            a third more arithmetic, much less memory. "selective" recomputes everything except matmuls and attention.
     """
 
     cos: Tensor
@@ -104,11 +104,11 @@ class GPT(Transformer):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def set_compute_dtype(self, dtype: torch.dtype, *, cast_weights: bool = False) -> "GPT":
-        """Choose the dtype of activations; moves the embedding tables to their storage dtype and returns self.
+        """Set the dtype of activations, cast the embeddings to their storage dtype, and return self.
 
         Args:
             dtype: bfloat16, float16 or float32.
@@ -131,15 +131,15 @@ class GPT(Transformer):
         self.cos, self.sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter and table, as `Transformer.init_weights`."""
+        """Initialize all parameters and buffers; see `Transformer.init_weights`."""
         super().init_weights(generator)
         self._set_rotary_tables()
 
     def prepare_windows(self, length: int) -> None:
-        """Let training at one length use FlexAttention for its windows, where this device has it.
+        """Make training at one length use FlexAttention for its windows, if the device supports it.
 
         Args:
-            length: Tokens in a row of a training batch. Call it when the model is on its device.
+            length: Training sequence length. Call it when the model is on its device.
         """
         for attention in [block.attn for block in self.blocks]:
             is_windowed = attention.window < length - 1
@@ -151,7 +151,7 @@ class GPT(Transformer):
         """Compile the two hot parts: everything up to the last norm, and one chunk of the loss. Keys stay unchanged.
 
         Args:
-            length: Tokens in a row of a training batch; None is the context. Call it when the model is on its device.
+            length: Training sequence length; None is the context. Call it when the model is on its device.
         """
         self.prepare_windows(length or self.config.sequence_len)
         self._features = torch.compile(self.features, dynamic=False)
@@ -159,14 +159,14 @@ class GPT(Transformer):
         self._scaling = torch.compile(to_float8, dynamic=False)
 
     def attention_backends(self, *, is_compiling: bool = False) -> tuple[AttentionBackend, AttentionBackend]:
-        """The forms that training takes on this device: for full attention, for windows."""
+        """Return the attention backends of training on this device, for full attention and for windows."""
         kind, length, facts = self.device.type, self.config.sequence_len, cuda_facts(self.device)
         options = {"dtype": self.compute_dtype, "num_tokens": length, "is_compiling": is_compiling}
         choose = partial(choose_attention, kind, **options, **facts)
         return choose(is_windowed=False), choose(is_windowed=True)
 
     def features(self, inputs: Tensor, kv_cache: Cache | None = None) -> Tensor:
-        """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids."""
+        """Return the final normalized states, (B, T, C) in the compute dtype, of (B, T) token ids."""
         length = inputs.shape[1]
         with steady_kernels(inputs.device):
             if kv_cache is None:
@@ -176,7 +176,7 @@ class GPT(Transformer):
         return hidden
 
     def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """The states after a layer, computed again in the backward pass under activation checkpointing."""
+        """Return the states after a block, recomputed in the backward pass under activation checkpointing."""
         if self.activation_checkpointing and isinstance(inputs[-1], WholeSequences) and torch.is_grad_enabled():
             return checkpointed(block, self.activation_checkpointing, *inputs)
         return block(*inputs)
@@ -189,14 +189,14 @@ class GPT(Transformer):
         kv_cache: Cache | None = None,
         last_only: bool = False,
     ) -> Tensor:
-        """Logits, or the loss when targets are given.
+        """Return the logits, or the loss if targets are given.
 
         Args:
             inputs: (B, T) token ids.
             targets: (B, T) ids of the next tokens; IGNORE_INDEX (-1) does not count.
             reduction: Of the loss: "mean" over the kept targets, "sum", or "none" for (B, T).
-            kv_cache: Holds the tokens before these and takes these in.
-            last_only: Logits of the last position alone, (B, 1, V).
+            kv_cache: Cache of the preceding tokens; these are added.
+            last_only: Return only the logits of the last position, (B, 1, V).
 
         Returns:
             Float32 logits (B, T, V), softcapped, or the float32 loss in nats.
@@ -222,7 +222,7 @@ class GPT(Transformer):
         hidden = self._training_features(inputs) if kv_cache is None else self.features(inputs, kv_cache)
         if self._has_own_cap:
             return reduce_losses(-self._logprobs(hidden, targets)[0], targets, reduction)
-        if not isinstance(self.lm_head, Linear):  # packed for inference: it has no weight that could be taken apart
+        if not isinstance(self.lm_head, Linear):  # packed for inference, without a plain weight
             losses = token_losses(hidden, targets, self.unembed, self.config.vocab_size, is_capped=self.is_capped)
             return reduce_losses(losses, targets, reduction)
         return softcapped_cross_entropy(
@@ -230,7 +230,7 @@ class GPT(Transformer):
         )
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Raw logits (..., V) of final states (..., C)."""
+        """Return raw logits (..., V) of final states (..., C)."""
         return self.lm_head(hidden)[..., : self.config.vocab_size]
 
     @property
@@ -250,7 +250,7 @@ class GPT(Transformer):
         return token_logprobs(hidden, capped, targets, self.config.vocab_size, temperature)
 
     def loss_and_token_losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss to train with, and what it is made of.
+        """Return the training loss and the loss per token.
 
         Args:
             inputs: (B, T) token ids.
@@ -269,12 +269,12 @@ class GPT(Transformer):
         return reduce_losses(total, targets, "mean"), losses
 
     def logprobs(self, inputs: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """How likely each next token is, for objectives that weigh tokens differently.
+        """Return the log-probability of each next token, for objectives with token weights.
 
         Args:
             inputs: (B, T) token ids.
             targets: (B, T) ids of the next tokens; IGNORE_INDEX (-1) gives 0.
-            temperature: That the tokens are thought to be sampled at.
+            temperature: Sampling temperature of the tokens.
 
         Returns:
             (B, T) float32 log-probabilities in nats, and (B, T) entropies of the distributions, without gradient.
@@ -282,7 +282,7 @@ class GPT(Transformer):
         return self._logprobs(self._training_features(inputs), targets, temperature)
 
     def _training_features(self, inputs: Tensor) -> Tensor:
-        """Compiled for training alone: evaluation comes in many shapes, and each would be compiled anew."""
+        """Compiled only for training; evaluation has many shapes, and each would be compiled."""
         return self._features(inputs) if torch.is_grad_enabled() else self.features(inputs)
 
     def _make_matmuls(self, weight: Tensor, hidden: Tensor, chunk: int) -> ChunkMatmuls | Float8ChunkMatmuls:
@@ -291,6 +291,6 @@ class GPT(Transformer):
         return ChunkMatmuls(weight, hidden, chunk)
 
     def _unembedding(self) -> Tensor:
-        """The rows of lm_head that are real tokens, (V, C)."""
+        """Rows of lm_head without padding, (V, C)."""
         weight = self.lm_head.weight
         return weight if self.config.vocab_size == weight.shape[0] else weight[: self.config.vocab_size]

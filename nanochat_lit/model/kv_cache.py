@@ -1,4 +1,4 @@
-"""Keys and values of the tokens seen so far, so that decoding computes each token once."""
+"""Key/value cache for decoding."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,13 @@ from nanochat_lit.model.config import GPTConfig
 
 
 class KVCache:
-    """Preallocated keys and values of every layer, filled from the left.
+    """Preallocated keys and values of all layers, filled from the left.
 
     Args:
-        config: Shape of the model it serves.
-        batch_size: Rows.
-        max_len: Positions to make room for.
-        device: Where it lives.
+        config: Model config.
+        batch_size: Number of sequences.
+        max_len: Capacity in tokens.
+        device: Device of the cache.
         dtype: The model's compute dtype.
     """
 
@@ -35,32 +35,32 @@ class KVCache:
         self.previous_token: Tensor | None = None
         """(B, 1) id of the last token, int64; kept if the model has a bigram embedding, whose next entry depends on it."""
         self.position = 0
-        """Tokens stored so far, the same in every row."""
+        """Number of tokens stored, the same for every sequence."""
 
     @property
     def batch_size(self) -> int:
-        """Rows."""
+        """Number of sequences."""
         return self.keys.shape[1]
 
     @property
     def max_len(self) -> int:
-        """Positions there is room for."""
+        """Capacity in tokens."""
         return self.keys.shape[2]
 
     def rotary(self, cos: Tensor, sin: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-        """Rows of the rotary tables for the new tokens, (T, D/2) each."""
+        """Return the rotary cos and sin of the new tokens, (T, D/2) each."""
         end = self.position + num_tokens
         return cos[self.position : end], sin[self.position : end]
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
-        """Store the new tokens of one layer and let them attend to all in their window.
+        """Store the keys and values of new tokens in one layer, and return their attention.
 
         Args:
             layer: Layer index.
             queries: (B, T, H, D) of the new tokens, at `position` and after.
             keys: (B, T, Hkv, D).
             values: As keys.
-            window: Tokens before itself that a token sees.
+            window: Number of preceding tokens that a token attends to.
 
         Returns:
             (B, T, H, D).
@@ -72,11 +72,11 @@ class KVCache:
         return causal_attention(queries, self.keys[layer, :, :end], self.values[layer, :, :end], window)
 
     def advance(self, num_tokens: int) -> None:
-        """Count the tokens that every layer has taken in."""
+        """Advance the position by tokens that all layers have stored."""
         self.position += num_tokens
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Drop every row but these (finished samples cost nothing any more)."""
+        """Keep only these sequences, such as unfinished samples."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         if self.previous_embedding is not None:
             self.previous_embedding = self.previous_embedding[rows]
@@ -84,6 +84,6 @@ class KVCache:
             self.previous_token = self.previous_token[rows]
 
     def reset(self) -> None:
-        """Forget everything stored."""
+        """Clear the cache."""
         self.position = 0
         self.previous_embedding = self.previous_token = None

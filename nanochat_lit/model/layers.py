@@ -1,4 +1,4 @@
-"""What the model is made of: norm, linear layers, embeddings, softcap, and how weights start."""
+"""Layers of the model: norm, linear, embedding, softcap, and weight initialization."""
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ class Linear(nn.Linear):
 
 
 def make_table(num_rows: int, width: int) -> nn.Embedding:
-    """An embedding whose weights are not set yet; nn.Embedding would fill them, for nothing."""
+    """Return an embedding with uninitialized weights; nn.Embedding would initialize them needlessly."""
     return nn.Embedding.from_pretrained(torch.empty(num_rows, width), freeze=False)
 
 

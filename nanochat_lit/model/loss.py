@@ -1,9 +1,8 @@
 """Cross entropy that never holds the (tokens, vocabulary) logits whole; the logits are softcapped unless said otherwise.
 
-The rows are taken in chunks. Each chunk's logits are made, softcapped, turned into losses and at once into the gradients
-with respect to the hidden states and the unembedding, then dropped; backward only scales what is stored. Memory: one
-chunk of float32 logits instead of all of them (B*T = 4096, V = 32768: 512 MB), and the product that makes the logits is
-not computed a second time.
+Tokens are processed in chunks. The logits of each chunk are computed, softcapped, and converted to losses and to the
+gradients with respect to the hidden states and the unembedding, then freed; backward only scales the gradients. Memory:
+one chunk of float32 logits instead of all of them (B*T = 4096, V = 32768: 512 MB). The logits are computed only once.
 """
 
 from collections.abc import Callable
@@ -24,10 +23,10 @@ from nanochat_lit.model.loss_kernel import (
 )
 
 CHUNK_ELEMENTS = 1 << 22
-"""Logits per chunk (16 MB in float32) at least."""
+"""Minimum number of logits per chunk (16 MB in float32)."""
 
 CHUNK_ROWS = 1024
-"""Rows per chunk at least: each chunk adds a gradient of the whole unembedding, 12 bytes a weight to be moved."""
+"""Minimum tokens per chunk: each chunk adds a gradient of the whole unembedding, which moves 12 bytes per weight."""
 
 FLOAT16_SCALE = 1024.0
 """Factor on the gradients of float16 logits: those of improbable tokens are below float16's smallest number, 6e-8."""
@@ -44,12 +43,12 @@ def token_losses(
     *,
     is_capped: bool = True,
 ) -> Tensor:
-    """Loss of every token, in chunks.
+    """Compute the loss of every token, in chunks.
 
     Args:
         hidden: (..., C) final states.
         targets: (...) token ids or IGNORE_INDEX.
-        unembed: From (N, C) states to (N, V) raw logits.
+        unembed: Function from (N, C) states to (N, V) raw logits.
         vocab_size: V.
         is_capped: Whether the logits are softcapped.
 
@@ -58,7 +57,7 @@ def token_losses(
     """
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk = rows_per_chunk(len(rows), vocab_size)
-    if rows.device.type == "cpu":  # larger pieces of memory are given back and cleared again for each chunk
+    if rows.device.type == "cpu":  # larger allocations are returned to the system and cleared again for each chunk
         chunk = min(chunk, max(1, CHUNK_ROWS // 8, CHUNK_ELEMENTS // vocab_size))
     losses = [
         chunk_losses(unembed(part), part_targets, is_capped)
@@ -92,7 +91,7 @@ def softmax_and_slope(logits: Tensor, is_kept: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: (N, V) raw logits in the compute dtype.
-        is_kept: (N, 1) False for rows whose target is ignored.
+        is_kept: (N, 1) False for ignored targets.
 
     Returns:
         (N, 1) float32 sums of the softcapped logits' exponentials, and (N, V), in the dtype of the logits, the gradient
@@ -121,9 +120,9 @@ ChunkKernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def chunk_loss_and_gradient(
     logits: Tensor, targets: Tensor, kernel: ChunkKernel, is_capped: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Losses of a chunk's rows, and the gradient of their sum with respect to the raw logits.
+    """Return the losses of a chunk, and the gradient of their sum with respect to the raw logits.
 
-    On a CPU this is one call of a C++ kernel where that could be built. Elsewhere the targets' own columns are handled here,
+    On a CPU this is one call of a C++ kernel, if available. Elsewhere the targets' own columns are handled here,
     outside `kernel`: a one-hot inside it kept the compiler from fusing the rest into one pass over each row.
 
     Args:
@@ -158,7 +157,7 @@ class ChunkMatmuls:
     Args:
         weight: (V, C) unembedding.
         hidden: (N, C) final states.
-        chunk: Largest number of rows that are computed at once.
+        chunk: Maximum number of tokens per chunk.
     """
 
     def __init__(self, weight: Tensor, hidden: Tensor, chunk: int) -> None:
@@ -179,11 +178,11 @@ class ChunkMatmuls:
 
 
 MakeMatmuls = Callable[[Tensor, Tensor, int], Any]
-"""`ChunkMatmuls`, or another class (or function) that makes an object with its methods."""
+"""`ChunkMatmuls`, or another callable that returns an object with its methods."""
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sum of the row losses, and these themselves without gradient; the sum's gradients are ready when forward returns."""
+    """Sum of the token losses, and the losses without gradient; forward also computes the gradients of the sum."""
 
     @staticmethod
     def forward(
@@ -255,7 +254,7 @@ def _rows_that_count(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | 
 
 
 def rows_per_chunk(num_rows: int, vocab_size: int) -> int:
-    """Rows whose logits are made at once, in equal chunks (one shape, one compilation)."""
+    """Return the number of tokens per chunk; chunks have equal size (one shape, one compilation)."""
     most = max(CHUNK_ELEMENTS // vocab_size, CHUNK_ROWS, num_rows // CHUNK_SHARE)
     num_chunks = max(1, -(-num_rows // most))
     return max(1, -(-num_rows // num_chunks))
@@ -274,11 +273,11 @@ def softcapped_cross_entropy(
 
     Args:
         hidden: (B, T, C) final states in the compute dtype.
-        weight: (V, C) unembedding rows that are real tokens.
-        targets: (B, T) token ids; IGNORE_INDEX rows do not count.
+        weight: (V, C) unembedding without padding.
+        targets: (B, T) token ids or IGNORE_INDEX.
         reduction: "mean" over the kept targets (0 when there are none), "sum", or "none" for (B, T).
         kernel: Touches every logit of a chunk; a compiled twin of the default may be passed.
-        make_matmuls: How logits and gradients are multiplied.
+        make_matmuls: Constructor of the matrix multiplications of logits and gradients.
         is_capped: False leaves the softcap out; the kernel is then `softmax_without_cap` or a compiled twin.
 
     Returns:
@@ -300,14 +299,14 @@ def total_and_token_losses(
     make_matmuls: MakeMatmuls = ChunkMatmuls,
     is_capped: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the losses, and what each token contributes to it, at no further cost.
+    """Return the sum of the losses and the loss of each token.
 
     Args:
         hidden: (B, T, C) final states in the compute dtype.
-        weight: (V, C) unembedding rows that are real tokens.
-        targets: (B, T) token ids; IGNORE_INDEX rows do not count.
-        kernel: As of `softcapped_cross_entropy`.
-        make_matmuls: Likewise.
+        weight: (V, C) unembedding without padding.
+        targets: (B, T) token ids or IGNORE_INDEX.
+        kernel: Same as in `softcapped_cross_entropy`.
+        make_matmuls: Same as in `softcapped_cross_entropy`.
         is_capped: Likewise.
 
     Returns:
@@ -337,9 +336,9 @@ def token_logprobs(
     vocab_size: int,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """How likely each target is by itself, for losses that weigh tokens differently.
+    """Return the log-probability of each target, for losses with token weights.
 
-    With gradients, each chunk's logits are made again in the backward pass and never held together.
+    With gradients, the logits of each chunk are recomputed in the backward pass.
 
     Args:
         hidden: (B, T, C) final states in the compute dtype.

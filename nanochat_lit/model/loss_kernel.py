@@ -14,7 +14,7 @@ IGNORE_INDEX = -1
 
 
 def loss_problem() -> str:
-    """Why the kernel is missing, in one line; empty if it is available."""
+    """Return in one line why the kernel is not available; empty if it is."""
     return library_problem(_source())
 
 
@@ -24,7 +24,7 @@ def _source() -> Path:
 
 @lru_cache(maxsize=1)
 def loss_library() -> ctypes.CDLL | None:
-    """The compiled kernel, built on first use; None where it cannot be built."""
+    """Return the compiled kernel, built on first use; None if it cannot be built."""
     library = cpp_library(_source())
     if library is not None:
         pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
@@ -35,7 +35,7 @@ def loss_library() -> ctypes.CDLL | None:
 
 
 def has_loss_kernel(logits: Tensor) -> bool:
-    """Whether the kernel takes logits of this kind here."""
+    """Return whether the kernel supports these logits on this machine."""
     fits = logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.bfloat16)
     return fits and loss_library() is not None
 
@@ -45,17 +45,17 @@ def loss_and_gradient_in_place(logits: Tensor, targets: Tensor, *, is_capped: bo
 
     Args:
         logits: (N, V) contiguous, float32 or bfloat16; overwritten by the gradient with respect to themselves.
-        targets: (N,) token ids below V, of any integer type; IGNORE_INDEX where a row does not count.
+        targets: (N,) token ids below V, of any integer type; IGNORE_INDEX for ignored tokens.
         is_capped: Whether the logits are softcapped first.
 
     Returns:
-        (N,) float32 nats, 0 where the row does not count.
+        (N,) float32 nats, 0 for ignored targets.
 
     Raises:
         IndexError: If a target is out of range.
     """
     library = loss_library()
-    assert library is not None, "asked for only where there is a kernel"
+    assert library is not None, "called without a kernel"
     assert logits.is_contiguous(), "rows follow each other"
     rows, size = logits.shape
     assert targets.shape == (rows,), "a target for each row"

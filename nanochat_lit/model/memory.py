@@ -1,4 +1,4 @@
-"""How much memory a device needs to train a model of a given shape, computed from the shape alone.
+"""Estimated training memory per device, computed from the model config.
 
 The sums follow what the modules of this package keep. Per token of a micro-batch, in elements of the compute dtype: two
 residual states and two inputs of linear layers of C channels, queries and keys before their norm, the MLP's hidden layer
@@ -24,7 +24,7 @@ from nanochat_lit.model.loss import rows_per_chunk
 from nanochat_lit.model.qwen3 import mlp_width
 
 CUDA_SLACK = 0.03
-"""Share of the live memory that torch's caching allocator holds beside it (1 to 3% with expandable segments)."""
+"""Overhead of torch's caching allocator relative to live memory (1 to 3% with expandable segments)."""
 
 MASTER_BYTES = 4
 """Matrices, their gradients and their optimizer state are float32."""
@@ -43,20 +43,20 @@ class TrainingMemory:
     activations: int
     """Kept for the backward pass of one micro-batch, with the matrices in the compute dtype."""
     workspace: int
-    """The largest of what comes and goes beside that: a chunk of logits with its gradients, the backward pass of one layer,
-    the optimizer's step (which the activations do not overlap, so only what it needs beyond them counts)."""
+    """Largest temporary allocation: a chunk of logits with its gradients, the backward pass of one layer, or the
+    optimizer step (beyond the memory of the activations, which are freed by then)."""
     allocator: int
-    """Freed memory that the allocator does not give back: on CPU a guess, see `_glibc_slack`."""
+    """Freed memory that the allocator does not return to the system; on CPU an estimate, see `_glibc_slack`."""
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Total bytes."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
-    """What the sums below depend on beside the model's shape."""
+    """Inputs of the estimates other than the model config."""
 
     rows: int
     element: int  # bytes of the compute dtype
@@ -80,19 +80,19 @@ def training_memory(
     strategy: str = "ddp",
     world_size: int = 1,
 ) -> TrainingMemory:
-    """Estimate the peak memory of one device; what the process or the CUDA context takes anyway is not counted.
+    """Estimate the peak memory of one device, without the process itself and the CUDA context.
 
     Args:
-        config: Shape of the model.
-        micro_batch_size: Rows per device per forward.
-        compute_dtype: Of activations; tables are stored in it too (in float32 when it is float16).
-        device_type: "cuda", "cpu" or another of torch's words; they differ in attention and allocator.
+        config: Model config.
+        micro_batch_size: Sequences per device and forward pass.
+        compute_dtype: Dtype of activations and of stored embeddings (float32 if it is float16).
+        device_type: torch device type, which determines attention and allocator.
         capability: CUDA compute capability, which decides on the form of windowed attention.
         is_compiled: Whether torch.compile is on.
         activation_checkpointing: Whether blocks are computed again in the backward pass; see `GPT`.
         fp8: Whether linear layers compute in float8.
         strategy: "ddp" (everything on every rank) or "zero" (optimizer state divided among the ranks).
-        world_size: Ranks.
+        world_size: Number of ranks.
     """
     counts = count_parameters(config)
     run = _Run(
@@ -184,12 +184,12 @@ def _activations(config: GPTConfig, run: _Run, mode: Checkpointing) -> tuple[int
 
 
 def _norm_bytes(run: _Run) -> int:
-    """Of a norm's kept input, per element."""
+    """Stored bytes per element of a norm's input."""
     return run.element if run.is_compiled else MASTER_BYTES
 
 
 def _layer(config: GPTConfig, run: _Run, layer: int) -> int:
-    """Kept by one block."""
+    """Bytes stored by one block."""
     tokens, width, kv_width = run.rows * config.sequence_len, config.n_embd, config.n_kv_head * config.head_dim
     norm_bytes = _norm_bytes(run)
     residual = width * (2 * norm_bytes + (0 if run.is_compiled else run.element))
@@ -211,7 +211,7 @@ def _mlp(config: GPTConfig, run: _Run) -> int:
 
 
 def _attention(config: GPTConfig, run: _Run, layer: int) -> int:
-    """Kept by the form of attention that the hardware gets."""
+    """Bytes stored by the attention backend."""
     length, window = config.sequence_len, config.windows[layer]
     tokens, width, kv_width = run.rows * length, config.n_embd, config.n_kv_head * config.head_dim
     form = choose_attention(

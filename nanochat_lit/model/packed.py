@@ -1,4 +1,4 @@
-"""Weights in the form that inference multiplies fastest; training never sees them.
+"""Packed weights for fast inference; not used in training.
 
 With a C++ compiler installed that is our kernel's layout (model/decode_kernel.py); what follows is about the others.
 
@@ -30,7 +30,7 @@ INT8_ZERO = 128
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight lies in oneDNN's blocks. Same results as the plain one, bit for bit in bfloat16."""
+    """A linear layer with a weight in oneDNN's blocked layout. Bit-identical to the plain layer in bfloat16."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -89,13 +89,13 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def can_pack(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether this device has oneDNN's packed products of a dtype (x86 and ARM builds of torch, not GPUs)."""
+    """Return whether the device supports oneDNN's packed matmuls in a dtype (x86 and ARM builds of torch, no GPUs)."""
     has_library = device.type == "cpu" and torch.backends.mkldnn.is_available()
     return has_library and (dtype != torch.bfloat16 or has_bfloat16_onednn())
 
 
 def can_quantize(device: torch.device) -> bool:
-    """Whether 8-bit products run here: on a CPU with our kernel, or with AVX-512 VNNI and oneDNN.
+    """Return whether the device supports 8-bit matmuls: CPUs with our kernel, or with AVX-512 VNNI and oneDNN.
 
     Without VNNI oneDNN's sums of 8-bit products overflow their 16 bits.
     """
@@ -140,7 +140,7 @@ def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype:
 
 
 def describe_kernel(model: GPT) -> str:
-    """What computes a model's decode steps, and why it is not our kernel if it is not."""
+    """Return the implementation of a model's decode steps, and why it is not our kernel if it is not."""
     if model.decode_kernel is not None:
         dtype = str(cast("KernelLinear", model.lm_head).dtype).removeprefix("torch.")
         return f"{kernel_name()} (C++), weights in {dtype}"

@@ -148,7 +148,7 @@ class SlotCache:
         """
         rows = max(self.num_active, num_rows or 0)
         self._lengths_before = self._lengths[:rows]
-        # one number, of few: a compiler or a graph that met the slots' lengths would be made anew for each of them
+        # one of few values: lengths of slots would cause a new compilation or graph for each of them
         self.step_shape = rows, _whole_steps(padded_length(self.position + 1, self.max_len))
         for slot in range(self.num_active):
             self._lengths[slot] += 1
@@ -268,7 +268,7 @@ def check_room(
 
 
 def stored_dtype(device: torch.device, dtype: torch.dtype, has_kernel: bool) -> torch.dtype:
-    """What keys and values are kept in: the compute dtype, but on a CPU without our kernel float32.
+    """Return the dtype of keys and values: the compute dtype, but float32 on a CPU without our kernel.
 
     Torch's attention of one query a head is 3 to 8 times faster there than in bfloat16 (measured: 16 rows, 4 heads of 64, 256
     keys: 0.17 ms against 1.35). Our kernel waits for the memory that they are read from.

@@ -29,7 +29,7 @@ VALUE_GATE_SCALE = 3.0
 """The value-embedding gate reaches up to this."""
 
 TOKEN_FACTOR, PREVIOUS_FACTOR = 36313, 27191
-"""Of the bigram hash; odd, so that each spreads the ids over the embeddings."""
+"""Multipliers of the bigram hash; odd, so that each spreads the ids over the embeddings."""
 
 
 class Context(Protocol):
@@ -137,7 +137,7 @@ class Block(nn.Module):
     """One transformer layer: attention and MLP, each on a normed input, added to the residual stream."""
 
     attention_class: type[Attention] = Attention
-    """What a variant may replace."""
+    """Parts that a variant may replace."""
     mlp_class: type[nn.Module] = MLP
     """Takes the config; has `init_weights(bound, generator)` and maps (B, T, C) -> (B, T, C)."""
 
@@ -181,7 +181,7 @@ class Transformer(nn.Module):
         self.add_extras()
 
     def add_extras(self) -> None:
-        """Add the parameters besides embedding, layers and unembedding."""
+        """Add the parameters other than embedding, layers and unembedding."""
         config = self.config
         vocabulary, kv_width = config.padded_vocab_size, config.n_kv_head * config.head_dim
         self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))
@@ -262,7 +262,7 @@ class Transformer(nn.Module):
         return block(*inputs)
 
     def first_states(self, inputs: Tensor, context: Context) -> Tensor:
-        """What enters the first layer: normed embeddings, smeared."""
+        """Return the input of the first layer: normalized, smeared embeddings."""
         before = None if self.bigram is None else previous_tokens(inputs, context)
         return self._smear(self.embed(inputs, before), context)
 

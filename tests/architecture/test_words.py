@@ -21,6 +21,17 @@ ODD = {
     r"besides": "in addition",
     r"is no [a-z]+": "is not a, does not exist",
     r"(?:as it|as they) comes?|of that kind": "say what",
+    r"goes on|go on": "continues, resumes",
+    r"told": "reports, prints, raises",
+    r"passed over": "skipped",
+    r"(?:begun|made|built|computed) anew": "again",
+    r"for want of": "because ... is not available",
+    r"all the same": "anyway",
+    r"processor time": "CPU time",
+    r"asked for only": "called without",
+    r"laid out|lay out": "arranged",
+    r"such a one": "say what",
+    r"as it stands": "unchanged",
 }
 """Patterns, and what to write instead (design standard: the field's word, one word for one thing)."""
 
@@ -34,8 +45,14 @@ PAGES = [
 ]
 
 
+OPENING = re.compile(r'^\s*"""(What|Of the|Whoever|Who|Where|Which) ')
+"""Docstrings start with a verb (Returns, Raises, Writes) or a noun phrase."""
+
+
 def odd_words(text):
     for number, line in enumerate(text.splitlines(), 1):
+        if opening := OPENING.match(line):
+            yield f"{number}: {opening[1]!r}: start with a verb or a noun phrase"
         for pattern, better in ODD.items():
             for match in re.finditer(rf"\b(?:{pattern})\b", line, flags=re.IGNORECASE):
                 yield f"{number}: {match[0]!r}: write {better}"
@@ -54,7 +71,8 @@ def test_pages(page):
 
 
 def test_the_check_finds_odd_words():
-    assert list(odd_words("Of so many rows.\nlikelier")) == [
+    assert list(odd_words('Of so many rows.\nlikelier\n    """What it is."""')) == [
         "1: 'so many': write this many, N",
         "2: 'likelier': write more likely, most likely",
+        "3: 'What': start with a verb or a noun phrase",
     ]

@@ -283,7 +283,7 @@ def test_the_card_says_what_is_known(make_export):
     assert card.startswith("---\nlibrary_name: transformers\n")
     for words in (
         "# my-model", "base: base", "path: books", "core (v1, partial: tasks are missing) | 0.2000 (95%: 0.1000 to 0.3000)",
-        "| 1.5000 |", "## Limits", "context of 64 tokens",
+        "| 1.5000 |", "## Limits", "context length is 64 tokens",
     ):  # fmt: skip
         assert words in card
     assert "/home/me" not in card

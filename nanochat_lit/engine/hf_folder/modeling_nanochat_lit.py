@@ -25,7 +25,7 @@ ID_DIGITS = 3
 DIGIT_BITS = 8
 """A token id is stored as digits below 256, which bfloat16 holds exactly."""
 CACHE_FIELD = {True: "cache", False: "past_key_values"}["cache" in BaseModelOutputWithPast.__dataclass_fields__]
-"""What outputs call the cache: it was renamed in transformers 5.24."""
+"""Name of the cache in outputs, which changed in transformers 5.24."""
 
 
 def eager_attention_forward(
@@ -42,7 +42,7 @@ def eager_attention_forward(
 
 
 class LayerAttention(nn.Module):
-    """What transformers' attention functions read from a layer, and the call of the one that was chosen."""
+    """Attributes that transformers' attention functions read from a layer, and the call of the one that was chosen."""
 
     def __init__(self, config: NanochatLitConfig, layer_idx: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Network(Architecture):
 
 
 class NanochatLitPreTrainedModel(PreTrainedModel):
-    """What transformers should know of these models."""
+    """Settings of these models for transformers."""
 
     config_class = NanochatLitConfig
     base_model_prefix = "model"
@@ -176,7 +176,7 @@ class NanochatLitPreTrainedModel(PreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the activations; transformers would take that of the first parameter, a scalar kept in float32."""
+        """Dtype of the activations; transformers would take that of the first parameter, a scalar kept in float32."""
         embedding: Any = self.get_input_embeddings()
         return embedding.weight.dtype
 
