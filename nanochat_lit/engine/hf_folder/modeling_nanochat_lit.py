@@ -13,6 +13,7 @@ from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.utils.generic import can_return_tuple
 
 from nanochat_lit.engine.hf_folder.configuration_nanochat_lit import NanochatLitConfig
@@ -26,19 +27,6 @@ DIGIT_BITS = 8
 """A token id is stored as digits below 256, which bfloat16 holds exactly."""
 CACHE_FIELD = {True: "cache", False: "past_key_values"}["cache" in BaseModelOutputWithPast.__dataclass_fields__]
 """Name of the cache in outputs, which changed in transformers 5.24."""
-
-
-def eager_attention_forward(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
-) -> tuple[Tensor, Tensor]:
-    """Attention by matrix multiplications. (B, H, T, D) -> (B, T, H, D), and the weights."""
-    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.float().softmax(dim=-1).to(query.dtype)
-    return (weights @ value).transpose(1, 2), weights
 
 
 class LayerAttention(nn.Module):
@@ -295,14 +283,6 @@ class NanochatLitForCausalLM(NanochatLitPreTrainedModel, GenerationMixin):
         self.model = NanochatLitModel(config)
         self.lm_head: nn.Module = Linear(config.hidden_size, config.padded_vocab_size)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The unembedding."""
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the unembedding."""
-        self.lm_head = new_embeddings
 
     @can_return_tuple
     def forward(
