@@ -1,0 +1,165 @@
+"""llama.cpp and MLX run what a qwen3 model is exported to, each in an environment of its own, and find what our model says."""
+
+import json
+import math
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat_lit import cli
+from nanochat_lit.engine.export import load_export
+from nanochat_lit.engine.gguf_export import export_gguf
+from nanochat_lit.tokenizer import render_for_completion
+
+pytestmark = [pytest.mark.slow]
+
+HERE = Path(__file__).parent
+INSTALL_S = 600
+NODE_PACKAGE = "node-llama-cpp@3.22.1"
+MLX_PACKAGES = ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
+
+
+@pytest.fixture(scope="module", params=["untied", "tied"])
+def export(request, write_recipe):
+    """A model that has learned something, so that quantization can lose something."""
+    options = {"architecture": "qwen3", "tie_embeddings": request.param == "tied", "n_kv_head": 1, "num_steps": 60}
+    options |= {"head_dim": 32, "aspect_ratio": 32, "eval_every": 0, "warmdown": 0.5}
+    recipe = write_recipe(model=options)
+    assert cli.main(["fit", "--config", str(recipe)]) == 0
+    return recipe.parent / "run" / "export"
+
+
+def run(command, folder, reason):
+    """Runs an installation; the test is skipped where it cannot be had."""
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=INSTALL_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"{reason}: {error}")
+
+
+@pytest.fixture(scope="session")
+def node_folder(tmp_path_factory):
+    """node-llama-cpp with llama.cpp's library, built by its authors."""
+    if shutil.which("npm") is None:
+        pytest.skip("there is no npm")
+    folder = tmp_path_factory.mktemp("node")
+    run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", NODE_PACKAGE], folder, NODE_PACKAGE)
+    shutil.copy(HERE / "llama_cpp.mjs", folder)
+    return folder
+
+
+def llama_cpp(folder, **job):
+    (folder / "job.json").write_text(json.dumps(job))
+    subprocess.run(["node", "llama_cpp.mjs", "job.json", "result.json"], cwd=folder, check=True, timeout=300)
+    return json.loads((folder / "result.json").read_text())
+
+
+def texts():
+    rng = random.Random(3)
+    alphabet = "abc the cat 12,.\n\t\r  éñ日本🙂ß\u00a0<|bos|>▂"
+    fixed = ["", " ", "  two  spaces\n\nnew\tline ", "<|bos|>hi <|user_start|>", "<0x41><unk>", "naïve 日本語 🙂"]
+    fuzzed = ["".join(rng.choices(alphabet, k=rng.randint(1, 80))) for _ in range(200)]
+    return fixed + fuzzed + ["".join(chr(rng.randrange(32, 0x2580)) for _ in range(30)) for _ in range(100)]
+
+
+def sequences(tokenizer):
+    """Texts of the toy corpus and noise, each begun with bos."""
+    rng = random.Random(4)
+    words = ["the cat sat on the mat.", "a dog ran under the tree, then took bread", "12 34 blue river"]
+    known = [tokenizer.encode(text, prepend_bos=True) for text in words]
+    return [*known, [0, *(rng.randrange(9, tokenizer.vocab_size) for _ in range(40))]]
+
+
+def bits_per_token(logprobs, ids):
+    return -sum(float(row[token]) for row, token in zip(logprobs, ids[1:], strict=False)) / (len(ids) - 1) / math.log(2)
+
+
+def test_llama_cpp(export, node_folder, tmp_path):
+    model, tokenizer = load_export(export, "cpu", "float32")
+    scored = sequences(tokenizer)
+    chats = [[{"role": "user", "content": "Who are you?"}], [{"role": "user", "content": "a\n\nb  c"}]]
+    rendered = ["<|bos|><|user_start|>" + chat[0]["content"] + "<|user_end|><|assistant_start|>" for chat in chats]
+    job = {"texts": texts(), "chats": rendered, "starts": [ids[:5] for ids in scored], "maxTokens": 24, "scored": scored}
+    with torch.no_grad():
+        expected = [model(torch.tensor([ids]))[0].log_softmax(dim=-1) for ids in scored]
+    ours = sum(bits_per_token(*pair) for pair in zip(expected, scored, strict=True)) / len(scored)
+    for kind, tolerance, bits in (
+        ("f32", 1e-3, 1e-4),
+        ("f16", 1e-2, 1e-3),
+        ("bf16", 1e-1, 1e-2),
+        ("q8_0", 1e-1, 1e-2),
+        ("q4_0", 2.0, 0.25),
+    ):
+        export_gguf(export, tmp_path / kind, kind)
+        path = str(tmp_path / kind / "model.gguf")
+        found = llama_cpp(node_folder, model=path, context=model.config.sequence_len, cache="F32", **job)
+        assert found["special"] == [0, 4, True]
+        assert found["ids"] == [tokenizer.encode(text) for text in job["texts"]]
+        assert found["texts"] == job["texts"]
+        assert found["prompts"] == [render_for_completion(tokenizer, {"messages": chat}) for chat in chats]
+        logprobs = [_logprobs(rows, tokenizer.vocab_size) for rows in found["probabilities"]]
+        worst = max(
+            float((mine - theirs)[mine > -12].abs().max()) for mine, theirs in zip(expected, logprobs, strict=True)
+        )
+        assert worst < tolerance, (kind, worst)
+        theirs = sum(bits_per_token(*pair) for pair in zip(logprobs, scored, strict=True)) / len(scored)
+        assert theirs == pytest.approx(ours, abs=bits), kind
+        if kind in ("f32", "f16"):
+            assert found["greedy"] == [greedy(model, start, tokenizer) for start in job["starts"]], kind
+        print(f"{kind}: worst log-probability {worst:.2g}, bits per token {theirs:.4f} (ours {ours:.4f})")
+
+
+def _logprobs(rows, vocab_size):
+    """(T, V) of llama.cpp's probabilities, which it rounds to float32."""
+    filled = torch.full((len(rows), vocab_size), float("-inf"))
+    for number, row in enumerate(rows):
+        index, values = zip(*row, strict=True)
+        filled[number, list(index)] = torch.tensor(values).log()
+    return filled
+
+
+def greedy(model, start, tokenizer, most=24):
+    """Most likely tokens up to the end of an answer, which llama.cpp yields too."""
+    ids = list(start)
+    while len(ids) < len(start) + most:
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]), last_only=True)[0, -1].argmax()))
+        if ids[-1] in (0, tokenizer.special_ids["<|assistant_end|>"]):
+            break
+    return ids[len(start) :]
+
+
+MLX_PROGRAM = """
+import json, sys
+import mlx.core as mx
+from mlx_lm import load
+model, tokenizer = load(sys.argv[1])
+job = json.load(open(sys.argv[2]))
+logits = [model(mx.array([ids])).astype(mx.float32)[0].tolist() for ids in job["scored"]]
+prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True) for chat in job["chats"]]
+json.dump({"logits": logits, "prompts": prompts}, open(sys.argv[3], "w"))
+"""
+
+
+def test_mlx(export, tmp_path_factory, tmp_path):
+    folder = tmp_path_factory.mktemp("mlx")
+    run([sys.executable, "-m", "venv", "env"], folder, "no environment")
+    program = str(folder / "env" / "bin" / "python")
+    run([program, "-m", "pip", "install", "-q", "--only-binary", ":all:", *MLX_PACKAGES], folder, " ".join(MLX_PACKAGES))
+    assert cli.main(["export", "--format", "hf", "--model", str(export), "--out", str(tmp_path / "hf")]) == 0
+    model, tokenizer = load_export(export, "cpu", "float32")
+    chats = [[{"role": "user", "content": "Who are you? <|bos|>"}]]
+    scored = sequences(tokenizer)
+    (tmp_path / "job.json").write_text(json.dumps({"scored": scored, "chats": chats}))
+    words = [program, "-c", MLX_PROGRAM, *(str(tmp_path / name) for name in ("hf", "job.json", "result.json"))]
+    subprocess.run(words, check=True, timeout=300)
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["prompts"] == [render_for_completion(tokenizer, {"messages": chat}) for chat in chats]
+    with torch.no_grad():
+        for ids, logits in zip(scored, found["logits"], strict=True):
+            torch.testing.assert_close(torch.tensor(logits), model(torch.tensor([ids]))[0], atol=1e-4, rtol=0)
