@@ -83,9 +83,10 @@ def chat_template() -> str:
 {{%- endif -%}}
 {{%- endmacro -%}}
 {{%- set has_system = messages[0]['role'] == 'system' -%}}
-{{%- if messages | length <= has_system -%}} {{{{- raise_exception('a user message is missing') -}}}} {{%- endif -%}}
+{{%- set start = 1 if has_system else 0 -%}}
+{{%- if messages | length <= start -%}} {{{{- raise_exception('a user message is missing') -}}}} {{%- endif -%}}
 {{{{- '{BOS}' -}}}}
-{{%- for message in messages[(1 if has_system else 0):] -%}}
+{{%- for message in messages[start:] -%}}
 {{%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}} {{{{- raise_exception('{wrong_turn}') -}}}}
 {{%- elif message['role'] == 'user' -%}}
 {{%- set before = said(messages[0]['content']) + '\n\n' if loop.first and has_system else '' -%}}

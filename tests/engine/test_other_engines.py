@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanochat_lit import cli
 from nanochat_lit.engine.export import load_export
-from nanochat_lit.engine.gguf_export import export_gguf
+from nanochat_lit.engine.gguf_export import export_gguf, gguf_chat_template
 from nanochat_lit.tokenizer import render_for_completion
 
 pytestmark = [pytest.mark.slow]
@@ -21,6 +22,7 @@ pytestmark = [pytest.mark.slow]
 HERE = Path(__file__).parent
 INSTALL_S = 600
 NODE_PACKAGE = "node-llama-cpp@3.22.1"
+SOURCES = "llama-cpp-python==0.3.36"
 MLX_PACKAGES = ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
 
 
@@ -84,7 +86,13 @@ def test_llama_cpp(export, node_folder, tmp_path):
     scored = sequences(tokenizer)
     chats = [[{"role": "user", "content": "Who are you?"}], [{"role": "user", "content": "a\n\nb  c"}]]
     rendered = ["<|bos|><|user_start|>" + chat[0]["content"] + "<|user_end|><|assistant_start|>" for chat in chats]
-    job = {"texts": texts(), "chats": rendered, "starts": [ids[:5] for ids in scored], "maxTokens": 24, "scored": scored}
+    job = {
+        "texts": texts(),
+        "chats": rendered,
+        "starts": [ids[:5] for ids in scored],
+        "maxTokens": 24,
+        "scored": scored,
+    }
     with torch.no_grad():
         expected = [model(torch.tensor([ids]))[0].log_softmax(dim=-1) for ids in scored]
     ours = sum(bits_per_token(*pair) for pair in zip(expected, scored, strict=True)) / len(scored)
@@ -134,6 +142,64 @@ def greedy(model, start, tokenizer, most=24):
     return ids[len(start) :]
 
 
+CHATS = [
+    [{"role": "user", "content": "hi\n there"}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "3 <|bos|>?"},
+        {"role": "assistant", "content": "4"},
+        {"role": "user", "content": "more"},
+    ],
+    [
+        {"role": "user", "content": [{"type": "text", "text": "add"}]},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "python", "text": "1+1"},
+                {"type": "python_output", "text": "2"},
+                {"type": "text", "text": "2"},
+            ],
+        },
+        {"role": "user", "content": "thanks"},
+    ],
+]
+
+
+@pytest.fixture(scope="session")
+def render(tmp_path_factory):
+    """llama.cpp's engine of chat templates, from the sources in llama-cpp-python."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++")
+    folder = tmp_path_factory.mktemp("template")
+    words = ["-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", SOURCES]
+    run([sys.executable, *words], folder, SOURCES)
+    (archive,) = folder.glob("*.tar.gz")
+    shutil.unpack_archive(archive, folder, filter="data")
+    (common,) = folder.glob("*/vendor/llama.cpp/common")
+    (folder / "ggml.h").write_text("#include <cstdlib>\n#define GGML_ASSERT(x) do if (!(x)) abort(); while (0)\n")
+    sources = [
+        HERE / "llama_cpp_template.cpp",
+        *(common / "jinja").glob("*.cpp"),
+        common / "unicode.cpp",
+        common / "json.cpp",
+    ]
+    includes = [f"-I{path}" for path in (folder, common, common.parent / "vendor")]
+    subprocess.run(["g++", "-std=c++17", *includes, *sources, "-o", folder / "render"], check=True, timeout=INSTALL_S)
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(CHATS)))
+def test_the_chat_template_in_llama_cpp(render, number):
+    template = gguf_chat_template()
+    (render / "template").write_text(template, "utf-8")
+    (render / "chat.json").write_text(json.dumps({"messages": CHATS[number], "add_generation_prompt": True}))
+    words = [render / "render", render / "template", render / "chat.json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    expected = ImmutableSandboxedEnvironment().from_string(template)
+    assert done.stdout == expected.render(messages=CHATS[number], add_generation_prompt=True)
+    assert done.stdout.count("<|user_start|>") > 0
+
+
 MLX_PROGRAM = """
 import json, sys
 import mlx.core as mx
@@ -150,7 +216,9 @@ def test_mlx(export, tmp_path_factory, tmp_path):
     folder = tmp_path_factory.mktemp("mlx")
     run([sys.executable, "-m", "venv", "env"], folder, "no environment")
     program = str(folder / "env" / "bin" / "python")
-    run([program, "-m", "pip", "install", "-q", "--only-binary", ":all:", *MLX_PACKAGES], folder, " ".join(MLX_PACKAGES))
+    run(
+        [program, "-m", "pip", "install", "-q", "--only-binary", ":all:", *MLX_PACKAGES], folder, " ".join(MLX_PACKAGES)
+    )
     assert cli.main(["export", "--format", "hf", "--model", str(export), "--out", str(tmp_path / "hf")]) == 0
     model, tokenizer = load_export(export, "cpu", "float32")
     chats = [[{"role": "user", "content": "Who are you? <|bos|>"}]]
