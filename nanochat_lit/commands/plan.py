@@ -97,21 +97,19 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     _check(gpus=gpus, mfu=mfu, micro_batch_size=micro_batch_size)
     config = GPTConfig.from_depth(
         depth, vocab_size=vocab_size, sequence_len=sequence_len, head_dim=head_dim, aspect_ratio=aspect_ratio,
-        n_kv_head=n_kv_head, window_pattern=window_pattern, bigram_factor=bigram_factor,
-        architecture=architecture, tie_embeddings=tie_embeddings,
+        n_kv_head=n_kv_head, window_pattern=window_pattern, bigram_factor=bigram_factor, architecture=architecture, tie_embeddings=tie_embeddings,
     )  # fmt: skip
-    derived = derive_plan(
-        config, target_param_data_ratio=target_param_data_ratio, tokens_per_step=tokens_per_step, num_steps=num_steps,
-        target_flops=target_flops,
-    )  # fmt: skip
+    budget = {"target_param_data_ratio": target_param_data_ratio, "num_steps": num_steps, "target_flops": target_flops}
+    derived = derive_plan(config, tokens_per_step=tokens_per_step, **budget)
     dtype = _dtype(gpu := gpu or _this_gpu(), device, compute_dtype)
     estimate = partial(
         training_memory, config, strategy=strategy, device_type=device, compute_dtype=dtype, is_compiled=compile, fp8=fp8,
         capability=_capability(gpu), activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
     values = _values(config, derived, micro_batch_size, gpus) | _memory(config, estimate, micro_batch_size, gpus)
-    costs = step_costs(config, strategy=strategy, world_size=gpus, compute_dtype=dtype)
-    values["optimizer_step_of_a_device"] = asdict(costs)
+    values["optimizer_step_of_a_device"] = asdict(
+        step_costs(config, strategy=strategy, world_size=gpus, compute_dtype=dtype)
+    )
     values |= _hardware(config, device, find_card(gpu), dtype, partial(estimate, world_size=gpus), micro_batch_size)
     cost = _cost(derived, gpus, gpu, peak_flops_per_s, mfu, price_per_gpu_hour)
     values["cost"] = {"hardware": f"{gpus} x {gpu}", "strategy": strategy, **cost}

@@ -94,14 +94,12 @@ class PretrainModule(LanguageModule):
             "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
         }  # fmt: skip
         super().__init__(
-            learning_rates=learning_rates, compile=compile, eval_every=eval_every, fp8=fp8, optimizer=optimizer,
-            activation_checkpointing=activation_checkpointing,
+            learning_rates=learning_rates, compile=compile, eval_every=eval_every, fp8=fp8, optimizer=optimizer, activation_checkpointing=activation_checkpointing,
         )  # fmt: skip
         self.depth, self.sequence_len, self.num_steps = depth, sequence_len, num_steps
         self.shape: dict[str, Any] = {
             "head_dim": head_dim, "aspect_ratio": aspect_ratio, "n_embd": n_embd, "n_head": n_head, "n_kv_head": n_kv_head,
-            "window_pattern": window_pattern, "bigram_factor": bigram_factor, "architecture": architecture,
-            "tie_embeddings": tie_embeddings,
+            "window_pattern": window_pattern, "bigram_factor": bigram_factor, "architecture": architecture, "tie_embeddings": tie_embeddings,
         }  # fmt: skip
         self.horizon: dict[str, Any] = {
             "tokens_per_step": tokens_per_step, "target_param_data_ratio": target_param_data_ratio, "target_flops": target_flops, "weight_decay": weight_decay,
