@@ -18,7 +18,7 @@ WORDS: dict[
     NamedSplit, tuple[str, ...]
 ] = {  # in this order, so that a name with several words is not used for training
     "test": ("test", "testing", "eval", "evaluation"),
-    "val": ("validation", "valid", "val", "dev", "heldout", "holdout"),
+    "val": ("validation", "valid", "val", "dev", "h[eo]ld[-_ ]?out"),
     "train": ("train", "training"),
 }
 _DOCUMENTATION = re.compile(r"(?i)(readme|license|licence|changelog|citation|notice|.*\.(md|markdown)$)")

@@ -51,9 +51,11 @@ OTHER_FIELDS = (
     "chat_template_kwargs", "image", "images", "image_url", "audio", "audios", "video", "videos", "chosen", "rejected",
 )  # fmt: skip
 """Fields with text or training targets that the format cannot represent."""
+ANSWER_FIELDS = ("response", "completion", "answer", "output", "target")
+"""Fields next to messages that end with a question; other formats keep its answer there."""
 SYSTEM_FIELDS = ("system", "system_prompt")
 TOOL_FIELDS = ("tools", "functions")
-ROW_FIELDS = (*SYSTEM_FIELDS, *TOOL_FIELDS, *TRAINED_FIELDS, *MASK_FIELDS, *OTHER_FIELDS)
+ROW_FIELDS = (*SYSTEM_FIELDS, *ANSWER_FIELDS, *TOOL_FIELDS, *TRAINED_FIELDS, *MASK_FIELDS, *OTHER_FIELDS)
 """Fields next to the messages that are used."""
 _NOTHING = (None, "", "[]", "{}", [], {})
 ANSWER_ROLES = ("assistant", "gpt", "chatgpt", "function_call")
@@ -82,6 +84,10 @@ def as_conversation(row: dict[str, Any]) -> Conversation:
             for values in (message, *(parts if isinstance(parts, list) else ())):
                 if isinstance(values, dict):
                     _check_fields(values, f": message {index}", is_answer)
+    last = messages[-1] if messages and isinstance(messages[-1], dict) else {}
+    answer = next((field for field in ANSWER_FIELDS if row.get(field) not in _NOTHING), None)
+    if answer is not None and (last.get("role") or last.get("from")) in ("user", "human"):
+        raise UserError(f": the answer stands in {answer}, outside of {name}; append it to them, or remove the field")
     if any(row.get(field) not in _NOTHING for field in TOOL_FIELDS):
         _warn_of_tools()
     system = next((row[field] for field in SYSTEM_FIELDS if row.get(field) not in _NOTHING), None)

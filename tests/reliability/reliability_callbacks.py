@@ -67,6 +67,17 @@ class Signal(Callback):
         os.kill(os.getpid(), self.signum)
 
 
+class Stop(Callback):
+    """Asks the Trainer to stop after the first micro-batch of the step that follows `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step and (batch_idx + 1) % trainer.accumulate_grad_batches:
+            trainer.should_stop = True
+
+
 class SmallDisk(Callback):
     """No file may grow beyond some bytes, from one step to another."""
 

@@ -251,6 +251,17 @@ def test_a_terminal_that_closes(make, whole, kind):
     assert_same(run, whole)
 
 
+def test_a_run_that_the_trainer_stops_resumes(make, whole, monkeypatch):
+    """As max_time does, between two micro-batches: the step is finished and saved."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    recipe = make(callback("Stop", step=4))
+    run = recipe.parent / "run"
+    assert cli.main(["fit", "--config", str(recipe)]) == 0
+    assert max(step_files(run / "checkpoints")) == 5
+    assert cli.main(["fit", "--config", str(recipe), "--ckpt_path", "last", "--trainer.callbacks", "[]"]) == 0
+    assert_same(run, whole)
+
+
 def test_a_full_disk_costs_only_the_checkpoints_it_hits(make, whole, monkeypatch, capfd):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     recipe = make(callback("SmallDisk", first=4, last=4, limit=100_000))

@@ -170,6 +170,17 @@ def test_such_fields_beside_the_messages(tmp_path):
         as_conversation({"messages": [NATIVE["messages"][0], {"role": "assistant", "content": parts}]})
 
 
+@pytest.mark.parametrize("field", ["response", "completion", "answer"])
+def test_an_answer_beside_the_question(field, tmp_path):
+    """It would be left out, and nothing learned; beside a whole conversation it is only a note."""
+    question = {"messages": NATIVE["messages"][:1], field: "Ho"}
+    pq.write_table(pa.Table.from_pylist([question] * 2), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=f"row 0: the answer stands in {field}, outside of messages"):
+        check_source(tmp_path / "a.parquet", "messages")
+    assert as_conversation({**NATIVE, field: "Ho"})["messages"] == NATIVE["messages"]
+    assert as_conversation({"messages": NATIVE["messages"][:1], field: ""})["messages"] == NATIVE["messages"][:1]
+
+
 @pytest.mark.parametrize(("field", "value", "index"), [
     ("weight", 1, 1), ("weight", 1.0, 1), ("train", True, 1), ("loss", 1, 1), ("trainable", None, 1), ("mask", False, 1),
     ("reasoning_content", None, 1), ("reasoning_content", "", 1), ("images", [], 1), ("name", "Ann", 0), ("id", "7", 1),

@@ -110,6 +110,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
         self.overwrite = overwrite
         self.best: float | None = None
         self.stop_request = StopRequest()
+        self._should_stop = False
         self._saved_at_s = 0.0
         self._path: Path | None = None  # last checkpoint, unless writing failed
         self._group: Any = None
@@ -130,12 +131,21 @@ class RunCheckpoint(StepCallback, Checkpoint):
             self._group = torch.distributed.new_group(backend="gloo")
         self.stop_request.listen()
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let a step be finished when the Trainer is to stop (max_time) between two of its micro-batches."""
+        if trainer.should_stop and (batch_idx + 1) % trainer.accumulate_grad_batches:
+            self._should_stop, trainer.should_stop = True, False
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         is_late = self.every_minutes is not None and time.monotonic() - self._saved_at_s > 60 * self.every_minutes
         if _writer(trainer).error is not None:
             self._report(trainer)
         signum, is_late = self._agree(trainer, self.stop_request.signum, is_late)
-        is_end = step >= module.plan.num_steps
+        trainer.should_stop |= self._should_stop
+        is_end = step >= module.plan.num_steps or trainer.should_stop
         if signum or is_late or is_end or step % self.every_steps == 0 or module.validates_after(step):
             self.save(trainer, must_succeed=is_end or signum > 0)
         if signum and not is_end:
