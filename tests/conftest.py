@@ -30,6 +30,7 @@ from nanochat_lit.engine.chat_session import Answer
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.architecture import build_model
+from nanochat_lit.model.config import NATIVE_ARCHITECTURES
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 SMALL_TEXTS = [
@@ -157,7 +158,7 @@ def random_model() -> Callable[..., GPT]:
             "n_embd": 32,
             "window_pattern": "SL",
         }
-        if fields.get("architecture") == "qwen3":
+        if fields.get("architecture") in NATIVE_ARCHITECTURES:
             defaults["window_pattern"] = "L"
         model = build_model(GPTConfig(**{**defaults, **fields}))
         generator = torch.Generator().manual_seed(seed)

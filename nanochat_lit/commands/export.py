@@ -70,10 +70,10 @@ def _write_for_others(
         return f"written to {target}; try: llama-server --jinja -m {target}/model.gguf, or: ollama create NAME -f {target}/Modelfile"
     from nanochat_lit.engine.export import read_config
     from nanochat_lit.engine.hf_export import export_hf
-    from nanochat_lit.model.config import QWEN3
+    from nanochat_lit.model.config import NATIVE_ARCHITECTURES
 
     export_hf(folder, target, dtype)
-    trust = "" if read_config(folder).architecture == QWEN3 else ", trust_remote_code=True"
+    trust = "" if read_config(folder).architecture in NATIVE_ARCHITECTURES else ", trust_remote_code=True"
     return f"written to {target}; hf: AutoModelForCausalLM.from_pretrained({str(target)!r}{trust})"
 
 

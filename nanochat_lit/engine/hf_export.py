@@ -1,6 +1,6 @@
 """Conversion of exports to Hugging Face folders, which transformers loads, and back (`import_hf`).
 
-Models of the architecture qwen3 use transformers' own class (qwen3_folder.py). Others need the code in their folder and
+Models of the architectures qwen3 and nanochat2025 use transformers' own classes (native_folder.py). Others need the code in their folder and
 trust_remote_code.
 
 config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json  chat_template.jinja
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write, read_json, whole_folder, write_json
-from nanochat_lit.engine import qwen3_folder
+from nanochat_lit.engine import native_folder
 from nanochat_lit.engine.export import (
     EXPORT_FILES,
     load_export,
@@ -28,10 +28,11 @@ from nanochat_lit.engine.hf_code import CODE_FILES, CONFIGURATION, MODELLING, co
 from nanochat_lit.engine.hf_tokenizer import TOKENIZER_FILES as HF_TOKENIZER_FILES
 from nanochat_lit.engine.hf_tokenizer import write_hf_tokenizer
 from nanochat_lit.engine.model_card import model_card
+from nanochat_lit.engine.nanochat_tokenizer import tokenizer_of_hf
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.architecture import model_class
-from nanochat_lit.model.config import ADDED_FIELDS, QWEN3
+from nanochat_lit.model.config import ADDED_FIELDS, NATIVE_ARCHITECTURES
 from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, assemble, save_tensors
 from nanochat_lit.model.layers import SOFTCAP
 from nanochat_lit.model.rotary import ROTARY_BASE
@@ -71,7 +72,7 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
     """
     export, target = Path(export), Path(out).absolute()
     model, tokenizer = load_export(export, "cpu", "float32")
-    is_native = model.config.architecture == QWEN3
+    is_native = model.config.architecture in NATIVE_ARCHITECTURES
     if model.config.head_dim < SHORTEST_HEAD and not is_native:
         raise UserError(f"heads of {model.config.head_dim} channels cannot be exported; the minimum is {SHORTEST_HEAD}")
     defaults = load_generation_defaults(export)
@@ -93,7 +94,7 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
 
 
 def import_hf(folder: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> None:
-    """Convert a Hugging Face folder written by `export_hf`, or saved by transformers after training, to an export.
+    """Convert a Hugging Face folder to an export: written by `export_hf`, saved by transformers, or nanochat's of 2025.
 
     Args:
         folder: Hugging Face folder of this model type.
@@ -105,27 +106,35 @@ def import_hf(folder: str | Path, out: str | Path, tokenizer: str | Path | None 
     """
     folder = Path(folder)
     values = read_json(folder / CONFIG_FILE)
-    is_native = isinstance(values, dict) and values.get("model_type") == QWEN3
-    config = qwen3_folder.gpt_config(values, folder) if is_native else _gpt_config(values, folder)
+    is_native = isinstance(values, dict) and values.get("model_type") in native_folder.ARCHITECTURES
+    config = native_folder.gpt_config(values, folder) if is_native else _gpt_config(values, folder)
     own = folder / OWN_FOLDER if tokenizer is None else Path(tokenizer)
-    if not (own / "tokenizer.json").is_file():
+    foreign = folder / "tokenizer.json"
+    is_foreign = is_native and tokenizer is None and not own.is_dir() and foreign.is_file()
+    if not is_foreign and not (own / "tokenizer.json").is_file():
         raise UserError(f"{own} has no tokenizer; set --tokenizer to the original export")
     tensors = _load_tensors(folder)
     if is_native:
-        tensors = qwen3_folder.from_hf(config, tensors)
+        tensors = native_folder.from_hf(config, tensors)
     else:
         tensors = {_our_name(name): tensor for name, tensor in tensors.items()}
     model = assemble(config, tensors, folder / WEIGHTS_FILE)
     known = {name: read_json(own / name) for name in ("generation.json", "provenance.json") if (own / name).is_file()}
-    save_export(out, model, Tokenizer.load(own), known.get("generation.json"), known.get("provenance.json"))
+    save_export(
+        out,
+        model,
+        tokenizer_of_hf(foreign) if is_foreign else Tokenizer.load(own),
+        known.get("generation.json"),
+        known.get("provenance.json"),
+    )
 
 
 def _tensors(export: Path, dtype: WeightDtype, config: GPTConfig) -> dict[str, torch.Tensor]:
     """Return the stored weights by their names in transformers."""
     with safe_open(export / WEIGHTS_FILE, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    if config.architecture == QWEN3:
-        tensors = qwen3_folder.to_hf(config, tensors)
+    if config.architecture in NATIVE_ARCHITECTURES:
+        tensors = native_folder.to_hf(config, tensors)
     else:
         tensors = {_hf_name(name): tensor for name, tensor in tensors.items()}
     if dtype == "bfloat16":
@@ -145,8 +154,8 @@ def _our_name(name: str) -> str:
 def _config(model: GPT, tokenizer: Tokenizer, dtype: WeightDtype) -> dict[str, Any]:
     config = model.config
     stored = "float32" if dtype == "stored" else dtype
-    if config.architecture == QWEN3:
-        return {**qwen3_folder.hf_config(config), "dtype": stored, **_token_ids(tokenizer)}
+    if config.architecture in NATIVE_ARCHITECTURES:
+        return {**native_folder.hf_config(config), "dtype": stored, **_token_ids(tokenizer)}
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["NanochatLitForCausalLM"],
@@ -197,8 +206,7 @@ def _gpt_config(values: object, folder: Path) -> GPTConfig:
     if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
         found = values.get("model_type") if isinstance(values, dict) else None
         raise UserError(
-            f"{folder} has the model type {found!r}; only {MODEL_TYPE} and {QWEN3} "
-            "(written by `export --format hf`) are supported"
+            f"{folder} has the model type {found!r}; supported: {', '.join((MODEL_TYPE, *native_folder.ARCHITECTURES))}"
         )
     constants = {"rope_theta": ROTARY_BASE, "qk_scale": QK_SCALE, "value_gate_scale": VALUE_GATE_SCALE}
     try:

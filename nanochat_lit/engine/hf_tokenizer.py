@@ -160,7 +160,7 @@ def _sentencepiece_parts(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _tiktoken_parts(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
-    ranks, letters = tokenizer.ranks, _printable_bytes()
+    ranks, letters = tokenizer.ranks, printable_bytes()
     in_order = sorted(ranks, key=ranks.__getitem__)
 
     def spell(token: bytes) -> str:
@@ -194,7 +194,7 @@ def _last_merge(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     return parts
 
 
-def _printable_bytes() -> list[str]:
+def printable_bytes() -> list[str]:
     """Return GPT-2's printable character of every byte: itself if visible, else one from U+0100 on."""
     visible = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters, others = [], 0

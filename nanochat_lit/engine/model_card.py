@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.paths import read_json
+from nanochat_lit.engine.native_folder import CLASSES
 from nanochat_lit.model import GPT
 from nanochat_lit.model.accounting import count_parameters
-from nanochat_lit.model.config import QWEN3
+from nanochat_lit.model.config import NATIVE_ARCHITECTURES, QWEN3
 from nanochat_lit.model.layers import SOFTCAP
 
 _USE = """## Use
@@ -34,7 +35,7 @@ _OWN_CODE = """\
 pass in `transformer.py`. Review them first. The tokenizer is a plain `tokenizer.json`, but `AutoTokenizer` also reads
 the model's configuration, which needs this flag."""
 _NATIVE = """\
-The model uses transformers' own class Qwen3ForCausalLM, so vLLM, SGLang and MLX also load the folder."""
+The model uses transformers' own class {class_name}: no code of this folder runs."""
 
 _CHAT = """\
 messages = [{"role": "user", "content": "Who are you?"}]
@@ -68,12 +69,12 @@ def model_card(export: Path, name: str, model: GPT) -> str:
     """
     provenance = read_json(export / "provenance.json")
     head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [nanochat, nanochat-lit]\n---\n"
-    is_native = model.config.architecture == QWEN3
+    is_native = model.config.architecture in NATIVE_ARCHITECTURES
     use = _USE.format(
         name=name,
         inputs=_TEXT if provenance.get("stage") == "pretrain" else _CHAT,
         trust="" if is_native else ", trust_remote_code=True",
-        code=_NATIVE if is_native else _OWN_CODE,
+        code=_NATIVE.format(class_name=CLASSES[model.config.architecture]) if is_native else _OWN_CODE,
     )
     sections = [
         f"{head}# {name}\n\n{_summary(model, provenance)}",
@@ -81,7 +82,7 @@ def model_card(export: Path, name: str, model: GPT) -> str:
         _training(provenance),
         _recipe(export),
         _scores(export, provenance),
-        _LIMITS.format(context=f"{model.config.sequence_len:,}", softcap="" if is_native else _SOFTCAP),
+        _LIMITS.format(context=f"{model.config.sequence_len:,}", softcap=_SOFTCAP if model.is_capped else ""),
     ]
     return "\n".join(section for section in sections if section)
 

@@ -9,7 +9,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.model import GPT, GPTConfig
-from nanochat_lit.model.config import ADDED_FIELDS, SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
+from nanochat_lit.model.config import ADDED_FIELDS, NANOCHAT_2025, SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
 from nanochat_lit.model.export import assemble
 
 COMPILE_PREFIX = "_orig_mod."
@@ -56,6 +56,12 @@ def load_nanochat_checkpoint(folder: str | Path, step: int | None = None) -> Nan
     notes: list[str] = []
     config = _config(meta, path, notes)
     tensors = _weights(load_tensors(path), path, notes)
+    if set(config.windows) == {config.sequence_len} and all(
+        name in ("transformer.wte.weight", "lm_head.weight") or name.startswith("transformer.h.") for name in tensors
+    ):
+        config = replace(config, window_pattern="L", architecture=NANOCHAT_2025)
+        notes.append("no value embeddings, residual scalars and smear: the architecture of 2025 (rotary base 10,000)")
+        return NanochatCheckpoint(assemble(config, tensors, path), step, notes, _provenance(meta, step, notes))
     _refuse_other_formulas(tensors, config, path)
     _add_neutral(tensors, config, notes)
     _pad_vocabulary(tensors, config, notes)

@@ -1,4 +1,4 @@
-"""Reader of nanochat's tokenizer files: tokenizer.pkl, a pickled tiktoken encoding, and token_bytes.pt.
+"""Reader of nanochat's tokenizer files: tokenizer.pkl (a pickled tiktoken encoding), token_bytes.pt, and published tokenizer.json.
 
 A pickle can execute code. The unpickler used here allows a single name, the encoding's class, and replaces it by an
 inert class, so that no code of tiktoken or other libraries is called.
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import read_json
+from nanochat_lit.engine.hf_tokenizer import printable_bytes
 from nanochat_lit.tokenizer.tiktoken_bpe import TiktokenTokenizer
 
 PICKLE_FILE = "tokenizer.pkl"
@@ -79,6 +81,31 @@ def read_encoding(data: bytes, source: str) -> dict[str, Any]:
     if not isinstance(state, dict) or set(state) != _FIELDS or not _has_types(state):
         raise UserError(f"{source} is not a pickled tiktoken encoding: its fields are not {', '.join(sorted(_FIELDS))}")
     return state
+
+
+def tokenizer_of_hf(path: Path) -> TiktokenTokenizer:
+    """Read the tokenizer.json of a published nanochat model: byte-level BPE behind a pattern of words.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it holds another kind of tokenizer.
+    """
+    values = read_json(path)
+    try:
+        added = {token["content"]: token["id"] for token in values["added_tokens"]}
+        (pattern,) = [
+            step["pattern"]["Regex"] for step in values["pre_tokenizer"]["pretokenizers"] if "pattern" in step
+        ]
+        bytes_of = {letter: value for value, letter in enumerate(printable_bytes())}
+        pieces = {name: index for name, index in values["model"]["vocab"].items() if name not in added}
+        ranks = {bytes(bytes_of[letter] for letter in name): index for name, index in pieces.items()}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path} is not a tokenizer of nanochat; give the export that the model came from with --tokenizer"
+        ) from None
+    return TiktokenTokenizer(pattern, ranks, added)
 
 
 class _ForbiddenError(Exception):

@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass
 
-from nanochat_lit.model.config import QWEN3, REFERENCE_ARCHITECTURE, SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
+from nanochat_lit.model.config import (
+    NATIVE_ARCHITECTURES,
+    REFERENCE_ARCHITECTURE,
+    SMEAR_GATE_CHANNELS,
+    VALUE_GATE_CHANNELS,
+    GPTConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +84,7 @@ def flops_per_token(config: GPTConfig) -> int:
     6 per linear weight (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361) plus 12 * H * D per visible key and layer.
     """
     counts = count_parameters(config)
-    smear = 0 if config.architecture == QWEN3 else SMEAR_GATE_CHANNELS
+    smear = 0 if config.architecture in NATIVE_ARCHITECTURES else SMEAR_GATE_CHANNELS
     linear = counts.transformer_matrices + counts.lm_head + smear
     attention = sum(
         12 * config.n_head * config.head_dim * min(window, config.sequence_len) for window in config.windows

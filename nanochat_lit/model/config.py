@@ -25,6 +25,11 @@ LIMITS = {
 REFERENCE_ARCHITECTURE = "nanochat"
 QWEN3 = "qwen3"
 """The architecture of Qwen3, which other programs run without our code; see model/qwen3.py."""
+NANOCHAT_2025 = "nanochat2025"
+"""The architecture of nanochat's models of 2025; see model/nanochat2025.py."""
+
+NATIVE_ARCHITECTURES = (QWEN3, NANOCHAT_2025)
+"""Those that transformers has a class of: without value embeddings, windows, bigram embeddings and padded vocabularies."""
 
 ADDED_FIELDS = {"bigram_factor": 0, "architecture": REFERENCE_ARCHITECTURE, "tie_embeddings": False}
 """Fields that nanochat's config does not have, with their neutral values; JSON names them only where they differ."""
@@ -56,7 +61,7 @@ class GPTConfig:
     """Entries of the hashed bigram embedding, as a multiple of vocab_size; 0 disables it."""
 
     architecture: str = REFERENCE_ARCHITECTURE
-    """Model class: "nanochat", "qwen3", or the class path of a subclass of GPT."""
+    """Model class: "nanochat", "qwen3", "nanochat2025", or the class path of a subclass of GPT."""
     tie_embeddings: bool = False
     """One matrix as embedding and unembedding; qwen3 only."""
 
@@ -109,17 +114,19 @@ class GPTConfig:
             )
         if not isinstance(self.tie_embeddings, bool):
             raise UserError(f"tie_embeddings is {self.tie_embeddings!r}; use true or false")
-        if self.architecture != QWEN3:
-            if self.tie_embeddings:
-                raise UserError(f"tie_embeddings needs architecture {QWEN3}; it is {self.architecture}")
+        if self.tie_embeddings and self.architecture != QWEN3:
+            raise UserError(f"tie_embeddings needs architecture {QWEN3}; it is {self.architecture}")
+        if self.architecture not in NATIVE_ARCHITECTURES:
             return
         if set(self.window_pattern.upper()) != {"L"}:
             raise UserError(
-                f"window_pattern is {self.window_pattern}, but every layer of {QWEN3} sees the whole context; "
+                f"window_pattern is {self.window_pattern}, but every layer of {self.architecture} sees the whole context; "
                 "leave it out or use L"
             )
         if self.bigram_factor:
-            raise UserError(f"bigram_factor is {self.bigram_factor}, but {QWEN3} has no bigram embedding; use 0")
+            raise UserError(
+                f"bigram_factor is {self.bigram_factor}, but {self.architecture} has no bigram embedding; use 0"
+            )
 
     @classmethod
     def from_depth(  # noqa: PLR0913 - one argument per dimension
@@ -171,7 +178,7 @@ class GPTConfig:
             n_head=heads,
             n_kv_head=heads if n_kv_head is None else n_kv_head,
             n_embd=width,
-            window_pattern=(window_pattern or ("L" if architecture == QWEN3 else "SSSL")).upper(),
+            window_pattern=(window_pattern or ("L" if architecture in NATIVE_ARCHITECTURES else "SSSL")).upper(),
             bigram_factor=bigram_factor,
             architecture=architecture,
             tie_embeddings=tie_embeddings,
@@ -197,8 +204,8 @@ class GPTConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding tables; those of qwen3 are not padded, as its folder for Hugging Face has no others."""
-        if self.architecture == QWEN3:
+        """Rows of the embedding tables; not padded where transformers' own class has no others."""
+        if self.architecture in NATIVE_ARCHITECTURES:
             return self.vocab_size
         return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
@@ -221,5 +228,5 @@ class GPTConfig:
         return tuple(self.sequence_len if letter == "L" else self.short_window for letter in letters)
 
     def has_value_embedding(self, layer: int) -> bool:
-        """Whether this layer adds a value embedding: every second one, the last always; none in qwen3."""
-        return self.architecture != QWEN3 and layer % 2 == (self.n_layer - 1) % 2
+        """Whether this layer adds a value embedding: every second one, the last always; native architectures have none."""
+        return self.architecture not in NATIVE_ARCHITECTURES and layer % 2 == (self.n_layer - 1) % 2

@@ -39,7 +39,7 @@ from nanochat_lit.model.loss import (
     token_losses,
     total_and_token_losses,
 )
-from nanochat_lit.model.rotary import rotary_tables
+from nanochat_lit.model.rotary import ROTARY_BASE, rotary_tables
 from nanochat_lit.model.slot_cache import SlotCache
 from nanochat_lit.model.transformer import Transformer
 
@@ -79,6 +79,8 @@ class GPT(Transformer):
         activation_checkpointing: True stores only the inputs of blocks and recomputes the rest in the backward pass:
             a third more arithmetic, much less memory. "selective" recomputes everything except matmuls and attention.
     """
+
+    rotary_base = ROTARY_BASE
 
     cos: Tensor
     sin: Tensor
@@ -127,7 +129,8 @@ class GPT(Transformer):
     def _set_rotary_tables(self) -> None:
         if self.device.type == "meta":
             return  # `init_weights` or `load_model` will; arithmetic on meta tensors imports the whole compiler
-        cos, sin = rotary_tables(self.config.sequence_len, self.config.head_dim, device=self.device)
+        length, head_dim = self.config.sequence_len, self.config.head_dim
+        cos, sin = rotary_tables(length, head_dim, device=self.device, base=self.rotary_base)
         self.cos, self.sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:

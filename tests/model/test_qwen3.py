@@ -9,7 +9,7 @@ import yaml
 
 from nanochat_lit import Engine, cli, load_export
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.qwen3_folder import hf_config, to_hf
+from nanochat_lit.engine.native_folder import hf_config, to_hf
 from nanochat_lit.evaluation.scoring import Example, GPTScorer
 from nanochat_lit.model import GPTConfig, KVCache
 from nanochat_lit.model.accounting import count_parameters, flops_per_token

@@ -1,4 +1,4 @@
-"""A model of the architecture qwen3 is one of transformers' own: loaded without code of ours, and read back bit for bit."""
+"""Some architectures are transformers' own: their folders load without code of ours, and are read back bit for bit."""
 
 import json
 import re
@@ -12,21 +12,26 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export, save_export
 from nanochat_lit.engine.hf_export import export_hf, import_hf
+from nanochat_lit.engine.hf_tokenizer import write_hf_tokenizer
+from nanochat_lit.engine.nanochat_checkpoint import load_nanochat_checkpoint
 from nanochat_lit.tokenizer import render_for_completion
+from nanochat_lit.tokenizer.tiktoken_bpe import TiktokenTokenizer
 
 transformers = pytest.importorskip("transformers", reason="needs the hf extra")
 
 SHAPES = {
-    "gqa": {"n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 64},
-    "tied": {"n_layer": 2, "tie_embeddings": True},
+    "gqa": {"architecture": "qwen3", "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 64},
+    "tied": {"architecture": "qwen3", "n_layer": 2, "tie_embeddings": True},
+    "nanochat2025": {"architecture": "nanochat2025", "n_layer": 3, "n_head": 4, "n_kv_head": 2, "n_embd": 64},
 }
+CLASSES = {"qwen3": "Qwen3ForCausalLM", "nanochat2025": "NanoChatForCausalLM"}
 
 
 @pytest.fixture(scope="module", params=sorted(SHAPES))
 def pair(request, tmp_path_factory, random_model, tokenizer):
     """An export and the folder made of it."""
-    folder = tmp_path_factory.mktemp("qwen3")
-    model = random_model(architecture="qwen3", vocab_size=tokenizer.vocab_size, **SHAPES[request.param])
+    folder = tmp_path_factory.mktemp("native")
+    model = random_model(vocab_size=tokenizer.vocab_size, **SHAPES[request.param])
     save_export(folder / "export", model, tokenizer, {"temperature": 0.8}, {"stage": "sft"})
     assert cli.main(["export", "--model", str(folder / "export"), "--out", str(folder / "hf")]) == 0
     return folder / "export", folder / "hf"
@@ -37,7 +42,7 @@ def test_it_loads_without_code_of_ours(pair, capsys):
     assert not list(folder.glob("*.py"))
     ours, tokenizer = load_export(export, "cpu", "float32")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
-    assert type(theirs) is transformers.Qwen3ForCausalLM
+    assert type(theirs).__name__ == CLASSES[ours.config.architecture]
     inputs = torch.randint(0, ours.config.vocab_size, (2, 64))
     with torch.no_grad():
         torch.testing.assert_close(theirs(inputs).logits, ours(inputs), atol=1e-4, rtol=0)
@@ -71,20 +76,22 @@ def test_the_way_back_from_transformers(pair, tmp_path):
     export, folder = pair
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
-        theirs.model.norm.weight.mul_(2)
+        theirs.model.layers[0].self_attn.v_proj.weight.mul_(2)
     theirs.save_pretrained(tmp_path / "trained")
     import_hf(tmp_path / "trained", tmp_path / "export", tokenizer=export)
     before, after = (load_file(path / "model.safetensors") for path in (export, tmp_path / "export"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():
-        torch.testing.assert_close(after[name], tensor * 2 if name == "norm.weight" else tensor, rtol=0, atol=0)
+        torch.testing.assert_close(
+            after[name], tensor * 2 if name == "transformer.h.0.attn.c_v.weight" else tensor, rtol=0, atol=0
+        )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"intermediate_size": 100}, "intermediate_size 100; only"),
-        ({"rope_theta": 1e6}, "rope_theta 1000000.0; only 100000.0"),
+        ({"rope_theta": 1e6}, "rope_theta 1000000.0; only 1"),
         ({"attention_bias": True}, "attention_bias True; only False"),
         ({"num_hidden_layers": 9}, "tensors differ"),
         ({"hidden_size": None}, "lacks 'hidden_size'"),
@@ -114,6 +121,42 @@ def test_half_of_the_size(pair):
 def test_the_card_does_not_ask_for_trust(pair):
     card = (pair[1] / "README.md").read_text("utf-8")
     assert "trust_remote_code" not in card
-    assert "softcap" not in card
     assert "AutoModelForCausalLM.from_pretrained" in card
-    assert "Qwen3" in card
+    is_qwen3 = "Qwen3ForCausalLM" in card
+    assert ("softcap" in card) != is_qwen3
+    assert is_qwen3 or "NanoChatForCausalLM" in card
+
+
+def test_a_published_nanochat_folder(random_model, nanochat_encoding, tmp_path):
+    """It has transformers' config and tokenizer, and nothing of ours."""
+    encoding = nanochat_encoding
+    tokenizer = TiktokenTokenizer(encoding._pat_str, encoding._mergeable_ranks, encoding._special_tokens)
+    dimensions = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    theirs = transformers.NanoChatForCausalLM(
+        transformers.NanoChatConfig(vocab_size=tokenizer.vocab_size, max_position_embeddings=64, **dimensions)
+    ).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0, 0.3)
+    theirs.save_pretrained(tmp_path / "hf")
+    write_hf_tokenizer(tmp_path / "hf", tokenizer, 64)
+    import_hf(tmp_path / "hf", tmp_path / "export")
+    ours, found = load_export(tmp_path / "export", "cpu", "float32")
+    assert found.fingerprint == tokenizer.fingerprint
+    ids = torch.randint(0, tokenizer.vocab_size, (2, 64))
+    with torch.no_grad():
+        expected = theirs(ids).logits
+        torch.testing.assert_close(ours(ids), expected, atol=1e-4, rtol=0)
+        assert expected.std() > 0.3
+
+
+def test_a_nanochat_checkpoint_of_2025(random_model, nanochat_folder):
+    """Its file has the embedding, the layers and the unembedding alone."""
+    model = random_model(architecture="nanochat2025", n_layer=2)
+    folder = nanochat_folder(model, drop=["architecture", "window_pattern"])
+    checkpoint = load_nanochat_checkpoint(folder)
+    assert checkpoint.model.config == model.config
+    assert any("the architecture of 2025" in note for note in checkpoint.notes)
+    ids = torch.randint(0, 320, (1, 40))
+    with torch.no_grad():
+        assert torch.equal(checkpoint.model.set_compute_dtype(torch.float32)(ids), model(ids))
