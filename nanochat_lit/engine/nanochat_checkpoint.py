@@ -157,8 +157,8 @@ def _refuse_other_formulas(tensors: dict[str, Tensor], config: GPTConfig, path: 
     found = {name.split(".")[1] for name in tensors if name.startswith("value_embeds.")}
     if not found:
         raise UserError(
-            f"{path} has no value embeddings: it is from a nanochat before 2026, whose rotary base (10,000), attention "
-            "scale and layers differ from this model's and are not stored in the file; it cannot be represented"
+            f"{path} has no value embeddings but other parts of 2026's architecture: it is from a nanochat between those of 2025 "
+            "and 2026; it cannot be represented"
         )
     if found != layers:
         raise UserError(

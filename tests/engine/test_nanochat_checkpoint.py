@@ -94,7 +94,10 @@ def _change(folder: Path, **tensors: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"value_embeds.1.weight": None, "transformer.h.1.attn.ve_gate.weight": None}, "from a nanochat before 2026"),
+        (
+            {"value_embeds.1.weight": None, "transformer.h.1.attn.ve_gate.weight": None},
+            "between those of 2025 and 2026",
+        ),
         ({"transformer.h.1.attn.ve_gate.weight": torch.zeros(2, 32)}, "gates of 32 channels, this model of 12"),
         ({"value_embeds.0.weight": torch.zeros(320, 32)}, "in layers 0, 1, this model in 1"),
         ({"bigram_embed.weight": torch.zeros(5, 5)}, "1 tensors differ, first bigram_embed.weight"),
