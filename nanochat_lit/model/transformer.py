@@ -98,7 +98,7 @@ class Attention(nn.Module):
         q, k = self.queries_and_keys(x, cos, sin)
         v = self.c_v(x).view(rows, length, -1, self.head_dim)
         if value_embedding is not None:
-            gate = VALUE_GATE_SCALE * torch.sigmoid(self.ve_gate(x[..., : self.ve_gate.in_features]))  # (B, T, Hkv)
+            gate = VALUE_GATE_SCALE * torch.sigmoid(self.ve_gate(x[..., :VALUE_GATE_CHANNELS]))  # (B, T, Hkv)
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
         mixed = context.attend(self.layer, q, k, v, self.window)
         return self.c_proj(mixed.reshape(rows, length, -1))

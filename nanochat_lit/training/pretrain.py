@@ -90,9 +90,7 @@ class PretrainModule(LanguageModule):
         fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,
     ) -> None:
-        learning_rates = {
-            "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
-        }  # fmt: skip
+        learning_rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr}  # fmt: skip
         super().__init__(
             learning_rates=learning_rates, compile=compile, eval_every=eval_every, fp8=fp8, optimizer=optimizer, activation_checkpointing=activation_checkpointing,
         )  # fmt: skip

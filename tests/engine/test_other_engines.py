@@ -14,7 +14,7 @@ import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanochat_lit import cli
-from nanochat_lit.engine.export import load_export
+from nanochat_lit.engine.export import load_export, save_export
 from nanochat_lit.engine.gguf_export import export_gguf, gguf_chat_template
 from nanochat_lit.tokenizer import render_for_completion
 
@@ -239,7 +239,8 @@ VLLM_PROGRAM = """
 import json, sys
 from vllm import LLM, SamplingParams
 job = json.load(open(sys.argv[2]))
-llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=job["context"], max_num_seqs=16)
+options = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 16, **job["options"]}
+llm = LLM(sys.argv[1], max_model_len=job["context"], **options)
 settings = SamplingParams(temperature=0, max_tokens=24, logprobs=5, ignore_eos=True, detokenize=False)
 answers = llm.generate([{"prompt_token_ids": ids} for ids in job["prompts"]], settings)
 outputs = [answer.outputs[0] for answer in answers]
@@ -248,26 +249,44 @@ json.dump({"greedy": [list(o.token_ids) for o in outputs], "logprobs": logprobs}
 """
 
 
-def test_vllm(export, tmp_path_factory, tmp_path):
-    """A batch of 16: greedy tokens, and the log-probabilities of the five most likely ones at each position."""
+@pytest.fixture(scope="session")
+def vllm_python(tmp_path_factory):
+    """Python of an environment with vLLM for CPUs."""
     folder = tmp_path_factory.mktemp("vllm")
     run([sys.executable, "-m", "venv", "env"], folder, "no environment")
     program = str(folder / "env" / "bin" / "python")
     run([program, "-m", "pip", "install", "-q", "--only-binary", ":all:", VLLM_PACKAGE], folder, VLLM_PACKAGE)
     # builds for CUDA come along, which torch's build for CPUs cannot load
     run([program, "-m", "pip", "uninstall", "-q", "-y", "torchvision", "torchaudio", "torchcodec"], folder, "pip")
-    assert cli.main(["export", "--format", "hf", "--model", str(export), "--out", str(tmp_path / "hf")]) == 0
+    return program
+
+
+def check_vllm(program, export, folder, **options):
+    """A batch of 16: greedy tokens, and the log-probabilities of the five most likely ones at each position."""
+    assert cli.main(["export", "--format", "hf", "--model", str(export), "--out", str(folder / "hf")]) == 0
     model, tokenizer = load_export(export, "cpu", "float32")
     rng = random.Random(5)
     prompts = [[0, *(rng.randrange(9, tokenizer.vocab_size) for _ in range(rng.randint(1, 30)))] for _ in range(16)]
-    (tmp_path / "job.json").write_text(json.dumps({"prompts": prompts, "context": model.config.sequence_len}))
-    words = [program, "-c", VLLM_PROGRAM, *(str(tmp_path / name) for name in ("hf", "job.json", "result.json"))]
+    job = {"prompts": prompts, "context": model.config.sequence_len, "options": options}
+    (folder / "job.json").write_text(json.dumps(job))
+    words = [program, "-c", VLLM_PROGRAM, *(str(folder / name) for name in ("hf", "job.json", "result.json"))]
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
     subprocess.run(words, check=True, timeout=INSTALL_S, env={**os.environ, **settings})
-    found = json.loads((tmp_path / "result.json").read_text())
+    found = json.loads((folder / "result.json").read_text())
     for prompt, tokens, rows in zip(prompts, found["greedy"], found["logprobs"], strict=True):
         with torch.no_grad():
             expected = model(torch.tensor([prompt + tokens]))[0].log_softmax(dim=-1)[len(prompt) - 1 : -1]
         assert expected.argmax(dim=-1).tolist() == tokens
         for own, row in zip(expected, rows, strict=True):
             assert all(abs(float(own[int(token)]) - logprob) < 1e-4 for token, logprob in row.items())
+
+
+def test_vllm(vllm_python, export, tmp_path):
+    check_vllm(vllm_python, export, tmp_path)
+
+
+def test_vllm_with_the_default_architecture(vllm_python, random_model, tokenizer, tmp_path):
+    """By vLLM's transformers backend and the code in the folder; the softcap shows in the log-probabilities."""
+    model = random_model(n_layer=3, n_head=4, n_kv_head=2, n_embd=128, window_pattern="L")
+    save_export(tmp_path / "export", model, tokenizer)
+    check_vllm(vllm_python, tmp_path / "export", tmp_path, model_impl="transformers", trust_remote_code=True)

@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.utils.generic import can_return_tuple
 
 from nanochat_lit.engine.hf_folder.configuration_nanochat_lit import NanochatLitConfig
+from nanochat_lit.model.config import SMEAR_GATE_CHANNELS
 from nanochat_lit.model.layers import Linear
 from nanochat_lit.model.rotary import rotary_at
 from nanochat_lit.model.transformer import Transformer as Architecture
@@ -30,7 +31,10 @@ CACHE_FIELD = {True: "cache", False: "past_key_values"}["cache" in BaseModelOutp
 
 
 class LayerAttention(nn.Module):
-    """Attributes that transformers' attention functions read from a layer, and the call of the one that was chosen."""
+    """Attributes that transformers' attention functions read from a layer, and the call of the one that was chosen.
+
+    vLLM finds the modules with attention by that call in their `forward`.
+    """
 
     def __init__(self, config: NanochatLitConfig, layer_idx: int) -> None:
         super().__init__()
@@ -42,7 +46,7 @@ class LayerAttention(nn.Module):
         self.is_causal = True
         self.sliding_window = config.sliding_window if config.layer_types[layer_idx] == "sliding_attention" else None
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: "Context") -> tuple[Tensor, Tensor | None]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, context: "Context") -> tuple[Tensor, Tensor | None]:
         """Store keys and values (B, T, Hkv, D), and attend with queries (B, T, H, D) to all of them; (B, T, H, D)."""
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if context.past_key_values is not None:
@@ -57,7 +61,7 @@ class LayerAttention(nn.Module):
         )
 
 
-class PreviousToken(LayerAttention):
+class PreviousToken(nn.Module):
     """The id of the token before each, out of a key/value cache of its own.
 
     Smear mixes a token's embedding with the one before, which a decoding step does not see. Kept as keys and values, it is
@@ -66,12 +70,13 @@ class PreviousToken(LayerAttention):
     """
 
     def __init__(self, config: NanochatLitConfig, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)
+        super().__init__()
+        self.config, self.layer, self.head_dim = config, layer_idx, config.head_dim
         self.num_bits = min(POSITION_BITS, config.head_dim)
         if config.head_dim < ID_DIGITS or 2**self.num_bits <= config.sliding_window + 1:
             raise ValueError(f"head_dim {config.head_dim} is too small to tell {config.sliding_window} positions apart")
         self.sharpness = 1.0
-        while self.sharpness * self.scaling < 32.0:  # neighbours score at least 64 lower
+        while self.sharpness * config.head_dim**-0.5 < 32.0:  # neighbours score at least 64 lower
             self.sharpness *= 2.0
 
     def forward(self, input_ids: Tensor, context: "Context") -> Tensor:
@@ -82,7 +87,7 @@ class PreviousToken(LayerAttention):
         q = self._heads(self._bits(positions - 1) * self.sharpness, self.config.num_attention_heads, context.dtype)
         k = self._heads(self._bits(positions), self.config.num_key_value_heads, context.dtype)
         v = self._heads(digits, self.config.num_key_value_heads, context.dtype)
-        mixed = self.attend(q, k, v, context)[0].reshape(*input_ids.shape, -1, self.head_dim)
+        mixed = context.model.attentions[self.layer](q, k, v, context)[0].reshape(*input_ids.shape, -1, self.head_dim)
         found = mixed[..., 0, :ID_DIGITS].float().round().long()  # (B, T, digits) of the first head
         return (found << shifts).sum(dim=-1).clamp(0, self.config.padded_vocab_size - 1)
 
@@ -118,7 +123,7 @@ class Context:
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:  # noqa: ARG002
         """(B, T, H, D) and twice (B, T, Hkv, D) -> (B, T, H, D)."""
-        mixed, weights = self.model.attentions[layer].attend(queries, keys, values, self)
+        mixed, weights = self.model.attentions[layer](queries, keys, values, self)
         self.attentions.append(weights)
         return mixed
 
@@ -141,6 +146,10 @@ class Network(Architecture):
         x = torch.where(is_first.unsqueeze(-1), x, x + self.smear_openings(x) * previous)
         context.states.append(x)
         return x
+
+    def smear_openings(self, x: Tensor) -> Tensor:
+        """As the original, by a call of the layer: serving engines replace it by one whose weight cannot be read."""
+        return self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., :SMEAR_GATE_CHANNELS]))
 
     def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
         """The states after a layer, which the pass leaves."""
@@ -196,7 +205,7 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
         super().__init__(config)
         self.network = Network(config.shape(), torch.get_default_dtype())
         del self.network.lm_head  # NanochatLitForCausalLM has it
-        self.attentions: Any = nn.ModuleList([LayerAttention(config, layer) for layer in range(config.n_layer)])
+        self.attentions: Any = nn.ModuleList([LayerAttention(config, i) for i in range(config.num_hidden_layers)])
         self.previous_token = PreviousToken(config, config.n_layer)
         if config.bigram_factor:
             self.token_before_previous = PreviousToken(config, config.n_layer + 1)
