@@ -171,6 +171,7 @@ class GPTConfig:
             )
         width = n_embd if n_embd is not None else math.ceil(depth * aspect_ratio / head_dim) * head_dim
         heads = n_head if n_head is not None else max(1, width // head_dim)
+        default_pattern = "L" if architecture in NATIVE_ARCHITECTURES else "SSSL"
         return cls(
             sequence_len=sequence_len,
             vocab_size=vocab_size,
@@ -178,7 +179,7 @@ class GPTConfig:
             n_head=heads,
             n_kv_head=heads if n_kv_head is None else n_kv_head,
             n_embd=width,
-            window_pattern=(window_pattern or ("L" if architecture in NATIVE_ARCHITECTURES else "SSSL")).upper(),
+            window_pattern=(default_pattern if window_pattern is None else window_pattern).upper(),
             bigram_factor=bigram_factor,
             architecture=architecture,
             tie_embeddings=tie_embeddings,

@@ -33,7 +33,7 @@ def test_a_table_for_people_with_a_profile(capsys: pytest.CaptureFixture[str]) -
     ("options", "message"),
     [
         (["--tokens_per_step=200"], "not a multiple of the micro-batch (128 tokens); try 256"),
-        (["--tokens_per_step=128", "--micro_batch_size=0"], "micro_batch_size is 0"),
+        (["--tokens_per_step=128", "--micro_batch_size=0"], "micro_batch_size 0"),
     ],
 )
 def test_bad_input(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

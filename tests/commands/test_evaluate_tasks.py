@@ -126,7 +126,10 @@ def test_two_ranks_give_the_answers_of_one(folder, core_bundle, capsys):
     [
         (["--bundle", "nowhere"], "nowhere/core.yaml does not exist; give the folder of an evaluation bundle"),
         (["--bundle", "{bundle}", "--max_per_task", "0"], "max_per_task is 0"),
-        (["--bundle", "{bundle}", "--max_per_task", "2"], "arc_easy has 2 rows (max_per_task; raise it to 4 or more)"),
+        (
+            ["--bundle", "{bundle}", "--max_per_task", "2"],
+            "arc_easy has 2 records (max_per_task; raise it to 4 or more)",
+        ),
         (["--bundle", "{bundle}", "--tasks", '["piqa"]'], "does not have the CORE task piqa; available: copa"),
         (["--bundle", "{bundle}", "--model", "nowhere"], "nowhere does not exist"),
     ],

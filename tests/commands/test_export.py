@@ -51,7 +51,7 @@ def test_transformers_answers_as_the_engine(exported):
 
 
 def test_mistakes(tmp_path, capsys):
-    assert cli.main(["export", "--format", "gguf", "--model", "x", "--out", "y"]) == 2
+    assert cli.main(["export", "--format", "onnx", "--model", "x", "--out", "y"]) == 2
     assert "--format" in capsys.readouterr().err
     assert cli.main(["export", "--model", str(tmp_path / "none"), "--out", str(tmp_path / "y")]) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -148,5 +148,5 @@ def test_content_in_parts(pairs):
     ],
 )
 def test_malformed_conversations_are_refused(pairs, messages):
-    with pytest.raises(Exception, match=r"in turn|no user message|a part must be"):
+    with pytest.raises(Exception, match=r"in turn|user message is missing|a part must be"):
         pairs["small"][1].apply_chat_template(messages)

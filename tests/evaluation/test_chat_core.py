@@ -196,7 +196,10 @@ def test_letters_that_are_not_one_token(tmp_path, random_model, tokenizer):
     ("arguments", "message"),
     [
         ({"labels": ["gsm8"]}, "unknown task gsm8; use arc_easy"),
-        ({"labels": ["identity"], "paths": {"gsm8k": "x"}}, "paths names gsm8k, which is not among the tasks identity"),
+        (
+            {"labels": ["identity"], "paths": {"gsm8k": "x"}},
+            "paths contains gsm8k, which is not among the tasks identity",
+        ),
         ({"labels": ["identity"], "paths": {"identity": "x"}}, "does not read a file"),
         ({"labels": ["identity", "identity"]}, "contain a duplicate"),
         ({"labels": ["identity"], "max_per_task": 0}, "max_per_task is 0"),

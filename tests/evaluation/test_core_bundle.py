@@ -97,7 +97,7 @@ def test_a_malformed_row_is_named(bundle, label, changes, message):
         (lambda tasks: tasks[0].pop("label"), "task 1: no field 'label'"),
         (lambda tasks: tasks[1].update(icl_task_type="essay"), "task 2: icl_task_type is 'essay'"),
         (lambda tasks: tasks[1].update(num_fewshot=3), "task 2: num_fewshot must be a list"),
-        (lambda tasks: tasks[0].update(num_fewshot=[60]), "copa has 60 rows and shows 60 other rows .* at least 61"),
+        (lambda tasks: tasks[0].update(num_fewshot=[60]), "copa has 60 records and uses 60 others .* at least 61"),
     ],
 )
 def test_a_malformed_table_is_named(bundle, change, message):
@@ -140,7 +140,7 @@ def test_a_missing_part_is_named(bundle, name):
     ("cap", "message"),
     [
         (0, "max_per_task is 0"),
-        (3, r"the task arc_easy has 3 rows \(max_per_task; raise it to 4 or more\) and shows 3"),
+        (3, r"the task arc_easy has 3 records \(max_per_task; raise it to 4 or more\) and uses 3"),
     ],
 )
 def test_caps_that_are_too_small(core_bundle, cap, message):

@@ -99,7 +99,7 @@ def test_a_task_trains_is_rewarded_and_is_evaluated(pretrained, tmp_path, capsys
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("my_extension.SignSGD", "needs"), ("my_extension.No", "cannot be imported"), ("no.X", "imported")],
+    [("my_extension.SignSGD", "required arguments"), ("my_extension.No", "cannot be imported"), ("no.X", "imported")],
 )
 def test_what_is_no_task(pretrained, name, message, capsys):
     assert cli.main(["evaluate", "chat", "--model", str(pretrained / "export"), "--tasks", f'["{name}"]']) == 2

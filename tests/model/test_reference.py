@@ -45,9 +45,9 @@ def test_logits_and_losses_equal_the_reference(case):
 
 @pytest.mark.parametrize("constant", ["QK_SCALE", "VALUE_GATE_SCALE"])
 def test_the_comparison_notices_a_changed_constant(case, monkeypatch, constant):
-    from nanochat_lit.model import gpt
+    from nanochat_lit.model import transformer
 
-    monkeypatch.setattr(gpt, constant, 1.01 * getattr(gpt, constant))
+    monkeypatch.setattr(transformer, constant, 1.01 * getattr(transformer, constant))
     model, expected = load(case), load_file(case / "forward.safetensors")
     with torch.no_grad():
         assert (model(expected["inputs"]) - expected["logits"]).abs().max() > 1e-4

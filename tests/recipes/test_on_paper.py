@@ -92,7 +92,7 @@ def test_the_formulas(plans):
         )
     compute = seconds(plan, 8)[0]
     assert f"{2 / 3 * 1000 * compute / training['micro_batches_per_step']:.0f} ms at 8" in CHAPTER
-    assert f"{2 / 3 * 1000 * seconds(plans[64, 'zero'], 64)[0]:.0f} ms at 64" in CHAPTER
+    assert f"{2 / 3 * 1000 * seconds(plans[64, 'zero'], 64)[0]:.0f} ms at 64" in " ".join(CHAPTER.split())
     assert f"u = {4.330784131228946e19 / (10949.46713 * 8 * 989e12):.3f}" in CHAPTER
     assert f"u = {training['total_flops'] / (99 * 60 * 8 * 989e12):.3f}" in CHAPTER
     one_card = [1000 * plans[64, name]["optimizer_step_of_a_device"]["sent_bytes"] / 47e9 for name in ("ddp", "zero")]

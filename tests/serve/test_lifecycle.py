@@ -208,7 +208,7 @@ def test_another_export_in_the_place_of_the_first_is_not_served(make_export, sta
         ({"api_key": "schlüssel"}, "printable ASCII"),
         ({"hang_timeout_s": 0.5}, "hang_timeout_s is 0.5; use at least 2 seconds"),
         ({"request_timeout_s": float("nan")}, "request_timeout_s is nan"),
-        ({"model": "nowhere"}, "no tokenizer.json in 'nowhere'"),
+        ({"model": "nowhere"}, "nowhere does not exist; give an export"),
     ],
 )
 def test_mistakes_are_told_before_anything_starts(make_export, options, message):

@@ -123,7 +123,7 @@ def test_answers_to_a_mixture_are_judged_by_their_source():
     ("tasks", "repeats", "message"),
     [
         ({}, None, "no tasks"),
-        ({"a": Numbered(3)}, {"b": 2}, "repeats names b, but the tasks are a"),
+        ({"a": Numbered(3)}, {"b": 2}, "repeats contains b, but the tasks are a"),
         ({"a": Numbered(3)}, {"a": 0}, "repeats of a is 0"),
         ({"a": Numbered(3)}, {"a": 1.5}, "repeats of a is 1.5"),
     ],

@@ -69,7 +69,7 @@ def test_what_runs_the_code_may_return(tmp_path, answer, is_right):
     task = HumanEval(lambda _: answer, path=tmp_path / "a.jsonl")
     assert task.evaluate(task[0], "x") is is_right
     task.run_code = lambda _: "fine"
-    with pytest.raises(UserError, match="run_code gave 'fine'; it must return a bool"):
+    with pytest.raises(UserError, match="run_code returned 'fine'; it must return a bool"):
         task.evaluate(task[0], "x")
 
 

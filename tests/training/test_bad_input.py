@@ -111,7 +111,7 @@ RUN_MISTAKES = [
     (["--dat.path", "x"], ["did you mean --data.path?"]),
     (["--depth", "12"], ["did you mean --model.depth?"]),
     (["--trainer.devics", "2"], ["did you mean --trainer.devices?"]),
-    (["recipes/X.yaml"], ["--config recipes/X.yaml"]),
+    (["recipes/X.yaml"], ["recipe recipes/X.yaml does not exist"]),
 ]
 
 

@@ -39,7 +39,7 @@ def test_another_rank_is_killed(told):
 def test_rank_0_is_killed(told):
     statuses, lines, _, seconds = told("rank 0 is killed")
     assert statuses == [-9, 1, 1]
-    assert sorted(line.split(";")[1][:12] for line in lines) == [" rank 1 ends", " rank 2 ends"]
+    assert sorted(line.split(";")[1][:12] for line in lines) == [" rank 1 exit", " rank 2 exit"]
     assert all("rank 0 died" in line for line in lines)
     assert seconds < 30
 

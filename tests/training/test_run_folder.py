@@ -72,7 +72,7 @@ def test_a_stopped_run_can_be_served(stopped):
         api = ChatAPI(settings, fingerprint_of(str(source)), loop=ChatLoop())
         api.setup("cpu")
         assert api.failure is None
-    with pytest.raises(UserError, match="there is no nowhere; give an export, a run folder"):
+    with pytest.raises(UserError, match="nowhere does not exist; give an export, a run folder"):
         _found("nowhere")
 
 
