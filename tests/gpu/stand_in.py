@@ -1,6 +1,6 @@
 """The dry run of check.py for several compute capabilities, on the stand-in for a GPU.
 
-    python tests/gpu/stand_in.py --tool FOLDER_OF_RUN_SH --build BUILT_LIBRARIES --out DIR [--capabilities 75 90] [--parts ...]
+    python tests/gpu/stand_in.py --build BUILT_LIBRARIES --out DIR [--capabilities 75 90] [--parts ...]
 
 Needs a CUDA build of torch. The stand-in is a CUDA runtime whose kernels do nothing: shapes, devices, memory, compilation and
 the choice of kernels are real, numbers are not.
@@ -26,7 +26,9 @@ CARDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run check.py once for each capability; the exit status is 1 if any run had a part that did not pass."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tool", type=Path, required=True, help="Folder that holds run.sh.")
+    parser.add_argument(
+        "--tool", type=Path, default=Path(__file__).with_name("cuda_stand_in"), help="Folder that holds run.sh."
+    )
     parser.add_argument("--build", type=Path, required=True, help="Folder of the built libraries.")
     parser.add_argument("--out", type=Path, required=True, help="Receives a folder of results for each capability.")
     parser.add_argument("--capabilities", nargs="+", choices=list(CARDS), default=list(CARDS))
