@@ -228,7 +228,7 @@ def table(results: Sequence[dict[str, Any]], *, is_dry_run: bool) -> str:
     for result in results:
         limit = f"{result['limit_s']:.0f}" if "limit_s" in result else ""
         lines.append(f"| {result['part']} | {result['status']} | {result['seconds']:.0f} | {limit} |")
-    failures = [f"- {result['part']}: {text}" for result in results for text in result.get("failures", ())]
+    failures = [f"- {result['part']}: {failure}" for result in results for failure in result.get("failures", ())]
     lines += ["", "## Failures", "", *failures] if failures else []
     lines += ["", "## Compared in this run", "", "| figure | ours | other | ratio | target |", "|---|---|---|---|---|"]
     lines += compared(results)

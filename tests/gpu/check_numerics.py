@@ -10,6 +10,7 @@ from check_report import Report, compilations
 from torch import Tensor
 
 from nanochat_lit.common.hardware import resolve_compute_dtype
+from nanochat_lit.common.torch_internals import flash_window_attention
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.attention import (
     activate_flash_attention,
@@ -108,6 +109,11 @@ def attention(report: Report) -> None:
     }
     if has_flex:
         forms["flex"] = (window, lambda q, k, v: flex_attention(q, k, v, mask))
+    if flash := activate_flash_attention(torch.cuda.get_device_capability(), dtype):
+        forms |= {
+            flash: (length, lambda q, k, v: fused_attention(q, k, v, is_causal=True)),
+            f"{flash}, window": (window, lambda q, k, v: flash_window_attention(q, k, v, window)),
+        }
     for kv_heads in (8, 2):
         inputs = [
             torch.randn(2, length, heads, 128, device=device, dtype=dtype, requires_grad=True)

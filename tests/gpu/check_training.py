@@ -13,6 +13,7 @@ from torch import Tensor
 from nanochat_lit.common.hardware import peak_flops_per_s, resolve_compute_dtype
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.accounting import flops_per_token
+from nanochat_lit.model.attention import activate_flash_attention, fused_kernel
 from nanochat_lit.model.memory import training_memory
 from nanochat_lit.optim import MuonAdamW, param_groups
 from nanochat_lit.training.float8 import convert_to_float8
@@ -86,6 +87,9 @@ def _ours(report: Report, config: GPTConfig, sequences: int, *, fp8: bool) -> No
     model = GPT(config).to(device)
     model.init_weights()
     model.set_compute_dtype(dtype).train()
+    flash = activate_flash_attention(torch.cuda.get_device_capability(), dtype)
+    full = flash or fused_kernel(config, device, dtype)
+    report.value("attention", f"{full} (full), {model.attention_backends()[1]} (windows)")
     if fp8:
         converted, layers = convert_to_float8(model)
         report.value("layers in float8", f"{converted} of {layers}")
