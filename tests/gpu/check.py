@@ -1,6 +1,6 @@
 """What one GPU says about this package, in minutes: correctness, speed and memory, with nanochat measured beside it.
 
-    python tests/gpu/check.py --minutes 8 --out DIR [--peer NANOCHAT] [--parts NAME ...]
+    python tests/gpu/check.py --minutes 8 --out DIR [--peer NANOCHAT] [--parts NAME ...] [--together]
 
 Run it from a checkout; the package need not be installed. Each part runs in a process of its own with a time limit, so a
 crash or a hang of one leaves the others alone. DIR receives results.json, table.md and one log per part. No network is used.
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -41,6 +42,11 @@ class Part:
     """module:function, in this folder."""
     of_peer: bool = False
     """Whether it measures the peer; left out without --peer."""
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it measures speed, and so has the machine to itself."""
+        return self.name.startswith(("train", "evaluation", "generation"))
 
 
 PARTS = (
@@ -104,6 +110,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="Folder of results.json, table.md and the logs.")
     parser.add_argument("--peer", type=Path, default=None, help="Checkout of nanochat to measure in the same run.")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="Run these only.")
+    parser.add_argument(
+        "--together", action="store_true", help="Run the parts that measure no speed at once, before the others."
+    )
     parser.add_argument("--run", choices=[part.name for part in PARTS], help=argparse.SUPPRESS)
     parser.add_argument("--is_dry_run", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -127,20 +136,32 @@ def run_parts(parts: Sequence[Part], options: argparse.Namespace) -> list[dict[s
     """
     end_s = time.monotonic() + 60 * options.minutes
     results: list[dict[str, Any]] = []
-    for index, part in enumerate(parts):
-        limit_s = time_limit(parts[index:], end_s - time.monotonic(), has_peer=options.peer is not None)
-        if part.of_peer and options.peer is None:
-            result = {"part": part.name, "status": "not run", "seconds": 0.0, "reason": "no --peer"}
-        elif limit_s <= 0:
-            result = {"part": part.name, "status": "not run", "seconds": 0.0, "reason": "no time was left"}
-        else:
-            result = run_part(part, limit_s, options)
+
+    def record(result: dict[str, Any]) -> None:
         results.append(result)
-        print(f"{part.name}: {result['status']} after {result['seconds']:.0f} s", file=sys.stderr, flush=True)
+        print(f"{result['part']}: {result['status']} after {result['seconds']:.0f} s", file=sys.stderr, flush=True)
         whole: dict[str, Any] = {"is_dry_run": options.is_dry_run, "minutes": options.minutes, "parts": results}
         whole |= {"exempted": EXEMPTED} if options.is_dry_run else {}
         (options.out / "results.json").write_text(json.dumps(whole, indent=2), "utf-8")
         (options.out / "table.md").write_text(table(results, is_dry_run=options.is_dry_run), "utf-8")
+
+    together = [part for part in parts if not part.is_timed] if options.together else []
+    if together:
+        longest = max(together, key=lambda part: part.seconds)
+        rest = [part for part in parts if part.is_timed]
+        limit_s = time_limit([longest, *rest], end_s - time.monotonic(), has_peer=options.peer is not None)
+        with ThreadPoolExecutor(len(together)) as pool:
+            for done in as_completed([pool.submit(run_part, part, limit_s, options) for part in together]):
+                record(done.result())
+        parts = rest
+    for index, part in enumerate(parts):
+        limit_s = time_limit(parts[index:], end_s - time.monotonic(), has_peer=options.peer is not None)
+        if part.of_peer and options.peer is None:
+            record({"part": part.name, "status": "not run", "seconds": 0.0, "reason": "no --peer"})
+        elif limit_s <= 0:
+            record({"part": part.name, "status": "not run", "seconds": 0.0, "reason": "no time was left"})
+        else:
+            record(run_part(part, limit_s, options))
     return results
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -88,6 +89,26 @@ def test_the_run_goes_on_after_a_failure_and_writes_both_files(monkeypatch, tmp_
     assert "Dry run" in text
     options.peer = None
     assert check.run_parts(parts[2:], options)[0]["reason"] == "no --peer"
+
+
+def test_parts_that_measure_no_speed_run_at_once(monkeypatch, tmp_path):
+    meet = threading.Barrier(2, timeout=10)
+    order = []
+
+    def run_part(part, limit_s, options):
+        if not part.is_timed:
+            meet.wait()  # passes only if both run at the same time
+        order.append((part.name, round(limit_s)))
+        return {"part": part.name, "status": "passed", "seconds": 0.0}
+
+    monkeypatch.setattr(check, "run_part", run_part)
+    options = check.parse(["--out", str(tmp_path), "--minutes", "2", "--together"])
+    options.is_dry_run = False
+    parts = [part for part in check.PARTS if part.name in ("train_d12", "resume", "commands", "train_d12_peer")]
+    results = check.run_parts(parts, options)
+    assert sorted(order[:2]) == [("commands", 63), ("resume", 63)]  # 120 s * 60 / (60 + 55)
+    assert order[2:] == [("train_d12", 120)]
+    assert [result["status"] for result in results] == ["passed"] * 3 + ["not run"]
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, tmp_path, capsys):
