@@ -227,7 +227,7 @@ def _profile(steps: Iterator[StepTime]) -> str:
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, acc_events=True) as profiler:  # torch 2.9 to 2.11 warn without
         next(steps)
     key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     averages = profiler.key_averages()

@@ -4,6 +4,7 @@ Both use the process group, launchers and checkpoints of Lightning's DDP strateg
 gradients accumulate locally, and `MuonAdamW` averages them in its step.
 """
 
+from inspect import signature
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy as FabricDDP
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nanochat_lit.common.errors import UserError
@@ -19,6 +21,12 @@ from nanochat_lit.optim import clip_grad_norm
 from nanochat_lit.optim.sharding import average_gradients
 from nanochat_lit.training.lightning_internals import keep_gradients_local, unwrapped
 from nanochat_lit.training.rank_watch import RankWatch
+
+_BUFFERS_PER_FORWARD = (  # torch 2.13 has renamed it
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
 
 
 class WatchedDDPStrategy(DDPStrategy):
@@ -29,7 +37,7 @@ class WatchedDDPStrategy(DDPStrategy):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"forward_sync_buffers": False, **kwargs})
+        super().__init__(**{_BUFFERS_PER_FORWARD: False, **kwargs})
         self._watch: RankWatch | None = None
 
     def setup_environment(self) -> None:

@@ -30,6 +30,7 @@ def no_inductor(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, while it traces
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # Python 3.13.0
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_graphs_are_captured_once(checkpointing, write_recipe, no_inductor, monkeypatch):
     """Two graphs (features, and a chunk of the loss where it has no C++), whatever follows: accumulation, validations, a last step.
