@@ -49,7 +49,7 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
     repeats: int = 5,
     device: str | None = None,
     compute_dtype: str = "auto",
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
     packed: bool = True,
     json: bool = False,
 ) -> None:
@@ -66,7 +66,7 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
         repeats: Number of runs; medians are reported.
         device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
-        quantize: int8 stores and multiplies the matrices in 8 bits (CPU only); null disables it.
+        quantize: int8 stores and multiplies the matrices in 8 bits, int4 stores them in 4.5 (CPU only); null disables it.
         packed: Repack the weights for this CPU, as chat and serve do; false is for comparison.
         json: Print only JSON.
     """
@@ -196,9 +196,10 @@ class _NoText:
 
 def _weight_bytes(gpt: GPT, quantize: Quantization | None) -> int:
     """Return the bytes of matrices that a decode step reads; excludes embeddings, of which it reads single rows."""
+    if isinstance(gpt.lm_head, KernelLinear):
+        return sum(module.num_bytes for module in gpt.modules() if isinstance(module, KernelLinear))
     counts = count_parameters(gpt.config)
-    dtype = gpt.lm_head.dtype if isinstance(gpt.lm_head, KernelLinear) else gpt.compute_dtype
-    return (counts.transformer_matrices + counts.lm_head) * (1 if quantize else dtype.itemsize)
+    return (counts.transformer_matrices + counts.lm_head) * (1 if quantize else gpt.compute_dtype.itemsize)
 
 
 def _key_bytes(gpt: GPT, position: int) -> int:

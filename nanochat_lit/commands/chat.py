@@ -301,7 +301,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         seed: Sampling seed; the same seed gives the same answers to the same messages.
         device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
-        quantize: int8 stores the weights in 8 bits (CPU only); null keeps them in compute_dtype.
+        quantize: int8 stores the weights in 8 bits, int4 in 4.5 (CPU only); null keeps them in compute_dtype.
         python_tool: Run Python code that the model writes in a sandbox, in addition to the calculator; an error if no
             sandbox is available.
     """

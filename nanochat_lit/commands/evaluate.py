@@ -244,7 +244,7 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
     sequence_len: int | None = None,
     device: str | None = None,
     compute_dtype: str = "auto",
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
     trust_remote_code: bool = False,
     out: str | None = None,
     json: bool = False,
@@ -259,7 +259,7 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
         sequence_len: Chunk length, tokens; null is the model's context, capped at 2,048 for a Hugging Face model.
         device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
-        quantize: int8 evaluates the model with 8-bit matrices (CPU only); null disables it.
+        quantize: int8 evaluates the model with 8-bit matrices, int4 with 4-bit ones (CPU only); null disables it.
         trust_remote_code: Run the Python files of a Hugging Face folder, with your permissions.
         out: Folder that gets bpb.json, such as runs/X/export_evaluation, which `report` reads; null writes no file.
         json: Print only JSON.

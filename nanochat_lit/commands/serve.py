@@ -26,7 +26,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
     cors_origins: list[str] | None = None,
     device: str | None = None,
     compute_dtype: str = "auto",
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
 ) -> None:
     """Serve a chat model over HTTP with an OpenAI-compatible API until SIGTERM or Ctrl-C.
 
@@ -55,7 +55,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
             all.
         device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
-        quantize: int8 stores and multiplies the matrices in 8 bits (CPU only); null disables it.
+        quantize: int8 stores and multiplies the matrices in 8 bits, int4 stores them in 4.5 (CPU only); null disables it.
     """
     names = _devices(workers, devices, device)
     try:

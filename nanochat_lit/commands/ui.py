@@ -40,7 +40,7 @@ def ui(
         slots: Concurrent conversations; further ones are queued. For --model.
         device: cpu, cuda or mps; null selects the fastest available device. For --model.
         compute_dtype: auto, bfloat16, float16 or float32. For --model.
-        quantize: int8 stores the weights in 8 bits (CPU only); null keeps them in compute_dtype. For --model.
+        quantize: int8 stores the weights in 8 bits, int4 in 4.5 (CPU only); null keeps them in compute_dtype. For --model.
     """
     if (model is None) == (url is None):
         raise UserError("give either --model EXPORT or --url URL, as in --model runs/quickstart/export")

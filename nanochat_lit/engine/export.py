@@ -89,7 +89,8 @@ def load_export(
         cast_weights: Also store the matrices in the compute dtype: same results, but not suitable for training.
         packed: With cast_weights, repack the matrices for decoding on this device; with "auto", a CPU that computes in
             float32 stores them in bfloat16. False is better for evaluation in large batches.
-        quantize: "int8" stores and multiplies the matrices in 8 bits (CPU only); implies cast_weights.
+        quantize: "int8" stores and multiplies the matrices in 8 bits, "int4" stores them in 4.5 (CPU only); implies
+            cast_weights.
 
     Raises:
         UserError: If a file is missing, broken or from another export, or this device does not support quantization.

@@ -12,9 +12,9 @@
 
 namespace {
 
-// How a matrix is stored, with 1, 2 or 4 numbers to a 32-bit word, and its inputs: in the same form, but for WIDENED, whose
-// bfloat16 weights meet inputs in float32.
-enum Kind : int32_t { FLOAT32, BFLOAT16, INT8, WIDENED };
+// How a matrix is stored, with 1, 2, 4 or 8 numbers to a 32-bit word, and its inputs: in the same form, but for WIDENED, whose
+// bfloat16 weights meet inputs in float32, and INT4, whose weights (0 to 15, for -8 to 7) meet inputs in 8 bits.
+enum Kind : int32_t { FLOAT32, BFLOAT16, INT8, WIDENED, INT4 };
 
 constexpr int BLOCK = 16;  // outputs whose weights lie side by side
 constexpr int VECTORS = BLOCK / LANES;
@@ -36,6 +36,14 @@ constexpr int ZERO = 0;
 constexpr int BLOCKS = 4, ROWS = 6, FEW_BLOCKS = 3, FEW_ROWS = 8, MANY_BLOCKS = 3, MANY_ROWS = 8;
 #else
 constexpr int BLOCKS = 4, ROWS = 1, FEW_BLOCKS = 2, FEW_ROWS = 3, MANY_BLOCKS = 1, MANY_ROWS = 6;
+#endif
+
+// INT4: words of weights that share a scale, and the blocks and rows of a tile, which needs two sums for each of its outputs.
+constexpr int GROUP_WORDS = 4;
+#if defined(__AVX512F__)
+constexpr int GROUP_BLOCKS = 4, GROUP_ROWS = 2, MANY_GROUP_BLOCKS = 2, MANY_GROUP_ROWS = 6;
+#else
+constexpr int GROUP_BLOCKS = 2, GROUP_ROWS = 1, MANY_GROUP_BLOCKS = 1, MANY_GROUP_ROWS = 2;
 #endif
 
 constexpr int QUERIES = 4;  // of a prompt that are computed together
@@ -60,7 +68,7 @@ extern "C" {
 
 struct Matrix {
   const uint32_t* weights;  // (blocks of outputs, words, BLOCK)
-  const float* scales;      // INT8: of each output
+  const void* scales;       // INT8: of each output, float32; INT4: (blocks of outputs, groups, BLOCK) in bfloat16
   const int32_t* sums;      // INT8: of each output's weights
   int32_t kind, outputs, inputs, words;
 };
@@ -104,8 +112,10 @@ namespace {
 Kind kind_of(const Matrix& m) { return m.kind == BFLOAT16 && !HAS_PAIRS ? WIDENED : Kind(m.kind); }
 
 // Inputs to a word of weights, in words.
-constexpr int per_word(Kind kind) { return kind == WIDENED ? 2 : 1; }
-int input_words(const Matrix& m) { return m.words * per_word(kind_of(m)); }
+constexpr int per_word(Kind kind) { return kind == WIDENED || kind == INT4 ? 2 : 1; }
+int value_words(const Matrix& m) { return m.words * per_word(kind_of(m)); }
+// Of a row; INT4's ends with -8 times the sum of each group of inputs.
+int input_words(const Matrix& m) { return value_words(m) + (kind_of(m) == INT4 ? m.words / GROUP_WORDS : 0); }
 
 template <Kind kind> struct Sum {
   Floats v = {};
@@ -138,6 +148,75 @@ template <> struct Sum<INT8> {  // signed weights; inputs around ZERO
   }
 };
 
+// The sum of a group of weights (0 to 15) times 8-bit inputs.
+struct GroupSum {
+  Ints v = {};
+  void add(Words w, uint32_t x) {
+#if defined(__AVX512VNNI__)
+    v = (Ints)_mm512_dpbusd_epi32((__m512i)v, (__m512i)w, _mm512_set1_epi32(int(x)));
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+    v = (Ints)_mm256_dpbusd_avx_epi32((__m256i)v, (__m256i)w, _mm256_set1_epi32(int(x)));
+#elif defined(__AVX512BW__)
+    v = (Ints)_mm512_add_epi16((__m512i)v, _mm512_maddubs_epi16((__m512i)w, _mm512_set1_epi32(int(x))));
+#elif defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+    v = (Ints)_mm256_add_epi16((__m256i)v, _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(int(x))));
+#elif defined(__ARM_FEATURE_DOTPROD)
+    v = (Ints)vdotq_s32((int32x4_t)v, (int8x16_t)w, vreinterpretq_s8_u32(vdupq_n_u32(x)));
+#else
+    for (int byte = 0; byte < 4; byte++) v += ((Ints)(w << (24 - 8 * byte)) >> 24) * (int32_t(x << (24 - 8 * byte)) >> 24);
+#endif
+  }
+  Ints total() const {  // 16 pairs of products of up to 15 * 127 fit 16 bits
+#if defined(__AVX512VNNI__) || (defined(__AVXVNNI__) && !defined(__AVX512F__))
+    return v;
+#elif defined(__AVX512BW__)
+    return (Ints)_mm512_madd_epi16((__m512i)v, _mm512_set1_epi16(1));
+#elif defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+    return (Ints)_mm256_madd_epi16((__m256i)v, _mm256_set1_epi16(1));
+#else
+    return v;
+#endif
+  }
+};
+
+// As `tile`, of weights in groups: the exact sum of a group is scaled and added to those of the groups before it.
+template <int NB, int NR>
+void tile_of_groups(const Matrix& m, int block, const uint32_t* x, Sum<INT4> (&out)[NB * VECTORS][NR]) {
+  constexpr int NV = NB * VECTORS;
+  int groups = m.words / GROUP_WORDS, stride = input_words(m), after = value_words(m);
+  const uint16_t* scales = static_cast<const uint16_t*>(m.scales);
+  Floats sums[NV][NR] = {};
+  for (int group = 0; group < groups; group++) {
+    GroupSum exact[NV][NR];
+    for (int k = group * GROUP_WORDS; k < (group + 1) * GROUP_WORDS; k++) {
+      Words low[NV], high[NV];
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; v++) {
+        Words w = load<Words>(m.weights + (int64_t(block + v / VECTORS) * m.words + k) * BLOCK + v % VECTORS * LANES);
+        low[v] = w & 0x0f0f0f0fu, high[v] = w >> 4 & 0x0f0f0f0fu;
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < NR; r++)
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; v++) {
+          exact[v][r].add(low[v], x[int64_t(r) * stride + 2 * k]);
+          exact[v][r].add(high[v], x[int64_t(r) * stride + 2 * k + 1]);
+        }
+    }
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; v++) {
+      Floats scale = load_wide(scales + (int64_t(block + v / VECTORS) * groups + group) * BLOCK + v % VECTORS * LANES);
+#pragma GCC unroll 8
+      for (int r = 0; r < NR; r++) {
+        Ints sum = exact[v][r].total() + int32_t(x[int64_t(r) * stride + after + group]);
+        sums[v][r] = fused(__builtin_convertvector(sum, Floats), scale, sums[v][r]);
+      }
+    }
+  }
+  for (int v = 0; v < NV; v++)
+    for (int r = 0; r < NR; r++) out[v][r].v = sums[v][r];
+}
+
 // Sums of NR rows for NB blocks of outputs; both halves of a word go into the same sum, one after the other.
 template <Kind kind, int NB, int NR>
 void tile(const uint32_t* weights, int words, const uint32_t* x, Sum<kind> (&out)[NB * VECTORS][NR]) {
@@ -167,7 +246,9 @@ void tile(const uint32_t* weights, int words, const uint32_t* x, Sum<kind> (&out
 template <Kind kind> Floats finished(const Matrix& m, Sum<kind> sum, int output, float x_scale) {
   if constexpr (kind == INT8) {
     Ints exact = sum.v - ZERO * load<Ints>(m.sums + output);
-    return __builtin_convertvector(exact, Floats) * load<Floats>(m.scales + output) * x_scale;
+    return __builtin_convertvector(exact, Floats) * load<Floats>(static_cast<const float*>(m.scales) + output) * x_scale;
+  } else if constexpr (kind == INT4) {
+    return sum.v * x_scale;
   } else {
     return sum.v;
   }
@@ -176,7 +257,9 @@ template <Kind kind> Floats finished(const Matrix& m, Sum<kind> sum, int output,
 template <Kind kind, int NB, int NR, class Put>
 void rows_of_blocks(const Matrix& m, const uint32_t* x, const float* x_scales, int row, int block, Put put) {
   Sum<kind> sums[NB * VECTORS][NR];
-  tile<kind, NB, NR>(m.weights + int64_t(block) * m.words * BLOCK, m.words, x + int64_t(row) * input_words(m), sums);
+  const uint32_t* first = x + int64_t(row) * input_words(m);
+  if constexpr (kind == INT4) tile_of_groups<NB, NR>(m, block, first, sums);
+  else tile<kind, NB, NR>(m.weights + int64_t(block) * m.words * BLOCK, m.words, first, sums);
   for (int v = 0; v < NB * VECTORS; v++)
     for (int r = 0; r < NR; r++) {
       int output = block * BLOCK + v * LANES;
@@ -251,7 +334,10 @@ void tiled(const Matrix& m, const uint32_t* x, const float* x_scales, int rows, 
   if constexpr (kind == BFLOAT16 || kind == INT8)
     if (m.words % 16 == 0 && is_using_tiles && may_use_tiles()) return my_tiles<kind>(m, x, x_scales, rows, team, put);
 #endif
-  if (rows <= ROWS) my_outputs<kind, BLOCKS, ROWS>(m, x, x_scales, rows, team, put);
+  if constexpr (kind == INT4) {
+    if (rows <= GROUP_ROWS) my_outputs<kind, GROUP_BLOCKS, GROUP_ROWS>(m, x, x_scales, rows, team, put);
+    else my_outputs<kind, MANY_GROUP_BLOCKS, MANY_GROUP_ROWS>(m, x, x_scales, rows, team, put);
+  } else if (rows <= ROWS) my_outputs<kind, BLOCKS, ROWS>(m, x, x_scales, rows, team, put);
   else if (rows <= FEW_ROWS) my_outputs<kind, FEW_BLOCKS, FEW_ROWS>(m, x, x_scales, rows, team, put);
   else my_outputs<kind, MANY_BLOCKS, MANY_ROWS>(m, x, x_scales, rows, team, put);
 }
@@ -263,6 +349,7 @@ void multiply(const Matrix& m, const uint32_t* x, const float* x_scales, int row
   if (kind == FLOAT32) tiled<FLOAT32>(m, x, x_scales, rows, team, put);
   else if (kind == WIDENED) tiled<WIDENED>(m, x, x_scales, rows, team, put);
   else if (kind == INT8) tiled<INT8>(m, x, x_scales, rows, team, put);
+  else if (kind == INT4) tiled<INT4>(m, x, x_scales, rows, team, put);
   else if constexpr (HAS_PAIRS) tiled<BFLOAT16>(m, x, x_scales, rows, team, put);
 }
 
@@ -280,9 +367,18 @@ float prepare(const Matrix& m, const float* x, uint32_t* out) {
     float largest = 1.17549435e-38f;
     for (int i = 0; i < m.inputs; i++) largest = std::max(largest, std::fabs(x[i]));
     float scale = largest / 127;
+    int zero = kind == INT8 ? ZERO : 0;
     uint8_t* byte = reinterpret_cast<uint8_t*>(out);
-    for (int i = 0; i < m.inputs; i++) byte[i] = uint8_t(int(std::nearbyint(x[i] / scale)) + ZERO);
-    for (int i = m.inputs; i < 4 * m.words; i++) byte[i] = ZERO;
+    for (int i = 0; i < m.inputs; i++) byte[i] = uint8_t(int(std::nearbyint(x[i] / scale)) + zero);
+    for (int i = m.inputs; i < 4 * value_words(m); i++) byte[i] = uint8_t(zero);
+    if (kind == INT4) {
+      constexpr int GROUP = 8 * GROUP_WORDS;
+      for (int group = 0; group < m.words / GROUP_WORDS; group++) {
+        int sum = 0;
+        for (int i = group * GROUP; i < (group + 1) * GROUP; i++) sum += int8_t(byte[i]);
+        out[value_words(m) + group] = uint32_t(-8 * sum);
+      }
+    }
     return scale;
   }
   return 1.0f;

@@ -35,9 +35,14 @@ MAX_SLOWDOWN = 2.0
 
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""Weight dtypes, as in decode_kernel.cpp."""
 WIDENED = 3
 """Weights in bfloat16 whose inputs stay in float32."""
-"""Weight dtypes, as in decode_kernel.cpp."""
+INT4 = 4
+"""Weights of 4 bits in groups."""
+
+GROUP = 32
+"""Inputs whose 4-bit weights share a scale."""
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_float
 
@@ -169,28 +174,45 @@ class KernelLinear(nn.Module):
 
     Args:
         weight: (M, K) in float32 or bfloat16, or in int8 with scales.
-        scales: (M,) float32 for int8: what a weight of 1 stands for.
+        scales: What a weight of 1 stands for: (M,) float32, or (M, groups of K) bfloat16, whose weights are from -8 to 7.
     """
 
     def __init__(self, weight: Tensor, scales: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        group = 4 // weight.dtype.itemsize
-        outputs, words = -(-self.out_features // BLOCK) * BLOCK, -(-self.in_features // group)
-        padded = torch.zeros((outputs, words * group), dtype=weight.dtype)
+        self.has_4_bits = scales is not None and scales.ndim == 2
+        outputs = -(-self.out_features // BLOCK) * BLOCK
+        multiple = GROUP if self.has_4_bits else 4 // weight.dtype.itemsize
+        padded = torch.zeros((outputs, -(-self.in_features // multiple) * multiple), dtype=weight.dtype)
         padded[: self.out_features, : self.in_features] = weight.detach()
-        self._packed = padded.view(outputs // BLOCK, BLOCK, words, group).transpose(1, 2).contiguous()
-        self._scales, self._sums = torch.zeros(outputs), torch.zeros(outputs, dtype=torch.int32)
+        self._sums = padded.sum(dim=1, dtype=torch.int32) if scales is not None else torch.zeros(0, dtype=torch.int32)
+        self._scales = torch.zeros(0)
         if scales is not None:
+            self._scales = scales.new_zeros((outputs, *scales.shape[1:]))
             self._scales[: self.out_features] = scales
-            self._sums.copy_(padded.sum(dim=1, dtype=torch.int32))
+        if self.has_4_bits:
+            self._scales = self._scales.view(outputs // BLOCK, BLOCK, -1).transpose(1, 2).contiguous()
+            low, high = (padded + 8).view(torch.uint8).view(outputs, -1, 2, 4).unbind(2)
+            padded = (low | high << 4).flatten(1)
+        in_words = padded.view(outputs // BLOCK, BLOCK, -1, 4 // padded.dtype.itemsize)
+        self._packed = in_words.transpose(1, 2).contiguous()
         self.dtype = weight.dtype
+
+    @property
+    def stored_as(self) -> str:
+        """Names the form of the weights, such as bfloat16."""
+        return f"4 bits in groups of {GROUP}" if self.has_4_bits else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def num_bytes(self) -> int:
+        """What a product reads."""
+        return self._packed.nbytes + self._scales.nbytes
 
     def matrix(self, activations: torch.dtype) -> Any:
         """Returns the layer as the kernel takes it for inputs of a dtype; valid while this module lives."""
         pointers = (self._packed.data_ptr(), self._scales.data_ptr(), self._sums.data_ptr())
         is_widened = self.dtype == torch.bfloat16 and activations == torch.float32
-        kind = WIDENED if is_widened else KINDS[self.dtype]
+        kind = INT4 if self.has_4_bits else WIDENED if is_widened else KINDS[self.dtype]
         return _Matrix(*pointers, kind, self.out_features, self.in_features, self._packed.shape[1])
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear

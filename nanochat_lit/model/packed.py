@@ -8,7 +8,8 @@ product itself when a single token is decoded; a packed weight is rearranged onc
 
 int8 reads half of bfloat16's bytes. Weights are rounded per output channel, inputs per row at run time (symmetric, 8 bits
 both), products are summed exactly in 32 bits: the scheme of LLM.int8 without its outlier columns (Dettmers et al. 2022.
-https://arxiv.org/abs/2208.07339).
+https://arxiv.org/abs/2208.07339). int4 rounds weights in groups of 32 inputs with a scale each, 4.5 bits a weight; inputs are as
+with int8. Only our kernel has it.
 
 Shapes: N rows, K input features, M output features.
 """
@@ -20,10 +21,21 @@ from torch import Tensor, nn
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.torch_internals import has_bfloat16_onednn, has_vnni, pack_weight, packed_linear
-from nanochat_lit.model.decode_kernel import DecodeKernel, KernelLinear, kernel_library, kernel_name, kernel_obstacle
+from nanochat_lit.model.decode_kernel import (
+    GROUP,
+    DecodeKernel,
+    KernelLinear,
+    kernel_library,
+    kernel_name,
+    kernel_obstacle,
+)
 from nanochat_lit.model.gpt import GPT
 
-Quantization = Literal["int8"]
+Quantization = Literal["int8", "int4"]
+
+SCALES_TRIED = tuple(1.0 - 0.02 * step for step in range(-2, 13))
+"""Of a group's scale that spans its largest weight, the shares that `quantize_groups` tries: a smaller one clips that weight and rounds
+the others less."""
 
 INT8_ZERO = 128
 """Inputs are stored as uint8 around this: oneDNN's fast kernels take no signed inputs."""
@@ -88,6 +100,31 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     return (values / scales[:, None]).round().to(torch.int8), scales
 
 
+def quantize_groups(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each group of 32 neighbours of a row to whole multiples, from -8 to 7, of the scale with the least squared error.
+
+    Args:
+        values: (N, K) float32.
+
+    Returns:
+        (N, K) int8, and (N, groups) bfloat16 scales, positive or negative.
+    """
+    num_rows, width = values.shape
+    groups = torch.nn.functional.pad(values, (0, -width % GROUP)).view(num_rows, -1, GROUP)
+    largest = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))  # with its sign: -8 has no opposite
+    best_error = torch.full_like(largest, torch.inf)
+    rounded, scales = torch.zeros_like(groups), torch.zeros_like(largest)
+    for share in SCALES_TRIED:
+        tried = (largest * (share / -8)).bfloat16().float()
+        tried = torch.where(tried == 0, 1.0, tried)
+        steps = (groups / tried).round().clamp(-8, 7)
+        error = (steps * tried - groups).square().sum(dim=2, keepdim=True)
+        is_better = error < best_error
+        best_error = torch.where(is_better, error, best_error)
+        rounded, scales = torch.where(is_better, steps, rounded), torch.where(is_better, tried, scales)
+    return rounded.view(num_rows, -1)[:, :width].to(torch.int8), scales[..., 0].bfloat16()
+
+
 def can_pack(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
     """Return whether the device supports oneDNN's packed matmuls in a dtype (x86 and ARM builds of torch, no GPUs)."""
     has_library = device.type == "cpu" and torch.backends.mkldnn.is_available()
@@ -114,14 +151,19 @@ def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype:
 
     Args:
         model: For inference from now on.
-        quantize: "int8" rounds weights and inputs of the linear layers to 8 bits; None keeps the dtype.
+        quantize: "int8" rounds weights and inputs of the linear layers to 8 bits, "int4" weights to 4 bits and inputs to 8;
+            None keeps the dtype.
         weight_dtype: bfloat16 keeps float32 matrices in it where our kernel multiplies them, in float32: half the memory is
             read for each token. None keeps them as they are.
 
     Raises:
-        UserError: If this device has no 8-bit products.
+        UserError: If this device has no such products.
     """
     obstacle = _obstacle(model)
+    if quantize == "int4" and obstacle:
+        raise UserError(
+            f"quantize: int4 needs the C++ kernel, which is not used: {obstacle}; leave quantize out or use int8"
+        )
     if quantize is not None and obstacle and not _has_int8_onednn(model.device):
         raise UserError(
             f"quantize: {quantize} needs the C++ kernel or AVX512-VNNI; the kernel is not used: {obstacle}; leave quantize out"
@@ -142,8 +184,7 @@ def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype:
 def describe_kernel(model: GPT) -> str:
     """Return the implementation of a model's decode steps, and why it is not our kernel if it is not."""
     if model.decode_kernel is not None:
-        dtype = str(cast("KernelLinear", model.lm_head).dtype).removeprefix("torch.")
-        return f"{kernel_name()} (C++), weights in {dtype}"
+        return f"{kernel_name()} (C++), weights in {cast('KernelLinear', model.lm_head).stored_as}"
     return f"PyTorch; not the C++ kernel: {_obstacle(model) or 'the model is not packed'}"
 
 
@@ -154,7 +195,8 @@ def _obstacle(model: GPT) -> str:
 def _kernel_linear(weight: Tensor, quantize: Quantization | None) -> nn.Module:
     if quantize is None:
         return KernelLinear(weight)
-    return KernelLinear(*quantize_rows(weight.detach().float()))
+    quantized = quantize_rows if quantize == "int8" else quantize_groups
+    return KernelLinear(*quantized(weight.detach().float()))
 
 
 def _onednn_linear(weight: Tensor, quantize: Quantization | None) -> nn.Module:

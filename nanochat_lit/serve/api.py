@@ -51,7 +51,7 @@ class ServeSettings:
     """Origins whose web pages may call this server; "*" allows all."""
     compute_dtype: str = "auto"
     """auto, bfloat16, float16 or float32."""
-    quantize: Literal["int8"] | None = None
+    quantize: Literal["int8", "int4"] | None = None
     """Store the matrices in 8 bits."""
     num_threads: int | None = None
     """Compute threads per worker; None is torch's default."""

@@ -247,7 +247,13 @@ def test_values_of_another_type_are_named_with_what_is_allowed(capsys):
         ("fit", *recipe, "--log_every", "x"): "--log_every: expected int; given 'x'",
         ("fit", *recipe, "--model", "Nope"): "--model: class Nope does not exist; give a class path such as",
         ("fit", *recipe, "--trainer.max_step", "3"): "unrecognized arguments: --trainer.max_step 3; did you mean",
-        ("serve", "--model", "x", "--quantize", "int4"): "--quantize: expected 'int8' or null; given 'int4'",
+        (
+            "serve",
+            "--model",
+            "x",
+            "--quantize",
+            "int3",
+        ): "--quantize: expected one of 'int8', 'int4' or null; given 'int3'",
     }.items():
         assert cli.main(list(words)) == 2
         assert capsys.readouterr().err.startswith(f"error: {message}")

@@ -35,7 +35,7 @@ def bench_serve(
     newcomers: int = 30,
     device: str | None = None,
     compute_dtype: str = "auto",
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "int4"] | None = None,
     json: bool = False,
 ) -> None:
     """Start a server on an export, send it the same requests that the engine alone answers, compare.

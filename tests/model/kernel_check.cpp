@@ -43,12 +43,14 @@ void require_equal(const char* what, const void* a, const void* b, size_t bytes)
 struct Weights {
   std::vector<uint32_t> packed;
   std::vector<float> scales;
+  std::vector<uint16_t> group_scales;  // of INT4
   std::vector<int32_t> sums;
   Matrix matrix;
 
   Weights(Kind kind, int outputs, int inputs) {
-    int group = kind == FLOAT32 ? 1 : kind == INT8 ? 4 : 2, blocks = (outputs + BLOCK - 1) / BLOCK;
+    int group = kind == FLOAT32 ? 1 : kind == INT8 ? 4 : kind == INT4 ? 8 : 2, blocks = (outputs + BLOCK - 1) / BLOCK;
     int words = (inputs + group - 1) / group;
+    if (kind == INT4) words = (words + GROUP_WORDS - 1) / GROUP_WORDS * GROUP_WORDS;
     packed.resize(int64_t(blocks) * words * BLOCK), scales.resize(blocks * BLOCK), sums.resize(blocks * BLOCK);
     std::vector<float> plain = numbers(int64_t(outputs) * inputs);
     for (int o = 0; o < outputs; o++) {
@@ -56,14 +58,18 @@ struct Weights {
       for (int i = 0; i < inputs; i++) {
         float w = plain[int64_t(o) * inputs + i];
         int byte = int(std::nearbyint(w / scales[o]));
+        int place = i % 8 < 4 ? 8 * (i % 4) : 8 * (i % 4) + 4;  // of 4 bits
         uint32_t bits_of = kind == FLOAT32 ? bits<uint32_t>(w)
+                           : kind == INT4  ? uint32_t(byte / 17 + 8) << place
                            : kind == INT8  ? uint32_t(uint8_t(byte)) << (8 * (i % 4))
                                            : uint32_t(to_bfloat16(w)) << (16 * (i % 2));
         packed[(int64_t(o / BLOCK) * words + i / group) * BLOCK + o % BLOCK] |= bits_of;
         sums[o] += byte;
       }
     }
-    matrix = {packed.data(), scales.data(), sums.data(), kind, outputs, inputs, words};
+    group_scales.assign(int64_t(blocks) * BLOCK * words / GROUP_WORDS, to_bfloat16(0.3f / 7));
+    const void* its = kind == INT4 ? static_cast<const void*>(group_scales.data()) : scales.data();
+    matrix = {packed.data(), its, sums.data(), kind, outputs, inputs, words};
   }
   Weights(const Weights&) = delete;
 };
@@ -189,7 +195,7 @@ template <class T> void check_muon(int64_t rows, int64_t columns) {
 
 int main() {
   std::fprintf(stderr, "%s\n", instructions());
-  for (Kind kind : {FLOAT32, BFLOAT16, INT8, WIDENED}) {
+  for (Kind kind : {FLOAT32, BFLOAT16, INT8, WIDENED, INT4}) {
     for (auto [outputs, inputs] : {std::pair{100, 60}, {16, 3}, {257, 96}}) check_linear(kind, outputs, inputs);
     check_model(kind);
   }

@@ -11,7 +11,7 @@ from torch import Tensor
 from nanochat_lit.model.decode_kernel import KernelLinear, kernel_library
 from nanochat_lit.model.loss import softmax_and_slope
 from nanochat_lit.model.loss_kernel import loss_and_gradient_in_place
-from nanochat_lit.model.packed import quantize_rows
+from nanochat_lit.model.packed import quantize_groups, quantize_rows
 
 pytestmark = [
     pytest.mark.slow,
@@ -45,12 +45,11 @@ def seconds(*computations: Callable[[], object]) -> list[float]:
 
 @pytest.mark.parametrize("shape", [(1024, 256), (256, 1024), (8192, 256), (3072, 768), (768, 3072)])
 @pytest.mark.parametrize("rows", [1, 16, 128])
-@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "int8", "int4"])
 def test_a_layer_is_no_slower_than_pytorchs(shape: tuple[int, int], rows: int, stored: str) -> None:
     weight, inputs = torch.randn(shape), torch.randn(rows, shape[1])
-    layer = (
-        KernelLinear(*quantize_rows(weight)) if stored == "int8" else KernelLinear(weight.to(getattr(torch, stored)))
-    )
+    quantized = {"int8": quantize_rows, "int4": quantize_groups}.get(stored)
+    layer = KernelLinear(*quantized(weight)) if quantized else KernelLinear(weight.to(getattr(torch, stored)))
     with torch.inference_mode():
         ours, theirs = seconds(lambda: layer(inputs), lambda: F.linear(inputs, weight))
     assert ours < MARGIN * theirs + CALL_S

@@ -8,6 +8,7 @@ import torch
 from nanochat_lit import GPT, Engine, GPTConfig
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.model import KVCache, SlotCache
+from nanochat_lit.model.decode_kernel import kernel_obstacle
 from nanochat_lit.model.packed import can_quantize, pack_linears
 from nanochat_lit.model.slot_cache import check_room
 
@@ -80,12 +81,15 @@ def one_thread() -> Iterator[None]:
         (torch.bfloat16, 1, "int8"),
         (torch.float32, 4, None),  # plain float32 products depend on the number of rows when there are several threads
         (torch.float32, 4, "int8"),
+        (torch.float32, 4, "int4"),
     ],
 )
 def test_neighbours_change_no_bit(dtype: torch.dtype, num_rows: int, quantize: str | None) -> None:
     if quantize == "int8" and not can_quantize(torch.device("cpu")):
         pytest.skip("needs a CPU with AVX512-VNNI")
     model = build(dtype, bigram_factor=3)
+    if quantize == "int4" and kernel_obstacle(model):
+        pytest.skip("needs a C++ compiler")
     if quantize != "plain":
         pack_linears(model, quantize)
     prompts, following = texts([3, 120, 129, 250, 40]), texts([12] * 5)
