@@ -253,7 +253,7 @@ def test_values_of_another_type_are_named_with_what_is_allowed(capsys):
             "x",
             "--quantize",
             "int3",
-        ): "--quantize: expected one of 'int8', 'int4' or null; given 'int3'",
+        ): "--quantize: expected 'int8', 'int4' or null; given 'int3'",
     }.items():
         assert cli.main(list(words)) == 2
         assert capsys.readouterr().err.startswith(f"error: {message}")

@@ -1,8 +1,9 @@
-"""Benchmarks that a checkout has and an installed copy lacks: `python tests/benchmarks/bench.py data|serve|core --help`.
+"""Benchmarks that a checkout has and an installed copy lacks: `python tests/benchmarks/bench.py data|serve|core|llama --help`.
 
 data    tokenizer, packing and loader, beside a plain loop
 serve   a server and its clients, beside the engine alone
 core    examples per second of `evaluate core`, beside the plain way
+llama   prompts and decoding in 8 and 4 bits, beside llama.cpp
 """
 
 import sys
@@ -13,6 +14,7 @@ BENCHMARKS = {
     "data": "bench_data:bench_data",
     "serve": "bench_serve:bench_serve",
     "core": "bench_core:bench_core",
+    "llama": "bench_llama:bench_llama",
 }
 
 
