@@ -13,6 +13,7 @@ from nanochat_lit.common.errors import UserError
 
 MAX_SEED = 2**63
 MAX_STOP_STRINGS = 16
+MAX_BIAS = 100
 
 _WHOLE = ("top_k", "max_new_tokens", "seed")
 # minimum, maximum, and the hint of the error message
@@ -20,6 +21,10 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "temperature": (0, 100, "use 0 (greedy) to 100, such as 0.6"),
     "top_k": (0, 2**31 - 1, "use 0 (off) or the number of most likely tokens to sample from"),
     "top_p": (5e-324, 1, "use 1 (off) or a cumulative probability, such as 0.9"),
+    "min_p": (0, 1, "use 0 (off) or a share of the highest probability, such as 0.05"),
+    "repetition_penalty": (0.01, 100, "use 1 (off) or a factor, such as 1.1"),
+    "presence_penalty": (-2, 2, "use 0 (off), or -2 to 2"),
+    "frequency_penalty": (-2, 2, "use 0 (off), or -2 to 2"),
     "max_new_tokens": (1, 2**31 - 1, "use at least 1"),
     "seed": (-MAX_SEED, MAX_SEED - 1, "use an integer of at most 64 bits"),
 }
@@ -70,6 +75,16 @@ class SamplingParams:
     """Sample from this many most likely tokens; 0 or None disables the limit."""
     top_p: float = 1.0
     """Sample from the most likely tokens that together reach this probability; 1 disables the limit."""
+    min_p: float = 0.0
+    """Sample only from tokens that are at least this share as likely as the most likely one; 0 disables the limit."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits, and multiplies negative ones, of tokens in the prompt and the answer; 1 disables it."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens in the answer; 0 disables it."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token for each time it is in the answer; 0 disables it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of a token id and what is added to its logit, -100 to 100."""
     max_new_tokens: int = 256
     """Maximum length of a completion, tokens, including tool results."""
     seed: int = 0
@@ -87,6 +102,8 @@ class SamplingParams:
             raise UserError(f"stop must contain non-empty strings; got {_shown(stop)}")
         if len(stop) > MAX_STOP_STRINGS:
             raise UserError(f"stop has {len(stop)} strings; use at most {MAX_STOP_STRINGS}")
+        if any(not -MAX_BIAS <= amount <= MAX_BIAS for _, amount in self.logit_bias):
+            raise UserError(f"logit_bias has amounts outside -{MAX_BIAS} to {MAX_BIAS}; use smaller ones")
 
     def changed(self, name: str, text: str) -> "SamplingParams":
         """Return a copy with one setting changed from text.
@@ -134,6 +151,8 @@ class Request(SamplingParams):
     """Index among several samples of the same seed."""
     logprobs: bool = False
     """Whether to report the log-probability of each token (at temperature 1, in nats)."""
+    top_logprobs: int = 0
+    """With logprobs, how many of the most likely tokens to report at each place."""
 
 
 def _checked(name: str, value: Any) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import AnswerText, Piece
 from nanochat_lit.engine.calculator import calculate
+from nanochat_lit.engine.logit_rules import LogitRules, has_rules
 from nanochat_lit.engine.sampling import HostCopy, has_sampling_kernel, row_random, sample_each, sample_next, to_device
 from nanochat_lit.engine.sampling_params import FAILED, Request, check_prompt
 from nanochat_lit.engine.tool_use import Tool, ToolRow
@@ -42,6 +43,8 @@ class Emitted(NamedTuple):
     finish_reason: str | None
     """None while the request is running; with its last token "stop" (end token or stop string) or "length". FAILED has
     no token."""
+    top: Sequence[tuple[int, float]] = ()
+    """Ids and log-probabilities of the most likely tokens, if requested."""
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class _Row:
     tool: ToolRow
     text: AnswerText
     random: Random
+    rules: LogitRules | None
     num_left: int
     """Remaining number of tokens."""
     num_pending: int = 0
@@ -82,6 +86,9 @@ class _Chosen:
     rows: list[_Row]
     tokens: HostCopy
     logprobs: HostCopy | None
+    """Of each token."""
+    top: tuple[HostCopy, HostCopy] | None
+    """Ids and log-probabilities of the most likely ones."""
 
 
 class SlotEngine:
@@ -152,9 +159,12 @@ class SlotEngine:
         """Check that a request can be served.
 
         Raises:
-            UserError: As `check_prompt`.
+            UserError: As `check_prompt`, or if logit_bias names a token that the model does not have.
         """
-        check_prompt(request.prompt_ids, self.model.config.sequence_len, self.model.config.vocab_size)
+        size = self.model.config.vocab_size
+        check_prompt(request.prompt_ids, self.model.config.sequence_len, size)
+        if unknown := [token for token, _ in request.logit_bias if not 0 <= token < size]:
+            raise UserError(f"logit_bias names the token {unknown[0]}; the model's are from 0 to {size - 1}")
 
     def admit(self, request: Request) -> int:
         """Assign a slot to a request; the next steps prefill and then decode it.
@@ -205,6 +215,7 @@ class SlotEngine:
             )
         num_left = min(request.max_new_tokens, self.model.config.sequence_len - len(request.prompt_ids) + 1)
         tools = [ToolRow(self.tokenizer, self.tool) for _ in range(num_samples)]
+        size, device = self.model.config.vocab_size, self.model.device
         rows = [
             _Row(
                 slot=self._free.pop(),
@@ -212,6 +223,7 @@ class SlotEngine:
                 tool=tool,
                 text=AnswerText(self.tokenizer, request.stop),
                 random=row_random(request.seed, request.sample + i),
+                rules=LogitRules(request, request.prompt_ids, size, device) if has_rules(request) else None,
                 num_left=num_left,
             )
             for i, tool in enumerate(tools)
@@ -292,14 +304,23 @@ class SlotEngine:
         is_finite = logits.sum(dim=-1).isfinite()
         if self._lag or not is_finite.all():  # with a lag, checking would synchronize the device
             logits = torch.where(is_finite[:, None], logits, 0.0)
-        tokens = _sample_rows([row.request for row in rows], [row.random for row in rows], logits)
+        shaped = logits
+        if any(row.rules for row in rows):
+            shaped = torch.stack([row.rules.apply(z) if row.rules else z for row, z in zip(rows, logits, strict=True)])
+        tokens = _sample_rows([row.request for row in rows], [row.random for row in rows], shaped)
         self._cached()[1].next_tokens[first : first + len(rows)] = tokens
-        logprobs = None
+        logprobs, top = None, None
         if any(row.request.logprobs for row in rows):
-            logprobs = HostCopy(logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0])
-        for row in rows:
+            whole = logits.float().log_softmax(dim=-1)
+            logprobs = HostCopy(whole.gather(1, tokens[:, None])[:, 0])
+            if most := max(row.request.top_logprobs for row in rows):
+                likeliest = whole.topk(min(most, whole.shape[1]), dim=-1)
+                top = HostCopy(likeliest.indices), HostCopy(likeliest.values)
+        for index, row in enumerate(rows):
             row.num_pending += 1
-        self._pending.append(_Chosen(list(rows), HostCopy(torch.where(is_finite, tokens, -1)), logprobs))
+            if row.rules:
+                row.rules.count(tokens[index : index + 1])
+        self._pending.append(_Chosen(list(rows), HostCopy(torch.where(is_finite, tokens, -1)), logprobs, top))
 
     def _come(self, lag: int) -> list[Emitted]:
         """Return the tokens that have reached the host, except of the last `lag` steps; remove finished requests."""
@@ -307,14 +328,20 @@ class SlotEngine:
         while len(self._pending) > lag:
             chosen = self._pending.popleft()
             logprobs = chosen.logprobs.tolist() if chosen.logprobs else [None] * len(chosen.rows)
-            for row, token_id, logprob in zip(chosen.rows, chosen.tokens.tolist(), logprobs, strict=True):
+            ids, values = [copy.tolist() for copy in chosen.top] if chosen.top else [[[]] * len(chosen.rows)] * 2
+            found = zip(chosen.rows, chosen.tokens.tolist(), logprobs, ids, values, strict=True)
+            for row, token_id, logprob, likeliest, their_logprobs in found:
                 if row.has_left:
                     continue
                 if token_id < 0:
                     row.has_failed = True
                     emitted.append(Emitted(row.slot, -1, False, [], None, FAILED))
                 else:
-                    emitted.append(self._take(row, token_id, logprob if row.request.logprobs else None))
+                    taken = self._take(row, token_id, logprob if row.request.logprobs else None)
+                    if taken.logprob is not None and row.request.top_logprobs:
+                        pairs = list(zip(likeliest, their_logprobs, strict=True))
+                        taken = taken._replace(top=pairs[: row.request.top_logprobs])
+                    emitted.append(taken)
                 if emitted[-1].finish_reason:
                     self.release(row.slot)
         return emitted
@@ -323,6 +350,8 @@ class SlotEngine:
         """Append a token to a request: the sampled one, or one forced by a tool."""
         is_forced = row.forced is not None
         token_id = choice if row.forced is None else row.forced
+        if is_forced and row.rules:
+            row.rules.count(to_device([choice], torch.int64, self.model.device), -1)
         row.num_left -= 1
         row.num_pending -= 1
         row.tool.observe(token_id)

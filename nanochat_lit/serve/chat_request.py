@@ -1,7 +1,7 @@
 """Parses the body of POST /v1/chat/completions. Pure functions; invalid requests raise ApiError.
 
 Fields without effect are ignored only if they cannot change the answer (`user`, `metadata`, ...); others are rejected.
-Extensions of OpenAI's fields: `top_k`, and `nanochat` in an assistant message, the parts of an earlier answer.
+Extensions of OpenAI's fields: `top_k`, `min_p`, `repetition_penalty` (as in vLLM), and `nanochat` in an assistant message, the parts of an earlier answer.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.sampling_params import MAX_SEED, SamplingParams
+from nanochat_lit.engine.sampling_params import MAX_BIAS, MAX_SEED, SamplingParams
 from nanochat_lit.serve.api_error import ApiError, bad_field, kind_of, short
 from nanochat_lit.serve.chat_messages import as_messages
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
@@ -22,20 +22,24 @@ MAX_NEW_TOKENS = 4_096
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARS = 100
 MAX_USER_CHARS = 512
+MAX_BIASED_TOKENS = 300
+MAX_TOP_LOGPROBS = 20
 _LIMITS = {"temperature": 2.0, "top_k": 200, "max_new_tokens": MAX_NEW_TOKENS}
 """Upper limits of sampling parameters per request, in addition to those of `SamplingParams`."""
 
-_USED = ("model", "messages", "stream", "stream_options", "temperature", "top_p", "top_k", "seed", "stop", "user", "n")
+_NUMBERS = (
+    *("temperature", "top_k", "top_p", "min_p", "seed"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
+_USED = (
+    *("model", "messages", "stream", "stream_options", "stop", "user", "n"),
+    *("logit_bias", "logprobs", "top_logprobs", *_NUMBERS),
+)
 _LENGTHS = ("max_completion_tokens", "max_tokens")
 # These fields cannot change a single answer of a text model.
 _HARMLESS = ("metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
 # Unsupported features, and their values that disable them.
 _REFUSED: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("logprobs", (False,)),
-    ("top_logprobs", ()),
-    ("logit_bias", ({},)),
-    ("presence_penalty", (0,)),
-    ("frequency_penalty", (0,)),
     ("tools", ([],)),
     ("tool_choice", ("none", "auto")),
     ("functions", ([],)),
@@ -64,6 +68,10 @@ class ChatRequest:
     """Whether a streamed answer ends with the usage."""
     user: str
     """User name given by the client, for fair scheduling."""
+    logprobs: bool
+    """Whether to report the log-probability of each token."""
+    top_logprobs: int
+    """How many of the most likely tokens to report at each place."""
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
@@ -113,6 +121,8 @@ def parse_chat_request(body: Mapping[str, Any], model_name: str, defaults: Sampl
         stream=stream,
         include_usage=_include_usage(body.get("stream_options"), stream),
         user=user or "",
+        logprobs=_boolean(body, "logprobs"),
+        top_logprobs=_top_logprobs(body),
     )
 
 
@@ -162,7 +172,7 @@ def _check_fields(body: Mapping[str, Any], model_name: str) -> None:
 
 
 def _sampling(body: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
-    given = {name: body[name] for name in ("temperature", "top_k", "top_p", "seed") if body.get(name) is not None}
+    given = {name: body[name] for name in _NUMBERS if body.get(name) is not None}
     lengths = [name for name in _LENGTHS if body.get(name) is not None]
     if len(lengths) == 2:
         raise bad_field("max_tokens", "give max_tokens or max_completion_tokens, not both")
@@ -173,6 +183,7 @@ def _sampling(body: Mapping[str, Any], defaults: SamplingParams) -> SamplingPara
         max_new_tokens=min(defaults.max_new_tokens, MAX_NEW_TOKENS),
         seed=secrets.randbits(31),
         stop=_stop(body.get("stop")),
+        logit_bias=_logit_bias(body.get("logit_bias")),
     )
     for name, value in given.items():
         param = lengths[0] if name == "max_new_tokens" else name
@@ -192,6 +203,34 @@ def _stop(stop: object) -> tuple[str, ...]:
     if len(strings) > MAX_STOP_STRINGS or any(len(string) > MAX_STOP_CHARS for string in strings):
         raise bad_field("stop", f"stop takes at most {MAX_STOP_STRINGS} strings of at most {MAX_STOP_CHARS} characters")
     return tuple(strings)
+
+
+def _logit_bias(bias: object) -> tuple[tuple[int, float], ...]:
+    if bias is None:
+        return ()
+    form = (
+        f'logit_bias must be an object of token ids and amounts from -{MAX_BIAS} to {MAX_BIAS}, such as {{"123": -100}}'
+    )
+    if not isinstance(bias, dict) or len(bias) > MAX_BIASED_TOKENS:
+        raise bad_field("logit_bias", f"{form}, of at most {MAX_BIASED_TOKENS} tokens")
+    for token, amount in bias.items():
+        is_number = isinstance(amount, int | float) and not isinstance(amount, bool)
+        if not (token.isdecimal() and len(token) <= 9) or not is_number or not -MAX_BIAS <= amount <= MAX_BIAS:
+            raise bad_field("logit_bias", f"{form}; got {short(token)}: {short(amount)}")
+    return tuple((int(token), float(amount)) for token, amount in bias.items())
+
+
+def _top_logprobs(body: Mapping[str, Any]) -> int:
+    count = body.get("top_logprobs")
+    if count is None:
+        return 0
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_TOP_LOGPROBS:
+        raise bad_field(
+            "top_logprobs", f"top_logprobs is {short(count)}; use a whole number from 0 to {MAX_TOP_LOGPROBS}"
+        )
+    if not body.get("logprobs"):
+        raise bad_field("top_logprobs", "top_logprobs requires logprobs true; set it or remove top_logprobs")
+    return count
 
 
 def _include_usage(options: object, stream: bool) -> bool:

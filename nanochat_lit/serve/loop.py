@@ -18,7 +18,7 @@ from litserve.loops import LitLoop
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import FAILED, NOT_FINITE
-from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Report, Submit, Update
+from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Report, Submit, TokenScore, Update
 
 REPORT_EVERY_S = 0.04
 """Minimum interval between text messages in seconds, except for an answer's first and last tokens. A small model
@@ -137,7 +137,10 @@ class EngineWork:
                 news.parts[-1] = Piece(kind, news.parts[-1].text + text)
             else:
                 news.parts.append(Piece(kind, text))
-        news.num_tokens += emitted.token_id not in self._end_ids
+        if emitted.token_id not in self._end_ids:
+            news.num_tokens += 1
+            if emitted.logprob is not None:
+                news.scores.append(TokenScore(emitted.token_id, emitted.logprob, emitted.top))
         if emitted.finish_reason is not None:
             news.finish_reason = emitted.finish_reason
             self._started.discard(key)
@@ -160,9 +163,10 @@ class _News:
     num_tokens: int = 0
     finish_reason: str | None = None
     error: tuple[int, str, int | None] | None = None
+    scores: list[TokenScore] = field(default_factory=list)
 
     def update(self, key: int) -> Update:
-        return Update(key, self.parts, self.num_tokens, self.finish_reason, self.error)
+        return Update(key, self.parts, self.num_tokens, self.finish_reason, self.error, self.scores)
 
 
 def _collect(receive: Callable[[], Any], inbox: SimpleQueue[Any]) -> None:

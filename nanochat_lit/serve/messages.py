@@ -1,5 +1,6 @@
 """Messages between the server and its workers."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from nanochat_lit.engine.answer_text import Piece
@@ -48,6 +49,15 @@ class Failed(NamedTuple):
     message: str
 
 
+class TokenScore(NamedTuple):
+    """Log-probability of a sampled token, in nats at temperature 1."""
+
+    token_id: int
+    logprob: float
+    top: Sequence[tuple[int, float]]
+    """Ids and log-probabilities of the most likely tokens at its place."""
+
+
 class Update(NamedTuple):
     """New results of one request."""
 
@@ -59,13 +69,16 @@ class Update(NamedTuple):
     finish_reason: str | None
     error: tuple[int, str, int | None] | None
     """HTTP status, message and Retry-After seconds; this is the last update."""
+    scores: Sequence[TokenScore] = ()
+    """Of the new sampled tokens, if requested."""
 
     def followed_by(self, later: "Update") -> "Update":
         """Merge with a later update."""
         if self.finish_reason is not None or self.error is not None:
             return self
         parts, num_tokens = [*self.parts, *later.parts], self.num_tokens + later.num_tokens
-        return Update(self.key, parts, num_tokens, later.finish_reason, later.error)
+        scores = [*self.scores, *later.scores]
+        return Update(self.key, parts, num_tokens, later.finish_reason, later.error, scores)
 
 
 class Report(NamedTuple):

@@ -15,7 +15,7 @@ from nanochat_lit.engine.sampling_params import Request as EngineRequest
 from nanochat_lit.serve.api import ServeSettings
 from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.chat_request import parse_chat_request, parse_json, render_prompt
-from nanochat_lit.serve.chat_response import AnswerParts, ChunkWriter, completion, event, usage
+from nanochat_lit.serve.chat_response import AnswerParts, ChunkWriter, TokenNames, completion, event, usage
 from nanochat_lit.serve.gate import BODY_TIMEOUT_S
 from nanochat_lit.serve.messages import Update
 from nanochat_lit.serve.metrics import ServerMetrics
@@ -88,7 +88,9 @@ class ChatSpec(LitSpec):
         chat = parse_chat_request(parse_json(raw), self._settings.name, ready.defaults)
         prompt = render_prompt(chat, self._tokenizer, ready.context)
         client = f"{request.client.host if request.client else ''} {chat.user}"
-        engine_request = EngineRequest(prompt_ids=prompt, **vars(chat.sampling))
+        scores = {"logprobs": chat.logprobs, "top_logprobs": chat.top_logprobs}
+        engine_request = EngineRequest(prompt_ids=prompt, **scores, **vars(chat.sampling))
+        names = TokenNames(self._tokenizer) if chat.logprobs else None
         reply = self._pool.ask(engine_request, client, start_s)
         watcher = asyncio.ensure_future(_leave_with_client(reply, request))
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._settings.name}
@@ -99,11 +101,11 @@ class ChatSpec(LitSpec):
             self._metrics.prompt_tokens.add(by=len(prompt))
             if chat.stream:
                 is_streaming = True
-                answer = _Stream(reply, first, ChunkWriter(head, chat.include_usage), len(prompt))
+                answer = _Stream(reply, first, ChunkWriter(head, chat.include_usage, names), len(prompt))
                 return _EventResponse(
                     answer, watcher, self._settings.request_timeout_s + 2 * self._settings.hang_timeout_s
                 )
-            return JSONResponse(completion(head, await _whole(reply, first), len(prompt)))
+            return JSONResponse(completion(head, await _whole(reply, first), len(prompt), names))
         except ClientLeft:
             return Response(status_code=499)  # the client disconnected
         finally:
@@ -163,7 +165,7 @@ class _Stream:
             except ApiError as error:  # too late for an HTTP status; OpenAI's clients raise the error of such an event
                 return event(error.body), True
         self._num_tokens += update.num_tokens
-        text += self._writer.parts(update.parts)
+        text += self._writer.scores(update.scores) + self._writer.parts(update.parts)
         if update.finish_reason is None:
             return text, False
         return text + self._writer.end(update.finish_reason, usage(self._num_prompt, self._num_tokens)), True
@@ -172,9 +174,7 @@ class _Stream:
 async def _whole(reply: Reply, first: Update) -> AnswerParts:
     answer, update = AnswerParts(), first
     while True:
-        answer.add(update.parts)
-        answer.num_tokens += update.num_tokens
-        answer.finish_reason = update.finish_reason
+        answer.add(update)
         if update.finish_reason is not None:
             return answer
         update = await reply.next()

@@ -49,7 +49,13 @@ def test_mistakes_of_typing(name: str, text: str, message: str) -> None:
 HUGE = 10**400
 
 
-@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "max_new_tokens", "seed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("temperature", "top_k", "top_p", "max_new_tokens", "seed"),
+        *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    ],
+)
 @pytest.mark.parametrize("value", [True, "1", math.nan, math.inf, -math.inf, HUGE, -HUGE, [1], {}, 1j, b"1"], ids=repr)
 def test_what_is_no_value_of_any_setting(name: str, value: object) -> None:
     for make in (SamplingParams, CHAT_PARAMS.updated, Request):

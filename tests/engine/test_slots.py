@@ -3,11 +3,13 @@
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.sampling import row_random
 from nanochat_lit.engine.sampling_params import FAILED, Request
 from nanochat_lit.engine.slots import Emitted, SlotEngine
 from nanochat_lit.model import GPT
@@ -15,6 +17,15 @@ from nanochat_lit.model.packed import can_pack, pack_linears
 from nanochat_lit.tokenizer import Tokenizer
 
 MakeModel = Callable[..., GPT]
+
+
+RULES: list[dict[str, Any]] = [
+    {},
+    {"min_p": 0.1},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.5},
+    {"frequency_penalty": -0.4, "logit_bias": ((20, 2.0), (30, -100.0))},
+    {},
+]
 
 
 def requests(count: int) -> list[Request]:
@@ -29,6 +40,8 @@ def requests(count: int) -> list[Request]:
             top_p=rng.choice([1.0, 0.9]),
             seed=number,
             logprobs=number % 2 == 0,
+            top_logprobs=2 * (number % 4 == 0),
+            **RULES[number % len(RULES)],
         )
         for number in range(count)
     ]
@@ -44,7 +57,7 @@ def run_alone(engine: SlotEngine, request: Request) -> list[Emitted]:
 
 
 def without_figures(token: Emitted) -> Emitted:
-    return token._replace(slot=0, logprob=None)
+    return token._replace(slot=0, logprob=None, top=[token_id for token_id, _ in token.top])
 
 
 def run_mixed(engine: SlotEngine, wanted: Sequence[Request], seed: int) -> dict[int, list[Emitted]]:
@@ -205,3 +218,50 @@ def test_a_failure_of_the_engine_leaves_it_as_new(random_model: MakeModel, token
     engine.reset()
     assert engine.num_free == 2
     assert [token.token_id for token in run_alone(engine, request)] == expected
+
+
+@pytest.mark.parametrize("rules", [rules for rules in RULES if rules], ids=str)
+def test_rules_of_the_logits(random_model: MakeModel, tokenizer: Tokenizer, rules: dict[str, Any]) -> None:
+    """Greedy, and the most unlikely sample: tokens are those of the formulas of OpenAI, CTRL and min_p on the whole forward pass."""
+    model = random_model(sequence_len=64)
+    prompt = [11, 12, 13]
+    for temperature in (0.0, 1.5):
+        request = Request(
+            prompt_ids=prompt,
+            max_new_tokens=10,
+            temperature=temperature,
+            seed=5,
+            logprobs=True,
+            top_logprobs=4,
+            **rules,
+        )
+        said: list[int] = []
+        draw = row_random(5, 0)
+        for token in run_alone(SlotEngine(model, tokenizer), request):
+            logits = model(torch.tensor([prompt + said]))[0, -1].double()
+            raw = logits.log_softmax(dim=-1)
+            assert [token_id for token_id, _ in token.top] == raw.topk(4).indices.tolist()
+            assert token.logprob == pytest.approx(raw[token.token_id].item(), abs=1e-4)
+            for token_id, amount in rules.get("logit_bias", ()):
+                logits[token_id] += amount
+            for token_id in set(prompt + said):
+                factor = rules.get("repetition_penalty", 1.0)
+                logits[token_id] = logits[token_id] / factor if logits[token_id] > 0 else logits[token_id] * factor
+            for token_id in set(said):
+                logits[token_id] -= rules.get("presence_penalty", 0.0)
+                logits[token_id] -= rules.get("frequency_penalty", 0.0) * said.count(token_id)
+            if temperature:
+                shares = (logits / temperature).softmax(dim=-1)
+                shares = torch.where(shares >= rules.get("min_p", 0.0) * shares.max(), shares, 0.0)
+                sums = shares.cumsum(dim=-1)
+                expected = int(torch.searchsorted(sums, draw.random() * sums[-1], right=True))
+            else:
+                expected = int(logits.argmax())
+            assert token.token_id == expected
+            said.append(token.token_id)
+
+
+def test_a_bias_needs_a_token_of_the_model(random_model: MakeModel, tokenizer: Tokenizer) -> None:
+    engine = SlotEngine(random_model(), tokenizer)
+    with pytest.raises(UserError, match="logit_bias names the token 999999; the model's are from 0 to"):
+        engine.admit(Request(prompt_ids=[1], logit_bias=((999999, 1.0),)))

@@ -85,9 +85,21 @@ def test_everything_that_is_understood():
         ({"stream_options": {"include_usage": True}}, "stream_options", "requires stream true"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options", "must be"),
         ({"user": 3}, "user", "a string"),
-        ({"logprobs": True}, "logprobs", "not supported"),
-        ({"logprobs": 0}, "logprobs", "not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
+        ({"logprobs": 0}, "logprobs", "true or false"),
+        ({"top_logprobs": 2}, "top_logprobs", "requires logprobs true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
+        ({"logprobs": True, "top_logprobs": True}, "top_logprobs", "from 0 to 20"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "-2 to 2"),
+        ({"frequency_penalty": "1"}, "frequency_penalty", "not a number"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "use 1 (off)"),
+        ({"min_p": 1.5}, "min_p", "use 0 (off)"),
+        ({"logit_bias": [1]}, "logit_bias", "must be an object"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "got 'x': 1"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "got '-1': 1"),
+        ({"logit_bias": {"²": 1}}, "logit_bias", "got"),
+        ({"logit_bias": {"1": 101}}, "logit_bias", "got '1': 101"),
+        ({"logit_bias": {"1": True}}, "logit_bias", "got '1'"),
+        ({"logit_bias": {str(n): 1 for n in range(301)}}, "logit_bias", "at most 300"),
         ({"tools": [{}]}, "tools", "not supported"),
         ({"heat": 1}, "heat", "unknown parameter"),
     ],
@@ -99,6 +111,17 @@ def test_refusals_name_the_field(body, param, words):
     assert caught.value.status == 400
     assert caught.value.param == param
     assert words in str(caught.value)
+
+
+def test_rules_of_the_logits_are_taken_over():
+    sampling = parse(
+        min_p=0.1, repetition_penalty=1.1, presence_penalty=-0.5, frequency_penalty=2, logit_bias={"7": -100, "9": 2.5}
+    ).sampling
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.1, 1.1)
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (-0.5, 2.0)
+    assert sampling.logit_bias == ((7, -100.0), (9, 2.5))
+    scored = parse(logprobs=True, top_logprobs=3)
+    assert (scored.logprobs, scored.top_logprobs, parse().logprobs) == (True, 3, False)
 
 
 def test_other_models_do_not_exist():

@@ -123,13 +123,46 @@ def test_models_and_health_and_metrics(client, server):
     assert server.metric("nanochat_slots") == 4
 
 
+def test_log_probabilities_whole_and_streamed(client):
+    """Their tokens are the answer's text; the sampled token leads the list where decoding is greedy."""
+    fields = {"model": "tiny", "messages": HELLO, "max_tokens": 12, "temperature": 0, "logprobs": True}
+    choice = client.chat.completions.create(**fields, top_logprobs=3).choices[0]
+    content = choice.logprobs.content
+    assert b"".join(bytes(token.bytes or []) for token in content).decode(errors="replace") == choice.message.content
+    for token in content:
+        assert [top.logprob for top in token.top_logprobs] == sorted(
+            (top.logprob for top in token.top_logprobs), reverse=True
+        )
+        assert (token.top_logprobs[0].token, token.top_logprobs[0].logprob) == (token.token, token.logprob)
+        assert len(token.top_logprobs) == 3
+        assert token.logprob <= 0
+    chunks = client.chat.completions.create(**fields, stream=True)
+    streamed = [token for chunk in chunks if chunk.choices[0].logprobs for token in chunk.choices[0].logprobs.content]
+    assert [(token.token, token.logprob, token.top_logprobs) for token in streamed] == [
+        (token.token, token.logprob, []) for token in content
+    ]
+    assert client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2).choices[0].logprobs is None
+
+
+def test_bias_and_penalties_change_the_answer(client):
+    fields = {"model": "tiny", "messages": HELLO, "max_tokens": 10, "temperature": 0}
+    biased = client.chat.completions.create(**fields, logit_bias={"97": 100}, logprobs=True).choices[0]
+    assert len({token.token for token in biased.logprobs.content}) == 1
+    penalized = client.chat.completions.create(
+        **fields, frequency_penalty=2, extra_body={"repetition_penalty": 100.0}, logprobs=True
+    ).choices[0]
+    tokens = [token.token for token in penalized.logprobs.content]
+    assert len(set(tokens)) == len(tokens)
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "param"),
     [
         ({"messages": []}, openai.BadRequestError, "messages"),
         ({"model": "gpt-5"}, openai.NotFoundError, "model"),
         ({"temperature": 3}, openai.BadRequestError, "temperature"),
-        ({"logprobs": True}, openai.BadRequestError, "logprobs"),
+        ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs"),
+        ({"logit_bias": {"999999": 1}}, openai.BadRequestError, None),
         ({"n": 2}, openai.BadRequestError, "n"),
         ({"max_tokens": 5000}, openai.BadRequestError, "max_tokens"),
         ({"messages": [{"role": "user", "content": "é" * 600}]}, openai.BadRequestError, "messages"),  # > context
@@ -251,6 +284,10 @@ NAMES = [
     "n",
     "max_tokens",
     "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "presence_penalty",
+    "min_p",
     "tools",
     "x",
 ]

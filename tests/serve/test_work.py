@@ -138,9 +138,9 @@ def test_errors_have_their_status_and_harm_nobody_else():
 def test_a_whole_answer_and_its_stream_have_the_same_parts():
     parts = [("text", "So "), ("python", "1"), ("python", "+1"), ("python_output", "2"), ("text", "it is 2")]
     head = {"id": "x", "created": 1, "model": "m"}
-    answer = AnswerParts(num_tokens=9, finish_reason="stop")
-    for part in parts:
-        answer.add([part])
+    answer = AnswerParts()
+    for number, part in enumerate(parts):
+        answer.add(Update(1, [part], 9 * (number == 0), "stop", None))
     whole = completion(head, answer, 4)
     message = whole["choices"][0]["message"]
     assert message["content"] == "So it is 2"
