@@ -166,7 +166,7 @@ class _News:
     scores: list[TokenScore] = field(default_factory=list)
 
     def update(self, key: int) -> Update:
-        return Update(key, self.parts, self.num_tokens, self.finish_reason, self.error, self.scores)
+        return Update(key, self.parts, self.num_tokens, self.finish_reason, self.error, tuple(self.scores))
 
 
 def _collect(receive: Callable[[], Any], inbox: SimpleQueue[Any]) -> None:

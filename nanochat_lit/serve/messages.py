@@ -77,7 +77,7 @@ class Update(NamedTuple):
         if self.finish_reason is not None or self.error is not None:
             return self
         parts, num_tokens = [*self.parts, *later.parts], self.num_tokens + later.num_tokens
-        scores = [*self.scores, *later.scores]
+        scores = (*self.scores, *later.scores)
         return Update(self.key, parts, num_tokens, later.finish_reason, later.error, scores)
 
 

@@ -26,6 +26,8 @@ class Token(NamedTuple):
     token_id: int
     pieces: list[Piece]
     finish_reason: str | None
+    logprob: float | None = None
+    top: tuple[()] = ()
 
 
 class Speaker:
@@ -81,7 +83,7 @@ def make(max_queue=2) -> tuple[EngineWork, Clock]:
 def test_first_and_last_tokens_are_sent_at_once_and_others_together():
     work, clock = make()
     assert work.take([submit(1, 5)])
-    assert [update[1:] for update in work.step().updates] == [([("text", "1")], 1, None, None)]
+    assert [update[1:] for update in work.step().updates] == [([("text", "1")], 1, None, None, ())]
     assert work.step() is None
     assert work.step() is None
     clock.now_s = REPORT_EVERY_S
@@ -89,7 +91,7 @@ def test_first_and_last_tokens_are_sent_at_once_and_others_together():
     assert report.updates[0].parts == [("text", "234")]
     assert work.step() is None
     last = work.step()
-    assert last.updates[0][1:] == ([("text", "5")], 1, "stop", None)  # the token that ends it is not counted
+    assert last.updates[0][1:] == ([("text", "5")], 1, "stop", None, ())  # the token that ends it is not counted
     assert (last.num_queued, last.num_active) == (0, 0)
 
 
