@@ -151,7 +151,7 @@ def test_bias_and_penalties_change_the_answer(client):
     penalized = client.chat.completions.create(
         **fields, frequency_penalty=2, extra_body={"repetition_penalty": 100.0}, logprobs=True
     ).choices[0]
-    tokens = [token.token for token in penalized.logprobs.content]
+    tokens = [(token.token, tuple(token.bytes or ())) for token in penalized.logprobs.content]
     assert len(set(tokens)) == len(tokens)
 
 
