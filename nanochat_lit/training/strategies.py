@@ -22,12 +22,6 @@ from nanochat_lit.optim.sharding import average_gradients
 from nanochat_lit.training.lightning_internals import keep_gradients_local, unwrapped
 from nanochat_lit.training.rank_watch import RankWatch
 
-_BUFFERS_PER_FORWARD = (  # torch 2.13 has renamed it
-    "forward_sync_buffers"
-    if "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters
-    else "broadcast_buffers"
-)
-
 
 class WatchedDDPStrategy(DDPStrategy):
     """Lightning's `ddp`, which also exits promptly with a one-line error when a rank dies.
@@ -37,7 +31,9 @@ class WatchedDDPStrategy(DDPStrategy):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{_BUFFERS_PER_FORWARD: False, **kwargs})
+        options = signature(DistributedDataParallel.__init__).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"  # before torch 2.13
+        super().__init__(**{name: False, **kwargs})
         self._watch: RankWatch | None = None
 
     def setup_environment(self) -> None:
