@@ -10,8 +10,8 @@ from typing import Any
 from nanochat_lit.common.download_progress import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.hub_files import DCLM, ClimbMix, FineWebEdu, HubFiles
+from nanochat_lit.data.prepared import Header
 from nanochat_lit.data.prepared import prepare as prepare_shards
-from nanochat_lit.data.prepared_file import Header
 from nanochat_lit.data.shards import FileSource, check_source
 from nanochat_lit.data.statistics import CorpusStatistics, corpus_statistics
 from nanochat_lit.evaluation.plots import plot_bars

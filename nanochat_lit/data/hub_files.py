@@ -1,12 +1,16 @@
-"""Sources whose files are downloaded from the Hugging Face hub or a mirror."""
+"""Sources on the Hugging Face hub: files of a data set, downloaded into a folder, and streams of any data set."""
 
+import hashlib
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,104 +18,18 @@ from nanochat_lit.common.download_progress import Report
 from nanochat_lit.common.downloads import locked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import cache_folder
-from nanochat_lit.data.hub import DataSet, RemoteFile
-from nanochat_lit.data.record_files import RecordFile
-from nanochat_lit.data.record_kinds import family_of
-from nanochat_lit.data.shard_folder import FAILED, LOCK, ShardFolder, whole_file_check
+from nanochat_lit.data.hub import FAILED, LOCK, DataSet, RemoteFile, ShardFolder
+from nanochat_lit.data.records import RecordFile, TextCheck
 from nanochat_lit.data.shards import ShardSource
+from nanochat_lit.data.source import Split, TextSource
 from nanochat_lit.data.splits import FileSplit, split_of
+from nanochat_lit.data.text_files import family_of
 
 WINDOW = 4
-
-
+BUFFER_CHARS = 200_000_000
+"""Maximum number of characters in the shuffle buffer, which bounds the memory for large records."""
+_ROWS_AT_ONCE = 16
 _STOP_S = 10.0
-
-
-class BackgroundDownload:
-    """Handle of the download process.
-
-    Args:
-        folder: Target folder.
-        source: Data set to download from.
-        files: Files in the order of need.
-        connections: Number of parallel downloads.
-    """
-
-    def __init__(self, folder: Path, source: DataSet, files: Sequence[RemoteFile], connections: int) -> None:
-        plan = {
-            "folder": str(folder.resolve()),
-            "source": asdict(source),
-            "files": [asdict(file) for file in files],
-            "connections": connections,
-        }
-        package_parent = str(Path(__file__).resolve().parents[2])
-        paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "nanochat_lit.data.hub_files"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # protects it from Ctrl-C: the run may still need data before its last checkpoint
-            text=True,
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(plan) + "\n")
-        self._process.stdin.flush()  # left open: end of file signals the end of this process
-        assert self._process.stdout is not None
-        self._process.stdout.readline()  # it now has the lock, so that waiting readers know that a download is running
-
-    def stop(self) -> None:
-        """Stop the process; complete and partial files are kept."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
-
-
-def main() -> None:
-    """Download according to the plan on stdin; exit at the end of stdin."""
-    plan = json.loads(sys.stdin.readline())
-
-    def end_with_parent() -> None:
-        sys.stdin.read()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    files = [RemoteFile(**file) for file in plan["files"]]
-    shards = ShardFolder(plan["folder"])
-
-    def ready() -> None:
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-
-    try:
-        with locked(shards.folder / LOCK, wait=False) as is_ours:
-            if is_ours:
-                _fetch(plan, shards, files, ready)
-                return
-        ready()  # another run is downloading into this folder
-        with locked(shards.folder / LOCK):
-            _fetch(plan, shards, files, lambda: None)
-    except BaseException as error:
-        shards.say_failed(str(error))
-        raise
-
-
-def _fetch(plan: dict[str, Any], shards: ShardFolder, files: list[RemoteFile], ready: Callable[[], None]) -> None:
-    (shards.folder / FAILED).unlink(missing_ok=True)
-    ready()
-    source = DataSet(**plan["source"])
-    shards.fetch(source, files, whole_file_check(files), connections=plan["connections"])
-
-
-if __name__ == "__main__":
-    main()
 
 
 class HubFiles(ShardSource):
@@ -161,7 +79,7 @@ class HubFiles(ShardSource):
         super().__init__(self.shards.folder, "text", seed, window)
         self.text_column = text_column
         self._here: set[int] = set()
-        self._background: BackgroundDownload | None = None
+        self._background: _BackgroundDownload | None = None
 
     @property
     def name(self) -> str:
@@ -189,15 +107,9 @@ class HubFiles(ShardSource):
 
     def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
         """Download the validation shard and the first window; the rest is downloaded during training."""
-        source = self._describe(mirror)
-        order = [self.files[-1].path.name] + [self.files[index].path.name for index in self.file_order("train", 0)]
-        files = self._remote(order)
-        num_needed = 1 + (self.window or len(files))
-        needed, rest = files[:num_needed], files[num_needed:]
-        self.shards.fetch_alone(needed, lambda: self._fetch(source, needed, report))
-        self.shards.pin_validation(self.validation_sha256)
-        if missing := self.shards.missing(rest):
-            self._background = BackgroundDownload(self.shards.folder, source, missing, self.connections)
+        source, rest = self._download(mirror, report, self.window)
+        if rest:
+            self._background = _BackgroundDownload(self.shards.folder, source, rest, self.connections)
 
     def download(self, mirror: str | None = None, report: Report | None = None) -> None:
         """Download all files.
@@ -206,10 +118,7 @@ class HubFiles(ShardSource):
             mirror: URL to download from instead of the hub.
             report: Progress callback.
         """
-        source = self._describe(mirror)
-        files = self._remote([file.path.name for file in [self.files[-1], *self.files[:-1]]])
-        self.shards.fetch_alone(files, lambda: self._fetch(source, files, report))
-        self.shards.pin_validation(self.validation_sha256)
+        self._download(mirror, report, None)
 
     def close(self) -> None:
         """Stop a background download; downloaded data are kept."""
@@ -254,23 +163,93 @@ class HubFiles(ShardSource):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_background": None}
 
-    def _describe(self, mirror: str | None) -> DataSet:
+    def _download(
+        self, mirror: str | None, report: Report | None, num_train: int | None
+    ) -> tuple[DataSet, list[RemoteFile]]:
+        """Download the validation shard and the first training shards; return the data set and the missing files."""
         source = DataSet(repo=self.data_set.repo, revision=self.data_set.revision, mirror=mirror)
         manifest = self.shards.manifest()
         if manifest is None or manifest["repo"] != source.repo or len(manifest["train"]) != self.num_shards:
-            train, validation = self.choose(source)
-            self.shards.describe(source.repo, source.revision, train, validation)
-        self._files = self._split = None
-        self._here.clear()
-        return source
+            self.shards.describe(source, *self.choose(source))
+            self._files = self._split = None
+            self._here.clear()
+        files = self.shards.remote(self.files[index].path.name for index in [-1, *self.file_order("train", 0)])
+        needed = files[: None if num_train is None else 1 + num_train]
+        self.shards.fetch_alone(needed, lambda: self.shards.fetch(source, needed, self.connections, report))
+        self.shards.pin_validation(self.validation_sha256)
+        return source, self.shards.missing(files)
 
-    def _remote(self, names: Sequence[str]) -> list[RemoteFile]:
-        manifest = self.shards.manifest()
-        assert manifest is not None, "the folder has just been described"
-        return [RemoteFile(**manifest["files"][name]) for name in names]
 
-    def _fetch(self, source: DataSet, files: Sequence[RemoteFile], report: Report | None = None) -> None:
-        self.shards.fetch(source, files, whole_file_check(files), connections=self.connections, report=report)
+class _BackgroundDownload:
+    """A process that downloads the rest of the files.
+
+    Args:
+        folder: Target folder.
+        source: Data set to download from.
+        files: Files in the order of need.
+        connections: Number of parallel downloads.
+    """
+
+    def __init__(self, folder: Path, source: DataSet, files: Sequence[RemoteFile], connections: int) -> None:
+        plan = {
+            "folder": str(folder.resolve()),
+            "source": asdict(source),
+            "files": [asdict(file) for file in files],
+            "connections": connections,
+        }
+        package_parent = str(Path(__file__).resolve().parents[2])
+        paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from nanochat_lit.data.hub_files import _fetch_planned; _fetch_planned()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            start_new_session=True,  # protects it from Ctrl-C: the run may still need data before its last checkpoint
+            text=True,
+        )
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(plan) + "\n")
+        self._process.stdin.flush()  # left open: end of file signals the end of this process
+        assert self._process.stdout is not None
+        self._process.stdout.readline()  # it now has the lock, so that waiting readers know that a download is running
+
+    def stop(self) -> None:
+        """Stop the process; complete and partial files are kept."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+
+def _fetch_planned() -> None:
+    """Download according to the plan on stdin; exit at the end of stdin."""
+    plan = json.loads(sys.stdin.readline())
+
+    def end_with_parent() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    shards = ShardFolder(plan["folder"])
+    lock = shards.folder / LOCK
+    try:
+        with locked(lock, wait=False) as is_ours:
+            if is_ours:  # else another run is downloading into this folder
+                (shards.folder / FAILED).unlink(missing_ok=True)
+            sys.stdout.write("ready\n")
+            sys.stdout.flush()
+            with nullcontext() if is_ours else locked(lock):
+                files = [RemoteFile(**file) for file in plan["files"]]
+                shards.fetch(DataSet(**plan["source"]), files, plan["connections"])
+    except BaseException as error:
+        shards.say_failed(str(error))
+        raise
 
 
 class ClimbMix(HubFiles):
@@ -278,28 +257,13 @@ class ClimbMix(HubFiles):
 
     Args:
         num_shards: Number of training shards, about 55 million tokens each; the GPT-2 speedrun needs 170.
-        folder: Download folder; None is a folder of the user's cache.
-        validation_sha256: Checksum of the validation shard; None uses that of the first download.
-        seed: Seed of the order of shards, row groups and records.
-        window: Shards whose row groups are shuffled together; training starts once this many are downloaded.
-        connections: Number of parallel downloads.
+        options: Options of `HubFiles`.
     """
 
     last = 6542
 
-    def __init__(
-        self,
-        num_shards: int = 170,
-        folder: str | None = None,
-        validation_sha256: str | None = None,
-        seed: int = 0,
-        window: int = WINDOW,
-        connections: int = 8,
-    ) -> None:
-        super().__init__(
-            "karpathy/climbmix-400b-shuffle", num_shards=num_shards, validation_sha256=validation_sha256, folder=folder,
-            seed=seed, window=window, connections=connections,
-        )  # fmt: skip
+    def __init__(self, num_shards: int = 170, **options: Any) -> None:
+        super().__init__("karpathy/climbmix-400b-shuffle", num_shards=num_shards, **options)
         if num_shards > self.last:
             raise UserError(f"num_shards is {num_shards}, but there are only {self.last} training shards")
 
@@ -320,27 +284,14 @@ class FineWebEdu(HubFiles):
     Args:
         num_shards: Number of training files, about 2 GB each.
         sample: Folder of the data set: sample/10BT, sample/100BT, sample/350BT, or data/CC-MAIN-2024-10 and others.
-        folder: Download folder; None is a folder of the user's cache.
-        validation_sha256: Checksum of the validation file; None uses that of the first download.
-        seed: Seed of the order of files, row groups and records.
         window: Files whose row groups are shuffled together; training starts once this many are downloaded.
-        connections: Number of parallel downloads.
+        options: Options of `HubFiles`.
     """
 
-    def __init__(
-        self,
-        num_shards: int = 4,
-        sample: str = "sample/10BT",
-        folder: str | None = None,
-        validation_sha256: str | None = None,
-        seed: int = 0,
-        window: int = 1,
-        connections: int = 8,
-    ) -> None:
+    def __init__(self, num_shards: int = 4, sample: str = "sample/10BT", window: int = 1, **options: Any) -> None:
         super().__init__(
-            "HuggingFaceFW/fineweb-edu", f"{sample}/*.parquet", num_shards, validation_sha256=validation_sha256,
-            folder=folder, seed=seed, window=window, connections=connections,
-        )  # fmt: skip
+            "HuggingFaceFW/fineweb-edu", f"{sample}/*.parquet", num_shards=num_shards, window=window, **options
+        )
 
 
 class DCLM(HubFiles):
@@ -349,24 +300,151 @@ class DCLM(HubFiles):
     Args:
         num_shards: Number of training files.
         part: Folder of the data set; each folder numbers its shards from 0.
-        folder: Download folder; None is a folder of the user's cache.
-        validation_sha256: Checksum of the validation file; None uses that of the first download.
-        seed: Seed of the order of files and records.
-        window: Files whose records are shuffled together; training starts once this many are downloaded.
-        connections: Number of parallel downloads.
+        options: Options of `HubFiles`.
+    """
+
+    def __init__(
+        self, num_shards: int = 16, part: str = "global-shard_01_of_10/local-shard_0_of_10", **options: Any
+    ) -> None:
+        super().__init__("mlfoundations/dclm-baseline-1.0", f"{part}/*.jsonl.zst", num_shards=num_shards, **options)
+
+
+class HubStream(TextSource):
+    """A hub data set of any format, streamed without storing files.
+
+    Texts are shuffled per epoch within a buffer of at most 200 million characters. Records that are null, empty,
+    binary, not UTF-8 or longer than 10 million characters are skipped, with a warning for the first of each kind.
+
+    Every reader reads the whole stream and uses its share, so the traffic grows with the number of readers. A position
+    is the index of a text in its epoch, and resuming reads up to it again. Another number of readers continues without
+    repeating or skipping a text (see `ItemCursor`, and `loader.merged` for documents in packing), provided that the
+    data set does not change: set a revision. For large runs prefer `HubFiles`, if the data set has parquet or jsonl
+    files.
+
+    Args:
+        repo: Argument of `datasets.load_dataset`: OWNER/NAME, or a format such as parquet.
+        subset: Configuration of the data set.
+        split: Training split.
+        val_split: Validation split; None holds out the first records of `split`.
+        val_rows: Number of validation records.
+        text_column: Column of the text.
+        data_files: Files or patterns, if not all.
+        revision: Commit, tag or branch of the data set; None is the current version.
+        seed: Seed of the shuffle.
+        buffer_size: Maximum number of texts in the shuffle buffer.
     """
 
     def __init__(
         self,
-        num_shards: int = 16,
-        part: str = "global-shard_01_of_10/local-shard_0_of_10",
-        folder: str | None = None,
-        validation_sha256: str | None = None,
+        repo: str,
+        subset: str | None = None,
+        split: str = "train",
+        val_split: str | None = None,
+        val_rows: int = 1000,
+        text_column: str = "text",
+        data_files: str | list[str] | None = None,
+        revision: str | None = None,
         seed: int = 0,
-        window: int = WINDOW,
-        connections: int = 8,
+        buffer_size: int = 10_000,
     ) -> None:
-        super().__init__(
-            "mlfoundations/dclm-baseline-1.0", f"{part}/*.jsonl.zst", num_shards, validation_sha256=validation_sha256,
-            folder=folder, seed=seed, window=window, connections=connections,
-        )  # fmt: skip
+        for name, value in (("val_rows", val_rows), ("buffer_size", buffer_size)):
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        self.repo = repo
+        self.subset = subset
+        self.split = split
+        self.val_split = val_split
+        self.val_rows = val_rows
+        self.text_column = text_column
+        self.data_files = data_files
+        self.revision = revision
+        self.seed = seed
+        self.buffer_size = buffer_size
+        self._text_check = TextCheck(text_column, "data set")
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return f"{self.repo} ({self.split})"
+
+    def check(self) -> None:
+        """Read one record of each split."""
+        for split in ("train", "val"):
+            if next(self.documents(split), None) is None:
+                raise UserError(f"{self.name} has no text for the {split} split")
+
+    def validation(self) -> dict[str, str]:
+        """Return the sha256 of the validation texts."""
+        digest = hashlib.sha256()
+        for text in self.documents("val"):
+            digest.update(f"{len(text)} {text}".encode("utf-8", "surrogatepass"))
+        rows = f"{self.val_split or self.split}, first {self.val_rows:,} rows"
+        return {f"{self.repo} ({rows})": digest.hexdigest()}
+
+    def documents(self, split: Split = "all") -> Iterator[str]:
+        """Yield the texts in the order of the data set."""
+        if split == "val":
+            return self._texts(self.val_split or self.split, stop=self.val_rows)
+        return self._texts(self.split, self.val_rows if split == "train" and self.val_split is None else 0)
+
+    def iterate(self, split: Split, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[str]:
+        """Yield every `world_size`-th text; 'train' is shuffled within the buffer by seed and epoch."""
+        texts = self.documents(split)
+        if split == "train":
+            texts = self._shuffled(texts, random.Random(f"{self.seed}-{epoch}"))
+        return islice(texts, rank, None, world_size)
+
+    def _load(self, split: str) -> Any:
+        import datasets
+
+        options = {"data_files": self.data_files, "revision": self.revision, "streaming": True}
+        try:
+            return datasets.load_dataset(self.repo, self.subset, split=split, **options)
+        except Exception as error:  # noqa: BLE001 - offline, no such split, a broken cache: each has errors of its own
+            raise UserError(f"{self.repo} ({split}) cannot be read from the Hugging Face hub {_short(error)}") from None
+
+    def _texts(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[str]:
+        """Yield the texts of a range of records of a split."""
+        name = f"{self.repo} ({split})"
+        for number, row in enumerate(islice(self._rows(split), start, stop), start):
+            if self.text_column not in row:
+                raise UserError(f"{name} has no column {self.text_column!r} (columns: {', '.join(row) or 'none'})")
+            text = self._text_check.text(row[self.text_column], lambda number=number: f"{name}, row {number}")
+            if text is not None:
+                yield text
+
+    def _rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield the records of a split.
+
+        Reads in batches, because the data set's own iterator would distribute its files over DataLoader workers.
+        """
+        batches = self._load(split).iter(batch_size=_ROWS_AT_ONCE)
+        number = 0
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # noqa: BLE001 - of the network, of a damaged file, of any format
+                raise UserError(f"{self.repo} ({split}) cannot be read on from row {number} {_short(error)}") from None
+            if batch is None:
+                return
+            size = len(next(iter(batch.values()), ()))
+            yield from ({column: values[index] for column, values in batch.items()} for index in range(size))
+            number += size
+
+    def _shuffled(self, texts: Iterator[str], random_numbers: random.Random) -> Iterator[str]:
+        buffer: list[str] = []
+        num_chars = 0
+        for text in texts:
+            buffer.append(text)
+            num_chars += len(text)
+            while len(buffer) > self.buffer_size or num_chars > BUFFER_CHARS:
+                chosen = random_numbers.randrange(len(buffer))
+                buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+                num_chars -= len(buffer[-1])
+                yield buffer.pop()
+        random_numbers.shuffle(buffer)
+        yield from buffer
+
+
+def _short(error: Exception) -> str:
+    return f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"

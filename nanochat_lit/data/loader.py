@@ -1,22 +1,17 @@
 """A resumable loader of a stream's batches, optionally with worker processes."""
 
-import pickle
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from nanochat_lit.data.chat_stream import ChatStream
-from nanochat_lit.data.pretrain_stream import Batch, PretrainStream
-
-Stream = PretrainStream | ChatStream
+from nanochat_lit.data.stream import Batch, PackedStream
 
 ENDLESS = 10**9
 """Length that an endless loader reports. Without a length Lightning prefetches one batch, and the position would be off
@@ -113,7 +108,7 @@ class ResumableLoader:
         waited_s: Total time spent waiting for batches, seconds.
     """
 
-    def __init__(self, stream: Stream, num_workers: int = 0, pin_memory: bool = False) -> None:
+    def __init__(self, stream: PackedStream, num_workers: int = 0, pin_memory: bool = False) -> None:
         self.stream = stream
         self.num_workers = num_workers
         self.pin_memory = pin_memory
@@ -148,15 +143,13 @@ class ResumableLoader:
         )
         return _Timed(self, self._counted(ReadAhead(iter(loader), RECEIVED, self._opened)))
 
-    def _opened(self, load: "_Loaded") -> "_Loaded":
+    def _opened(self, load: "_Loaded") -> tuple["_Loaded", Batch]:
         """Convert a received batch to tensors, in the receiving thread."""
         batch = self.stream.batch_of(load.rows)
-        return replace(
-            load, rows={name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin_memory else batch
-        )
+        return load, {name: tensor.pin_memory() for name, tensor in batch.items()} if self.pin_memory else batch
 
-    def _counted(self, loads: Iterator["_Loaded"]) -> Iterator[Batch]:
-        for load in loads:
+    def _counted(self, loads: Iterator[tuple["_Loaded", Batch]]) -> Iterator[Batch]:
+        for load, batch in loads:
             reader = self._readers[self._next_reader]
             if load.snapshot is None:
                 reader["since"] += 1
@@ -164,7 +157,7 @@ class ResumableLoader:
                 reader["state"], reader["since"] = load.snapshot, 0
             self._used[self._next_reader] = load.used
             self._next_reader = (self._next_reader + 1) % self.num_workers
-            yield load.rows
+            yield batch
 
     @property
     def lost(self) -> float:
@@ -177,27 +170,27 @@ class ResumableLoader:
     def position(self) -> dict[str, Any]:
         """Return the position after the last returned batch, for a checkpoint."""
         if self.num_workers == 0 and self._started:
-            readers = [{"state": pack_state(self.stream.state_dict()), "since": 0}]
+            readers = [{"state": self.stream.state_dict(), "since": 0}]
         else:
-            readers = [{**reader, "state": pack_state(_whole(reader["state"]))} for reader in self._readers]
+            readers = [dict(reader) for reader in self._readers]
         return {"readers": readers, "next_reader": self._next_reader}
 
     def seek(self, position: dict[str, Any]) -> None:
         """Start the next iteration at a position of a loader with the same stream and number of readers."""
         assert len(position["readers"]) == self.num_readers, "use `merged` for another number of readers"
-        self._readers = [{**reader, "state": unpack_state(reader["state"])} for reader in position["readers"]]
+        self._readers = [dict(reader) for reader in position["readers"]]
         self._next_reader = position["next_reader"]
         self._started = False
 
 
-def merged(stream: Stream, positions: list[dict[str, Any]], num_readers: int, world_size: int) -> dict[str, Any]:
+def merged(stream: PackedStream, positions: list[dict[str, Any]], num_readers: int, world_size: int) -> dict[str, Any]:
     """Return the position from which another number of ranks or workers continues with the unused data.
 
     No document is repeated. None is skipped, except partly used split documents, at most one buffer per reader. With
     workers, the batches since their last snapshot are read again.
 
     Args:
-        stream: Stream of the positions.
+        stream: PackedStream of the positions.
         positions: Positions of all ranks.
         num_readers: Readers per continuing rank.
         world_size: Number of continuing ranks.
@@ -205,69 +198,6 @@ def merged(stream: Stream, positions: list[dict[str, Any]], num_readers: int, wo
     states = [reader["state"] for position in positions for reader in position["readers"]]
     state = stream.merge(states, num_readers * world_size) if all(states) else {}
     return {"readers": [{"state": state, "since": 0} for _ in range(num_readers)], "next_reader": 0}
-
-
-def pack_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Pack the buffered documents of a stream's state into a few tensors, which load much faster than long lists."""
-    if not state or state["packer"] is None:
-        return state
-    packer, buffer = state["packer"], state["packer"]["buffer"]
-    items = [item for _, _, item in buffer["items"]]
-    is_masked = bool(items) and isinstance(items[0], tuple)
-    columns = list(zip(*items, strict=True)) if is_masked else [items]
-    packed = {
-        **buffer,
-        "items": {
-            "lengths": torch.tensor([length for length, _, _ in buffer["items"]], dtype=torch.int64),
-            "numbers": torch.tensor([number for _, number, _ in buffer["items"]], dtype=torch.int64),
-            "parts": [_joined(column) for column in columns],
-            "is_masked": is_masked,
-        },
-    }
-    return {**state, "packer": {**packer, "buffer": packed}}
-
-
-def unpack_state(state: dict[str, Any]) -> dict[str, Any]:
-    """Invert `pack_state`."""
-    if not state or state["packer"] is None:
-        return state
-    packer, buffer = state["packer"], state["packer"]["buffer"]
-    packed = buffer["items"]
-    lengths, numbers = packed["lengths"].tolist(), packed["numbers"].tolist()
-    columns = [np.split(part.numpy(), np.cumsum(lengths[:-1])) if lengths else [] for part in packed["parts"]]
-    if packed["is_masked"]:
-        items = [tuple(part.tolist() for part in parts) for parts in zip(*columns, strict=True)]
-    else:
-        items = columns[0]
-    entries = [list(entry) for entry in zip(lengths, numbers, items, strict=True)]
-    return {**state, "packer": {**packer, "buffer": {**buffer, "items": entries}}}
-
-
-def _joined(parts: Sequence[Any]) -> torch.Tensor:
-    """Concatenate token ids or masks, keeping two-byte types."""
-    if not parts:
-        return torch.zeros(0, dtype=torch.int32)
-    if isinstance(parts[0], np.ndarray):
-        return torch.from_numpy(np.concatenate(parts))
-    return torch.tensor([value for part in parts for value in part], dtype=torch.int32)
-
-
-@dataclass(frozen=True)
-class _Snapshot:
-    """The state of a worker's stream, pickled by the worker; never part of a checkpoint."""
-
-    pickled: torch.Tensor
-
-    @classmethod
-    def of(cls, stream: Stream) -> "_Snapshot":
-        return cls(torch.frombuffer(bytearray(pickle.dumps(stream.state_dict(), protocol=5)), dtype=torch.uint8))
-
-    def state(self) -> dict[str, Any]:
-        return pickle.loads(self.pickled.numpy().tobytes())  # noqa: S301 - see above
-
-
-def _whole(state: dict[str, Any] | _Snapshot) -> dict[str, Any]:
-    return state.state() if isinstance(state, _Snapshot) else state
 
 
 def _unchanged(item: Any) -> Any:
@@ -290,15 +220,15 @@ class _Timed(Iterator[Batch]):
 
 @dataclass
 class _Loaded:
-    """Message of a worker: a batch, and occasionally its state in shared memory.
+    """Message of a worker: a batch, and occasionally its state, whose tensors are in shared memory.
 
-    Sequences of text are sent through the pipe with two bytes per token, which is faster than allocating shared memory.
-    A thread of the receiving process converts them to tensors, page-locked for a GPU.
+    The sequences are sent through the pipe with few bytes per token, which is faster than allocating shared memory. A
+    thread of the receiving process converts them to tensors, page-locked for a GPU.
     """
 
-    rows: Any
-    """Result of the stream's `rows`; after receiving, the batch."""
-    snapshot: _Snapshot | None
+    rows: np.ndarray
+    """Result of the stream's `rows`."""
+    snapshot: dict[str, Any] | None
     """State of the stream."""
     used: tuple[int, int]
     """Tokens used and cropped so far by the reader."""
@@ -307,7 +237,7 @@ class _Loaded:
 class _Reader(IterableDataset[_Loaded]):
     """Yields a worker's share of the batches, occasionally with its state."""
 
-    def __init__(self, stream: Stream, readers: list[dict[str, Any]], first: int) -> None:
+    def __init__(self, stream: PackedStream, readers: list[dict[str, Any]], first: int) -> None:
         self.stream = stream
         self.readers = readers
         self.first = first
@@ -318,7 +248,7 @@ class _Reader(IterableDataset[_Loaded]):
         # The DataLoader requests worker 0 first, which reads for the reader whose turn it is.
         self.stream.reader_shift = self.first
         reader = self.readers[(worker.id + self.first) % worker.num_workers]
-        if state := _whole(reader["state"]):
+        if state := reader["state"]:
             self.stream.load_state_dict(state)
         batches = self.stream.rows()
         for _ in range(reader["since"]):
@@ -327,6 +257,6 @@ class _Reader(IterableDataset[_Loaded]):
             counts = self.stream.counts
             yield _Loaded(
                 rows=rows,
-                snapshot=_Snapshot.of(self.stream) if count % SNAPSHOT_EVERY == 0 else None,
+                snapshot=self.stream.state_dict() if count % SNAPSHOT_EVERY == 0 else None,
                 used=(counts.used, counts.cropped),
             )

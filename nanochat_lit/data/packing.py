@@ -6,25 +6,20 @@
 Both fill a sequence with the largest buffered item that still fits, the oldest of equals (see FitBuffer). If nothing
 fits, text crops the shortest document to fill the sequence and discards the remainder; conversations are padded. The
 order depends only on the items and the buffer. A packed sequence has one more token than the model's input, for the
-targets. Text is stored as numpy arrays, which are cheap to copy, send and checkpoint; conversations are short lists.
+targets. Items are numpy arrays, which are cheap to copy, send and checkpoint: of text the token ids, of conversations
+two rows, token ids and loss mask.
 """
 
 import bisect
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from nanochat_lit.common.errors import UserError
-
-Item = TypeVar("Item")
-Row = TypeVar("Row")
-Tokens = np.ndarray
-"""Token ids of a document or a sequence, one-dimensional, of any integer type."""
-PaddedRow = tuple[list[int], list[int]]
-"""Token ids and loss mask, both of the sequence's length."""
-Masked = tuple[list[int], list[int]]
 
 
 @dataclass
@@ -56,7 +51,7 @@ class PackingCounts:
         return self.cropped / max(1, self.used + self.cropped)
 
 
-class FitBuffer(Generic[Item]):
+class FitBuffer:
     """Buffer of items sorted by length, then by age; removes the oldest of equals, or a pseudo-random one if scattered.
 
     The scattered choice depends only on the number of earlier removals. It is for chunks of split documents: most have
@@ -66,7 +61,7 @@ class FitBuffer(Generic[Item]):
 
     def __init__(self, scatter: bool = False) -> None:
         # (length, arrival number, item); the number is unique, so items are never compared
-        self._entries: list[tuple[int, int, Item]] = []
+        self._entries: list[tuple[int, int, np.ndarray]] = []
         self._scatter = scatter
         self._num_added = 0
         self._num_popped = 0
@@ -83,12 +78,12 @@ class FitBuffer(Generic[Item]):
         """Return the arrival numbers of the buffered items."""
         return [number for _, number, _ in self._entries]
 
-    def add(self, item: Item, length: int) -> None:
+    def add(self, item: np.ndarray, length: int) -> None:
         """Add an item."""
         bisect.insort(self._entries, (length, self._num_added, item))
         self._num_added += 1
 
-    def pop_largest(self, limit: int) -> Item | None:
+    def pop_largest(self, limit: int) -> np.ndarray | None:
         """Remove and return one of the longest items of at most `limit` length; None if there is none."""
         end = bisect.bisect_left(self._entries, (limit + 1,))  # a prefix tuple sorts before longer tuples
         if end == 0:
@@ -101,21 +96,34 @@ class FitBuffer(Generic[Item]):
         self._num_popped += 1
         return self._entries.pop(index)[2]
 
-    def pop_shortest(self) -> Item:
+    def pop_shortest(self) -> np.ndarray:
         """Remove and return the oldest of the shortest items."""
         return self._entries.pop(0)[2]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the items with their lengths and arrival numbers."""
-        return {"items": list(map(list, self._entries)), "num_added": self._num_added, "num_popped": self._num_popped}
+        """Return the items with their lengths and arrival numbers as a few tensors, which load faster than lists."""
+        items = [item for _, _, item in self._entries]
+        is_masked = bool(items) and items[0].ndim == 2
+        columns = zip(*items, strict=True) if is_masked else [items]
+        state = {
+            "lengths": torch.tensor([length for length, _, _ in self._entries], dtype=torch.int64),
+            "numbers": torch.tensor(self.numbers(), dtype=torch.int64),
+            "parts": [torch.from_numpy(np.concatenate(column or [np.zeros(0, np.int32)])) for column in columns],
+            "is_masked": is_masked,
+        }
+        return {"items": state, "num_added": self._num_added, "num_popped": self._num_popped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state."""
-        self._entries = [(length, number, item) for length, number, item in state["items"]]
+        packed = state["items"]
+        lengths, numbers = packed["lengths"].tolist(), packed["numbers"].tolist()
+        columns = [np.split(part.numpy(), np.cumsum(lengths[:-1])) if lengths else [] for part in packed["parts"]]
+        items = list(map(np.stack, zip(*columns, strict=True))) if packed["is_masked"] else columns[0]
+        self._entries = list(zip(lengths, numbers, items, strict=True))
         self._num_added, self._num_popped = state["num_added"], state["num_popped"]
 
 
-class PackedRows(Iterator[Row], Generic[Item, Row]):
+class PackedRows(ABC, Iterator[np.ndarray]):
     """Base class of packers; its state between two sequences is the buffer and the counts."""
 
     def __init__(self, items: Iterable[Any], row_len: int, buffer_size: int, scatter: bool = False) -> None:
@@ -124,7 +132,7 @@ class PackedRows(Iterator[Row], Generic[Item, Row]):
         if buffer_size < 1:
             raise UserError(f"buffer_size is {buffer_size}; it must be at least 1")
         self.counts = PackingCounts()
-        self.buffer: FitBuffer[Item] = FitBuffer(scatter)
+        self.buffer = FitBuffer(scatter)
         self._items = iter(items)
         self._row_len = row_len
         self._buffer_size = buffer_size
@@ -139,18 +147,19 @@ class PackedRows(Iterator[Row], Generic[Item, Row]):
         self.counts = PackingCounts(**state["counts"])
 
     def _fill_buffer(self) -> None:
-        while len(self.buffer) < self._buffer_size:
-            item = next(self._items, None)
-            if item is None:
-                return
-            self._take(item)
+        while len(self.buffer) < self._buffer_size and (item := next(self._items, None)) is not None:
+            tokens = np.asarray(item)
+            if tokens.size:
+                self.counts.items += 1
+                self.counts.read += tokens.shape[-1]
+                self._add(tokens)
 
-    def _take(self, item: Any) -> None:
-        """Count an item and add it, or its chunks, to the buffer."""
-        raise NotImplementedError
+    @abstractmethod
+    def _add(self, item: np.ndarray) -> None:
+        """Add an item, or its chunks, to the buffer."""
 
 
-class BestFitRows(PackedRows[Tokens, Tokens]):
+class BestFitRows(PackedRows):
     """Packs documents into full sequences that begin with the BOS of a document.
 
     A last, incomplete sequence is counted as unfinished and not returned.
@@ -166,7 +175,7 @@ class BestFitRows(PackedRows[Tokens, Tokens]):
 
     def __init__(
         self,
-        documents: Iterable[Tokens | Sequence[int]],
+        documents: Iterable[Any],
         row_len: int,
         buffer_size: int = 1000,
         long_documents: Literal["crop", "split"] = "crop",
@@ -176,8 +185,8 @@ class BestFitRows(PackedRows[Tokens, Tokens]):
         self._split = long_documents == "split"
         super().__init__(documents, row_len, buffer_size, scatter=self._split)
 
-    def __next__(self) -> Tokens:
-        pieces: list[Tokens] = []
+    def __next__(self) -> np.ndarray:
+        pieces: list[np.ndarray] = []
         space = self._row_len
         while space:
             self._fill_buffer()
@@ -195,19 +204,14 @@ class BestFitRows(PackedRows[Tokens, Tokens]):
         self.counts.used += self._row_len
         return np.concatenate(pieces)
 
-    def _take(self, item: Tokens | Sequence[int]) -> None:
-        if not len(item):
-            return
-        self.counts.items += 1
-        self.counts.read += len(item)
-        tokens = np.asarray(item)
-        pieces = split_document(tokens, self._row_len) if self._split else [tokens]
+    def _add(self, item: np.ndarray) -> None:
+        pieces = split_document(item, self._row_len) if self._split else [item]
         self.counts.added += len(pieces) - 1
         for piece in pieces:
             self.buffer.add(piece, len(piece))
 
 
-class PaddedRows(PackedRows[Masked, PaddedRow]):
+class PaddedRows(PackedRows):
     """Packs whole conversations into sequences, padded when nothing fits.
 
     Args:
@@ -218,42 +222,38 @@ class PaddedRows(PackedRows[Masked, PaddedRow]):
         buffer_size: Number of conversations to choose from; the buffer is refilled before every choice.
     """
 
-    def __init__(self, conversations: Iterable[Masked], row_len: int, pad_id: int, buffer_size: int = 1000) -> None:
+    def __init__(self, conversations: Iterable[Any], row_len: int, pad_id: int, buffer_size: int = 1000) -> None:
         super().__init__(conversations, row_len, buffer_size)
         self._pad_id = pad_id
 
-    def __next__(self) -> PaddedRow:
-        token_ids: list[int] = []
-        loss_mask: list[int] = []
-        while len(token_ids) < self._row_len:
+    def __next__(self) -> np.ndarray:
+        row = np.zeros((2, self._row_len), np.int32)
+        row[0] = self._pad_id
+        used = 0
+        while used < self._row_len:
             self._fill_buffer()
-            conversation = self.buffer.pop_largest(self._row_len - len(token_ids))
+            conversation = self.buffer.pop_largest(self._row_len - used)
             if conversation is None:
                 break
-            token_ids += conversation[0]
-            loss_mask += conversation[1]
-        if not token_ids:
+            end = used + conversation.shape[1]
+            row[:, used:end] = conversation
+            used = end
+        if not used:
             raise StopIteration
-        padding = self._row_len - len(token_ids)
         self.counts.rows += 1
-        self.counts.used += len(token_ids)
-        self.counts.padding += padding
-        return token_ids + [self._pad_id] * padding, loss_mask + [0] * padding
+        self.counts.used += used
+        self.counts.padding += self._row_len - used
+        return row
 
-    def _take(self, item: Masked) -> None:
-        token_ids, loss_mask = item
-        if not token_ids:
-            return
-        self.counts.items += 1
-        self.counts.read += len(token_ids)
-        if len(token_ids) > self._row_len:
-            self.counts.items_cut += 1
-            self.counts.cropped += len(token_ids) - self._row_len
-            token_ids, loss_mask = token_ids[: self._row_len], loss_mask[: self._row_len]
-        self.buffer.add((token_ids, loss_mask), len(token_ids))
+    def _add(self, item: np.ndarray) -> None:
+        kept = item[:, : self._row_len]
+        num_cut = item.shape[1] - kept.shape[1]
+        self.counts.items_cut += num_cut > 0
+        self.counts.cropped += num_cut
+        self.buffer.add(kept, kept.shape[1])
 
 
-def split_document(token_ids: Tokens, max_len: int) -> list[Tokens]:
+def split_document(token_ids: np.ndarray, max_len: int) -> list[np.ndarray]:
     """Split a document into chunks of at most `max_len` tokens that each begin with its first token (BOS)."""
     if len(token_ids) <= max_len:
         return [token_ids]

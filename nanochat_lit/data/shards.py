@@ -10,15 +10,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from nanochat_lit.common.downloads import file_sha256
+from nanochat_lit.common.download_progress import Report
+from nanochat_lit.common.downloads import file_sha256, locked
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.block_cursor import Block, BlockCursor
-from nanochat_lit.data.prepared import is_prepared, prepared_split
-from nanochat_lit.data.prepared_file import PreparedFile
-from nanochat_lit.data.record_files import SHAREGPT, TXT_BYTES, RecordFile, TextFile
-from nanochat_lit.data.record_kinds import CompressedFile, family_of, record_file
+from nanochat_lit.common.paths import cache_folder
+from nanochat_lit.data.cursor import Block, BlockCursor
+from nanochat_lit.data.prepared import PreparedFile, is_prepared, prepared_split
+from nanochat_lit.data.records import SHAREGPT, RecordFile
+from nanochat_lit.data.source import Split, TextSource
 from nanochat_lit.data.splits import FileSplit, find_split
-from nanochat_lit.data.text_source import Split, TextSource
+from nanochat_lit.data.text_files import TXT_BYTES, CompressedFile, TextFile, family_of, record_file
 
 Column = Literal["text", "messages", "tokens"]
 SPLITS = ("train", "val", "all")
@@ -109,8 +110,8 @@ class ShardSource(TextSource):
         """Yield every item of a split once, in the order of the files."""
         for file, first, last in self._ranges(split):
             for start, stop in self.opened(file).blocks():
-                rows = range(max(start, first), min(stop, last))
-                yield from (item for item in self.read(file, rows) if item is not None)
+                if rows := range(max(start, first), min(stop, last)):
+                    yield from (item for item in self.read(file, rows) if item is not None)
 
     def iterate(self, split: Split, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Yield the items of one epoch for `rank`; 'train' is shuffled by seed and epoch."""
@@ -185,9 +186,8 @@ class ShardSource(TextSource):
             self._order = key, self._ordered_blocks(*key)
         return self._order[1]
 
-    def rows(self, split: str, epoch: int, window: int, block: Block) -> Sequence[int]:
+    def rows(self, split: str, epoch: int, block: Block) -> Sequence[int]:
         """Return the record indices of a block in the order of the epoch."""
-        del window
         file, start, stop = block
         if split != "train" or stop - start == 1:
             return range(start, stop)
@@ -312,14 +312,43 @@ class FileSource(ShardSource):
         return f"; ignored: {_listed(names, most=12)}" if names else ""
 
 
+class TinyWorld(ShardSource):
+    """Generated English texts for models with few layers.
+
+    Args:
+        num_documents: Number of training documents.
+        seed: Seed of the texts and of their order.
+        folder: Folder of the files; None is a folder of the user's cache.
+    """
+
+    def __init__(self, num_documents: int = 20_000, seed: int = 0, folder: str | None = None) -> None:
+        if num_documents < 1:
+            raise UserError(f"num_documents is {num_documents}; it must be at least 1")
+        self.num_documents = num_documents
+        self.folder = Path(folder) if folder else cache_folder() / "tiny_world" / f"{num_documents}-{seed}"
+        super().__init__(self.folder / "pretrain", seed=seed)
+
+    def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
+        """Write the files, unless they exist."""
+        from nanochat_lit.tiny_world.files import write_tiny_world  # importing its templates takes 60 ms
+
+        del mirror, report
+        done = self.folder / "harder" / "test.jsonl"  # written last
+        with locked(self.folder.with_name(f".{self.folder.name}.lock")):
+            if not done.is_file():
+                write_tiny_world(self.folder, self.num_documents, num_conversations=1, per_category=1, seed=self.seed)
+
+    def find_split(self) -> FileSplit:
+        """Return the shards; the last one is for validation."""
+        files = sorted(self.path.glob("shard_*.parquet"))
+        if not files:
+            raise UserError(f"'{self.path}' has no shards yet; they are written by prepare()")
+        return FileSplit(train=files[:-1], val=files[-1:])
+
+
 def text_column(path: object) -> Column:
     """Return 'tokens' for a folder of prepared shards, else 'text'."""
     return "tokens" if is_prepared(path) else "text"
-
-
-def open_source(path: str | Path, column: Column = "text", seed: int = 0) -> FileSource:
-    """Open a file or folder as a source; raises UserError if there are no files, without reading them."""
-    return FileSource(path, column, seed)
 
 
 def check_source(path: str | Path, column: Column = "text") -> FileSource:
@@ -336,11 +365,6 @@ def check_source(path: str | Path, column: Column = "text") -> FileSource:
 def documents(path: str | Path, split: Split = "all") -> Iterator[str]:
     """Yield the texts of a file or folder once, in order."""
     return FileSource(path, "text").documents(split)
-
-
-def conversations(path: str | Path, split: Split = "all") -> Iterator[dict[str, Any]]:
-    """Yield the conversations of a file or folder once, in order."""
-    return FileSource(path, "messages").documents(split)
 
 
 def _text_file(file: RecordFile) -> TextFile | None:

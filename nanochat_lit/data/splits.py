@@ -11,12 +11,11 @@ from pathlib import Path, PurePath
 from typing import Literal
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.record_kinds import KINDS_IN_WORDS, family_of
+from nanochat_lit.data.text_files import FAMILIES_IN_WORDS, family_of
 
 NamedSplit = Literal["train", "val", "test"]
-WORDS: dict[
-    NamedSplit, tuple[str, ...]
-] = {  # in this order, so that a name with several words is not used for training
+WORDS: dict[NamedSplit, tuple[str, ...]] = {
+    # in this order, so that a name with several words is not used for training
     "test": ("test", "testing", "eval", "evaluation"),
     "val": ("validation", "valid", "val", "dev", "h[eo]ld[-_ ]?out"),
     "train": ("train", "training"),
@@ -70,14 +69,14 @@ def find_split(path: Path, validation: str | None = None) -> FileSplit:
     """
     if path.is_file():
         if family_of(path) is None:
-            raise UserError(f"'{path}' is not a {KINDS_IN_WORDS} file; convert it or give another")
+            raise UserError(f"'{path}' is not a {FAMILIES_IN_WORDS} file; convert it or give another")
         if validation is not None:
             raise UserError(
                 f"'{path}' is a single file, so '{validation}' cannot be the validation file; give the folder of both"
             )
         return FileSplit(train=[path])
     if not path.is_dir():
-        raise UserError(f"no file or folder '{path}'; give a {KINDS_IN_WORDS} file or a folder of such files")
+        raise UserError(f"no file or folder '{path}'; give a {FAMILIES_IN_WORDS} file or a folder of such files")
     named, left_out = _named_files(path)
     _leave_out_documentation(path, named, left_out)
     if validation is not None:
@@ -115,7 +114,7 @@ def _named_files(path: Path) -> tuple[dict[NamedSplit | None, list[Path]], list[
     if not any(named.values()):
         folder = next((name for name in left_out if name.endswith("/")), None)
         hint = f"; subfolders such as '{folder[:-1]}' are not searched" if folder else ""
-        raise UserError(f"the folder '{path}' contains no {KINDS_IN_WORDS} file{hint}")
+        raise UserError(f"the folder '{path}' contains no {FAMILIES_IN_WORDS} file{hint}")
     return named, left_out
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import random
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nanochat_lit.data.encoding import batched
-from nanochat_lit.data.languages import guess_language
+from nanochat_lit.data.prepared import batched
 from nanochat_lit.data.shards import ShardSource
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
@@ -29,43 +29,26 @@ SIMILARITY = 0.8
 """Minimum similarity (share of common word 5-grams) of near duplicates."""
 _PRIME = (1 << 31) - 1
 _WORD = re.compile(r"\w+")
-
-
-class ExactDuplicates:
-    """Counts identical documents.
-
-    Stores the hashes of up to `limit` different documents. Beyond that, only hashes that end in one zero bit, then two,
-    and so on are kept. Either all copies of a document are counted or none, so the share is an unbiased estimate.
-
-    Args:
-        limit: Maximum number of stored hashes.
-    """
-
-    def __init__(self, limit: int = 1_000_000) -> None:
-        self.limit = limit
-        self._counts: dict[int, int] = {}
-        self._mask = 0
-
-    def add(self, text: str) -> None:
-        """Add a document."""
-        key = int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-        if key & self._mask:
-            return
-        self._counts[key] = self._counts.get(key, 0) + 1
-        if len(self._counts) > self.limit:
-            self._mask = self._mask * 2 + 1
-            self._counts = {key: count for key, count in self._counts.items() if not key & self._mask}
-
-    @property
-    def share(self) -> float:
-        """Return the share of documents that are a copy of an earlier one."""
-        total = sum(self._counts.values())
-        return 1 - len(self._counts) / total if total else 0.0
-
-    @property
-    def is_estimate(self) -> bool:
-        """Whether the share is estimated from a subset."""
-        return self._mask != 0
+FREQUENT_WORDS = {
+    "Latin": {
+        "English": "the of and to in is that it was for with as on be by this are",
+        "German": "der die und das ist nicht ein eine den von mit sich auf dem zu auch",
+        "French": "le la les des et est une dans que pour qui sur pas avec du au",
+        "Spanish": "el los las una que del por con para es se su como más lo y",
+        "Italian": "il di che la per una non sono con del della gli è si nel anche",
+        "Portuguese": "o os uma que não com para do da em são mais como na ao e",
+        "Dutch": "de het een van en is dat niet met voor op zijn te aan ook er",
+    },
+    "Cyrillic": {
+        "Russian": "и в не на что с это как по но из он для все от так",  # noqa: RUF001
+        "Ukrainian": "і в не на що з це як та але він для від до є за",  # noqa: RUF001
+    },
+}
+"""By script and language."""
+_SCRIPT_LANGUAGES = {"Cjk": "Chinese", "Hangul": "Korean"}
+_LOOK_CHARS = 600
+_FEWEST_WORDS_SHARE = 0.08
+_LETTERS = re.compile(r"[^\W\d_]+")
 
 
 class NearDuplicates:
@@ -77,7 +60,7 @@ class NearDuplicates:
         self._terms = rng.integers(0, _PRIME, (NUM_HASHES, 1), dtype=np.int64)
         self._signatures: list[np.ndarray] = []
         self._bands: dict[tuple[int, bytes], list[int]] = {}
-        self._near: set[int] = set()
+        self._num_near = 0
         self.num_documents = 0
 
     def add(self, text: str) -> None:
@@ -88,18 +71,19 @@ class NearDuplicates:
             return
         number = len(self._signatures)
         candidates: set[int] = set()
-        for key in self._keys(signature):
+        for start in range(0, NUM_HASHES, BAND):
+            key = (start, signature[start : start + BAND].tobytes())
             others = self._bands.setdefault(key, [])
             candidates.update(others[:8])  # a few candidates suffice to find a duplicate
             others.append(number)
-        if any(self._similarity(signature, self._signatures[other]) >= SIMILARITY for other in sorted(candidates)):
-            self._near.add(number)
+        if any((signature == self._signatures[other]).mean() >= SIMILARITY for other in candidates):
+            self._num_near += 1
         self._signatures.append(signature)
 
     @property
     def share(self) -> float:
         """Return the share of documents that nearly equal an earlier one, including exact copies."""
-        return len(self._near) / self.num_documents if self.num_documents else 0.0
+        return self._num_near / self.num_documents if self.num_documents else 0.0
 
     def _signature(self, text: str) -> np.ndarray | None:
         words = _WORD.findall(text.lower())
@@ -109,14 +93,6 @@ class NearDuplicates:
         hashes = np.fromiter((zlib.crc32(run.encode("utf-8", "surrogatepass")) for run in runs), np.int64, len(runs))
         # the product of two 31-bit values is less than 2^63
         return ((self._factors * (hashes % _PRIME) + self._terms) % _PRIME).min(axis=1)
-
-    @staticmethod
-    def _keys(signature: np.ndarray) -> Iterator[tuple[int, bytes]]:
-        return ((start, signature[start : start + BAND].tobytes()) for start in range(0, NUM_HASHES, BAND))
-
-    @staticmethod
-    def _similarity(one: np.ndarray, other: np.ndarray) -> float:
-        return float((one == other).mean())
 
 
 @dataclass
@@ -177,7 +153,8 @@ def corpus_statistics(
         seed: Seed of the sample.
     """
     found = CorpusStatistics(tokens=None if count_tokens is None else 0)
-    exact, near = ExactDuplicates(), NearDuplicates()
+    near = NearDuplicates()
+    digests: set[bytes] = set()
     lengths: Counter[int] = Counter()
     languages: Counter[str] = Counter()
     total = sum(source.num_rows("all") for source in sources.values())
@@ -186,13 +163,14 @@ def corpus_statistics(
         for name, text in batch:
             found.documents += 1
             found.characters += len(text)
-            found.bytes += len(text.encode("utf-8", "surrogatepass"))
+            data = text.encode("utf-8", "surrogatepass")
+            found.bytes += len(data)
+            digests.add(hashlib.blake2b(data, digest_size=8).digest())
             lengths[len(text).bit_length() - 1] += 1
             languages[guess_language(text)] += len(text)
             num_control = len(CONTROL.findall(text))
             found.control_characters += num_control
             found.documents_with_control += num_control > 0
-            exact.add(text)
             if near.num_documents < near_docs:
                 near.add(text)
             counts = found.sources.setdefault(name, {"documents": 0, "characters": 0})
@@ -203,8 +181,41 @@ def corpus_statistics(
     found.passed_over = sum(source.num_skipped for source in sources.values())
     found.lengths = dict(sorted(lengths.items()))
     found.languages = dict(languages.most_common())
-    found.exact_duplicates, found.near_duplicates, found.compared = exact.share, near.share, near.num_documents
+    found.exact_duplicates = (found.documents - len(digests)) / max(1, found.documents)
+    found.near_duplicates, found.compared = near.share, near.num_documents
     return found
+
+
+def script_shares(text: str) -> dict[str, float]:
+    """Return the share of each script among the letters of the first characters, in descending order; may be empty."""
+    counts: Counter[str] = Counter()
+    for char, count in Counter(text[:_LOOK_CHARS]).items():
+        if char.isalpha():  # names are like LATIN SMALL LETTER A, CJK UNIFIED IDEOGRAPH-6CB3
+            counts[re.split("[ -]", unicodedata.name(char, "unnamed"))[0].capitalize()] += count
+    return {script: count / counts.total() for script, count in counts.most_common()}
+
+
+def guess_language(text: str) -> str:
+    """Return the language, or the script if its languages are not distinguished, or 'none' for text without letters.
+
+    Latin and Cyrillic languages are identified by frequent words in the first characters. This is reliable for a page
+    of ordinary text, but not for a line, a list of names or program code.
+    """
+    shares = script_shares(text)
+    if not shares:
+        return "none"
+    if shares.get("Hiragana", 0.0) + shares.get("Katakana", 0.0) > 0.05:
+        return "Japanese"
+    script = next(iter(shares))
+    if script not in FREQUENT_WORDS:
+        return _SCRIPT_LANGUAGES.get(script, script)
+    words = [word.lower() for word in _LETTERS.findall(text[:_LOOK_CHARS])]
+    hits = {
+        language: sum(word in frequent.split() for word in words) / max(1, len(words))
+        for language, frequent in FREQUENT_WORDS[script].items()
+    }
+    best = max(hits, key=lambda language: hits[language])
+    return best if hits[best] >= _FEWEST_WORDS_SHARE else f"{script}, other"
 
 
 def _documents(sources: dict[str, ShardSource], max_docs: int | None, seed: int) -> Iterator[tuple[str, str]]:

@@ -14,13 +14,11 @@ from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.download_progress import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
-from nanochat_lit.data.chat_stream import ChatStream
 from nanochat_lit.data.loader import ResumableLoader, merged
 from nanochat_lit.data.prepared import TOKENIZER_FOLDER, check_tokenizer
-from nanochat_lit.data.pretrain_stream import PretrainStream
 from nanochat_lit.data.shards import FileSource, text_column
-from nanochat_lit.data.sources import SourceLike
-from nanochat_lit.data.text_source import TextSource
+from nanochat_lit.data.source import TextSource
+from nanochat_lit.data.stream import ChatStream, PretrainStream, SourceLike
 from nanochat_lit.evaluation.bpb import document_batches
 from nanochat_lit.tokenizer import Tokenizer
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from nanochat_lit.data.sources import SplitSource
+from nanochat_lit.data.source import SplitSource
 from nanochat_lit.tasks.base import Conversations, TaskMixture
 from nanochat_lit.training.datamodules import ChatDataModule
 

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.encoding import encoded_documents
 from nanochat_lit.data.loader import ResumableLoader
 from nanochat_lit.data.packing import BestFitRows
-from nanochat_lit.data.prepared import TOKENIZER_FOLDER, is_prepared
-from nanochat_lit.data.pretrain_stream import PretrainStream
+from nanochat_lit.data.prepared import TOKENIZER_FOLDER, encoded_documents, is_prepared
 from nanochat_lit.data.shards import documents
+from nanochat_lit.data.stream import PretrainStream
 from nanochat_lit.tokenizer import Tokenizer
 
 SETTLING_BATCHES = 30

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lightning.pytorch.callbacks import Callback
 
-from nanochat_lit.data.pretrain_stream import PretrainStream
+from nanochat_lit.data.stream import PretrainStream
 from nanochat_lit.optim import MuonAdamW, param_groups
 
 

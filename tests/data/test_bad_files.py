@@ -11,7 +11,7 @@ import pytest
 
 from nanochat_lit.common import paths
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data import record_files
+from nanochat_lit.data import records
 from nanochat_lit.data.shards import FileSource, check_source, documents
 
 FINE = [f"a fine text, number {number}" for number in range(30)]
@@ -35,7 +35,7 @@ BINARY = "\x00\x01\x02PNG\x1a" * 300
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_binary_and_huge_rows_are_passed_over_and_reported(tmp_path, kind, caplog, monkeypatch):
-    monkeypatch.setattr(record_files, "MAX_DOC_CHARS", 100_000)
+    monkeypatch.setattr(records, "MAX_DOC_CHARS", 100_000)
     texts = [*FINE[:10], BINARY, None, *FINE[10:20], "x" * 100_001, "", BINARY, *FINE[20:]]
     write = {"parquet": write_parquet, "jsonl": write_jsonl}[kind]
     write(tmp_path / f"a.{kind}", texts)
@@ -89,7 +89,7 @@ def test_compressed_jsonl_is_read_by_row(tmp_path, ending, monkeypatch):
     source = check_source(tmp_path / path.name)
     assert list(source.documents()) == texts
     assert sorted(source.iterate("train", 0, 1, 3)) == sorted(set(texts[:-25]) & set(source.iterate("train", 0, 1, 3)))
-    monkeypatch.setattr("nanochat_lit.data.record_kinds.CompressedFile._unpack", None)
+    monkeypatch.setattr("nanochat_lit.data.text_files.CompressedFile._unpack", None)
     assert list(documents(path)) == texts, "unpacked once"
 
 

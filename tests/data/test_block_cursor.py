@@ -10,11 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.block_cursor import BlockCursor
-from nanochat_lit.data.mixture import Mixture
+from nanochat_lit.data.cursor import BlockCursor
 from nanochat_lit.data.shards import FileSource
-from nanochat_lit.data.sources import MemorySource, make_cursor
-from nanochat_lit.data.text_source import TextSource
+from nanochat_lit.data.source import Mixture, SplitSource
 
 
 def write(folder, num_files=5, rows=37, group=8):
@@ -49,7 +47,7 @@ def take(cursor, count, iterator=None):
     """Items that go into a buffer."""
     items = []
     for item in itertools.islice(iterator or iter(cursor), count):
-        cursor.num_taken += 1
+        cursor.take()
         items.append(item)
     return items
 
@@ -71,28 +69,28 @@ def test_a_reader_comes_back_to_its_place(either, world_size):
     """At any item of more than two epochs, with up to 128 items read ahead."""
     files = either
     rank = world_size // 2
-    whole = take(make_cursor(files, "train", rank, world_size), 300)
+    whole = take(files.cursor("train", rank, world_size), 300)
     for count in [0, 1, 8, 133, 250]:
-        cursor = make_cursor(files, "train", rank, world_size)
+        cursor = files.cursor("train", rank, world_size)
         iterator = iter(cursor)
         assert take(cursor, count, iterator) == whole[:count]
         list(itertools.islice(iterator, count % 13))  # read ahead and not taken
-        resumed = make_cursor(files, "train", rank, world_size)
+        resumed = files.cursor("train", rank, world_size)
         resumed.load_state_dict(json.loads(json.dumps(cursor.state_dict())))
         middle = take(resumed, 7)
-        again = make_cursor(files, "train", rank, world_size)
+        again = files.cursor("train", rank, world_size)
         again.load_state_dict(resumed.state_dict())
         assert middle + take(again, 300 - count - 7) == whole[count:]
 
 
 def test_coming_back_reads_nothing_before_the_place(tmp_path, monkeypatch):
     files = source(write(tmp_path / "texts", num_files=9), window=1)
-    cursor = make_cursor(files, "train", 0, 1)
+    cursor = files.cursor("train", 0, 1)
     take(cursor, 200)
     opened = []
     fresh = source(tmp_path / "texts", window=1)
     monkeypatch.setattr(type(fresh), "opened", lambda self, file: opened.append(file) or self.files[file])
-    resumed = make_cursor(fresh, "train", 0, 1)
+    resumed = fresh.cursor("train", 0, 1)
     resumed.load_state_dict(cursor.state_dict())
     take(resumed, 1)
     assert len(set(opened)) == 1
@@ -109,7 +107,7 @@ def test_other_numbers_of_readers_go_on_without_loss_or_repetition(either, sizes
     for size in sizes:
         cursors = []
         for rank in range(size):
-            cursor = make_cursor(files, "train", rank, size)
+            cursor = files.cursor("train", rank, size)
             if state is not None:
                 cursor.load_state_dict(state)
             seen.update(take(cursor, rng.randint(0, 150 // size) if seed else 0))
@@ -117,7 +115,7 @@ def test_other_numbers_of_readers_go_on_without_loss_or_repetition(either, sizes
         states = [json.loads(json.dumps(cursor.state_dict())) for cursor in cursors]
         state = cursors[0].merge(states, 99)
     # One reader more reads on to the end of the epoch that the furthest was in.
-    last = make_cursor(files, "train", 0, 1)
+    last = files.cursor("train", 0, 1)
     last.load_state_dict(state)
     wanted = list(files.documents("train"))
     num_epochs = state["start"][0] + 1
@@ -126,20 +124,18 @@ def test_other_numbers_of_readers_go_on_without_loss_or_repetition(either, sizes
 
 
 def test_what_was_buffered_can_be_read_again_by_its_place(files):
-    """Places refer to documents: read back one by one, and dealt out again with what is left."""
-    readers = [make_cursor(files, "train", rank, 3) for rank in range(3)]
-    seen, buffered, places = [], [], []
+    """Places refer to documents: dealt out again with what is left."""
+    readers = [files.cursor("train", rank, 3) for rank in range(3)]
+    seen, places = [], []
     for cursor in readers:
         for number, item in enumerate(itertools.islice(iter(cursor), 20)):
-            cursor.num_taken += 1
+            place = cursor.take()
             if number % 3 == 0:
-                buffered.append(item)
-                places.append(cursor.last_place())
+                places.append(place)
             else:
                 seen.append(item)
-    assert readers[0].read_places(places) == buffered
     state = readers[0].merge([cursor.state_dict() for cursor in readers], 1, places)
-    cursor = make_cursor(files, "train", 0, 1)
+    cursor = files.cursor("train", 0, 1)
     cursor.load_state_dict(state)
     wanted = sorted(files.documents("train"))
     assert sorted(seen + take(cursor, len(wanted) - len(seen))) == wanted
@@ -148,62 +144,56 @@ def test_what_was_buffered_can_be_read_again_by_its_place(files):
 def test_items_of_a_list_can_be_read_again_by_their_number():
     """Dealt out again with what is left, also when readers are in different epochs."""
     texts = Texts([f"text {number}" for number in range(60)])
-    readers = [make_cursor(texts, "train", rank, 3) for rank in range(3)]
+    readers = [texts.cursor("train", rank, 3) for rank in range(3)]
     seen, places = collections.Counter(), []
     for cursor, count in zip(readers, (18, 25, 70), strict=True):  # the last is in its fourth epoch
         for number, item in enumerate(itertools.islice(iter(cursor), count)):
-            cursor.num_taken += 1
+            place = cursor.take()
             if number % 3 == 0:
-                places.append(cursor.last_place())
+                places.append(place)
             else:
                 seen[item] += 1
     state = readers[0].merge([cursor.state_dict() for cursor in readers], 2, places)
     state = json.loads(json.dumps(state))
     assert state["start"] == [3, 39], "the end of the round that the furthest reader is in"
     for rank in range(2):
-        cursor = make_cursor(texts, "train", rank, 2)
+        cursor = texts.cursor("train", rank, 2)
         cursor.load_state_dict(state)
         for item in cursor:
-            cursor.num_taken += 1
-            if cursor.last_place()[0] == 4:
+            if cursor.take()[0] == 4:
                 break
             seen[item] += 1
     assert seen == collections.Counter(dict.fromkeys(texts.documents("train"), 4))
     with pytest.raises(UserError, match="earlier version or with another kind"):
-        make_cursor(texts, "train", 0, 1).load_state_dict({"epoch": 0, "item": 5})
+        texts.cursor("train", 0, 1).load_state_dict({"epoch": 0, "item": 5})
 
 
 def test_files_that_have_changed_are_noticed(tmp_path):
     folder = write(tmp_path / "texts")
-    cursor = make_cursor(source(folder), "train", 0, 1)
+    cursor = source(folder).cursor("train", 0, 1)
     take(cursor, 5)
     pq.write_table(pa.table({"text": ["new"]}), folder / "0a.parquet")
     with pytest.raises(UserError, match=r"texts' are not those that the checkpoint was made with"):
-        make_cursor(source(folder), "train", 0, 1).load_state_dict(cursor.state_dict())
+        source(folder).cursor("train", 0, 1).load_state_dict(cursor.state_dict())
     with pytest.raises(UserError, match="earlier version"):
-        make_cursor(source(folder), "train", 0, 1).load_state_dict({"epoch": 0, "item": 5})
+        source(folder).cursor("train", 0, 1).load_state_dict({"epoch": 0, "item": 5})
 
 
 def test_only_null_rows_are_an_error_not_an_endless_loop(tmp_path):
     pq.write_table(pa.table({"text": pa.array([None, ""], pa.string())}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match="no item for reader 0 of 1"):
-        next(iter(make_cursor(FileSource(tmp_path), "train", 0, 1)))
+        next(iter(FileSource(tmp_path).cursor("train", 0, 1)))
 
 
-class Texts(TextSource):
-    """A list as a source of a mixture."""
-
-    name = "list"
+class Texts(SplitSource):
+    """A list whose last text is for validation."""
 
     def __init__(self, texts):
-        self.memory = MemorySource(texts)
+        super().__init__(texts[:-1], texts[-1:])
 
     def documents(self, split="all"):
-        return self.memory.iterate(split) if split != "train" else iter(sorted(self.memory.iterate(split)))
-
-    def iterate(self, split, epoch=0, rank=0, world_size=1):
-        return self.memory.iterate(split, epoch, rank, world_size)
+        return iter(sorted(self.iterate(split)))
 
 
 def mixture(weights, **texts):

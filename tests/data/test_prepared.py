@@ -14,10 +14,9 @@ import pytest
 from nanochat_lit.common import paths
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.loader import ResumableLoader
-from nanochat_lit.data.prepared import LIST_FILE, is_prepared, prepare
-from nanochat_lit.data.prepared_file import HEADER_BYTES, PreparedFile, read_header
-from nanochat_lit.data.pretrain_stream import PretrainStream
+from nanochat_lit.data.prepared import HEADER_BYTES, LIST_FILE, PreparedFile, is_prepared, prepare, read_header
 from nanochat_lit.data.shards import FileSource, check_source, documents
+from nanochat_lit.data.stream import PretrainStream
 from nanochat_lit.evaluation.bpb import document_batches
 from nanochat_lit.tokenizer import Tokenizer
 
@@ -199,8 +198,7 @@ def test_a_full_disk_leaves_what_was_finished(text, tokenizer, tmp_path, monkeyp
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
-    from nanochat_lit.data.encoding import token_dtype
-    from nanochat_lit.data.prepared_file import write_shard
+    from nanochat_lit.data.prepared import token_dtype, write_shard
 
     assert (token_dtype(2**16), token_dtype(2**16 + 1)) == (np.uint16, np.uint32)
     document = np.array([0, 70_000, 2**20 - 1], np.uint32)

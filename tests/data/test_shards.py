@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.shards import FileSource, check_source, conversations, documents, open_source
+from nanochat_lit.data.shards import FileSource, check_source, documents
 
 
 def write_parquet(path, texts, row_group_size=7, column="text"):
@@ -57,18 +57,18 @@ def test_folder_is_read_whole_and_its_last_file_is_validation(tmp_path, kind):
 def test_one_file_keeps_its_last_percent_for_validation(tmp_path, kind):
     texts = [f"text {index}" for index in range(250)]
     folder = write_corpus(tmp_path / "corpus", kind, texts, num_files=1)
-    source = open_source(folder / f"shard_00000{kind}")
+    source = FileSource(folder / f"shard_00000{kind}")
     assert list(source.documents("val")) == texts[-2:]
     assert list(source.documents("train")) == texts[:-2]
     assert sorted(source.iterate("train", 3)) == sorted(texts[:-2])
     small = write_corpus(tmp_path / "small", kind, texts[:5], num_files=1)
-    assert list(open_source(small).documents("val")) == texts[4:5]
+    assert list(FileSource(small).documents("val")) == texts[4:5]
 
 
 @pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet"])
 @pytest.mark.parametrize("world_size", [1, 3, 8])
 def test_ranks_share_an_epoch_without_overlap_or_loss(tmp_path, kind, world_size):
-    source = open_source(write_corpus(tmp_path / "corpus", kind), seed=5)
+    source = FileSource(write_corpus(tmp_path / "corpus", kind), seed=5)
     expected = sorted(source.documents("train"))
     epochs = []
     for epoch in range(2):
@@ -77,19 +77,19 @@ def test_ranks_share_an_epoch_without_overlap_or_loss(tmp_path, kind, world_size
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
         epochs.append(shares)
     assert epochs[0] != epochs[1]
-    again = pickle.loads(pickle.dumps(open_source(tmp_path / "corpus", seed=5)))
+    again = pickle.loads(pickle.dumps(FileSource(tmp_path / "corpus", seed=5)))
     assert [list(again.iterate("train", 0, rank, world_size)) for rank in range(world_size)] == epochs[0]
-    assert list(open_source(tmp_path / "corpus", seed=6).iterate("train")) != list(source.iterate("train"))
+    assert list(FileSource(tmp_path / "corpus", seed=6).iterate("train")) != list(source.iterate("train"))
     assert list(source.iterate("val", 0)) == list(source.iterate("val", 1)) == list(source.documents("val"))
 
 
 def test_null_and_empty_rows_are_skipped_and_counted(tmp_path):
     write_parquet(tmp_path / "a.parquet", ["one", None, "", "two"])
-    source = open_source(tmp_path / "a.parquet")
+    source = FileSource(tmp_path / "a.parquet")
     assert list(source.documents()) == ["one", "two"]
     assert source.num_skipped == 2
     write_jsonl(tmp_path / "b.jsonl", [{"text": None}, {"text": "one"}, {"text": ""}])
-    source = open_source(tmp_path / "b.jsonl")
+    source = FileSource(tmp_path / "b.jsonl")
     assert list(source.documents()) == ["one"]
     assert source.num_skipped == 2
 
@@ -112,7 +112,7 @@ def test_long_text_files_are_cut_at_paragraphs_and_nothing_is_lost(tmp_path):
     (tmp_path / "big.txt").write_bytes(b"short, one document\n\nof two paragraphs")
     assert len(list(documents(tmp_path))) == 1
     with pytest.raises(UserError, match="only one document"):
-        list(open_source(tmp_path).documents("train"))
+        list(FileSource(tmp_path).documents("train"))
 
 
 def test_conversations(tmp_path):
@@ -121,9 +121,9 @@ def test_conversations(tmp_path):
     write_jsonl(tmp_path / "val.jsonl", rows[:1])
     source = check_source(tmp_path, "messages")
     assert list(source.documents("train")) == rows
-    assert list(conversations(tmp_path, "val")) == rows[:1]
+    assert list(FileSource(tmp_path, "messages").documents("val")) == rows[:1]
     pq.write_table(pa.Table.from_pylist([chat("a"), chat("b")]), tmp_path / "x.parquet")
-    assert list(conversations(tmp_path / "x.parquet")) == [chat("a"), chat("b")]
+    assert list(FileSource(tmp_path / "x.parquet", "messages").documents()) == [chat("a"), chat("b")]
 
 
 def test_json_escapes_cannot_bring_lone_surrogates(tmp_path):

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.record_files import TXT_BYTES
 from nanochat_lit.data.shards import FileSource, check_source, documents
 from nanochat_lit.data.splits import find_split, split_of
+from nanochat_lit.data.text_files import TXT_BYTES
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat_lit.data.languages import guess_language, script_shares
 from nanochat_lit.data.shards import FileSource
-from nanochat_lit.data.statistics import ExactDuplicates, NearDuplicates, corpus_statistics
+from nanochat_lit.data.statistics import NearDuplicates, corpus_statistics, guess_language, script_shares
 
 WORDS = [first + rest for first in "bcdfglmnprst" for rest in ("ane", "ilo", "ume", "ost", "erk", "ady")]
 
@@ -44,18 +43,6 @@ def test_near_duplicates_against_the_exact_similarity():
     assert finder.share == pytest.approx(80 / 240)
     finder.add("too short")
     assert finder.share == pytest.approx(80 / 241)
-
-
-@pytest.mark.parametrize("limit", [10_000, 300])
-def test_exact_duplicates_are_counted_or_estimated(limit):
-    rng = random.Random(1)
-    texts = [f"text {number}" for number in range(4000)] + [f"text {number}" for number in range(1000)]
-    rng.shuffle(texts)
-    finder = ExactDuplicates(limit)
-    for one in texts:
-        finder.add(one)
-    assert finder.is_estimate is (limit < 4000)
-    assert finder.share == pytest.approx(0.2, abs=0.1 if finder.is_estimate else 1e-12)
 
 
 @pytest.mark.parametrize(("sample", "language"), [

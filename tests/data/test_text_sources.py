@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nanochat_lit import cli
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data import hub_stream, record_files
-from nanochat_lit.data.hub_stream import HubStream
-from nanochat_lit.data.pretrain_stream import PretrainStream
-from nanochat_lit.data.tiny_world_source import TinyWorld
+from nanochat_lit.data import hub_files, records
+from nanochat_lit.data.hub_files import HubStream
+from nanochat_lit.data.shards import TinyWorld
+from nanochat_lit.data.stream import PretrainStream
 from nanochat_lit.training.metrics_file import read_metrics
 
 
@@ -72,7 +72,7 @@ def test_any_data_set_as_a_stream(stream, tokenizer):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_rows_of_a_stream_that_are_no_text_are_passed_over(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(record_files, "MAX_DOC_CHARS", 100_000)
+    monkeypatch.setattr(records, "MAX_DOC_CHARS", 100_000)
     binary = b"\x00\x01\x02PNG\x1a" * 300
     rows = [b"fine", binary, None, "ünï".encode(), b"x" * 100_001, b"", b"\xff\xfe", binary, b"end"]
     pq.write_table(pa.table({"text": pa.array(rows, pa.binary())}), tmp_path / "a.parquet")
@@ -113,7 +113,7 @@ def test_rows_of_100_megabytes_in_a_stream(tmp_path, monkeypatch):
 
 def test_the_buffer_of_a_stream_is_bounded_by_characters_too(stream, monkeypatch):
     source = stream()
-    monkeypatch.setattr(hub_stream, "BUFFER_CHARS", 60)
+    monkeypatch.setattr(hub_files, "BUFFER_CHARS", 60)
     read = []
     texts = (read.append(text) or text for text in (f"{number:010}" for number in range(50)))
     shuffled = []
@@ -168,9 +168,9 @@ def test_the_tiny_world_is_written_when_it_is_needed(tmp_path):
 
 def test_a_run_on_a_mixture_continues_bit_for_bit(write_recipe, text_folder, tmp_path):
     files = {"class_path": "nanochat_lit.data.shards.FileSource", "init_args": {"path": str(text_folder)}}
-    world = {"class_path": "nanochat_lit.data.tiny_world_source.TinyWorld", "init_args": {"num_documents": 200}}
+    world = {"class_path": "nanochat_lit.data.shards.TinyWorld", "init_args": {"num_documents": 200}}
     mixture = {"sources": {"files": files, "world": world}, "weights": {"files": 0.3, "world": 0.7}}
-    source = {"class_path": "nanochat_lit.data.mixture.Mixture", "init_args": mixture}
+    source = {"class_path": "nanochat_lit.data.source.Mixture", "init_args": mixture}
     recipe = write_recipe({"num_steps": 5, "eval_every": 0}, {"path": None, "source": source, "buffer_size": 20})
     assert cli.main(["fit", "--config", str(recipe), "--checkpoint_every", "1", "--keep_last", "9"]) == 0
     whole, run = recipe.parent / "run", tmp_path / "run"

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.pretrain_stream import PretrainStream
 from nanochat_lit.data.shards import FileSource
+from nanochat_lit.data.stream import PretrainStream
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.training import datamodules
 from nanochat_lit.training.datamodules import ChatDataModule, TextDataModule

@@ -4,7 +4,7 @@ import torch
 import yaml
 
 from nanochat_lit import cli
-from nanochat_lit.data.pretrain_stream import PretrainStream
+from nanochat_lit.data.stream import PretrainStream
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.optim import MuonAdamW, Schedule, derive_plan, param_groups
 from nanochat_lit.tokenizer import Tokenizer

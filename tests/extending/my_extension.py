@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from nanochat_lit.data.text_source import TextSource
+from nanochat_lit.data.source import TextSource
 
 
 class SignSGD(torch.optim.Optimizer):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.shards import check_source, conversations
+from nanochat_lit.data.shards import FileSource, check_source
 from nanochat_lit.tasks.conversations import FileConversations
 from nanochat_lit.tokenizer import foreign_chat, render_conversation
 from nanochat_lit.tokenizer.foreign_chat import as_conversation
@@ -89,16 +89,20 @@ def test_both_formats_become_ours():
 def test_files_of_all_formats_are_read_by_streams_and_tasks(tmp_path, tokenizer):
     path = write(tmp_path / "a.jsonl", OPENAI, SHAREGPT, NATIVE)
     wanted = [as_conversation(OPENAI), as_conversation(SHAREGPT), NATIVE]
-    assert list(conversations(path)) == wanted
+    assert list(FileSource(path, "messages").documents()) == wanted
     assert list(FileConversations(path)) == wanted
     token_ids, loss_mask = render_conversation(tokenizer, wanted[0])
     text = tokenizer.decode([token for token, trained in zip(token_ids, loss_mask, strict=True) if trained])
     assert text == '12+30First place(city="Köln", number=2)It is 42.Gladly.', "results of tools are not trained on"
     pq.write_table(pa.Table.from_pylist([SHAREGPT]), tmp_path / "b.parquet")
-    assert [row["messages"] for row in conversations(tmp_path / "b.parquet")] == [wanted[1]["messages"]]
+    assert [row["messages"] for row in FileSource(tmp_path / "b.parquet", "messages").documents()] == [
+        wanted[1]["messages"]
+    ]
     plain = {"messages": [{**message, "tool_calls": None} for message in NATIVE["messages"]]}
     pq.write_table(pa.Table.from_pylist([plain]), tmp_path / "c.parquet")
-    assert [row["messages"][1]["content"] for row in conversations(tmp_path / "c.parquet")] == ["Ho"]
+    assert [row["messages"][1]["content"] for row in FileSource(tmp_path / "c.parquet", "messages").documents()] == [
+        "Ho"
+    ]
 
 
 USER = {"role": "user", "content": "Hi"}
@@ -198,7 +202,7 @@ def test_a_system_prompt_beside_the_messages(tmp_path, caplog):
     expected = ["You are a pirate.", "Who are you?", "Arr, a pirate."]
     pq.write_table(pa.Table.from_pylist([row] * 2), tmp_path / "a.parquet")
     for path in (write(tmp_path / "a.jsonl", row, row), tmp_path / "a.parquet"):
-        found = next(conversations(path))
+        found = next(FileSource(path, "messages").documents())
         assert [message["content"] for message in found["messages"]] == expected
         assert "system" not in found
     assert as_conversation({**NATIVE, "system": "Be brief."})["messages"][0] == {

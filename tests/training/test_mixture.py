@@ -12,8 +12,8 @@ import yaml
 
 from nanochat_lit import cli, load_export
 from nanochat_lit.common.paths import read_json
-from nanochat_lit.data.chat_stream import ChatStream
-from nanochat_lit.data.sources import SplitSource
+from nanochat_lit.data.source import SplitSource
+from nanochat_lit.data.stream import ChatStream
 from nanochat_lit.model import IGNORE_INDEX
 from nanochat_lit.tasks.base import TaskMixture
 from nanochat_lit.tokenizer import render_conversation

@@ -1,6 +1,9 @@
-"""Stream of pretraining batches: source -> tokens -> best-fit packing -> {"inputs", "targets"}, each (B, T) int64."""
+"""Streams of batches: source -> token ids -> packed sequences -> {"inputs", "targets"}, each (B, T) int64."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -8,21 +11,52 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.data.cursor import Cursor, Source
-from nanochat_lit.data.encoding import batched, encoded_documents, small_batches
-from nanochat_lit.data.packing import BestFitRows, FitBuffer, PackedRows, PackingCounts, Tokens
-from nanochat_lit.data.prepared import check_tokenizer
-from nanochat_lit.data.shards import FileSource, text_column
-from nanochat_lit.data.sources import SourceLike, as_source, make_cursor
+from nanochat_lit.data.cursor import Cursor
+from nanochat_lit.data.packing import BestFitRows, FitBuffer, PackedRows, PackingCounts, PaddedRows
+from nanochat_lit.data.prepared import ENCODE_BATCH_SIZE, batched, check_tokenizer, encoded_documents
+from nanochat_lit.data.shards import VALIDATION_FRACTION, Column, FileSource, text_column
+from nanochat_lit.data.source import CallableSource, SplitSource, TextSource
+from nanochat_lit.model.loss_kernel import IGNORE_INDEX
+from nanochat_lit.tokenizer.chat import render_conversation
 
 if TYPE_CHECKING:
     from nanochat_lit.tokenizer import Tokenizer
 
 Batch = dict[str, torch.Tensor]
-
-
+SourceLike = TextSource | Callable[[], Iterable[Any]] | Sequence[Any] | str | Path
+ENCODE_BATCH_CHARS = 20_000
+"""Maximum number of characters per tokenizer call; more would produce batches in bursts and stall training."""
 _PRUNE_AT = 20_000
 _NOTHING = -1
+_log = logging.getLogger(__name__)
+
+
+def as_source(items: SourceLike, column: Column = "text", seed: int = 0) -> TextSource:
+    """Convert a path, a function without arguments, or a list to a source; the last 1% of a list is for validation.
+
+    Args:
+        items: Items to read; a source is returned unchanged.
+        column: 'text' or 'messages', for a path.
+        seed: Seed of the order of training epochs, for a path or a list.
+
+    Raises:
+        UserError: For anything else, such as an iterator, which can be read only once.
+    """
+    if isinstance(items, (str, Path)):
+        return FileSource(items, column, seed)
+    if isinstance(items, TextSource):
+        return items
+    if callable(items):
+        return CallableSource(items)
+    if not isinstance(items, Sequence):
+        raise UserError(
+            f"cannot read from {type(items).__name__}; give a path, a list, a function that returns an iterator, "
+            "or a source"
+        )
+    if not items:
+        raise UserError("the list of items is empty; give at least one")
+    num_train = len(items) - max(1, int(len(items) * VALIDATION_FRACTION))
+    return SplitSource(items[:num_train], items[num_train:], seed)
 
 
 class BufferedPlaces:
@@ -31,7 +65,7 @@ class BufferedPlaces:
     A split document has several chunks; once one of them was used, its position is not returned again.
     """
 
-    def __init__(self, buffer: FitBuffer[Any]) -> None:
+    def __init__(self, buffer: FitBuffer) -> None:
         self._buffer = buffer
         self._entries: list[tuple[int, list[int]]] = []  # first arrival number, position
         self._counts: dict[int, int] = {}  # number of chunks by first arrival number, for documents before a resume
@@ -71,11 +105,6 @@ class BufferedPlaces:
         return found
 
 
-def places_of(states: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """Return the positions in the stream states of all readers."""
-    return [_place(row) for state in states if state["places"].numel() for row in state["places"].tolist()]
-
-
 def _place(row: Sequence[int]) -> list[int]:
     return [number for number in row[2:] if number != _NOTHING]
 
@@ -99,7 +128,7 @@ class PackedStream(IterableDataset[Batch]):
 
     def __init__(
         self,
-        source: Source,
+        source: TextSource,
         *,
         tokenizer: "Tokenizer",
         sequence_len: int,
@@ -126,7 +155,7 @@ class PackedStream(IterableDataset[Batch]):
         """Offset of the DataLoader worker numbers; see `ResumableLoader`."""
         self._cursor: Cursor | None = None
         self._places: BufferedPlaces
-        self._rows: PackedRows[Any, Any] | None = None
+        self._rows: PackedRows | None = None
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -134,15 +163,25 @@ class PackedStream(IterableDataset[Batch]):
         """Token counts of the current iteration in this process."""
         return self._rows.counts if self._rows is not None else PackingCounts()
 
-    def packed(self, cursor: Cursor) -> PackedRows[Any, Any]:
+    @abstractmethod
+    def packed(self, cursor: Cursor) -> PackedRows:
         """Return a packer of the cursor's items."""
-        raise NotImplementedError
 
-    def begin(self) -> Iterator[list[Any]]:
-        """Start an iteration, at the position of a loaded state; yield the sequences of each batch."""
+    @abstractmethod
+    def batch_of(self, rows: np.ndarray) -> Batch:
+        """Return the batch of stacked sequences."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.batch_of, self.rows())
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """Start an iteration, at the position of a loaded state; yield the stacked sequences of each batch.
+
+        Workers send these: they have two or four bytes per token, a batch eight.
+        """
         state, self._restored = self._restored, None
-        rank, world_size = reader_share(self.rank, self.world_size, self.reader_shift)
-        self._cursor = make_cursor(self.source, self.split, rank, world_size)
+        rank, world_size = self._reader_share()
+        self._cursor = self.source.cursor(self.split, rank, world_size)
         self._rows = self.packed(self._cursor)
         self._places = BufferedPlaces(self._rows.buffer)
         if state is not None:
@@ -150,7 +189,7 @@ class PackedStream(IterableDataset[Batch]):
             if state["packer"] is not None:
                 self._rows.load_state_dict(state["packer"])
                 self._places.load(state["places"])
-        return batched(self._rows, self.micro_batch_size)
+        return map(np.stack, batched(self._rows, self.micro_batch_size))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last batch: the cursor, and the buffered documents by value and by position.
@@ -179,14 +218,22 @@ class PackedStream(IterableDataset[Batch]):
 
         Buffers are empty; unused documents in them are read again.
         """
-        cursor = make_cursor(self.source, self.split, 0, 1)
-        merged = cursor.merge([state["cursor"] for state in states], num_readers, places_of(states))
+        cursor = self.source.cursor(self.split, 0, 1)
+        places = [_place(row) for state in states if state["packer"] for row in state["places"].tolist()]
+        merged = cursor.merge([state["cursor"] for state in states], num_readers, places)
         return {"cursor": merged, "packer": None}
+
+    def _reader_share(self) -> tuple[int, int]:
+        """Return this reader's index and the number of readers over all ranks and DataLoader workers."""
+        worker = get_worker_info()
+        if worker is None:
+            return self.rank, self.world_size
+        number = (worker.id + self.reader_shift) % worker.num_workers
+        return self.rank * worker.num_workers + number, self.world_size * worker.num_workers
 
     def taken(self, cursor: Cursor) -> None:
         """Record that the cursor's next item enters the buffer."""
-        cursor.num_taken += 1
-        self._places.add(cursor.last_place())
+        self._places.add(cursor.take())
 
 
 class PretrainStream(PackedStream):
@@ -196,8 +243,7 @@ class PretrainStream(PackedStream):
     sequence (use `evaluate bpb` to evaluate all tokens).
 
     Args:
-        texts: A path, a list, a function that returns an iterator, or an object with `iterate`; see `as_source`. The
-            path may be a folder of prepared shards.
+        texts: A path, a list, a function that returns an iterator, or a source. The path may be a folder of prepared shards.
         seed: Seed of the order of training epochs, if `texts` is a path or a list.
         long_documents: Treatment of documents longer than a sequence; see `BestFitRows`.
         options: Options of `PackedStream`.
@@ -217,26 +263,18 @@ class PretrainStream(PackedStream):
             check_tokenizer(source.path, self.tokenizer)
         self.long_documents: Literal["crop", "split"] = long_documents
 
-    def __iter__(self) -> Iterator[Batch]:
-        return map(self.batch_of, self.rows())
-
-    @staticmethod
-    def batch_of(rows: np.ndarray) -> Batch:
-        """Return the batch of sequences of T + 1 tokens."""
+    def batch_of(self, rows: np.ndarray) -> Batch:
+        """Return the batch of sequences of T + 1 tokens, (B, T + 1)."""
         tokens = torch.from_numpy(rows.astype(np.int64))
         return {"inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
-
-    def rows(self) -> Iterator[np.ndarray]:
-        """Yield the batches that workers send, (B, T + 1) with two or four bytes per token."""
-        return map(np.stack, self.begin())
 
     def packed(self, cursor: Cursor) -> BestFitRows:
         """Return a best-fit packer."""
         return BestFitRows(self._documents(cursor), self.sequence_len + 1, self.buffer_size, self.long_documents)
 
-    def _documents(self, cursor: Cursor) -> Iterator[Tokens]:
+    def _documents(self, cursor: Cursor) -> Iterator[np.ndarray]:
         """Yield the token ids of the documents, each beginning with BOS."""
-        for items in small_batches(cursor):
+        for items in _small_batches(cursor):
             # documents of prepared shards are already tokenized
             documents = items if isinstance(items[0], np.ndarray) else encoded_documents(self.tokenizer, items)
             for document in documents:
@@ -244,10 +282,74 @@ class PretrainStream(PackedStream):
                 yield document
 
 
-def reader_share(rank: int, world_size: int, shift: int = 0) -> tuple[int, int]:
-    """Return this reader's index and the number of readers over all ranks and DataLoader workers."""
-    worker = get_worker_info()
-    if worker is None:
-        return rank, world_size
-    number = (worker.id + shift) % worker.num_workers
-    return rank * worker.num_workers + number, world_size * worker.num_workers
+class ChatStream(PackedStream):
+    """Batches of conversations, packed whole and padded, with target -1 for untrained tokens.
+
+    Conversations longer than a sequence are truncated and counted in `counts.items_cut`. In the first iteration, a
+    warning is logged at the first truncation, and one with the total at the end of a finite split.
+
+    Args:
+        conversations: A path, a list, a function that returns an iterator, or a source.
+        seed: Seed of the order of training epochs, if `conversations` is a path or a list.
+        names: Values of "source" in the conversations; None does not distinguish them. With names, batches also have
+            "sources", (B, T) uint8: 0 for untrained tokens, k for targets of the k-th name.
+        options: Options of `PackedStream`.
+    """
+
+    def __init__(
+        self, *, conversations: SourceLike, seed: int = 0, names: Sequence[str] | None = None, **options: Any
+    ) -> None:
+        super().__init__(as_source(conversations, "messages", seed), **options)
+        self.numbers = None if names is None else {name: number for number, name in enumerate(names, start=1)}
+        self._has_warned = False
+
+    def rows(self) -> Iterator[np.ndarray]:
+        """As in `PackedStream`."""
+        warn, self._has_warned = not self._has_warned, True  # validation iterates over the same stream repeatedly
+        return self._warned_of(super().rows(), warn)
+
+    def batch_of(self, rows: np.ndarray) -> Batch:
+        """Return the batch of token ids and loss masks, (B, 2, T + 1)."""
+        tokens = torch.from_numpy(rows[:, 0].astype(np.int64))
+        sources = torch.from_numpy(rows[:, 1, 1:].astype(np.uint8))
+        targets = tokens[:, 1:].masked_fill(sources == 0, IGNORE_INDEX)
+        batch = {"inputs": tokens[:, :-1].contiguous(), "targets": targets}
+        return batch if self.numbers is None else {**batch, "sources": sources}
+
+    def packed(self, cursor: Cursor) -> PaddedRows:
+        """Return packed and padded sequences."""
+        return PaddedRows(self._rendered(cursor), self.sequence_len + 1, self.tokenizer.bos_id, self.buffer_size)
+
+    def _rendered(self, cursor: Cursor) -> Iterator[np.ndarray]:
+        for conversation in cursor:
+            self.taken(cursor)
+            rendered = np.array(render_conversation(self.tokenizer, conversation), np.int32)
+            if self.numbers is not None:
+                rendered[1] *= self.numbers[conversation["source"]]
+            yield rendered
+
+    def _warned_of(self, rows: Iterator[np.ndarray], warn: bool) -> Iterator[np.ndarray]:
+        is_first = True
+        for batch in rows:
+            if warn and is_first and self.counts.items_cut:
+                is_first = False
+                _log.warning("conversations longer than sequence_len %d are truncated", self.sequence_len)
+            yield batch
+        if warn and self.counts.items_cut:
+            _log.warning(
+                "%d of %d conversations were truncated to sequence_len %d, %d tokens lost",
+                *(self.counts.items_cut, self.counts.items, self.sequence_len, self.counts.cropped),
+            )
+
+
+def _small_batches(items: Iterable[Any]) -> Iterator[list[Any]]:
+    """Yield lists of up to ENCODE_BATCH_SIZE items and about ENCODE_BATCH_CHARS characters (or tokens)."""
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += len(item)
+        if size >= ENCODE_BATCH_CHARS or len(batch) == ENCODE_BATCH_SIZE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
