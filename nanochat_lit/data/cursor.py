@@ -116,8 +116,8 @@ class ItemCursor(Cursor):
 
     def take(self) -> list[int]:
         """Return the epoch and index of the item."""
-        self._last = self._read_ahead.popleft()
-        return self._last
+        place = self._last = self._read_ahead.popleft()
+        return place
 
     def state_dict(self) -> State:
         """Return the readers' start, the position after the last taken item, and items left by previous readers."""

@@ -3,10 +3,9 @@
 import queue
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -16,80 +15,14 @@ from nanochat_lit.data.stream import Batch, PackedStream
 ENDLESS = 10**9
 """Length that an endless loader reports. Without a length Lightning prefetches one batch, and the position would be off
 by one."""
-
 PREFETCH = 8
 """Prefetched batches per worker; enough to cover the reading of a row group."""
-
 RECEIVED = 4
 """Prefetched batches of the training process."""
-
 SNAPSHOT_EVERY = 32
 """Batches between state snapshots of a worker; after a resume, fewer than this many batches are read again."""
-
-
-Item = TypeVar("Item")
-
-_LOOK_S = 0.1
-"""Interval in which an idle thread checks whether it should stop, seconds."""
 _FAREWELL_S = 10.0
-
-
-class ReadAhead(Iterator[Item], Generic[Item]):
-    """Prefetches up to `size` items of an iterator in a thread that ends with this object.
-
-    Args:
-        items: Iterator to read; afterwards only the thread uses it. Its errors are raised in place of the item.
-        size: Maximum number of prefetched items.
-        change: Function applied to each item in the thread.
-    """
-
-    def __init__(self, items: Iterator[Any], size: int, change: Callable[[Any], Item]) -> None:
-        self._waiting: queue.Queue[tuple[str, Any]] = queue.Queue(size)
-        stop = threading.Event()
-        # the thread has no reference to this object, so that it can be garbage collected
-        thread = threading.Thread(target=_read, args=(items, change, self._waiting, stop), daemon=True)
-        self._close = weakref.finalize(self, _end, thread, stop)
-        self._ended: BaseException | None = None
-        thread.start()
-
-    def __next__(self) -> Item:
-        if self._ended is not None:
-            raise self._ended
-        kind, item = self._waiting.get()
-        if kind == "item":
-            return item
-        self._ended = item
-        self._close()
-        raise item
-
-    def close(self) -> None:
-        """Stop the thread and close its iterator; no items can be read afterwards."""
-        self._ended = StopIteration()
-        self._close()
-
-
-def _read(
-    items: Iterator[Any], change: Callable[[Any], Any], waiting: "queue.Queue[tuple[str, Any]]", stop: threading.Event
-) -> None:
-    while not stop.is_set():
-        try:
-            entry = ("item", change(next(items)))
-        except BaseException as error:  # noqa: BLE001 - it belongs to the thread that asks for the item
-            entry = ("end", error)
-        while not stop.is_set():
-            try:
-                waiting.put(entry, timeout=_LOOK_S)
-                break
-            except queue.Full:
-                continue
-        if entry[0] == "end":
-            return
-
-
-def _end(thread: threading.Thread, stop: threading.Event) -> None:
-    stop.set()
-    if thread is not threading.current_thread():
-        thread.join(_FAREWELL_S)
+Item = TypeVar("Item")
 
 
 class ResumableLoader:
@@ -133,15 +66,17 @@ class ResumableLoader:
         if self.num_workers == 0:
             if state := self._readers[0]["state"]:
                 self.stream.load_state_dict(state)
-            return _Timed(self, iter(DataLoader(self.stream, batch_size=None, pin_memory=self.pin_memory)))
-        loader = DataLoader(
-            _Reader(self.stream, self._readers, self._next_reader),
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=_unchanged,
-            prefetch_factor=PREFETCH,
-        )
-        return _Timed(self, self._counted(ReadAhead(iter(loader), RECEIVED, self._opened)))
+            return self._timed(iter(DataLoader(self.stream, batch_size=None, pin_memory=self.pin_memory)))
+        reader = _Reader(self.stream, self._readers, self._next_reader)
+        loader = DataLoader(reader, batch_size=None, num_workers=self.num_workers, prefetch_factor=PREFETCH)
+        return self._timed(self._counted(read_ahead(map(self._opened, iter(loader)), RECEIVED)))
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        self.asked_at_s = time.perf_counter()
+        for batch in batches:
+            self.waited_s += time.perf_counter() - self.asked_at_s
+            yield batch
+            self.asked_at_s = time.perf_counter()
 
     def _opened(self, load: "_Loaded") -> tuple["_Loaded", Batch]:
         """Convert a received batch to tensors, in the receiving thread."""
@@ -190,7 +125,7 @@ def merged(stream: PackedStream, positions: list[dict[str, Any]], num_readers: i
     workers, the batches since their last snapshot are read again.
 
     Args:
-        stream: PackedStream of the positions.
+        stream: Stream of the positions.
         positions: Positions of all ranks.
         num_readers: Readers per continuing rank.
         world_size: Number of continuing ranks.
@@ -200,22 +135,41 @@ def merged(stream: PackedStream, positions: list[dict[str, Any]], num_readers: i
     return {"readers": [{"state": state, "since": 0} for _ in range(num_readers)], "next_reader": 0}
 
 
-def _unchanged(item: Any) -> Any:
-    return item
+def read_ahead(items: Iterator[Item], size: int) -> Iterator[Item]:
+    """Yield items, up to `size` of which are prefetched in a thread that ends with this generator.
 
+    Args:
+        items: Iterator to read; only the thread uses it. Its errors are raised in place of the item.
+        size: Maximum number of prefetched items.
+    """
+    results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    free = threading.Semaphore(size)
+    is_closed = threading.Event()
 
-class _Timed(Iterator[Batch]):
-    """Records the waiting times of a loader."""
+    def read() -> None:
+        error = None
+        while error is None and free.acquire() and not is_closed.is_set():
+            try:
+                item = next(items)
+            except BaseException as raised:  # noqa: BLE001 - it belongs to the thread that asks for the item
+                item, error = None, raised
+            results.put((item, error))
 
-    def __init__(self, loader: ResumableLoader, batches: Iterator[Batch]) -> None:
-        self.loader = loader
-        self.batches = batches
-
-    def __next__(self) -> Batch:
-        self.loader.asked_at_s = time.perf_counter()
-        batch = next(self.batches)
-        self.loader.waited_s += time.perf_counter() - self.loader.asked_at_s
-        return batch
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = results.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            free.release()
+            yield item
+    finally:
+        is_closed.set()
+        free.release()
+        thread.join(_FAREWELL_S)
 
 
 @dataclass

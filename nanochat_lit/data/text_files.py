@@ -9,7 +9,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import IO, Any
 
 from nanochat_lit.common.compressed import UNPACK_ERRORS, is_compressed, open_unpacked
@@ -221,10 +221,10 @@ FAMILIES = {
 FAMILIES_IN_WORDS = ".txt, .md, .jsonl (also .gz, .zst, .bz2, .xz) or .parquet"
 
 
-def family_of(path: PurePath) -> str | None:
+def family_of(path: Path) -> str | None:
     """Return the format of a file (.txt, .jsonl or .parquet); None if it is not supported."""
     is_packed = is_compressed(path)
-    family = FAMILIES.get(PurePath(path.stem if is_packed else path).suffix.lower())
+    family = FAMILIES.get(Path(path.stem if is_packed else path).suffix.lower())
     return None if is_packed and family == ".parquet" else family
 
 

@@ -199,7 +199,9 @@ def test_offline_forbids_requests_but_not_downloaded_files(climbmix, tmp_path, m
     monkeypatch.setenv("HF_ENDPOINT", climbmix.url)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment on import
     for source in (ClimbMix(1, folder=str(tmp_path / "here")), FineWebEdu(1, folder=str(tmp_path / "edu"))):
-        with pytest.raises(UserError, match=r"cannot be downloaded .*offline mode is enabled.*unset the `HF_HUB_OFFLINE"):
+        with pytest.raises(
+            UserError, match=r"cannot be downloaded .*offline mode is enabled.*unset the `HF_HUB_OFFLINE"
+        ):
             source.download()
     ClimbMix(1, folder=str(tmp_path / "mirrored")).prepare()
     assert len(climbmix.seen) == num_requests
