@@ -407,7 +407,13 @@ def _parts_of_key(message: str) -> tuple[str, str]:
 
 def _nearest_option(class_path: str, option: str) -> str:
     module, _, name = class_path.rpartition(".")
-    return nearest(option, list(inspect.signature(_load(f"{module}:{name}")).parameters))
+    names: list[str] = []
+    for base in _load(f"{module}:{name}").__mro__:  # **options are those of the base class
+        parameters = inspect.signature(base).parameters.values()
+        names += [one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.name != option]
+        if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+            break
+    return nearest(option, names)
 
 
 def _fail(message: str, hint: str = "") -> int:

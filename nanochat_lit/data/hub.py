@@ -79,24 +79,22 @@ class DataSet:
         return self.mirror or f"{self.repo} ({_endpoint() or 'huggingface.co'})"
 
     def fetch(
-        self,
-        file: RemoteFile,
-        path: Path,
-        pause: Callable[[float], object] | None = None,
-        progress: Callable[[int], None] | None = None,
+        self, file: RemoteFile, path: Path, pause: Callable[[float], object], progress: Callable[[int], None]
     ) -> str:
         """Download a file, and check that a parquet file is complete; see `download`."""
-        url = self._mirrored(file.path) if self.mirror else self._on_hub(file.path)
         return download(
-            url, path, file.sha256, size=file.size, token=False if self.mirror else None,
-            check=_check_parquet if file.path.endswith(".parquet") else None, pause=pause, progress=progress,
-        )  # fmt: skip
+            self._mirrored(file.path) if self.mirror else self._on_hub(file.path),
+            path,
+            file.sha256,
+            size=file.size,
+            token=False if self.mirror else None,
+            check=_check_parquet if file.path.endswith(".parquet") else None,
+            pause=pause,
+            progress=progress,
+        )
 
     def files(self, pattern: str) -> list[RemoteFile]:
-        """Return the files whose path matches a pattern, sorted by path.
-
-        Args:
-            pattern: Shell pattern; * also matches slashes.
+        """Return the files whose path matches a shell pattern (* also matches slashes), sorted by path.
 
         Raises:
             UserError: If the list is not available, or nothing matches.
@@ -106,13 +104,11 @@ class DataSet:
             found = with_retries(self._checksums, self._mirrored(CHECKSUMS), hint)
         else:
             found = with_retries(lambda: self._listed(pattern), f"the list of files of {self.name}")
-        chosen = sorted((file for file in found if fnmatch.fnmatchcase(file.path, pattern)), key=lambda file: file.path)
-        if not chosen:
-            some = ", ".join(sorted(file.path for file in found)[:5])
-            raise UserError(
-                f"{self.name} has no file that matches {pattern!r} (it has, among others: {some or 'none'})"
-            )
-        return chosen
+        found.sort(key=lambda file: file.path)
+        if chosen := [file for file in found if fnmatch.fnmatchcase(file.path, pattern)]:
+            return chosen
+        some = ", ".join(file.path for file in found[:5])
+        raise UserError(f"{self.name} has no file that matches {pattern!r} (it has, among others: {some or 'none'})")
 
     def checksums(self) -> dict[str, str]:
         """Return the checksums of a mirror by path; empty without a list and for the hub, which sends them per file."""
@@ -153,9 +149,10 @@ class DataSet:
         tree = HfApi(endpoint=_endpoint()).list_repo_tree(
             self.repo, folder or None, recursive=True, revision=self.revision, repo_type="dataset"
         )
-        files = (entry for entry in tree if isinstance(entry, RepoFile))
         return [
-            RemoteFile(path=file.path, size=file.size, sha256=file.lfs.sha256 if file.lfs else None) for file in files
+            RemoteFile(path=entry.path, size=entry.size, sha256=entry.lfs.sha256 if entry.lfs else None)
+            for entry in tree
+            if isinstance(entry, RepoFile)
         ]
 
 
@@ -242,6 +239,7 @@ class ShardFolder:
         """
         absent = self.missing(files)
         self._check_space(absent)
+        (self.folder / FAILED).unlink(missing_ok=True)
         stop = threading.Event()
 
         def fetch_one(file: RemoteFile) -> None:
@@ -275,13 +273,14 @@ class ShardFolder:
             more = f" (and {len(failures) - 3} more)" if len(failures) > 3 else ""
             raise UserError("; ".join(failures[:3]) + more)
 
-    def fetch_alone(self, files: Sequence[RemoteFile], fetch: Callable[[], None]) -> None:
-        """Call `fetch` unless another process is downloading into this folder; then wait for the files."""
+    def fetch_alone(
+        self, source: DataSet, files: Sequence[RemoteFile], connections: int, report: Report | None
+    ) -> None:
+        """Download missing files unless another process is downloading into this folder; then wait for the files."""
         while self.missing(files):
             with locked(self.folder / LOCK, wait=False) as is_ours:
                 if is_ours:
-                    (self.folder / FAILED).unlink(missing_ok=True)
-                    fetch()
+                    self.fetch(source, files, connections, report)
                     return
             time.sleep(POLL_S)
 
@@ -309,11 +308,8 @@ class ShardFolder:
         """Report a failure to waiting processes."""
         write_json(self.folder / FAILED, {"error": error})
 
-    def pin_validation(self, wanted: str | None = None) -> str:
-        """Compare the validation shard with its first download; return its sha256.
-
-        Args:
-            wanted: Expected sha256 of the recipe.
+    def pin_validation(self, wanted: str | None = None) -> None:
+        """Compare the validation shard with its first download, and with the sha256 `wanted` by the recipe.
 
         Raises:
             UserError: If the file differs.
@@ -334,7 +330,6 @@ class ShardFolder:
                 )
         if before is None:
             self._arrived(RemoteFile(path=manifest["files"][name]["path"]), found)
-        return found
 
     def _arrived(self, file: RemoteFile, sha256: str) -> None:
         with self._manifest_lock:
@@ -351,10 +346,9 @@ class ShardFolder:
 
     def _check_space(self, files: Sequence[RemoteFile]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed = sum(file.size or 0 for file in files)
-        needed -= sum(
-            part.stat().st_size for file in files if file.size for part in self.folder.glob(f".{file.name}.*.partial")
-        )
+        sized = [file for file in files if file.size]
+        partial = [part for file in sized for part in self.folder.glob(f".{file.name}.*.partial")]
+        needed = sum(file.size or 0 for file in sized) - sum(part.stat().st_size for part in partial)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise UserError(

@@ -79,7 +79,7 @@ class HubFiles(ShardSource):
         super().__init__(self.shards.folder, "text", seed, window)
         self.text_column = text_column
         self._here: set[int] = set()
-        self._background: _BackgroundDownload | None = None
+        self._background: subprocess.Popen[str] | None = None
 
     @property
     def name(self) -> str:
@@ -89,27 +89,27 @@ class HubFiles(ShardSource):
     def choose(self, source: DataSet) -> tuple[list[RemoteFile], RemoteFile]:
         """Return the training files and the validation file, by the file list of the hub or mirror."""
         files = source.files(self.pattern)
-        splits = {file.path: split_of(file.path) for file in files}
-        by_path = {file.path: file for file in files}
-        held_out = [path for path, split in splits.items() if split == "val"] or [
-            path for path, split in splits.items() if split != "test"
-        ]
-        chosen = by_path.get(self.validation_path or held_out[-1]) if held_out or self.validation_path else None
-        if chosen is None:
+        splits = {file: split_of(file.path) for file in files}
+        if self.validation_path is not None:
+            held_out = [file for file in files if file.path == self.validation_path]
+        else:
+            held_out = [file for file in files if splits[file] == "val"]
+            held_out = held_out or [file for file in files if splits[file] != "test"]
+        if not held_out:
             raise UserError(f"{source.name} has no validation file {self.validation_path or 'other than tests'!r}")
-        train = [file for file in files if file != chosen and splits[file.path] not in ("val", "test")]
+        train = [file for file in files if file != held_out[-1] and splits[file] not in ("val", "test")]
         if len(train) < self.num_shards:
             raise UserError(
                 f"{source.name} has {len(train)} training files that match {self.pattern!r}, "
                 f"but num_shards is {self.num_shards}"
             )
-        return train[: self.num_shards], chosen
+        return train[: self.num_shards], held_out[-1]
 
     def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
         """Download the validation shard and the first window; the rest is downloaded during training."""
         source, rest = self._download(mirror, report, self.window)
         if rest:
-            self._background = _BackgroundDownload(self.shards.folder, source, rest, self.connections)
+            self._background = _start_download(self.shards.folder, source, rest, self.connections)
 
     def download(self, mirror: str | None = None, report: Report | None = None) -> None:
         """Download all files.
@@ -122,9 +122,15 @@ class HubFiles(ShardSource):
 
     def close(self) -> None:
         """Stop a background download; downloaded data are kept."""
-        if self._background is not None:
-            self._background.stop()
-            self._background = None
+        process, self._background = self._background, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.communicate(timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
     def find_split(self) -> FileSplit:
         """Return the files in the folder's manifest; some may not be downloaded yet."""
@@ -175,60 +181,34 @@ class HubFiles(ShardSource):
             self._here.clear()
         files = self.shards.remote(self.files[index].path.name for index in [-1, *self.file_order("train", 0)])
         needed = files[: None if num_train is None else 1 + num_train]
-        self.shards.fetch_alone(needed, lambda: self.shards.fetch(source, needed, self.connections, report))
+        self.shards.fetch_alone(source, needed, self.connections, report)
         self.shards.pin_validation(self.validation_sha256)
         return source, self.shards.missing(files)
 
 
-class _BackgroundDownload:
-    """A process that downloads the rest of the files.
-
-    Args:
-        folder: Target folder.
-        source: Data set to download from.
-        files: Files in the order of need.
-        connections: Number of parallel downloads.
-    """
-
-    def __init__(self, folder: Path, source: DataSet, files: Sequence[RemoteFile], connections: int) -> None:
-        plan = {
-            "folder": str(folder.resolve()),
-            "source": asdict(source),
-            "files": [asdict(file) for file in files],
-            "connections": connections,
-        }
-        package_parent = str(Path(__file__).resolve().parents[2])
-        paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "from nanochat_lit.data.hub_files import _fetch_planned; _fetch_planned()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # protects it from Ctrl-C: the run may still need data before its last checkpoint
-            text=True,
-        )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(plan) + "\n")
-        self._process.stdin.flush()  # left open: end of file signals the end of this process
-        assert self._process.stdout is not None
-        self._process.stdout.readline()  # it now has the lock, so that waiting readers know that a download is running
-
-    def stop(self) -> None:
-        """Stop the process; complete and partial files are kept."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+def _start_download(
+    folder: Path, source: DataSet, files: Sequence[RemoteFile], connections: int
+) -> "subprocess.Popen[str]":
+    """Start a process that downloads files, in the order of need."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nanochat_lit.data.hub_files"],
+        cwd=Path(__file__).resolve().parents[2],  # so that the package is found
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # protects it from Ctrl-C: the run may still need data before its last checkpoint
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    plan = {"folder": str(folder.resolve()), "source": asdict(source), "connections": connections}
+    process.stdin.write(json.dumps({**plan, "files": [asdict(file) for file in files]}) + "\n")
+    process.stdin.flush()  # left open: end of file signals the end of this process
+    process.stdout.readline()  # it now has the lock, so that waiting readers know that a download is running
+    return process
 
 
-def _fetch_planned() -> None:
-    """Download according to the plan on stdin; exit at the end of stdin."""
+def main() -> None:
+    """Download according to the plan on stdin, in a process of its own; exit at the end of stdin."""
     plan = json.loads(sys.stdin.readline())
 
     def end_with_parent() -> None:
@@ -263,7 +243,7 @@ class ClimbMix(HubFiles):
     last = 6542
 
     def __init__(self, num_shards: int = 170, **options: Any) -> None:
-        super().__init__("karpathy/climbmix-400b-shuffle", num_shards=num_shards, **options)
+        super().__init__("karpathy/climbmix-400b-shuffle", "*.parquet", num_shards, None, **options)
         if num_shards > self.last:
             raise UserError(f"num_shards is {num_shards}, but there are only {self.last} training shards")
 
@@ -315,11 +295,9 @@ class HubStream(TextSource):
     Texts are shuffled per epoch within a buffer of at most 200 million characters. Records that are null, empty,
     binary, not UTF-8 or longer than 10 million characters are skipped, with a warning for the first of each kind.
 
-    Every reader reads the whole stream and uses its share, so the traffic grows with the number of readers. A position
-    is the index of a text in its epoch, and resuming reads up to it again. Another number of readers continues without
-    repeating or skipping a text (see `ItemCursor`, and `loader.merged` for documents in packing), provided that the
-    data set does not change: set a revision. For large runs prefer `HubFiles`, if the data set has parquet or jsonl
-    files.
+    Every reader reads the whole stream and uses its share, so the traffic grows with the number of readers. Resuming
+    reads up to the position again, provided that the data set does not change: set a revision. For large runs prefer
+    `HubFiles`, if the data set has parquet or jsonl files.
 
     Args:
         repo: Argument of `datasets.load_dataset`: OWNER/NAME, or a format such as parquet.
@@ -448,3 +426,7 @@ class HubStream(TextSource):
 
 def _short(error: Exception) -> str:
     return f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+
+
+if __name__ == "__main__":
+    main()
