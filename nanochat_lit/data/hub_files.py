@@ -77,7 +77,7 @@ class HubFiles(ShardSource):
         self.connections = connections
         self.shards = ShardFolder(folder or cache_folder() / "datasets" / repo.replace("/", "__"))
         super().__init__(self.shards.folder, "text", seed, window)
-        self.text_column = text_column
+        self.field = text_column
         self._here: set[int] = set()
         self._background: subprocess.Popen[str] | None = None
 
@@ -143,11 +143,6 @@ class HubFiles(ShardSource):
                 raise UserError(f"{self.data_set.repo}: {name} has an unsupported file type; use another pattern")
         paths = [self.path / name for name in names]
         return FileSplit(train=paths[:-1], val=paths[-1:])
-
-    @property
-    def field(self) -> str:
-        """Column or field of the text."""
-        return self.text_column
 
     def opened(self, file: int) -> RecordFile:
         """Return a file by index; waits until it is downloaded."""

@@ -26,24 +26,15 @@ from nanochat_lit.common.errors import UserError
 class PackingCounts:
     """Token counts: `read + added == used + cropped` plus the buffer and, for text, the unfinished sequence."""
 
-    items: int = 0
-    """Number of documents or conversations read."""
-    rows: int = 0
-    """Number of sequences returned."""
-    read: int = 0
-    """Tokens of the items, before cropping and additions."""
-    added: int = 0
-    """BOS tokens added to the later chunks of split documents."""
-    used: int = 0
-    """Tokens in the returned sequences, excluding padding."""
-    cropped: int = 0
-    """Tokens lost by cropping or truncation."""
-    unfinished: int = 0
-    """Tokens of the last, incomplete sequence of a finite stream, which is not returned."""
-    padding: int = 0
-    """Positions filled with padding."""
-    items_cut: int = 0
-    """Number of truncated conversations."""
+    items: int = 0  # number of documents or conversations read
+    rows: int = 0  # number of sequences returned
+    read: int = 0  # tokens of the items, before cropping and additions
+    added: int = 0  # BOS tokens added to the later chunks of split documents
+    used: int = 0  # tokens in the returned sequences, excluding padding
+    cropped: int = 0  # tokens lost by cropping or truncation
+    unfinished: int = 0  # tokens of the last, incomplete sequence of a finite stream, which is not returned
+    padding: int = 0  # positions filled with padding
+    items_cut: int = 0  # number of truncated conversations
 
     @property
     def lost(self) -> float:

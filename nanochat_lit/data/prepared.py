@@ -22,9 +22,8 @@ import struct
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -51,30 +50,19 @@ ENCODE_BATCH_SIZE = 128
 """Maximum number of texts per tokenizer call."""
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """Fields at the beginning of a shard, in this order."""
 
-    mark: bytes
-    """File signature."""
-    version: int
-    """Version of the format."""
-    itemsize: int
-    """Bytes per token: 2 or 4."""
-    num_rows: int
-    """Number of records of the text file, including those without text."""
-    num_tokens: int
-    """Number of tokens of all documents, including BOS."""
-    num_blocks: int
-    """Number of blocks of the text file."""
-    crc32: int
-    """CRC32 of everything after the header."""
-    reserved: int
-    """Reserved, 0."""
-    tokenizer: bytes
-    """sha256 of the tokenizer's model file."""
-    source: bytes
-    """sha256 of the text file."""
+    mark: bytes  # file signature
+    version: int  # of the format
+    itemsize: int  # bytes per token: 2 or 4
+    num_rows: int  # records of the text file, including those without text
+    num_tokens: int  # of all documents, including BOS
+    num_blocks: int  # of the text file
+    crc32: int  # of everything after the header
+    reserved: int  # 0
+    tokenizer: bytes  # sha256 of the tokenizer's model file
+    source: bytes  # sha256 of the text file
 
     @property
     def token_bytes(self) -> int:
@@ -208,7 +196,7 @@ def write_shard(
             _MARK, FORMAT_VERSION, dtype.itemsize, *sizes, crc32, 0, *map(bytes.fromhex, fingerprints)
         )  # fmt: skip
         file.seek(0)
-        file.write(struct.pack(_LAYOUT, *astuple(header)))
+        file.write(struct.pack(_LAYOUT, *header))
     return header
 
 
@@ -298,55 +286,41 @@ def prepare(
     """
     try:
         with locked(folder / ".lock"):
-            return _prepare(source, tokenizer, folder, num_threads, report)
+            paths = _shard_paths(source, folder)
+            for rest in folder.glob(f".*{SUFFIX}.*.tmp"):  # left by a killed preparation; this process has the lock
+                rest.unlink()
+            for path in paths:
+                if path.is_file() and _whole_header(path) is None:
+                    path.unlink()  # damaged: written again
+            check_tokenizer(folder, tokenizer)
+            (folder / LIST_FILE).unlink(missing_ok=True)
+            tokenizer.save(folder / TOKENIZER_FOLDER)
+            headers = []
+            for index, path in enumerate(paths):
+                digest = file_sha256(source.files[index].path)
+                header = _whole_header(path)
+                is_new = header is None or header.source.hex() != digest
+                if header is None or is_new:
+                    header = _write_from(source, index, path, tokenizer, num_threads, digest)
+                headers.append(header)
+                report(path, header, is_new)
+            content = {
+                "format": FORMAT,
+                "tokenizer": tokenizer.fingerprint,
+                "vocab_size": tokenizer.vocab_size,
+                "documents": sum(header.num_rows for header in headers),
+                "tokens": sum(header.num_tokens for header in headers),
+                "shards": [path.name for path in paths],
+                "num_train": len(source.split.train),
+            }
+            write_json(folder / LIST_FILE, content)
+            return headers
     except OSError as error:
         reason = error.strerror or str(error)
         hint = ""
         if error.errno == errno.ENOSPC:
             hint = f"; {shutil.disk_usage(folder).free:,} bytes are free there: free disk space and run it again, finished shards are kept"
         raise UserError(f"cannot write into '{folder}' ({reason}){hint}") from None
-
-
-def _prepare(
-    source: "FileSource",
-    tokenizer: "Tokenizer",
-    folder: Path,
-    num_threads: int,
-    report: Callable[[Path, Header, bool], Any],
-) -> list[Header]:
-    paths = _shard_paths(source, folder)
-    for path in paths:
-        if path.is_file() and _header(path) is None:
-            path.unlink()  # damaged: written again
-    check_tokenizer(folder, tokenizer)
-    for rest in folder.glob(f".*{SUFFIX}.*.tmp"):  # left by a killed preparation; this process has the lock
-        rest.unlink()
-    (folder / LIST_FILE).unlink(missing_ok=True)
-    tokenizer.save(folder / TOKENIZER_FOLDER)
-    headers = []
-    for index, path in enumerate(paths):
-        digest = file_sha256(source.files[index].path)
-        header = _header(path)
-        is_new = header is None or header.source.hex() != digest
-        if is_new:
-            documents = _documents(source, index, tokenizer, num_threads)
-            fingerprints = (tokenizer.fingerprint, digest)
-            dtype = token_dtype(tokenizer.vocab_size)
-            header = write_shard(path, documents, source.files[index].blocks(), dtype, fingerprints)
-        assert header is not None, "the shard exists or was written"
-        headers.append(header)
-        report(path, header, is_new)
-    content = {
-        "format": FORMAT,
-        "tokenizer": tokenizer.fingerprint,
-        "vocab_size": tokenizer.vocab_size,
-        "documents": sum(header.num_rows for header in headers),
-        "tokens": sum(header.num_tokens for header in headers),
-        "shards": [path.name for path in paths],
-        "num_train": len(source.split.train),
-    }
-    write_json(folder / LIST_FILE, content)
-    return headers
 
 
 def _shard_paths(source: "FileSource", folder: Path) -> list[Path]:
@@ -356,7 +330,7 @@ def _shard_paths(source: "FileSource", folder: Path) -> list[Path]:
     return [folder / f"{name}{SUFFIX}" for name in names]
 
 
-def _header(path: Path) -> Header | None:
+def _whole_header(path: Path) -> Header | None:
     """Return the header of an existing, complete shard, else None."""
     try:
         return read_header(path) if path.is_file() else None
@@ -364,12 +338,18 @@ def _header(path: Path) -> Header | None:
         return None
 
 
-def _documents(
-    source: "FileSource", index: int, tokenizer: "Tokenizer", num_threads: int
-) -> Iterator[np.ndarray | None]:
-    """Yield every record of a file as tokens; None for a record without text."""
-    rows = (item for start, stop in source.files[index].blocks() for item in source.read(index, range(start, stop)))
-    for batch in batched(rows, ENCODE_BATCH_SIZE):
-        documents = iter(encoded_documents(tokenizer, [text for text in batch if text is not None], num_threads))
-        for text in batch:
-            yield None if text is None else next(documents)
+def _write_from(
+    source: "FileSource", index: int, path: Path, tokenizer: "Tokenizer", num_threads: int, digest: str
+) -> Header:
+    """Write the shard of a text file, whose sha256 is `digest`."""
+    blocks = source.files[index].blocks()
+
+    def documents() -> Iterator[np.ndarray | None]:
+        records = (item for start, stop in blocks for item in source.read(index, range(start, stop)))
+        for batch in batched(records, ENCODE_BATCH_SIZE):
+            encoded = iter(encoded_documents(tokenizer, [text for text in batch if text is not None], num_threads))
+            for text in batch:
+                yield None if text is None else next(encoded)
+
+    dtype = token_dtype(tokenizer.vocab_size)
+    return write_shard(path, documents(), blocks, dtype, (tokenizer.fingerprint, digest))

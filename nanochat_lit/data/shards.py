@@ -6,6 +6,8 @@ by their position in the order of the epoch.
 
 import logging
 import random
+from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +47,8 @@ class ShardSource(TextSource):
             raise UserError(f"column is {column!r}; use 'text', 'messages' or 'tokens'")
         self.path = Path(path)
         self.column: Column = column
+        self.field: str = column
+        """Column or field to read."""
         self.seed = seed
         self.window = window
         self.num_skipped = 0
@@ -75,14 +79,9 @@ class ShardSource(TextSource):
                 _cut_for_validation(self._files[-1])
         return self._files
 
-    @property
-    def field(self) -> str:
-        """Column or field to read."""
-        return self.column
-
+    @abstractmethod
     def find_split(self) -> FileSplit:
-        """Training and validation files."""
-        raise NotImplementedError
+        """Return the training and validation files."""
 
     def file_name(self, path: Path) -> str:
         """Return the name of a file relative to the folder."""
@@ -133,38 +132,29 @@ class ShardSource(TextSource):
         for split in ("train", "val"):
             self.num_rows(split)
         if thorough and not sum(num_items[: len(self.split.train)]):
-            raise UserError(self._all_empty())
+            files = self.files[: len(self.split.train)]
+            names = f"{_listed([self.file_name(file.path) for file in files])} in " if len(files) > 1 else ""
+            is_elsewhere = any(file.num_elsewhere for file in files)
+            raise UserError(
+                f"all {sum(file.num_rows for file in files):,} records of {names}{self.name} are null or empty in "
+                f"{self.field!r}{f'; the conversations are in {SHAREGPT!r}: rename it' if is_elsewhere else ''}"
+            )
         self._check_duplicates()
-
-    def _all_empty(self) -> str:
-        """Return why there is nothing to train on."""
-        files = self.files[: len(self.split.train)]
-        rows = sum(file.num_rows for file in files)
-        names = self.name
-        if len(files) > 1:
-            names = f"{_listed([self.file_name(file.path) for file in files])} in {names}"
-        hint = (
-            f"; the conversations are in {SHAREGPT!r}: rename it" if any(file.num_elsewhere for file in files) else ""
-        )
-        return f"all {rows:,} records of {names} are null or empty in {self.field!r}{hint}"
 
     def _check_duplicates(self) -> None:
         """Warn about training files with equal contents, and raise UserError for one equal to the validation file."""
-        by_size: dict[int, list[Path]] = {}
-        for file in self.files:
-            by_size.setdefault(file.path.stat().st_size, []).append(file.path)
+        sizes = Counter(file.path.stat().st_size for file in self.files)
         first: dict[str, Path] = {}
-        for size, paths in by_size.items():
-            for path in paths if size and len(paths) > 1 else ():
-                other = first.setdefault(file_sha256(path), path)
-                if path is other:
-                    continue
-                if path in self.split.val:
-                    raise UserError(
-                        f"'{path}', which is for validation, has the same content as '{other}': "
-                        "validation would measure memorization; remove one of them, or choose another validation file"
-                    )
-                _log.warning("'%s' has the same content as '%s'; it is read twice per epoch", path, other)
+        for path in (file.path for file in self.files):
+            size = path.stat().st_size
+            if not size or sizes[size] == 1 or (other := first.setdefault(file_sha256(path), path)) is path:
+                continue
+            if path in self.split.val:
+                raise UserError(
+                    f"'{path}', which is for validation, has the same content as '{other}': "
+                    "validation would measure memorization; remove one of them, or choose another validation file"
+                )
+            _log.warning("'%s' has the same content as '%s'; it is read twice per epoch", path, other)
 
     def validation(self) -> dict[str, str]:
         """Return the sha256 of the validation files by name."""

@@ -27,16 +27,13 @@ _DOCUMENTATION = re.compile(r"(?i)(readme|license|licence|changelog|citation|not
 class FileSplit:
     """The files of a data set."""
 
-    train: list[Path] = field(default_factory=list)
-    """Training files by name."""
+    train: list[Path] = field(default_factory=list)  # training files by name
     val: list[Path] = field(default_factory=list)
     """Validation files; empty if the last 1% of the last training file is used."""
-    test: list[Path] = field(default_factory=list)
-    """Files of a test split."""
+    test: list[Path] = field(default_factory=list)  # files of a test split
     left_out: list[str] = field(default_factory=list)
     """Ignored entries of the folder, with the reason if it is not the file type."""
-    is_by_order: bool = False
-    """Whether the validation file was selected as the last by name."""
+    is_by_order: bool = False  # whether the validation file was selected as the last by name
 
     @property
     def files(self) -> list[Path]:

@@ -99,36 +99,22 @@ class NearDuplicates:
 class CorpusStatistics:
     """Statistics of the documents that were read."""
 
-    documents: int = 0
-    """Number of documents."""
-    passed_over: int = 0
-    """Number of records without a document: null, empty, or not text."""
-    characters: int = 0
-    """Number of characters."""
-    bytes: int = 0
-    """Bytes of the text in UTF-8."""
-    tokens: int | None = None
-    """Number of tokens, if a tokenizer was given."""
+    documents: int = 0  # number of documents
+    passed_over: int = 0  # number of records without a document: null, empty, or not text
+    characters: int = 0  # number of characters
+    bytes: int = 0  # bytes of the text in UTF-8
+    tokens: int | None = None  # number of tokens, if a tokenizer was given
     lengths: dict[int, int] = field(default_factory=dict)
     """Number of documents by floor(log2(characters)): 9 for 512 to 1023."""
-    languages: dict[str, int] = field(default_factory=dict)
-    """Characters by estimated language."""
-    exact_duplicates: float = 0.0
-    """Share of documents that are a copy of an earlier one."""
-    near_duplicates: float = 0.0
-    """Share of the compared documents that nearly equal an earlier one."""
-    compared: int = 0
-    """Number of compared documents."""
-    similarity: float = SIMILARITY
-    """Minimum share of common word 5-grams of near duplicates."""
-    control_characters: int = 0
-    """Number of control characters, except tab and line ends, and of U+FFFD."""
-    documents_with_control: int = 0
-    """Number of documents that contain them."""
-    sources: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Documents and characters by source."""
-    is_sample: bool = False
-    """Whether only a sample was read."""
+    languages: dict[str, int] = field(default_factory=dict)  # characters by estimated language
+    exact_duplicates: float = 0.0  # share of documents that are a copy of an earlier one
+    near_duplicates: float = 0.0  # share of the compared documents that nearly equal an earlier one
+    compared: int = 0  # number of compared documents
+    similarity: float = SIMILARITY  # minimum share of common word 5-grams of near duplicates
+    control_characters: int = 0  # number of control characters, except tab and line ends, and of U+FFFD
+    documents_with_control: int = 0  # number of documents that contain them
+    sources: dict[str, dict[str, int]] = field(default_factory=dict)  # documents and characters by source
+    is_sample: bool = False  # whether only a sample was read
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
