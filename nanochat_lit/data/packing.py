@@ -12,7 +12,7 @@ two rows, token ids and loss mask.
 
 import bisect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 from nanochat_lit.common.errors import UserError
+
+_NOTHING = -1
 
 
 @dataclass
@@ -43,7 +45,7 @@ class PackingCounts:
 
 
 class FitBuffer:
-    """Buffer of items sorted by length, then by age; removes the oldest of equals, or a pseudo-random one if scattered.
+    """Buffer of chunks of items sorted by length, then by age; removes the oldest of equals, or a pseudo-random one if scattered.
 
     The scattered choice depends only on the number of earlier removals. It is for chunks of split documents: most have
     exactly the length of a sequence, so by age every batch would be a contiguous part of one document. (A fixed random
@@ -51,31 +53,29 @@ class FitBuffer:
     """
 
     def __init__(self, scatter: bool = False) -> None:
-        # (length, arrival number, item); the number is unique, so items are never compared
+        # (length, arrival number, chunk); the number is unique, so chunks are never compared
         self._entries: list[tuple[int, int, np.ndarray]] = []
+        # by arrival number, for items none of whose chunks was removed: first number, number of chunks, position
+        self._whole: dict[int, tuple[int, int, list[int]]] = {}
         self._scatter = scatter
         self._num_added = 0
         self._num_popped = 0
+        self.next_place: list[int] = []
+        """Position in the source of the item that is added next."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    @property
-    def num_added(self) -> int:
-        """Number of items added so far, the arrival number of the next item."""
-        return self._num_added
-
-    def numbers(self) -> list[int]:
-        """Return the arrival numbers of the buffered items."""
-        return [number for _, number, _ in self._entries]
-
-    def add(self, item: np.ndarray, length: int) -> None:
-        """Add an item."""
-        bisect.insort(self._entries, (length, self._num_added, item))
-        self._num_added += 1
+    def add(self, chunks: Sequence[np.ndarray]) -> None:
+        """Add an item as one or several chunks."""
+        item = (self._num_added, len(chunks), self.next_place)
+        for chunk in chunks:
+            bisect.insort(self._entries, (chunk.shape[-1], self._num_added, chunk))
+            self._whole[self._num_added] = item
+            self._num_added += 1
 
     def pop_largest(self, limit: int) -> np.ndarray | None:
-        """Remove and return one of the longest items of at most `limit` length; None if there is none."""
+        """Remove and return one of the longest chunks of at most `limit` length; None if there is none."""
         end = bisect.bisect_left(self._entries, (limit + 1,))  # a prefix tuple sorts before longer tuples
         if end == 0:
             return None
@@ -85,20 +85,34 @@ class FitBuffer:
             # Knuth's multiplicative hash; uses the upper bits, because the lower ones repeat.
             index += (self._num_popped * 0x9E3779B97F4A7C15 % 2**64) * (end - index) >> 64
         self._num_popped += 1
-        return self._entries.pop(index)[2]
+        return self._pop(index)
 
     def pop_shortest(self) -> np.ndarray:
-        """Remove and return the oldest of the shortest items."""
-        return self._entries.pop(0)[2]
+        """Remove and return the oldest of the shortest chunks."""
+        return self._pop(0)
+
+    def places(self) -> torch.Tensor:
+        """Return a row per item none of whose chunks was removed: first arrival number, number of chunks, position.
+
+        Positions of different sources of a mixture differ in length; shorter ones are padded with _NOTHING.
+        """
+        rows = [[first, count, *place] for number, (first, count, place) in self._whole.items() if number == first]
+        longest = max(map(len, rows), default=0)
+        return torch.tensor([row + [_NOTHING] * (longest - len(row)) for row in rows], dtype=torch.int64)
+
+    def load_places(self, places: torch.Tensor) -> None:
+        """Restore `places`, after the state."""
+        for (first, count, *_), place in zip(places.tolist(), places_of(places), strict=True):
+            self._whole.update(dict.fromkeys(range(first, first + count), (first, count, place)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the items with their lengths and arrival numbers as a few tensors, which load faster than lists."""
-        items = [item for _, _, item in self._entries]
-        is_masked = bool(items) and items[0].ndim == 2
-        columns = zip(*items, strict=True) if is_masked else [items]
+        """Return the chunks with their lengths and arrival numbers as a few tensors, which load faster than lists."""
+        chunks = [chunk for _, _, chunk in self._entries]
+        is_masked = bool(chunks) and chunks[0].ndim == 2
+        columns = zip(*chunks, strict=True) if is_masked else [chunks]
         state = {
             "lengths": torch.tensor([length for length, _, _ in self._entries], dtype=torch.int64),
-            "numbers": torch.tensor(self.numbers(), dtype=torch.int64),
+            "numbers": torch.tensor([number for _, number, _ in self._entries], dtype=torch.int64),
             "parts": [torch.from_numpy(np.concatenate(column or [np.zeros(0, np.int32)])) for column in columns],
             "is_masked": is_masked,
         }
@@ -109,9 +123,21 @@ class FitBuffer:
         packed = state["items"]
         lengths, numbers = packed["lengths"].tolist(), packed["numbers"].tolist()
         columns = [np.split(part.numpy(), np.cumsum(lengths[:-1])) if lengths else [] for part in packed["parts"]]
-        items = list(map(np.stack, zip(*columns, strict=True))) if packed["is_masked"] else columns[0]
-        self._entries = list(zip(lengths, numbers, items, strict=True))
+        chunks = list(map(np.stack, zip(*columns, strict=True))) if packed["is_masked"] else columns[0]
+        self._entries = list(zip(lengths, numbers, chunks, strict=True))
         self._num_added, self._num_popped = state["num_added"], state["num_popped"]
+
+    def _pop(self, index: int) -> np.ndarray:
+        _, number, chunk = self._entries.pop(index)
+        first, count, _ = self._whole.get(number, (0, 0, []))
+        for of_item in range(first, first + count):
+            self._whole.pop(of_item, None)
+        return chunk
+
+
+def places_of(places: torch.Tensor) -> list[list[int]]:
+    """Return the positions in `FitBuffer.places`."""
+    return [[number for number in row[2:] if number != _NOTHING] for row in places.tolist()]
 
 
 class PackedRows(ABC, Iterator[np.ndarray]):
@@ -198,8 +224,7 @@ class BestFitRows(PackedRows):
     def _add(self, item: np.ndarray) -> None:
         pieces = split_document(item, self._row_len) if self._split else [item]
         self.counts.added += len(pieces) - 1
-        for piece in pieces:
-            self.buffer.add(piece, len(piece))
+        self.buffer.add(pieces)
 
 
 class PaddedRows(PackedRows):
@@ -241,7 +266,7 @@ class PaddedRows(PackedRows):
         num_cut = item.shape[1] - kept.shape[1]
         self.counts.items_cut += num_cut > 0
         self.counts.cropped += num_cut
-        self.buffer.add(kept, kept.shape[1])
+        self.buffer.add([kept])
 
 
 def split_document(token_ids: np.ndarray, max_len: int) -> list[np.ndarray]:

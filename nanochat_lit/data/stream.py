@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.cursor import Cursor
-from nanochat_lit.data.packing import BestFitRows, FitBuffer, PackedRows, PackingCounts, PaddedRows
+from nanochat_lit.data.packing import BestFitRows, PackedRows, PackingCounts, PaddedRows, places_of
 from nanochat_lit.data.prepared import ENCODE_BATCH_SIZE, batched, check_tokenizer, encoded_documents
 from nanochat_lit.data.shards import VALIDATION_FRACTION, Column, FileSource, text_column
 from nanochat_lit.data.source import CallableSource, SplitSource, TextSource
@@ -26,8 +26,6 @@ Batch = dict[str, torch.Tensor]
 SourceLike = TextSource | Callable[[], Iterable[Any]] | Sequence[Any] | str | Path
 ENCODE_BATCH_CHARS = 20_000
 """Maximum number of characters per tokenizer call; more would produce batches in bursts and stall training."""
-_PRUNE_AT = 20_000
-_NOTHING = -1
 _log = logging.getLogger(__name__)
 
 
@@ -57,56 +55,6 @@ def as_source(items: SourceLike, column: Column = "text", seed: int = 0) -> Text
         raise UserError("the list of items is empty; give at least one")
     num_train = len(items) - max(1, int(len(items) * VALIDATION_FRACTION))
     return SplitSource(items[:num_train], items[num_train:], seed)
-
-
-class BufferedPlaces:
-    """Maps arrival numbers of chunks in the buffer to positions of documents.
-
-    A split document has several chunks; once one of them was used, its position is not returned again.
-    """
-
-    def __init__(self, buffer: FitBuffer) -> None:
-        self._buffer = buffer
-        self._entries: list[tuple[int, list[int]]] = []  # first arrival number, position
-        self._counts: dict[int, int] = {}  # number of chunks by first arrival number, for documents before a resume
-
-    def add(self, place: Sequence[int]) -> None:
-        """Record the position of the next document to arrive."""
-        if len(self._entries) >= _PRUNE_AT:
-            kept = self._whole()
-            self._entries = [(first, place) for first, _, place in kept]
-            self._counts = {first: count for first, count, _ in kept}
-        self._entries.append((self._buffer.num_added, list(place)))
-
-    def state(self) -> torch.Tensor:
-        """Return a row per unused document: first arrival number, number of chunks, position.
-
-        Positions of different sources of a mixture differ in length; shorter ones are padded with _NOTHING.
-        """
-        rows = [[first, count, *place] for first, count, place in self._whole()]
-        longest = max(map(len, rows), default=0)
-        return torch.tensor([row + [_NOTHING] * (longest - len(row)) for row in rows], dtype=torch.int64)
-
-    def load(self, state: torch.Tensor) -> None:
-        """Restore a state."""
-        self._entries = [(row[0], _place(row)) for row in state.tolist()]
-        self._counts = {first: count for first, count, *_ in state.tolist()}
-
-    def _whole(self) -> list[tuple[int, int, list[int]]]:
-        if not self._entries:
-            return []
-        there = set(self._buffer.numbers())
-        following = [first for first, _ in self._entries[1:]] + [self._buffer.num_added]
-        found = []
-        for (first, place), after in zip(self._entries, following, strict=True):
-            count = self._counts.get(first, after - first)
-            if count and all(number in there for number in range(first, first + count)):
-                found.append((first, count, place))
-        return found
-
-
-def _place(row: Sequence[int]) -> list[int]:
-    return [number for number in row[2:] if number != _NOTHING]
 
 
 class PackedStream(IterableDataset[Batch]):
@@ -154,7 +102,6 @@ class PackedStream(IterableDataset[Batch]):
         self.reader_shift = 0
         """Offset of the DataLoader worker numbers; see `ResumableLoader`."""
         self._cursor: Cursor | None = None
-        self._places: BufferedPlaces
         self._rows: PackedRows | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -183,12 +130,11 @@ class PackedStream(IterableDataset[Batch]):
         rank, world_size = self._reader_share()
         self._cursor = self.source.cursor(self.split, rank, world_size)
         self._rows = self.packed(self._cursor)
-        self._places = BufferedPlaces(self._rows.buffer)
         if state is not None:
             self._cursor.load_state_dict(state["cursor"])
             if state["packer"] is not None:
                 self._rows.load_state_dict(state["packer"])
-                self._places.load(state["places"])
+                self._rows.buffer.load_places(state["places"])
         return map(np.stack, batched(self._rows, self.micro_batch_size))
 
     def state_dict(self) -> dict[str, Any]:
@@ -203,7 +149,7 @@ class PackedStream(IterableDataset[Batch]):
         return {
             "cursor": self._cursor.state_dict(),
             "packer": self._rows.state_dict(),
-            "places": self._places.state(),
+            "places": self._rows.buffer.places(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -219,7 +165,7 @@ class PackedStream(IterableDataset[Batch]):
         Buffers are empty; unused documents in them are read again.
         """
         cursor = self.source.cursor(self.split, 0, 1)
-        places = [_place(row) for state in states if state["packer"] for row in state["places"].tolist()]
+        places = [place for state in states if state["packer"] for place in places_of(state["places"])]
         merged = cursor.merge([state["cursor"] for state in states], num_readers, places)
         return {"cursor": merged, "packer": None}
 
@@ -233,7 +179,8 @@ class PackedStream(IterableDataset[Batch]):
 
     def taken(self, cursor: Cursor) -> None:
         """Record that the cursor's next item enters the buffer."""
-        self._places.add(cursor.take())
+        assert self._rows is not None, "an iteration has begun"
+        self._rows.buffer.next_place = cursor.take()
 
 
 class PretrainStream(PackedStream):

@@ -173,14 +173,10 @@ def test_packing_continues_from_a_saved_state(lengths, stop, padded, split):
 
 def test_ties_go_to_the_oldest():
     buffer = FitBuffer()
-    for name, length in (("a", 5), ("b", 3), ("c", 5), ("d", 3)):
-        buffer.add(name, length)
-    assert [buffer.pop_largest(9), buffer.pop_shortest(), buffer.pop_largest(4), buffer.pop_largest(4)] == [
-        "a",
-        "b",
-        "d",
-        None,
-    ]
+    for name, length in ((1, 5), (2, 3), (3, 5), (4, 3)):
+        buffer.add([np.full(length, name)])
+    assert [buffer.pop_largest(9)[0], buffer.pop_shortest()[0], buffer.pop_largest(4)[0]] == [1, 2, 4]
+    assert buffer.pop_largest(4) is None
 
 
 def test_an_example_by_hand():
