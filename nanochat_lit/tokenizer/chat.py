@@ -31,10 +31,10 @@ def validate_conversation(conversation: object, where: str = "conversation") -> 
     """Raise UserError, prefixed with `where`, unless `conversation` has the format of this module."""
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, list):
-        raise UserError(f'{where}: expected {{"messages": [...]}}, got {_short(conversation)}')
+        raise UserError(f'{where}: expected {{"messages": [...]}}, got {short(conversation)}')
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise UserError(f'{where}: message {index} must be {{"role", "content"}}, got {_short(message)}')
+            raise UserError(f'{where}: message {index} must be {{"role", "content"}}, got {short(message)}')
     has_system = bool(messages) and messages[0]["role"] == "system"
     if len(messages) <= has_system:
         raise UserError(f"{where}: has no user message")
@@ -137,11 +137,11 @@ def _check_content(content: object, role: str, where: str) -> None:
         return
     if role != "assistant" or not isinstance(content, list):
         allowed = "a string or a list of parts" if role == "assistant" else "a string"
-        raise UserError(f"{where}: content of role {role!r} must be {allowed}, got {_short(content)}")
+        raise UserError(f"{where}: content of role {role!r} must be {allowed}, got {short(content)}")
     for index, part in enumerate(content):
         if not isinstance(part, dict) or part.get("type") not in PART_TYPES or not isinstance(part.get("text"), str):
             raise UserError(
-                f'{where}: part {index} must be {{"type": {" | ".join(PART_TYPES)}, "text": string}}, got {_short(part)}'
+                f'{where}: part {index} must be {{"type": {" | ".join(PART_TYPES)}, "text": string}}, got {short(part)}'
             )
 
 
@@ -156,6 +156,7 @@ def _parts(content: str | list[Part]) -> list[Part]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """Return the beginning of a value, for errors."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -16,7 +16,7 @@ import logging
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.tokenizer.chat import Conversation, Part
+from nanochat_lit.tokenizer.chat import Conversation, Part, short
 
 INTERPRETERS = ("python", "calculator", "code_interpreter")
 """Tools whose only argument is code or an expression."""
@@ -35,16 +35,8 @@ TRAINED_FIELDS = (
 )  # fmt: skip
 """Fields that enable training on a message; only 1 or true is supported."""
 MASK_FIELDS = (
-    "mask",
-    "masked",
-    "loss_mask",
-    "train_mask",
-    "ignore",
-    "ignore_loss",
-    "no_loss",
-    "completion_mask",
-    "assistant_masks",
-)
+    "mask", "masked", "loss_mask", "train_mask", "ignore", "ignore_loss", "no_loss", "completion_mask", "assistant_masks",
+)  # fmt: skip
 """Fields that disable training on a message."""
 OTHER_FIELDS = (
     "reasoning_content", "reasoning", "thinking", "thought", "train_detail", "training_detail", "prefix",
@@ -101,12 +93,9 @@ def as_conversation(row: dict[str, Any]) -> Conversation:
 
 
 def _check_fields(values: dict[str, Any], where: str, is_answer: bool) -> None:
-    """Raise UserError for fields of a record or message that request unsupported behavior.
+    """Raise UserError, which begins with `where`, for fields that request unsupported behavior.
 
-    Args:
-        values: The record or message.
-        where: Beginning of the error.
-        is_answer: Whether it is trained on.
+    `is_answer` states whether the record or message is trained on.
     """
     for field, value in values.items():
         if field not in _CHECKED_FIELDS or value in _NOTHING or (field == "weight" and value == 1):
@@ -119,7 +108,7 @@ def _check_fields(values: dict[str, Any], where: str, is_answer: bool) -> None:
             hint = "it would be ignored; move it into the content, or remove the field"
         else:
             hint = "training on selected messages is not supported; remove the others"
-        raise UserError(f"{where} has {field} {_short(value)}; {hint}")
+        raise UserError(f"{where} has {field} {short(value)}; {hint}")
 
 
 @functools.cache
@@ -129,7 +118,7 @@ def _warn_of_tools() -> None:
 
 def _with_system(messages: list[dict[str, Any]], system: Any) -> list[dict[str, Any]]:
     if not isinstance(system, str):
-        raise UserError(f": the separate system prompt must be text, got {_short(system)}")
+        raise UserError(f": the separate system prompt must be text, got {short(system)}")
     if not messages or messages[0]["role"] != "system":
         return [{"role": "system", "content": system}, *messages]
     if messages[0]["content"] == system:
@@ -157,7 +146,7 @@ def _openai_turn(index: int, message: Any) -> Turn:
     role = OPENAI_ROLES.get(str(message.get("role"))) if isinstance(message, dict) else None
     if role is None:
         known = ", ".join(OPENAI_ROLES)
-        raise UserError(f'{where} must be {{"role", "content"}} with one of the roles {known}, got {_short(message)}')
+        raise UserError(f'{where} must be {{"role", "content"}} with one of the roles {known}, got {short(message)}')
     parts = _openai_content(message.get("content"), where)
     calls = message.get("tool_calls") or []
     if message.get("function_call") is not None:
@@ -166,7 +155,7 @@ def _openai_turn(index: int, message: Any) -> Turn:
         function = call.get("function") if isinstance(call, dict) else None
         parts.append({"type": "python", "text": _call_text(function, where)})
     if not parts and role == "assistant":
-        raise UserError(f"{where} has neither content nor tool calls, got {_short(message)}")
+        raise UserError(f"{where} has neither content nor tool calls, got {short(message)}")
     return index, role, parts
 
 
@@ -178,9 +167,9 @@ def _openai_content(content: Any, where: str) -> list[Part]:
     parts = content if isinstance(content, list) else [content]
     for part in parts:
         if not isinstance(part, dict) or part.get("type") not in ("text", "python", "python_output"):
-            raise UserError(f"{where} has content that is not text: {_short(part)}")
+            raise UserError(f"{where} has content that is not text: {short(part)}")
         if not isinstance(part.get("text"), str):
-            raise UserError(f"{where} has a part without text: {_short(part)}")
+            raise UserError(f"{where} has a part without text: {short(part)}")
     return [{"type": part["type"], "text": part["text"]} for part in parts]
 
 
@@ -189,7 +178,7 @@ def _sharegpt_turn(index: int, message: Any) -> Turn:
     role = SHAREGPT_ROLES.get(str(message.get("from"))) if isinstance(message, dict) else None
     if role is None or not isinstance(message.get("value"), str):
         known = ", ".join(SHAREGPT_ROLES)
-        raise UserError(f'{where} must be {{"from", "value"}} with one of the names {known}, got {_short(message)}')
+        raise UserError(f'{where} must be {{"from", "value"}} with one of the names {known}, got {short(message)}')
     if role != "call":
         return index, role, [{"type": "text", "text": message["value"]}]
     try:
@@ -207,9 +196,9 @@ def _call_text(function: Any, where: str) -> str:
     try:
         arguments = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
     except ValueError:
-        raise UserError(f"{where} calls a tool with arguments that are not JSON: {_short(arguments)}") from None
+        raise UserError(f"{where} calls a tool with arguments that are not JSON: {short(arguments)}") from None
     if not isinstance(name, str) or not isinstance(arguments, dict):
-        raise UserError(f'{where} has a tool call without {{"name", "arguments"}}: {_short(function)}')
+        raise UserError(f'{where} has a tool call without {{"name", "arguments"}}: {short(function)}')
     values = list(arguments.values())
     if name in INTERPRETERS and len(values) == 1 and isinstance(values[0], str):
         return values[0]
@@ -241,8 +230,3 @@ def _simplified(parts: list[Part]) -> str | list[Part]:
     if any(part["type"] != "text" for part in parts):
         return parts
     return "".join(part["text"] for part in parts)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

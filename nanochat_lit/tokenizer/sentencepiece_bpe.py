@@ -22,12 +22,10 @@ from typing import Any, Literal
 import sentencepiece
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import atomic_write, write_json
 from nanochat_lit.tokenizer.special_tokens import SPECIAL_TOKENS
-from nanochat_lit.tokenizer.tokenizer import FORMAT, FORMAT_VERSION, JSON_FILE, OWN_KIND, Tokenizer, utf8
+from nanochat_lit.tokenizer.tokenizer import JSON_FILE, OWN_KIND, Tokenizer, utf8
 from nanochat_lit.tokenizer.training import FIRST_BYTE_ID, NUM_BYTES, UNK_ID, train_model
 
-MODEL_FILE = "tokenizer.model"
 _SPACE_MARK = "\u2581"
 
 
@@ -53,18 +51,12 @@ class SentencePieceTokenizer(Tokenizer):
         """Train a tokenizer; options are those of `Tokenizer.train`."""
         return cls(train_model(texts, vocab_size, **options))
 
-    @classmethod
-    def from_folder(cls, folder: Path, description: dict[str, Any]) -> "SentencePieceTokenizer":
-        """Load the model file next to a tokenizer.json of this kind.
+    kind = OWN_KIND
+    vocabulary_file = "tokenizer.model"
 
-        Raises:
-            UserError: If it is missing or does not match the description.
-        """
-        path = folder / MODEL_FILE
-        if not path.is_file():
-            raise UserError(
-                f"no {MODEL_FILE} in '{folder}'; give a folder that `nanochat-lit tokenizer train` or a run wrote"
-            )
+    @classmethod
+    def from_file(cls, path: Path, description: dict[str, Any]) -> "SentencePieceTokenizer":
+        """As in `Tokenizer`."""
         model = path.read_bytes()
         if hashlib.sha256(model).hexdigest() != description.get("fingerprint"):
             raise UserError(
@@ -76,22 +68,12 @@ class SentencePieceTokenizer(Tokenizer):
         except UserError as error:
             raise UserError(f"'{path}': {error}") from None
         if description.get("special_ids") != tokenizer.special_ids:
-            raise UserError(f"'{folder / JSON_FILE}' has other control tokens than {MODEL_FILE}; copy both files again")
+            raise UserError(f"{JSON_FILE} next to '{path}' has other control tokens; copy both files again")
         return tokenizer
 
-    def write_files(self, folder: Path) -> None:
-        """Write tokenizer.model and tokenizer.json."""
-        with atomic_write(folder / MODEL_FILE, "wb") as file:
-            file.write(self._model)
-        description = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "type": OWN_KIND,
-            "vocab_size": self.vocab_size,
-            "special_ids": self.special_ids,
-            "fingerprint": self.fingerprint,
-        }
-        write_json(folder / JSON_FILE, description)
+    def vocabulary(self) -> bytes:
+        """Return the serialized model."""
+        return self._model
 
     @property
     def fingerprint(self) -> str:

@@ -5,7 +5,6 @@ its id), and tokenizer.json with the pattern and the control tokens.
 """
 
 import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -13,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError, missing_package
-from nanochat_lit.common.paths import atomic_write, write_json
 from nanochat_lit.tokenizer.special_tokens import SPECIAL_TOKENS
-from nanochat_lit.tokenizer.tokenizer import FORMAT, FORMAT_VERSION, JSON_FILE, Tokenizer, utf8
+from nanochat_lit.tokenizer.tokenizer import JSON_FILE, Tokenizer, utf8
 
-RANKS_FILE = "tokenizer.tiktoken"
-KIND = "tiktoken-bpe"
 _PROBE = "The 12345 naïve cafés'll\r\n\r\n  \t日本語 🙂\u2581\u0000<|bos|>\u00a0\u3000x\u0301!?\n"
 """Test text of letters, digits, marks, spaces and control characters; detects patterns that lose text."""
 
@@ -47,54 +43,38 @@ class TiktokenTokenizer(Tokenizer):
         if not is_lossless:
             raise UserError(f"the tokenizer's pattern {pattern!r} loses text; it is not a nanochat pattern")
 
-    @classmethod
-    def from_folder(cls, folder: Path, description: dict[str, Any]) -> "TiktokenTokenizer":
-        """Load the ranks next to a tokenizer.json of this kind.
+    kind = "tiktoken-bpe"
+    vocabulary_file = "tokenizer.tiktoken"
 
-        Raises:
-            UserError: If the file is missing, damaged, or does not match the description.
-        """
-        path = folder / RANKS_FILE
-        if not path.is_file():
-            raise UserError(f"no {RANKS_FILE} in '{folder}'; copy both files of the tokenizer")
+    @classmethod
+    def from_file(cls, path: Path, description: dict[str, Any]) -> "TiktokenTokenizer":
+        """As in `Tokenizer`."""
         pattern, special_tokens = description.get("pattern"), description.get("special_ids")
         if not isinstance(pattern, str) or not isinstance(special_tokens, dict):
-            raise UserError(
-                f"'{folder / JSON_FILE}' has no pattern or special_ids; copy both files of the tokenizer again"
-            )
+            raise UserError(f"{JSON_FILE} next to '{path}' has no pattern or special_ids; copy both files again")
+        ranks: dict[bytes, int] = {}
         try:
-            ranks = _parse_ranks(path.read_bytes())
-        except (ValueError, binascii.Error):
-            raise UserError(
-                f"'{path}' is not a list of tokens in base64; copy both files of the tokenizer again"
-            ) from None
-        tokenizer = cls(pattern, ranks, special_tokens)
-        if tokenizer.fingerprint != description.get("fingerprint"):
-            raise UserError(
-                f"'{path}' is not the file that {JSON_FILE} describes: damaged, or from another tokenizer; copy both again"
-            )
-        return tokenizer
+            for line in path.read_bytes().splitlines():
+                token, rank = line.split()
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError:
+            raise UserError(f"'{path}' is not a list of tokens in base64; copy both files again") from None
+        return cls(pattern, ranks, special_tokens)
 
-    def write_files(self, folder: Path) -> None:
-        """Write tokenizer.tiktoken and tokenizer.json."""
-        with atomic_write(folder / RANKS_FILE, "wb") as file:
-            file.write(self._ranks_text())
-        description = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "type": KIND,
-            "vocab_size": self.vocab_size,
-            "special_ids": self._special_tokens,
-            "pattern": self._pattern,
-            "fingerprint": self.fingerprint,
-        }
-        write_json(folder / JSON_FILE, description)
+    def vocabulary(self) -> bytes:
+        """Return the ranks in tiktoken's format."""
+        lines = sorted((rank, base64.b64encode(token)) for token, rank in self._ranks.items())
+        return b"".join(b"%s %d\n" % (token, rank) for rank, token in lines)
+
+    def details(self) -> dict[str, Any]:
+        """Return the control tokens and the pattern."""
+        return {"special_ids": self._special_tokens, "pattern": self._pattern}
 
     @property
     def fingerprint(self) -> str:
         """Return the SHA-256 of ranks, pattern and control tokens in hexadecimal."""
         rest = json.dumps([self._pattern, sorted(self._special_tokens.items())])
-        return hashlib.sha256(self._ranks_text() + rest.encode()).hexdigest()
+        return hashlib.sha256(self.vocabulary() + rest.encode()).hexdigest()
 
     @property
     def pattern(self) -> str:
@@ -117,10 +97,6 @@ class TiktokenTokenizer(Tokenizer):
         for index, text in enumerate(texts):
             utf8(text, index)
         return self._encoding.encode_ordinary_batch(list(texts), num_threads=max(1, num_threads))
-
-    def _ranks_text(self) -> bytes:
-        lines = sorted((rank, base64.b64encode(token)) for token, rank in self._ranks.items())
-        return b"".join(b"%s %d\n" % (token, rank) for rank, token in lines)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TiktokenTokenizer, (self._pattern, self._ranks, self._special_tokens)
@@ -151,11 +127,3 @@ def _bytes_by_id(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) 
     if sorted(by_id) != list(range(len(ranks) + len(special_tokens))):
         raise UserError("the ids of the tokenizer are not 0, 1, 2, ... without repeats")
     return [by_id[index] for index in range(len(by_id))]
-
-
-def _parse_ranks(text: bytes) -> dict[bytes, int]:
-    ranks: dict[bytes, int] = {}
-    for line in text.splitlines():
-        token, rank = line.split()
-        ranks[base64.b64decode(token, validate=True)] = int(rank)
-    return ranks

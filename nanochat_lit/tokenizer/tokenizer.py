@@ -9,10 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import read_json, whole_folder
+from nanochat_lit.common.paths import atomic_write, read_json, whole_folder, write_json
 from nanochat_lit.tokenizer.special_tokens import BOS
 
 if TYPE_CHECKING:
@@ -100,7 +100,17 @@ class Tokenizer(ABC):
         kind = description.get("type")
         if kind not in _HOMES:
             raise UserError(f"'{path}' has type {kind!r}; this version reads {', '.join(_HOMES)}")
-        return _kind(kind).from_folder(Path(folder), description)
+        found = _kind(kind)
+        vocabulary = path.with_name(found.vocabulary_file)
+        if not vocabulary.is_file():
+            raise UserError(f"no {vocabulary.name} in '{folder}'; copy both files of the tokenizer")
+        tokenizer = found.from_file(vocabulary, description)
+        if tokenizer.fingerprint != description.get("fingerprint"):
+            raise UserError(
+                f"'{vocabulary}' is not the file that {JSON_FILE} describes: damaged, or from another tokenizer; "
+                "copy both again"
+            )
+        return tokenizer
 
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer's folder atomically; replaces an older tokenizer.
@@ -114,9 +124,37 @@ class Tokenizer(ABC):
         with whole_folder(folder, {JSON_FILE, *MODEL_FILES}, "a tokenizer") as temporary:
             self.write_files(temporary)
 
-    @abstractmethod
     def write_files(self, folder: Path) -> None:
-        """Write the tokenizer's files into an existing folder."""
+        """Write the vocabulary file and tokenizer.json into an existing folder."""
+        with atomic_write(folder / self.vocabulary_file, "wb") as file:
+            file.write(self.vocabulary())
+        description = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "type": self.kind,
+            "vocab_size": self.vocab_size,
+            **self.details(),
+            "fingerprint": self.fingerprint,
+        }
+        write_json(folder / JSON_FILE, description)
+
+    kind: str
+    """Its name in tokenizer.json."""
+    vocabulary_file: str
+    """Name of the file with the vocabulary."""
+
+    @classmethod
+    @abstractmethod
+    def from_file(cls, path: Path, description: dict[str, Any]) -> "Tokenizer":
+        """Load a vocabulary file, given the contents of tokenizer.json; raises UserError if they do not match."""
+
+    @abstractmethod
+    def vocabulary(self) -> bytes:
+        """Return the contents of the vocabulary file."""
+
+    def details(self) -> dict[str, Any]:
+        """Return the control tokens, and other entries of tokenizer.json."""
+        return {"special_ids": self.special_ids}
 
     @property
     @abstractmethod
@@ -225,6 +263,6 @@ def utf8(text: str, index: int | None = None) -> bytes:
         ) from None
 
 
-def _kind(name: str) -> type:
+def _kind(name: str) -> Any:
     module, _, attribute = _HOMES[name].partition(":")
     return getattr(import_module(module), attribute)
