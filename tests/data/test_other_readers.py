@@ -101,6 +101,20 @@ def test_nothing_is_read_twice_and_what_was_buffered_comes_again(
         assert NUM_DOCUMENTS - len(again) - len(seen) <= sum(buffered)
 
 
+def test_the_number_of_readers_can_change_again_before_anything_is_read(folder, tokenizer):
+    def stream(rank, world_size):
+        return PretrainStream(
+            texts=FileSource(folder, seed=1), tokenizer=tokenizer, sequence_len=16, micro_batch_size=4, rank=rank,
+            world_size=world_size, buffer_size=BUFFER,
+        )  # fmt: skip
+
+    states = [take(stream(rank, 3), 4, tokenizer, collections.Counter()) for rank in range(3)]
+    once = stream(0, 1).merge(states, 2)
+    twice = stream(0, 1).merge([once, once], 1)
+    rest = [sorted(rest_of_epoch(FileSource(folder, seed=1), state["cursor"])) for state in (once, twice)]
+    assert rest[0] == rest[1] != []
+
+
 def test_a_resumed_stream_still_knows_where_its_buffer_came_from(folder, tokenizer):
     def stream():
         return PretrainStream(

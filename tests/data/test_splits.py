@@ -230,6 +230,14 @@ def test_every_kind_of_compression(tmp_path, kind, ending, pack):
         check_source(packed)
 
 
+def test_a_compressed_file_of_many_row_groups_is_split(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    texts = [f"text {number}" for number in range(2500)]
+    path.write_bytes(gzip.compress(lines(*texts).encode()))
+    assert list(documents(path, "train")) == texts[:-25]
+    assert list(documents(path, "val")) == texts[-25:]
+
+
 TEXT_TYPES = [
     pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view(),
     pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.large_string()),

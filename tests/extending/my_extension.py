@@ -53,11 +53,6 @@ class Reversal:
 class Squares(TextSource):
     """Documents made on the fly."""
 
-    name = "squares"
-
-    def documents(self, split: str = "all") -> Iterator[str]:
-        return self.iterate(split)
-
     def iterate(self, split: str, epoch: int = 0, rank: int = 0, world_size: int = 1) -> Iterator[str]:
         first, last = {"train": (0, 1000), "val": (1000, 1050), "all": (0, 1050)}[split]
         for number in range(first, last)[rank::world_size]:
