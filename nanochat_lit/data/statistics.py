@@ -18,8 +18,6 @@ from nanochat_lit.data.shards import ShardSource
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
 """Control characters except tab and line ends, and U+FFFD."""
 _BATCH = 128
-
-
 NUM_HASHES = 64
 BAND = 4
 """Hashes per band; documents that agree in a band are compared. With 16 bands a pair of similarity 0.8 is found with
@@ -49,50 +47,6 @@ _SCRIPT_LANGUAGES = {"Cjk": "Chinese", "Hangul": "Korean"}
 _LOOK_CHARS = 600
 _FEWEST_WORDS_SHARE = 0.08
 _LETTERS = re.compile(r"[^\W\d_]+")
-
-
-class NearDuplicates:
-    """Finds documents that share most of their word 5-grams, with banded MinHash (Broder 1997)."""
-
-    def __init__(self, seed: int = 0) -> None:
-        rng = np.random.default_rng(seed)
-        self._factors = rng.integers(1, _PRIME, (NUM_HASHES, 1), dtype=np.int64)
-        self._terms = rng.integers(0, _PRIME, (NUM_HASHES, 1), dtype=np.int64)
-        self._signatures: list[np.ndarray] = []
-        self._bands: dict[tuple[int, bytes], list[int]] = {}
-        self._num_near = 0
-        self.num_documents = 0
-
-    def add(self, text: str) -> None:
-        """Compare a document with earlier ones."""
-        self.num_documents += 1
-        signature = self._signature(text)
-        if signature is None:
-            return
-        number = len(self._signatures)
-        candidates: set[int] = set()
-        for start in range(0, NUM_HASHES, BAND):
-            key = (start, signature[start : start + BAND].tobytes())
-            others = self._bands.setdefault(key, [])
-            candidates.update(others[:8])  # a few candidates suffice to find a duplicate
-            others.append(number)
-        if any((signature == self._signatures[other]).mean() >= SIMILARITY for other in candidates):
-            self._num_near += 1
-        self._signatures.append(signature)
-
-    @property
-    def share(self) -> float:
-        """Return the share of documents that nearly equal an earlier one, including exact copies."""
-        return self._num_near / self.num_documents if self.num_documents else 0.0
-
-    def _signature(self, text: str) -> np.ndarray | None:
-        words = _WORD.findall(text.lower())
-        if len(words) < SHINGLE_WORDS:
-            return None
-        runs = {" ".join(words[start : start + SHINGLE_WORDS]) for start in range(len(words) - SHINGLE_WORDS + 1)}
-        hashes = np.fromiter((zlib.crc32(run.encode("utf-8", "surrogatepass")) for run in runs), np.int64, len(runs))
-        # the product of two 31-bit values is less than 2^63
-        return ((self._factors * (hashes % _PRIME) + self._terms) % _PRIME).min(axis=1)
 
 
 @dataclass
@@ -139,7 +93,7 @@ def corpus_statistics(
         seed: Seed of the sample.
     """
     found = CorpusStatistics(tokens=None if count_tokens is None else 0)
-    near = NearDuplicates()
+    compared: list[str] = []
     digests: set[bytes] = set()
     lengths: Counter[int] = Counter()
     languages: Counter[str] = Counter()
@@ -157,8 +111,8 @@ def corpus_statistics(
             num_control = len(CONTROL.findall(text))
             found.control_characters += num_control
             found.documents_with_control += num_control > 0
-            if near.num_documents < near_docs:
-                near.add(text)
+            if len(compared) < near_docs:
+                compared.append(text)
             counts = found.sources.setdefault(name, {"documents": 0, "characters": 0})
             counts["documents"] += 1
             counts["characters"] += len(text)
@@ -168,8 +122,31 @@ def corpus_statistics(
     found.lengths = dict(sorted(lengths.items()))
     found.languages = dict(languages.most_common())
     found.exact_duplicates = (found.documents - len(digests)) / max(1, found.documents)
-    found.near_duplicates, found.compared = near.share, near.num_documents
+    found.near_duplicates, found.compared = near_duplicates(compared) / max(1, len(compared)), len(compared)
     return found
+
+
+def near_duplicates(texts: Sequence[str]) -> int:
+    """Return how many texts share most of their word 5-grams with an earlier one, by banded MinHash (Broder 1997)."""
+    rng = np.random.default_rng(0)
+    factors = rng.integers(1, _PRIME, (NUM_HASHES, 1), dtype=np.int64)
+    terms = rng.integers(0, _PRIME, (NUM_HASHES, 1), dtype=np.int64)
+    bands: dict[tuple[int, bytes], list[np.ndarray]] = {}
+    num_found = 0
+    for text in texts:
+        words = _WORD.findall(text.lower())
+        runs = {" ".join(words[start : start + SHINGLE_WORDS]) for start in range(len(words) - SHINGLE_WORDS + 1)}
+        if not runs:
+            continue
+        hashes = np.fromiter((zlib.crc32(run.encode("utf-8", "surrogatepass")) for run in runs), np.int64, len(runs))
+        # the product of two 31-bit values is less than 2^63
+        signature = ((factors * (hashes % _PRIME) + terms) % _PRIME).min(axis=1)
+        keys = [(start, signature[start : start + BAND].tobytes()) for start in range(0, NUM_HASHES, BAND)]
+        others = [other for key in keys for other in bands.get(key, [])[:8]]  # a few suffice to find a duplicate
+        num_found += any((signature == other).mean() >= SIMILARITY for other in others)
+        for key in keys:
+            bands.setdefault(key, []).append(signature)
+    return num_found
 
 
 def script_shares(text: str) -> dict[str, float]:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_lit.data.shards import FileSource
-from nanochat_lit.data.statistics import NearDuplicates, corpus_statistics, guess_language, script_shares
+from nanochat_lit.data.statistics import corpus_statistics, guess_language, near_duplicates, script_shares
 
 WORDS = [first + rest for first in "bcdfglmnprst" for rest in ("ane", "ilo", "ume", "ost", "erk", "ady")]
 
@@ -28,21 +28,13 @@ def test_near_duplicates_against_the_exact_similarity():
     rng = random.Random(0)
     originals = [text(rng) for _ in range(120)]
     near, far = originals[:40], originals[40:80]
-    finder = NearDuplicates()
-    for one in originals:
-        finder.add(one)
-    assert finder.share == 0.0
-    for one in near:
-        finder.add(changed(rng, one, 1))  # at most 5 of 196 runs differ: 191 of 201 are common
-    assert finder.share == pytest.approx(40 / 160)
-    for one in far:
-        finder.add(changed(rng, one, 25))  # about 100 runs differ
-    assert finder.share == pytest.approx(40 / 200)
-    for one in originals[80:]:
-        finder.add(one)
-    assert finder.share == pytest.approx(80 / 240)
-    finder.add("too short")
-    assert finder.share == pytest.approx(80 / 241)
+    assert near_duplicates(originals) == 0
+    # one changed word changes at most 5 of 196 runs: 191 of 201 are common
+    originals += [changed(rng, one, 1) for one in near]
+    assert near_duplicates(originals) == 40
+    originals += [changed(rng, one, 25) for one in far]  # about 100 runs differ
+    assert near_duplicates(originals) == 40
+    assert near_duplicates([*originals, *originals[80:120], "too short", "too short"]) == 80
 
 
 @pytest.mark.parametrize(("sample", "language"), [
