@@ -166,10 +166,8 @@ class ShardFolder:
     def manifest(self) -> dict[str, Any] | None:
         """Return the manifest; None before the first download."""
         path = self.folder / MANIFEST
-        if not path.is_file():
-            return None
-        found = read_json(path)
-        if not isinstance(found, dict) or not isinstance(found.get("files"), dict) or "validation" not in found:
+        found = read_json(path) if path.is_file() else None
+        if found is not None and (not isinstance(found, dict) or not {"files", "train", "validation"} <= found.keys()):
             raise UserError(f"{path} is not the manifest of a download; delete it to start over")
         return found
 
@@ -206,11 +204,10 @@ class ShardFolder:
         known = (self.manifest() or {"files": {}})["files"]
         for file in files:
             path = self.folder / file.name
+            size = known.get(file.name, {}).get("size") or file.size
             if not path.is_file():
                 absent.append(file)
-                continue
-            size = known.get(file.name, {}).get("size") or file.size
-            if size is not None and path.stat().st_size != size:
+            elif size is not None and path.stat().st_size != size:
                 raise UserError(
                     f"'{path}' has {path.stat().st_size:,} bytes, but {size:,} when it was downloaded: it has been "
                     "changed; delete it to download it again"
@@ -303,10 +300,6 @@ class ShardFolder:
                     "start again, or download the rest first with `nanochat-lit data download`"
                 )
             time.sleep(POLL_S)
-
-    def say_failed(self, error: str) -> None:
-        """Report a failure to waiting processes."""
-        write_json(self.folder / FAILED, {"error": error})
 
     def pin_validation(self, wanted: str | None = None) -> None:
         """Compare the validation shard with its first download, and with the sha256 `wanted` by the recipe.

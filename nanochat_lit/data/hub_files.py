@@ -8,17 +8,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.download_progress import Report
-from nanochat_lit.common.downloads import locked
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import cache_folder
-from nanochat_lit.data.hub import FAILED, LOCK, DataSet, RemoteFile, ShardFolder
+from nanochat_lit.common.paths import cache_folder, write_json
+from nanochat_lit.data.hub import FAILED, DataSet, RemoteFile, ShardFolder
 from nanochat_lit.data.records import RecordFile, TextCheck
 from nanochat_lit.data.shards import ShardSource
 from nanochat_lit.data.source import Split, TextSource
@@ -198,7 +196,7 @@ def _start_download(
     plan = {"folder": str(folder.resolve()), "source": asdict(source), "connections": connections}
     process.stdin.write(json.dumps({**plan, "files": [asdict(file) for file in files]}) + "\n")
     process.stdin.flush()  # left open: end of file signals the end of this process
-    process.stdout.readline()  # it now has the lock, so that waiting readers know that a download is running
+    process.stdout.readline()  # it now takes the lock, by which waiting readers see that a download is running
     return process
 
 
@@ -212,18 +210,15 @@ def main() -> None:
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     shards = ShardFolder(plan["folder"])
-    lock = shards.folder / LOCK
+    failed = shards.folder / FAILED
+    failed.unlink(missing_ok=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     try:
-        with locked(lock, wait=False) as is_ours:
-            if is_ours:  # else another run is downloading into this folder
-                (shards.folder / FAILED).unlink(missing_ok=True)
-            sys.stdout.write("ready\n")
-            sys.stdout.flush()
-            with nullcontext() if is_ours else locked(lock):
-                files = [RemoteFile(**file) for file in plan["files"]]
-                shards.fetch(DataSet(**plan["source"]), files, plan["connections"])
+        files = [RemoteFile(**file) for file in plan["files"]]
+        shards.fetch_alone(DataSet(**plan["source"]), files, plan["connections"], None)
     except BaseException as error:
-        shards.say_failed(str(error))
+        write_json(failed, {"error": str(error)})
         raise
 
 

@@ -136,11 +136,9 @@ def merged(stream: PackedStream, positions: list[dict[str, Any]], num_readers: i
 
 
 def read_ahead(items: Iterator[Item], size: int) -> Iterator[Item]:
-    """Yield items, up to `size` of which are prefetched in a thread that ends with this generator.
+    """Yield items, up to `size` of which are prefetched in a thread, which alone uses them and ends with this generator.
 
-    Args:
-        items: Iterator to read; only the thread uses it. Its errors are raised in place of the item.
-        size: Maximum number of prefetched items.
+    Errors of the items are raised in their place.
     """
     results: queue.SimpleQueue[Any] = queue.SimpleQueue()
     free = threading.Semaphore(size)

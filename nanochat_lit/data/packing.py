@@ -141,7 +141,14 @@ def places_of(places: torch.Tensor) -> list[list[int]]:
 
 
 class PackedRows(ABC, Iterator[np.ndarray]):
-    """Base class of packers; its state between two sequences is the buffer and the counts."""
+    """Base class of packers; its state between two sequences is the buffer and the counts.
+
+    Args:
+        items: Integers of documents or conversations; empty ones are dropped.
+        row_len: Tokens per packed sequence, the sequence length plus one.
+        buffer_size: Number of items to choose from; the buffer is refilled before every choice.
+        scatter: See `FitBuffer`.
+    """
 
     def __init__(self, items: Iterable[Any], row_len: int, buffer_size: int, scatter: bool = False) -> None:
         if row_len < 2:
@@ -177,17 +184,11 @@ class PackedRows(ABC, Iterator[np.ndarray]):
 
 
 class BestFitRows(PackedRows):
-    """Packs documents into full sequences that begin with the BOS of a document.
+    """Packs documents, whose first token is BOS, into full sequences that begin with the BOS of a document.
 
-    A last, incomplete sequence is counted as unfinished and not returned.
-
-    Args:
-        documents: Token ids, each beginning with BOS.
-        row_len: Tokens per packed sequence, the sequence length plus one.
-        buffer_size: Number of documents to choose from; the buffer is refilled before every choice.
-        long_documents: 'crop' crops documents longer than a sequence and discards the remainder. 'split' first splits
-            them into chunks of at most `row_len` tokens that each begin with BOS; chunks of equal length are used in a
-            scattered order.
+    A last, incomplete sequence is counted as unfinished and not returned. `long_documents` 'crop' crops documents
+    longer than a sequence and discards the remainder; 'split' first splits them into chunks of at most `row_len` tokens
+    that each begin with BOS, and uses chunks of equal length in a scattered order.
     """
 
     def __init__(
@@ -228,14 +229,9 @@ class BestFitRows(PackedRows):
 
 
 class PaddedRows(PackedRows):
-    """Packs whole conversations into sequences, padded when nothing fits.
+    """Packs whole conversations, (token ids, loss mask), into sequences, padded with `pad_id` when nothing fits.
 
-    Args:
-        conversations: Token ids and loss mask of each, equally long.
-        row_len: Tokens per packed sequence, the sequence length plus one. Longer conversations are truncated and
-            counted.
-        pad_id: Padding token; its loss mask is 0.
-        buffer_size: Number of conversations to choose from; the buffer is refilled before every choice.
+    Conversations longer than `row_len` are truncated and counted; the loss mask of padding is 0.
     """
 
     def __init__(self, conversations: Iterable[Any], row_len: int, pad_id: int, buffer_size: int = 1000) -> None:

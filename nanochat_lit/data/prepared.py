@@ -241,10 +241,9 @@ def prepared_split(folder: Path) -> FileSplit:
     if not (folder / LIST_FILE).exists():
         raise UserError(f"the preparation of '{folder}' was not finished; run the same `data prepare` again")
     content = read_json(folder / LIST_FILE)
-    names = content.get("shards") if isinstance(content, dict) and content.get("format") == FORMAT else None
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"'{folder / LIST_FILE}' is not a list of prepared shards; run `data prepare` again")
-    paths = [folder / Path(name).name for name in names]
+    paths = [folder / name for name in content["shards"]]
     for path in paths:
         if not path.is_file():
             raise UserError(f"'{path}' is missing; run the same `data prepare` again")

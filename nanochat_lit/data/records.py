@@ -41,12 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 class TextCheck:
-    """Checks the records of one file or stream, and logs the first skipped record of each kind.
-
-    Args:
-        column: Column of the text, for messages.
-        place: Kind of source, for messages.
-    """
+    """Checks the records of one file or stream, and logs the first skipped record of each kind."""
 
     def __init__(self, column: str, place: str = "file") -> None:
         self._column = column
@@ -56,12 +51,8 @@ class TextCheck:
     def text(self, value: Any, where: Callable[[], str]) -> str | None:
         """Return the text of a record; None if it is null, empty, binary, not UTF-8, or longer than MAX_DOC_CHARS.
 
-        Args:
-            value: Value of the column.
-            where: Returns the location of the record.
-
         Raises:
-            UserError: If the value cannot be text.
+            UserError: If the value cannot be text; names the location that `where` returns.
         """
         if value is None or value in ("", b""):
             return None

@@ -73,13 +73,9 @@ class TextSource(ABC):
 class Items(Protocol):
     """A sequence with a length and indices."""
 
-    def __len__(self) -> int:
-        """Return the number of items."""
-        ...
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Any:
-        """Return an item."""
-        ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class SplitSource(TextSource):
@@ -174,7 +170,7 @@ class Mixture(TextSource):
         return min(known) if known else None
 
     def documents(self, split: Split = "all") -> Iterator[Any]:
-        """Yield every document of every source once, by weight until a source ends."""
+        """Yield every document of every source once, by weight."""
         streams = {name: source.documents(split) for name, source in self.sources.items()}
         return (item for _, item in _drawn(streams, self.weights, dict.fromkeys(streams, 0)))
 

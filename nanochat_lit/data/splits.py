@@ -55,11 +55,7 @@ def split_of(name: str) -> NamedSplit | None:
 
 
 def find_split(path: Path, validation: str | None = None) -> FileSplit:
-    """Find the files below a path.
-
-    Args:
-        path: A file, or a folder of files of one type.
-        validation: Name of the validation file; None decides by the names.
+    """Find the files of one type below a path; `validation` names the validation file, None decides by the names.
 
     Raises:
         UserError: If there are no files, files have several types, or `validation` is not among them.

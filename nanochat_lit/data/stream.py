@@ -32,11 +32,6 @@ _log = logging.getLogger(__name__)
 def as_source(items: SourceLike, column: Column = "text", seed: int = 0) -> TextSource:
     """Convert a path, a function without arguments, or a list to a source; the last 1% of a list is for validation.
 
-    Args:
-        items: Items to read; a source is returned unchanged.
-        column: 'text' or 'messages', for a path.
-        seed: Seed of the order of training epochs, for a path or a list.
-
     Raises:
         UserError: For anything else, such as an iterator, which can be read only once.
     """
@@ -47,10 +42,8 @@ def as_source(items: SourceLike, column: Column = "text", seed: int = 0) -> Text
     if callable(items):
         return CallableSource(items)
     if not isinstance(items, Sequence):
-        raise UserError(
-            f"cannot read from {type(items).__name__}; give a path, a list, a function that returns an iterator, "
-            "or a source"
-        )
+        kinds = "a path, a list, a function that returns an iterator, or a source"
+        raise UserError(f"cannot read from {type(items).__name__}; give {kinds}")
     if not items:
         raise UserError("the list of items is empty; give at least one")
     num_train = len(items) - max(1, int(len(items) * VALIDATION_FRACTION))
@@ -146,11 +139,8 @@ class PackedStream(IterableDataset[Batch]):
         """
         if self._cursor is None or self._rows is None:
             return {}
-        return {
-            "cursor": self._cursor.state_dict(),
-            "packer": self._rows.state_dict(),
-            "places": self._rows.buffer.places(),
-        }
+        packer, places = self._rows.state_dict(), self._rows.buffer.places()
+        return {"cursor": self._cursor.state_dict(), "packer": packer, "places": places}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume the next iteration from `state`, which needs the same source and settings (except batch size).
