@@ -171,6 +171,8 @@ class ParquetFile(RecordFile):
 
     def read(self, rows: Sequence[int]) -> Iterator[Any]:
         """Yield items of rows of one row group."""
+        if not rows:  # an empty row group
+            return
         found = self.values(rows, ["messages", SHAREGPT, *ROW_FIELDS] if self.column == "messages" else [self.column])
         name = next(iter(found))
         for index, row in enumerate(rows):

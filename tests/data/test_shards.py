@@ -94,6 +94,16 @@ def test_null_and_empty_rows_are_skipped_and_counted(tmp_path):
     assert source.num_skipped == 2
 
 
+def test_an_empty_row_group_has_no_documents(tmp_path):
+    table = pa.table({"text": ["one", "two"]})
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:
+        for part in (table, table[:0], table):
+            writer.write_table(part)
+    assert [stop - start for start, stop in FileSource(tmp_path).files[0].blocks()] == [2, 0, 2]
+    assert list(check_source(tmp_path).documents()) == ["one", "two"] * 2
+    assert len(list(FileSource(tmp_path).iterate("train"))) == 3
+
+
 def test_long_text_files_are_cut_at_paragraphs_and_nothing_is_lost(tmp_path):
     rng = random.Random(0)
     paragraphs = ["wörd " * rng.randint(1, 400) + rng.choice(["\n\n", "\r\n\r\n", "\n \n\n"]) for _ in range(100)]
