@@ -94,8 +94,6 @@ class RecordFile(ABC):
         self.column = column
         self._stamp: tuple[int, int] | None = None
         self._texts = TextCheck(column)
-        self.num_elsewhere = 0
-        """Number of records read so far without `messages` but with ShareGPT's column."""
 
     @property
     def num_rows(self) -> int:
@@ -120,18 +118,13 @@ class RecordFile(ABC):
         blocks = self.blocks()
         if not thorough and blocks:
             blocks = sorted({blocks[0], blocks[-1], *blocks[: _QUICK_CHECK_ROWS // (blocks[0][1] - blocks[0][0])]})
-        num_items = sum(item is not None for start, stop in blocks for item in self.read(range(start, stop)))
-        if num_items and self.num_elsewhere:
-            raise UserError(
-                f"'{self.path}' has {self.num_elsewhere:,} records with null or empty {self.column!r} and the "
-                f"conversation in {SHAREGPT!r}; use one name for all of them"
-            )
-        return num_items
+        return sum(item is not None for start, stop in blocks for item in self.read(range(start, stop)))
 
     def item(self, value: Any, row: dict[str, Any], where: Callable[[], str]) -> Any:
         """Return the text or conversation of a record after checking its type; None if null, empty or not usable."""
+        if self.column == "messages":
+            value = value or row.get(SHAREGPT)
         if value is None or value in ("", []):
-            self.num_elsewhere += self.column == "messages" and bool(row.get(SHAREGPT))
             return None
         if self.column == "messages":
             try:

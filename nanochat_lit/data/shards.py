@@ -18,7 +18,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import cache_folder
 from nanochat_lit.data.cursor import Block, BlockCursor
 from nanochat_lit.data.prepared import PreparedFile, is_prepared, prepared_split
-from nanochat_lit.data.records import SHAREGPT, RecordFile
+from nanochat_lit.data.records import RecordFile
 from nanochat_lit.data.source import Split, TextSource
 from nanochat_lit.data.splits import FileSplit, find_split
 from nanochat_lit.data.text_files import TXT_BYTES, CompressedFile, TextFile, family_of, record_file
@@ -43,8 +43,6 @@ class ShardSource(TextSource):
     """
 
     def __init__(self, path: str | Path, column: Column = "text", seed: int = 0, window: int | None = None) -> None:
-        if column not in ("text", "messages", "tokens"):
-            raise UserError(f"column is {column!r}; use 'text', 'messages' or 'tokens'")
         self.path = Path(path)
         self.column: Column = column
         self.field: str = column
@@ -134,10 +132,9 @@ class ShardSource(TextSource):
         if thorough and not sum(num_items[: len(self.split.train)]):
             files = self.files[: len(self.split.train)]
             names = f"{_listed([self.file_name(file.path) for file in files])} in " if len(files) > 1 else ""
-            is_elsewhere = any(file.num_elsewhere for file in files)
             raise UserError(
                 f"all {sum(file.num_rows for file in files):,} records of {names}{self.name} are null or empty in "
-                f"{self.field!r}{f'; the conversations are in {SHAREGPT!r}: rename it' if is_elsewhere else ''}"
+                f"{self.field!r}"
             )
         self._check_duplicates()
 

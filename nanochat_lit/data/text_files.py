@@ -56,10 +56,7 @@ class IndexedFile(RecordFile):
             for row in rows:
                 start, stop = offsets[2 * row], offsets[2 * row + 1]
                 file.seek(start)
-                data = file.read(stop - start)
-                if len(data) < stop - start:
-                    raise UserError(f"'{self.path}' became shorter while it was in use; start again")
-                yield self.parse(data, start)
+                yield self.parse(file.read(stop - start), start)
 
     def parse(self, data: bytes, start: int) -> Any:
         """Parse the bytes of one record, which starts at byte `start`."""

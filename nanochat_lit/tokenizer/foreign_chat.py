@@ -64,7 +64,7 @@ def as_conversation(row: dict[str, Any]) -> Conversation:
     Raises:
         UserError: If the format is unknown or has unsupported contents; the message begins with ":".
     """
-    name = "messages" if row.get("messages") is not None else "conversations"
+    name = "messages" if row.get("messages") else "conversations"
     messages = row.get(name)
     if not isinstance(messages, list):
         return row

@@ -165,23 +165,27 @@ def test_rows_without_anything_are_the_cause_that_is_named(tmp_path):
     path.write_text(lines("") * 50)
     with pytest.raises(UserError, match=r"all 50 records of '.*empty\.jsonl'"):
         check_source(path)
-    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
-    rows = [{"messages": None, "conversations": turns} for _ in range(9)]
-    pq.write_table(pa.Table.from_pylist(rows, pa.schema({"messages": pa.string(), "conversations": pa.list_(
-        pa.struct({"from": pa.string(), "value": pa.string()}))})), tmp_path / "both.parquet")  # fmt: skip
-    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("both.parquet", "both.jsonl"):
-        with pytest.raises(
-            UserError, match=r"all 9 records .* in 'messages'; the conversations are in 'conversations'"
-        ):
-            check_source(tmp_path / name, "messages")
-    rows[3] = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
-    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match="8 records with null or empty 'messages'"):
-        check_source(tmp_path / "both.jsonl", "messages")
     (tmp_path / "x.jsonl").write_text('{"content": "a text"}\n')
     with pytest.raises(UserError, match=r"x\.jsonl:1: no field 'text' .*; if 'content' has the text, rename it"):
         check_source(tmp_path / "x.jsonl")
+
+
+def test_records_may_have_their_conversation_in_either_column(tmp_path):
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    kinds = {"from": pa.string(), "value": pa.string(), "role": pa.string(), "content": pa.string()}
+    rows = [{"messages": None, "conversations": turns} for _ in range(9)]
+    rows[3] = {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
+        "conversations": [],
+    }
+    rows[5] = {"messages": [], "conversations": turns}
+    schema = pa.schema({name: pa.list_(pa.struct(kinds)) for name in ("messages", "conversations")})
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "both.parquet")
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("both.parquet", "both.jsonl"):
+        found = list(check_source(tmp_path / name, "messages").documents())
+        said = [[message["content"] for message in row["messages"]] for row in found]
+        assert said == [["hi", "ho"]] * 9
 
 
 MARKS = {"utf-8-sig": None, "utf-16": "UTF-16", "utf-32": "UTF-32"}
