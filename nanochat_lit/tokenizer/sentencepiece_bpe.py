@@ -15,22 +15,25 @@ no spaces, so that no token contains one, text is split at spaces too.
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import sentencepiece
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tokenizer.special_tokens import SPECIAL_TOKENS
 from nanochat_lit.tokenizer.tokenizer import JSON_FILE, OWN_KIND, Tokenizer, utf8
-from nanochat_lit.tokenizer.training import FIRST_BYTE_ID, NUM_BYTES, UNK_ID, train_model
+from nanochat_lit.tokenizer.training import FIRST_BYTE_ID, NUM_BYTES, UNK_ID
 
 _SPACE_MARK = "\u2581"
 
 
 class SentencePieceTokenizer(Tokenizer):
     """The tokenizer trained by this package; create one with `Tokenizer.train` or `Tokenizer.load`."""
+
+    kind = OWN_KIND
+    vocabulary_file = "tokenizer.model"
 
     def __init__(self, model: bytes) -> None:
         self._model = model
@@ -43,16 +46,6 @@ class SentencePieceTokenizer(Tokenizer):
         has_space = self._processor.PieceToId(_SPACE_MARK) != UNK_ID
         self._cut_at = _SPACE_MARK if has_space else f"{_SPACE_MARK} "  # otherwise a space would decode to U+2581
         super().__init__(token_bytes, {token: index for index, token in enumerate(SPECIAL_TOKENS)})
-
-    @classmethod
-    def from_texts(
-        cls, texts: Iterable[str], vocab_size: int | Literal["auto"], **options: Any
-    ) -> "SentencePieceTokenizer":
-        """Train a tokenizer; options are those of `Tokenizer.train`."""
-        return cls(train_model(texts, vocab_size, **options))
-
-    kind = OWN_KIND
-    vocabulary_file = "tokenizer.model"
 
     @classmethod
     def from_file(cls, path: Path, description: dict[str, Any]) -> "SentencePieceTokenizer":

@@ -31,6 +31,9 @@ class TiktokenTokenizer(Tokenizer):
         UserError: If tiktoken is not installed, or the vocabulary is incomplete.
     """
 
+    kind = "tiktoken-bpe"
+    vocabulary_file = "tokenizer.tiktoken"
+
     def __init__(self, pattern: str, ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> None:
         self._pattern, self._ranks, self._special_tokens = pattern, dict(ranks), dict(special_tokens)
         token_bytes = _bytes_by_id(self._ranks, self._special_tokens)
@@ -42,9 +45,6 @@ class TiktokenTokenizer(Tokenizer):
             raise UserError(f"the tokenizer's pattern {pattern!r} is invalid: {error}") from None
         if not is_lossless:
             raise UserError(f"the tokenizer's pattern {pattern!r} loses text; it is not a nanochat pattern")
-
-    kind = "tiktoken-bpe"
-    vocabulary_file = "tokenizer.tiktoken"
 
     @classmethod
     def from_file(cls, path: Path, description: dict[str, Any]) -> "TiktokenTokenizer":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write, read_json, whole_folder, write_json
 from nanochat_lit.tokenizer.special_tokens import BOS
+from nanochat_lit.tokenizer.training import train_model
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,11 @@ class Tokenizer(ABC):
         token_bytes: Byte string of each id; empty for control tokens.
         special_ids: Ids of the nine control tokens by name.
     """
+
+    kind: str
+    """Its name in tokenizer.json."""
+    vocabulary_file: str
+    """Name of the file with the vocabulary."""
 
     def __init__(self, token_bytes: list[bytes], special_ids: dict[str, int]) -> None:
         self._bytes = token_bytes
@@ -73,10 +79,11 @@ class Tokenizer(ABC):
         Raises:
             UserError: If the text is empty, or the vocabulary is too small or too large for it.
         """
-        return _kind(OWN_KIND).from_texts(
+        model = train_model(
             texts, vocab_size, max_chars=max_chars, doc_cap=doc_cap, num_threads=num_threads or 2, depth=depth,
             split_scripts=split_scripts,
         )  # fmt: skip
+        return _kind(OWN_KIND)(model)
 
     @staticmethod
     def load(folder: str | Path) -> "Tokenizer":
@@ -137,11 +144,6 @@ class Tokenizer(ABC):
             "fingerprint": self.fingerprint,
         }
         write_json(folder / JSON_FILE, description)
-
-    kind: str
-    """Its name in tokenizer.json."""
-    vocabulary_file: str
-    """Name of the file with the vocabulary."""
 
     @classmethod
     @abstractmethod
