@@ -408,7 +408,8 @@ def _parts_of_key(message: str) -> tuple[str, str]:
 def _nearest_option(class_path: str, option: str) -> str:
     module, _, name = class_path.rpartition(".")
     names: list[str] = []
-    for base in _load(f"{module}:{name}").__mro__:  # **options are those of the base class
+    loaded = _load(f"{module}:{name}")
+    for base in getattr(loaded, "__mro__", (loaded,)):  # **options are those of the base class
         parameters = inspect.signature(base).parameters.values()
         names += [one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.name != option]
         if all(one.kind is not one.VAR_KEYWORD for one in parameters):
