@@ -374,30 +374,26 @@ class HubStream(TextSource):
     def _texts(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[str]:
         """Yield the texts of a range of records of a split."""
         name = f"{self.repo} ({split})"
-        for number, row in enumerate(islice(self._rows(split), start, stop), start):
-            if self.text_column not in row:
-                raise UserError(f"{name} has no column {self.text_column!r} (columns: {', '.join(row) or 'none'})")
-            text = self._text_check.text(row[self.text_column], lambda number=number: f"{name}, row {number}")
+        for number, value in enumerate(islice(self._values(split, name), start, stop), start):
+            text = self._text_check.text(value, lambda number=number: f"{name}, row {number}")
             if text is not None:
                 yield text
 
-    def _rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield the records of a split.
-
-        Reads in batches, because the data set's own iterator would distribute its files over DataLoader workers.
-        """
-        batches = self._load(split).iter(batch_size=_ROWS_AT_ONCE)
+    def _values(self, split: str, name: str) -> Iterator[Any]:
+        """Yield the values of the text column."""
         number = 0
-        while True:
-            try:
-                batch = next(batches, None)
-            except Exception as error:  # noqa: BLE001 - of the network, of a damaged file, of any format
-                raise UserError(f"{self.repo} ({split}) cannot be read on from row {number} {_short(error)}") from None
-            if batch is None:
-                return
-            size = len(next(iter(batch.values()), ()))
-            yield from ({column: values[index] for column, values in batch.items()} for index in range(size))
-            number += size
+        try:
+            # in batches, because the data set's own iterator would distribute its files over DataLoader workers
+            for batch in self._load(split).iter(batch_size=_ROWS_AT_ONCE):
+                if self.text_column not in batch:
+                    columns = ", ".join(batch) or "none"
+                    raise UserError(f"{name} has no column {self.text_column!r} (columns: {columns})")
+                yield from batch[self.text_column]
+                number += len(batch[self.text_column])
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - of the network, of a damaged file, of any format
+            raise UserError(f"{name} cannot be read on from row {number} {_short(error)}") from None
 
     def _shuffled(self, texts: Iterator[str], random_numbers: random.Random) -> Iterator[str]:
         buffer: list[str] = []
