@@ -136,7 +136,7 @@ def merged(stream: PackedStream, positions: list[dict[str, Any]], num_readers: i
 
 
 def read_ahead(items: Iterator[Item], size: int) -> Iterator[Item]:
-    """Yield items, up to `size` of which are prefetched in a thread, which alone uses them and ends with this generator.
+    """Yield items, up to `size` of which are prefetched in a thread that ends with this generator.
 
     Errors of the items are raised in their place.
     """

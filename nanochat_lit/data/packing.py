@@ -45,7 +45,7 @@ class PackingCounts:
 
 
 class FitBuffer:
-    """Buffer of chunks of items sorted by length, then by age; removes the oldest of equals, or a pseudo-random one if scattered.
+    """Buffer of chunks of items sorted by length, then by age; removes the oldest of equals, or, if scattered, any.
 
     The scattered choice depends only on the number of earlier removals. It is for chunks of split documents: most have
     exactly the length of a sequence, so by age every batch would be a contiguous part of one document. (A fixed random

@@ -208,13 +208,8 @@ def token_dtype(vocab_size: int) -> np.dtype:
 def encoded_documents(tokenizer: "Tokenizer", texts: Sequence[str], num_threads: int = 1) -> list[np.ndarray]:
     """Return the token ids of each text, beginning with BOS, using `num_threads` native threads."""
     dtype = token_dtype(tokenizer.vocab_size)
-    documents = []
-    for token_ids in tokenizer.encode_batch(texts, num_threads):
-        document = np.empty(len(token_ids) + 1, dtype)
-        document[0] = tokenizer.bos_id
-        document[1:] = token_ids
-        documents.append(document)
-    return documents
+    encoded = tokenizer.encode_batch(texts, num_threads)
+    return [np.array([tokenizer.bos_id, *token_ids], dtype) for token_ids in encoded]
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

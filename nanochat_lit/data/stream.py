@@ -180,7 +180,7 @@ class PretrainStream(PackedStream):
     sequence (use `evaluate bpb` to evaluate all tokens).
 
     Args:
-        texts: A path, a list, a function that returns an iterator, or a source. The path may be a folder of prepared shards.
+        texts: A path, also of prepared shards, a list, a function that returns an iterator, or a source.
         seed: Seed of the order of training epochs, if `texts` is a path or a list.
         long_documents: Treatment of documents longer than a sequence; see `BestFitRows`.
         options: Options of `PackedStream`.
