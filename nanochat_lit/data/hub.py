@@ -99,31 +99,39 @@ class DataSet:
         Raises:
             UserError: If the list is not available, or nothing matches.
         """
-        hint = f"; a mirror needs this file list, written by `sha256sum * > {CHECKSUMS}`"
         if self.mirror:
-            found = with_retries(self._checksums, self._mirrored(CHECKSUMS), hint)
+            found = self.mirrored_files()
         else:
             found = with_retries(lambda: self._listed(pattern), f"the list of files of {self.name}")
         found.sort(key=lambda file: file.path)
         if chosen := [file for file in found if fnmatch.fnmatchcase(file.path, pattern)]:
             return chosen
-        some = ", ".join(file.path for file in found[:5])
-        raise UserError(f"{self.name} has no file that matches {pattern!r} (it has, among others: {some or 'none'})")
+        some = ", ".join(file.path for file in found[:5]) or "none"
+        hint = f"; a mirror needs a file list, written by `sha256sum * > {CHECKSUMS}`" if self.mirror else ""
+        raise UserError(f"{self.name} has no file that matches {pattern!r} (it has, among others: {some}){hint}")
 
-    def checksums(self) -> dict[str, str]:
-        """Return the checksums of a mirror by path; empty without a list and for the hub, which sends them per file."""
+    def mirrored_files(self) -> list[RemoteFile]:
+        """Return the files in the list of the mirror, with their checksums; empty without a mirror or list."""
         from huggingface_hub.errors import HfHubHTTPError
 
-        def ask() -> list[RemoteFile]:
+        def ask() -> str:
             try:
-                return self._checksums()
+                return read_url(url)
             except HfHubHTTPError as error:
                 if error.response.status_code == 404:
-                    return []
+                    return ""
                 raise
 
-        files = with_retries(ask, self._mirrored(CHECKSUMS)) if self.mirror else []
-        return {file.path: file.sha256 for file in files}
+        if not self.mirror:
+            return []
+        url = self._mirrored(CHECKSUMS)
+        files = []
+        for number, line in enumerate(with_retries(ask, url).splitlines(), 1):
+            found = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)", line)
+            if found is None:
+                raise UserError(f"{url}, line {number} is not a checksum and a name")
+            files.append(RemoteFile(path=found[2], sha256=found[1].lower()))
+        return files
 
     def _mirrored(self, path: str) -> str:
         return f"{(self.mirror or '').rstrip('/')}/{urllib.parse.quote(path)}"
@@ -132,15 +140,6 @@ class DataSet:
         from huggingface_hub import hf_hub_url
 
         return hf_hub_url(self.repo, path, repo_type="dataset", revision=self.revision, endpoint=_endpoint())
-
-    def _checksums(self) -> list[RemoteFile]:
-        files = []
-        for number, line in enumerate(read_url(self._mirrored(CHECKSUMS)).splitlines(), 1):
-            found = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)", line)
-            if found is None:
-                raise UserError(f"{self._mirrored(CHECKSUMS)}, line {number} is not a checksum and a name")
-            files.append(RemoteFile(path=found[2], sha256=found[1].lower()))
-        return files
 
     def _listed(self, pattern: str) -> list[RemoteFile]:
         from huggingface_hub import HfApi, RepoFile

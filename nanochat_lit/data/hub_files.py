@@ -239,7 +239,7 @@ class ClimbMix(HubFiles):
 
     def choose(self, source: DataSet) -> tuple[list[RemoteFile], RemoteFile]:
         """Return the files by number, without a file list."""
-        checksums = source.checksums()
+        checksums = {file.path: file.sha256 for file in source.mirrored_files()}
 
         def shard(number: int) -> RemoteFile:
             path = f"shard_{number:05d}.parquet"
