@@ -28,7 +28,7 @@ from nanochat_lit.model.memory import TrainingMemory, largest_that_fits, trainin
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, REFERENCE_WIDTH, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import TrainingPlan, derive_plan, micro_batches
 from nanochat_lit.optim.step_costs import step_costs
-from nanochat_lit.training.compiling import describe_kernels
+from nanochat_lit.training.execution import describe_kernels
 
 
 def plan(  # noqa: PLR0913 - every option of the command is a parameter

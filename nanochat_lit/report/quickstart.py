@@ -10,7 +10,7 @@ from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.model import GPTConfig
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.report.page import Markdown, fill
-from nanochat_lit.training.metrics_file import METRICS_FILE, read_metrics
+from nanochat_lit.training.run_records import METRICS_FILE, read_metrics
 
 STAGES = (("pretraining", "pretrain"), ("fine-tuning", "."))
 

@@ -12,8 +12,7 @@ import yaml
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.model import GPTConfig
-from nanochat_lit.training.callbacks.session_record import read_sessions
-from nanochat_lit.training.metrics_file import METRICS_FILE, read_metrics
+from nanochat_lit.training.run_records import METRICS_FILE, read_metrics, read_sessions
 
 FIGURES = ("val_bpb", "val_accuracy")
 """Validation metrics by stage."""

@@ -1,7 +1,7 @@
 """Training stages as LightningModules: thin shells around the GPT, the optimizer and the data streams."""
 
-from nanochat_lit.training.datamodules import ChatDataModule, TextDataModule
-from nanochat_lit.training.mixture_data import MixtureDataModule
+from nanochat_lit.training.chat_data import ChatDataModule, MixtureDataModule
+from nanochat_lit.training.datamodules import TextDataModule
 from nanochat_lit.training.pretrain import PretrainModule
 from nanochat_lit.training.rl import RLModule
 from nanochat_lit.training.rollout_data import RolloutDataModule

@@ -27,24 +27,25 @@ from nanochat_lit.common.file_lock import run_lock
 from nanochat_lit.common.paths import expand_home
 from nanochat_lit.common.recipes import explain_unrecognized, find_recipe
 from nanochat_lit.engine.checkpoint import load
-from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
-from nanochat_lit.training.callbacks.export import ExportModel
-from nanochat_lit.training.callbacks.garbage import FreezeGarbage
+from nanochat_lit.training.callbacks.artifacts import ExportModel, SampleWriter
+from nanochat_lit.training.callbacks.checkpoint import RankState, RunCheckpoint
 from nanochat_lit.training.callbacks.loss_guard import LossGuard
 from nanochat_lit.training.callbacks.progress import RunProgress
-from nanochat_lit.training.callbacks.rank_state import RankState
-from nanochat_lit.training.callbacks.run_start import RunStart
-from nanochat_lit.training.callbacks.samples import SampleWriter
-from nanochat_lit.training.callbacks.session_record import SessionRecord
+from nanochat_lit.training.callbacks.run_start import FreezeGarbage, RunStart
 from nanochat_lit.training.checkpoint_files import KEY as CONFIG_KEY
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, compare_configs, resolve
-from nanochat_lit.training.compiling import keep_compile_cache
-from nanochat_lit.training.launch import check_launch, choose_accelerator, reported_once
+from nanochat_lit.training.execution import keep_compile_cache
+from nanochat_lit.training.launch import (
+    check_launch,
+    check_options,
+    choose_accelerator,
+    errors_in_one_line,
+    reported_once,
+)
 from nanochat_lit.training.lightning_internals import CommandLine
-from nanochat_lit.training.metrics_file import MetricsFile
 from nanochat_lit.training.precision import ExplicitPrecision
+from nanochat_lit.training.run_records import MetricsFile, SessionRecord
 from nanochat_lit.training.strategies import register_strategies
-from nanochat_lit.training.trainer_options import check_options, errors_in_one_line
 
 # Lightning's warnings about deliberate choices.
 _EXPECTED_WARNINGS = (

@@ -1,4 +1,4 @@
-"""DataModules for pretraining text and conversations."""
+"""DataModules: the base class, and text for pretraining."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -311,86 +311,6 @@ class TextDataModule(LanguageDataModule):
         """Yield batches of whole validation documents."""
         texts = islice(self.source.documents("val"), self.val_docs)
         return document_batches(texts, self.tokenizer, self.sequence_len, self.rows)
-
-
-class ChatDataModule(LanguageDataModule):
-    """Conversations for fine-tuning: a .jsonl file or a folder of them, with `messages` in each record.
-
-    OpenAI's format (including tool calls) and ShareGPT's are converted on reading; see `tokenizer.foreign_chat`.
-
-    Args:
-        path: File or folder. File names such as train, val and test determine the split. Otherwise the last file by
-            name, or the last 1% of a single file, is for validation.
-        tokenizer: Folder of a tokenizer; None uses that of the base export.
-        micro_batch_size: Sequences per device per forward pass: a number, or auto (the most that fit the device's
-            memory).
-        buffer_size: Conversations that best-fit packing chooses from.
-        val_rows: Maximum number of packed validation sequences to evaluate on.
-        num_workers: Loader processes; 0 reads in the training process.
-        seed: Seed of the order of conversations.
-        validation: Name of the validation file in the folder `path`; None decides by the file names.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        tokenizer: str | None = None,
-        micro_batch_size: int | Literal["auto"] = 8,
-        buffer_size: int = 1000,
-        val_rows: int = 256,
-        num_workers: int = 0,
-        seed: int = 0,
-        validation: str | None = None,
-    ) -> None:
-        super().__init__(tokenizer, micro_batch_size, num_workers, seed)
-        self.path = path
-        self.validation = validation
-        self.buffer_size = buffer_size
-        self.val_rows = val_rows
-
-    def prepare_data(self) -> None:
-        """Check every file and print which are used for training."""
-        source = self.files()
-        source.check()
-        print(f"data: {source.summary()}", file=sys.stderr)
-
-    def files(self) -> FileSource:
-        """Files of the path."""
-        return FileSource(self.path, "messages", self.seed, self.validation)
-
-    names: list[str] | None = None
-    """Names of the data sources that records may have in "source"."""
-
-    def source(self) -> SourceLike:
-        """Source of the conversations."""
-        return self.files()
-
-    def stream(self, split: str, items: SourceLike | None = None, rank: int = 0, world_size: int = 1) -> ChatStream:
-        """Return packed conversations of a split; the train split is endless."""
-        return ChatStream(
-            conversations=self.source() if items is None else items,
-            tokenizer=self.tokenizer,
-            sequence_len=self.sequence_len,
-            micro_batch_size=self.rows,
-            split=split,
-            seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            buffer_size=self.buffer_size,
-            names=self.names,
-        )
-
-    def epoch_tokens(self) -> int:
-        """Return the number of tokens, including padding, of one pass over the training conversations."""
-        once = self.stream("all", lambda: self.files().documents("train"))
-        return sum(batch["inputs"].numel() for batch in once)
-
-    def train_dataloader(self) -> ResumableLoader:
-        return self.loader(self.stream("train", rank=rank(), world_size=world_size()))
-
-    def val_batches(self) -> Iterator[Batch]:
-        """Yield batches of packed validation conversations."""
-        return islice(iter(self.stream("val")), max(1, self.val_rows // self.rows))
 
 
 class Replay(IterableDataset[Batch]):

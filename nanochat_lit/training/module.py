@@ -19,11 +19,16 @@ from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, build_optimizer, micro_batches
 from nanochat_lit.optim.build import apply_schedule
 from nanochat_lit.tokenizer import Tokenizer
-from nanochat_lit.training.compiling import decide_compile, describe_kernels
 from nanochat_lit.training.datamodules import LanguageDataModule
-from nanochat_lit.training.float8 import convert_to_float8, decide_float8, nvidia_capability
-from nanochat_lit.training.micro_batch import choose_micro_batch_size
-from nanochat_lit.training.summary import print_plan, save_plan, saved_micro_batch_size
+from nanochat_lit.training.execution import (
+    choose_micro_batch_size,
+    convert_to_float8,
+    decide_compile,
+    decide_float8,
+    describe_kernels,
+    nvidia_capability,
+)
+from nanochat_lit.training.run_records import print_plan, save_plan, saved_micro_batch_size
 
 
 class HyperparameterSchedule(Callback):

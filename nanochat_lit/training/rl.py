@@ -26,8 +26,13 @@ from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_ad
 from nanochat_lit.tasks.base import Conversation, GradedTask, Task, form_of, gives_credit
 from nanochat_lit.tokenizer import parse_completion
 from nanochat_lit.training.continued import ContinuedModule
-from nanochat_lit.training.rollout_data import RolloutDataModule
-from nanochat_lit.training.rollout_rows import ROW_UNIT, RolloutFigures, rollout_rows, without_padding
+from nanochat_lit.training.rollout_data import (
+    ROW_UNIT,
+    RolloutDataModule,
+    RolloutFigures,
+    rollout_rows,
+    without_padding,
+)
 
 MAX_SLOTS = 128
 """Maximum number of answers decoded concurrently; bounds the KV cache."""

@@ -17,9 +17,9 @@ from nanochat_lit.model import IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, micro_batches
+from nanochat_lit.training.chat_data import ChatDataModule
 from nanochat_lit.training.checkpoint_files import newest_intact
 from nanochat_lit.training.continued import ContinuedModule
-from nanochat_lit.training.datamodules import ChatDataModule
 from nanochat_lit.training.module import check_optimizer, describe_differences
 
 

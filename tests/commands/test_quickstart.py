@@ -11,7 +11,7 @@ import pytest
 from nanochat_lit import cli, load_export
 from nanochat_lit.commands import quickstart as command
 from nanochat_lit.common.paths import read_json
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 SMALLER = {
     "num_documents": 1200,

@@ -16,7 +16,7 @@ from nanochat_lit.data import hub_files, records
 from nanochat_lit.data.hub_files import HubStream
 from nanochat_lit.data.shards import TinyWorld
 from nanochat_lit.data.stream import PretrainStream
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch
 
 from nanochat_lit import cli
 from nanochat_lit.model import loss
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 LOSS_TOLERANCE = 1e-4
 """Of the losses of the first steps, nats, in float32: fused kernels add up in another order."""

@@ -8,7 +8,7 @@ from nanochat_lit.data.stream import PretrainStream
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.optim import MuonAdamW, Schedule, derive_plan, param_groups
 from nanochat_lit.tokenizer import Tokenizer
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 STEPS = 6
 ACCUMULATE = 2

@@ -24,7 +24,7 @@ from nanochat_lit.model.attention import (
 )
 from nanochat_lit.model.loss import softcapped_cross_entropy
 from nanochat_lit.optim import MuonAdamW, param_groups
-from nanochat_lit.training.callbacks.session_record import describe_machine
+from nanochat_lit.training.run_records import describe_machine
 
 KERNEL_WORDS = {"cuDNN": "cudnn", "flash": "flash", "memory-efficient": "fmha", "FA3": "flash", "FA4": "flash"}
 """What the name of a kernel holds, by the name that the run's table gives."""

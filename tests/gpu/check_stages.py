@@ -11,7 +11,7 @@ from workbench import Workbench
 
 from nanochat_lit.common.hardware import resolve_compute_dtype
 from nanochat_lit.optim import MuonAdamW, param_groups
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 
 def resume(report: Report) -> None:

@@ -16,7 +16,7 @@ from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.attention import activate_flash_attention, fused_kernel
 from nanochat_lit.model.memory import training_memory
 from nanochat_lit.optim import MuonAdamW, param_groups
-from nanochat_lit.training.float8 import convert_to_float8
+from nanochat_lit.training.execution import convert_to_float8
 
 WARM_UP_STEPS = 3
 TIMED_STEPS = 8

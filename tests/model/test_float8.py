@@ -5,7 +5,7 @@ import torch
 
 from nanochat_lit.model.float8 import Float8ChunkMatmuls, allows_float8, float8_linear, to_float8
 from nanochat_lit.model.loss import softcapped_cross_entropy
-from nanochat_lit.training.float8 import convert_to_float8
+from nanochat_lit.training.execution import convert_to_float8
 
 WIDE = {"n_embd": 128, "n_head": 2, "n_kv_head": 2, "sequence_len": 32}
 

@@ -6,7 +6,7 @@ import pytest
 
 from nanochat_lit import cli
 from nanochat_lit.engine.checkpoint import damage, step_files
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 
 def truncate(path):

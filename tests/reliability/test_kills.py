@@ -19,7 +19,7 @@ from nanochat_lit import cli
 from nanochat_lit.engine.checkpoint import damage, step_files
 from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO
-from nanochat_lit.training.metrics_file import MetricsFile, read_metrics
+from nanochat_lit.training.run_records import MetricsFile, read_metrics
 
 FIGURES = ("train_loss", "val_bpb")
 TIMEOUT_S = 240

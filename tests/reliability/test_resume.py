@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from nanochat_lit import cli
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 KEEP_ALL = ["--keep_last", "100", "--checkpoint_every", "1"]
 FIGURES = ("train_loss", "train_loss_ema", "grad_norm", "total_flops", "lr/wte", "val_bpb")

@@ -11,7 +11,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.peak_memory import peak_memory_bytes
 from nanochat_lit.training import PretrainModule, TextDataModule, launch
 from nanochat_lit.training import module as training_module
-from nanochat_lit.training.callbacks.rank_state import random_state, set_random_state
+from nanochat_lit.training.callbacks.checkpoint import random_state, set_random_state
 from nanochat_lit.training.launch import XPUAccelerator, choose_accelerator
 
 

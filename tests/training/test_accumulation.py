@@ -3,7 +3,7 @@
 import torch
 
 from nanochat_lit import cli, load_export
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 # tuned rates shrink with the batch; these move a toy model in five steps
 RATES = (

@@ -8,7 +8,7 @@ import yaml
 
 from nanochat_lit import cli, load_export
 from nanochat_lit.common.paths import read_json
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 
 def test_a_run_folder_is_whole(pretrained):

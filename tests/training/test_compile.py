@@ -6,8 +6,8 @@ import pytest
 
 from nanochat_lit import cli
 from nanochat_lit.common import compilers
-from nanochat_lit.training import compiling
-from nanochat_lit.training.compiling import CPU_COMPILE_PAYS_FLOPS, decide_compile, keep_compile_cache
+from nanochat_lit.training import execution
+from nanochat_lit.training.execution import CPU_COMPILE_PAYS_FLOPS, decide_compile, keep_compile_cache
 
 LONG, SHORT = 2 * CPU_COMPILE_PAYS_FLOPS, CPU_COMPILE_PAYS_FLOPS / 2
 
@@ -25,7 +25,7 @@ LONG, SHORT = 2 * CPU_COMPILE_PAYS_FLOPS, CPU_COMPILE_PAYS_FLOPS / 2
     ],
 )
 def test_decision(mode, device, flops, missing, compiles, words, monkeypatch):
-    monkeypatch.setattr(compiling, "missing_compiler", lambda _: missing)
+    monkeypatch.setattr(execution, "missing_compiler", lambda _: missing)
     decision, reason = decide_compile(mode, device, flops)
     assert decision == compiles
     assert words in reason
@@ -46,7 +46,7 @@ def test_what_is_missing(device, triton, cpp, words, monkeypatch):
 
 def test_a_machine_without_a_compiler_says_so_once_and_trains(write_recipe, monkeypatch, capsys):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(compiling, "CPU_COMPILE_PAYS_FLOPS", 0)
+    monkeypatch.setattr(execution, "CPU_COMPILE_PAYS_FLOPS", 0)
     assert cli.main(["fit", "--config", str(write_recipe(model={"compile": "auto"}))]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "compile  " in line]
     assert len(lines) == 1

@@ -5,7 +5,7 @@ import torch
 
 from nanochat_lit import cli
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.training.float8 import decide_float8
+from nanochat_lit.training.execution import decide_float8
 
 REFUSED = [
     ("cpu", None, torch.bfloat16, "needs a CUDA GPU, this run is on cpu"),

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nanochat_lit import cli
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 pytestmark = pytest.mark.multi_rank
 

@@ -11,7 +11,7 @@ import yaml
 from nanochat_lit import Tokenizer, cli
 from nanochat_lit.engine.checkpoint import step_files
 from nanochat_lit.training.checkpoint_files import resolve
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import csv
 
-from nanochat_lit.training.metrics_file import MetricsFile, read_metrics
+from nanochat_lit.training.run_records import MetricsFile, read_metrics
 
 
 def test_rows_and_columns(tmp_path):

@@ -9,8 +9,8 @@ from nanochat_lit.common.available_memory import available_memory_bytes
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.model.memory import largest_that_fits, training_memory
-from nanochat_lit.training import micro_batch
-from nanochat_lit.training.micro_batch import cpu_fits, possible_sizes, trial_fits
+from nanochat_lit.training import execution
+from nanochat_lit.training.execution import cpu_fits, possible_sizes, trial_fits
 
 
 @pytest.mark.parametrize("limit", range(14))
@@ -105,7 +105,7 @@ def test_a_run_with_auto_equals_the_run_with_that_number(write_recipe, capsys):
 
 def test_a_resumed_run_keeps_its_size(write_recipe, capsys, monkeypatch):
     recipe = write_recipe(data={"micro_batch_size": "auto"})
-    monkeypatch.setattr(micro_batch, "CPU_ENOUGH_TOKENS", 128)
+    monkeypatch.setattr(execution, "CPU_ENOUGH_TOKENS", 128)
     assert cli.main(["fit", "--config", str(recipe), "--trainer.max_steps", "2"]) == 0
     assert "512 = 2 sequences x 4 micro-batches" in capsys.readouterr().err
     monkeypatch.undo()
@@ -115,7 +115,7 @@ def test_a_resumed_run_keeps_its_size(write_recipe, capsys, monkeypatch):
 
 
 def test_a_machine_without_memory_is_told(write_recipe, capsys, monkeypatch):
-    monkeypatch.setattr(micro_batch, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(execution, "available_memory_bytes", lambda: 1000)
     assert cli.main(["fit", "--config", str(write_recipe(data={"micro_batch_size": "auto"}))]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "not even one sequence of 64 tokens" in error

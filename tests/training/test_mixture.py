@@ -19,7 +19,7 @@ from nanochat_lit.tasks.base import TaskMixture
 from nanochat_lit.tokenizer import render_conversation
 from nanochat_lit.training import MixtureDataModule, SFTModule
 from nanochat_lit.training.continued import inherited
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 from nanochat_lit.training.sft import TokenAccounts
 
 
@@ -97,7 +97,7 @@ def test_an_epoch_is_counted_or_inferred(tokenizer, monkeypatch):
     exact = data.epoch_tokens()
     rendered = sum(len(render_conversation(tokenizer, talk)[0]) for talk in data.train_mixture)
     assert rendered < exact < 1.1 * rendered
-    monkeypatch.setattr("nanochat_lit.training.mixture_data.COUNTED_CONVERSATIONS", 200)
+    monkeypatch.setattr("nanochat_lit.training.chat_data.COUNTED_CONVERSATIONS", 200)
     assert data.epoch_tokens() == pytest.approx(exact, rel=0.05)
 
 

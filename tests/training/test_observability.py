@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nanochat_lit import cli
 from nanochat_lit.common.paths import read_json
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 KEPT = ("train_loss", "tokens", "seconds", "tokens_per_s", "mfu", "lr_multiplier", "muon_momentum", "val_bpb")
 
@@ -47,7 +47,7 @@ def test_loggers_of_the_recipe_get_each_row_once(write_recipe, pretrained, tmp_p
     loggers = [
         {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "tb")}},
         {"class_path": "observed_run.Everything", "init_args": {"path": str(tmp_path / "everything.jsonl")}},
-        {"class_path": "nanochat_lit.training.metrics_file.MetricsFile", "init_args": {"folder": str(tmp_path)}},
+        {"class_path": "nanochat_lit.training.run_records.MetricsFile", "init_args": {"folder": str(tmp_path)}},
     ]
     trainer = {"accelerator": "cpu", "devices": 1, "logger": loggers}
     recipe = write_recipe(

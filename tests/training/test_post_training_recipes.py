@@ -12,7 +12,7 @@ import yaml
 
 from nanochat_lit import cli
 from nanochat_lit.common.paths import read_json
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 pytestmark = pytest.mark.slow  # some 40 s, most of it for the base
 
@@ -107,7 +107,7 @@ def test_sft(files, base, tmp_path):
     labels = ["arc_easy", "mmlu", "gsm8k"]
     settings = {"tasks": labels, "paths": {label: files[label] for label in labels}}
     chat_core = {
-        "class_path": "nanochat_lit.training.callbacks.chat_core.ChatCoreEvaluator",
+        "class_path": "nanochat_lit.training.callbacks.evaluators.ChatCoreEvaluator",
         "init_args": {**settings, "max_per_task": 4, "max_new_tokens": 8},
     }
     paths = {"smoltalk": files["talk"], "mmlu": files["mmlu"], "gsm8k": files["gsm8k"]}

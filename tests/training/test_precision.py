@@ -7,8 +7,8 @@ from lightning.pytorch import Trainer
 
 from nanochat_lit import GPT, GPTConfig, MuonAdamW, cli, load_export, param_groups
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.training.metrics_file import read_metrics
 from nanochat_lit.training.precision import ExplicitPrecision, FabricExplicitPrecision
+from nanochat_lit.training.run_records import read_metrics
 
 DTYPES = ["float32", "bfloat16", "float16"]
 

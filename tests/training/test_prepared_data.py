@@ -1,7 +1,7 @@
 """fit on prepared shards: the losses of the text, the tokenizer of the shards, and a clear word when they do not fit."""
 
 from nanochat_lit import cli
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 
 def test_fit_reads_prepared_shards_as_text(write_recipe, text_folder, pretrained, tmp_path, capsys):

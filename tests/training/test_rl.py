@@ -8,7 +8,7 @@ import yaml
 
 from nanochat_lit import cli, load_export
 from nanochat_lit.common.paths import read_json
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 FIGURES = {"reward", "train_accuracy", "format_rate", "completion_len", "unfinished", "mixed_groups", "entropy"}
 VALIDATION = {"val_accuracy", "val_pass@1", "val_pass@2"}

@@ -5,8 +5,7 @@ import torch
 
 from nanochat_lit.common.lengths import padded_length
 from nanochat_lit.engine.rollout import Rollout
-from nanochat_lit.training.rollout_data import RolloutLoader
-from nanochat_lit.training.rollout_rows import ROW_UNIT, RolloutFigures, rollout_rows, without_padding
+from nanochat_lit.training.rollout_data import ROW_UNIT, RolloutFigures, RolloutLoader, rollout_rows, without_padding
 
 
 def test_a_target_stands_where_its_token_is_predicted():

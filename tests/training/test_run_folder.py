@@ -17,7 +17,7 @@ from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.export import find_model
 from nanochat_lit.training import ChatDataModule, PretrainModule, SFTModule, TextDataModule
 from nanochat_lit.training.callbacks.checkpoint import RunCheckpoint, StopRequest
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.run_records import read_metrics
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine import sandbox
 from nanochat_lit.evaluation.chat_tasks import code_runner
-from nanochat_lit.training.callbacks.chat_core import ChatCoreEvaluator
-from nanochat_lit.training.callbacks.task_evaluator import figures_of
-from nanochat_lit.training.metrics_file import read_metrics
+from nanochat_lit.training.callbacks.evaluators import ChatCoreEvaluator, figures_of
+from nanochat_lit.training.run_records import read_metrics
 
 CALLBACKS = "nanochat_lit.training.callbacks"
 

@@ -15,8 +15,8 @@ from nanochat_lit.common.distributed import is_rank_zero, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write
 from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.training.callbacks import StepCallback
 from nanochat_lit.training.callbacks.progress import SmoothedLoss, is_logged
-from nanochat_lit.training.callbacks.step_callback import StepCallback
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO
 
 if TYPE_CHECKING:

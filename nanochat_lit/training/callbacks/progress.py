@@ -16,7 +16,7 @@ from nanochat_lit.common.hardware import peak_flops_per_s
 from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
 from nanochat_lit.data.loader import ResumableLoader
 from nanochat_lit.optim import global_grad_norm
-from nanochat_lit.training.callbacks.step_callback import StepCallback
+from nanochat_lit.training.callbacks import StepCallback
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule

@@ -1,5 +1,6 @@
-"""Validates before the first step of a new or resumed run."""
+"""Actions at the start of a new or resumed run."""
 
+import gc
 import sys
 from typing import TYPE_CHECKING, Any, cast
 
@@ -7,7 +8,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from nanochat_lit.training.metrics_file import MetricsFile
+from nanochat_lit.training.callbacks import StepCallback
+from nanochat_lit.training.run_records import MetricsFile
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
@@ -59,3 +61,32 @@ def measure_start(trainer: Trainer, module: "LanguageModule") -> None:
     module.log_figures(figures)
     if trainer.is_global_zero and module.figure in figures:
         print(f"step 0: {module.figure} {figures[module.figure]:.4f}", file=sys.stderr)
+
+
+class FreezeGarbage(StepCallback):
+    """Runs the garbage collector once after the first optimizer step and then freezes all existing objects.
+
+    The modules of torch and Lightning alone create hundreds of thousands of objects, which every full collection would
+    traverse. Later objects are collected as usual. The end of fit, normal or by an error, unfreezes them.
+    """
+
+    def __init__(self) -> None:
+        self._is_frozen = False
+
+    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
+        if self._is_frozen or gc.get_freeze_count():
+            return  # already frozen, here or by other code, which then unfreezes itself
+        gc.collect()
+        gc.freeze()
+        self._is_frozen = True
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._unfreeze()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._unfreeze()
+
+    def _unfreeze(self) -> None:
+        if self._is_frozen:
+            gc.unfreeze()
+            self._is_frozen = False

@@ -1,21 +1,25 @@
-"""`micro_batch_size: auto`: the largest number of sequences per forward pass that fits, identical on every rank.
-
-On a GPU, sizes are tried and out-of-memory errors caught. On a CPU, where running out of memory kills the process, the
-estimate of `nanochat_lit.model.memory` is compared with the free memory.
-"""
+"""How a run executes: torch.compile, float8, and the micro-batch size."""
 
 import gc
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from nanochat_lit.common.available_memory import available_memory_bytes
+from nanochat_lit.common.compilers import missing_compiler
+from nanochat_lit.common.cpp_library import instructions
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import cache_folder
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.attention import cuda_facts
+from nanochat_lit.model.float8 import Float8Linear, allows_float8
 from nanochat_lit.model.gpt import Checkpointing
+from nanochat_lit.model.layers import Linear
+from nanochat_lit.model.loss_kernel import loss_library, loss_problem
 from nanochat_lit.model.memory import largest_that_fits, training_memory
 from nanochat_lit.optim import micro_batches
 
@@ -23,6 +27,113 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from nanochat_lit.training.module import LanguageModule
+
+CPU_COMPILE_PAYS_FLOPS = 8e12
+"""Minimum length of a CPU run, FLOPs; in shorter runs, compiling (half a minute) takes more time than it saves."""
+
+
+def decide_compile(mode: str, device_type: str, total_flops: float) -> tuple[bool, str]:
+    """Return whether to compile, and a description of the reason.
+
+    Args:
+        mode: "auto", "true" or "false".
+        device_type: A torch device type, such as "cuda" or "cpu".
+        total_flops: FLOPs of the whole run.
+    """
+    if mode in ("true", "false"):
+        return mode == "true", "on" if mode == "true" else "off"
+    if missing := missing_compiler(device_type):
+        return False, f"off: {missing}"
+    if device_type == "cpu" and total_flops <= CPU_COMPILE_PAYS_FLOPS:
+        return False, "off: the run is too short to benefit"
+    return True, "on (the first step takes about a minute, less with a warm cache)"
+
+
+def describe_kernels() -> str:
+    """Return which kernels compute the loss and the optimizer step on a CPU, and why if not the C++ kernels."""
+    library = loss_library()
+    return f"PyTorch; not C++: {loss_problem()}" if library is None else f"{instructions(library)} (C++): loss, Muon"
+
+
+def keep_compile_cache() -> Path:
+    """Set a persistent TorchInductor cache folder, unless the user has set one.
+
+    The default is a temporary folder. Call this before anything is compiled.
+
+    Returns:
+        The folder in use.
+    """
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    os.environ[name] = os.environ.get(name) or str(cache_folder() / "inductor")
+    return Path(os.environ[name])
+
+
+CAPABILITY = (8, 9)
+"""Minimum CUDA compute capability for float8 matmuls (Ada)."""
+
+MODES = ("auto", "true", "false")
+
+
+def decide_float8(
+    mode: str, device_type: str, capability: tuple[int, int] | None, compute_dtype: torch.dtype
+) -> tuple[bool, str]:
+    """Return whether a run trains in float8, and the reason if not.
+
+    Args:
+        mode: "auto" (if the hardware supports it), "true" or "false".
+        device_type: A torch device type, such as "cuda" or "cpu".
+        capability: CUDA compute capability; None without CUDA, or on an AMD GPU.
+        compute_dtype: Dtype of everything outside float8.
+
+    Raises:
+        UserError: If mode is "true" on unsupported hardware, or mode is invalid.
+    """
+    if mode not in MODES:
+        raise UserError(f"fp8 is {mode!r}; use one of {', '.join(MODES)}")
+    if mode == "false":
+        return False, "off"
+    reason = ""
+    if device_type != "cuda":
+        reason = f"fp8 needs a CUDA GPU, this run is on {device_type}"
+    elif capability is None:
+        reason = "fp8 needs an NVIDIA GPU"
+    elif capability < CAPABILITY:
+        major, minor = capability
+        reason = f"fp8 needs compute capability 8.9 (Ada, Hopper, Blackwell), this GPU has {major}.{minor}"
+    elif compute_dtype != torch.bfloat16:
+        reason = f"fp8 needs compute_dtype bfloat16, this run uses {str(compute_dtype).removeprefix('torch.')}"
+    if reason and mode == "true":
+        raise UserError(f"{reason}; remove model.fp8 or set it to auto")
+    return not reason, f"off: {reason}" if reason else "on"
+
+
+def nvidia_capability(device: torch.device) -> tuple[int, int] | None:
+    """Return the compute capability of an NVIDIA GPU; None for other devices, including AMD GPUs."""
+    is_nvidia = device.type == "cuda" and torch.version.hip is None
+    return torch.cuda.get_device_capability(device) if is_nvidia else None
+
+
+def convert_to_float8(model: GPT) -> tuple[int, int]:
+    """Convert lm_head and the blocks' linear layers to float8 for training, where their dimensions allow it.
+
+    Parameters, evaluation and exports are unaffected.
+
+    Returns:
+        The number of converted layers, and the total number of linear layers including lm_head.
+    """
+    linears = [part for block in model.blocks for part in block.modules() if isinstance(part, Linear)]
+    linears.append(model.lm_head)
+    num_converted = 0
+    for linear in linears:
+        # of lm_head only the rows that are tokens are multiplied
+        out_features = model.config.vocab_size if linear is model.lm_head else linear.out_features
+        if allows_float8(linear.in_features, out_features):
+            linear.__class__ = (
+                Float8Linear  # keeps the parameters and their names, which the optimizer may hold already
+            )
+            num_converted += 1
+    return num_converted, len(linears)
+
 
 CPU_ENOUGH_TOKENS = 8192
 """Tokens per forward pass above which a CPU does not get faster."""
