@@ -14,7 +14,7 @@ from nanochat_lit.data.prepared import Header
 from nanochat_lit.data.prepared import prepare as prepare_shards
 from nanochat_lit.data.shards import FileSource, check_source
 from nanochat_lit.data.statistics import CorpusStatistics, corpus_statistics
-from nanochat_lit.evaluation.plots import plot_bars
+from nanochat_lit.report.page import plot_bars
 from nanochat_lit.tiny_world.files import write_tiny_world
 from nanochat_lit.tokenizer import Tokenizer
 

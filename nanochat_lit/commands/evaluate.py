@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from nanochat_lit.evaluation.answerer import Answerer
-    from nanochat_lit.evaluation.core_prompts import Encoder
+    from nanochat_lit.evaluation.core import Encoder
     from nanochat_lit.evaluation.scoring import RowScorer
     from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult
 
@@ -53,8 +53,8 @@ def core(
         trust_remote_code: Run the Python files of a Hugging Face folder, with your permissions.
         json: Print only JSON.
     """
+    from nanochat_lit.evaluation.core import bundle_digest, evaluate_core
     from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, fetch_bundle, load_bundle
-    from nanochat_lit.evaluation.core_metric import bundle_digest, evaluate_core
     from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.score_report import summarize
 
@@ -123,8 +123,13 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         json: Print only JSON.
     """
     from nanochat_lit.evaluation.answerer import Answering
-    from nanochat_lit.evaluation.chat_core import chat_digest, evaluate_chat
-    from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, code_runner, load_chat_tasks
+    from nanochat_lit.evaluation.chat_core import (
+        CHAT_BASELINES,
+        chat_digest,
+        code_runner,
+        evaluate_chat,
+        load_chat_tasks,
+    )
     from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.score_report import summarize
 
@@ -171,9 +176,8 @@ def _answerer(
     """Return the answerer, the name of its compute dtype, and a description of the prompt format."""
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
-    from nanochat_lit.evaluation.answerer import EngineAnswerer
+    from nanochat_lit.evaluation.answerer import EngineAnswerer, HuggingFaceAnswerer
     from nanochat_lit.evaluation.huggingface import is_huggingface, load_huggingface
-    from nanochat_lit.evaluation.huggingface_chat import HuggingFaceAnswerer
 
     if is_huggingface(model):
         other = load_huggingface(model, device, compute_dtype, trust_remote_code)
@@ -223,14 +227,14 @@ def _report_task(result: "TaskResult") -> None:
 
 
 def _finish(report: dict[str, Any], results: "ResultsFile", folder: Path, json: bool) -> None:
-    from nanochat_lit.evaluation.score_report import headline, legend, plain_table, write_report
+    from nanochat_lit.evaluation.score_report import aligned, headline, legend, table_rows, write_report
 
     write_report(folder, report)
     results.remove()
     if json:
         print(dumps(report))
         return
-    print(plain_table(report))
+    print(aligned(table_rows(report)))
     print("\n".join(f"  {line}" for line in legend(report)))
     print("\n".join(headline(report)))
     print(f"written to {folder}/{report['metric']}.json, .md and .png")

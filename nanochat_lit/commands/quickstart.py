@@ -108,7 +108,7 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
 def _run(folder: Path, size: dict[str, Any], record: dict[str, Any], started_s: float) -> None:
     """Run the stages that are not finished."""
     from nanochat_lit.common.peak_memory import peak_memory_bytes
-    from nanochat_lit.report.quickstart import write_report
+    from nanochat_lit.report.run import write_quickstart_report
     from nanochat_lit.tiny_world.files import write_tiny_world
 
     pretrain, data = folder / "pretrain", folder / "data"
@@ -127,7 +127,7 @@ def _run(folder: Path, size: dict[str, Any], record: dict[str, Any], started_s: 
     after = _examine(folder / "export", data / "test.jsonl", size["max_new_tokens"])
     dialogues = [_converse(folder / "export", questions, size["max_new_tokens"]) for questions in DIALOGUES]
     seconds = time.perf_counter() - started_s
-    write_report(folder, before, after, dialogues, seconds=seconds, peak_bytes=peak_memory_bytes())
+    write_quickstart_report(folder, before, after, dialogues, seconds=seconds, peak_bytes=peak_memory_bytes())
     print((folder / "report.md").read_text(encoding="utf-8").split("## Curves")[0])
     print(f"Report: {folder / 'report.md'}\nChat:   nanochat-lit chat --model {folder / 'export'}")
     print(f"HTML report with curves, samples and settings: nanochat-lit report {pretrain} {folder}")

@@ -37,7 +37,7 @@ def sweep(
         train: Train missing runs; false only evaluates the finished ones.
     """
     from nanochat_lit.common.file_lock import run_lock
-    from nanochat_lit.report.sweep_recipe import read_sweep
+    from nanochat_lit.report.sweep import read_sweep
 
     changes = {"run_dir": run_dir, "fit": fit, "depths": depths, "flops_budgets": flops_budgets, "options": options}
     plan = read_sweep(recipe, changes)

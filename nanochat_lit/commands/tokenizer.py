@@ -9,10 +9,10 @@ from typing import Literal
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import FileSource, Split, check_source
-from nanochat_lit.evaluation.domain_texts import DOMAINS
 from nanochat_lit.evaluation.tokenizer_report import (
     OPENAI_FILES,
     EncodeBatch,
+    domain_texts,
     format_compression,
     measure_compression,
     openai_encoder,
@@ -116,7 +116,7 @@ def evaluate(
         source = FileSource(path)
         texts[path] = list(islice(source.documents("val" if source.split.val else "all"), max_docs))
     if domains:
-        texts |= {name: [text] for name, text in DOMAINS.items()}
+        texts |= {name: [text] for name, text in domain_texts().items()}
     results = measure_compression(encoders, texts)
     if json:
         print(json_format.dumps([{**vars(result), "bytes_per_token": result.bytes_per_token} for result in results]))

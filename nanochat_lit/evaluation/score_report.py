@@ -220,14 +220,9 @@ def legend(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def plain_table(report: Mapping[str, Any]) -> str:
-    """Return the table in aligned columns for a terminal.
-
-    Args:
-        report: Result of `summarize`.
-    """
-    rows = table_rows(report)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Format rows of text cells for a terminal: the first two columns to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if column < 2 else cell.rjust(width)

@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 
 from nanochat_lit.common.errors import UserError, missing_package
+from nanochat_lit.evaluation.score_report import aligned
 
 EncodeBatch = Callable[[Sequence[str]], Sequence[Sequence[int]]]
-
 
 _BASE = "https://openaipublic.blob.core.windows.net/"
 OPENAI_FILES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -20,6 +20,13 @@ OPENAI_FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "gpt4o": ("o200k_base", ("encodings/o200k_base.tiktoken",)),
 }
 """tiktoken's encoding name and files, by name."""
+
+
+def domain_texts() -> dict[str, str]:
+    """Return built-in texts by domain, to compare tokenizers without other data."""
+    import yaml
+
+    return yaml.safe_load(Path(__file__).with_name("domain_texts.yaml").read_text("utf-8"))
 
 
 def openai_encoder(name: str) -> tuple[int, EncodeBatch]:
@@ -110,11 +117,4 @@ def format_compression(results: Sequence[Compression]) -> str:
         counts = (str(result.vocab_size), str(result.num_bytes), str(result.num_tokens))
         compared = "" if result is base else f"{ratio:+.1%}"
         lines.append((result.texts, result.tokenizer, *counts, f"{result.bytes_per_token:.3f}", compared))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return aligned(lines)

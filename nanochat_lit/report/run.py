@@ -1,4 +1,4 @@
-"""Report on one or more runs."""
+"""Reports on runs, and on the quickstart."""
 
 import math
 import re
@@ -8,12 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nanochat_lit.evaluation.plots import curves_png
+from nanochat_lit.common.paths import atomic_write
+from nanochat_lit.common.peak_memory import memory_text
+from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.evaluation.score_report import headline, table_rows
 from nanochat_lit.evaluation.statistics import wilson_interval
 from nanochat_lit.model.accounting import count_parameters
-from nanochat_lit.report.page import Markdown, fill
-from nanochat_lit.report.run_folder import RunFolder
+from nanochat_lit.report.page import Markdown, curves_png, fill
+from nanochat_lit.report.run_folder import RunFolder, read_run
 
 STAGES = {"pretrain": "pretraining", "sft": "fine-tuning", "rl": "reinforcement learning"}
 CLASS_STAGES = {"PretrainModule": "pretrain", "SFTModule": "sft", "RLModule": "rl"}
@@ -48,7 +50,9 @@ def _comparison(runs: Sequence[RunFolder], price_per_hour: float) -> tuple[list[
     names = list(dict.fromkeys(name for fact in facts for name in fact))
     rows = [[name, *(fact.get(name, "") for fact in facts)] for name in names]
     metrics = dict.fromkeys(name for run in runs for name in run.evaluations)
-    rows += [[metric, *(_score(run.evaluations.get(metric)) for run in runs)] for metric in metrics]
+    for metric in metrics:
+        reports = [run.evaluations.get(metric) for run in runs]
+        rows.append([metric, *("" if report is None else _evaluation(metric, report)["score"] for report in reports)])
     settings = [run.settings for run in runs]
     keys = list(dict.fromkeys(key for setting in settings for key in setting))
     different = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
@@ -177,10 +181,9 @@ def _commands(run: RunFolder) -> str:
 
 def _data_rows(run: RunFolder) -> list[list[str]]:
     rows = [[name, value] for name, value in run.settings.items() if name.startswith("data.")]
-    for name in ("data.path",):
-        value = run.settings.get(name)
-        if value and Path(value).exists():
-            rows.append([f"{value} (current contents)", _size(Path(value))])
+    path = run.settings.get("data.path")
+    if path and Path(path).exists():
+        rows.append([f"{path} (current contents)", _size(Path(path))])
     if tokens := run.last.get("tokens"):
         rows.append(["tokens trained on", f"{tokens:,.0f}"])
     if fingerprint := run.provenance.get("tokenizer_fingerprint"):
@@ -194,33 +197,36 @@ def _size(path: Path) -> str:
 
 
 def _evaluation(name: str, report: dict[str, Any]) -> dict[str, Any]:
-    """Return a sentence on an evaluation, and its table."""
+    """Return the main value of an evaluation, a sentence on it, and its table."""
     try:
         return SCORE_TABLES[name](report)
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
-        return {"text": f"{report['file']} is not in a supported format.", "rows": []}
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration, ZeroDivisionError):
+        return {"score": "?", "text": f"{report['file']} is not in a supported format.", "rows": []}
 
 
 def _task_scores(report: dict[str, Any]) -> dict[str, Any]:
     heading, *rows = table_rows(report)
-    return {"text": " ".join(headline(report)), "heading": heading, "rows": rows}
+    main, partial = next(iter(report["scores"].values())), ", partial" if report["is_partial"] else ""
+    score = "?" if main["value"] is None else f"{main['value']:.4f} ({main['low']:.4f} to {main['high']:.4f}{partial})"
+    return {"score": score, "text": " ".join(headline(report)), "heading": heading, "rows": rows}
 
 
 def _tiny_world_scores(report: dict[str, Any]) -> dict[str, Any]:
-    def row(name: str, correct: int, count: int) -> list[str]:
+    counts = [(name, entry["correct"], entry["count"]) for name, entry in report["categories"].items()]
+    counts.append(("all", sum(correct for _, correct, _ in counts), sum(count for _, _, count in counts)))
+    rows = []
+    for name, correct, count in counts:
         low, high = wilson_interval(correct, count)
-        return [name, f"{correct / count:.1%}", f"{low:.1%} to {high:.1%}", f"{correct} of {count}"]
-
-    entries = report["categories"].items()
-    rows = [row(name, entry["correct"], entry["count"]) for name, entry in entries]
-    rows.append(row("all", sum(e["correct"] for _, e in entries), sum(e["count"] for _, e in entries)))
+        rows.append([name, f"{correct / count:.1%}", f"{low:.1%} to {high:.1%}", f"{correct} of {count}"])
     text = "Held-out questions of the tiny world; intervals are Wilson's, 95%."
-    return {"text": text, "heading": ["category", "right", "95% interval", "questions"], "rows": rows}
+    heading = ["category", "right", "95% interval", "questions"]
+    return {"score": f"{rows[-1][1]} ({rows[-1][2]})", "text": text, "heading": heading, "rows": rows}
 
 
 def _bpb_scores(report: dict[str, Any]) -> dict[str, Any]:
     size = f"{report['documents']:,} documents ({report['bytes']:,} bytes)"
-    return {"text": f"{report['bpb']:.4f} bits per byte on {size} of {report['data']}.", "rows": []}
+    text = f"{report['bpb']:.4f} bits per byte on {size} of {report['data']}."
+    return {"score": f"{report['bpb']:.4f}", "text": text, "rows": []}
 
 
 SCORE_TABLES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -231,37 +237,15 @@ SCORE_TABLES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def _score(report: dict[str, Any] | None) -> str:
-    """Format the main value of an evaluation for a table cell."""
-    if report is None:
-        return ""
-    try:
-        if "scores" in report:
-            score = next(iter(report["scores"].values()))
-            partial = ", partial" if report["is_partial"] else ""
-            return f"{score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f}{partial})"
-        if "categories" in report:
-            counts = list(report["categories"].values())
-            correct, count = (sum(entry[key] for entry in counts) for key in ("correct", "count"))
-            low, high = wilson_interval(correct, count)
-            return f"{correct / count:.1%} ({low:.1%} to {high:.1%})"
-        return f"{report['bpb']:.4f}"
-    except (KeyError, TypeError, ValueError, StopIteration, ZeroDivisionError):
-        return "?"
-
-
 def _samples(run: RunFolder) -> list[str]:
     """Return the samples of the first and the last validation."""
     sections = [part.strip() for part in re.split(r"(?m)^(?=## Step \d+$)", run.samples) if part.strip()]
-    shown = [
-        re.sub(r"(?m)^(?:## |- \*\*(.+?)\*\*)", r"\1", section)
-        for section in dict.fromkeys(sections[:1] + sections[-1:])
-    ]
-    return [_shortened(section) for section in shown]
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SAMPLES_LIMIT else f"{text[:SAMPLES_LIMIT]}\n[truncated; see samples.md]"
+    shown = []
+    for section in dict.fromkeys(sections[:1] + sections[-1:]):
+        text = re.sub(r"(?m)^(?:## |- \*\*(.+?)\*\*)", r"\1", section)
+        is_long = len(text) > SAMPLES_LIMIT
+        shown.append(f"{text[:SAMPLES_LIMIT]}\n[truncated; see samples.md]" if is_long else text)
+    return shown
 
 
 def _system_rows(run: RunFolder) -> list[list[str]]:
@@ -290,3 +274,69 @@ def _duration(seconds: float) -> str:
 
 def _key(run: RunFolder, name: str) -> str:
     return run.settings.get(name, "")
+
+
+def write_quickstart_report(
+    folder: Path,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    dialogues: list[list[dict[str, Any]]],
+    seconds: float,
+    peak_bytes: int,
+) -> None:
+    """Write report.md, loss.png and bpb.png.
+
+    Args:
+        folder: Quickstart folder with the runs' metrics and the export.
+        before: Held-out evaluation of the base model.
+        after: Held-out evaluation of the chat model.
+        dialogues: Conversations with the chat model.
+        seconds: Total duration.
+        peak_bytes: Peak memory.
+    """
+    runs = [read_run(folder / "pretrain", "pretraining"), read_run(folder, "fine-tuning")]
+    for name, column, label in (
+        ("loss", "train_loss", "training loss, nats per token"),
+        ("bpb", "val_bpb", "validation, bits per byte"),
+    ):
+        with atomic_write(folder / f"{name}.png") as file:
+            curves = {run.name: run.curve(column) for run in runs}
+            file.write(curves_png(f"{label} over the quickstart", label, curves))
+    config = runs[-1].shape
+    assert config is not None  # fine-tuning has written its export
+    markdown = fill(
+        "quickstart.md",
+        config=config,
+        num_parameters=f"{count_parameters(config).total:,}",
+        minutes=seconds / 60,
+        memory=memory_text(peak_bytes),
+        stages=[_stage_row(run) for run in runs],
+        accuracies=[
+            *(
+                [name, _percent(before["categories"].get(name)), _percent(result)]
+                for name, result in after["categories"].items()
+            ),
+            ["all", f"{before['accuracy']:.1%}", f"{after['accuracy']:.1%}"],
+        ],
+        dialogues=[[_message(message) for message in dialogue] for dialogue in dialogues],
+        failures=after["failures"][:20],
+        export=Markdown(folder / "export"),
+    )
+    with atomic_write(folder / "report.md", "w") as file:
+        file.write(markdown)
+
+
+def _stage_row(run: RunFolder) -> list[object]:
+    steps, values = run.curve("val_bpb")
+    if not values:
+        return [run.name, run.num_steps, "", ""]
+    return [run.name, f"{steps[-1]:.0f}", f"{values[0]:.4f}", f"{values[-1]:.4f}"]
+
+
+def _percent(result: dict[str, Any] | None) -> str:
+    return "" if result is None else f"{result['accuracy']:.1%} ({result['correct']}/{result['count']})"
+
+
+def _message(message: dict[str, Any]) -> dict[str, str]:
+    content = message["content"]
+    return {"role": message["role"], "text": content if isinstance(content, str) else readable(content)}

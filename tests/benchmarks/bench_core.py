@@ -12,9 +12,8 @@ from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.export import load_export
+from nanochat_lit.evaluation.core import encode_examples, evaluate_task, is_right
 from nanochat_lit.evaluation.core_bundle import CoreTask, load_bundle
-from nanochat_lit.evaluation.core_metric import evaluate_task
-from nanochat_lit.evaluation.core_prompts import encode_examples, is_right
 from nanochat_lit.evaluation.scoring import Example, GPTScorer, RowScore
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from nanochat_lit import cli
 from nanochat_lit.engine import sandbox
 from nanochat_lit.engine.export import save_export
 from nanochat_lit.engine.sandbox import missing_isolation
-from nanochat_lit.evaluation import core_metric
-from nanochat_lit.evaluation.chat_tasks import code_runner
+from nanochat_lit.evaluation import core
+from nanochat_lit.evaluation.chat_core import code_runner
 from nanochat_lit.evaluation.core_bundle import load_bundle
 from nanochat_lit.evaluation.scoring import GPTScorer
 from nanochat_lit.tasks.humaneval import program
@@ -35,7 +35,7 @@ def test_core(folder, core_bundle, random_model, tokenizer, capsys):
     options = (*core_options(folder, core_bundle), "--max_per_task", 10)
     report = json.loads(run(capsys, *options, "--json").out)
     scorer = GPTScorer(random_model(sequence_len=256))
-    expected = core_metric.evaluate_core(scorer, tokenizer, load_bundle(core_bundle, 10))
+    expected = core.evaluate_core(scorer, tokenizer, load_bundle(core_bundle, 10))
     assert [(t["label"], t["accuracy"]) for t in report["tasks"]] == [(r.label, r.accuracy) for r in expected]
     assert report["is_partial"]
     assert len(report["missing"]) == 18
@@ -50,7 +50,7 @@ def test_core(folder, core_bundle, random_model, tokenizer, capsys):
 
 
 def test_core_goes_on_after_a_kill(folder, core_bundle, capsys, monkeypatch):
-    evaluate_task, done = core_metric.evaluate_task, []
+    evaluate_task, done = core.evaluate_task, []
 
     def dying(scorer, tokenizer, task, device):
         if task.label == "winograd" and "killed" not in done:
@@ -59,7 +59,7 @@ def test_core_goes_on_after_a_kill(folder, core_bundle, capsys, monkeypatch):
         done.append(task.label)
         return evaluate_task(scorer, tokenizer, task, device)
 
-    monkeypatch.setattr(core_metric, "evaluate_task", dying)
+    monkeypatch.setattr(core, "evaluate_task", dying)
     options = core_options(folder, core_bundle)
     assert cli.main(["evaluate", *map(str, options)]) == 130
     report = json.loads(run(capsys, *options, "--json").out)
@@ -83,7 +83,7 @@ def test_another_cap_is_another_evaluation(folder, core_bundle, capsys, monkeypa
 TWO_RANKS = """
 import multiprocessing, os, socket, sys
 from nanochat_lit import cli
-import nanochat_lit.engine.export, nanochat_lit.evaluation.core_metric
+import nanochat_lit.engine.export, nanochat_lit.evaluation.core
 
 def rank(number, arguments):
     os.environ.update(RANK=str(number), LOCAL_RANK=str(number), WORLD_SIZE="2")

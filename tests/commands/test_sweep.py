@@ -19,7 +19,7 @@ import yaml
 from nanochat_lit import GPTConfig, cli
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.model.accounting import count_parameters, flops_per_token
-from nanochat_lit.report.sweep_recipe import read_sweep
+from nanochat_lit.report.sweep import read_sweep
 from nanochat_lit.training.run_records import read_metrics
 
 ALPHA, BETA = 0.34, 0.28

@@ -7,7 +7,7 @@ import pytest
 
 from nanochat_lit.commands.tokenizer import evaluate, train
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.evaluation.domain_texts import DOMAINS
+from nanochat_lit.evaluation.tokenizer_report import domain_texts
 from nanochat_lit.tokenizer import Tokenizer
 
 
@@ -37,7 +37,7 @@ def test_train_then_evaluate(corpus, tmp_path, capsys):
     table = capsys.readouterr().out
     assert str(tmp_path / "small") in table
     assert "gpt2" in table
-    for domain in DOMAINS:
+    for domain in domain_texts():
         assert f"\n{domain} " in table
     evaluate(str(tmp_path / "new"), [str(corpus / "b.jsonl")], json=True)
     (result, *_) = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -64,7 +64,13 @@ def test_gpt_tokenizers_are_compared_with_when_their_files_are_there(corpus, tmp
     evaluate(str(tmp_path / "new"))
     table = capsys.readouterr().out
     (news,) = [line.split() for line in table.splitlines() if line.startswith("news") and "gpt4" in line]
-    assert news[:5] == ["news", "gpt4", "50257", str(len(DOMAINS["news"].encode())), str(len(DOMAINS["news"].split()))]
+    assert news[:5] == [
+        "news",
+        "gpt4",
+        "50257",
+        str(len(domain_texts()["news"].encode())),
+        str(len(domain_texts()["news"].split())),
+    ]
     assert "(gpt2 left out: its files are not in" in table
     with pytest.raises(UserError, match=r"its files are not in .*get_encoding\('o200k_base'\)"):
         evaluate(str(tmp_path / "new"), against=["gpt4o"])

@@ -11,8 +11,13 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.evaluation import answerer, chat_core
 from nanochat_lit.evaluation.answerer import Answering, EngineAnswerer
-from nanochat_lit.evaluation.chat_core import evaluate_chat, evaluate_chat_task
-from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, DEFAULT_LABELS, load_chat_tasks
+from nanochat_lit.evaluation.chat_core import (
+    CHAT_BASELINES,
+    DEFAULT_LABELS,
+    evaluate_chat,
+    evaluate_chat_task,
+    load_chat_tasks,
+)
 from nanochat_lit.evaluation.score_report import summarize
 from nanochat_lit.tokenizer import render_conversation, render_for_completion
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from nanochat_lit.evaluation.core import encode_examples, evaluate_core, evaluate_task, fewshot_rows, scored_parts
 from nanochat_lit.evaluation.core_bundle import CoreTask, load_bundle
-from nanochat_lit.evaluation.core_metric import evaluate_core, evaluate_task
-from nanochat_lit.evaluation.core_prompts import encode_examples, fewshot_rows, scored_parts
 from nanochat_lit.evaluation.score_report import summarize
 from nanochat_lit.evaluation.scoring import GPTScorer, RowScore
 

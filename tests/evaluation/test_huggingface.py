@@ -15,9 +15,8 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.export import save_export
 from nanochat_lit.engine.hf_export import export_hf
 from nanochat_lit.evaluation.bpb import evaluate_documents
+from nanochat_lit.evaluation.core import encode_examples, evaluate_task
 from nanochat_lit.evaluation.core_bundle import load_bundle
-from nanochat_lit.evaluation.core_metric import evaluate_task
-from nanochat_lit.evaluation.core_prompts import encode_examples
 from nanochat_lit.evaluation.huggingface import HuggingFaceScorer, is_huggingface, load_huggingface
 from nanochat_lit.evaluation.scoring import GPTScorer
 

@@ -11,11 +11,9 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import save_export
 from nanochat_lit.engine.hf_export import export_hf
-from nanochat_lit.evaluation.answerer import Answering, EngineAnswerer
-from nanochat_lit.evaluation.chat_core import evaluate_chat, evaluate_chat_task, letter_tokens
-from nanochat_lit.evaluation.chat_tasks import load_chat_tasks
+from nanochat_lit.evaluation.answerer import Answering, EngineAnswerer, HuggingFaceAnswerer
+from nanochat_lit.evaluation.chat_core import evaluate_chat, evaluate_chat_task, letter_tokens, load_chat_tasks
 from nanochat_lit.evaluation.huggingface import load_huggingface
-from nanochat_lit.evaluation.huggingface_chat import HuggingFaceAnswerer
 from nanochat_lit.tasks.gsm8k import INSTRUCTION
 
 TEMPLATE = """{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}

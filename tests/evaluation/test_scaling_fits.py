@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nanochat_lit.evaluation.scaling_fits import fit_parabola, fit_power_law, fit_saturating_power_law
+from nanochat_lit.evaluation.statistics import fit_parabola, fit_power_law, fit_saturating_power_law
 
 
 def test_a_parabola_is_found_exactly():

@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from nanochat_lit.evaluation.score_report import headline, legend, markdown, plain_table, summarize, write_report
+from nanochat_lit.evaluation.score_report import (
+    aligned,
+    headline,
+    legend,
+    markdown,
+    summarize,
+    table_rows,
+    write_report,
+)
 from nanochat_lit.evaluation.statistics import pass_at_k
 from nanochat_lit.evaluation.task_results import TaskResult
 
@@ -73,7 +81,7 @@ def test_several_samples_give_pass_at_k():
     assert task["accuracy"] == pytest.approx(7 / 16)
     assert task["pass_at_k"] == pytest.approx(pass_at_k([0, 1, 4, 2], 4, 2))
     assert task["low"] < 7 / 16 < task["high"]
-    assert f"{task['pass_at_k']:.4f} (k 2)" in plain_table(made)
+    assert f"{task['pass_at_k']:.4f} (k 2)" in aligned(table_rows(made))
     assert [line.split(":")[0] for line in legend(made)] == ["cut", "pass@k"]
 
 

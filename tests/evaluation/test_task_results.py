@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from nanochat_lit.evaluation.core import evaluate_core
 from nanochat_lit.evaluation.core_bundle import load_bundle
-from nanochat_lit.evaluation.core_metric import evaluate_core
 from nanochat_lit.evaluation.scoring import RowScore
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, file_digest
 

@@ -10,7 +10,7 @@ import yaml
 
 from nanochat_lit import cli
 from nanochat_lit.optim import derive_plan
-from nanochat_lit.report.sweep_recipe import read_sweep
+from nanochat_lit.report.sweep import read_sweep
 from nanochat_lit.training import PretrainModule
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"

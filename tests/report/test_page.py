@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from nanochat_lit.evaluation.plots import curves_png
 from nanochat_lit.report import page
+from nanochat_lit.report.page import curves_png
 
 NASTY = '<script src="https://x.example/a.js"></script> <img src=x onerror=alert(1)> "\'> ![p](http://x.example/p.png) `a` | b\x1b[31m'
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nanochat_lit.evaluation.domain_texts import DOMAINS
+from nanochat_lit.evaluation.tokenizer_report import domain_texts
 from nanochat_lit.tokenizer import Tokenizer, training
 
 CHINESE = [
@@ -85,12 +85,12 @@ def test_other_scripts_round_trip_and_compress(documents):
     chinese = sentences(CHINESE, "", 300, 0)
     arabic = sentences(ARABIC, " ", 300, 1)
     mixed = Tokenizer.train([*documents(300), *chinese, *arabic], vocab_size=1500)
-    english = Tokenizer.train([DOMAINS["news"], *documents(100)], vocab_size=500)
+    english = Tokenizer.train([domain_texts()["news"], *documents(100)], vocab_size=500)
     for words, separator, least in ((CHINESE, "", 6.0), (ARABIC, " ", 8.0)):
         held_out = sentences(words, separator, 50, 2)
         assert bytes_per_token(mixed, held_out) >= least
         assert bytes_per_token(english, held_out) < 1.5
-    for text in DOMAINS.values():
+    for text in domain_texts().values():
         assert mixed.decode(mixed.encode(text)) == english.decode(english.encode(text)) == text
 
 

@@ -9,7 +9,7 @@ from nanochat_lit import cli
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine import sandbox
-from nanochat_lit.evaluation.chat_tasks import code_runner
+from nanochat_lit.evaluation.chat_core import code_runner
 from nanochat_lit.training.callbacks.evaluators import ChatCoreEvaluator, figures_of
 from nanochat_lit.training.run_records import read_metrics
 

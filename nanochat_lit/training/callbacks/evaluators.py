@@ -12,10 +12,16 @@ from nanochat_lit.common.distributed import world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.evaluation.answerer import Answering, EngineAnswerer
-from nanochat_lit.evaluation.chat_core import check_tasks, evaluate_chat
-from nanochat_lit.evaluation.chat_tasks import CHAT_BASELINES, ChatTask, code_runner, load_chat_tasks
+from nanochat_lit.evaluation.chat_core import (
+    CHAT_BASELINES,
+    ChatTask,
+    check_tasks,
+    code_runner,
+    evaluate_chat,
+    load_chat_tasks,
+)
+from nanochat_lit.evaluation.core import evaluate_core
 from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, CoreTask, fetch_bundle, load_bundle
-from nanochat_lit.evaluation.core_metric import evaluate_core
 from nanochat_lit.evaluation.score_report import headline, summarize, write_report
 from nanochat_lit.evaluation.scoring import GPTScorer
 

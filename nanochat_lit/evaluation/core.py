@@ -1,20 +1,27 @@
-"""Converts records of CORE tasks to token sequences with a scored part, including few-shot examples.
+"""CORE: the mean centered accuracy over 22 tasks, few-shot, for base models (Li et al. 2024, DCLM).
+
+Records become token sequences with a scored part, as implemented in nanochat:
 
 multiple_choice     one context, several continuations    scored: from the first token that differs between choices
 schema              several contexts, one continuation    scored: the common suffix of all sequences
 language_modeling   one context, one continuation         scored: the continuation's tokens
 
-Follows DCLM (Li et al. 2024, https://arxiv.org/abs/2406.11794) as implemented in nanochat.
+https://arxiv.org/abs/2406.11794
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
+from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.evaluation.core_bundle import CoreTask
-from nanochat_lit.evaluation.scoring import Example, RowScore, common_prefix
+from nanochat_lit.evaluation.ranks import sum_over_ranks
+from nanochat_lit.evaluation.scoring import Example, RowScore, Scorer, common_prefix
+from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
 
 FEWSHOT_SEED = 1234
 
@@ -134,3 +141,72 @@ def is_right(task: CoreTask, index: int, scores: Sequence[RowScore]) -> bool:
         return scores[0].is_greedy
     losses = [score.mean_loss for score in scores]
     return losses.index(min(losses)) == task.rows[index]["gold"]
+
+
+EXAMPLES_PER_WINDOW = 2048
+"""Number of examples to tokenize at a time; large, so that examples of equal lengths can be batched."""
+
+
+def evaluate_core(
+    scorer: Scorer,
+    tokenizer: Encoder,
+    tasks: Sequence[CoreTask],
+    results: ResultsFile | None = None,
+    on_task: Callable[[TaskResult], None] | None = None,
+    device: torch.device | str = "cpu",
+) -> list[TaskResult]:
+    """Evaluate every task; with a process group, the examples are distributed over the ranks.
+
+    Args:
+        scorer: The model.
+        tokenizer: Its tokenizer.
+        tasks: Tasks of a bundle.
+        results: Results of an earlier evaluation, extended by this one; only rank 0's are used.
+        on_task: Called on rank 0 for each task that is or was finished.
+        device: Device of the process group's collectives.
+
+    Returns:
+        One result per task, in order, on every rank.
+    """
+    return measure_tasks(tasks, lambda task: evaluate_task(scorer, tokenizer, task, device), results, on_task)
+
+
+def evaluate_task(scorer: Scorer, tokenizer: Encoder, task: CoreTask, device: torch.device | str = "cpu") -> TaskResult:
+    """Evaluate one task.
+
+    Args:
+        scorer: The model.
+        tokenizer: Its tokenizer.
+        task: The task.
+        device: Device of the process group's collectives, if there is one.
+    """
+    start_s = time.perf_counter()
+    counts = torch.zeros(
+        len(task.rows) + 1, dtype=torch.int64
+    )  # 1 per correct record; the last entry counts truncated ones
+    mine = range(rank(), len(task.rows), world_size())
+    for begin in range(0, len(mine), EXAMPLES_PER_WINDOW):
+        indices = mine[begin : begin + EXAMPLES_PER_WINDOW]
+        examples, num_cut = encode_examples(task, indices, tokenizer, scorer.sequence_len)
+        counts[-1] += num_cut
+        for index, scores in zip(indices, scorer.score(examples), strict=True):
+            counts[index] = int(is_right(task, index, scores))
+    *correct, num_cut = sum_over_ranks(counts.to(device)).tolist()
+    return TaskResult(
+        label=task.label,
+        kind=task.kind,
+        num_fewshot=task.num_fewshot,
+        correct=correct,
+        num_samples=1,
+        num_cut=num_cut,
+        seconds=time.perf_counter() - start_s,
+    )
+
+
+def bundle_digest(tasks: Sequence[CoreTask]) -> str:
+    """Return a digest of the tasks; results of tasks with equal digests can be combined.
+
+    Args:
+        tasks: Tasks of a bundle, after capping.
+    """
+    return digest([[task.label, task.kind, task.num_fewshot, task.delimiter, task.rows] for task in tasks])
