@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from nanochat_lit.evaluation.answerer import Answerer
-    from nanochat_lit.evaluation.core import Encoder
+    from nanochat_lit.evaluation.huggingface import TextTokenizer
     from nanochat_lit.evaluation.scoring import RowScorer
     from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult
 
@@ -65,7 +65,7 @@ def core(
         scorer, tokenizer, dtype = _scorer(model, device or own_device, compute_dtype, trust_remote_code)
         key = {"data": bundle_digest(core_tasks), "compute_dtype": dtype}
         results = _results_file("core", model, out, key)
-        outcome = evaluate_core(scorer, tokenizer, core_tasks, results, _report_task, scorer.device)
+        outcome = evaluate_core(scorer, tokenizer, core_tasks, results, _report_task)
     if not is_rank_zero():
         return
     about = {"model": model, "bundle": str(folder), "max_per_task": max_per_task, "compute_dtype": dtype}
@@ -155,7 +155,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
 
 def _scorer(
     model: str, device: "str | torch.device | None", compute_dtype: str, trust_remote_code: bool
-) -> "tuple[RowScorer, Encoder, str]":
+) -> "tuple[RowScorer, TextTokenizer, str]":
     """Return the scorer and tokenizer of a model, and the name of its compute dtype."""
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.huggingface import HuggingFaceScorer, is_huggingface, load_huggingface
@@ -202,8 +202,9 @@ def _out_folder(model: str, out: str | None) -> Path:
 
 def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any]) -> "ResultsFile":
     """Open the results of this evaluation; results of another model, data or settings are discarded."""
+    from nanochat_lit.common.downloads import file_sha256
     from nanochat_lit.engine.export import find_model
-    from nanochat_lit.evaluation.task_results import ResultsFile, file_digest
+    from nanochat_lit.evaluation.task_results import ResultsFile
 
     path = _out_folder(model, out) / f"{metric}_progress.json" if is_rank_zero() else None
     patterns = ("config.json", "generation_config.json", "*.safetensors", "tokenizer*", "chat_template*")
@@ -213,7 +214,7 @@ def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any])
         if source.is_file()
         else [path for pattern in patterns for path in source.glob(pattern) if path.is_file()]
     )
-    files = {path.name: file_digest(path) for path in sorted(read)}
+    files = {path.name: file_sha256(path)[:16] for path in sorted(read)}
     results = ResultsFile(path, {**files, **key})
     if results.replaces_other:
         print(f"{path} holds another evaluation; starting over", file=sys.stderr)

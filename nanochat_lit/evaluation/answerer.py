@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.lengths import padded_length
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.sampling_params import SamplingParams
@@ -14,6 +15,9 @@ from nanochat_lit.evaluation.huggingface import HuggingFaceModel, HuggingFaceSco
 from nanochat_lit.evaluation.scoring import TOKENS_PER_PASS
 from nanochat_lit.tasks.base import Conversation
 from nanochat_lit.tokenizer import Tokenizer, parse_completion, render_for_completion
+
+QUESTION, ANSWER = "Question:", "Answer:"
+"""Prefixes of the turns of a conversation without a chat template."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,15 @@ class Answering(SamplingParams):
     """Answers per question."""
     max_new_tokens: int = 512
     """Maximum length of an answer, tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_samples < 1:
+            raise UserError(f"num_samples is {self.num_samples}; it must be at least 1")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise UserError(
+                f"{self.num_samples} samples at temperature 0 would be identical; set a positive temperature"
+            )
 
 
 class Completion(NamedTuple):
@@ -36,58 +49,10 @@ class Completion(NamedTuple):
 
 
 def completion_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Completion:
-    """Parse a completion.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        token_ids: Completion, without the prompt.
-    """
+    """Parse the token ids of a completion, without its prompt."""
     parts = parse_completion(tokenizer, token_ids)
     text = "".join(part["text"] for part in parts if part["type"] == "text")
     return Completion(text, [part["text"] for part in parts if part["type"] == "python"])
-
-
-class Answerer(Protocol):
-    """A chat model that can be evaluated."""
-
-    @property
-    def sequence_len(self) -> int:
-        """Maximum length of a prompt, tokens."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        ...
-
-    @property
-    def tokens_per_pass(self) -> int:
-        """Maximum number of prompt tokens per call of `next_logits`."""
-        ...
-
-    def prompt(self, conversation: Conversation) -> list[int]:
-        """Return the prompt for the last answer of a conversation; a given last answer is removed."""
-        ...
-
-    def letter_ids(self, conversation: Conversation, letter: str) -> list[int]:
-        """Return the token ids of this letter as an answer, without the end token."""
-        ...
-
-    def next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Return logits of each prompt's next token, (N, V); only their order is used."""
-        ...
-
-    def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """Return the greedy completion of each prompt."""
-        ...
-
-    def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
-        """Return several completions of a prompt, which depend only on the arguments."""
-        ...
-
-    def read(self, token_ids: Sequence[int]) -> Completion:
-        """Convert a completion to the form that tasks evaluate."""
-        ...
 
 
 class EngineAnswerer:
@@ -95,28 +60,20 @@ class EngineAnswerer:
 
     Args:
         engine: Model and tokenizer.
+
+    Attributes:
+        sequence_len: Maximum length of a prompt, tokens.
+        device: Device of the model.
+        tokens_per_pass: Maximum number of prompt tokens per call of `next_logits`.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-
-    @property
-    def sequence_len(self) -> int:
-        """Context length of the model."""
-        return self.engine.model.config.sequence_len
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.engine.model.device
-
-    @property
-    def tokens_per_pass(self) -> int:
-        """Default of the device."""
-        return TOKENS_PER_PASS.get(self.device.type, 4096)
+        self.sequence_len, self.device = engine.model.config.sequence_len, engine.model.device
+        self.tokens_per_pass = TOKENS_PER_PASS.get(self.device.type, 4096)
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """Render the prompt with nanochat control tokens."""
+        """Return the prompt for the last answer of a conversation; a given last answer is removed."""
         return render_for_completion(self.engine.tokenizer, conversation)
 
     def letter_ids(self, conversation: Conversation, letter: str) -> list[int]:  # noqa: ARG002 - the same anywhere
@@ -125,17 +82,17 @@ class EngineAnswerer:
 
     @torch.inference_mode()
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Return logits before the softcap, (N, V); the softcap is monotone."""
+        """Return logits of each prompt's next token before the softcap, (N, V); the softcap keeps their order."""
         model = self.engine.model
-        hidden = model.features(padded(prompts, self.sequence_len, self.device))
-        return model.unembed(hidden[torch.arange(len(prompts), device=self.device), last_places(prompts, self.device)])
+        inputs, rows, last = _padded(prompts, self.sequence_len, self.device)
+        return model.unembed(model.features(inputs)[rows, last])
 
     def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """Complete the prompts concurrently, limited by the number of slots."""
+        """Return the greedy completion of each prompt."""
         return self.engine.generate_batch(prompts, max_new_tokens=max_new_tokens)
 
     def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
-        """Sample completions with a shared prefill."""
+        """Return several completions of a prompt, which depend only on the arguments."""
         return self.engine.generate(prompt, answering.num_samples, **answering.numbers())
 
     def read(self, token_ids: Sequence[int]) -> Completion:
@@ -143,34 +100,8 @@ class EngineAnswerer:
         return completion_of(self.engine.tokenizer, token_ids)
 
 
-def padded(prompts: Sequence[Sequence[int]], sequence_len: int, device: torch.device) -> Tensor:
-    """Pad token ids to (N, T) on the right, where causal attention ignores padding.
-
-    Args:
-        prompts: Token ids of any lengths.
-        sequence_len: Context length.
-        device: Device of the result.
-    """
-    length = padded_length(max(map(len, prompts)), sequence_len)
-    return torch.tensor([[*prompt, *[0] * (length - len(prompt))] for prompt in prompts], device=device)
-
-
-def last_places(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Return the position of the last token of each prompt, (N,).
-
-    Args:
-        prompts: Token ids of any lengths.
-        device: Device of the result.
-    """
-    return torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
-
-
-QUESTION, ANSWER = "Question:", "Answer:"
-"""Prefixes of the turns of a conversation without a chat template."""
-
-
 class HuggingFaceAnswerer:
-    """Answers with a transformers model, without a calculator.
+    """Answers with a transformers model, without a calculator; the methods are those of `EngineAnswerer`.
 
     Appends the task's instruction on the answer format to the question, because the model was not trained on the task.
 
@@ -181,21 +112,8 @@ class HuggingFaceAnswerer:
     def __init__(self, causal: HuggingFaceModel) -> None:
         self.causal, self.tokenizer = causal, causal.tokenizer
         self._scorer = HuggingFaceScorer(causal)
-
-    @property
-    def sequence_len(self) -> int:
-        """Context length minus one token for the answer."""
-        return self.causal.sequence_len - 1
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.causal.device
-
-    @property
-    def tokens_per_pass(self) -> int:
-        """Default of the device."""
-        return self._scorer.tokens_per_pass
+        self.sequence_len = causal.sequence_len - 1  # one token for the answer
+        self.device, self.tokens_per_pass = causal.device, self._scorer.tokens_per_pass
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """Render the prompt with the chat template, else as plain-text questions and answers."""
@@ -218,15 +136,12 @@ class HuggingFaceAnswerer:
 
     @torch.inference_mode()
     def next_logits(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """(N, V) float32."""
-        rows = torch.arange(len(prompts), device=self.device)
-        states = self._scorer.states(
-            padded(prompts, self.sequence_len, self.device), None, rows, last_places(prompts, self.device)
-        )
-        return self._scorer.logits(states)
+        """Return logits of each prompt's next token, (N, V) float32."""
+        inputs, rows, last = _padded(prompts, self.sequence_len, self.device)
+        return self._scorer.logits(self._scorer.states(inputs, None, rows, last))
 
     def complete(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """Complete the prompts in batches of similar lengths."""
+        """Return the greedy completion of each prompt."""
         return self.causal.generate_batch(prompts, max_new_tokens=max_new_tokens)
 
     def sample(self, prompt: Sequence[int], answering: Answering) -> list[list[int]]:
@@ -248,6 +163,17 @@ class HuggingFaceAnswerer:
         if self.tokenizer.has_template:
             return self.tokenizer.encode_conversation(text)
         return self.tokenizer.encode(text, prepend_bos=True)
+
+
+Answerer = EngineAnswerer | HuggingFaceAnswerer
+
+
+def _padded(prompts: Sequence[Sequence[int]], sequence_len: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return prompts padded on the right, (N, T), where causal attention ignores it; row and column of each last token."""
+    length = padded_length(max(map(len, prompts)), sequence_len)
+    inputs = torch.tensor([[*prompt, *[0] * (length - len(prompt))] for prompt in prompts], device=device)
+    last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+    return inputs, torch.arange(len(prompts), device=device), last
 
 
 def _asked(conversation: Conversation) -> list[dict[str, str]]:

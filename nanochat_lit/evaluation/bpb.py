@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,45 +17,15 @@ from torchmetrics import Metric
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.lengths import padded_length
+from nanochat_lit.evaluation.huggingface import HuggingFaceModel, TextTokenizer
 from nanochat_lit.evaluation.ranks import sum_over_ranks
-from nanochat_lit.model import IGNORE_INDEX
+from nanochat_lit.model import GPT, IGNORE_INDEX
 
 UNITS_PER_NAT = 2**24
 """Resolution of the sums of `BitsPerByte`."""
 
 PIECES_PER_SORT = 64
 """Number of micro-batches of chunks to sort by length at a time; bounds memory and limits padding."""
-
-
-class LossModel(Protocol):
-    """A model that returns token losses: a GPT or another library's model."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        ...
-
-    def __call__(self, inputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
-        """Return the loss of each target for reduction "none", (B, T) nats; arbitrary for IGNORE_INDEX."""
-        ...
-
-
-class TextEncoder(Protocol):
-    """The tokenizer interface used here."""
-
-    @property
-    def bos_id(self) -> int:
-        """Token id that precedes a document."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Vocabulary size."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, without control tokens."""
-        ...
 
 
 class BitsPerByte(Metric):
@@ -106,8 +75,8 @@ class BitsPerByte(Metric):
 
 
 def evaluate_documents(
-    model: LossModel,
-    tokenizer: TextEncoder,
+    model: GPT | HuggingFaceModel,
+    tokenizer: TextTokenizer,
     texts: Iterable[str],
     sequence_len: int,
     max_docs: int | None = None,
@@ -134,8 +103,7 @@ def evaluate_documents(
         UserError: If max_docs, micro_batch_size or sequence_len is less than 1, the text is empty, or losses are not
             finite.
     """
-    limits = {"max_docs": max_docs, "micro_batch_size": micro_batch_size, "sequence_len": sequence_len}
-    for name, value in limits.items():
+    for name, value in (("max_docs", max_docs), ("micro_batch_size", micro_batch_size), ("sequence_len", sequence_len)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")
     start_s = time.perf_counter()
@@ -166,7 +134,7 @@ def evaluate_documents(
 
 
 def document_batches(
-    documents: Iterable[str | np.ndarray], tokenizer: TextEncoder, sequence_len: int, micro_batch_size: int
+    documents: Iterable[str | np.ndarray], tokenizer: TextTokenizer, sequence_len: int, micro_batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Yield batches of document chunks that each begin with <|bos|>; every token is a target exactly once.
 
@@ -181,24 +149,13 @@ def document_batches(
         IGNORE_INDEX on padding.
     """
     token_lists = (tokenizer.encode(item) if isinstance(item, str) else item[1:].tolist() for item in documents)
-    pieces = (piece for token_ids in token_lists for piece in _cut(token_ids, sequence_len))
-    for batch in _batches(pieces, micro_batch_size):
-        inputs, targets = _pad(batch, tokenizer.bos_id, padded_length(max(map(len, batch)), sequence_len))
-        yield {"inputs": inputs, "targets": targets}
-
-
-def _cut(token_ids: list[int], sequence_len: int) -> Iterator[list[int]]:
-    """Split tokens into chunks of at most sequence_len targets; every token is a target once."""
-    for start in range(0, len(token_ids), sequence_len):
-        yield token_ids[start : start + sequence_len]
-
-
-def _batches(pieces: Iterator[list[int]], micro_batch_size: int) -> Iterator[list[list[int]]]:
-    """Yield batches of chunks of similar lengths."""
+    pieces = (ids[start : start + sequence_len] for ids in token_lists for start in range(0, len(ids), sequence_len))
     while window := list(islice(pieces, PIECES_PER_SORT * micro_batch_size)):
         window.sort(key=len, reverse=True)
         for start in range(0, len(window), micro_batch_size):
-            yield window[start : start + micro_batch_size]
+            batch = window[start : start + micro_batch_size]
+            inputs, targets = _pad(batch, tokenizer.bos_id, padded_length(max(map(len, batch)), sequence_len))
+            yield {"inputs": inputs, "targets": targets}
 
 
 def _pad(pieces: list[list[int]], bos_id: int, length: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,6 @@ from nanochat_lit.common.class_path import import_class
 from nanochat_lit.common.distributed import is_rank_zero, rank, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine import sandbox
-from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.evaluation.answerer import Answerer, Answering
 from nanochat_lit.evaluation.ranks import sum_over_ranks
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
@@ -179,42 +178,23 @@ def evaluate_chat(
     Raises:
         UserError: If a letter is not a single token or a setting is invalid; raised before any question is asked.
     """
-    check_tasks(answerer, tasks, answering)
+    check_tasks(answerer, tasks)
     return measure_tasks(tasks, lambda task: evaluate_chat_task(answerer, task, answering), results, on_task)
 
 
-def check_tasks(answerer: Answerer, tasks: Sequence[ChatTask], answering: Answering) -> None:
+def check_tasks(answerer: Answerer, tasks: Sequence[ChatTask]) -> None:
     """Check tasks and settings before an evaluation.
-
-    Args:
-        answerer: Model to evaluate.
-        tasks: Tasks from `load_chat_tasks`.
-        answering: Sampling settings of generative questions.
 
     Raises:
         UserError: If a letter is not a single token or a setting is invalid.
     """
-    SamplingParams(temperature=answering.temperature, top_k=answering.top_k or 0)  # validates both
-    for name in ("num_samples", "max_new_tokens"):
-        if getattr(answering, name) < 1:
-            raise UserError(f"{name} is {getattr(answering, name)}; it must be at least 1")
-    if answering.num_samples > 1 and answering.temperature == 0:
-        raise UserError(
-            f"{answering.num_samples} samples at temperature 0 would be identical; set a positive temperature"
-        )
     for chat_task in tasks:
         if chat_task.kind == "categorical":
             letter_tokens(answerer, chat_task)
 
 
 def evaluate_chat_task(answerer: Answerer, chat_task: ChatTask, answering: Answering) -> TaskResult:
-    """Evaluate one task.
-
-    Args:
-        answerer: Model to evaluate.
-        chat_task: The task.
-        answering: Sampling settings of generative questions.
-    """
+    """Evaluate one task."""
     start_s = time.perf_counter()
     task, size = chat_task.task, len(chat_task.task)
     prompts: dict[int, list[int]] = {}
@@ -249,10 +229,6 @@ def evaluate_chat_task(answerer: Answerer, chat_task: ChatTask, answering: Answe
 
 def letter_tokens(answerer: Answerer, chat_task: ChatTask) -> dict[tuple[str, ...], list[int]]:
     """Return the token of each answer letter, by the letters of a question.
-
-    Args:
-        answerer: Model to evaluate.
-        chat_task: A categorical task.
 
     Raises:
         UserError: If a letter is not a single token, or two letters have the same token.
@@ -326,9 +302,5 @@ def _judge(
 
 
 def chat_digest(tasks: Sequence[ChatTask]) -> str:
-    """Return a digest of the tasks; results of tasks with equal digests can be combined.
-
-    Args:
-        tasks: Tasks from `load_chat_tasks`.
-    """
+    """Return a digest of the tasks; results of tasks with equal digests can be combined."""
     return digest([[task.label, [task.task[index] for index in range(len(task.task))]] for task in tasks])

@@ -12,51 +12,29 @@ https://arxiv.org/abs/2406.11794
 import time
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.evaluation.core_bundle import CoreTask
+from nanochat_lit.evaluation.huggingface import TextTokenizer
 from nanochat_lit.evaluation.ranks import sum_over_ranks
-from nanochat_lit.evaluation.scoring import Example, RowScore, Scorer, common_prefix
+from nanochat_lit.evaluation.scoring import Example, RowScore, RowScorer, common_prefix
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
 
 FEWSHOT_SEED = 1234
 
 
-class Encoder(Protocol):
-    """The tokenizer interface used here."""
-
-    @property
-    def bos_id(self) -> int:
-        """Token id at the beginning of every sequence."""
-        ...
-
-    def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:
-        """Return the token ids of each text."""
-        ...
-
-
 def fewshot_rows(task: CoreTask, index: int) -> list[dict[str, Any]]:
-    """Return the few-shot examples of record `index`: other records, drawn with a seed per record.
-
-    Args:
-        task: The task.
-        index: Index of the record.
-    """
+    """Return the few-shot examples of record `index`: other records, drawn with a seed per record."""
     places = Random(FEWSHOT_SEED + index).sample(range(len(task.rows) - 1), task.num_fewshot)
     return [task.rows[place + (place >= index)] for place in places]  # skips the record itself
 
 
 def prompts(task: CoreTask, index: int) -> list[str]:
-    """Return the texts of record `index`: one per choice or context, or the text without and with its continuation.
-
-    Args:
-        task: The task.
-        index: Index of the record.
-    """
+    """Return the texts of record `index`: one per choice or context, or the text without and with its continuation."""
     row, delimiter = task.rows[index], task.delimiter
     shown = "".join(_solved(task, other) + "\n\n" for other in fewshot_rows(task, index))
     if task.kind == "multiple_choice":
@@ -76,18 +54,12 @@ def _solved(task: CoreTask, row: dict[str, Any]) -> str:
 
 
 def encode_examples(
-    task: CoreTask, indices: Sequence[int], tokenizer: Encoder, sequence_len: int
+    task: CoreTask, indices: Sequence[int], tokenizer: TextTokenizer, sequence_len: int
 ) -> tuple[list[Example], int]:
     """Tokenize records of a task for scoring.
 
     Sequences longer than the context are truncated on the left. All sequences of an example lose the same number of
     tokens, so that they keep a common prefix.
-
-    Args:
-        task: The task.
-        indices: Indices of the records.
-        tokenizer: Tokenizer of the model.
-        sequence_len: Maximum length of a sequence, tokens.
 
     Returns:
         The examples, and the number of truncated ones.
@@ -113,10 +85,6 @@ def scored_parts(kind: str, rows: list[np.ndarray]) -> tuple[list[np.ndarray], l
     """Return the sequences to run through the model, and where the scored part of each begins.
 
     At least the last token of every sequence is scored (a choice may be a prefix of another), and never <|bos|>.
-
-    Args:
-        kind: Kind of the task.
-        rows: Tokens of the prompts, beginning with <|bos|>.
     """
     if kind == "schema":
         common = common_prefix([row[::-1] for row in rows])
@@ -130,13 +98,7 @@ def scored_parts(kind: str, rows: list[np.ndarray]) -> tuple[list[np.ndarray], l
 
 
 def is_right(task: CoreTask, index: int, scores: Sequence[RowScore]) -> bool:
-    """Return whether the model answers record `index` correctly; ties select the first choice.
-
-    Args:
-        task: The task.
-        index: Index of the record.
-        scores: Scores of the sequences of its example.
-    """
+    """Return whether the model answers record `index` correctly; ties select the first choice."""
     if task.kind == "language_modeling":
         return scores[0].is_greedy
     losses = [score.mean_loss for score in scores]
@@ -148,12 +110,11 @@ EXAMPLES_PER_WINDOW = 2048
 
 
 def evaluate_core(
-    scorer: Scorer,
-    tokenizer: Encoder,
+    scorer: RowScorer,
+    tokenizer: TextTokenizer,
     tasks: Sequence[CoreTask],
     results: ResultsFile | None = None,
     on_task: Callable[[TaskResult], None] | None = None,
-    device: torch.device | str = "cpu",
 ) -> list[TaskResult]:
     """Evaluate every task; with a process group, the examples are distributed over the ranks.
 
@@ -163,27 +124,19 @@ def evaluate_core(
         tasks: Tasks of a bundle.
         results: Results of an earlier evaluation, extended by this one; only rank 0's are used.
         on_task: Called on rank 0 for each task that is or was finished.
-        device: Device of the process group's collectives.
 
     Returns:
         One result per task, in order, on every rank.
     """
-    return measure_tasks(tasks, lambda task: evaluate_task(scorer, tokenizer, task, device), results, on_task)
+    return measure_tasks(tasks, lambda task: evaluate_task(scorer, tokenizer, task), results, on_task)
 
 
-def evaluate_task(scorer: Scorer, tokenizer: Encoder, task: CoreTask, device: torch.device | str = "cpu") -> TaskResult:
-    """Evaluate one task.
-
-    Args:
-        scorer: The model.
-        tokenizer: Its tokenizer.
-        task: The task.
-        device: Device of the process group's collectives, if there is one.
-    """
+def evaluate_task(scorer: RowScorer, tokenizer: TextTokenizer, task: CoreTask) -> TaskResult:
+    """Evaluate one task."""
     start_s = time.perf_counter()
     counts = torch.zeros(
         len(task.rows) + 1, dtype=torch.int64
-    )  # 1 per correct record; the last entry counts truncated ones
+    )  # 1 per correct record, then the number of truncated ones
     mine = range(rank(), len(task.rows), world_size())
     for begin in range(0, len(mine), EXAMPLES_PER_WINDOW):
         indices = mine[begin : begin + EXAMPLES_PER_WINDOW]
@@ -191,7 +144,7 @@ def evaluate_task(scorer: Scorer, tokenizer: Encoder, task: CoreTask, device: to
         counts[-1] += num_cut
         for index, scores in zip(indices, scorer.score(examples), strict=True):
             counts[index] = int(is_right(task, index, scores))
-    *correct, num_cut = sum_over_ranks(counts.to(device)).tolist()
+    *correct, num_cut = sum_over_ranks(counts.to(scorer.device)).tolist()
     return TaskResult(
         label=task.label,
         kind=task.kind,
@@ -204,9 +157,5 @@ def evaluate_task(scorer: Scorer, tokenizer: Encoder, task: CoreTask, device: to
 
 
 def bundle_digest(tasks: Sequence[CoreTask]) -> str:
-    """Return a digest of the tasks; results of tasks with equal digests can be combined.
-
-    Args:
-        tasks: Tasks of a bundle, after capping.
-    """
+    """Return a digest of the tasks; results of tasks with equal digests can be combined."""
     return digest([[task.label, task.kind, task.num_fewshot, task.delimiter, task.rows] for task in tasks])

@@ -20,6 +20,7 @@ from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.evaluation.scoring import RowScorer
 from nanochat_lit.model import IGNORE_INDEX
+from nanochat_lit.tokenizer import Tokenizer
 
 TOKENS_PER_PASS = 2048
 """Tokens per forward pass on a CPU; limited because these models have large vocabularies."""
@@ -29,11 +30,7 @@ CACHED_TOKENS = 1 << 14
 
 
 def is_huggingface(folder: str | Path) -> bool:
-    """Return whether a folder's config.json has model_type or architectures, as Hugging Face models do.
-
-    Args:
-        folder: Any path.
-    """
+    """Return whether a folder's config.json has model_type or architectures, as Hugging Face models do."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         return False
@@ -43,10 +40,6 @@ def is_huggingface(folder: str | Path) -> bool:
 
 def refuse_huggingface(folder: str | Path, what: str) -> None:
     """Raise UserError for a Hugging Face model where an export is required.
-
-    Args:
-        folder: Folder of a model.
-        what: Name of the operation that needs an export.
 
     Raises:
         UserError: If the folder is a Hugging Face model.
@@ -79,12 +72,7 @@ class HuggingFaceTokenizer:
         self.bos_id, self.vocab_size = int(first), len(tokenizer)
 
     def encode(self, text: str, prepend_bos: bool = False) -> list[int]:
-        """Encode a text; control tokens spelled out in the text are encoded as text.
-
-        Args:
-            text: Text to encode.
-            prepend_bos: Prepend `bos_id`.
-        """
+        """Encode a text; control tokens spelled out in the text are encoded as text."""
         return [self.bos_id] * prepend_bos + self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str], num_threads: int = 1) -> list[list[int]]:  # noqa: ARG002
@@ -118,18 +106,11 @@ class HuggingFaceTokenizer:
             raise UserError(f"the chat template of this tokenizer fails: {error}") from None
 
     def encode_conversation(self, text: str) -> list[int]:
-        """Encode the result of `conversation_text`, including control tokens.
-
-        Args:
-            text: Text with all control tokens that the model needs.
-        """
+        """Encode the result of `conversation_text`, including control tokens."""
         return self.whole(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def render_question(self, question: str) -> list[int]:
         """Return the prompt for the answer to a user message, by the tokenizer's chat template.
-
-        Args:
-            question: User message.
 
         Raises:
             UserError: If the tokenizer has no chat template.
@@ -137,6 +118,9 @@ class HuggingFaceTokenizer:
         if not self.has_template:
             raise UserError("this tokenizer has no chat template (as for base models); use --chat false")
         return self.encode_conversation(self.conversation_text([{"role": "user", "content": question}]))
+
+
+TextTokenizer = Tokenizer | HuggingFaceTokenizer
 
 
 class HuggingFaceModel:
@@ -187,13 +171,7 @@ class HuggingFaceModel:
         return self.model.dtype
 
     def __call__(self, inputs: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
-        """Return the loss of each target, (B, T) float32 nats, 0 for IGNORE_INDEX.
-
-        Args:
-            inputs: (B, T) token ids.
-            targets: (B, T).
-            reduction: Must be "none".
-        """
+        """Return the loss of each target, (B, T) float32 nats, 0 for IGNORE_INDEX."""
         assert reduction == "none"
         logits = self.model(input_ids=inputs, use_cache=False).logits.float()
         flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none")

@@ -13,22 +13,14 @@ from nanochat_lit.common.distributed import world_size
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the sum of all ranks' tensors on every rank; the tensor itself without a process group.
-
-    Args:
-        tensor: Tensor of equal shape on every rank, on the device of the process group.
-    """
+    """Return the sum of all ranks' tensors on every rank; the tensor itself without a process group."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
 def joined_shares(own: list[Any]) -> list[Any]:
-    """Return the results of all ranks, interleaved to the original order, on every rank.
-
-    Args:
-        own: Results of this rank for every world_size-th item, starting at its rank; plain data.
-    """
+    """Return all results in the original order on every rank; `own` are those of every world_size-th item, from this rank's on."""
     if not (dist.is_available() and dist.is_initialized()):
         return own
     shares: list[list[Any]] = [[] for _ in range(world_size())]
@@ -37,11 +29,7 @@ def joined_shares(own: list[Any]) -> list[Any]:
 
 
 def from_rank_zero(value: Any) -> Any:
-    """Return rank 0's value on every rank.
-
-    Args:
-        value: Plain data; ignored on other ranks.
-    """
+    """Return rank 0's value, plain data, on every rank."""
     if not (dist.is_available() and dist.is_initialized()):
         return value
     box = [value]

@@ -20,38 +20,15 @@ CHAT_PROMPTS = ("Hello!", "Who are you?", "What is 127 plus 358?", "What is the 
 """Messages for a chat model to answer."""
 
 
-def complete_texts(
-    engine: Engine | HuggingFaceModel,
-    prompts: Sequence[str],
-    **sampling: Any,
-) -> list[str]:
-    """Continue each text with a base model.
-
-    Args:
-        engine: An engine, or an adapter of another library's model.
-        prompts: Beginnings of documents.
-        sampling: Fields of `SamplingParams`; max_new_tokens is 32 by default.
-
-    Returns:
-        Continuations, without the prompts.
-    """
+def complete_texts(engine: Engine | HuggingFaceModel, prompts: Sequence[str], **sampling: Any) -> list[str]:
+    """Return a base model's continuations of texts, 32 tokens by default; `sampling` are fields of `SamplingParams`."""
     token_ids = [engine.tokenizer.encode(prompt, prepend_bos=True) for prompt in prompts]
     completions = engine.generate_batch(token_ids, **{"max_new_tokens": 32, **sampling})
     return [engine.tokenizer.decode(completion) for completion in completions]
 
 
-def answer_messages(
-    engine: Engine | HuggingFaceModel,
-    prompts: Sequence[str],
-    **sampling: Any,
-) -> list[str]:
-    """Answer each user message with a chat model; calculator calls are rendered as [expression = result].
-
-    Args:
-        engine: An engine, or an adapter of another library's model.
-        prompts: User messages, one conversation each.
-        sampling: Fields of `SamplingParams`; max_new_tokens is 128 by default.
-    """
+def answer_messages(engine: Engine | HuggingFaceModel, prompts: Sequence[str], **sampling: Any) -> list[str]:
+    """Return a chat model's answers to user messages; calculator calls are rendered as [expression = result]."""
     settings = {"max_new_tokens": 128, **sampling}
     if isinstance(engine, HuggingFaceModel):
         token_ids = [engine.tokenizer.render_question(prompt) for prompt in prompts]
@@ -64,21 +41,13 @@ def answer_messages(
 
 
 def readable(parts: Sequence[dict[str, str]]) -> str:
-    """Join the parts of an answer to one text, with calls and results in brackets.
-
-    Args:
-        parts: Result of `parse_completion`.
-    """
-    pieces: list[str] = []
-    is_open = False
+    """Join the parts of an answer to one text, with calls and results in brackets."""
+    text, is_open = "", False
     for part in parts:
-        is_result = part["type"] == "python_output"
+        kind = part["type"]
         if is_open:
-            pieces.append(" = " if is_result else "]")
-        pieces.append(
-            {"text": "", "python": "[", "python_output": "" if is_open else "[= "}[part["type"]] + part["text"]
-        )
-        is_open = part["type"] == "python"
-        if is_result:
-            pieces.append("]")
-    return "".join(pieces) + ("]" if is_open else "")
+            text += " = " if kind == "python_output" else "]"
+        text += {"text": "", "python": "[", "python_output": "" if is_open else "[= "}[kind] + part["text"]
+        text += "]" if kind == "python_output" else ""
+        is_open = kind == "python"
+    return text + ("]" if is_open else "")

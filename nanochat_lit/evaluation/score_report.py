@@ -124,11 +124,7 @@ def _samples(result: TaskResult, rng: np.random.Generator) -> np.ndarray:
 
 
 def headline(report: Mapping[str, Any]) -> list[str]:
-    """Return a line per version of the metric, and notes on missing tasks and truncated examples.
-
-    Args:
-        report: Result of `summarize`.
-    """
+    """Return a line per version of the metric, and notes on missing tasks and truncated examples."""
     title = TITLES[report["metric"]]
     num_members = sum(task["is_member"] for task in report["tasks"])
     if not num_members:
@@ -151,11 +147,7 @@ def headline(report: Mapping[str, Any]) -> list[str]:
 
 
 def table_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """Return the table of a report as text cells, beginning with the heading.
-
-    Args:
-        report: Result of `summarize`.
-    """
+    """Return the table of a report as text cells, beginning with the heading."""
     versions = list(report["scores"])
     several = any("k" in task for task in report["tasks"])
     formed = any("format_rate" in task for task in report["tasks"])
@@ -178,11 +170,7 @@ def table_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """Return the report as a Markdown page.
-
-    Args:
-        report: Result of `summarize`.
-    """
+    """Return the report as a Markdown page."""
     heading, *rows = table_rows(report)
     lines = [f"# {TITLES[report['metric']]}", ""]
     lines += [f"{line}  " for line in headline(report)]
@@ -198,11 +186,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def legend(report: Mapping[str, Any]) -> list[str]:
-    """Return explanations of the table's columns.
-
-    Args:
-        report: Result of `summarize`.
-    """
+    """Return explanations of the table's columns."""
     tasks = report["tasks"]
     lines = [f"cut: examples that {CUT[report['metric']]}."]
     if any("format_rate" in task for task in tasks):
@@ -233,12 +217,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
-    """Write <metric>.json, .md and .png into a folder.
-
-    Args:
-        folder: Output folder; created if needed.
-        report: Result of `summarize`.
-    """
+    """Write <metric>.json, .md and .png into a folder."""
     name = report["metric"]
     write_json(folder / f"{name}.json", report)
     with atomic_write(folder / f"{name}.md", "w") as file:

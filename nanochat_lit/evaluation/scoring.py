@@ -12,7 +12,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,17 +57,6 @@ class RowScore:
     """Mean loss of its tokens, nats."""
     is_greedy: bool
     """Whether each of its tokens is the most likely one."""
-
-
-class Scorer(Protocol):
-    """A model that can score sequences: a GPT, another library's model, or a test double."""
-
-    sequence_len: int
-    """Maximum length of a sequence, tokens."""
-
-    def score(self, examples: Sequence[Example]) -> list[list[RowScore]]:
-        """Return the score of every sequence of every example."""
-        ...
 
 
 class RowScorer(ABC):
@@ -209,9 +198,6 @@ def shared_length(example: Example) -> int:
     """Return the length of the unscored common prefix: 0 or a multiple of BUCKET.
 
     At least one token before each scored part is excluded: its state predicts the first scored token.
-
-    Args:
-        example: The example; a single sequence has no shared prefix.
     """
     if len(example.rows) == 1:
         return 0
@@ -220,11 +206,7 @@ def shared_length(example: Example) -> int:
 
 
 def common_prefix(rows: Sequence[np.ndarray]) -> int:
-    """Return the length of the common prefix.
-
-    Args:
-        rows: Token ids of each sequence.
-    """
+    """Return the length of the common prefix."""
     shortest = min(map(len, rows))
     differs = np.zeros(shortest, dtype=bool)
     for row in rows[1:]:

@@ -10,7 +10,7 @@ Reference:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,12 +45,7 @@ class PassRates(Metric):
         self.add_state("by_right_samples", torch.zeros(num_samples + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, is_right: bool, num_right_samples: int) -> None:
-        """Add a question.
-
-        Args:
-            is_right: Whether the greedy answer is correct.
-            num_right_samples: Number of correct sampled answers.
-        """
+        """Add a question: whether its greedy answer, and how many of its sampled answers, are correct."""
         self.num_questions += 1
         self.num_right += int(is_right)
         self.by_right_samples[num_right_samples] += 1
@@ -61,64 +56,35 @@ class PassRates(Metric):
         if total == 0:
             return {}
         figures = {"accuracy": int(self.num_right) / total}
-        if k:
-            counts = self.by_right_samples.tolist()
-            tries = sorted({1, k})
-            each = {
-                n: sum(count * pass_at_k([right], k, n) for right, count in enumerate(counts)) / total for n in tries
-            }
-            figures |= {f"pass@{n}": value for n, value in each.items()}
+        counts = list(enumerate(self.by_right_samples.tolist()))
+        for n in sorted({1, k} if k else ()):
+            figures[f"pass@{n}"] = sum(count * pass_at_k([right], k, n) for right, count in counts) / total
         return figures
 
 
 def centered(accuracy: float, baseline: float) -> float:
-    """Rescale an accuracy so that random guessing is 0 and perfection 1.
-
-    Args:
-        accuracy: Fraction of correct answers.
-        baseline: Accuracy of random guessing, less than 1.
-    """
+    """Rescale an accuracy so that random guessing is 0 and perfection 1."""
     return (accuracy - baseline) / (1.0 - baseline)
 
 
 def resampled_accuracies(num_correct: int, num_examples: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the accuracies of NUM_RESAMPLES bootstrap samples of the examples.
+    """Return the accuracies of bootstrap samples of the examples, (NUM_RESAMPLES,) float64.
 
     The number of correct answers in a sample with replacement is binomial. If all or no answers are correct, the
     samples do not vary and are not informative.
-
-    Args:
-        num_correct: Number of correct answers.
-        num_examples: Number of answers, at least 1.
-        rng: Random generator.
-
-    Returns:
-        (NUM_RESAMPLES,) float64.
     """
     return rng.binomial(num_examples, num_correct / num_examples, NUM_RESAMPLES) / num_examples
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:
-    """Return the central interval of bootstrap samples at level CONFIDENCE.
-
-    Args:
-        samples: (N,) values of a statistic.
-
-    Returns:
-        Lower and upper bound.
-    """
+    """Return the lower and upper bound of the central interval of bootstrap samples at level CONFIDENCE."""
     tail = (1.0 - CONFIDENCE) / 2.0
     low, high = np.quantile(samples, (tail, 1.0 - tail))
     return float(low), float(high)
 
 
 def pass_at_k(num_correct: Sequence[int], num_samples: int, k: int) -> float:
-    """Return the unbiased estimate of the fraction of questions that at least one of k samples solves.
-
-    Args:
-        num_correct: Correct samples per question.
-        num_samples: Samples per question.
-        k: At most num_samples.
+    """Return the unbiased estimate of the fraction of questions that at least one of k samples solves, from their correct samples.
 
     Reference:
         Chen et al. 2021, Evaluating Large Language Models Trained on Code. https://arxiv.org/abs/2107.03374
@@ -130,10 +96,6 @@ def pass_at_k(num_correct: Sequence[int], num_samples: int, k: int) -> float:
 
 def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
     """Return the 95% Wilson interval of an accuracy; unlike a bootstrap it has a width if all answers are correct.
-
-    Args:
-        num_correct: Number of correct answers.
-        num_examples: Number of answers, at least 1.
 
     Reference:
         Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference. https://doi.org/10.2307/2276774
@@ -188,15 +150,7 @@ class PowerLaw:
 
 
 def fit_parabola(places: Sequence[float], values: Sequence[float]) -> Parabola | None:
-    """Fit a parabola by least squares over log10 of the locations.
-
-    Args:
-        places: Positive locations; at least three different ones are needed.
-        values: One value per location.
-
-    Returns:
-        None with too few locations, or if the parabola has no minimum.
-    """
+    """Fit a parabola over log10 of the locations; None with fewer than three of them, or without a minimum."""
     if len(set(places)) < MIN_POINTS:
         return None
     logs = np.log10(np.asarray(places, dtype=np.float64))
@@ -216,15 +170,7 @@ def fit_parabola(places: Sequence[float], values: Sequence[float]) -> Parabola |
 
 
 def fit_power_law(xs: Sequence[float], ys: Sequence[float]) -> PowerLaw | None:
-    """Fit a straight line in log-log coordinates by least squares.
-
-    Args:
-        xs: Positive values.
-        ys: Positive values, one per x.
-
-    Returns:
-        None with fewer than two different xs.
-    """
+    """Fit a straight line in log-log coordinates by least squares; None with fewer than two different xs."""
     if len(set(xs)) < 2:
         return None
     log_x, log_y = np.log(np.asarray(xs, dtype=np.float64)), np.log(np.asarray(ys, dtype=np.float64))
@@ -242,27 +188,14 @@ def fit_saturating_power_law(xs: Sequence[float], ys: Sequence[float], num_offse
     """Fit offset + factor * x ** exponent: a search over offsets, and a line through log(y - offset).
 
     Offsets are tried from 0 to just below the lowest y; the one with the smallest squared error of y (not of its
-    logarithm) is selected.
-
-    Args:
-        xs: Positive values.
-        ys: Positive values that decrease with x.
-        num_offsets: Number of offsets to try.
-
-    Returns:
-        None with fewer than four points, as three parameters fit three points exactly.
+    logarithm) is selected. None with fewer than four points, as three parameters fit three points exactly.
     """
     if len(set(xs)) < 4:
         return None
     values = np.asarray(ys, dtype=np.float64)
-    best: tuple[float, PowerLaw] | None = None
+    laws = []
     for offset in np.linspace(0.0, float(values.min()), num_offsets, endpoint=False):
         line = fit_power_law(xs, list(values - offset))
         assert line is not None
-        law = PowerLaw(
-            exponent=line.exponent, factor=line.factor, offset=float(offset), exponent_error=line.exponent_error
-        )
-        error = sum((law(x) - y) ** 2 for x, y in zip(xs, ys, strict=True))
-        if best is None or error < best[0]:
-            best = (error, law)
-    return None if best is None else best[1]
+        laws.append(replace(line, offset=float(offset)))
+    return min(laws, key=lambda law: sum((law(x) - y) ** 2 for x, y in zip(xs, ys, strict=True)))

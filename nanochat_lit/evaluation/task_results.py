@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from nanochat_lit.common.distributed import rank
 from nanochat_lit.common.errors import UserError
@@ -83,28 +83,16 @@ class ResultsFile:
             self.path.unlink(missing_ok=True)
 
 
-class Labelled(Protocol):
-    """A task with a name."""
-
-    @property
-    def label(self) -> str:
-        """Unique name of the task."""
-        ...
-
-
-T = TypeVar("T", bound=Labelled)
-
-
 def measure_tasks(
-    tasks: Sequence[T],
-    measure: Callable[[T], TaskResult],
+    tasks: Sequence[Any],
+    measure: Callable[[Any], TaskResult],
     results: ResultsFile | None = None,
     on_task: Callable[[TaskResult], None] | None = None,
 ) -> list[TaskResult]:
     """Evaluate the unfinished tasks; call it on every rank, and all ranks get all results.
 
     Args:
-        tasks: Tasks in the order of the results.
+        tasks: Tasks with a unique `label` each, in the order of the results.
         measure: Returns a task's result, on every rank.
         results: Results of an interrupted evaluation, extended by new ones; only rank 0's are used.
         on_task: Called on rank 0 for each task that is or was finished.
@@ -125,23 +113,6 @@ def measure_tasks(
 
 
 def digest(value: Any) -> str:
-    """Return a short digest of plain data.
-
-    Args:
-        value: JSON-serializable data.
-    """
+    """Return a short digest of plain data."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """Return a short digest of a file's bytes.
-
-    Args:
-        path: The file.
-    """
-    with path.open("rb") as file:
-        hasher = hashlib.sha256()
-        while chunk := file.read(1 << 22):
-            hasher.update(chunk)
-    return hasher.hexdigest()[:16]

@@ -7,6 +7,7 @@ from typing import Any
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
+from nanochat_lit.evaluation.answerer import completion_of
 from nanochat_lit.evaluation.ranks import joined_shares
 from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.tasks.tiny_world import judge
@@ -39,15 +40,16 @@ def examine(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int
     count: dict[str, int] = defaultdict(int)
     failures: list[dict[str, Any]] = []
     for item, token_ids in zip(items, completions, strict=True):
-        parts = [] if token_ids is None else parse_completion(engine.tokenizer, token_ids)
-        text = "".join(part["text"] for part in parts if part["type"] == "text")
-        calls = [part["text"] for part in parts if part["type"] == "python"]
-        is_right = token_ids is not None and judge(item, text, calls)
+        is_right = token_ids is not None and judge(item, *completion_of(engine.tokenizer, token_ids))
         count[item["category"]] += 1
         correct[item["category"]] += is_right
         if not is_right:
-            answer = "(the conversation does not fit the model's context)" if token_ids is None else readable(parts)
-            failures.append(_failure(item, answer))
+            answer = "(the conversation does not fit the model's context)"
+            if token_ids is not None:
+                answer = readable(parse_completion(engine.tokenizer, token_ids))
+            question = "\n".join(_spoken(message) for message in item["messages"])
+            failure = {"category": item["category"], "question": question, "answer": answer, "expect": item["expect"]}
+            failures.append(failure)
     categories = {
         name: {"accuracy": correct[name] / count[name], "correct": correct[name], "count": count[name]}
         for name in sorted(count)
@@ -72,11 +74,6 @@ def _answer(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int
     for index, completion in zip(fitting, completions, strict=True):
         answers[index] = completion
     return answers
-
-
-def _failure(item: dict[str, Any], answer: str) -> dict[str, Any]:
-    question = "\n".join(_spoken(message) for message in item["messages"])
-    return {"category": item["category"], "question": question, "answer": answer, "expect": item["expect"]}
 
 
 def _spoken(message: dict[str, Any]) -> str:

@@ -32,9 +32,6 @@ def domain_texts() -> dict[str, str]:
 def openai_encoder(name: str) -> tuple[int, EncodeBatch]:
     """Return the vocabulary size and batch encoder of a tokenizer in OPENAI_FILES.
 
-    Args:
-        name: A key of OPENAI_FILES.
-
     Raises:
         UserError: If tiktoken or the files are missing; nothing is downloaded.
     """
@@ -85,10 +82,6 @@ def measure_compression(
     tokenizers: Mapping[str, tuple[int, EncodeBatch]], texts: Mapping[str, Sequence[str]]
 ) -> list[Compression]:
     """Measure bytes per token of every tokenizer on every set of texts.
-
-    Args:
-        tokenizers: Vocabulary size and batch encoder by name.
-        texts: Documents by name of the set.
 
     Returns:
         One entry per combination, ordered by texts, then by tokenizer.

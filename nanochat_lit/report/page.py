@@ -46,13 +46,7 @@ def fill(template: str, **values: object) -> str:
 
 
 def as_html(title: str, markdown: str, images: Mapping[str, bytes]) -> str:
-    """Convert a page to one HTML file.
-
-    Args:
-        title: Title of the page.
-        markdown: Result of `fill`.
-        images: PNG images by name.
-    """
+    """Convert a page to one HTML file."""
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
@@ -67,14 +61,7 @@ def as_html(title: str, markdown: str, images: Mapping[str, bytes]) -> str:
 
 
 def write_page(folder: Path, title: str, markdown: str, images: Mapping[str, bytes]) -> None:
-    """Write report.html, report.md and the latter's images, plots/*.png.
-
-    Args:
-        folder: Output folder; created if needed, and existing files are replaced.
-        title: Title of the page.
-        markdown: Result of `fill`.
-        images: PNG images by name.
-    """
+    """Write report.html, report.md and the latter's images, plots/*.png."""
     for name, image in images.items():
         with atomic_write(folder / PLOTS / _file_name(name)) as file:
             file.write(image)
@@ -182,12 +169,7 @@ def curves_png(
 
 
 def plot_bars(path: str | Path, panels: Mapping[str, Mapping[str, float]]) -> None:
-    """Plot shares as horizontal bars, one panel per kind of share.
-
-    Args:
-        path: PNG or SVG file to write.
-        panels: Title to name to share.
-    """
+    """Plot shares as horizontal bars, one panel per kind of share."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

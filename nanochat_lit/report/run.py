@@ -284,16 +284,7 @@ def write_quickstart_report(
     seconds: float,
     peak_bytes: int,
 ) -> None:
-    """Write report.md, loss.png and bpb.png.
-
-    Args:
-        folder: Quickstart folder with the runs' metrics and the export.
-        before: Held-out evaluation of the base model.
-        after: Held-out evaluation of the chat model.
-        dialogues: Conversations with the chat model.
-        seconds: Total duration.
-        peak_bytes: Peak memory.
-    """
+    """Write report.md, loss.png and bpb.png."""
     runs = [read_run(folder / "pretrain", "pretraining"), read_run(folder, "fine-tuning")]
     for name, column, label in (
         ("loss", "train_loss", "training loss, nats per token"),

@@ -44,12 +44,7 @@ class RunFolder:
     """Text of samples.md; empty if missing."""
 
     def curve(self, column: str, against: str = "step") -> tuple[list[float], list[float]]:
-        """Return the x values (steps or another column) and values of a metrics column.
-
-        Args:
-            column: Column of metrics.csv.
-            against: "step", or a column that is proportional to the step.
-        """
+        """Return the x values (steps or another column) and values of a metrics column."""
         rows = [(step, row) for step, row in sorted(self.metrics.items()) if math.isfinite(row.get(column, math.nan))]
         values = [row[column] for _, row in rows]
         if against == "step":
@@ -106,10 +101,6 @@ class RunFolder:
 def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
     """Read a run folder.
 
-    Args:
-        folder: A run folder.
-        name: Name of the run; None is the folder's name.
-
     Raises:
         UserError: If the folder is missing or has neither metrics nor a configuration.
     """
@@ -138,11 +129,7 @@ def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
 
 
 def read_runs(folders: list[str]) -> list[RunFolder]:
-    """Read several run folders, with unique names.
-
-    Args:
-        folders: Run folders.
-    """
+    """Read several run folders, with unique names."""
     names = [Path(folder).resolve().name for folder in folders]
     return [
         read_run(folder, name if names.count(name) == 1 else folder)
@@ -151,12 +138,7 @@ def read_runs(folders: list[str]) -> list[RunFolder]:
 
 
 def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested mapping by dotted names, without `init_args`, as on the command line.
-
-    Args:
-        tree: Configuration.
-        path: Prefix of every name.
-    """
+    """Return the leaves of a nested mapping by dotted names, without `init_args`, as on the command line."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
         place = path if name == "init_args" else f"{path}.{name}" if path else str(name)

@@ -182,10 +182,6 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> SweepRecipe:
 def sweep_results(finished: Sequence[tuple[SweepRun, RunFolder]], num_planned: int) -> dict[str, Any]:
     """Return the values of every run and the fitted laws as JSON-safe data.
 
-    Args:
-        finished: Finished runs with their folders.
-        num_planned: Number of runs in the whole sweep.
-
     Returns:
         runs: name, depth, budget, parameters, tokens, flops, val_bpb, hours; optima: one per budget whose parabola has
         a minimum; laws: name, text, exponent, factor, offset, exponent_error; num_planned.
@@ -260,12 +256,7 @@ def _law_text(name: str, law: PowerLaw) -> str:
 
 
 def sweep_page(title: str, results: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
-    """Return the page of a sweep as Markdown, and its images.
-
-    Args:
-        title: Title of the page.
-        results: Result of `sweep_results`.
-    """
+    """Return the page of a sweep as Markdown, and its images."""
     rows, optima = results["runs"], results["optima"]
     is_budgeted = any(row["budget"] is not None for row in rows)
     images = _budget_plots(results) if is_budgeted else _series_plots(results)

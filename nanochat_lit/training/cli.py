@@ -157,25 +157,26 @@ class NanochatCLI(CommandLine):
     def before_instantiate_classes(self) -> None:
         """Check the checkpoint before anything is built."""
         subcommand = cast(str, self.subcommand)
-        config = self.config[subcommand]
+        config, is_fit = self.config[subcommand], subcommand == "fit"
+        run_dir = Path(config.run_dir)
+        if is_fit:
+            self._hold(run_dir)
         if config.ckpt_path is None:
-            if subcommand != "fit":
+            if not is_fit:
                 raise UserError(f"{subcommand} needs a checkpoint; set --ckpt_path to a .ckpt file, last or best")
-            if subcommand == "fit":
-                self._hold(Path(config.run_dir))
             if not config.overwrite:
-                check_no_earlier_run(Path(config.run_dir) / "checkpoints")
+                check_no_earlier_run(run_dir / "checkpoints")
             return
-        if subcommand == "fit":
-            self._hold(Path(config.run_dir))
-        path = resolve(config.ckpt_path, Path(config.run_dir))
-        if path is None and subcommand != "fit":
-            raise UserError(f"{config.run_dir} has no checkpoint to {subcommand}")
-        config.ckpt_path = None if path is None else str(path)
-        if path is not None:
-            checkpoint = load(path, mmap=True)
-            if subcommand == "fit" and CONFIG_KEY in checkpoint:
-                compare_configs(checkpoint[CONFIG_KEY], self.parser_of(subcommand).dump(config, skip_unset=False))
+        path = resolve(config.ckpt_path, run_dir)
+        if path is None:
+            if not is_fit:
+                raise UserError(f"{run_dir} has no checkpoint to {subcommand}")
+            config.ckpt_path = None
+            return
+        config.ckpt_path = str(path)
+        checkpoint = load(path, mmap=True)
+        if is_fit and CONFIG_KEY in checkpoint:
+            compare_configs(checkpoint[CONFIG_KEY], self.parser_of(subcommand).dump(config, skip_unset=False))
 
     def _hold(self, run_dir: Path) -> None:
         """Lock the run folder until training ends; on rank 0 only."""
@@ -186,16 +187,11 @@ class NanochatCLI(CommandLine):
 
     def before_fit(self) -> None:
         """Check processes and batch before any process is started or data are read."""
-        cast(Any, self.model).is_resuming = self.config[cast(str, self.subcommand)].ckpt_path is not None
+        is_fit = self.subcommand == "fit"
+        cast(Any, self.model).is_resuming = is_fit and self.config.fit.ckpt_path is not None
         check_launch(self.trainer, self.model, self.datamodule)
 
-    def before_validate(self) -> None:
-        """Run the checks of `before_fit`."""
-        check_launch(self.trainer, self.model, self.datamodule)
-
-    def before_test(self) -> None:
-        """Run the checks of `before_fit`."""
-        check_launch(self.trainer, self.model, self.datamodule)
+    before_validate = before_test = before_fit
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the Trainer with this package's precision, loggers and callbacks."""
@@ -222,7 +218,14 @@ class NanochatCLI(CommandLine):
             SampleWriter(),
             ExportModel(self._continue_with(), self._part_of is not None),
             FreezeGarbage(),
-            self._run_checkpoint(run_dir),
+            RunCheckpoint(
+                run_dir / "checkpoints",
+                every_steps=self.setting("checkpoint_every"),
+                every_minutes=minutes,
+                keep_last=self.setting("keep_last"),
+                keep_best=self.setting("keep_best"),
+                overwrite=self.setting("overwrite"),
+            ),
         ]
         checkpoint_io = AtomicCheckpointIO(self.setting("checkpoint_in_background"))
         kwargs |= {
@@ -248,16 +251,6 @@ class NanochatCLI(CommandLine):
             elif not word.startswith(("--ckpt_path=", "--overwrite=")):
                 words.append(word)
         return ["nanochat-lit", *words, "--ckpt_path", "last"]
-
-    def _run_checkpoint(self, run_dir: Path) -> RunCheckpoint:
-        return RunCheckpoint(
-            run_dir / "checkpoints",
-            every_steps=self.setting("checkpoint_every"),
-            every_minutes=self.setting("checkpoint_minutes"),
-            keep_last=self.setting("keep_last"),
-            keep_best=self.setting("keep_best"),
-            overwrite=self.setting("overwrite"),
-        )
 
 
 def _loggers(run_dir: Path, more: Any) -> list[Logger]:

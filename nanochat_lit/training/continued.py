@@ -1,11 +1,14 @@
 """Base class of stages that continue from an export: its model, tokenizer and learning rates."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.export import find_model, load_export, load_tokenizer, read_provenance
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
+from nanochat_lit.model.accounting import flops_per_token
+from nanochat_lit.optim import Schedule, TrainingPlan
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import REFERENCE_TOKENS_PER_STEP
 from nanochat_lit.tokenizer import Tokenizer
@@ -22,11 +25,7 @@ DEFAULTS: dict[str, float] = {
 
 
 def inherited(base: str | Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters of a stage: the given values, else those of the export, else nanochat's.
-
-    Args:
-        base: Export folder or .ckpt file.
-        given: Values by name; None selects the export's value.
+    """Return the hyper-parameters of a stage: the given values that are not None, else the export's, else nanochat's.
 
     Raises:
         UserError: If a value is not a positive number.
@@ -47,12 +46,14 @@ class ContinuedModule(LanguageModule):
         base: Export, run folder or .ckpt file.
         rates: Learning rates by name; None uses the base's.
         tokens_per_step: Batch size that the learning rates refer to, tokens; None uses the base's.
+        num_steps: Optimizer steps; None is one pass over the data.
         init_lr_fraction: Initial fraction of those learning rates.
         temperature: Default sampling temperature of the export.
         options: Options of `LanguageModule`.
     """
 
     speaks_chat = True
+    schedule_options: dict[str, Any]
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class ContinuedModule(LanguageModule):
         base: str,
         rates: dict[str, float | None],
         tokens_per_step: int | None,
+        num_steps: int | None,
         init_lr_fraction: float,
         temperature: float,
         **options: Any,
@@ -77,7 +79,7 @@ class ContinuedModule(LanguageModule):
             learning_rates={name: rate * init_lr_fraction for name, rate in base_rates.items()},
             **options,
         )
-        self.base = base
+        self.base, self.num_steps = base, num_steps
         self.base_rates = base_rates
         self.tokens_per_step = int(values["tokens_per_step"])
         CHAT_PARAMS.updated({"temperature": temperature})  # validates it before the run rather than at the end
@@ -87,11 +89,6 @@ class ContinuedModule(LanguageModule):
     def hyper_parameters(self) -> dict[str, float]:
         """Return the learning rates before init_lr_fraction, so that later stages start from the same values."""
         return self.base_rates | {"tokens_per_step": self.tokens_per_step}
-
-    @property
-    def lr_scale(self) -> float:
-        """Return the factor on the learning rates for the batch size."""
-        return (self.tokens_per_step / REFERENCE_TOKENS_PER_STEP) ** 0.5
 
     def start_from(self) -> Tokenizer | None:
         """Return the tokenizer of the base export, which the data must use."""
@@ -111,9 +108,24 @@ class ContinuedModule(LanguageModule):
                 f"the tokenizer {datamodule.tokenizer_path} differs from that of the base {self.base}; remove data.tokenizer"
             )
 
-    def checked_steps(self, num_steps: int | None) -> int | None:
-        """Return the requested number of steps, from the Trainer or the module; None if unset."""
-        num_steps = self.requested_steps(num_steps)
-        if num_steps is not None and num_steps < 1:
+    def start_stage(self, one_pass: Callable[[], int], tokens_per_step: int) -> None:
+        """Set the plan and the schedule: a constant batch size, no weight decay.
+
+        Args:
+            one_pass: Returns the steps of one pass over the data; called if the run does not set its number of steps.
+            tokens_per_step: Tokens per optimizer step.
+        """
+        num_steps = self.requested_steps(self.num_steps)
+        if num_steps is None:
+            num_steps = max(1, one_pass())
+        if num_steps < 1:
             raise UserError(f"num_steps is {num_steps}; it must be positive")
-        return num_steps
+        plan = TrainingPlan(
+            target_tokens=num_steps * tokens_per_step,
+            tokens_per_step=tokens_per_step,
+            num_steps=num_steps,
+            lr_scale=(self.tokens_per_step / REFERENCE_TOKENS_PER_STEP) ** 0.5,
+            weight_decay=0.0,
+            flops_per_token=flops_per_token(self.config),
+        )
+        self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options))

@@ -179,10 +179,6 @@ class XPUAccelerator(Accelerator):
 def choose_accelerator(requested: Any, devices: Any) -> Any:
     """Return the Trainer's accelerator; "gpu" and "auto" select an Intel GPU if it is the only kind available.
 
-    Args:
-        requested: The key trainer.accelerator.
-        devices: The key trainer.devices.
-
     Raises:
         UserError: If a GPU is requested but torch cannot use one; includes the reason.
     """
@@ -196,12 +192,9 @@ def choose_accelerator(requested: Any, devices: Any) -> Any:
 
 
 def check_processes(trainer: Trainer) -> None:
-    """Compare the processes started by torchrun or srun with the Trainer's settings.
+    """Raise UserError if the processes started by torchrun or srun differ from the Trainer's settings.
 
-    A mismatch would make processes train independently in one run folder, or wait for processes that never start.
-
-    Raises:
-        UserError: If they differ; names the options to set.
+    They would train independently in one run folder, or wait for processes that never start.
     """
     is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     if not (is_torchrun or is_srun()):
@@ -216,41 +209,15 @@ def check_processes(trainer: Trainer) -> None:
         )
 
 
-def check_hardware(trainer: Trainer, module: LightningModule) -> None:
-    """Check that the device supports the requested dtypes.
-
-    Raises:
-        UserError: If it does not.
-    """
-    if isinstance(module, LanguageModule):
-        module.check_hardware(trainer)
-
-
-def check_batch(module: LightningModule, datamodule: LightningDataModule | None, num_ranks: int) -> None:
-    """Check that the ranks' micro-batches can fill a batch, as far as known before the tokenizer exists.
-
-    Raises:
-        UserError: If they cannot; suggests the nearest batch sizes.
-    """
-    if isinstance(module, LanguageModule) and isinstance(datamodule, LanguageDataModule):
-        module.check_batch(datamodule.rows, num_ranks, getattr(datamodule, "vocab_size", "auto"))
-
-
 PLAN_TOLERANCE = 0.1
 """Tolerance of the memory estimate; a run is rejected only if the estimate exceeds the memory by this fraction."""
 
 
-def check_memory(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None) -> None:
-    """Compare the memory estimate of `nanochat-lit plan` with the GPU's memory.
-
-    Raises:
-        UserError: If the run does not fit; suggests settings that do.
-    """
+def check_memory(trainer: Trainer, module: LanguageModule, datamodule: LanguageDataModule) -> None:
+    """Raise UserError if the memory estimate of `nanochat-lit plan` exceeds the GPU's; suggests settings that fit."""
     device = trainer.strategy.root_device
-    if not (isinstance(module, LanguageModule) and isinstance(datamodule, LanguageDataModule)) or device.type == "cpu":
-        return
     config = module.config_before_data(getattr(datamodule, "vocab_size", "auto"))
-    if config is None:
+    if config is None or device.type == "cpu":
         return
     memory, size = total_memory_bytes(device), datamodule.rows
     trains_in_float8, _ = module.float8_choice(trainer)
@@ -299,9 +266,11 @@ def check_launch(trainer: Trainer, module: LightningModule, datamodule: Lightnin
     try:
         check_callbacks(trainer, module)
         check_processes(trainer)
-        check_hardware(trainer, module)
-        check_batch(module, datamodule, trainer.num_devices * trainer.num_nodes)
-        check_memory(trainer, module, datamodule)
+        if isinstance(module, LanguageModule) and isinstance(datamodule, LanguageDataModule):
+            module.float8_choice(trainer)  # raises for a device without float8
+            num_ranks = trainer.num_devices * trainer.num_nodes
+            module.check_batch(datamodule.rows, num_ranks, getattr(datamodule, "vocab_size", "auto"))
+            check_memory(trainer, module, datamodule)
     except UserError:
         if rank() != 0:
             raise SystemExit(2) from None

@@ -180,12 +180,12 @@ class LanguageModule(LightningModule):
         model.activation_checkpointing = self.activation_checkpointing
         self.register_buffer("token_bytes", tokenizer.token_bytes(), persistent=False)
 
-    def check_hardware(self, trainer: Trainer) -> None:
-        """Raise UserError for a dtype that the Trainer's device does not support."""
-        self.float8_choice(trainer)
-
     def float8_choice(self, trainer: Trainer) -> tuple[bool, str]:
-        """Return whether the run trains in float8 on the Trainer's device, and the reason if not."""
+        """Return whether the run trains in float8 on the Trainer's device, and the reason if not.
+
+        Raises:
+            UserError: If it must, but the device does not support it.
+        """
         device = trainer.strategy.root_device
         dtype = getattr(trainer.precision_plugin, "compute_dtype", torch.float32)
         return decide_float8(self.fp8_mode, device.type, nvidia_capability(device), dtype)
@@ -284,6 +284,7 @@ class LanguageModule(LightningModule):
         return [HyperparameterSchedule()]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return a new optimizer of the model, without state."""
         return self.build_optimizer()
 
     def build_optimizer(self) -> torch.optim.Optimizer:

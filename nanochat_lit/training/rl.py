@@ -19,9 +19,8 @@ from nanochat_lit.evaluation.answerer import completion_of
 from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.evaluation.statistics import PassRates
 from nanochat_lit.model import GPT, IGNORE_INDEX
-from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.gpt import Checkpointing
-from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan
+from nanochat_lit.optim import OptimizerCallable
 from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_advantages, policy_gradient_loss
 from nanochat_lit.tasks.base import Conversation, GradedTask, Task, form_of, gives_credit
 from nanochat_lit.tokenizer import parse_completion
@@ -114,14 +113,14 @@ class RLModule(ContinuedModule):
             "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
         }  # fmt: skip
         super().__init__(
-            base=base, rates=rates, tokens_per_step=None, init_lr_fraction=init_lr_fraction, temperature=chat_temperature,
+            base=base, rates=rates, tokens_per_step=None, num_steps=num_steps, init_lr_fraction=init_lr_fraction, temperature=chat_temperature,
             compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer,
         )  # fmt: skip
         self.reward_shape = RewardShape(partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty)  # fmt: skip
-        self.num_steps, self.questions_per_step, self.num_samples = num_steps, questions_per_step, num_samples
+        self.questions_per_step, self.num_samples = questions_per_step, num_samples
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
         self.updates_per_batch, self.clip_ratio, self.kl_coefficient = updates_per_batch, clip_ratio, kl_coefficient
-        self.schedule_options: dict[str, Any] = {
+        self.schedule_options = {
             "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
             "momentum_start": 0.95, "momentum_peak": 0.95, "momentum_warmup": 0, "momentum_final": 0.95,
         }  # fmt: skip
@@ -208,19 +207,10 @@ class RLModule(ContinuedModule):
             self._reference = [load_export(self.base, device="cpu", compute_dtype="float32")[0].requires_grad_(False)]
         if self.trainer.state.fn != "fit":
             return
-        num_steps = self.checked_steps(self.num_steps)
-        if num_steps is None:
-            num_steps = max(1, len(questions.prompts) * self.updates_per_batch // self.questions_per_step)
-        tokens_per_step = self.questions_per_step * self.num_samples * self.row_len
-        plan = TrainingPlan(
-            target_tokens=num_steps * tokens_per_step,
-            tokens_per_step=tokens_per_step,
-            num_steps=num_steps,
-            lr_scale=self.lr_scale,
-            weight_decay=0.0,
-            flops_per_token=flops_per_token(self.config),
+        self.start_stage(
+            lambda: len(questions.prompts) * self.updates_per_batch // self.questions_per_step,
+            self.questions_per_step * self.num_samples * self.row_len,
         )
-        self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options))
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -14,9 +14,8 @@ from nanochat_lit.engine.checkpoint import load as load_checkpoint
 from nanochat_lit.engine.export import read_config
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import IGNORE_INDEX, GPTConfig
-from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.gpt import Checkpointing
-from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, micro_batches
+from nanochat_lit.optim import OptimizerCallable, micro_batches
 from nanochat_lit.training.chat_data import ChatDataModule
 from nanochat_lit.training.checkpoint_files import newest_intact
 from nanochat_lit.training.continued import ContinuedModule
@@ -40,12 +39,7 @@ class TokenAccounts:
         """(sources,) sums of the losses of the trained tokens, nats."""
 
     def add(self, batch: dict[str, Tensor], token_losses: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            batch: inputs and targets, (B, T), and sources if names are given.
-            token_losses: (B, T), 0 for ignored targets.
-        """
+        """Count a batch: inputs and targets, (B, T), sources if there are names; losses are 0 for ignored targets."""
         inputs, targets = batch["inputs"], batch["targets"]
         # A sequence ends with padding but never with BOS alone, so the trailing run of pad_id is padding.
         padding = (inputs.flip(1) == self.pad_id).to(torch.int64).cumprod(dim=1).sum()
@@ -158,20 +152,15 @@ class SFTModule(ContinuedModule):
             "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
         }  # fmt: skip
         super().__init__(
-            base=base, rates=rates, tokens_per_step=tokens_per_step, init_lr_fraction=init_lr_fraction,
+            base=base, rates=rates, tokens_per_step=tokens_per_step, num_steps=num_steps, init_lr_fraction=init_lr_fraction,
             temperature=temperature, compile=compile, eval_every=eval_every,
             activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer,
         )  # fmt: skip
         self.optimizer_from = None if optimizer_from is None else _find_moments(Path(optimizer_from))
-        self.num_steps = num_steps
-        self.schedule_options: dict[str, Any] = {
-            "warmup": warmup,
-            "warmdown": warmdown,
-            "final_lr_fraction": final_lr_fraction,
-            "momentum_warmup": momentum_warmup,
-            "momentum_peak": 0.95,
-            "momentum_final": 0.95,
-        }
+        self.schedule_options = {
+            "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
+            "momentum_warmup": momentum_warmup, "momentum_peak": 0.95, "momentum_final": 0.95,
+        }  # fmt: skip
 
     def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
         """Raise UserError for a batch that the ranks' micro-batches cannot fill, at the base's context length."""
@@ -192,18 +181,7 @@ class SFTModule(ContinuedModule):
         self.load_base()
         self.accounts = TokenAccounts(datamodule.names, datamodule.tokenizer.bos_id)
         self.source_metrics = ModuleList([BitsPerByte() for _ in datamodule.names or ()])
-        num_steps = self.checked_steps(self.num_steps)
-        if num_steps is None:
-            num_steps = max(1, datamodule.epoch_tokens() // self.tokens_per_step)
-        plan = TrainingPlan(
-            target_tokens=num_steps * self.tokens_per_step,
-            tokens_per_step=self.tokens_per_step,
-            num_steps=num_steps,
-            lr_scale=self.lr_scale,
-            weight_decay=0.0,
-            flops_per_token=flops_per_token(self.config),
-        )
-        self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options))
+        self.start_stage(lambda: datamodule.epoch_tokens() // self.tokens_per_step, self.tokens_per_step)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         loss, token_losses = self.model.loss_and_token_losses(batch["inputs"], batch["targets"])

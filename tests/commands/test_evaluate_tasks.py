@@ -52,12 +52,12 @@ def test_core(folder, core_bundle, random_model, tokenizer, capsys):
 def test_core_goes_on_after_a_kill(folder, core_bundle, capsys, monkeypatch):
     evaluate_task, done = core.evaluate_task, []
 
-    def dying(scorer, tokenizer, task, device):
+    def dying(scorer, tokenizer, task):
         if task.label == "winograd" and "killed" not in done:
             done.append("killed")
             raise KeyboardInterrupt
         done.append(task.label)
-        return evaluate_task(scorer, tokenizer, task, device)
+        return evaluate_task(scorer, tokenizer, task)
 
     monkeypatch.setattr(core, "evaluate_task", dying)
     options = core_options(folder, core_bundle)

@@ -88,7 +88,7 @@ def test_the_answers_on_the_real_bundle(shared, random_model, tokenizer):
 class Oracle:
     """Loss 0 for right rows, 1 for others: knows the texts that end a right row."""
 
-    sequence_len = 10_000
+    sequence_len, device = 10_000, "cpu"
 
     def __init__(self, tokenizer, task):
         self.tokenizer = tokenizer
@@ -112,7 +112,7 @@ class Oracle:
 class Uniform:
     """Every token equally likely: all losses equal, and the greedy token is always the first of the vocabulary."""
 
-    sequence_len = 10_000
+    sequence_len, device = 10_000, "cpu"
 
     def score(self, examples):
         return [

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from nanochat_lit.common.downloads import file_sha256
 from nanochat_lit.evaluation.core import evaluate_core
 from nanochat_lit.evaluation.core_bundle import load_bundle
 from nanochat_lit.evaluation.scoring import RowScore
-from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, file_digest
+from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest
 
 KEY = {"model": "abc", "cap": 10}
 
@@ -55,13 +56,13 @@ def test_fingerprints(tmp_path):
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
     for name, content in (("a", b"12"), ("b", b"12"), ("c", b"13")):
         (tmp_path / name).write_bytes(content)
-    assert file_digest(tmp_path / "a") == file_digest(tmp_path / "b") != file_digest(tmp_path / "c")
+    assert file_sha256(tmp_path / "a") == file_sha256(tmp_path / "b") != file_sha256(tmp_path / "c")
 
 
 class Dies:
     """Scores two tasks, then dies as a killed process would."""
 
-    sequence_len = 10_000
+    sequence_len, device = 10_000, "cpu"
 
     def __init__(self, limit):
         self.limit, self.num_calls = limit, 0

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 
 from nanochat_lit.common.distributed import world_size
 from nanochat_lit.common.errors import UserError
@@ -24,12 +23,13 @@ from nanochat_lit.evaluation.core import evaluate_core
 from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, CoreTask, fetch_bundle, load_bundle
 from nanochat_lit.evaluation.score_report import headline, summarize, write_report
 from nanochat_lit.evaluation.scoring import GPTScorer
+from nanochat_lit.training.callbacks import StepCallback
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
 
 
-class TaskEvaluator(Callback):
+class TaskEvaluator(StepCallback):
     """Evaluates every N steps and after the last one, before the checkpoint of that step is written.
 
     A run killed during an evaluation therefore repeats it when resumed. Data are loaded and checked before the first
@@ -44,7 +44,6 @@ class TaskEvaluator(Callback):
         if every < 0:
             raise UserError(f"every is {every}; use 0 (only at the end) or a positive number of steps")
         self.every = every
-        self._step_seen = 0
 
     def load(self) -> None:
         """Load and check the tasks."""
@@ -62,16 +61,10 @@ class TaskEvaluator(Callback):
             self.load()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step_seen = trainer.global_step
+        super().on_train_start(trainer, pl_module)
         self.check(cast("LanguageModule", pl_module))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        module, step = cast("LanguageModule", pl_module), trainer.global_step
-        if step == self._step_seen:
-            return  # this micro-batch only accumulated
-        self._step_seen = step
+    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         if step != module.plan.num_steps and (self.every == 0 or step % self.every):
             return
         module.model.eval()
@@ -84,10 +77,7 @@ class TaskEvaluator(Callback):
 
 
 def figures_of(report: Mapping[str, Any]) -> dict[str, float]:
-    """Return the values of a report for a row of metrics.
-
-    Args:
-        report: Result of `score_report.summarize`.
+    """Return the values of a report of `summarize` for a row of metrics.
 
     Returns:
         METRIC (METRIC_partial if tasks are missing, since it is not comparable); METRIC_v2 if there is a second version
@@ -136,8 +126,7 @@ class CoreEvaluator(TaskEvaluator):
 
     def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
         """Evaluate every task with the model in training."""
-        model = module.model
-        results = evaluate_core(GPTScorer(model), module.tokenizer, self.core_tasks, device=model.device)
+        results = evaluate_core(GPTScorer(module.model), module.tokenizer, self.core_tasks)
         baselines = {version: {t.label: t.baselines()[version] for t in self.core_tasks} for version in BASELINES}
         about = {"bundle": self.bundle, "max_per_task": self.max_per_task, "world_size": world_size()}
         return summarize("core", CORE_LABELS, results, baselines, about)
@@ -172,16 +161,13 @@ class ChatCoreEvaluator(TaskEvaluator):
         self.chat_tasks = load_chat_tasks(self.tasks, self.paths, self.max_per_task, code_runner(self.tasks))
 
     def check(self, module: "LanguageModule") -> None:
-        """Check that the answer letters and the settings suit the model."""
-        check_tasks(_answerer(module), self.chat_tasks, self.answering)
+        """Check that the answer letters suit the tokenizer."""
+        check_tasks(EngineAnswerer(Engine(module.model, module.tokenizer)), self.chat_tasks)
 
     def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
         """Evaluate the model in training."""
-        results = evaluate_chat(_answerer(module), self.chat_tasks, self.answering)
+        answerer = EngineAnswerer(Engine(module.model, module.tokenizer))
+        results = evaluate_chat(answerer, self.chat_tasks, self.answering)
         baselines = {"chat_core": {task.label: task.baseline for task in self.chat_tasks}}
         about = {"max_per_task": self.max_per_task, "world_size": world_size()}
         return summarize("chat_core", list(CHAT_BASELINES), results, baselines, about)
-
-
-def _answerer(module: "LanguageModule") -> EngineAnswerer:
-    return EngineAnswerer(Engine(module.model, module.tokenizer))
