@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from nanochat_lit.common.errors import UserError
 
@@ -52,6 +53,31 @@ def explain_unrecognized(message: str, options: Iterable[str]) -> str:
     if not found:  # match by the last part of the name
         found = difflib.get_close_matches(word, [option for option in known if "." in option], n=1, cutoff=0.6)
     return f"{message}; did you mean {' or '.join(found[:2])}?" if found else message
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return the keys of a YAML file.
+
+    Raises:
+        UserError: If it cannot be read; with the file name and the line, unlike the parser's own message.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply; a recipe looks like those in recipes/") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise UserError(f"{place} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text in UTF-8; give a recipe, a .yaml file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as a recipe: {error.strerror}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} has no keys; a recipe looks like those in recipes/")
+    return content
 
 
 def find_recipe(argument: str) -> str:

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import yaml
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.model import GPTConfig
+from nanochat_lit.training.checkpoint_files import flatten
 from nanochat_lit.training.run_records import METRICS_FILE, read_metrics, read_sessions
 
 FIGURES = ("val_bpb", "val_accuracy")
@@ -135,18 +135,6 @@ def read_runs(folders: list[str]) -> list[RunFolder]:
         read_run(folder, name if names.count(name) == 1 else folder)
         for folder, name in zip(folders, names, strict=True)
     ]
-
-
-def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Return the leaves of a nested mapping by dotted names, without `init_args`, as on the command line."""
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        place = path if name == "init_args" else f"{path}.{name}" if path else str(name)
-        if isinstance(value, Mapping) and value:
-            leaves |= flatten(value, place)
-        else:
-            leaves[place] = value
-    return leaves
 
 
 def _read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:

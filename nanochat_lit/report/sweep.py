@@ -3,8 +3,8 @@
 import hashlib
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import yaml
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import expand_home, read_json, write_json
-from nanochat_lit.common.recipes import find_recipe
+from nanochat_lit.common.recipes import find_recipe, read_recipe
 from nanochat_lit.evaluation.statistics import (
     Parabola,
     PowerLaw,
@@ -22,7 +22,7 @@ from nanochat_lit.evaluation.statistics import (
     fit_saturating_power_law,
 )
 from nanochat_lit.model.accounting import count_parameters
-from nanochat_lit.report.page import curves_png, fill
+from nanochat_lit.report.page import Curves, curves_png, fill
 from nanochat_lit.report.run_folder import RunFolder, read_run
 
 RECORD_FILE = "sweep.json"
@@ -104,16 +104,11 @@ class SweepRun:
         if self.budget is not None:
             words += ["--model.num_steps", "null", "--model.target_flops", repr(float(self.budget))]
         for name, value in recipe.options.items():
-            words += [
-                f"--{name}",
-                yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip(),
-            ]
-        first = recipe.runs[0]
-        if first.folder != self.folder and "data.tokenizer" not in recipe.options:
-            words += [
-                "--data.tokenizer",
-                str(first.folder / "tokenizer"),
-            ]  # identical for all runs, so it is trained once
+            text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+            words += [f"--{name}", text.removesuffix("...\n").strip()]
+        first = recipe.runs[0].folder
+        if first != self.folder and "data.tokenizer" not in recipe.options:
+            words += ["--data.tokenizer", str(first / "tokenizer")]  # identical for all runs, so it is trained once
         return words
 
     @property
@@ -163,15 +158,9 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> SweepRecipe:
     Raises:
         UserError: If the file is missing, is not YAML, or has unknown or missing keys.
     """
-    file = Path(find_recipe(path))
-    try:
-        content = yaml.safe_load(file.read_text("utf-8"))
-    except RecursionError:
-        raise UserError(f"{path} is nested too deeply") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as a sweep recipe: {str(error).splitlines()[0]}") from None
+    content = read_recipe(Path(find_recipe(path)))
     names = [field.name for field in fields(SweepRecipe)]
-    if not isinstance(content, dict) or sorted(content) != sorted(names):
+    if sorted(map(str, content)) != sorted(names):
         raise UserError(f"{path} is not a sweep recipe; expected keys: {', '.join(names)}; see recipes/miniseries.yaml")
     content = expand_home(content)
     options = {**(content["options"] or {}), **(changes.get("options") or {})}
@@ -235,18 +224,7 @@ def _laws(rows: Sequence[dict[str, Any]], optima: Sequence[dict[str, Any]]) -> l
     if all(row["budget"] is None for row in rows):
         law = fit_saturating_power_law([row["flops"] for row in rows], [row["val_bpb"] for row in rows])
         laws.append(("val_bpb", law))
-    return [
-        {
-            "name": name,
-            "text": _law_text(name, law),
-            "exponent": law.exponent,
-            "factor": law.factor,
-            "offset": law.offset,
-            "exponent_error": law.exponent_error,
-        }
-        for name, law in laws
-        if law is not None
-    ]
+    return [{"name": name, "text": _law_text(name, law), **asdict(law)} for name, law in laws if law is not None]
 
 
 def _law_text(name: str, law: PowerLaw) -> str:
@@ -297,34 +275,34 @@ def _budget_plots(results: dict[str, Any]) -> dict[str, bytes]:
     parabolas = {}
     for best in optima:
         name = f"{best['budget']:.3g} FLOPs"
-        curve = Parabola(
-            best=best["parameters"], lowest=best["val_bpb"], curvature=best["curvature"], is_inside=best["is_inside"]
-        )
-        places = np.geomspace(min(points[name][0]), max(points[name][0]), 60).tolist()
-        parabolas[name] = (places, [curve(place) for place in places])
+        shape = {key: best[key] for key in ("curvature", "is_inside")}
+        parabola = Parabola(best=best["parameters"], lowest=best["val_bpb"], **shape)
+        parabolas[name] = _curve(parabola, points[name][0])
     title = "loss by size at equal compute"
     plots = {title: curves_png(title, "bits per byte", parabolas, "N", log_x=True, log_y=False, points=points)}
-    for law, column, label in _pairs(results["laws"]):
-        budgets = [best["budget"] for best in optima]
-        line = PowerLaw(exponent=law["exponent"], factor=law["factor"])
-        places = np.geomspace(min(budgets), max(budgets), 60).tolist()
-        curves = {law["text"]: (places, [line(place) for place in places])}
-        found = {law["text"]: (budgets, [best[column] for best in optima])}
-        plots[label] = curves_png(label, column, curves, "FLOPs", log_x=True, points=found)
-    return plots
-
-
-def _pairs(laws: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], str, str]]:
     kinds = {"best N": ("parameters", "best size by compute"), "best D": ("tokens", "best tokens by compute")}
-    return [(law, *kinds[law["name"]]) for law in laws if law["name"] in kinds]
+    for law in (law for law in results["laws"] if law["name"] in kinds):
+        column, label = kinds[law["name"]]
+        budgets = [best["budget"] for best in optima]
+        found = {law["text"]: (budgets, [best[column] for best in optima])}
+        plots[label] = curves_png(label, column, _fits([law], budgets), "FLOPs", log_x=True, points=found)
+    return plots
 
 
 def _series_plots(results: dict[str, Any]) -> dict[str, bytes]:
     rows, title = results["runs"], "loss by compute"
-    points = {"runs": ([row["flops"] for row in rows], [row["val_bpb"] for row in rows])}
-    curves = {}
-    for law in results["laws"]:
-        line = PowerLaw(exponent=law["exponent"], factor=law["factor"], offset=law["offset"])
-        places = np.geomspace(min(points["runs"][0]), max(points["runs"][0]), 60).tolist()
-        curves[law["text"]] = (places, [line(place) for place in places])
-    return {title: curves_png(title, "bits per byte", curves, "FLOPs", log_x=True, points=points)}
+    flops = [row["flops"] for row in rows]
+    points = {"runs": (flops, [row["val_bpb"] for row in rows])}
+    fits = _fits(results["laws"], flops)
+    return {title: curves_png(title, "bits per byte", fits, "FLOPs", log_x=True, points=points)}
+
+
+def _fits(laws: Sequence[dict[str, Any]], xs: Sequence[float]) -> Curves:
+    """Return the curves of laws over the range of the values."""
+    lines = {law["text"]: PowerLaw(**{key: law[key] for key in ("exponent", "factor", "offset")}) for law in laws}
+    return {text: _curve(line, xs) for text, line in lines.items()}
+
+
+def _curve(line: Callable[[float], float], xs: Sequence[float]) -> tuple[list[float], list[float]]:
+    places = np.geomspace(min(xs), max(xs), 60).tolist()
+    return places, [line(place) for place in places]

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import IO, Any, cast
 import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
 
 from nanochat_lit.common.available_memory import available_memory_bytes
 from nanochat_lit.common.distributed import is_rank_zero
@@ -28,30 +30,23 @@ KEY = "config"
 
 FIXED = {
     "model.class_path": "the stage",
-    "model.init_args.depth": "the model",
-    "model.init_args.head_dim": "the model",
-    "model.init_args.aspect_ratio": "the model",
-    "model.init_args.n_embd": "the model",
-    "model.init_args.n_head": "the model",
-    "model.init_args.n_kv_head": "the model",
-    "model.init_args.window_pattern": "the model",
-    "model.init_args.bigram_factor": "the model",
-    "model.init_args.architecture": "the model",
-    "model.init_args.tie_embeddings": "the model",
-    "model.init_args.sequence_len": "the model and the packed sequences",
+    **dict.fromkeys(
+        (
+            *("model.depth", "model.head_dim", "model.aspect_ratio", "model.n_embd", "model.n_head", "model.n_kv_head"),
+            *("model.window_pattern", "model.bigram_factor", "model.architecture", "model.tie_embeddings"),
+        ),
+        "the model",
+    ),
+    "model.sequence_len": "the model and the packed sequences",
     "data.class_path": "the data",
-    "data.init_args.vocab_size": "the tokenizer",
+    "data.vocab_size": "the tokenizer",
 }
 """Keys that cannot change within a run, and what they determine."""
 
-LATER = {
-    "model.init_args.bigram_factor": 0,
-    "model.init_args.architecture": REFERENCE_ARCHITECTURE,
-    "model.init_args.tie_embeddings": False,
-}
+LATER = {"model.bigram_factor": 0, "model.architecture": REFERENCE_ARCHITECTURE, "model.tie_embeddings": False}
 """Keys that older checkpoints lack, and the values they were trained with."""
 
-FORMER_DEFAULTS = {"model.init_args.window_pattern": "SSSL"}
+FORMER_DEFAULTS = {"model.window_pattern": "SSSL"}
 """Keys whose default is now null, and what older checkpoints state in its place."""
 
 FREE = (
@@ -63,16 +58,12 @@ FREE = (
 
 
 def compare_configs(saved: str, current: str) -> None:
-    """Print to stderr what has changed since the checkpoint.
-
-    Args:
-        saved: Resolved configuration in the checkpoint, YAML.
-        current: Resolved configuration of the resumed run, YAML.
+    """Print to stderr what has changed since the checkpoint; the arguments are resolved configurations, as YAML.
 
     Raises:
         UserError: If a key of `FIXED` has changed.
     """
-    before, now = _flatten(yaml.safe_load(saved)), _flatten(yaml.safe_load(current))
+    before, now = flatten(yaml.safe_load(saved)), flatten(yaml.safe_load(current))
     before = {key: value for key, value in LATER.items() if key in now} | before
     for key, value in FORMER_DEFAULTS.items():
         if before.get(key) == value and key in now and now[key] is None:
@@ -83,24 +74,23 @@ def compare_configs(saved: str, current: str) -> None:
         if before.get(key) != now.get(key) and not key.startswith(FREE) and not key.endswith("__path__")
     )
     for key in changed:
-        values = f"{_short(key)} is {now.get(key)}, but the checkpoint has {before.get(key)}"
+        values = f"{key} is {now.get(key)}, but the checkpoint has {before.get(key)}"
         if key in FIXED:
             raise UserError(f"{values}; {FIXED[key]} cannot change within a run. Restore the value, or start a new run")
         if is_rank_zero():
-            print(f"changed since the checkpoint: {_short(key)} {before.get(key)} -> {now.get(key)}", file=sys.stderr)
+            print(f"changed since the checkpoint: {key} {before.get(key)} -> {now.get(key)}", file=sys.stderr)
 
 
-def _short(key: str) -> str:
-    """Return the key as it is written on the command line."""
-    return key.replace(".init_args.", ".")
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {
-        key: value for name, sub in tree.items() for key, value in _flatten(sub, f"{prefix}.{name}".lstrip(".")).items()
-    }
+def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Return the leaves of a nested mapping by dotted names, without `init_args`, as on the command line."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        place = path if name == "init_args" else f"{path}.{name}" if path else str(name)
+        if isinstance(value, Mapping) and value:
+            leaves |= flatten(value, place)
+        else:
+            leaves[place] = value
+    return leaves
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -169,6 +159,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def _unless_failed(self, action: Callable[[], None]) -> None:
         if self.error is None:
             action()
+
+
+def writer_of(trainer: Trainer) -> AtomicCheckpointIO:
+    """Return the writer of a run's checkpoints."""
+    return cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io)
 
 
 def _is_worth_a_copy(checkpoint: dict[str, Any]) -> bool:
@@ -257,8 +252,7 @@ def give_name(path: Path, name: str) -> None:
     except OSError:  # a file system without hard links
         temporary.unlink(missing_ok=True)
         with atomic_write(other, "wb") as file, path.open("rb") as source:
-            while block := source.read(1 << 24):
-                file.write(block)
+            shutil.copyfileobj(source, file, 1 << 24)
         return
     temporary.replace(other)
 

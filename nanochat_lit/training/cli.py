@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -25,7 +24,7 @@ from nanochat_lit.common.class_path import put_current_folder_on_path
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.file_lock import run_lock
 from nanochat_lit.common.paths import expand_home
-from nanochat_lit.common.recipes import explain_unrecognized, find_recipe
+from nanochat_lit.common.recipes import explain_unrecognized, find_recipe, read_recipe
 from nanochat_lit.engine.checkpoint import load
 from nanochat_lit.training.callbacks.artifacts import ExportModel, SampleWriter
 from nanochat_lit.training.callbacks.checkpoint import RankState, RunCheckpoint
@@ -238,7 +237,11 @@ class NanochatCLI(CommandLine):
         try:
             return self.make_trainer(config)
         except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
-            raise UserError(_explain(error, trainer_config)) from error
+            accelerator, devices = trainer_config.get("accelerator"), trainer_config.get("devices")
+            raise UserError(
+                f"the Trainer cannot be set up with accelerator {accelerator!r} and devices {devices!r}: "
+                f"{str(error).splitlines()[0]} (on this machine try --trainer.accelerator auto --trainer.devices 1)"
+            ) from error
 
     def _continue_with(self) -> list[str]:
         """Return the command that resumes this run after it was stopped."""
@@ -265,14 +268,6 @@ def _loggers(run_dir: Path, more: Any) -> list[Logger]:
     return [MetricsFile(run_dir), *(logger for logger in found if not isinstance(logger, MetricsFile))]
 
 
-def _explain(error: Exception, trainer_config: Any) -> str:
-    accelerator, devices = trainer_config.get("accelerator"), trainer_config.get("devices")
-    return (
-        f"the Trainer cannot be set up with accelerator {accelerator!r} and devices {devices!r}: "
-        f"{str(error).splitlines()[0]} (on this machine try --trainer.accelerator auto --trainer.devices 1)"
-    )
-
-
 def _expand_homes(config: Namespace) -> None:
     """Expand ~ in every value of a configuration, including classes in lists."""
     for key, value in list(config.items()):
@@ -294,25 +289,13 @@ def _class_options() -> list[str]:
 
 
 def _check_recipes(argv: Sequence[str]) -> None:
-    """Raise UserError with the file name and line of invalid YAML; the parser's own message has no file name."""
+    """Raise UserError for a recipe that cannot be read; the parser's own message has no file name."""
     options = [*argv, ""]
     named = [value for option, value in itertools.pairwise(options) if option == "--config"]
     named += [option.partition("=")[2] for option in options if option.startswith("--config=")]
     for path in map(Path, named):
-        if not path.is_file():
-            continue
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except RecursionError:
-            raise UserError(f"{path} is nested too deeply; a recipe looks like those in recipes/") from None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f"{path}, line {mark.line + 1}" if mark else str(path)
-            raise UserError(f"{place} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is not text in UTF-8; give a recipe, a .yaml file") from None
-        if not isinstance(content, dict):
-            raise UserError(f"{path} has no keys; a recipe looks like those in recipes/")
+        if path.is_file():
+            read_recipe(path)
 
 
 def main(argv: Sequence[str], part_of: str | None = None) -> int:
@@ -325,10 +308,9 @@ def main(argv: Sequence[str], part_of: str | None = None) -> int:
     Returns:
         Exit status 0.
     """
+    # not their devices found, seeds set and tips: the plan table has the relevant values
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(
-            logging.WARNING
-        )  # devices found, seeds set, tips: the plan table has the relevant values
+        logging.getLogger(name).setLevel(logging.WARNING)
     put_current_folder_on_path()  # a class_path may refer to a module in the current folder
     register_strategies()
     keep_compile_cache()

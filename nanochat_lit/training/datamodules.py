@@ -35,15 +35,10 @@ _LONG_DOCUMENTS = {
 
 
 def pin_validation(path: Path, found: dict[str, str], must_match: bool) -> None:
-    """Write the checksums of the validation files, or compare them with those written at the start of the run.
-
-    Args:
-        path: File of the checksums.
-        found: SHA-256 of each file, by name.
-        must_match: Compare, because the run is resumed or evaluated.
+    """Write the checksums (SHA-256 by name) of the validation files, or compare them with those of the run's start.
 
     Raises:
-        UserError: If a file is missing or differs; names the file.
+        UserError: If they must match (the run is resumed or evaluated) and a file is missing or differs; names the file.
     """
     if not (must_match and path.is_file()):
         if found:
@@ -73,8 +68,10 @@ class LanguageDataModule(LightningDataModule):
         self.micro_batch_size: int | Literal["auto"] = micro_batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self._loader: ResumableLoader | None = None
-        self._positions: list[dict[str, Any]] = []
+        self.train_loader: Any = None
+        """Loader that training reads from; set when training starts."""
+        self.positions: list[dict[str, Any]] = []
+        """Position of every rank's loader in the checkpoint that the run resumes; empty for a new run."""
 
     tokenizer: Tokenizer
 
@@ -106,72 +103,54 @@ class LanguageDataModule(LightningDataModule):
         self.tokenizer = base if base is not None and self.tokenizer_path is None else Tokenizer.load(path)
 
     def loader(self, stream: PretrainStream | ChatStream) -> ResumableLoader:
-        """Return a loader of the stream, at the position of the checkpoint when resuming."""
-        if isinstance(stream.source, TextSource):
-            rows = stream.source.num_rows("train", enough=world_size() * max(1, self.num_workers))
-            if rows is not None:
-                self.check_ranks(rows, stream.source.name)
-        self._loader = ResumableLoader(stream, self.num_workers, pin_memory=self.module.device.type in ("cuda", "xpu"))
-        if self._positions:
-            self._loader.seek(self._own_position(stream, self._positions, self._loader.num_readers))
-        return self._loader
+        """Return a loader of the stream, at the position of the checkpoint when resuming.
 
-    @property
-    def train_loader(self) -> ResumableLoader:
-        """Loader that training reads from; set when training starts."""
-        assert self._loader is not None, "the loader is created when training starts"
-        return self._loader
-
-    def position(self) -> dict[str, Any]:
-        """Return this rank's position in the training data."""
-        return self.train_loader.position()
-
-    def continue_from(self, positions: list[dict[str, Any]]) -> None:
-        """Resume the training data at the given `position` of every rank; call it before `fit` creates the loader."""
-        self._positions = positions
-
-    @staticmethod
-    def _own_position(
-        stream: PretrainStream | ChatStream, positions: list[dict[str, Any]], num_readers: int
-    ) -> dict[str, Any]:
-        if len(positions) == world_size() and len(positions[0]["readers"]) == num_readers:
-            return positions[rank()]
-        if rank() == 0:
-            before = sum(len(position["readers"]) for position in positions)
-            print(
-                f"the data were read by {before} reader(s) (ranks x loader workers), now by {num_readers * world_size()}: "
-                "resuming with unused data",
-                file=sys.stderr,
+        Raises:
+            UserError: On every rank, unless there is at least one training item per reader.
+        """
+        readers = world_size() * max(1, self.num_workers)
+        rows = stream.source.num_rows("train", enough=readers) if isinstance(stream.source, TextSource) else None
+        if rows is not None and rows < readers:
+            workers = f" x {self.num_workers} loader workers" if self.num_workers else ""
+            raise UserError(
+                f"{stream.source.name} has {rows} training item(s), too few for {world_size()} rank(s){workers}; "
+                "use more data, or fewer ranks or workers"
             )
-        return merged(stream, positions, num_readers, world_size())
+        loader = ResumableLoader(stream, self.num_workers, pin_memory=self.module.device.type in ("cuda", "xpu"))
+        if self.positions:
+            loader.seek(_own_position(stream, self.positions, loader.num_readers))
+        self.train_loader = loader
+        return loader
 
     def val_batches(self) -> Iterator[Batch]:
         """Yield all batches of a validation, regardless of rank."""
         raise NotImplementedError
 
     def val_dataloader(self) -> "DataLoader[Batch]":
-        return self.measuring_loader(self.val_batches)
-
-    def test_dataloader(self) -> "DataLoader[Batch]":
-        return self.val_dataloader()
-
-    def measuring_loader(self, batches: Callable[[], Iterator[Batch]]) -> "DataLoader[Batch]":
-        """Return a DataLoader that distributes the batches over the ranks.
+        """Return a loader that distributes the batches of a validation over the ranks.
 
         The batches do not depend on the number of ranks, so results are identical: none is dropped, repeated or
         reshaped. Ranks may get different numbers of batches, or none.
         """
-        return DataLoader(Replay(lambda: islice(batches(), rank(), None, world_size())), batch_size=None)
+        return DataLoader(Replay(lambda: islice(self.val_batches(), rank(), None, world_size())), batch_size=None)
 
-    def check_ranks(self, split_rows: int, name: str) -> None:
-        """Raise UserError on every rank unless there is at least one training item per reader."""
-        readers = world_size() * max(1, self.num_workers)
-        if split_rows < readers:
-            workers = f" x {self.num_workers} loader workers" if self.num_workers else ""
-            raise UserError(
-                f"{name} has {split_rows} training item(s), too few for {world_size()} rank(s){workers}; "
-                "use more data, or fewer ranks or workers"
-            )
+    def test_dataloader(self) -> "DataLoader[Batch]":
+        return self.val_dataloader()
+
+
+def _own_position(
+    stream: PretrainStream | ChatStream, positions: list[dict[str, Any]], num_readers: int
+) -> dict[str, Any]:
+    if len(positions) == world_size() and len(positions[0]["readers"]) == num_readers:
+        return positions[rank()]
+    if rank() == 0:
+        before = sum(len(position["readers"]) for position in positions)
+        print(
+            f"the data were read by {before} reader(s) (ranks x loader workers), now by {num_readers * world_size()}: "
+            "resuming with unused data",
+            file=sys.stderr,
+        )
+    return merged(stream, positions, num_readers, world_size())
 
 
 class TextDataModule(LanguageDataModule):

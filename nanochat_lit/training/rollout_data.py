@@ -29,13 +29,13 @@ ROW_UNIT = 32
 def rollout_rows(
     prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout], row_len: int, pad_id: int
 ) -> dict[str, Tensor]:
-    """Return one sequence per rollout: prompt, completion, padding.
+    """Return one sequence per rollout: prompt, completion, padding on the right.
 
     Args:
         prompts: Token ids, one list per rollout.
         rollouts: Completions.
         row_len: Sequence length T; prompt and completion together have at most T + 1 tokens.
-        pad_id: Padding on the right, which causal attention keeps from affecting earlier positions.
+        pad_id: Token id of the padding.
 
     Returns:
         inputs and targets, (B, T) int64; targets are IGNORE_INDEX for tokens that the model did not sample.
@@ -52,11 +52,7 @@ def rollout_rows(
 
 
 def without_padding(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the batch without trailing columns that contain no targets.
-
-    Args:
-        batch: Result of `rollout_rows`, with further tensors of shape (B,) or (B, T).
-    """
+    """Return a batch of `rollout_rows` and further tensors, (B,) or (B, T), without trailing columns without targets."""
     used = (batch["targets"] != IGNORE_INDEX).any(0).nonzero()
     last = int(used[-1]) + 1 if len(used) else 1
     length = padded_length(last, batch["targets"].shape[1])
@@ -76,10 +72,7 @@ class RolloutFigures:
         self.sums += torch.tensor([float(sums.get(name, 0.0)) for name in self.NAMES], dtype=torch.float64)
 
     def means(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return the means from sums over all ranks.
-
-        Args:
-            sums: Sums in the order of NAMES.
+        """Return the means from sums over all ranks, in the order of NAMES.
 
         Returns:
             reward; train_accuracy, format_rate, tool_use, unfinished as fractions of the completions; completion_len in
@@ -90,13 +83,12 @@ class RolloutFigures:
         count, groups = by_name["completions"], by_name["groups"]
         if not count:
             return {}
-        shares = {"train_accuracy": "right", "format_rate": "form", "tool_use": "tool_use", "unfinished": "unfinished"}
-        return {
-            "reward": by_name["reward"] / count,
-            **{figure: by_name[name] / count for figure, name in shares.items()},
-            "completion_len": by_name["tokens"] / count,
-            "mixed_groups": by_name["mixed_groups"] / groups,
-        }
+        shares = {
+            "reward": "reward", "train_accuracy": "right", "format_rate": "form", "tool_use": "tool_use",
+            "unfinished": "unfinished", "completion_len": "tokens",
+        }  # fmt: skip
+        means = {figure: by_name[name] / count for figure, name in shares.items()}
+        return means | {"mixed_groups": by_name["mixed_groups"] / groups}
 
 
 VAL_BATCH = 64
@@ -193,7 +185,6 @@ class RolloutDataModule(LanguageDataModule):
         self.val_samples = val_samples
         self.prompts: dict[int, list[int]] = {}
         """Training prompts that leave space for an answer in the context, by question number."""
-        self._rollout_loader: RolloutLoader | None = None
         self._order: tuple[int, list[int]] = (-1, [])
 
     def setup(self, stage: str) -> None:
@@ -228,18 +219,12 @@ class RolloutDataModule(LanguageDataModule):
             self._order = (epoch, order)
         return self._order[1][place]
 
-    @property
-    def train_loader(self) -> RolloutLoader:  # type: ignore[override]
-        """The loader that training reads from, once it does."""
-        assert self._rollout_loader is not None, "the loader is made when training starts"
-        return self._rollout_loader
-
     def train_dataloader(self) -> RolloutLoader:
         module = cast("RLModule", self.module)
-        self._rollout_loader = RolloutLoader(module.collect, self.rows, module.updates_per_batch)
-        if self._positions:
-            self._rollout_loader.seek(self._own_place(self._positions))
-        return self._rollout_loader
+        self.train_loader = RolloutLoader(module.collect, self.rows, module.updates_per_batch)
+        if self.positions:
+            self.train_loader.seek(self._own_place(self.positions))
+        return self.train_loader
 
     @staticmethod
     def _own_place(positions: list[dict[str, Any]]) -> dict[str, Any]:

@@ -5,15 +5,17 @@ import csv
 import math
 import os
 import platform
+import re
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import lightning
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
 
 METRICS_FILE = "metrics.csv"
+SESSIONS_FILE = "sessions.json"
 
 
 class MetricsFile(Logger):
@@ -114,40 +117,21 @@ def read_metrics(path: str | Path) -> dict[int, dict[str, float]]:
         }
 
 
-SESSIONS_FILE = "sessions.json"
-
-
-def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    """Return names and values for a report, without host name, user or address.
-
-    Args:
-        cpuinfo: Linux's /proc/cpuinfo.
-    """
-    description = {
-        "processor": f"{_processor_name(cpuinfo)}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used",
-    }
+def describe_machine() -> dict[str, str]:
+    """Return names and values for a report, without host name, user or address."""
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:(.*)", cpuinfo.read_text("utf-8", "replace") if cpuinfo.exists() else "", re.M)
+    processor = named[1].strip() if named else platform.processor() or platform.machine()
+    description = {"processor": f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads used"}
     if hasattr(os, "sysconf"):  # not on Windows
         description["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-        counts = {name: names.count(name) for name in dict.fromkeys(names)}
+        counts = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
         description["GPUs"] = ", ".join(f"{count} x {name}" for name, count in counts.items())
         description["CUDA"] = str(torch.version.cuda)
     description["system"] = f"{platform.system()} {platform.release()}, {platform.machine()}"
-    description["versions"] = (
-        f"nanochat-lit {__version__}, Python {platform.python_version()}, torch {torch.__version__}"
-    )
-    with contextlib.suppress(PackageNotFoundError):
-        description["versions"] += f", lightning {version('lightning')}"
-    return description
-
-
-def _processor_name(cpuinfo: Path) -> str:
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text("utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, lightning {lightning.__version__}"
+    return {**description, "versions": f"nanochat-lit {__version__}, {versions}"}
 
 
 class SessionRecord(Callback):
@@ -165,12 +149,13 @@ class SessionRecord(Callback):
         if not trainer.is_global_zero:
             return
         earlier = read_sessions(Path(trainer.default_root_dir)) if trainer.global_step else []
+        step = trainer.global_step
         session = {
             "command": self.command,
             "started_at": _now(),
             "ended_at": None,
             "end": None,
-            "first_step": trainer.global_step,
+            "first_step": step,
             "last_step": None,
             "world_size": trainer.world_size,
             "device": trainer.strategy.root_device.type,
@@ -198,11 +183,7 @@ class SessionRecord(Callback):
 
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
-    """Return the sessions of a run, oldest first; an empty list if the file is missing or invalid.
-
-    Args:
-        folder: Run folder.
-    """
+    """Return the sessions of a run folder, oldest first; an empty list if the file is missing or invalid."""
     try:
         content = read_json(folder / SESSIONS_FILE)
     except UserError:
@@ -213,29 +194,6 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def plan_rows(
-    config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batch_size: int, row_len: int
-) -> list[tuple[str, str]]:
-    """Return names and values of the derived quantities."""
-    counts = count_parameters(config)
-    accumulate = plan.tokens_per_step // (micro_batch_size * row_len * world_size)
-    return [
-        ("layers x width", f"{config.n_layer} x {config.n_embd}"),
-        ("heads (kv)", f"{config.n_head} ({config.n_kv_head}) of {config.head_dim}"),
-        ("vocabulary, context", f"{config.vocab_size:,}, {config.sequence_len:,}"),
-        ("parameters", f"{counts.total:,} ({counts.scaling:,} count for scaling)"),
-        ("FLOPs per token", f"{plan.flops_per_token:,}"),
-        (
-            "tokens per step",
-            f"{plan.tokens_per_step:,} = {micro_batch_size} sequences x {accumulate} micro-batches x {world_size} ranks",
-        ),
-        ("steps", f"{plan.num_steps:,}"),
-        ("tokens, FLOPs", f"{plan.total_tokens:,}, {plan.total_flops:.3g}"),
-        ("learning-rate scale", f"{plan.lr_scale:.4g}"),
-        ("weight decay", f"{plan.weight_decay:.4g}"),
-    ]
 
 
 def save_plan(path: Path, plan: TrainingPlan, micro_batch_size: int) -> None:
@@ -253,13 +211,23 @@ def saved_micro_batch_size(path: Path) -> int | None:
 
 
 def print_plan(
-    config: GPTConfig,
-    plan: TrainingPlan,
-    world_size: int,
-    micro_batch_size: int,
-    row_len: int,
-    notes: dict[str, str],
+    config: GPTConfig, plan: TrainingPlan, world_size: int, micro_batch_size: int, row_len: int, notes: dict[str, str]
 ) -> None:
-    """Print the table to stderr, followed by the notes (choices by name)."""
-    for name, value in [*plan_rows(config, plan, world_size, micro_batch_size, row_len), *notes.items()]:
+    """Print a table of the derived quantities to stderr, followed by the notes (choices by name)."""
+    counts = count_parameters(config)
+    accumulate = plan.tokens_per_step // (micro_batch_size * row_len * world_size)
+    batch = f"{micro_batch_size} sequences x {accumulate} micro-batches x {world_size} ranks"
+    table = {
+        "layers x width": f"{config.n_layer} x {config.n_embd}",
+        "heads (kv)": f"{config.n_head} ({config.n_kv_head}) of {config.head_dim}",
+        "vocabulary, context": f"{config.vocab_size:,}, {config.sequence_len:,}",
+        "parameters": f"{counts.total:,} ({counts.scaling:,} count for scaling)",
+        "FLOPs per token": f"{plan.flops_per_token:,}",
+        "tokens per step": f"{plan.tokens_per_step:,} = {batch}",
+        "steps": f"{plan.num_steps:,}",
+        "tokens, FLOPs": f"{plan.total_tokens:,}, {plan.total_flops:.3g}",
+        "learning-rate scale": f"{plan.lr_scale:.4g}",
+        "weight decay": f"{plan.weight_decay:.4g}",
+    }
+    for name, value in (table | notes).items():
         print(f"  {name:<22}{value}", file=sys.stderr)

@@ -8,7 +8,8 @@ from html import unescape
 import pytest
 
 from nanochat_lit import cli
-from nanochat_lit.report.run_folder import flatten, read_run
+from nanochat_lit.report.run_folder import read_run
+from nanochat_lit.training.checkpoint_files import flatten
 
 SESSION = {
     "command": ["nanochat-lit", "fit", "--config", "a b.yaml"],

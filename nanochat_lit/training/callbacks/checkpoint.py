@@ -25,7 +25,7 @@ from nanochat_lit.common.streams import discard_output
 from nanochat_lit.engine.checkpoint import BEST, LAST, step_files
 from nanochat_lit.training.callbacks import StepCallback
 from nanochat_lit.training.callbacks.loss_guard import LossGuard
-from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, give_name
+from nanochat_lit.training.checkpoint_files import check_no_earlier_run, give_name, writer_of
 from nanochat_lit.training.lightning_internals import silence_signals
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class RankState(Callback):
         module = cast("LanguageModule", pl_module)
         own = {
             "random": random_state(module.device),
-            "position": module.datamodule.position(),
+            "position": module.datamodule.train_loader.position(),
             "module": module.rank_state_dict(),
         }
         states: list[Any] = [own]
@@ -59,7 +59,7 @@ class RankState(Callback):
             return
         states = checkpoint[RANKS_KEY]
         module = cast("LanguageModule", pl_module)
-        module.datamodule.continue_from([state["position"] for state in states])
+        module.datamodule.positions = [state["position"] for state in states]
         self._own = states[rank()] if len(states) == world_size() else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -212,7 +212,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
 
     def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
         is_late = self.every_minutes is not None and time.monotonic() - self._saved_at_s > 60 * self.every_minutes
-        if _writer(trainer).error is not None:
+        if writer_of(trainer).error is not None:
             self._report(trainer)
         signum, is_late = self._agree(trainer, self.stop_request.signum, is_late)
         trainer.should_stop |= self._should_stop
@@ -233,14 +233,14 @@ class RunCheckpoint(StepCallback, Checkpoint):
         trainer.save_checkpoint(self._path, weights_only=False)  # True would omit the optimizer
         self._saved_at_s = time.monotonic()
         if trainer.is_global_zero:
-            _writer(trainer).then(partial(give_name, self._path, LAST))
-            _writer(trainer).then(partial(self._prune, trainer, trainer.global_step))
-        if must_succeed or not _writer(trainer).is_writing():
+            writer_of(trainer).then(partial(give_name, self._path, LAST))
+            writer_of(trainer).then(partial(self._prune, trainer, trainer.global_step))
+        if must_succeed or not writer_of(trainer).is_writing():
             self._report(trainer, must_succeed=must_succeed)
 
     def _report(self, trainer: Trainer, *, must_succeed: bool = False) -> None:
         """Wait for the checkpoint being written and report a failure."""
-        writer = _writer(trainer)
+        writer = writer_of(trainer)
         writer.wait()
         if (error := writer.error) is None:
             return
@@ -277,7 +277,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
         self.best = float(value)
         path = self.folder / f"step{trainer.global_step:06d}.ckpt"
         if self.keep_best and trainer.is_global_zero and path == self._path:
-            _writer(trainer).then(partial(give_name, path, BEST))
+            writer_of(trainer).then(partial(give_name, path, BEST))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer)
@@ -307,7 +307,3 @@ class RunCheckpoint(StepCallback, Checkpoint):
         torch.distributed.all_reduce(noticed, op=torch.distributed.ReduceOp.MAX, group=self._group)
         signum, late = noticed.tolist()
         return int(signum), bool(late)
-
-
-def _writer(trainer: Trainer) -> AtomicCheckpointIO:
-    return cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io)

@@ -17,7 +17,7 @@ from nanochat_lit.common.paths import atomic_write
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.callbacks import StepCallback
 from nanochat_lit.training.callbacks.progress import SmoothedLoss, is_logged
-from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO
+from nanochat_lit.training.checkpoint_files import writer_of
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
@@ -27,7 +27,6 @@ BATCH_FILE = "bad_batch.md"
 SHOWN_CHARS = 100
 """Characters of the first document to include in the error message."""
 
-
 PATIENCE = 10
 """Number of consecutive high losses."""
 
@@ -35,7 +34,8 @@ PATIENCE = 10
 class Explosion:
     """Detects ten consecutive steps whose loss exceeds the average of the earlier steps by a margin.
 
-    A spike lasts a few steps, caused by an unusual batch, and recovers by itself. High losses are excluded from the average, so that a slow climb does not raise it.
+    A spike lasts a few steps, caused by an unusual batch, and recovers by itself. High losses are excluded from the
+    average, so that a slow climb does not raise it.
 
     Args:
         margin: Nats; 3 corresponds to tokens becoming 20 times less likely. 0 disables detection.
@@ -79,41 +79,31 @@ class WorstBatch:
     """
 
     def __init__(self) -> None:
-        self._loss: Tensor | None = None
+        self.loss: Tensor | None = None
+        """Highest loss, a scalar on the device, infinite for NaN; None before the first batch."""
         self._inputs: Tensor | None = None
         self._step: Any = 0
 
     def add(self, loss: Tensor, inputs: Tensor, step: int) -> None:
-        """Consider a batch.
-
-        Args:
-            loss: Scalar, nats.
-            inputs: (B, T) token ids; the same shape for all batches.
-            step: Step of the batch.
-        """
+        """Consider a batch of a step: its loss, a scalar, and inputs, (B, T), of the same shape for all batches."""
         loss = loss.detach().float().nan_to_num(nan=math.inf, posinf=math.inf, neginf=math.inf)
-        if self._loss is None or self._inputs is None:
-            self._loss, self._inputs, self._step = loss, inputs, torch.full_like(loss, step, dtype=torch.int64)
+        if self.loss is None or self._inputs is None:
+            self.loss, self._inputs, self._step = loss, inputs, torch.full_like(loss, step, dtype=torch.int64)
             return
-        is_worse = loss > self._loss
+        is_worse = loss > self.loss
         self._inputs = torch.where(is_worse, inputs, self._inputs)
         self._step = torch.where(is_worse, step, self._step)
-        self._loss = torch.maximum(loss, self._loss)
-
-    @property
-    def loss(self) -> Tensor | None:
-        """Highest loss, a scalar on the device, infinite for NaN; None before the first batch."""
-        return self._loss
+        self.loss = torch.maximum(loss, self.loss)
 
     def fetch(self) -> tuple[float, int, list[list[int]]]:
         """Return loss, step and sequences of token ids on the host; synchronizes."""
-        assert self._loss is not None
+        assert self.loss is not None
         assert self._inputs is not None
-        return float(self._loss), int(self._step), self._inputs.tolist()
+        return float(self.loss), int(self._step), self._inputs.tolist()
 
     def clear(self) -> None:
         """Discard the batch."""
-        self._loss = self._inputs = None
+        self.loss = self._inputs = None
 
 
 class LossGuard(StepCallback):
@@ -146,7 +136,8 @@ class LossGuard(StepCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0 and is_rank_zero():
-            for path in [*_folder(trainer).glob("*-step*.ckpt"), _batch_file(trainer)]:
+            folder = Path(trainer.default_root_dir)
+            for path in [*folder.glob("checkpoints/*-step*.ckpt"), folder / BATCH_FILE]:
                 path.unlink(missing_ok=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -178,11 +169,10 @@ class LossGuard(StepCallback):
         self.worst.clear()
 
     def _check_finite(self, trainer: Trainer, module: "LanguageModule") -> None:
-        loss = self.worst.loss
-        if loss is None:
+        if self.worst.loss is None:
             return
+        loss = self.worst.loss.clone()
         if trainer.world_size > 1:
-            loss = loss.clone()
             dist.all_reduce(loss, op=dist.ReduceOp.MAX)
         if not math.isfinite(float(loss)):
             self._stop(trainer, module, "nan", "the loss of step {step} is not finite")
@@ -195,16 +185,17 @@ class LossGuard(StepCallback):
         if world_size() > 1:
             own, found = found[0], [None] * world_size()
             dist.all_gather_object(found, own)
-        path = _folder(trainer) / f"{kind}-step{trainer.global_step:06d}.ckpt"
+        path = Path(trainer.default_root_dir) / "checkpoints" / f"{kind}-step{trainer.global_step:06d}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
+        batch_file = Path(trainer.default_root_dir) / BATCH_FILE
         if is_rank_zero():
-            _write_batches(_batch_file(trainer), found)
+            _write_batches(batch_file, found)
         # The earliest: after one rank's NaN, all ranks' losses are NaN from the next step on.
         loss, step, documents = min(found, key=lambda batch: (-batch[0], batch[1]))
         first = documents[0][1].strip() if documents else ""
         raise UserError(
             f"{what.format(step=step)}; training has stopped\n"
-            f"  its batch is in {_batch_file(trainer)} and begins: {first[:SHOWN_CHARS]!r}\n"
+            f"  its batch is in {batch_file} and begins: {first[:SHOWN_CHARS]!r}\n"
             f"  the state at the stop is {_saved(trainer, path)}; --ckpt_path last resumes from the checkpoint before it; "
             "lower the learning rates or remove those documents"
         )
@@ -217,19 +208,11 @@ class LossGuard(StepCallback):
         self.high_since = state_dict["high_since"]
 
 
-def _folder(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "checkpoints"
-
-
-def _batch_file(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / BATCH_FILE
-
-
 def _saved(trainer: Trainer, path: Path) -> str:
     """Return the path, or why it could not be written."""
-    checkpoint_io = cast(AtomicCheckpointIO, trainer.strategy.checkpoint_io)
-    checkpoint_io.wait()
-    error = checkpoint_io.error
+    writer = writer_of(trainer)
+    writer.wait()
+    error = writer.error
     return str(path) if error is None else f"lost ({path} cannot be written: {error.strerror})"
 
 

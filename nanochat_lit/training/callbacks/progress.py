@@ -4,9 +4,8 @@ import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -22,39 +21,29 @@ if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
 
 SPEED_SMOOTHING = 0.8
+SMOOTHING = 0.95
+"""Weight of the old average of the losses per step; corresponds to about 20 steps."""
 
 NOTABLE_WAIT = 0.05
 """Fraction of the time spent waiting for data above which the progress line shows it."""
-
 
 REDRAW_S = 0.5
 """Minimum interval between updates of a transient line, seconds."""
 
 BAR_WIDTH = 20
 
-
 RECENT_STEPS = 100
 """Number of recent steps that percentiles are computed over."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WindowTimes:
-    """Timing of a window of steps."""
+class WindowTimes(NamedTuple):
+    """Timing of a window of steps, seconds, excluding validation, checkpoints and logging between steps."""
 
     num_steps: int
-    """Number of steps in the window."""
     seconds: float
-    """Duration of the steps in seconds, excluding validation, checkpoints and logging between steps."""
-    data_wait: float
-    """Fraction of the duration spent waiting for batches."""
-    p50_s: float
-    """Median duration of recent steps, seconds."""
+    data_wait: float  # fraction of the duration spent waiting for batches
+    p50_s: float  # median and 95th percentile of recent steps
     p95_s: float
-    """95th percentile of the duration of recent steps, seconds."""
-
-
-SMOOTHING = 0.95
-"""Weight of the old average per step; corresponds to about 20 steps."""
 
 
 class SmoothedLoss:
@@ -76,7 +65,7 @@ class SmoothedLoss:
         return self._sum / self._weight if self._weight else math.nan
 
     def state_dict(self) -> dict[str, float]:
-        """Return the state for a checkpoint."""
+        """Return the state, for a checkpoint."""
         return {"sum": self._sum, "weight": self._weight}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -105,12 +94,7 @@ class StepTimes:
             self._begin_s = at_s
 
     def end(self, at_s: float, waited_s: float) -> None:
-        """End the open step.
-
-        Args:
-            at_s: Current time, seconds.
-            waited_s: Total time spent waiting for batches since the first step, seconds.
-        """
+        """End the open step; `waited_s` is the total time spent waiting for batches since the first step."""
         assert self._begin_s is not None, "end() without begin()"
         self._step_s.append(at_s - self._begin_s)
         self._window_wait_s += waited_s - self._waited_s
@@ -125,14 +109,8 @@ class StepTimes:
         window = self._step_s[self._window_from :]
         assert window, "the window has no steps"
         recent = self._step_s[max(self._recent_from, len(self._step_s) - RECENT_STEPS) :]
-        seconds = math.fsum(window)
-        times = WindowTimes(
-            num_steps=len(window),
-            seconds=seconds,
-            data_wait=self._window_wait_s / seconds,
-            p50_s=percentile(recent, 0.5),
-            p95_s=percentile(recent, 0.95),
-        )
+        seconds, percentiles = math.fsum(window), (percentile(recent, 0.5), percentile(recent, 0.95))
+        times = WindowTimes(len(window), seconds, self._window_wait_s / seconds, *percentiles)
         if self._window_from == 0:
             self._recent_from = len(window)
         self._window_from, self._window_wait_s = len(self._step_s), 0.0
@@ -248,22 +226,21 @@ class RunProgress(StepCallback):
             self.smoothed_loss.add(loss)
         if is_row:
             window = self.times.close_window()
-            self._note_speed(window.num_steps * module.plan.tokens_per_step / window.seconds)
-            self._log(trainer, module, losses, window)
+            speed = window.num_steps * module.plan.tokens_per_step / window.seconds
+            if self._is_warm:  # the first steps compile and warm up
+                known = self.tokens_per_s
+                self.tokens_per_s = speed if known is None else SPEED_SMOOTHING * known + (1 - SPEED_SMOOTHING) * speed
+            self._is_warm = True
+            self._log(trainer, module, losses, window, speed)
             self._draw(trainer, module, window.data_wait)
         elif self.line.is_due:
             self._draw(trainer, module)
 
-    def _note_speed(self, speed: float) -> None:
-        if self._is_warm:  # the first steps compile and warm up
-            known = self.tokens_per_s
-            self.tokens_per_s = speed if known is None else SPEED_SMOOTHING * known + (1 - SPEED_SMOOTHING) * speed
-        self._is_warm = True
-
-    def _log(self, trainer: Trainer, module: "LanguageModule", losses: list[float], window: WindowTimes) -> None:
+    def _log(
+        self, trainer: Trainer, module: "LanguageModule", losses: list[float], window: WindowTimes, speed: float
+    ) -> None:
         groups = trainer.optimizers[0].param_groups
         tokens = trainer.global_step * module.plan.tokens_per_step
-        speed = window.num_steps * module.plan.tokens_per_step / window.seconds
         figures = module.pop_step_figures()
         loader = module.datamodule.train_loader
         self.shown = {name: figures[name] for name in module.shown_figures if name in figures}
@@ -286,8 +263,7 @@ class RunProgress(StepCallback):
             **({"muon_momentum": groups[-1]["momentum"]} if groups[-1].get("kind") == "muon" else {}),
             **{f"lr/{group.get('name', index)}": group["lr"] for index, group in enumerate(groups)},
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, trainer.global_step)
+        module.log_figures(metrics)
 
     def _mfu(self, module: "LanguageModule", trainer: Trainer, tokens_per_s: float) -> float:
         return tokens_per_s * module.plan.flops_per_token / (self._peak_flops_per_s * trainer.world_size)
@@ -303,13 +279,11 @@ class RunProgress(StepCallback):
         parts += [f"{name} {value:.3f}" for name, value in self.shown.items()]
         if self.figure is not None:
             parts.append(f"{module.figure} {self.figure:.4f}")
-        if self.tokens_per_s is not None:
-            parts += self._speed_parts(trainer, module, self.tokens_per_s)
-        if data_wait > NOTABLE_WAIT:
-            parts.append(f"data wait {data_wait:.0%}")
-        if self.tokens_per_s is not None:
-            left_s = (num_steps - step) * module.plan.tokens_per_step / self.tokens_per_s
-            parts.append(f"ETA {duration(left_s)}")
+        speed = self.tokens_per_s
+        parts += [] if speed is None else self._speed_parts(trainer, module, speed)
+        parts += [f"data wait {data_wait:.0%}"] if data_wait > NOTABLE_WAIT else []
+        if speed is not None:
+            parts.append(f"ETA {duration((num_steps - step) * module.plan.tokens_per_step / speed)}")
         self.line.draw(" | ".join(parts))
 
     def _speed_parts(self, trainer: Trainer, module: "LanguageModule", tokens_per_s: float) -> list[str]:
