@@ -4,7 +4,7 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,6 @@ from nanochat_lit.common.paths import cache_folder
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.attention import cuda_facts
 from nanochat_lit.model.float8 import Float8Linear, allows_float8
-from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.model.layers import Linear
 from nanochat_lit.model.loss_kernel import loss_library, loss_problem
 from nanochat_lit.model.memory import largest_that_fits, training_memory
@@ -143,34 +142,22 @@ CPU_MEMORY_SHARE = 0.8
 
 
 def possible_sizes(tokens_per_step: int, sequence_len: int, world_size: int) -> list[int]:
-    """Return the micro-batch sizes that divide tokens_per_step, in ascending order.
-
-    Raises:
-        UserError: If not even one sequence per rank does.
-    """
+    """Return the micro-batch sizes that divide tokens_per_step, ascending; UserError if not even one sequence does."""
     rows = micro_batches(tokens_per_step, 1, sequence_len, world_size)
     return [size for size in range(1, rows + 1) if rows % size == 0]
 
 
-def cpu_fits(
-    config: GPTConfig,
-    available_bytes: float,
-    *,
-    compute_dtype: torch.dtype,
-    is_compiled: bool,
-    checkpointing: Checkpointing,
-) -> Callable[[int], bool]:
-    """Return a predicate: whether the estimated memory of a size is available and the size is useful."""
+def cpu_fits(config: GPTConfig, available_bytes: float, **run: Any) -> Callable[[int], bool]:
+    """Return a predicate: whether the estimated memory of a size is available and the size is useful.
+
+    Args:
+        config: Configuration of the model.
+        available_bytes: Memory that the run may use.
+        run: compute_dtype, is_compiled and activation_checkpointing, as for `training_memory`.
+    """
 
     def fits(size: int) -> bool:
-        estimate = training_memory(
-            config,
-            micro_batch_size=size,
-            compute_dtype=compute_dtype,
-            device_type="cpu",
-            is_compiled=is_compiled,
-            activation_checkpointing=checkpointing,
-        )
+        estimate = training_memory(config, micro_batch_size=size, device_type="cpu", **run)
         is_useful = size == 1 or size * config.sequence_len <= CPU_ENOUGH_TOKENS
         return is_useful and estimate.total <= available_bytes
 
@@ -233,8 +220,8 @@ def choose_micro_batch_size(module: "LanguageModule", tokens_per_step: int) -> i
             model.config,
             available,
             compute_dtype=dtype,
-            is_compiled=module.will_compile(),
-            checkpointing=model.activation_checkpointing,
+            is_compiled=module.compile_choice()[0],
+            activation_checkpointing=model.activation_checkpointing,
         )
     size = largest_that_fits(sizes, fits)
     if dist.is_available() and dist.is_initialized():

@@ -7,7 +7,6 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from nanochat_lit.common.compilers import use_configured_compiler
@@ -29,20 +28,6 @@ from nanochat_lit.training.execution import (
     nvidia_capability,
 )
 from nanochat_lit.training.run_records import print_plan, save_plan, saved_micro_batch_size
-
-
-class HyperparameterSchedule(Callback):
-    """Sets the learning rates, and Muon's momentum and weight decay, from the module's `schedule`."""
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        module = cast("LanguageModule", pl_module)
-        apply_schedule(trainer.optimizers[0], module.schedule, trainer.global_step, module.plan.weight_decay)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step >= cast("LanguageModule", pl_module).plan.num_steps:
-            trainer.should_stop = True  # the loop then runs a final validation
 
 
 class StepLosses:
@@ -196,7 +181,7 @@ class LanguageModule(LightningModule):
         self.plan, self.schedule = plan, schedule
         if datamodule.micro_batch_size == "auto":
             # A resumed run keeps its micro-batch size: another one would change the order of summation.
-            saved = saved_micro_batch_size(self._plan_path) if self.is_resuming else None
+            saved = saved_micro_batch_size(datamodule.run_dir) if self.is_resuming else None
             datamodule.micro_batch_size = saved or choose_micro_batch_size(self, plan.tokens_per_step)
         self.micro_batch_size = micro_batch_size = datamodule.micro_batch_size
         accumulate = micro_batches(plan.tokens_per_step, micro_batch_size, self.row_len, trainer.world_size)
@@ -211,12 +196,12 @@ class LanguageModule(LightningModule):
         return num_steps if self.trainer.max_steps == -1 else self.trainer.max_steps
 
     def on_fit_start(self) -> None:
-        will_compile, compile_reason = self._decide_compile()
+        will_compile, compile_reason = self.compile_choice()
         notes = {**self._prepare_kernels(will_compile), "compile": compile_reason}
         if self.trainer.is_global_zero:
             rows = (self.trainer.world_size, self.micro_batch_size, self.row_len)
             print_plan(self.config, self.plan, *rows, notes)
-            save_plan(self._plan_path, self.plan, self.micro_batch_size)
+            save_plan(self.datamodule.run_dir, self.plan, self.micro_batch_size)
         self.model.train()
         self.model.prepare_windows(self.row_len)
         if will_compile:
@@ -239,10 +224,6 @@ class LanguageModule(LightningModule):
                 f"{self.figure} is not reported",
                 file=sys.stderr,
             )
-
-    @property
-    def _plan_path(self) -> Path:
-        return Path(self.trainer.default_root_dir) / "plan.json"
 
     def _prepare_kernels(self, will_compile: bool) -> dict[str, str]:
         """Set up attention and float8 on the device; return the choices for the run's table."""
@@ -273,15 +254,17 @@ class LanguageModule(LightningModule):
         is_due = step == self.plan.num_steps or (self.eval_every > 0 and step % self.eval_every == 0)
         return bool(step > 0 and self.trainer.limit_val_batches and is_due)
 
-    def will_compile(self) -> bool:
-        """Return whether this run's training steps are compiled."""
-        return self._decide_compile()[0]
-
-    def _decide_compile(self) -> tuple[bool, str]:
+    def compile_choice(self) -> tuple[bool, str]:
+        """Return whether this run's training steps are compiled, and a description of the reason."""
         return decide_compile(self.compile_mode, self.trainer.strategy.root_device.type, self.plan.total_flops)
 
-    def configure_callbacks(self) -> list[Callback]:
-        return [HyperparameterSchedule()]
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the learning rates, and Muon's momentum and weight decay, from the schedule."""
+        apply_schedule(self.trainer.optimizers[0], self.schedule, self.trainer.global_step, self.plan.weight_decay)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.global_step >= self.plan.num_steps:
+            self.trainer.should_stop = True  # the loop then runs a final validation
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return a new optimizer of the model, without state."""

@@ -284,7 +284,7 @@ class RLModule(ContinuedModule):
         return torch.cat([model.logprobs(inputs, targets, self.temperature)[0] for inputs, targets in pairs])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        batch = batch if self.will_compile() else without_padding(batch)  # compiled code has a fixed length
+        batch = batch if self.compile_choice()[0] else without_padding(batch)  # compiled code has a fixed length
         logprobs, entropies = self.model.logprobs(batch["inputs"], batch["targets"], self.temperature)
         is_sampled, num_tokens = batch["targets"] != IGNORE_INDEX, batch["num_tokens"][0]
         loss = policy_gradient_loss(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.csv"
 SESSIONS_FILE = "sessions.json"
+PLAN_FILE = "plan.json"
 
 
 class MetricsFile(Logger):
@@ -196,17 +197,17 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def save_plan(path: Path, plan: TrainingPlan, micro_batch_size: int) -> None:
-    """Write every derived value to a JSON file."""
+def save_plan(folder: Path, plan: TrainingPlan, micro_batch_size: int) -> None:
+    """Write every derived value to plan.json of a run folder."""
     totals = {"total_tokens": plan.total_tokens, "total_flops": plan.total_flops}
-    write_json(path, {**asdict(plan), **totals, "micro_batch_size": micro_batch_size})
+    write_json(folder / PLAN_FILE, {**asdict(plan), **totals, "micro_batch_size": micro_batch_size})
 
 
-def saved_micro_batch_size(path: Path) -> int | None:
-    """Return the micro-batch size in a saved plan; None without a plan."""
-    if not path.exists():
+def saved_micro_batch_size(folder: Path) -> int | None:
+    """Return the micro-batch size in the plan of a run folder; None without a plan."""
+    if not (folder / PLAN_FILE).exists():
         return None
-    size = read_json(path).get("micro_batch_size")
+    size = read_json(folder / PLAN_FILE).get("micro_batch_size")
     return size if isinstance(size, int) and size >= 1 else None
 
 

@@ -41,7 +41,7 @@ def shape():
 
 def test_a_cpu_takes_what_the_estimate_allows():
     needed = training_memory(shape(), micro_batch_size=4, device_type="cpu", compute_dtype=torch.float32).total
-    options = {"compute_dtype": torch.float32, "is_compiled": True, "checkpointing": False}
+    options = {"compute_dtype": torch.float32, "is_compiled": True, "activation_checkpointing": False}
     fits = cpu_fits(shape(), needed, **options)
     assert (fits(4), fits(8)) == (True, False)
     plenty = cpu_fits(shape(), 1e15, **options)

@@ -22,19 +22,15 @@ if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
 
 
+SAMPLE_TOKENS = 48
+"""Maximum length of a sample."""
+
+
 class SampleWriter(Callback):
     """After every validation, appends greedy answers to fixed prompts to `samples.md` in the run folder.
 
     If the module provides transcripts of its validation, writes those instead.
-
-    Args:
-        prompts: Prompts to complete (pretraining) or answer (SFT); None uses a built-in list.
-        max_new_tokens: Maximum length of an answer, tokens.
     """
-
-    def __init__(self, prompts: list[str] | None = None, max_new_tokens: int = 48) -> None:
-        self.prompts = prompts
-        self.max_new_tokens = max_new_tokens
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0 and is_rank_zero():
@@ -49,12 +45,13 @@ class SampleWriter(Callback):
             file.write(self._sections_before(trainer) + "\n".join(lines) + "\n")
 
     def _answers(self, module: "LanguageModule") -> list[str]:
-        prompts = self.prompts or list(CHAT_PROMPTS if module.speaks_chat else BASE_PROMPTS)
-        complete = answer_messages if module.speaks_chat else complete_texts
+        prompts, complete = BASE_PROMPTS, complete_texts
+        if module.speaks_chat:
+            prompts, complete = CHAT_PROMPTS, answer_messages
         was_training = module.model.training
         # no more slots than needed, to save memory
         engine = Engine(module.model.eval(), module.tokenizer, num_slots=len(prompts))
-        answers = complete(engine, prompts, max_new_tokens=self.max_new_tokens)
+        answers = complete(engine, prompts, max_new_tokens=SAMPLE_TOKENS)
         module.model.train(was_training)
         return [f"- **{prompt}** {answer.strip()}" for prompt, answer in zip(prompts, answers, strict=True)]
 
