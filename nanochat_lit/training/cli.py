@@ -10,6 +10,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from jsonargparse import Namespace
@@ -85,58 +86,52 @@ class SaveConfig(SaveConfigCallback):
         checkpoint[CONFIG_KEY] = self.parser.dump(self.config, skip_unset=False)
 
 
+def run_options(
+    run_dir: str = "runs/default",
+    compute_dtype: str = "auto",
+    log_every: int = 10,
+    checkpoint_every: int = 250,
+    checkpoint_minutes: float | None = None,
+    checkpoint_in_background: bool | None = None,
+    keep_last: int = 2,
+    keep_best: bool = True,
+    overwrite: bool = False,
+    stop_on_explosion: float = 3.0,
+) -> SimpleNamespace:
+    """Check and return the options of a run.
+
+    Args:
+        run_dir: Folder of the run: config, logs, checkpoints, export.
+        compute_dtype: Dtype of activations and matmuls: auto, bfloat16, float16 or float32. The environment variable
+            NANOCHAT_DTYPE overrides it.
+        log_every: Steps between progress lines and logged rows.
+        checkpoint_every: Steps between checkpoints; one is also written before each validation and at the end.
+        checkpoint_minutes: Minutes between checkpoints; null disables them.
+        checkpoint_in_background: Copy each checkpoint to host memory and write it in a background thread. Default null:
+            enabled on a GPU if the copy needs less than half of the host's free memory.
+        keep_last: Number of most recent checkpoints to keep.
+        keep_best: Keep the checkpoint of the best validation (lowest val_bpb) as best.ckpt.
+        overwrite: Replace an earlier run in run_dir. Otherwise fit raises an error, unless --ckpt_path resumes the run.
+        stop_on_explosion: Stop when the loss of ten consecutive steps exceeds its average by this many nats; 0 disables
+            the check. A non-finite loss always stops the run.
+    """
+    options = SimpleNamespace(**locals())
+    for name in ("log_every", "checkpoint_every", "keep_last"):
+        if (value := getattr(options, name)) < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+    if checkpoint_minutes is not None and checkpoint_minutes <= 0:
+        raise UserError(f"checkpoint_minutes is {checkpoint_minutes}; it must be positive")
+    if stop_on_explosion < 0:
+        raise UserError(f"stop_on_explosion is {stop_on_explosion}; it must be positive, or 0 to disable the check")
+    return options
+
+
 class NanochatCLI(CommandLine):
     """LightningCLI with a run folder, explicit precision, resumable checkpoints and the standard callbacks."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that are not keys of trainer, model or data."""
-        parser.add_argument(
-            "--run_dir", type=str, default="runs/default", help="Folder of the run: config, logs, checkpoints, export."
-        )
-        parser.add_argument(
-            "--compute_dtype",
-            type=str,
-            default="auto",
-            help="Dtype of activations and matmuls: auto, bfloat16, float16 or float32. "
-            "The environment variable NANOCHAT_DTYPE overrides it.",
-        )
-        parser.add_argument("--log_every", type=int, default=10, help="Steps between progress lines and logged rows.")
-        parser.add_argument(
-            "--checkpoint_every",
-            type=int,
-            default=250,
-            help="Steps between checkpoints; one is also written before each validation and at the end.",
-        )
-        parser.add_argument(
-            "--checkpoint_minutes", type=float, default=None, help="Minutes between checkpoints; null disables them."
-        )
-        parser.add_argument(
-            "--checkpoint_in_background",
-            type=bool | None,
-            default=None,
-            help="Copy each checkpoint to host memory and write it in a background thread. Default null: enabled "
-            "on a GPU if the copy needs less than half of the host's free memory.",
-        )
-        parser.add_argument("--keep_last", type=int, default=2, help="Number of most recent checkpoints to keep.")
-        parser.add_argument(
-            "--keep_best",
-            type=bool,
-            default=True,
-            help="Keep the checkpoint of the best validation (lowest val_bpb) as best.ckpt.",
-        )
-        parser.add_argument(
-            "--overwrite",
-            type=bool,
-            default=False,
-            help="Replace an earlier run in run_dir. Otherwise fit raises an error, unless --ckpt_path resumes the run.",
-        )
-        parser.add_argument(
-            "--stop_on_explosion",
-            type=float,
-            default=3.0,
-            help="Stop when the loss of ten consecutive steps exceeds its average by this many nats; 0 disables the "
-            "check. A non-finite loss always stops the run.",
-        )
+        parser.add_function_arguments(run_options)
 
     def __init__(self, locks: contextlib.ExitStack, part_of: str | None, *args: Any, **kwargs: Any) -> None:
         self._locks = locks
@@ -194,39 +189,31 @@ class NanochatCLI(CommandLine):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the Trainer with this package's precision, loggers and callbacks."""
-        run_dir = Path(self.setting("run_dir"))
-        trainer_config = self.setting("trainer", {})
-        for name in ("log_every", "checkpoint_every", "keep_last"):
-            if (value := self.setting(name)) < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
-        if (minutes := self.setting("checkpoint_minutes")) is not None and minutes <= 0:
-            raise UserError(f"checkpoint_minutes is {minutes}; it must be positive")
-        if (margin := self.setting("stop_on_explosion")) < 0:
-            raise UserError(f"stop_on_explosion is {margin}; it must be positive, or 0 to disable the check")
+        options = run_options(**{name: self.setting(name) for name in inspect.signature(run_options).parameters})
+        run_dir, trainer_config = Path(options.run_dir), self.setting("trainer", {})
         check_options(trainer_config)
         accelerator = choose_accelerator(trainer_config.get("accelerator"), trainer_config.get("devices"))
         device = "cpu" if accelerator == "cpu" else None
-        precision = ExplicitPrecision(self.setting("compute_dtype"), device)
-        log_every = self.setting("log_every")
+        precision = ExplicitPrecision(options.compute_dtype, device)
         callbacks = [
             RankState(),
             RunStart(),
             SessionRecord(["nanochat-lit", *self._arguments]),
-            RunProgress(log_every),
-            LossGuard(margin, log_every),
+            RunProgress(options.log_every),
+            LossGuard(options.stop_on_explosion, options.log_every),
             SampleWriter(),
             ExportModel(self._continue_with(), self._part_of is not None),
             FreezeGarbage(),
             RunCheckpoint(
                 run_dir / "checkpoints",
-                every_steps=self.setting("checkpoint_every"),
-                every_minutes=minutes,
-                keep_last=self.setting("keep_last"),
-                keep_best=self.setting("keep_best"),
-                overwrite=self.setting("overwrite"),
+                every_steps=options.checkpoint_every,
+                every_minutes=options.checkpoint_minutes,
+                keep_last=options.keep_last,
+                keep_best=options.keep_best,
+                overwrite=options.overwrite,
             ),
         ]
-        checkpoint_io = AtomicCheckpointIO(self.setting("checkpoint_in_background"))
+        checkpoint_io = AtomicCheckpointIO(options.checkpoint_in_background)
         kwargs |= {
             "default_root_dir": str(run_dir),
             "logger": _loggers(run_dir, trainer_config.get("logger")) if self.subcommand == "fit" else False,
