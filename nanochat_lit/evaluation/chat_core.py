@@ -19,6 +19,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine import sandbox
 from nanochat_lit.evaluation.answerer import Answerer, Answering
 from nanochat_lit.evaluation.ranks import sum_over_ranks
+from nanochat_lit.evaluation.scoring import grouped
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
 from nanochat_lit.tasks.arc import ARC
 from nanochat_lit.tasks.base import Conversation, Task, TaskSlice, form_of
@@ -256,7 +257,12 @@ def _categorical(
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (index, 1 if the most likely letter is right, 0), in batches of similar lengths."""
     tokens, task = letter_tokens(answerer, chat_task), chat_task.task
-    for members in _batches(prompts, answerer.tokens_per_pass):
+
+    def joins(members: list[int], index: int) -> bool:  # noqa: ARG001 - the first one is the longest
+        return (len(members) + 1) * len(prompts[members[0]]) <= answerer.tokens_per_pass
+
+    longest_first = sorted(prompts, key=lambda index: len(prompts[index]), reverse=True)
+    for members in grouped(longest_first, joins):
         logits = answerer.next_logits([prompts[index] for index in members])
         for index, row in zip(members, logits, strict=True):
             conversation = task[index]
@@ -264,17 +270,6 @@ def _categorical(
             scores = row[tokens[tuple(letters)]].tolist()
             predicted = letters[scores.index(max(scores))]  # the first of equal scores
             yield index, int(task.evaluate(conversation, predicted)), 0
-
-
-def _batches(prompts: dict[int, list[int]], tokens_per_pass: int) -> Iterator[list[int]]:
-    members: list[int] = []
-    for index in sorted(prompts, key=lambda index: len(prompts[index]), reverse=True):
-        if members and (len(members) + 1) * len(prompts[members[0]]) > tokens_per_pass:
-            yield members
-            members = []
-        members.append(index)
-    if members:
-        yield members
 
 
 def _generative(

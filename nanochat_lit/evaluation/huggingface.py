@@ -18,7 +18,7 @@ from nanochat_lit.common.errors import UserError, missing_package
 from nanochat_lit.common.hardware import find_device, resolve_compute_dtype
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.evaluation.scoring import RowScorer
+from nanochat_lit.evaluation.scoring import RowScorer, grouped
 from nanochat_lit.model import IGNORE_INDEX
 from nanochat_lit.tokenizer import Tokenizer
 
@@ -39,11 +39,7 @@ def is_huggingface(folder: str | Path) -> bool:
 
 
 def refuse_huggingface(folder: str | Path, what: str) -> None:
-    """Raise UserError for a Hugging Face model where an export is required.
-
-    Raises:
-        UserError: If the folder is a Hugging Face model.
-    """
+    """Raise UserError for a folder with a Hugging Face model, where an operation (`what`) needs an export."""
     if is_huggingface(folder):
         raise UserError(
             f"{folder} is a Hugging Face model, but {what} needs a nanochat-lit export; "
@@ -89,11 +85,7 @@ class HuggingFaceTokenizer:
         return bool(getattr(self.whole, "chat_template", None))
 
     def conversation_text(self, messages: Sequence[dict[str, str]], is_open: bool = True) -> str:
-        """Render a conversation with the tokenizer's chat template.
-
-        Args:
-            messages: {"role", "content"} each, with content a string.
-            is_open: End with the beginning of the next answer.
+        """Render a conversation of strings with the tokenizer's chat template, with the beginning of the next answer.
 
         Raises:
             UserError: If the template raises an error.
@@ -131,11 +123,14 @@ class HuggingFaceModel:
         tokenizer: Its tokenizer.
 
     Attributes:
+        device: Device of the model.
+        compute_dtype: Dtype of weights and activations.
         sequence_len: Context length, tokens.
     """
 
     def __init__(self, model: Any, tokenizer: HuggingFaceTokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.device, self.compute_dtype = model.device, model.dtype
         config = model.config.get_text_config()
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         limits = [getattr(config, "max_position_embeddings", None), tokenizer.whole.model_max_length]
@@ -146,29 +141,10 @@ class HuggingFaceModel:
             )
         self.sequence_len = fitting[0]
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.has_plain_cache = self._has_plain_cache()
-        """Whether the cache consists only of keys and values per token, so that it can be shared and padded."""
+        self.has_plain_cache = _has_plain_cache(model)
         own = getattr(model.generation_config, "eos_token_id", None)
         ends = [tokenizer.whole.eos_token_id, *(own if isinstance(own, list) else [own])]
         self.end_ids = sorted({int(end) for end in ends if end is not None})
-
-    def _has_plain_cache(self) -> bool:
-        """Return whether the cache is plain; known only for models defined by the library itself."""
-        from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-
-        layers = DynamicCache(config=self.model.config).layers
-        known = type(self.model).__module__.startswith("transformers.")
-        return known and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.model.device
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Dtype of weights and activations."""
-        return self.model.dtype
 
     def __call__(self, inputs: Tensor, targets: Tensor, reduction: str = "none") -> Tensor:
         """Return the loss of each target, (B, T) float32 nats, 0 for IGNORE_INDEX."""
@@ -207,18 +183,14 @@ class HuggingFaceModel:
 
     def _batches(self, lengths: Sequence[int], limits: Sequence[int]) -> Iterator[list[int]]:
         """Yield batches of prompt indices, longest first, of equal limits (and lengths, if padding is unsupported)."""
-        members: list[int] = []
-        for index in sorted(range(len(lengths)), key=lambda index: (limits[index], -lengths[index])):
-            if members:
-                first = members[0]
-                is_full = (len(members) + 1) * (lengths[first] + limits[first]) > CACHED_TOKENS
-                is_other = not self.has_plain_cache and lengths[index] != lengths[first]
-                if is_full or is_other or limits[index] != limits[first]:
-                    yield members
-                    members = []
-            members.append(index)
-        if members:
-            yield members
+
+        def joins(members: list[int], index: int) -> bool:
+            first = members[0]
+            is_alike = self.has_plain_cache or lengths[index] == lengths[first]
+            fits = (len(members) + 1) * (lengths[first] + limits[first]) <= CACHED_TOKENS
+            return fits and is_alike and limits[index] == limits[first]
+
+        return grouped(sorted(range(len(lengths)), key=lambda index: (limits[index], -lengths[index])), joins)
 
     @torch.inference_mode()
     def _generate(
@@ -237,6 +209,18 @@ class HuggingFaceModel:
         )[:, length:].tolist()  # fmt: skip
         ends = set(self.end_ids)
         return [list(takewhile(lambda token_id: token_id not in ends, row)) for row in rows]
+
+
+def _has_plain_cache(model: Any) -> bool:
+    """Return whether a cache has only keys and values per token, so that it can be shared and padded.
+
+    Known only for models defined by the library itself.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    layers = DynamicCache(config=model.config).layers
+    known = type(model).__module__.startswith("transformers.")
+    return known and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 class HuggingFaceScorer(RowScorer):

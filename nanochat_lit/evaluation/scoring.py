@@ -10,7 +10,7 @@ Shapes: N sequences, P shared tokens, S tokens after them, C channels, V vocabul
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,12 +115,19 @@ class RowScorer(ABC):
         scores: list[list[RowScore]] = [[] for _ in examples]
         shared = [shared_length(example) if self.shares else 0 for example in examples]
         lengths = [
-            padded_length(
-                max(map(len, example.rows)) - 1 - own, self.sequence_len - own
-            )  # the last token is only a target
+            padded_length(max(map(len, example.rows)) - 1 - own, self.sequence_len - own)  # the last is only a target
             for example, own in zip(examples, shared, strict=True)
         ]
-        for members in _batches(examples, shared, lengths, self.tokens_per_pass):
+
+        def joins(members: list[int], index: int) -> bool:
+            beginning, length = shared[members[0]], lengths[members[0]]
+            num_rows = sum(len(examples[member].rows) for member in (*members, index))
+            sizes = ((len(members) + 1) * beginning, num_rows * length, num_rows * (beginning + length) / CACHED_PASSES)
+            return shared[index] == beginning and max(sizes) <= self.tokens_per_pass
+
+        # equal shared lengths and similar remainders, longest first (to fail early)
+        order = sorted(range(len(examples)), key=lambda index: (shared[index], lengths[index]), reverse=True)
+        for members in grouped(order, joins):
             batch = [examples[index] for index in members]
             row_scores = iter(self._score_batch(batch, shared[members[0]], lengths[members[0]]))
             for index, example in zip(members, batch, strict=True):
@@ -145,9 +152,7 @@ class RowScorer(ABC):
             [np.arange(start, len(row)) - 1 - shared for row, start in zip(rows, starts, strict=True)]
         )
         numbers = np.repeat(np.arange(len(rows)), counts)
-        states = self.states(
-            self._on_device(inputs), cache, self._on_device(numbers), self._on_device(columns)
-        )  # (K, C)
+        states = self.states(self._on_device(inputs), cache, self._on_device(numbers), self._on_device(columns))
         targets = np.concatenate([row[start:] for row, start in zip(rows, starts, strict=True)])
         losses, hits = self._target_losses(states, self._on_device(targets))
         return _row_scores(losses, hits, counts)
@@ -214,26 +219,14 @@ def common_prefix(rows: Sequence[np.ndarray]) -> int:
     return int(differs.argmax()) if differs.any() else shortest
 
 
-def _batches(
-    examples: Sequence[Example], shared: list[int], lengths: list[int], tokens_per_pass: int
-) -> Iterator[list[int]]:
-    """Yield indices of examples with equal shared lengths and similar remainders, longest first (to fail early)."""
+def grouped(order: Iterable[int], joins: Callable[[list[int], int], bool]) -> Iterator[list[int]]:
+    """Yield batches of consecutive indices; `joins` returns whether an index fits into the batch of the given ones."""
     members: list[int] = []
-    num_rows = 0
-    for index in sorted(range(len(examples)), key=lambda index: (shared[index], lengths[index]), reverse=True):
-        if members:
-            beginning, length = shared[members[0]], lengths[members[0]]
-            rows = num_rows + len(examples[index].rows)
-            is_full = (
-                (len(members) + 1) * beginning > tokens_per_pass
-                or rows * length > tokens_per_pass
-                or rows * (beginning + length) > CACHED_PASSES * tokens_per_pass
-            )
-            if is_full or shared[index] != beginning:
-                yield members
-                members, num_rows = [], 0
+    for index in order:
+        if members and not joins(members, index):
+            yield members
+            members = []
         members.append(index)
-        num_rows += len(examples[index].rows)
     if members:
         yield members
 
