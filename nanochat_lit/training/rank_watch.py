@@ -56,14 +56,17 @@ class RankWatch:
         self._leave({"done": True})
 
     def fail(self, error: BaseException) -> None:
-        """Send this rank's error to the others, which exit; rank 0 prints it."""
+        """Send this rank's error to the others, which exit; rank 0 prints it.
+
+        A failed collective is not an error of this rank: if another one has died, the process exits here.
+        """
+        words = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
+        is_collective = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+        if is_collective or isinstance(error, dist.DistError):
+            time.sleep(GRACE_S)
         self._leave({"failed": self.rank, "why": f"{type(error).__name__}: {error}".splitlines()[0]})
         if self.rank != 0:
             self._rank_zero_ended.wait(2 * GRACE_S)  # otherwise the launcher might kill rank 0 before it prints
-
-    def wait_for_blame(self) -> None:
-        """Handle a failed collective: exits the process if another rank has died, else returns."""
-        time.sleep(GRACE_S)
 
     def _connect(self) -> None:
         """Connect all ranks to rank 0, whose address is broadcast through the process group."""
@@ -77,8 +80,12 @@ class RankWatch:
             peer.settimeout(None)
             peer.sendall(token + self.rank.to_bytes(4, "big"))
             self._peers[peer] = 0
+        keep_alive = (("TCP_KEEPIDLE", KEEP_ALIVE_S), ("TCP_KEEPINTVL", KEEP_ALIVE_S), ("TCP_KEEPCNT", 3))
         for peer in self._peers:
-            _keep_alive(peer)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in keep_alive:
+                if hasattr(socket, name):  # the option names are platform-dependent
+                    peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def _accept(self) -> None:
         has_ipv6 = socket.has_dualstack_ipv6()
@@ -86,7 +93,8 @@ class RankWatch:
         token = secrets.token_bytes(16)  # rejects unrelated connections to the port
         with socket.create_server(("", 0), family=family, backlog=self.world_size, dualstack_ipv6=has_ipv6) as server:
             server.settimeout(CONNECT_TIMEOUT_S)
-            dist.broadcast_object_list([(_own_address(), server.getsockname()[1], token)], src=0)
+            host = os.environ.get("MASTER_ADDR") or "127.0.0.1"  # where other ranks reach the process group of rank 0
+            dist.broadcast_object_list([(host, server.getsockname()[1], token)], src=0)
             while len(self._peers) < self.world_size - 1:
                 peer, _ = server.accept()
                 peer.settimeout(CONNECT_TIMEOUT_S)
@@ -142,18 +150,6 @@ class RankWatch:
             for peer in self._peers:
                 with contextlib.suppress(OSError):
                     peer.sendall((json.dumps(news) + "\n").encode())
-
-
-def _own_address() -> str:
-    """Return the address at which other ranks reach rank 0: that of its process group."""
-    return os.environ.get("MASTER_ADDR") or "127.0.0.1"
-
-
-def _keep_alive(peer: socket.socket) -> None:
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", KEEP_ALIVE_S), ("TCP_KEEPINTVL", KEEP_ALIVE_S), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):  # the option names are platform-dependent
-            peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _read(peer: socket.socket, count: int) -> bytes:

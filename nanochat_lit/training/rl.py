@@ -131,27 +131,23 @@ class RLModule(ContinuedModule):
         self._transcripts: list[str] = []
 
     def _check_settings(self) -> None:
-        for name in ("questions_per_step", "max_new_tokens", "updates_per_batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.num_samples < 2:
-            raise UserError(
-                f"num_samples is {self.num_samples}; use at least 2, because the baseline is the mean over the samples"
-            )
         SamplingParams(temperature=self.temperature, top_k=self.top_k or 0)  # validates both
-        if self.temperature == 0:
-            raise UserError(
-                "temperature is 0, so all answers to a question would be identical; use a positive value such as 1"
-            )
-        if not 0 <= self.clip_ratio < 1:
-            raise UserError(f"clip_ratio is {self.clip_ratio}; use 0 (off) or a value below 1, such as 0.2")
-        if self.kl_coefficient < 0:
-            raise UserError(f"kl_coefficient is {self.kl_coefficient}; use 0 (off) or a positive value, such as 0.01")
-        if self.updates_per_batch > 1 and self.clip_ratio == 0:
-            raise UserError(
-                f"updates_per_batch is {self.updates_per_batch}, but after the first one the answers are off-policy; "
-                "use clip_ratio (for example 0.2) or 1"
-            )
+        positive = "it must be at least 1"
+        for name, is_valid, hint in (
+            ("questions_per_step", self.questions_per_step >= 1, positive),
+            ("max_new_tokens", self.max_new_tokens >= 1, positive),
+            ("updates_per_batch", self.updates_per_batch >= 1, positive),
+            ("num_samples", self.num_samples >= 2, "use at least 2: the baseline is the mean over the samples"),
+            ("temperature", self.temperature > 0, "all answers to a question would be identical; use 1, for example"),
+            ("clip_ratio", 0 <= self.clip_ratio < 1, "use 0 (off) or a value below 1, such as 0.2"),
+            ("kl_coefficient", self.kl_coefficient >= 0, "use 0 (off) or a positive value, such as 0.01"),
+            (
+                "updates_per_batch", self.updates_per_batch == 1 or self.clip_ratio > 0,
+                "after the first one the answers are off-policy; use clip_ratio (for example 0.2) or 1",
+            ),
+        ):  # fmt: skip
+            if not is_valid:
+                raise UserError(f"{name} is {getattr(self, name)}; {hint}")
 
     @cached_property
     def context(self) -> int:

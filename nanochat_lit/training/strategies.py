@@ -48,8 +48,6 @@ class WatchedDDPStrategy(DDPStrategy):
         if self._watch is not None and isinstance(exception, SystemExit):
             self._watch.finish()
         elif self._watch is not None:
-            if is_communication_error(exception):
-                self._watch.wait_for_blame()
             self._watch.fail(exception)
 
     def teardown(self) -> None:
@@ -160,11 +158,3 @@ def shard_optimizer(optimizer: Any) -> None:
         name = type(optimizer).__name__
         raise UserError(f"strategy zero cannot shard the state of {name}, which has no method shard; use strategy ddp")
     optimizer.shard(dist.get_rank(), dist.get_world_size())
-
-
-def is_communication_error(error: BaseException) -> bool:
-    """Return whether the error is a failed collective, as after the death of another rank."""
-    if isinstance(error, dist.DistError):
-        return True
-    words = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe")
-    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

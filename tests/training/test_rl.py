@@ -151,7 +151,7 @@ def test_questions_without_room_are_left_out(write_rl_recipe, tmp_path, capsys):
     ("model", "data", "message"),
     [
         ({"num_samples": 1}, {}, "num_samples is 1; use at least 2"),
-        ({"temperature": 0.0}, {}, "temperature is 0, so all answers"),
+        ({"temperature": 0.0}, {}, "temperature is 0.0; all answers"),
         ({"updates_per_batch": 2}, {}, "use clip_ratio"),
         ({"clip_ratio": 1.5}, {}, "clip_ratio is 1.5"),
         ({"kl_coefficient": -1.0}, {}, "kl_coefficient is -1"),
