@@ -1,5 +1,9 @@
-"""Training stages as LightningModules: thin shells around the GPT, the optimizer and the data streams."""
+"""Training stages as LightningModules: thin shells around the GPT, the optimizer and the data streams.
 
+Recipes name the classes by these short paths.
+"""
+
+from nanochat_lit.training.callbacks.evaluators import ChatCoreEvaluator, CoreEvaluator
 from nanochat_lit.training.chat_data import ChatDataModule, MixtureDataModule
 from nanochat_lit.training.datamodules import TextDataModule
 from nanochat_lit.training.pretrain import PretrainModule
@@ -8,7 +12,9 @@ from nanochat_lit.training.rollout_data import RolloutDataModule
 from nanochat_lit.training.sft import SFTModule
 
 __all__ = [
+    "ChatCoreEvaluator",
     "ChatDataModule",
+    "CoreEvaluator",
     "MixtureDataModule",
     "PretrainModule",
     "RLModule",

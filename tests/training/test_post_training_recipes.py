@@ -107,7 +107,7 @@ def test_sft(files, base, tmp_path):
     labels = ["arc_easy", "mmlu", "gsm8k"]
     settings = {"tasks": labels, "paths": {label: files[label] for label in labels}}
     chat_core = {
-        "class_path": "nanochat_lit.training.callbacks.evaluators.ChatCoreEvaluator",
+        "class_path": "nanochat_lit.training.ChatCoreEvaluator",
         "init_args": {**settings, "max_per_task": 4, "max_new_tokens": 8},
     }
     paths = {"smoltalk": files["talk"], "mmlu": files["mmlu"], "gsm8k": files["gsm8k"]}

@@ -43,7 +43,7 @@ def sizes(core_bundle):
     options += [f"--data.{key}={value}" for key, value in data.items()]
     options += [f"--trainer.{key}={value}" for key, value in trainer.items()]
     callback = {
-        "class_path": "nanochat_lit.training.callbacks.evaluators.CoreEvaluator",
+        "class_path": "nanochat_lit.training.CoreEvaluator",
         "init_args": {"bundle": str(core_bundle), "max_per_task": 5, "every": 3},
     }
     return [*options, "--compute_dtype=float32", "--log_every=1", f"--trainer.callbacks={json.dumps([callback])}"]
