@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from nanochat_lit.common.distributed import is_rank_zero, world_size
+from nanochat_lit.common.distributed import is_rank_zero
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import write_json
 
@@ -53,10 +53,9 @@ def core(
         trust_remote_code: Run the Python files of a Hugging Face folder, with your permissions.
         json: Print only JSON.
     """
-    from nanochat_lit.evaluation.core import bundle_digest, evaluate_core
-    from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, fetch_bundle, load_bundle
+    from nanochat_lit.evaluation.core import bundle_digest, evaluate_core, summarize_core
+    from nanochat_lit.evaluation.core_bundle import fetch_bundle, load_bundle
     from nanochat_lit.evaluation.ranks import joined_ranks
-    from nanochat_lit.evaluation.score_report import summarize
 
     # before the model is loaded, to report data errors immediately
     folder = Path(bundle) if bundle is not None else fetch_bundle(sha256=bundle_sha256)
@@ -69,9 +68,7 @@ def core(
     if not is_rank_zero():
         return
     about = {"model": model, "bundle": str(folder), "max_per_task": max_per_task, "compute_dtype": dtype}
-    baselines = {version: {task.label: task.baselines()[version] for task in core_tasks} for version in BASELINES}
-    report = summarize("core", CORE_LABELS, outcome, baselines, {**about, "world_size": world_size()})
-    _finish(report, results, _out_folder(model, out), json)
+    _finish(summarize_core(core_tasks, outcome, about), results, _out_folder(model, out), json)
 
 
 def chat(  # noqa: PLR0913 - every option of the command is a parameter
@@ -124,14 +121,13 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     """
     from nanochat_lit.evaluation.answerer import Answering
     from nanochat_lit.evaluation.chat_core import (
-        CHAT_BASELINES,
         chat_digest,
         code_runner,
         evaluate_chat,
         load_chat_tasks,
+        summarize_chat,
     )
     from nanochat_lit.evaluation.ranks import joined_ranks
-    from nanochat_lit.evaluation.score_report import summarize
 
     if not 1 <= k <= max(num_samples, 1):
         raise UserError(f"k is {k}; use 1 to {num_samples} (num_samples)")
@@ -147,9 +143,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     if not is_rank_zero():
         return
     about = {"model": model, "prompts": prompts, "paths": paths, "max_per_task": max_per_task, "compute_dtype": dtype}
-    baselines = {"chat_core": {task.label: task.baseline for task in chat_tasks}}
-    about |= {**asdict(answering), "world_size": world_size()}
-    report = summarize("chat_core", list(CHAT_BASELINES), outcome, baselines, about, k)
+    report = summarize_chat(chat_tasks, outcome, {**about, **asdict(answering)}, k)
     _finish(report, results, _out_folder(model, out), json)
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine import sandbox
 from nanochat_lit.evaluation.answerer import Answerer, Answering
 from nanochat_lit.evaluation.ranks import sum_over_ranks
+from nanochat_lit.evaluation.score_report import summarize
 from nanochat_lit.evaluation.scoring import grouped
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
 from nanochat_lit.tasks.arc import ARC
@@ -100,12 +102,8 @@ def load_chat_tasks(
 def code_runner(labels: Sequence[str] | None, allow_unsafe: bool = False) -> RunCode | None:
     """Return the runner of HumanEval programs, or None (with a warning) if isolation is not available.
 
-    Args:
-        labels: Requested tasks; None or an empty list is every available task.
-        allow_unsafe: Run programs even without isolation.
-
     Raises:
-        UserError: If HumanEval is requested by name and cannot be run.
+        UserError: If HumanEval is among the labels and cannot be run.
     """
     if labels and "humaneval" not in labels:
         return None
@@ -166,29 +164,20 @@ def evaluate_chat(
 ) -> list[TaskResult]:
     """Evaluate every task; with a process group, the questions are distributed over the ranks.
 
-    Args:
-        answerer: Model to evaluate.
-        tasks: Tasks from `load_chat_tasks`.
-        answering: Sampling settings of generative questions.
-        results: Results of an earlier evaluation, extended by this one; only rank 0's are used.
-        on_task: Called on rank 0 for each task that is or was finished.
+    `results` and `on_task` are those of `measure_tasks`.
 
     Returns:
         One result per task, in order, on every rank.
 
     Raises:
-        UserError: If a letter is not a single token or a setting is invalid; raised before any question is asked.
+        UserError: If a letter is not a single token; raised before any question is asked.
     """
     check_tasks(answerer, tasks)
     return measure_tasks(tasks, lambda task: evaluate_chat_task(answerer, task, answering), results, on_task)
 
 
 def check_tasks(answerer: Answerer, tasks: Sequence[ChatTask]) -> None:
-    """Check tasks and settings before an evaluation.
-
-    Raises:
-        UserError: If a letter is not a single token or a setting is invalid.
-    """
+    """Raise UserError if an answer letter is not a single token of the tokenizer."""
     for chat_task in tasks:
         if chat_task.kind == "categorical":
             letter_tokens(answerer, chat_task)
@@ -294,6 +283,15 @@ def _judge(
     answers, form = [answerer.read(sample) for sample in samples], form_of(task)
     num_right = sum(task.evaluate(conversation, *answer) for answer in answers)
     return num_right, sum(form.has_form(*answer) for answer in answers) if form else 0
+
+
+def summarize_chat(
+    tasks: Sequence[ChatTask], results: Sequence[TaskResult], about: Mapping[str, Any], k: int = 1
+) -> dict[str, Any]:
+    """Return the report of `summarize`."""
+    baselines = {"chat_core": {task.label: task.baseline for task in tasks}}
+    about = {**about, "world_size": world_size()}
+    return summarize("chat_core", list(CHAT_BASELINES), results, baselines, about, k)
 
 
 def chat_digest(tasks: Sequence[ChatTask]) -> str:

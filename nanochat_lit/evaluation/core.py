@@ -10,7 +10,7 @@ https://arxiv.org/abs/2406.11794
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from nanochat_lit.common.distributed import rank, world_size
-from nanochat_lit.evaluation.core_bundle import CoreTask
+from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, CoreTask
 from nanochat_lit.evaluation.huggingface import TextTokenizer
 from nanochat_lit.evaluation.ranks import sum_over_ranks
+from nanochat_lit.evaluation.score_report import summarize
 from nanochat_lit.evaluation.scoring import Example, RowScore, RowScorer, common_prefix
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
 
@@ -118,12 +119,7 @@ def evaluate_core(
 ) -> list[TaskResult]:
     """Evaluate every task; with a process group, the examples are distributed over the ranks.
 
-    Args:
-        scorer: The model.
-        tokenizer: Its tokenizer.
-        tasks: Tasks of a bundle.
-        results: Results of an earlier evaluation, extended by this one; only rank 0's are used.
-        on_task: Called on rank 0 for each task that is or was finished.
+    `results` and `on_task` are those of `measure_tasks`.
 
     Returns:
         One result per task, in order, on every rank.
@@ -154,6 +150,14 @@ def evaluate_task(scorer: RowScorer, tokenizer: TextTokenizer, task: CoreTask) -
         num_cut=num_cut,
         seconds=time.perf_counter() - start_s,
     )
+
+
+def summarize_core(
+    tasks: Sequence[CoreTask], results: Sequence[TaskResult], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the report of `summarize`, with both versions of the baselines."""
+    baselines = {version: {task.label: task.baselines()[version] for task in tasks} for version in BASELINES}
+    return summarize("core", CORE_LABELS, results, baselines, {**about, "world_size": world_size()})
 
 
 def bundle_digest(tasks: Sequence[CoreTask]) -> str:

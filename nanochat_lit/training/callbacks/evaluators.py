@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 
-from nanochat_lit.common.distributed import world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.evaluation.answerer import Answering, EngineAnswerer
 from nanochat_lit.evaluation.chat_core import (
-    CHAT_BASELINES,
     ChatTask,
     check_tasks,
     code_runner,
     evaluate_chat,
     load_chat_tasks,
+    summarize_chat,
 )
-from nanochat_lit.evaluation.core import evaluate_core
-from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, CoreTask, fetch_bundle, load_bundle
-from nanochat_lit.evaluation.score_report import headline, summarize, write_report
+from nanochat_lit.evaluation.core import evaluate_core, summarize_core
+from nanochat_lit.evaluation.core_bundle import CoreTask, fetch_bundle, load_bundle
+from nanochat_lit.evaluation.score_report import headline, write_report
 from nanochat_lit.evaluation.scoring import GPTScorer
 from nanochat_lit.training.callbacks import StepCallback
 
@@ -127,9 +126,7 @@ class CoreEvaluator(TaskEvaluator):
     def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
         """Evaluate every task with the model in training."""
         results = evaluate_core(GPTScorer(module.model), module.tokenizer, self.core_tasks)
-        baselines = {version: {t.label: t.baselines()[version] for t in self.core_tasks} for version in BASELINES}
-        about = {"bundle": self.bundle, "max_per_task": self.max_per_task, "world_size": world_size()}
-        return summarize("core", CORE_LABELS, results, baselines, about)
+        return summarize_core(self.core_tasks, results, {"bundle": self.bundle, "max_per_task": self.max_per_task})
 
 
 class ChatCoreEvaluator(TaskEvaluator):
@@ -168,6 +165,4 @@ class ChatCoreEvaluator(TaskEvaluator):
         """Evaluate the model in training."""
         answerer = EngineAnswerer(Engine(module.model, module.tokenizer))
         results = evaluate_chat(answerer, self.chat_tasks, self.answering)
-        baselines = {"chat_core": {task.label: task.baseline for task in self.chat_tasks}}
-        about = {"max_per_task": self.max_per_task, "world_size": world_size()}
-        return summarize("chat_core", list(CHAT_BASELINES), results, baselines, about)
+        return summarize_chat(self.chat_tasks, results, {"max_per_task": self.max_per_task})
