@@ -33,10 +33,8 @@ class TokenAccounts:
     def __init__(self, names: Sequence[str] | None, pad_id: int) -> None:
         self.names = list(names or ())
         self.pad_id = pad_id
-        self._counts: Tensor | None = None
-        """(3 + sources,) positions, trained, padding, then trained by source."""
-        self._losses: Tensor | None = None
-        """(sources,) sums of the losses of the trained tokens, nats."""
+        self._sums: list[Tensor] = []
+        """Counts, (3 + sources,): positions, trained, padding, trained by source; and losses, (sources,), nats."""
 
     def add(self, batch: dict[str, Tensor], token_losses: Tensor) -> None:
         """Count a batch: inputs and targets, (B, T), sources if there are names; losses are 0 for ignored targets."""
@@ -48,36 +46,27 @@ class TokenAccounts:
         counts = torch.stack([*sizes, *(own.sum() for own in is_own)])
         # torch.where instead of a product, so that a NaN loss affects only its source
         losses = torch.stack([token_losses.where(own, 0.0).sum() for own in is_own]) if is_own else counts.new_zeros(0)
-        self._counts = counts if self._counts is None else self._counts + counts
-        self._losses = losses if self._losses is None else self._losses + losses
+        found = [counts, losses]
+        self._sums = [old + new for old, new in zip(self._sums, found, strict=True)] if self._sums else found
 
     def pop(self) -> Tensor:
         """Return counts since the last call and sums of losses, (3 + 2 * sources,) float32; sum them over the ranks."""
-        assert self._counts is not None, "pop() without add()"
-        assert self._losses is not None, "both or none"
-        sums = torch.cat([self._counts.float(), self._losses.float()])
-        self._counts = self._losses = None
+        sums, self._sums = torch.cat([own.float() for own in self._sums]), []
         return sums
 
     def state_dict(self) -> dict[str, Any]:
         """Return the unread counts on the CPU."""
-        if self._counts is None or self._losses is None:
-            return {}
-        return {"counts": self._counts.cpu(), "losses": self._losses.cpu()}
+        return {name: own.cpu() for name, own in zip(("counts", "losses"), self._sums, strict=False)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Restore the state that `state_dict` returned."""
-        self._counts = state["counts"].to(device) if state else None
-        self._losses = state["losses"].to(device) if state else None
+        self._sums = [state[name].to(device) for name in ("counts", "losses")] if state else []
 
     def figures(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return the metrics from sums over all ranks.
+        """Return the metrics from the results of `pop`, summed over all ranks.
 
         A sequence may contain conversations of several sources. Tokens are attributed individually, so a source's loss
         is the mean over its trained tokens.
-
-        Args:
-            sums: Results of `pop`, summed.
 
         Returns:
             tokens_trained, tokens_read and tokens_padding as fractions of all positions. With names, also share/NAME
