@@ -10,17 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, callbacks
 from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    EarlyStopping,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    ModelCheckpoint,
-    ModelPruning,
-    StochasticWeightAveraging,
-)
 
 from nanochat_lit.common.available_memory import total_memory_bytes
 from nanochat_lit.common.distributed import is_srun, rank, world_size
@@ -52,11 +43,11 @@ REPLACED_OPTIONS: dict[str, tuple[tuple[Any, ...], str]] = {
 """Trainer options that other keys replace: the allowed values, and the key to use instead."""
 
 REPLACED_CALLBACKS: dict[type, str] = {
-    GradientAccumulationScheduler: "set model.tokens_per_step, which determines accumulation",
-    StochasticWeightAveraging: "it averages over epochs, but training data have no epochs; use EMAWeightAveraging",
-    BatchSizeFinder: "set data.micro_batch_size auto",
-    ModelPruning: "it prunes torch layers, which the model does not use",
-    LearningRateFinder: "learning rates derive from model.depth; set model.matrix_lr and the others explicitly",
+    callbacks.GradientAccumulationScheduler: "set model.tokens_per_step, which determines accumulation",
+    callbacks.StochasticWeightAveraging: "it averages over epochs, but training data have no epochs; use EMAWeightAveraging",
+    callbacks.BatchSizeFinder: "set data.micro_batch_size auto",
+    callbacks.ModelPruning: "it prunes torch layers, which the model does not use",
+    callbacks.LearningRateFinder: "learning rates derive from model.depth; set model.matrix_lr and the others explicitly",
 }
 """Unsupported callbacks, and what to use instead."""
 
@@ -82,7 +73,8 @@ def check_callbacks(trainer: Trainer, module: LightningModule) -> None:
         for kind, instead in REPLACED_CALLBACKS.items():
             if isinstance(callback, kind):
                 raise UserError(f"the callback {name} is not supported: {instead}")
-        monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
+        has_monitor = isinstance(callback, callbacks.EarlyStopping | callbacks.ModelCheckpoint)
+        monitor = callback.monitor if has_monitor else None
         is_ours = isinstance(module, LanguageModule) and type(module).__module__.startswith("nanochat_lit.")
         if monitor and is_ours and monitor.partition("/")[0] != module.figure:
             raise UserError(f"{name} monitors {monitor!r}, which is not logged; monitor {module.figure!r}")
