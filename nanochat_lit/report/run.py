@@ -61,11 +61,17 @@ def _comparison(runs: Sequence[RunFolder], price_per_hour: float) -> tuple[list[
 
 def _run_values(run: RunFolder, price_per_hour: float, *, is_alone: bool) -> dict[str, Any]:
     """Return the template values of one run."""
+    kind = run.settings.get("model.class_path", "").rpartition(".")[2]
+    stage = run.provenance.get("stage") or CLASS_STAGES.get(kind, "")
     return {
         "is_alone": is_alone,
         "level": Markdown("##" if is_alone else "###"),
         "name": run.name,
-        "what": _what(run),
+        "stage": STAGES.get(str(stage), "training").capitalize(),
+        "shape": run.shape,
+        "counts": None if run.shape is None else count_parameters(run.shape),
+        "depth": run.settings.get("model.depth"),
+        "base": run.settings.get("model.base"),
         "facts": _facts(run, price_per_hour),
         "commands": _commands(run),
         "data": _data_rows(run),
@@ -112,25 +118,6 @@ def curve_plots(runs: Sequence[RunFolder], against: str = "step") -> dict[str, b
             name = "validation by compute"
             plots[name] = curves_png(name, "bits per byte", after_start, "FLOPs", log_x=True)
     return plots
-
-
-def _what(run: RunFolder) -> str:
-    stage = run.provenance.get("stage") or CLASS_STAGES.get(str(_key(run, "model.class_path")).rpartition(".")[2], "")
-    stage = STAGES.get(str(stage), "training")
-    shape = run.shape
-    if shape is None:
-        model = f"a model of depth {_key(run, 'model.depth')}" if _key(run, "model.depth") else "a model"
-    else:
-        counts = count_parameters(shape)
-        model = (
-            f"a GPT of {shape.n_layer} layers, width {shape.n_embd}, {shape.n_head} heads ({shape.n_kv_head} for keys and "
-            f"values), vocabulary {shape.vocab_size:,}, context {shape.sequence_len:,}: {counts.total:,} parameters, of which "
-            f"{counts.scaling:,} count for scaling"
-        )
-    base = _key(run, "model.base")
-    start = f", starting from {base}" if base else ""
-    ended = "" if run.shape is not None else " It has no export: it is in progress, was stopped, or was cleaned up."
-    return f"{stage.capitalize()} of {model}{start}.{ended}"
 
 
 def _facts(run: RunFolder, price_per_hour: float) -> list[tuple[str, str]]:
@@ -270,10 +257,6 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _key(run: RunFolder, name: str) -> str:
-    return run.settings.get(name, "")
 
 
 def write_quickstart_report(
