@@ -13,18 +13,18 @@ from nanochat_lit.evaluation.chat_core import code_runner
 from nanochat_lit.training.callbacks.evaluators import ChatCoreEvaluator, figures_of
 from nanochat_lit.training.run_records import read_metrics
 
-CALLBACKS = "nanochat_lit.training.callbacks"
+CLASSES = "nanochat_lit.training"
 
 
 def with_callback(recipe, name, **arguments):
     content = yaml.safe_load(recipe.read_text("utf-8"))
-    content["trainer"]["callbacks"] = [{"class_path": f"{CALLBACKS}.{name}", "init_args": arguments}]
+    content["trainer"]["callbacks"] = [{"class_path": f"{CLASSES}.{name}", "init_args": arguments}]
     recipe.write_text(yaml.safe_dump(content), encoding="utf-8")
     return recipe
 
 
 def test_core_in_a_run_is_core_of_its_export(write_recipe, core_bundle, capsys):
-    recipe = with_callback(write_recipe(), "core.CoreEvaluator", bundle=str(core_bundle), max_per_task=20, every=2)
+    recipe = with_callback(write_recipe(), "CoreEvaluator", bundle=str(core_bundle), max_per_task=20, every=2)
     run = recipe.parent / "run"
     assert cli.main(["fit", "--config", str(recipe)]) == 0
     assert "step 4: mean of 4 tasks, partial CORE" in capsys.readouterr().err
@@ -41,7 +41,7 @@ def test_core_in_a_run_is_core_of_its_export(write_recipe, core_bundle, capsys):
 
 
 def test_the_run_itself_does_not_notice(write_recipe, core_bundle, pretrained):
-    recipe = with_callback(write_recipe(), "core.CoreEvaluator", bundle=str(core_bundle), max_per_task=10, every=1)
+    recipe = with_callback(write_recipe(), "CoreEvaluator", bundle=str(core_bundle), max_per_task=10, every=1)
     assert cli.main(["fit", "--config", str(recipe)]) == 0
     found, wanted = (read_metrics(run / "metrics.csv") for run in (recipe.parent / "run", pretrained))
     for step, row in wanted.items():
@@ -54,7 +54,7 @@ def test_chat_core_in_fine_tuning(sft_recipe, tmp_path, capsys):
     path = tmp_path / "gsm8k.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     arguments = {"tasks": ["gsm8k"], "paths": {"gsm8k": str(path)}, "max_per_task": 4, "max_new_tokens": 8}
-    recipe = with_callback(sft_recipe, "chat_core.ChatCoreEvaluator", **arguments)
+    recipe = with_callback(sft_recipe, "ChatCoreEvaluator", **arguments)
     assert cli.main(["fit", "--config", str(recipe)]) == 0
     metrics = read_metrics(tmp_path / "sft" / "metrics.csv")
     assert [step for step, row in metrics.items() if "chat_core_partial" in row] == [3], "only at the end"
@@ -73,7 +73,7 @@ def test_chat_core_in_fine_tuning(sft_recipe, tmp_path, capsys):
     ],
 )
 def test_errors_come_before_the_first_step(write_recipe, core_bundle, capsys, arguments, message):
-    recipe = with_callback(write_recipe(), "core.CoreEvaluator", **{"bundle": str(core_bundle), **arguments})
+    recipe = with_callback(write_recipe(), "CoreEvaluator", **{"bundle": str(core_bundle), **arguments})
     assert cli.main(["fit", "--config", str(recipe)]) == 2
     err = capsys.readouterr().err
     assert message in err
@@ -94,7 +94,7 @@ def test_what_does_not_suit_the_model_is_told_before_the_first_step(
     row = {"question": "Which?", "choices": {"text": ["a", "b"], "label": ["A", letter]}, "answerKey": "A"}
     (tmp_path / "arc.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     arguments = {"tasks": ["arc_easy"], "paths": {"arc_easy": str(tmp_path / "arc.jsonl")}, **arguments}
-    recipe = with_callback(sft_recipe, "chat_core.ChatCoreEvaluator", **arguments)
+    recipe = with_callback(sft_recipe, "ChatCoreEvaluator", **arguments)
     assert cli.main(["fit", "--config", str(recipe)]) == 2
     err = capsys.readouterr().err
     assert message in err
