@@ -108,14 +108,15 @@ class LanguageDataModule(LightningDataModule):
         Raises:
             UserError: On every rank, unless there is at least one training item per reader.
         """
-        readers = world_size() * max(1, self.num_workers)
-        rows = stream.source.num_rows("train", enough=readers) if isinstance(stream.source, TextSource) else None
-        if rows is not None and rows < readers:
-            workers = f" x {self.num_workers} loader workers" if self.num_workers else ""
-            raise UserError(
-                f"{stream.source.name} has {rows} training item(s), too few for {world_size()} rank(s){workers}; "
-                "use more data, or fewer ranks or workers"
-            )
+        readers, source = world_size() * max(1, self.num_workers), stream.source
+        if isinstance(source, TextSource):
+            rows = source.num_rows("train", enough=readers)
+            if rows is not None and rows < readers:
+                workers = f" x {self.num_workers} loader workers" if self.num_workers else ""
+                raise UserError(
+                    f"{source.name} has {rows} training item(s), too few for {world_size()} rank(s){workers}; "
+                    "use more data, or fewer ranks or workers"
+                )
         loader = ResumableLoader(stream, self.num_workers, pin_memory=self.module.device.type in ("cuda", "xpu"))
         if self.positions:
             loader.seek(_own_position(stream, self.positions, loader.num_readers))
