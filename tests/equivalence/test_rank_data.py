@@ -14,8 +14,8 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import FileSource
 from nanochat_lit.data.stream import PretrainStream
 from nanochat_lit.evaluation.bpb import BitsPerByte
-from nanochat_lit.training import datamodules
-from nanochat_lit.training.datamodules import ChatDataModule, TextDataModule
+from nanochat_lit.training import ChatDataModule, TextDataModule, datamodules
+from nanochat_lit.training import chat_data as chat_datamodules
 
 
 @pytest.fixture
@@ -23,8 +23,9 @@ def as_rank(monkeypatch):
     """Pretend to be a rank of several, as far as the data can see."""
 
     def pretend(rank, world_size):
-        monkeypatch.setattr(datamodules, "rank", lambda: rank)
-        monkeypatch.setattr(datamodules, "world_size", lambda: world_size)
+        for module in (datamodules, chat_datamodules):
+            monkeypatch.setattr(module, "rank", lambda: rank)
+            monkeypatch.setattr(module, "world_size", lambda: world_size)
 
     return pretend
 
