@@ -6,10 +6,10 @@ from itertools import islice
 from typing import Any, Literal
 
 from nanochat_lit.common.distributed import rank, world_size
-from nanochat_lit.data.source import SplitSource
-from nanochat_lit.data.stream import ChatStream, SourceLike
 from nanochat_lit.data.loader import ResumableLoader
 from nanochat_lit.data.shards import FileSource
+from nanochat_lit.data.source import SplitSource
+from nanochat_lit.data.stream import ChatStream, SourceLike
 from nanochat_lit.tasks.base import Conversations, TaskMixture
 from nanochat_lit.training.datamodules import Batch, LanguageDataModule
 

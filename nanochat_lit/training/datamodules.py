@@ -18,7 +18,7 @@ from nanochat_lit.data.loader import ResumableLoader, merged
 from nanochat_lit.data.prepared import TOKENIZER_FOLDER, check_tokenizer
 from nanochat_lit.data.shards import FileSource, text_column
 from nanochat_lit.data.source import TextSource
-from nanochat_lit.data.stream import ChatStream, PretrainStream, SourceLike
+from nanochat_lit.data.stream import ChatStream, PretrainStream
 from nanochat_lit.evaluation.bpb import document_batches
 from nanochat_lit.tokenizer import Tokenizer
 
