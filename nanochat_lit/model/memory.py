@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
+from torch.torch_version import TorchVersion
 
 from nanochat_lit.common.compilers import has_cpp_compiler
 from nanochat_lit.model.accounting import count_parameters
@@ -149,7 +150,7 @@ def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
 
 def _eager_holes() -> float:
     """Share of what an eager micro-batch makes and drops; measured on torch 2.9, 2.11, 2.13 and 2.14."""
-    return 0.9 if torch.torch_version.TorchVersion(torch.__version__) >= (2, 13) else 1.6
+    return 0.9 if TorchVersion(torch.__version__) >= (2, 13) else 1.6
 
 
 def _glibc_slack(held: int, passing: int, run: _Run) -> float:
