@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from nanochat_lit.engine.calculator import calculate
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export, load_generation_defaults, save_export
-    from nanochat_lit.engine.hf_export import export_hf, import_hf
+    from nanochat_lit.engine.hf_export import export_hf
+    from nanochat_lit.engine.hf_import import import_hf
     from nanochat_lit.engine.nanochat_checkpoint import load_nanochat_checkpoint
     from nanochat_lit.engine.nanochat_tokenizer import load_nanochat_tokenizer
     from nanochat_lit.engine.sandbox import run_python
@@ -76,7 +77,7 @@ _HOMES = {
     "derive_plan": "nanochat_lit.optim.scaling",
     "evaluate_documents": "nanochat_lit.evaluation.bpb",
     "export_hf": "nanochat_lit.engine.hf_export",
-    "import_hf": "nanochat_lit.engine.hf_export",
+    "import_hf": "nanochat_lit.engine.hf_import",
     "load_export": "nanochat_lit.engine.export",
     "load_generation_defaults": "nanochat_lit.engine.export",
     "load_nanochat_checkpoint": "nanochat_lit.engine.nanochat_checkpoint",

@@ -80,6 +80,8 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
         "nanochat_lit.commands.import_hf:import_hf",
         "convert a Hugging Face folder written by `export` back to an export",
     ),
+    "push": ("nanochat_lit.commands.push:push", "upload an export to the Hugging Face hub: push EXPORT OWNER/NAME"),
+    "pull": ("nanochat_lit.commands.pull:pull", "download a model from the Hugging Face hub as an export"),
     "import-nanochat": (
         "nanochat_lit.commands.import_nanochat:import_nanochat",
         "convert a nanochat checkpoint and its tokenizer to an export",
@@ -97,7 +99,7 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
 # short options, which a function signature cannot express: command -> {short: long}
 SHORT_OPTIONS = {"chat": {"-p": "--prompt", "-m": "--model"}, "ui": {"-m": "--model"}}
 
-# positional argument: command -> the option that bare words before the first option are assigned to
+# positional arguments: command -> the option or options that bare words before the first option are assigned to
 FIRST_WORDS = {
     "data download": "--source",
     "data info": "--data",
@@ -105,6 +107,8 @@ FIRST_WORDS = {
     "evaluate bpb": "--data",
     "import-hf": "--folder",
     "import-nanochat": "--folder",
+    "pull": "--repo",
+    "push": "--model --repo",
     "report": "--runs",
     "sweep": "--recipe",
     "tokenizer train": "--data",
@@ -247,7 +251,7 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
             allow_abbrev=False,  # `--temp` would become ambiguous when an option is added
             exit_on_error=False,  # raise instead of printing the usage of every option
             epilog="; ".join(f"{short} is short for {long}" for short, long in shorts.items())
-            or (f"{first_word} may be omitted for the first argument" if first_word else ""),
+            or (f"{first_word} may be omitted at the beginning" if first_word else ""),
         )
     except argparse.ArgumentError as error:
         options = [f"--{name}" for name in inspect.signature(function).parameters]
@@ -332,15 +336,17 @@ def _with_underscores(args: list[str]) -> list[str]:
     return spelled
 
 
-def _name_first_words(args: list[str], option: str | None, function: Callable[..., Any]) -> list[str]:
-    """Assign the words before the first option to `option`: one word, or all of them for a list."""
+def _name_first_words(args: list[str], options: str | None, function: Callable[..., Any]) -> list[str]:
+    """Assign the words before the first option to `options`: one word each, or all of them for a list."""
     count = next((index for index, arg in enumerate(args) if arg.startswith("-")), len(args))
-    if option is None or not count:
+    if options is None or not count:
         return args
-    is_list = str(inspect.signature(function).parameters[option.removeprefix("--")].annotation).startswith("list")
+    first, *_ = names = options.split()
+    is_list = str(inspect.signature(function).parameters[first.removeprefix("--")].annotation).startswith("list")
     if is_list:
-        return [f"{option}={json.dumps(args[:count])}", *args[count:]]
-    return [f"{option}={args[0]}", *args[1:]]
+        return [f"{first}={json.dumps(args[:count])}", *args[count:]]
+    named = [f"{name}={word}" for name, word in zip(names, args[:count], strict=False)]
+    return [*named, *args[len(named) :]]
 
 
 def _complete_flags(args: list[str], function: Callable[..., Any]) -> list[str]:

@@ -11,12 +11,12 @@ import torch
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import ReadBandwidth, find_device, is_free_choice, resolve_compute_dtype
 from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
+from nanochat_lit.engine.export import load_export
 from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.engine.slots import SlotEngine
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.model.decode_kernel import KernelLinear
-from nanochat_lit.model.export import load_model
 from nanochat_lit.model.packed import Quantization, describe_kernel, pack_linears
 from nanochat_lit.model.slot_cache import stored_dtype
 
@@ -56,7 +56,7 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
     """Measure prefill latency and decoding throughput.
 
     Args:
-        model: Export, run folder, or .ckpt file; null benchmarks a randomly initialized model of the given depth.
+        model: Export, run folder, .ckpt file or hf://OWNER/NAME; null benchmarks a randomly initialized model of the given depth.
         depth: Number of layers of the random model.
         vocab_size: Vocabulary size of the random model.
         sequence_len: Context length of the random model, tokens.
@@ -141,7 +141,7 @@ def _model(
     folder: str | None, depth: int, vocab_size: int, sequence_len: int, device: torch.device, compute_dtype: str
 ) -> GPT:
     if folder is not None:
-        return load_model(folder, device, compute_dtype, cast_weights=True).eval()
+        return load_export(folder, device, compute_dtype, cast_weights=True, packed=False)[0]
     config = GPTConfig.from_depth(depth, vocab_size=vocab_size, sequence_len=sequence_len)
     gpt = GPT(config).to(device)
     generator = torch.Generator(device=device).manual_seed(0)

@@ -292,7 +292,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     """Chat with a model in the terminal, or print one answer with -p.
 
     Args:
-        model: Export, run folder, or .ckpt file.
+        model: Export, run folder, .ckpt file or hf://OWNER/NAME.
         prompt: Print the answer to this message and exit; null starts an interactive conversation.
         temperature: Sampling temperature; 0 is greedy. null is the export's default.
         top_k: Sample from this many most likely tokens; 0 disables the limit. null is the export's default.

@@ -41,12 +41,13 @@ def core(
     tasks. Under torchrun the examples are distributed over the processes.
 
     Args:
-        model: Export, run folder or .ckpt file, or folder of a Hugging Face causal language model.
+        model: Export, run folder, .ckpt file, hf://OWNER/NAME, or folder of a Hugging Face causal language model.
         bundle: Folder of an evaluation bundle (core.yaml, eval_meta_data.csv, eval_data/); null downloads it once. If
             tasks are missing, the mean of the others is marked as partial.
         max_per_task: Maximum number of examples per task, sampled at random; null uses all.
         tasks: Tasks to run, for example '["copa", "piqa"]'; null runs all tasks of the bundle.
-        out: Folder for the results; null is the model's folder with "_evaluation" added to its name.
+        out: Folder for the results; null is the model's folder with "_evaluation" added to its name, and
+            runs/NAME/export_evaluation for a model on the hub.
         bundle_sha256: Expected checksum of the downloaded bundle; null skips the check.
         device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
@@ -97,8 +98,8 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     the unfinished tasks. Under torchrun the questions are distributed over the processes.
 
     Args:
-        model: Export, run folder or .ckpt file of a chat model, or folder of a Hugging Face causal language model. The
-            latter is prompted with its chat template (plain text without one), has no calculator, and the prompt states
+        model: Export, run folder, .ckpt file or hf://OWNER/NAME of a chat model, or folder of a Hugging Face causal
+            language model. The latter is prompted with its chat template (plain text without one), has no calculator, and the prompt states
             the answer format.
         tasks: Tasks to run, for example '["gsm8k", "count_letters"]'. One of arc_easy, arc_challenge, mmlu, gsm8k,
             humaneval; or count_letters, spell_word, identity, which are reported but excluded from the mean.
@@ -112,7 +113,8 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         top_k: Sample from this many most likely tokens; null or 0 disables the limit.
         max_new_tokens: Maximum length of an answer, tokens.
         seed: Sampling seed.
-        out: Folder for the results; null is the model's folder with "_evaluation" added to its name.
+        out: Folder for the results; null is the model's folder with "_evaluation" added to its name, and
+            runs/NAME/export_evaluation for a model on the hub.
         allow_unsafe_code: Run HumanEval programs even without a sandbox, with your permissions.
         device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
@@ -187,11 +189,14 @@ def _answerer(
 
 def _out_folder(model: str, out: str | None) -> Path:
     from nanochat_lit.engine.export import find_model
+    from nanochat_lit.engine.hub import SCHEME, HubModel
 
+    if out is not None:
+        return Path(out)
+    if model.startswith(SCHEME):
+        return HubModel.parse(model).run_folder / "export_evaluation"
     folder = find_model(model).resolve()
-    return (
-        folder.with_name(f"{folder.stem if folder.is_file() else folder.name}_evaluation") if out is None else Path(out)
-    )
+    return folder.with_name(f"{folder.stem if folder.is_file() else folder.name}_evaluation")
 
 
 def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any]) -> "ResultsFile":
@@ -251,7 +256,7 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
     """Report bits per byte over whole documents.
 
     Args:
-        model: Export, run folder or .ckpt file, or folder of a Hugging Face causal language model.
+        model: Export, run folder, .ckpt file, hf://OWNER/NAME, or folder of a Hugging Face causal language model.
         data: File or folder of .txt, .jsonl or .parquet; documents are read in order.
         max_docs: Maximum number of documents; null reads all.
         micro_batch_size: Chunks of sequence_len tokens per forward pass.
@@ -316,7 +321,7 @@ def samples(
     """Print answers (with --chat false: continuations) for a few prompts.
 
     Args:
-        model: Export, run folder or .ckpt file, or folder of a Hugging Face causal language model.
+        model: Export, run folder, .ckpt file, hf://OWNER/NAME, or folder of a Hugging Face causal language model.
         prompts: List of prompts; null uses a built-in list.
         chat: Format each prompt as a user message (for a Hugging Face model with its chat template); false continues
             the text, for base models.
@@ -363,7 +368,7 @@ def tiny_world(
     """Report accuracy by category on held-out tiny world questions, with greedy decoding.
 
     Args:
-        model: Export, run folder or .ckpt file of a chat model.
+        model: Export, run folder, .ckpt file or hf://OWNER/NAME of a chat model.
         data: A .jsonl file of held-out items; null generates them.
         split: Held-out split to generate.
         per_category: Number of items to generate per category.

@@ -1,8 +1,6 @@
 """`nanochat-lit export`: write a checkpoint as an export, or an export for other programs."""
 
 import contextlib
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +24,7 @@ def export(
     is a folder with model.gguf and an ollama Modelfile.
 
     Args:
-        model: Export, run folder, or .ckpt file.
+        model: Export, run folder, .ckpt file or hf://OWNER/NAME.
         out: New folder; null, for a checkpoint, is export_NAME in its run folder.
         checkpoint: A .ckpt file; as --model, but the default format is nanochat-lit.
         format: nanochat-lit, hf or gguf; null is hf for --model and nanochat-lit for --checkpoint.
@@ -35,7 +33,7 @@ def export(
         quantize: Type of the matrices. q8_0 and q4_0 are 8 and 4 bits per weight. Format gguf only.
     """
     from nanochat_lit.common.file_lock import run_lock
-    from nanochat_lit.engine.export import export_checkpoint, find_model
+    from nanochat_lit.engine.export import as_export, export_checkpoint, find_model
 
     if (model is None) == (checkpoint is None):
         raise UserError("give either --model EXPORT (or a run folder) or --checkpoint FILE.ckpt")
@@ -46,7 +44,7 @@ def export(
     target = Path(out) if out is not None else source.resolve().parent.parent / f"export_{source.stem}"
     with run_lock(target.parent, "nanochat-lit export") if target.name == "export" else contextlib.nullcontext():
         if chosen in ("hf", "gguf"):
-            with _as_export(source) as folder:
+            with as_export(source) as folder:
                 print(_write_for_others(folder, target, chosen, dtype, quantize))
             return
         if not source.is_file():
@@ -75,16 +73,3 @@ def _write_for_others(
     export_hf(folder, target, dtype)
     trust = "" if read_config(folder).architecture in NATIVE_ARCHITECTURES else ", trust_remote_code=True"
     return f"written to {target}; hf: AutoModelForCausalLM.from_pretrained({str(target)!r}{trust})"
-
-
-@contextlib.contextmanager
-def _as_export(source: Path) -> Iterator[Path]:
-    """Yield the export itself, or a temporary export of a checkpoint."""
-    from nanochat_lit.engine.export import export_checkpoint
-
-    if not source.is_file():
-        yield source
-        return
-    with tempfile.TemporaryDirectory() as name:
-        export_checkpoint(source, Path(name) / "export")
-        yield Path(name) / "export"

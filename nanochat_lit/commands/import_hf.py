@@ -10,7 +10,7 @@ def import_hf(folder: str, out: str, tokenizer: str | None = None) -> None:
         out: Folder of the new export.
         tokenizer: Export to take the tokenizer and generation defaults from if save_pretrained did not write them.
     """
-    from nanochat_lit.engine import hf_export
+    from nanochat_lit.engine import hf_import
 
-    hf_export.import_hf(folder, out, tokenizer)
+    hf_import.import_hf(folder, out, tokenizer)
     print(f"written to {out}; try: nanochat-lit chat --model {out}")

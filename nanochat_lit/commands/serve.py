@@ -33,7 +33,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
     Endpoints: POST /v1/chat/completions (streamed or not), GET /v1/models, /health, /metrics.
 
     Args:
-        model: Export, run folder, or .ckpt file.
+        model: Export, run folder, .ckpt file or hf://OWNER/NAME.
         host: Address to bind to; 0.0.0.0 accepts connections from other machines.
         port: Port to bind to; 0 selects a free port.
         api_key: Bearer token that clients must send; null reads the environment variable NANOCHAT_API_KEY, and disables
@@ -64,9 +64,10 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
     except ModuleNotFoundError as error:
         raise missing_package("the server", error.name, "serve") from None
 
+    found = _found(model)
     settings = ServeSettings(
-        model=_found(model),
-        name=model_name(model) if name is None else name,
+        model=found,
+        name=model_name(found) if name is None else name,
         host=host,
         allowed_hosts=tuple(allowed_hosts or ()),
         num_slots=slots,

@@ -30,7 +30,7 @@ def ui(
     """Chat in the browser with an export or a running server, until Ctrl-C.
 
     Args:
-        model: Export, run folder, or .ckpt file; mutually exclusive with --url.
+        model: Export, run folder, .ckpt file or hf://OWNER/NAME; mutually exclusive with --url.
         url: Address of a server, such as http://127.0.0.1:8000; mutually exclusive with --model.
         api_key: API key of the server; null reads the environment variable NANOCHAT_API_KEY.
         host: Address to bind to. 0.0.0.0 gives the whole network access, without a password.
@@ -44,6 +44,10 @@ def ui(
     """
     if (model is None) == (url is None):
         raise UserError("give either --model EXPORT or --url URL, as in --model runs/quickstart/export")
+    if model is not None and model.startswith("hf://"):
+        from nanochat_lit.engine.export import find_model
+
+        model = str(find_model(model))  # before the hub's client is disabled
     # gradio and huggingface_hub read these at import; the page needs no network access and thus no proxy
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", NO_PROXY="*", no_proxy="*")
     with contextlib.ExitStack() as stack:

@@ -1,12 +1,8 @@
-"""Exports: portable folders with weights, tokenizer, generation defaults and provenance.
+"""Loading of models: exports, run folders, checkpoints, and models on the Hugging Face hub; `find_model` resolves them."""
 
-config.json  model.safetensors  tokenizer.json  tokenizer.model  generation.json  provenance.json
-
-The tokenizer of an imported nanochat model has tokenizer.tiktoken in place of tokenizer.model.
-"""
-
-import os
-from collections.abc import Mapping
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,61 +10,17 @@ import torch
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import find_device, is_free_choice, resolve_compute_dtype
-from nanochat_lit.common.paths import read_json, whole_folder, write_json
+from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.checkpoint import KEY, checkpoint_model, checkpoint_tokenizer, step_files
 from nanochat_lit.engine.checkpoint import load as load_checkpoint
+from nanochat_lit.engine.export_folder import GENERATION_FIELDS, check_files, check_vocabulary, save_export
+from nanochat_lit.engine.hub import SCHEME, HubModel, fetch_model
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
 from nanochat_lit.model import GPT, GPTConfig
-from nanochat_lit.model.export import load_model, save_model
+from nanochat_lit.model.export import load_model
 from nanochat_lit.model.export import read_config as read_export_config
 from nanochat_lit.model.packed import Quantization, pack_linears
 from nanochat_lit.tokenizer import Tokenizer
-from nanochat_lit.tokenizer.tokenizer import MODEL_FILES as TOKENIZER_FILES
-
-EXPORT_FILES = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    TOKENIZER_FILES[0],
-    "generation.json",
-    "provenance.json",
-)
-
-_GENERATION = ("temperature", "top_k", "max_new_tokens")
-"""Fields of generation.json."""
-
-
-def save_export(
-    folder: str | Path,
-    model: GPT,
-    tokenizer: Tokenizer,
-    generation: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, Any] | None = None,
-) -> None:
-    """Write an export atomically; replaces an existing export.
-
-    Args:
-        folder: Target folder; parents are created.
-        model: Model to export.
-        tokenizer: Tokenizer of the model.
-        generation: Default sampling settings: temperature, top_k, max_new_tokens.
-        provenance: Training history as JSON-safe data; the tokenizer's fingerprint is added.
-
-    Raises:
-        UserError: If the tokenizer does not match the model, a setting is unknown, or the folder has other contents.
-    """
-    target = Path(os.path.abspath(folder))  # noqa: PTH100 (resolve would follow a link and replace what it points to)
-    _check_vocabulary(model, tokenizer, target)
-    if unknown := sorted(set(generation or {}) - set(_GENERATION)):
-        raise UserError(f"unknown generation settings {unknown}; use {', '.join(_GENERATION)}")
-    settings = CHAT_PARAMS.updated(generation or {})
-    with whole_folder(target, {*EXPORT_FILES, *TOKENIZER_FILES}, "an export") as temporary:
-        save_model(model, temporary)
-        tokenizer.write_files(temporary)
-        write_json(temporary / "generation.json", {name: getattr(settings, name) for name in _GENERATION})
-        write_json(
-            temporary / "provenance.json", {**(provenance or {}), "tokenizer_fingerprint": tokenizer.fingerprint}
-        )
 
 
 def load_export(
@@ -83,7 +35,7 @@ def load_export(
     """Load an export or the model of a checkpoint in evaluation mode, with its tokenizer.
 
     Args:
-        source: Export, run folder, or .ckpt file; see `find_model`.
+        source: Model argument; see `find_model`.
         device: Device of the model; None selects the fastest available one.
         compute_dtype: "auto", "bfloat16", "float16" or "float32".
         cast_weights: Also store the matrices in the compute dtype: same results, but not suitable for training.
@@ -103,18 +55,23 @@ def load_export(
         model.set_compute_dtype(resolve_compute_dtype(compute_dtype, device), cast_weights=cast_weights)
     else:
         model = load_model(source, device, compute_dtype, cast_weights=cast_weights)
-    _check_vocabulary(model, tokenizer, source)
+    check_vocabulary(model, tokenizer, source)
     if (cast_weights and packed) or quantize:
         pack_linears(model, quantize, torch.bfloat16 if is_free_choice(compute_dtype) else None)
     return model.eval(), tokenizer
 
 
 def find_model(path: str | Path) -> Path:
-    """Return the export folder or checkpoint of a path; of a run folder, the newer of both.
+    """Return the export folder or checkpoint of a model argument; of a run folder, the newer of both.
 
     Args:
-        path: Export folder, run folder, folder of checkpoints, or .ckpt file.
+        path: Export folder, run folder, folder of checkpoints, .ckpt file, or hf://OWNER/NAME[@REVISION].
+
+    Raises:
+        UserError: If a model on the hub cannot be downloaded, or is not a model of nanochat-lit.
     """
+    if str(path).startswith(SCHEME):
+        return fetch_model(HubModel.parse(str(path)))
     path = Path(path)
     if not path.is_dir() or (path / "config.json").is_file():
         return path
@@ -135,7 +92,7 @@ def load_tokenizer(source: Path) -> Tokenizer:
     """
     if source.is_file():
         return checkpoint_tokenizer(source, load_checkpoint(source, mmap=True))
-    _check_files(source)
+    check_files(source)
     tokenizer = Tokenizer.load(source)
     if read_provenance(source).get("tokenizer_fingerprint") != tokenizer.fingerprint:
         raise UserError(
@@ -196,6 +153,17 @@ def export_checkpoint(path: str | Path, out: str | Path) -> None:
     save_export(out, model, tokenizer, checkpoint[KEY].get("generation"), read_provenance(path))
 
 
+@contextlib.contextmanager
+def as_export(source: Path) -> Iterator[Path]:
+    """Yield the export folder of a result of `find_model`: itself, or a temporary export of a checkpoint."""
+    if not source.is_file():
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as name:
+        export_checkpoint(source, Path(name) / "export")
+        yield Path(name) / "export"
+
+
 def load_generation_defaults(source: str | Path) -> SamplingParams:
     """Load the default sampling settings of an export: temperature, top_k and max_new_tokens.
 
@@ -209,34 +177,11 @@ def load_generation_defaults(source: str | Path) -> SamplingParams:
     if source.is_file():
         return CHAT_PARAMS.updated(load_checkpoint(source, mmap=True)[KEY].get("generation", {}))
     path = source / "generation.json"
-    _check_files(source)
+    check_files(source)
     settings = read_json(path)
-    if not isinstance(settings, dict) or sorted(settings) != sorted(_GENERATION):
-        raise UserError(f"{path} must have exactly {', '.join(_GENERATION)}; export again")
+    if not isinstance(settings, dict) or sorted(settings) != sorted(GENERATION_FIELDS):
+        raise UserError(f"{path} must have exactly {', '.join(GENERATION_FIELDS)}; export again")
     try:
         return SamplingParams(**settings)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _check_files(folder: Path) -> None:
-    missing = [name for name in EXPORT_FILES if not (folder / name).is_file()]
-    if any((folder / name).is_file() for name in TOKENIZER_FILES[1:]):
-        missing = [name for name in missing if name != TOKENIZER_FILES[0]]
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} does not exist; give an export, a run folder such as runs/quickstart, or a .ckpt file"
-        )
-    if missing:
-        raise UserError(
-            f"{folder} is not a complete export: {', '.join(missing)} missing; give an export, "
-            "a run folder such as runs/quickstart, or a .ckpt file"
-        )
-
-
-def _check_vocabulary(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
-    if model.config.vocab_size != tokenizer.vocab_size:
-        raise UserError(
-            f"{folder}: the model has a vocabulary of {model.config.vocab_size}, but the tokenizer of "
-            f"{tokenizer.vocab_size}; they belong to different exports"
-        )

@@ -30,6 +30,14 @@ With `return_assistant_tokens_mask=True` the template marks the tokens that nano
 `nanochat-lit import-hf {name} --out EXPORT` converts it back to an export of nanochat-lit.
 """
 
+_USE_OF_EXPORT = """## Use
+
+```
+nanochat-lit chat --model hf://{name}
+nanochat-lit pull {name} --out EXPORT
+```
+"""
+
 _OWN_CODE = """\
 `trust_remote_code=True` runs this folder's Python files: `modeling_nanochat_lit.py` adapts to transformers the forward
 pass in `transformer.py`. Review them first. The tokenizer is a plain `tokenizer.json`, but `AutoTokenizer` also reads
@@ -59,16 +67,18 @@ _LIMITS = """## Limits
 """
 
 
-def model_card(export: Path, name: str, model: GPT) -> str:
+def model_card(export: Path, name: str, model: GPT, for_transformers: bool = True) -> str:
     """Return the model card with the metadata block of the Hugging Face hub.
 
     Args:
         export: Export folder; recipe and scores are read from its run folder.
         name: Model name in the examples.
         model: The model.
+        for_transformers: Whether the card is that of a Hugging Face folder; otherwise, of an export on the hub.
     """
     provenance = read_json(export / "provenance.json")
-    head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [nanochat, nanochat-lit]\n---\n"
+    library = "transformers" if for_transformers else "nanochat-lit"
+    head = f"---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags: [nanochat, nanochat-lit]\n---\n"
     is_native = model.config.architecture in NATIVE_ARCHITECTURES
     use = _USE.format(
         name=name,
@@ -78,7 +88,7 @@ def model_card(export: Path, name: str, model: GPT) -> str:
     )
     sections = [
         f"{head}# {name}\n\n{_summary(model, provenance)}",
-        use,
+        use if for_transformers else _USE_OF_EXPORT.format(name=name),
         _training(provenance),
         _recipe(export),
         _scores(export, provenance),

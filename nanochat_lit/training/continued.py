@@ -43,7 +43,7 @@ class ContinuedModule(LanguageModule):
     """A stage that starts from an export.
 
     Args:
-        base: Export, run folder or .ckpt file.
+        base: Export, run folder, .ckpt file or hf://OWNER/NAME.
         rates: Learning rates by name; None uses the base's.
         tokens_per_step: Batch size that the learning rates refer to, tokens; None uses the base's.
         num_steps: Optimizer steps; None is one pass over the data.
@@ -66,13 +66,14 @@ class ContinuedModule(LanguageModule):
         temperature: float,
         **options: Any,
     ) -> None:
-        if not Path(base).exists():
+        found = find_model(base)
+        if not found.exists():
             raise UserError(
                 f"{base} does not exist; run the recipe that creates it first, or give an export or a run folder"
             )
         if init_lr_fraction <= 0:
             raise UserError(f"init_lr_fraction is {init_lr_fraction}; it must be positive")
-        base = str(find_model(base))
+        base = str(found)
         values = inherited(base, {**rates, "tokens_per_step": tokens_per_step})
         base_rates: dict[str, float] = {name: values[name] for name in rates}
         super().__init__(

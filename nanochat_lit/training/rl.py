@@ -44,7 +44,7 @@ class RLModule(ContinuedModule):
     """Trains a chat model on its own answers: raises the probability of those whose reward exceeds their group's mean.
 
     Args:
-        base: Export folder to start from (a fine-tuning run's `export`).
+        base: Initial model: an export (a fine-tuning run's), a run folder, a .ckpt file, or hf://OWNER/NAME.
         num_steps: Optimizer steps; None asks every question once. trainer.max_steps overrides it.
         questions_per_step: Questions per rollout batch, over all ranks.
         num_samples: Answers per question; the baseline is the mean of their rewards.

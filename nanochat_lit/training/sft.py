@@ -91,7 +91,7 @@ class SFTModule(ContinuedModule):
     """Fine-tunes an export on conversations.
 
     Args:
-        base: Initial model: an export, a run folder, or a .ckpt file.
+        base: Initial model: an export, a run folder, a .ckpt file, or hf://OWNER/NAME.
         optimizer_from: Pretraining run (folder or .ckpt file) to load optimizer moments from; None starts with zero
             moments.
         num_steps: Optimizer steps; None trains one epoch of the conversations. trainer.max_steps overrides it.

@@ -39,6 +39,7 @@ OTHERS = {
     "torchrun",
     "srun",
     "docker",
+    "hf",
     "vllm",
     "python",
     "python3",
@@ -127,7 +128,7 @@ def test_another_command(words, monkeypatch, capsys):
     assert called or "--help" in words or missing
 
 
-NAMED_ONLY = {"import-nanochat", "import-hf"}
+NAMED_ONLY = {"import-nanochat", "import-hf", "push", "pull"}
 """Verbs that a table names with a part of their options."""
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine import export
-from nanochat_lit.engine.export import EXPORT_FILES, load_export, load_generation_defaults, save_export
+from nanochat_lit.engine import export_folder
+from nanochat_lit.engine.export import load_export, load_generation_defaults, save_export
+from nanochat_lit.engine.export_folder import EXPORT_FILES
 from nanochat_lit.engine.hf_export import export_hf
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT
@@ -51,7 +52,7 @@ def test_a_failed_save_leaves_the_old_one(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(export, "write_json", fail)
+    monkeypatch.setattr(export_folder, "write_json", fail)
     with pytest.raises(OSError, match="disk full"):
         save_export(folder, random_model(seed=1), tokenizer)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -16,7 +16,8 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export, save_export
 from nanochat_lit.engine.hf_code import CODE_FILES
-from nanochat_lit.engine.hf_export import HF_FILES, export_hf, import_hf
+from nanochat_lit.engine.hf_export import export_hf
+from nanochat_lit.engine.hf_import import HF_FILES, import_hf
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, render_for_completion
 
 transformers = pytest.importorskip("transformers", reason="needs the hf extra")
@@ -313,7 +314,7 @@ def test_the_program_of_the_card(make_export, monkeypatch, capsys, stage):
 def test_exporting_needs_no_transformers(make_export, tmp_path):
     code = (
         "import sys; sys.modules['transformers'] = sys.modules['tokenizers'] = None\n"
-        "from nanochat_lit.engine.hf_export import export_hf, import_hf\n"
+        "from nanochat_lit.engine.hf_export import export_hf\nfrom nanochat_lit.engine.hf_import import import_hf\n"
         f"export_hf({str(make_export())!r}, {str(tmp_path / 'hf')!r}); import_hf({str(tmp_path / 'hf')!r}, {str(tmp_path / 'back')!r})"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

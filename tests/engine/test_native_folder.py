@@ -11,7 +11,8 @@ from nanochat_lit import cli
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export, save_export
-from nanochat_lit.engine.hf_export import export_hf, import_hf
+from nanochat_lit.engine.hf_export import export_hf
+from nanochat_lit.engine.hf_import import import_hf
 from nanochat_lit.engine.hf_tokenizer import write_hf_tokenizer
 from nanochat_lit.engine.nanochat_checkpoint import load_nanochat_checkpoint
 from nanochat_lit.tokenizer import render_for_completion
