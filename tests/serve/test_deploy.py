@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -139,6 +140,22 @@ def test_compose(compose):
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
+def test_vllm():
+    """Its options are those of the interchange page, which a slow test runs (tests/engine/test_other_engines.py)."""
+    text = (FOLDER / "vllm.yaml").read_text("utf-8")
+    (service,) = yaml.safe_load(text)["services"].values()
+    assert service["image"] == "vllm/vllm-openai:v0.32.0"
+    model, *options, more = shlex.split(service["command"])
+    assert (model, more) == ("/model", "${OPTIONS:-}")
+    assert service["volumes"][0].endswith(":/model:ro")
+    page = (ROOT / "recipes" / "docs" / "interchange.md").read_text("utf-8")
+    (own_code,) = re.findall(r'^# .*OPTIONS="(--model-impl .*?)"', text, flags=re.MULTILINE)
+    assert f"vllm serve my-model {own_code}\n" in page
+    assert options == ["--served-model-name", "nanochat-lit"]
+    assert service["cap_drop"] == ["ALL"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
 def run_check(command, port):
     program = [
         sys.executable if word == "python" else re.sub(r"'127\.0\.0\.1', \d+", f"'127.0.0.1', {port}", word)
@@ -149,6 +166,8 @@ def run_check(command, port):
 
 
 def test_health_checks_see_life_and_death(server, compose):
+    vllm = yaml.safe_load((FOLDER / "vllm.yaml").read_text("utf-8"))["services"]["vllm"]["healthcheck"]["test"]
+    assert run_check([word.replace("python3", "python") for word in vllm[1:]], server.port) == 0
     image = json.loads(values("HEALTHCHECK")[0].partition("CMD ")[2])
     assert "'127.0.0.1', 8000" in image[-1]
     assert run_check(image, server.port) == 0
