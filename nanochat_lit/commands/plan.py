@@ -44,7 +44,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     n_kv_head: int | None = None,
     window_pattern: str | None = None,
     bigram_factor: int = 0,
-    architecture: Literal["nanochat", "qwen3", "nanochat2025"] = "nanochat",
+    architecture: Literal["nanochat", "qwen3", "nanochat2025", "nanochat2026"] = "nanochat",
     tie_embeddings: bool = False,
     micro_batch_size: int = 16,
     gpus: int = 8,
@@ -75,7 +75,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         n_kv_head: Key/value heads; null is the number of query heads.
         window_pattern: Attention windows, S (short) and L (long), repeated over the layers; null is SSSL (qwen3: L).
         bigram_factor: Entries of the hashed bigram embedding, as a multiple of the vocabulary; 0 disables it.
-        architecture: nanochat, qwen3 or nanochat2025.
+        architecture: nanochat, qwen3, nanochat2025 or nanochat2026.
         tie_embeddings: Use one matrix as embedding and unembedding; qwen3 only.
         micro_batch_size: Sequences per device per forward pass; affects the memory estimate.
         gpus: Number of devices.

@@ -44,10 +44,9 @@ def code_files(model_class: type[GPT]) -> dict[str, str]:
         if path.name in texts:
             raise UserError(f"{path}: the exported folder has a {path.name} of its own; rename the file")
         texts[path.name] = _carried(path.read_text(encoding="utf-8"), str(path))
-        name = f"{MODELLING}.py"
-        texts[name] = texts[name].replace(
-            _BASE_IMPORT, f"from .{path.stem} import {model_class.__name__} as Architecture"
-        )
+        own_import = f"from .{path.stem} import {model_class.__name__} as Architecture"
+        for name in (f"{CONFIGURATION}.py", f"{MODELLING}.py"):
+            texts[name] = texts[name].replace(_BASE_IMPORT, own_import)
     return texts
 
 

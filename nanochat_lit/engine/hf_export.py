@@ -28,8 +28,6 @@ from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.config import ADDED_FIELDS, NATIVE_ARCHITECTURES
 from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, save_tensors
-from nanochat_lit.model.rotary import ROTARY_BASE
-from nanochat_lit.model.transformer import QK_SCALE, VALUE_GATE_SCALE
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 from nanochat_lit.tokenizer.tokenizer import MODEL_FILES
@@ -116,9 +114,7 @@ def _config(model: GPT, tokenizer: Tokenizer, dtype: WeightDtype) -> dict[str, A
         "window_pattern": config.window_pattern,
         **{name: value for name, value in config.to_dict().items() if name in ADDED_FIELDS},
         "short_window": config.short_window,
-        "rope_theta": ROTARY_BASE,
-        "qk_scale": QK_SCALE,
-        "value_gate_scale": VALUE_GATE_SCALE,
+        **type(model).constants(),
         "final_logit_softcapping": softcap(type(model)),
         **_token_ids(tokenizer),
     }

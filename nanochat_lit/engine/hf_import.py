@@ -21,8 +21,6 @@ from nanochat_lit.model.architecture import model_class
 from nanochat_lit.model.config import ADDED_FIELDS
 from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, assemble
 from nanochat_lit.model.layers import SOFTCAP
-from nanochat_lit.model.rotary import ROTARY_BASE
-from nanochat_lit.model.transformer import QK_SCALE, VALUE_GATE_SCALE
 from nanochat_lit.tokenizer import Tokenizer
 
 MODEL_TYPE = "nanochat_lit"
@@ -94,7 +92,6 @@ def _gpt_config(values: object, folder: Path) -> GPTConfig:
         raise UserError(
             f"{folder} has the model type {found!r}; supported: {', '.join((MODEL_TYPE, *native_folder.ARCHITECTURES))}"
         )
-    constants = {"rope_theta": ROTARY_BASE, "qk_scale": QK_SCALE, "value_gate_scale": VALUE_GATE_SCALE}
     try:
         config = GPTConfig(
             sequence_len=values["max_position_embeddings"], vocab_size=values["vocab_size"], n_layer=values["n_layer"],
@@ -102,9 +99,10 @@ def _gpt_config(values: object, folder: Path) -> GPTConfig:
             window_pattern=values["window_pattern"],
             **{name: values.get(name, neutral) for name, neutral in ADDED_FIELDS.items()},
         )  # fmt: skip
-        constants |= {
-            "short_window": config.short_window, "padded_vocab_size": config.padded_vocab_size,
-            "final_logit_softcapping": softcap(model_class(config.architecture)),
+        code = model_class(config.architecture)
+        constants = {
+            **code.constants(), "short_window": config.short_window, "padded_vocab_size": config.padded_vocab_size,
+            "final_logit_softcapping": softcap(code),
         }  # fmt: skip
         changed = [name for name, value in constants.items() if values[name] != value]
     except KeyError as error:

@@ -1,7 +1,7 @@
 """Reader of nanochat checkpoint folders: model_NNNNNN.pt (weights) and meta_NNNNNN.json (configuration and training).
 
-Parameters that nanochat has added since 2025 get neutral values in older files. Files of models with a different
-forward pass raise an error.
+Parameters that nanochat has added since 2025 get neutral values in older files. Models of 2025 and of early 2026 have
+architectures of their own. Files of models with another forward pass raise an error.
 """
 
 import math
@@ -19,7 +19,14 @@ from torch import Tensor
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.model import GPT, GPTConfig
-from nanochat_lit.model.config import ADDED_FIELDS, NANOCHAT_2025, SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS
+from nanochat_lit.model.config import (
+    ADDED_FIELDS,
+    NANOCHAT_2025,
+    NANOCHAT_2026,
+    SMEAR_GATE_CHANNELS,
+    VALUE_GATE_CHANNELS,
+)
+from nanochat_lit.model.earlier_nanochat import Attention2026
 from nanochat_lit.model.export import assemble
 
 COMPILE_PREFIX = "_orig_mod."
@@ -56,15 +63,11 @@ def load_nanochat_checkpoint(folder: str | Path, step: int | None = None) -> Nan
     notes: list[str] = []
     config = _config(meta, path, notes)
     tensors = _weights(load_tensors(path), path, notes)
-    if set(config.windows) == {config.sequence_len} and all(
-        name in ("transformer.wte.weight", "lm_head.weight") or name.startswith("transformer.h.") for name in tensors
-    ):
-        config = replace(config, window_pattern="L", architecture=NANOCHAT_2025)
-        notes.append("no value embeddings, residual scalars and smear: the architecture of 2025 (rotary base 10,000)")
-        return NanochatCheckpoint(assemble(config, tensors, path), step, notes, _provenance(meta, step, notes))
-    _refuse_other_formulas(tensors, config, path)
-    _add_neutral(tensors, config, notes)
-    _pad_vocabulary(tensors, config, notes)
+    config = _recognized(tensors, config, notes)
+    if config.architecture != NANOCHAT_2025:
+        _refuse_other_formulas(tensors, config, path)
+        _add_neutral(tensors, config, notes)
+        _pad_vocabulary(tensors, config, notes)
     return NanochatCheckpoint(assemble(config, tensors, path), step, notes, _provenance(meta, step, notes))
 
 
@@ -151,6 +154,24 @@ def _is_table(name: str) -> bool:
     return name == "transformer.wte.weight" or name.startswith("value_embeds.")
 
 
+def _recognized(tensors: dict[str, Tensor], config: GPTConfig, notes: list[str]) -> GPTConfig:
+    """Return the config with the architecture that the tensors belong to."""
+    is_plain = all(
+        name in ("transformer.wte.weight", "lm_head.weight") or name.startswith("transformer.h.") for name in tensors
+    )
+    if is_plain and set(config.windows) == {config.sequence_len}:
+        notes.append("no value embeddings, residual scalars and smear: the architecture of 2025 (rotary base 10,000)")
+        return replace(config, window_pattern="L", architecture=NANOCHAT_2025)
+    widths = {tensor.shape[-1] for name, tensor in tensors.items() if name.endswith(".attn.ve_gate.weight")}
+    if widths == {Attention2026.gate_channels} and "smear_gate.weight" not in tensors:
+        notes.append(
+            "gates of 32 channels: the architecture of early 2026 (rotary base 10,000, short windows of half the context, "
+            "softcap 15; from March 2 to 9 it was 20: compare val_bpb with `evaluate bpb`)"
+        )
+        return replace(config, architecture=NANOCHAT_2026)
+    return config
+
+
 def _refuse_other_formulas(tensors: dict[str, Tensor], config: GPTConfig, path: Path) -> None:
     """Raise UserError for checkpoints with a different forward pass."""
     layers = {str(layer) for layer in range(config.n_layer) if config.has_value_embedding(layer)}
@@ -165,14 +186,15 @@ def _refuse_other_formulas(tensors: dict[str, Tensor], config: GPTConfig, path: 
             f"{path} has value embeddings in layers {', '.join(sorted(found, key=int))}, this model in "
             f"{', '.join(sorted(layers, key=int))}; it cannot be represented"
         )
-    channels = min(VALUE_GATE_CHANNELS, config.n_embd)
+    own = Attention2026.gate_channels if config.architecture == NANOCHAT_2026 else VALUE_GATE_CHANNELS
+    channels = min(own, config.n_embd)
     for layer in sorted(layers, key=int):
         gate = tensors.get(f"transformer.h.{layer}.attn.ve_gate.weight")
         if gate is None or gate.shape[-1] != channels:
             width = "no" if gate is None else str(gate.shape[-1])
             raise UserError(
                 f"{path} has value embeddings with gates of {width} channels, this model of {channels}: "
-                "it is from a nanochat of early 2026, whose gates reach up to 2 instead of 3; it cannot be represented"
+                "it is from a modified nanochat; it cannot be represented"
             )
 
 
@@ -189,7 +211,7 @@ def _add_neutral(tensors: dict[str, Tensor], config: GPTConfig, notes: list[str]
     for name in missing:
         tensors[name], what = neutral[name]
         notes.append(f"{name} is missing: {what}")
-    if missing:
+    if missing and config.architecture != NANOCHAT_2026:
         notes.append(
             "an older file does not record the constants it was trained with; current nanochat's are used (rotary base "
             "100,000, attention scale 1.2, short windows of a quarter): compare its val_bpb with `evaluate bpb`"

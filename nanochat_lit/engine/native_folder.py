@@ -15,8 +15,8 @@ import torch
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.model import GPTConfig
 from nanochat_lit.model.config import NANOCHAT_2025, QWEN3
+from nanochat_lit.model.earlier_nanochat import EARLIER_ROTARY_BASE
 from nanochat_lit.model.layers import SOFTCAP
-from nanochat_lit.model.nanochat2025 import ROTARY_BASE_2025
 from nanochat_lit.model.qwen3 import NORM_EPS, mlp_width
 from nanochat_lit.model.rotary import ROTARY_BASE
 
@@ -97,7 +97,7 @@ def hf_config(config: GPTConfig) -> dict[str, Any]:
 def _fixed_fields(config: GPTConfig) -> dict[str, Any]:
     """Fields that follow from the others or that this package has no choice of; older programs read rope_theta."""
     is_qwen3 = config.architecture == QWEN3
-    base = ROTARY_BASE if is_qwen3 else ROTARY_BASE_2025
+    base = ROTARY_BASE if is_qwen3 else EARLIER_ROTARY_BASE
     own = (
         {"head_dim": config.head_dim, "use_sliding_window": False} if is_qwen3 else {"final_logit_softcapping": SOFTCAP}
     )

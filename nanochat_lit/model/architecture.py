@@ -5,12 +5,17 @@ import sys
 
 from nanochat_lit.common.class_path import import_class
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.model.config import NANOCHAT_2025, QWEN3, REFERENCE_ARCHITECTURE, GPTConfig
+from nanochat_lit.model.config import NANOCHAT_2025, NANOCHAT_2026, QWEN3, REFERENCE_ARCHITECTURE, GPTConfig
+from nanochat_lit.model.earlier_nanochat import Nanochat2025GPT, Nanochat2026GPT
 from nanochat_lit.model.gpt import GPT
-from nanochat_lit.model.nanochat2025 import Nanochat2025GPT
 from nanochat_lit.model.qwen3 import Qwen3GPT
 
-NAMED: dict[str, type[GPT]] = {REFERENCE_ARCHITECTURE: GPT, QWEN3: Qwen3GPT, NANOCHAT_2025: Nanochat2025GPT}
+NAMED: dict[str, type[GPT]] = {
+    REFERENCE_ARCHITECTURE: GPT,
+    QWEN3: Qwen3GPT,
+    NANOCHAT_2025: Nanochat2025GPT,
+    NANOCHAT_2026: Nanochat2026GPT,
+}
 """Architectures of this package."""
 
 TRUST_VARIABLE = "NANOCHAT_TRUST_ARCHITECTURE"
@@ -24,7 +29,7 @@ def model_class(architecture: str, *, is_trusted: bool = False) -> type[GPT]:
     already or the environment variable NANOCHAT_TRUST_ARCHITECTURE names it.
 
     Args:
-        architecture: "nanochat", "qwen3", "nanochat2025", or the class path of a subclass of GPT.
+        architecture: One of `NAMED`, or the class path of a subclass of GPT.
         is_trusted: True if the name comes from the user instead of a weights file.
 
     Raises:

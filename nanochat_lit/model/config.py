@@ -26,7 +26,9 @@ REFERENCE_ARCHITECTURE = "nanochat"
 QWEN3 = "qwen3"
 """The architecture of Qwen3, which other programs run without our code; see model/qwen3.py."""
 NANOCHAT_2025 = "nanochat2025"
-"""The architecture of nanochat's models of 2025; see model/nanochat2025.py."""
+"""The architecture of nanochat's models of 2025; see model/earlier_nanochat.py."""
+NANOCHAT_2026 = "nanochat2026"
+"""The architecture of nanochat from January to March 2026; see model/earlier_nanochat.py."""
 
 NATIVE_ARCHITECTURES = (QWEN3, NANOCHAT_2025)
 """Those that transformers has a class of: without value embeddings, windows, bigram embeddings and padded vocabularies."""
@@ -61,7 +63,7 @@ class GPTConfig:
     """Entries of the hashed bigram embedding, as a multiple of vocab_size; 0 disables it."""
 
     architecture: str = REFERENCE_ARCHITECTURE
-    """Model class: "nanochat", "qwen3", "nanochat2025", or the class path of a subclass of GPT."""
+    """Model class: "nanochat", "qwen3", "nanochat2025", "nanochat2026", or the class path of a subclass of GPT."""
     tie_embeddings: bool = False
     """One matrix as embedding and unembedding; qwen3 only."""
 
@@ -218,6 +220,8 @@ class GPTConfig:
     @property
     def short_window(self) -> int:
         """Number of preceding tokens that a query attends to in a layer S."""
+        if self.architecture == NANOCHAT_2026:
+            return self.sequence_len // 2
         return math.ceil(self.sequence_len / 4 / 128) * 128
 
     @property

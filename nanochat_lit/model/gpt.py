@@ -39,7 +39,7 @@ from nanochat_lit.model.loss import (
     token_losses,
     total_and_token_losses,
 )
-from nanochat_lit.model.rotary import ROTARY_BASE, rotary_tables
+from nanochat_lit.model.rotary import rotary_tables
 from nanochat_lit.model.slot_cache import SlotCache
 from nanochat_lit.model.transformer import Transformer
 
@@ -79,8 +79,6 @@ class GPT(Transformer):
         activation_checkpointing: True stores only the inputs of blocks and recomputes the rest in the backward pass:
             a third more arithmetic, much less memory. "selective" recomputes everything except matmuls and attention.
     """
-
-    rotary_base = ROTARY_BASE
 
     cos: Tensor
     sin: Tensor

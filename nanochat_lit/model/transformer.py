@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nanochat_lit.model.config import SMEAR_GATE_CHANNELS, VALUE_GATE_CHANNELS, GPTConfig
 from nanochat_lit.model.layers import Linear, init_normal, init_uniform, make_table, norm, softcap
-from nanochat_lit.model.rotary import rotate
+from nanochat_lit.model.rotary import ROTARY_BASE, rotate
 
 QK_SCALE = 1.2
 """Queries and keys are sharpened by this after QK-norm."""
@@ -80,6 +80,9 @@ def previous_tokens(token_ids: Tensor, context: Context) -> Tensor:
 class Attention(nn.Module):
     """Multi-head (or grouped-query) causal attention with rotary positions, QK-norm and an optional value embedding."""
 
+    gate_channels = VALUE_GATE_CHANNELS
+    """Leading channels of the input that the value-embedding gate reads."""
+
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
@@ -90,7 +93,7 @@ class Attention(nn.Module):
         self.c_v = Linear(config.n_embd, config.n_kv_head * config.head_dim)
         self.c_proj = Linear(config.n_embd, config.n_embd)
         if config.has_value_embedding(layer):
-            self.ve_gate = Linear(min(VALUE_GATE_CHANNELS, config.n_embd), config.n_kv_head)
+            self.ve_gate = Linear(min(self.gate_channels, config.n_embd), config.n_kv_head)
 
     def forward(self, x: Tensor, value_embedding: Tensor | None, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
         """Attend to what the context shows. (B, T, C) -> (B, T, C)."""
@@ -98,10 +101,13 @@ class Attention(nn.Module):
         q, k = self.queries_and_keys(x, cos, sin)
         v = self.c_v(x).view(rows, length, -1, self.head_dim)
         if value_embedding is not None:
-            gate = VALUE_GATE_SCALE * torch.sigmoid(self.ve_gate(x[..., :VALUE_GATE_CHANNELS]))  # (B, T, Hkv)
-            v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
+            v = v + self.value_gate(x).unsqueeze(-1) * value_embedding.view_as(v)
         mixed = context.attend(self.layer, q, k, v, self.window)
         return self.c_proj(mixed.reshape(rows, length, -1))
+
+    def value_gate(self, x: Tensor) -> Tensor:
+        """How much of the value embedding is added, (B, T, C) -> (B, T, Hkv)."""
+        return VALUE_GATE_SCALE * torch.sigmoid(self.ve_gate(x[..., : self.gate_channels]))
 
     def queries_and_keys(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Normed and rotated, (B, T, C) -> (B, T, H, D) and (B, T, Hkv, D)."""
@@ -165,6 +171,13 @@ class Transformer(nn.Module):
 
     is_capped = True
     """Whether logits are softcapped."""
+
+    rotary_base = ROTARY_BASE
+
+    @classmethod
+    def constants(cls) -> dict[str, float]:
+        """Constants of the formulas, which a Hugging Face folder states and its code checks."""
+        return {"rope_theta": cls.rotary_base, "qk_scale": QK_SCALE, "value_gate_scale": VALUE_GATE_SCALE}
 
     def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

@@ -28,8 +28,8 @@ class PretrainModule(LanguageModule):
         n_kv_head: Key/value heads; fewer than n_head is grouped-query attention.
         window_pattern: Attention windows, S (short) and L (long), repeated over the layers; None is SSSL (qwen3: L).
         bigram_factor: Hashed bigram embedding with bigram_factor * vocab_size entries (for example 5); 0 disables it.
-        architecture: nanochat, qwen3 (runs in llama.cpp, vLLM, MLX and transformers as it is), nanochat2025, or the
-            class path of a subclass of GPT (see the page on extending).
+        architecture: nanochat, qwen3 (runs in llama.cpp, vLLM, MLX and transformers as it is), nanochat2025, nanochat2026,
+            or the class path of a subclass of GPT (see the page on extending).
         tie_embeddings: Use one matrix as embedding and unembedding; architecture qwen3 only.
         tokens_per_step: Tokens per optimizer step over all ranks; None derives it.
         target_param_data_ratio: Tokens per scaling parameter; determines the length of the run.

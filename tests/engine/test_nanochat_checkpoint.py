@@ -9,6 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.export_folder import save_export
+from nanochat_lit.engine.hf_export import export_hf
+from nanochat_lit.engine.hf_import import import_hf
 from nanochat_lit.engine.nanochat_checkpoint import load_nanochat_checkpoint
 from nanochat_lit.model import GPT, GPTConfig
 
@@ -174,3 +177,89 @@ def _only(folder: Path) -> Path:
 
 def test_our_config_is_nanochats():
     assert GPT(GPTConfig(n_layer=1, n_embd=64, n_head=2, n_kv_head=2, vocab_size=64)).value_embeds.keys() == {"0"}
+
+
+def early_2026_logits(weights, config, ids):
+    """nanochat between January 16 and March 9, 2026, written down from its description, one position and head at a time."""
+    heads, groups, size = config["n_head"], config["n_kv_head"], config["n_embd"] // config["n_head"]
+    half = size // 2
+
+    def rms(x):
+        return x / (x.pow(2).mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
+
+    def turned(x, position):
+        angles = position / 10_000 ** (torch.arange(half) / half)
+        first, second = x[:half], x[half:]
+        return torch.cat((first * angles.cos() + second * angles.sin(), second * angles.cos() - first * angles.sin()))
+
+    start = rms(weights["transformer.wte.weight"][ids])
+    x, pattern = start, config["window_pattern"]
+    for layer in range(config["n_layer"]):
+        part = {name.split(".", 3)[3]: value for name, value in weights.items() if f".h.{layer}." in name}
+        x = weights["resid_lambdas"][layer] * x + weights["x0_lambdas"][layer] * start
+        is_short = pattern[layer % len(pattern)] == "S" and layer < config["n_layer"] - 1
+        reach = config["sequence_len"] // 2 if is_short else config["sequence_len"]
+        inner = rms(x)
+        values = (inner @ part["attn.c_v.weight"].T).view(len(ids), groups, size)
+        if "attn.ve_gate.weight" in part:
+            opening = 2 / (1 + (-(inner[:, :32] @ part["attn.ve_gate.weight"].T)).exp())
+            added = weights[f"value_embeds.{layer}.weight"][ids].view(len(ids), groups, size)
+            values = values + opening[..., None] * added
+        mixed = torch.zeros(len(ids), heads, size)
+        for head in range(heads):
+            group = head * groups // heads
+            rows = [slice(index * size, (index + 1) * size) for index in (head, group)]
+            queries = [rms(turned(part["attn.c_q.weight"][rows[0]] @ inner[t], t)) for t in range(len(ids))]
+            keys = [rms(turned(part["attn.c_k.weight"][rows[1]] @ inner[t], t)) for t in range(len(ids))]
+            for t in range(len(ids)):
+                seen = range(max(0, t - reach), t + 1)
+                scores = torch.stack([queries[t] @ keys[s] / size**0.5 for s in seen]).softmax(0)
+                mixed[t, head] = sum(score * values[s, group] for score, s in zip(scores, seen, strict=True))
+        x = x + mixed.flatten(1) @ part["attn.c_proj.weight"].T
+        x = x + (rms(x) @ part["mlp.c_fc.weight"].T).clamp(min=0) ** 2 @ part["mlp.c_proj.weight"].T
+    raw = (rms(x) @ weights["lm_head.weight"].T)[:, : config["vocab_size"]]
+    return 15 * (raw / 15).tanh()
+
+
+LATER = ["smear_gate.weight", "smear_lambda", "backout_lambda", "architecture"]
+
+
+SHAPE_2026 = {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_kv_head": 2, "sequence_len": 16, "window_pattern": "SSL"}
+
+
+def test_logits_of_early_2026(nanochat_folder, random_model):
+    folder = nanochat_folder(random_model(architecture="nanochat2026", vocab_size=300, **SHAPE_2026), drop=LATER)
+    weights = torch.load(folder / "model_000007.pt", weights_only=True)
+    assert weights["transformer.h.0.attn.ve_gate.weight"].shape == (2, 32)
+    config = json.loads((folder / "meta_000007.json").read_text())["model_config"]
+    assert "architecture" not in config
+    checkpoint = load_nanochat_checkpoint(folder)
+    assert checkpoint.model.config.architecture == "nanochat2026"
+    assert any(note.startswith("gates of 32 channels: the architecture of early 2026") for note in checkpoint.notes)
+    ids = torch.randint(0, 300, (16,))
+    with torch.no_grad():
+        found = checkpoint.model.set_compute_dtype(torch.float32)(ids[None])[0]
+    torch.testing.assert_close(found, early_2026_logits(weights, config, ids), atol=1e-4, rtol=0)
+
+
+def test_early_2026_in_transformers_and_back(random_model, tokenizer, tmp_path):
+    """The code of the folder computes the same, with its own constants."""
+    transformers = pytest.importorskip("transformers")
+    model = random_model(architecture="nanochat2026", **SHAPE_2026)
+    save_export(tmp_path / "export", model, tokenizer)
+    export_hf(tmp_path / "export", tmp_path / "hf")
+    other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=True).eval()
+    ids = torch.randint(0, 320, (2, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(other(ids).logits, model(ids), atol=1e-4, rtol=0)
+        texts = [other.generate(row[None, :4], max_new_tokens=8, do_sample=False, eos_token_id=None) for row in ids]
+    for row, text in zip(ids, texts, strict=True):
+        ours = row[:4].tolist()
+        while len(ours) < 12:
+            ours.append(int(model(torch.tensor([ours]))[0, -1].argmax()))
+        assert text[0].tolist() == ours
+    import_hf(tmp_path / "hf", tmp_path / "back")
+    assert (tmp_path / "back" / "config.json").read_text() == (tmp_path / "export" / "config.json").read_text()
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (
+        tmp_path / "export" / "model.safetensors"
+    ).read_bytes()

@@ -4,10 +4,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from nanochat_lit.model.config import GPTConfig
+from nanochat_lit.model.config import REFERENCE_ARCHITECTURE, GPTConfig
 from nanochat_lit.model.layers import SOFTCAP
-from nanochat_lit.model.rotary import ROTARY_BASE
-from nanochat_lit.model.transformer import QK_SCALE, VALUE_GATE_SCALE
+from nanochat_lit.model.transformer import Transformer as Architecture
 
 DERIVED = ("intermediate_size", "num_hidden_layers", "head_dim", "sliding_window", "layer_types", "use_cache")
 
@@ -36,6 +35,7 @@ class NanochatLitConfig(PreTrainedConfig):
         bigram_factor: Hashed bigram embeddings per token of the vocabulary; 0 for none.
         bigram_rows: Their number; None derives it. Adding tokens does not change it.
         final_logit_softcapping: Limit of the logits; None for an architecture with a limit of its own.
+        architecture: Name of the architecture in nanochat-lit.
         kwargs: Of PreTrainedConfig, and the constants of the architecture.
 
     Raises:
@@ -58,11 +58,13 @@ class NanochatLitConfig(PreTrainedConfig):
         bigram_factor: int = 0,
         bigram_rows: int | None = None,
         final_logit_softcapping: float | None = SOFTCAP,
+        architecture: str = REFERENCE_ARCHITECTURE,
         **kwargs: Any,
     ) -> None:
         plain = GPTConfig(
             sequence_len=max_position_embeddings, vocab_size=vocab_size, n_layer=n_layer, n_head=num_attention_heads,
             n_kv_head=num_key_value_heads, n_embd=hidden_size, window_pattern=window_pattern, bigram_factor=bigram_factor,
+            architecture=architecture,
         )  # fmt: skip
         self.vocab_size = vocab_size
         self.padded_vocab_size = padded_vocab_size or plain.padded_vocab_size
@@ -77,6 +79,7 @@ class NanochatLitConfig(PreTrainedConfig):
         self.bigram_factor = bigram_factor
         self.bigram_rows = plain.num_bigram_rows if bigram_rows is None else bigram_rows
         self.final_logit_softcapping = final_logit_softcapping
+        self.architecture = architecture
         self.sliding_window = plain.short_window + 1  # transformers counts the token itself
         memories = 2 if bigram_factor else 1
         self.num_hidden_layers = n_layer + memories
@@ -85,8 +88,7 @@ class NanochatLitConfig(PreTrainedConfig):
             "full_attention" if window == max_position_embeddings else "sliding_attention" for window in windows
         ]
         self.use_cache = True
-        constants = {"rope_theta": ROTARY_BASE, "qk_scale": QK_SCALE, "value_gate_scale": VALUE_GATE_SCALE}
-        for name, value in {**constants, "short_window": plain.short_window}.items():
+        for name, value in {**Architecture.constants(), "short_window": plain.short_window}.items():
             if (given := kwargs.setdefault(name, value)) != value:
                 raise ValueError(f"{name} is {given}; this model's code computes with {value}")
         for derived in DERIVED:
@@ -99,7 +101,7 @@ class NanochatLitConfig(PreTrainedConfig):
         shape: Any = Shape(
             sequence_len=self.max_position_embeddings, vocab_size=self.vocab_size, n_layer=self.n_layer,
             n_head=self.num_attention_heads, n_kv_head=self.num_key_value_heads, n_embd=self.hidden_size,
-            window_pattern=self.window_pattern, bigram_factor=self.bigram_factor,
+            window_pattern=self.window_pattern, bigram_factor=self.bigram_factor, architecture=self.architecture,
         )  # fmt: skip
         shape.padded_vocab_size, shape.num_bigram_rows = self.padded_vocab_size, self.bigram_rows
         return shape

@@ -252,7 +252,7 @@ class NanochatLitModel(NanochatLitPreTrainedModel):
         position_ids = position_ids.expand(input_ids.shape)
         masks = self._masks(input_ids, attention_mask, past_key_values, position_ids)
         context = Context(self, position_ids, masks, past_key_values, kwargs)
-        cos, sin = rotary_at(position_ids, self.config.head_dim)
+        cos, sin = rotary_at(position_ids, self.config.head_dim, Architecture.rotary_base)
         self.network.compute_dtype = self.dtype
         x = self.network.states(input_ids, cos.to(self.dtype), sin.to(self.dtype), context)
         return BaseModelOutputWithPast(

@@ -1,6 +1,11 @@
-"""nanochat's architecture of 2025, in which its first models were published; transformers has it as NanoChatForCausalLM.
+"""nanochat's architectures before March 2026, with rotary base 10,000 and attention without a scale of its own.
 
-Without value embeddings, residual scalars, smear, backout and windows; rotary base 10,000, attention without a scale of its own.
+| architecture | differences from today's |
+|---|---|
+| nanochat2025 | no value embeddings, residual scalars, smear, backout and windows; transformers' NanoChatForCausalLM |
+| nanochat2026 | value embeddings with gates of 32 channels that reach up to 2; short windows of half the context |
+
+Parameters of smear and backout, which came later, are part of a nanochat2026 model and start at zero.
 """
 
 from typing import cast
@@ -13,7 +18,7 @@ from nanochat_lit.model.layers import init_normal, norm
 from nanochat_lit.model.rotary import rotate
 from nanochat_lit.model.transformer import Attention, Block, Context
 
-ROTARY_BASE_2025 = 10_000.0
+EARLIER_ROTARY_BASE = 10_000.0
 
 
 class PlainAttention(Attention):
@@ -36,7 +41,7 @@ class Nanochat2025GPT(GPT):
     """A GPT of 2025; see `GPT`."""
 
     block_class = PlainBlock
-    rotary_base = ROTARY_BASE_2025
+    rotary_base = EARLIER_ROTARY_BASE
 
     def add_extras(self) -> None:
         """Add nothing."""
@@ -60,3 +65,38 @@ class Nanochat2025GPT(GPT):
         for block in self.blocks:
             x = self.run_block(block, x, None, cos, sin, context)
         return norm(x)
+
+
+class Attention2026(PlainAttention):
+    """Attention with the gates of early 2026."""
+
+    gate_channels = 32
+
+    def value_gate(self, x: Tensor) -> Tensor:
+        """As in `Attention`."""
+        return 2.0 * torch.sigmoid(self.ve_gate(x[..., : self.gate_channels]))
+
+
+class Block2026(Block):
+    """One transformer layer."""
+
+    attention_class = Attention2026
+
+
+class Nanochat2026GPT(GPT):
+    """A GPT of January to March 2026; see `GPT`."""
+
+    block_class = Block2026
+    rotary_base = EARLIER_ROTARY_BASE
+
+    @classmethod
+    def constants(cls) -> dict[str, float]:
+        """As in `Transformer`."""
+        return {"rope_theta": cls.rotary_base, "qk_scale": 1.0, "value_gate_scale": 2.0}
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Set every parameter and table; see `Transformer.init_weights`."""
+        super().init_weights(generator)
+        for neutral in (self.smear_gate.weight, self.backout_lambda):
+            neutral.zero_()
