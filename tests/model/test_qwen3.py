@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors.torch import load_file
 
 from nanochat_lit import Engine, cli, load_export
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.native_folder import hf_config, to_hf
 from nanochat_lit.evaluation.scoring import Example, GPTScorer
 from nanochat_lit.model import GPTConfig, KVCache
@@ -152,3 +154,34 @@ def test_another_architecture_is_not_resumed(write_recipe, capsys):
     recipe.write_text(yaml.safe_dump(values))
     assert cli.main(["fit", "--config", str(recipe), "--ckpt_path", "last"]) == 2
     assert "architecture is nanochat, but the checkpoint has qwen3" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def base(write_recipe):
+    """A pretrained export for the later stages."""
+    recipe = write_recipe(model={"architecture": "qwen3", "n_kv_head": 1, "num_steps": 2, "eval_every": 0})
+    assert cli.main(["fit", "--config", str(recipe)]) == 0
+    return recipe.parent / "run" / "export"
+
+
+def test_fine_tuning(base, sft_recipe):
+    words = ["--model.base", str(base), "--model.num_steps", "6", "--model.init_lr_fraction", "1.0"]
+    assert cli.main(["fit", "--config", str(sft_recipe), *words]) == 0
+    run = sft_recipe.parent / "sft"
+    losses = _losses(run)
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] - 0.03
+    every_weight_moved(base, run / "export")
+
+
+def test_reinforcement_learning(base, write_rl_recipe):
+    recipe = write_rl_recipe(model={"base": str(base), "num_steps": 2, "eval_every": 0})
+    assert cli.main(["fit", "--config", str(recipe)]) == 0
+    every_weight_moved(base, recipe.parent / "run" / "export")
+
+
+def every_weight_moved(before, after):
+    assert read_json(after / "config.json") == read_json(before / "config.json")
+    old, new = (load_file(folder / "model.safetensors") for folder in (before, after))
+    assert old.keys() == new.keys()
+    assert [name for name in new if torch.equal(new[name], old[name])] == []

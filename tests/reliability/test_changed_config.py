@@ -1,11 +1,15 @@
 """Continuing with another configuration: what has changed is said, what may not change is refused."""
 
+import csv
 import shutil
 
 import pytest
+import torch
+import yaml
 
 from nanochat_lit import cli
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.training.checkpoint_files import KEY as CONFIG_KEY
 from nanochat_lit.training.checkpoint_files import compare_configs
 
 
@@ -34,6 +38,31 @@ def test_a_key_that_an_older_checkpoint_lacks_is_off():
     with pytest.raises(UserError, match="bigram_factor is 5, but the checkpoint has 0; the model cannot change"):
         compare_configs(older, "model: {init_args: {depth: 2, bigram_factor: 5}}")
     compare_configs("model: {init_args: {base: a}}", "model: {init_args: {base: a}}")  # a stage that has no such key
+
+
+def test_a_checkpoint_from_before_the_architecture_is_continued(resume, pretrained, tmp_path):
+    """The same steps as in the whole run: what its configuration lacks is what it was trained with."""
+    path = tmp_path / "run" / "checkpoints" / "step000002.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    config = yaml.safe_load(checkpoint[CONFIG_KEY])
+    options = config["model"]["init_args"]
+    for name in ("architecture", "tie_embeddings", "bigram_factor"):
+        del options[name]
+        assert name not in checkpoint["nanochat_lit"]["config"]
+    options["window_pattern"] = "SSSL"  # a default that a resolved recipe used to state
+    checkpoint[CONFIG_KEY] = yaml.safe_dump(config)
+    torch.save(checkpoint, path)
+    places = ["--run_dir", str(tmp_path / "rest"), "--data.tokenizer", str(pretrained / "tokenizer")]
+    code, err = resume("--ckpt_path", str(path), *places)
+    assert code == 0, err
+    assert [line for line in err.splitlines() if line.startswith("changed") and "tokenizer" not in line] == []
+    whole = _losses(pretrained)
+    assert _losses(tmp_path / "rest") == {step: whole[step] for step in ("3", "4")}
+
+
+def _losses(run):
+    rows = csv.DictReader((run / "metrics.csv").read_text("utf-8").splitlines())
+    return {row["step"]: row["train_loss"] for row in rows if row["train_loss"]}
 
 
 def test_allowed_changes_are_said(resume):
