@@ -1,6 +1,7 @@
 """Loading of models: exports, run folders, checkpoints, and models on the Hugging Face hub; `find_model` resolves them."""
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -161,6 +162,9 @@ def as_export(source: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as name:
         export_checkpoint(source, Path(name) / "export")
+        recipe = source.resolve().parent.parent / "config.yaml"
+        if recipe.is_file():  # which the model card shows
+            shutil.copyfile(recipe, Path(name) / "config.yaml")
         yield Path(name) / "export"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat_lit.common.downloads import locked
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, os_error_text
 from nanochat_lit.common.paths import cache_folder, read_json
 from nanochat_lit.engine.export_folder import EXPORT_FILES, check_files, copy_export
 from nanochat_lit.engine.hf_import import HF_FILES, OWN_FOLDER, import_hf
@@ -103,6 +103,8 @@ def convert(model: HubModel, files: Path, out: Path) -> None:
         read_config(files)
         check_files(files)
     except UserError as error:
+        if str(out) in str(error):  # about the target
+            raise
         reason = str(error).replace(f"{files}/", "").replace(str(files), "it")
         raise UserError(f"{model} is not a model that nanochat-lit can read: {reason}") from None
     copy_export(files, out)
@@ -172,6 +174,8 @@ def _explained(error: Exception, model: HubModel, action: str) -> UserError:
 
     if not isinstance(error, errors.HfHubHTTPError) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # which the client wraps in an error on its cache or on several uploads
+    if isinstance(error, OSError) and (text := os_error_text(error)):
+        return UserError(text)
     server = constants.ENDPOINT
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.RevisionNotFoundError):

@@ -44,6 +44,7 @@ OTHERS = {
     "python",
     "python3",
     "lm_eval",
+    "lighteval",
     "bash",
     "apt-get",
     "pytest",

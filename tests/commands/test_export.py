@@ -57,3 +57,13 @@ def test_mistakes(tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
     assert cli.main(["import-hf", str(tmp_path), "--out", str(tmp_path / "y")]) == 2
     assert "config.json: no such file" in capsys.readouterr().err
+
+
+def test_the_card_of_a_checkpoint_has_the_recipe(pretrained, tmp_path):
+    checkpoint = pretrained / "checkpoints" / "step000002.ckpt"
+    words = ["export", "--format", "hf", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "hf")]
+    assert cli.main(words) == 0
+    card = (tmp_path / "hf" / "README.md").read_text("utf-8")
+    assert "fit --config recipe.yaml" in card
+    assert "tokens_per_step: 512" in card
+    assert "| steps | 2 |" in card

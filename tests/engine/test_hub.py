@@ -1,6 +1,7 @@
 """push, pull and hf:// names against a hub on this machine, with the hub's own client."""
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -121,6 +122,26 @@ def test_a_second_push_removes_files_of_the_first_and_no_others(hub, export, cap
     assert status == 0, error
     assert "picture.png" in files
     assert set(files) - {"picture.png", "README.md"} == {path.name for path in export.iterdir()}
+
+
+def test_a_folder_with_other_files_is_not_replaced(hub, export, capsys, tmp_path):
+    export_hf(export, tmp_path / "hf")
+    hub.add("me/tiny", tmp_path / "hf")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "novel.txt").write_text("mine")
+    status, _, error = main(capsys, "pull", "me/tiny", "--out", tmp_path / "out")
+    assert status == 2
+    assert error.startswith(f"error: {tmp_path / 'out'} contains novel.txt, which is not part of an export")
+
+
+def test_a_full_disk_is_not_blamed_on_the_network(hub, export, capsys, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "hub"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    status, _, error = main(capsys, "pull", "me/tiny")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "the disk is full" in error
 
 
 def test_a_dry_run_lists_what_would_be_sent(hub, export, capsys):
