@@ -6,17 +6,17 @@ import random
 import subprocess
 
 import pytest
-import torch
 import yaml
 
 from nanochat_lit import cli
-from nanochat_lit.engine.export import load_export, save_export
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.export import load_export
 from nanochat_lit.engine.hf_export import export_hf
 
 pytestmark = [pytest.mark.slow]
 
 PACKAGES = ["lm_eval[hf]==0.4.13", "lighteval==0.13.0"]
-WORDS = ["the", "cat", "sat", "on", "the", "mat", "hello", "world", "what", "is", "three", "times", "four"]
+WORDS = ["the", "cat", "sat", "on", "under", "mat", "tree", "blue", "river", "then", "took", "bread", "12"]
 CHOICE = """
 task: arc_easy_here
 dataset_path: json
@@ -64,11 +64,13 @@ def programs(make_environment):
 
 
 @pytest.fixture(scope="module", params=["nanochat", "qwen3"])
-def measured(request, random_model, tokenizer, tmp_path_factory):
+def measured(request, write_recipe):
     """A folder with an export, a bundle of two tasks, and what `evaluate core` says of them."""
-    folder = tmp_path_factory.mktemp("measured")
-    save_export(folder / "export", random_model(sequence_len=256, architecture=request.param), tokenizer)
+    recipe = write_recipe(model={"architecture": request.param, "num_steps": 40, "eval_every": 0})
+    assert cli.main(["fit", "--config", str(recipe)]) == 0
+    folder = recipe.parent / "run"
     export_hf(folder / "export", folder / "hf")
+    _, tokenizer = load_export(folder / "export", "cpu", "float32")
     rng = random.Random(0)
     tasks = {"arc_easy": choices(rng, tokenizer), "lambada_openai": continuations(rng, folder / "export")}
     kinds = {"arc_easy": "multiple_choice", "lambada_openai": "language_modeling"}
@@ -101,25 +103,16 @@ def choices(rng, tokenizer):
 
 
 def continuations(rng, export):
-    """Half of them are what the model says; of the others it says hardly any."""
+    """Every second one is the word that the model says; of the others it says hardly any."""
     model, tokenizer = load_export(export, "cpu", "float32")
+    engine = Engine(model, tokenizer)
     rows = []
-    while len(rows) < 80:
-        context = " ".join(rng.choices(WORDS, k=6))
-        ids = tokenizer.encode(context + " ", prepend_bos=True)[:-1]
-        said = len(rows) % 2 == 0
-        text = " ".join(rng.choices(WORDS, k=2))
-        if said:
-            with torch.no_grad():
-                best = model(torch.tensor([tokenizer.encode(context, prepend_bos=True)]))[0, -1].argsort(
-                    descending=True
-                )
-            text = tokenizer.decode([int(best[0])])
-            whole = tokenizer.encode(context + text, prepend_bos=True)
-            if not text.startswith(" ") or not text[1:].isascii() or whole[: len(ids)] != ids:
-                continue
-            text = text[1:]
-        rows.append({"context": context, "continuation": text})
+    for number in range(80):
+        context, word = " ".join(rng.choices(WORDS, k=6)), rng.choice(WORDS)
+        if number % 2 == 0:
+            (ids,) = engine.generate(tokenizer.encode(context, prepend_bos=True), max_new_tokens=6, temperature=0)
+            word = next(iter(tokenizer.decode(ids).split()), word)
+        rows.append({"context": context, "continuation": word})
     return rows
 
 
