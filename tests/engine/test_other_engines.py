@@ -349,7 +349,12 @@ def vllm_programs(make_environment):
     return make_environment("vllm", [VLLM_PACKAGE], unwanted=["torchvision", "torchaudio", "torchcodec"])
 
 
-VLLM_SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+VLLM_SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 
 
 def check_vllm(programs, export, folder, **options):
