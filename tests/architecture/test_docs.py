@@ -44,7 +44,6 @@ OTHERS = {
     "python",
     "python3",
     "lm_eval",
-    "lighteval",
     "bash",
     "apt-get",
     "pytest",
