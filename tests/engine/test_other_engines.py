@@ -351,7 +351,6 @@ def vllm_programs(make_environment):
 
 VLLM_SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
@@ -408,7 +407,6 @@ def test_vllm_with_the_default_architecture(vllm_programs, random_model, tokeniz
     ("fixture", "options"),
     [
         ("answering_qwen3_export", []),
-        ("answering_qwen3_export", ["--tensor-parallel-size", "2"]),
         ("answering_export", OWN_CODE),
     ],
 )
