@@ -150,7 +150,7 @@ def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
 
 def _eager_holes() -> float:
     """Share of what an eager micro-batch makes and drops; measured on torch 2.9, 2.11, 2.13 and 2.14."""
-    return 0.9 if TorchVersion(torch.__version__) >= (2, 13) else 1.6
+    return 0.9 if TorchVersion(torch.__version__) >= "2.13" else 1.6
 
 
 def _glibc_slack(held: int, passing: int, run: _Run) -> float:
