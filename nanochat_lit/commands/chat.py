@@ -17,6 +17,7 @@ from nanochat_lit.engine.chat_session import Answer, ChatModel, ChatSession
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
 from nanochat_lit.engine.export import find_model, limits_of, load_export, load_generation_defaults, read_provenance
+from nanochat_lit.engine.sampling_params import RULES, SamplingParams
 from nanochat_lit.engine.tool_use import Tool
 from nanochat_lit.model.packed import Quantization, describe_kernel
 
@@ -142,8 +143,9 @@ class TerminalChat:
         name, _, value = argument.partition(" ")
         if argument:
             self._conversation.settings = self._conversation.settings.changed(name, value.strip())
-        settings = self._conversation.settings.numbers()
-        note(", ".join(f"{name} {value}" for name, value in settings.items()))
+        settings, off = self._conversation.settings.numbers(), SamplingParams().numbers()
+        shown = {name: value for name, value in settings.items() if name not in RULES or value != off[name]}
+        note(", ".join(f"{name} {value}" for name, value in shown.items()))
 
     def _save(self, name: str) -> None:
         path = _path(name)

@@ -15,6 +15,9 @@ MAX_SEED = 2**63
 MAX_STOP_STRINGS = 16
 MAX_BIAS = 100
 
+RULES = ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+"""Settings that change logits; off by default."""
+
 _WHOLE = ("top_k", "max_new_tokens", "seed")
 # minimum, maximum, and the hint of the error message
 _RANGES: dict[str, tuple[float, float, str]] = {

@@ -86,7 +86,7 @@ class _Chosen:
     rows: list[_Row]
     tokens: HostCopy
     logprobs: HostCopy | None
-    """Of each token."""
+    """One per token."""
     top: tuple[HostCopy, HostCopy] | None
     """Ids and log-probabilities of the most likely ones."""
 
@@ -314,8 +314,8 @@ class SlotEngine:
             whole = logits.float().log_softmax(dim=-1)
             logprobs = HostCopy(whole.gather(1, tokens[:, None])[:, 0])
             if most := max(row.request.top_logprobs for row in rows):
-                likeliest = whole.topk(min(most, whole.shape[1]), dim=-1)
-                top = HostCopy(likeliest.indices), HostCopy(likeliest.values)
+                most_likely = whole.topk(min(most, whole.shape[1]), dim=-1)
+                top = HostCopy(most_likely.indices), HostCopy(most_likely.values)
         for index, row in enumerate(rows):
             row.num_pending += 1
             if row.rules:
@@ -330,7 +330,7 @@ class SlotEngine:
             logprobs = chosen.logprobs.tolist() if chosen.logprobs else [None] * len(chosen.rows)
             ids, values = [copy.tolist() for copy in chosen.top] if chosen.top else [[[]] * len(chosen.rows)] * 2
             found = zip(chosen.rows, chosen.tokens.tolist(), logprobs, ids, values, strict=True)
-            for row, token_id, logprob, likeliest, their_logprobs in found:
+            for row, token_id, logprob, most_likely, their_logprobs in found:
                 if row.has_left:
                     continue
                 if token_id < 0:
@@ -339,7 +339,7 @@ class SlotEngine:
                 else:
                     taken = self._take(row, token_id, logprob if row.request.logprobs else None)
                     if taken.logprob is not None and row.request.top_logprobs:
-                        pairs = list(zip(likeliest, their_logprobs, strict=True))
+                        pairs = list(zip(most_likely, their_logprobs, strict=True))
                         taken = taken._replace(top=pairs[: row.request.top_logprobs])
                     emitted.append(taken)
                 if emitted[-1].finish_reason:

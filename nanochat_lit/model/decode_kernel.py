@@ -205,7 +205,7 @@ class KernelLinear(nn.Module):
 
     @property
     def num_bytes(self) -> int:
-        """What a product reads."""
+        """Bytes that a product reads."""
         return self._packed.nbytes + self._scales.nbytes
 
     def matrix(self, activations: torch.dtype) -> Any:

@@ -70,7 +70,7 @@ class Update(NamedTuple):
     error: tuple[int, str, int | None] | None
     """HTTP status, message and Retry-After seconds; this is the last update."""
     scores: Sequence[TokenScore] = ()
-    """Of the new sampled tokens, if requested."""
+    """Log-probabilities of the new sampled tokens, if requested."""
 
     def followed_by(self, later: "Update") -> "Update":
         """Merge with a later update."""

@@ -4,8 +4,9 @@ import random
 import string
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from nanochat_lit.engine.hf_tokenizer import PARTING_MARK, write_hf_tokenizer
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, Tokenizer, render_conversation, render_for_completion
@@ -105,6 +106,7 @@ def conversations(draw):
 
 
 @settings(deadline=None, max_examples=150)
+@example(conversation={"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "\x80"}]})
 @given(conversation=conversations())
 def test_conversations_have_our_ids(pairs, conversation):
     for name, (ours, theirs) in pairs.items():
@@ -113,7 +115,8 @@ def test_conversations_have_our_ids(pairs, conversation):
             conversation["messages"], return_dict=True, return_assistant_tokens_mask=True
         )
         assert rendered["input_ids"] == token_ids, name
-        assert rendered["assistant_masks"] == loss_mask, name
+        if Version(transformers.__version__) >= Version("5.24"):  # 5.20 counts only the first token of a character
+            assert rendered["assistant_masks"] == loss_mask, name
         if conversation["messages"][-1]["role"] == "user":
             prompt = theirs.apply_chat_template(conversation["messages"], add_generation_prompt=True, return_dict=True)
             assert prompt["input_ids"] == render_for_completion(ours, conversation)
