@@ -22,7 +22,8 @@ def told(tmp_path_factory):
         statuses, seconds = json.loads((folder / f"{story}.json").read_text("utf-8"))
         lines = (folder / f"{story}.err").read_text("utf-8").splitlines()
         lines = [line for line in lines if line.startswith(("error: ", "rank "))]
-        return statuses, lines, (folder / f"{story}.out").read_text("utf-8").splitlines(), seconds
+        said = (folder / f"{story}.out").read_text("utf-8").splitlines()
+        return statuses, lines, [line for line in said if not line.startswith("[Gloo]")], seconds  # torch 2.9 says it
 
     return read
 
