@@ -231,8 +231,11 @@ def test_nohup_is_respected(monkeypatch):
         assert request.signum == 0
     finally:
         request.ignore()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        request.listen()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert request.signum == signal.SIGHUP
+    finally:
+        request.ignore()
         signal.signal(signal.SIGHUP, before)
-    request.listen()
-    os.kill(os.getpid(), signal.SIGHUP)
-    assert request.signum == signal.SIGHUP
-    request.ignore()
