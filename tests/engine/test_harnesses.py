@@ -15,7 +15,7 @@ from nanochat_lit.engine.hf_export import export_hf
 
 pytestmark = [pytest.mark.slow]
 
-PACKAGES = ["lm_eval[hf]==0.4.13", "lighteval==0.13.0"]
+PACKAGES = ["lm_eval[hf]==0.4.13", "lighteval==0.13.0", "xxhash<4"]  # lighteval hashes text, which xxhash 4 refuses
 WORDS = ["the", "cat", "sat", "on", "under", "mat", "tree", "blue", "river", "then", "took", "bread", "12"]
 CHOICE = """
 task: arc_easy_here
@@ -46,7 +46,8 @@ from lighteval.tasks.requests import Doc
 
 def prompt(line, task_name=None):
     choices = [" " + choice for choice in line["choices"]]
-    return Doc(task_name=task_name, query=line["query"], choices=choices, gold_index=line["gold"])
+    query = "<|bos|>" + line["query"]  # lighteval adds no token of its own
+    return Doc(task_name=task_name, query=query, choices=choices, gold_index=line["gold"])
 
 TASKS_TABLE = [
     LightevalTaskConfig(
@@ -54,6 +55,15 @@ TASKS_TABLE = [
         evaluation_splits=["train"], metrics=[Metrics.loglikelihood_acc],
     )
 ]
+"""
+
+
+PROGRAM = """
+# lighteval's metrics ask the hub for the judges of other tasks, in words that its client no longer has
+import huggingface_hub
+huggingface_hub.HfApi.list_models = lambda *_, **__: [None]
+from lighteval.__main__ import app
+app()
 """
 
 
@@ -151,8 +161,9 @@ def test_lighteval(programs, measured, tmp_path):
     (data / "train.jsonl").write_text((folder / "bundle" / "eval_data" / "arc_easy.jsonl").read_text())
     (tmp_path / "here.py").write_text(LIGHTEVAL.format(folder=str(data)))
     arguments = f"model_name={folder / 'hf'},trust_remote_code=True,dtype=float32,batch_size=8"
-    command = [programs / "lighteval", "accelerate", arguments, "arc_easy_here|0"]
+    command = [programs / "python", "-c", PROGRAM, "accelerate", arguments, "arc_easy_here|0"]
     run([*command, "--custom-tasks", tmp_path / "here.py", "--output-dir", tmp_path / "results"], tmp_path)
     (result,) = (tmp_path / "results").rglob("results_*.json")
     found = json.loads(result.read_text())["results"]
-    assert found["arc_easy_here|0"]["acc"] == pytest.approx(expected["arc_easy"])
+    # lighteval takes as many tokens for the query as the query has by itself, `evaluate core` those that all choices share
+    assert found["arc_easy_here|0"]["acc"] == pytest.approx(expected["arc_easy"], abs=3 / 80)
