@@ -127,7 +127,7 @@ void check_model(Kind kind) {
     }
   };
   read(CONTEXT, 1, whole);
-  print("prompt", whole.data(), VOCABULARY);
+  print(kind == INT4 ? "rounded_prompt" : "prompt", whole.data(), VOCABULARY);
   for (int chunk : {1, 7, 30})
     for (int threads : {1, 3}) {
       read(chunk, threads, logits);
@@ -147,7 +147,7 @@ void check_model(Kind kind) {
   };
   decode(1, 1);
   std::copy_n(logits.begin(), VOCABULARY, whole.begin());
-  print("decode", whole.data(), VOCABULARY);
+  print(kind == INT4 ? "rounded_decode" : "decode", whole.data(), VOCABULARY);
   for (int rows : {2, SEQUENCES})
     for (int threads : {1, 3}) {
       decode(rows, threads);

@@ -48,7 +48,8 @@ def output(*command: str | Path) -> list[tuple[str, list[float]]]:
 def assert_near(ours: list[tuple[str, list[float]]], expected: list[tuple[str, list[float]]]) -> None:
     for (name, numbers), (expected_name, expected_numbers) in zip(ours, expected, strict=True):
         assert (name, len(numbers)) == (expected_name, len(expected_numbers))
-        tolerance = 1e-4 * max(map(abs, expected_numbers))
+        # the last bit of a state can round one of its 8-bit inputs up instead of down; the layers alone are within 1e-4
+        tolerance = (1e-2 if name.startswith("rounded") else 1e-4) * max(map(abs, expected_numbers))
         assert math.dist(numbers, expected_numbers) < tolerance * len(numbers) ** 0.5, name
 
 
@@ -67,7 +68,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, list[
 
 
 def test_sanitizers_find_nothing(native: list[tuple[str, list[float]]]) -> None:
-    assert {name for name, _ in native} == {"linear", "prompt", "decode", "sample", "loss", "gradient", "muon"}
+    names = {"linear", "prompt", "decode", "rounded_prompt", "rounded_decode", "sample", "loss", "gradient", "muon"}
+    assert {name for name, _ in native} == names
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")
