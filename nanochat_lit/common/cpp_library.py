@@ -135,7 +135,7 @@ def _load(source: Path) -> tuple[ctypes.CDLL | None, str]:
 def _machine(compiler: list[str]) -> list[str]:
     """Return the identity of compiler and processor, because a home folder may be shared between machines."""
     version = _run([*compiler, "--version"])
-    facts = [*compiler[1:], platform.machine(), version.stdout.decode(errors="replace")]
+    facts = [*compiler, platform.machine(), version.stdout.decode(errors="replace")]
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text("utf-8", errors="replace").splitlines()

@@ -88,14 +88,27 @@ def export_gguf(export: str | Path, out: str | Path, quantize: GGUFType = "f16")
         )
     is_chat = read_provenance(export).get("stage") != "pretrain"
     with whole_folder(target, {GGUF_FILE, MODELFILE}, "a GGUF folder") as folder:
-        _write_gguf(folder / GGUF_FILE, model, tokenizer, quantize, target.name, is_chat)
+        write_gguf(folder / GGUF_FILE, model, tokenizer, quantize, target.name, is_chat)
         with atomic_write(folder / MODELFILE, "w") as file:
             file.write(_modelfile(load_generation_defaults(export), model.config.sequence_len, is_chat))
 
 
-def _write_gguf(
+def write_gguf(
     path: Path, model: GPT, tokenizer: SentencePieceTokenizer, quantize: GGUFType, name: str, is_chat: bool
 ) -> None:
+    """Write one file; `export_gguf` adds the folder around it.
+
+    Args:
+        path: The file.
+        model: A model of the architecture qwen3 in float32.
+        tokenizer: Gives the vocabulary with its scores and control tokens.
+        quantize: Type of the matrices.
+        name: Name of the model in the file.
+        is_chat: Whether to write the chat template.
+
+    Raises:
+        UserError: If the vocabulary or a width does not fit the format, or the gguf package is missing.
+    """
     try:
         import gguf
     except ModuleNotFoundError:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.gguf_export import GGUFType, _write_gguf
+from nanochat_lit.engine.gguf_export import GGUFType, write_gguf
 from nanochat_lit.model import GPTConfig
 from nanochat_lit.model.architecture import build_model
 from nanochat_lit.model.config import QWEN3
@@ -107,7 +107,7 @@ def _random_file(path: Path, depth: int, vocab_size: int, context: int, kind: GG
     for parameter in model.parameters():
         if parameter.ndim == 2 and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02, generator=generator)
-    _write_gguf(path, model, _Pieces(vocab_size), kind, "random", is_chat=False)  # type: ignore[arg-type]
+    write_gguf(path, model, _Pieces(vocab_size), kind, "random", is_chat=False)  # type: ignore[arg-type]
     embeddings = model.config.vocab_size * model.config.n_embd * 34 / 32  # of which a token reads one row
     return int(path.stat().st_size - embeddings)
 
