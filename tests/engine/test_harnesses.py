@@ -3,9 +3,12 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 
+import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 from nanochat_lit import cli
@@ -44,15 +47,21 @@ from lighteval.metrics.metrics import Metrics
 from lighteval.tasks.lighteval_task import LightevalTaskConfig
 from lighteval.tasks.requests import Doc
 
-def prompt(line, task_name=None):
+def arc_easy(line, task_name=None):
     choices = [" " + choice for choice in line["choices"]]
-    query = "<|bos|>" + line["query"]  # lighteval adds no token of its own
-    return Doc(task_name=task_name, query=query, choices=choices, gold_index=line["gold"])
+    return Doc(task_name=task_name, query=line["query"], choices=choices, gold_index=line["gold"])
+
+def lambada_openai(line, task_name=None):
+    return Doc(task_name=task_name, query=line["context"], choices=[" " + line["continuation"]], gold_index=0)
 
 TASKS_TABLE = [
     LightevalTaskConfig(
-        name="arc_easy_here", prompt_function=prompt, hf_repo={folder!r}, hf_subset="default", hf_avail_splits=["train"],
-        evaluation_splits=["train"], metrics=[Metrics.loglikelihood_acc],
+        name=prompt.__name__ + "_here", prompt_function=prompt, hf_repo=FOLDER + prompt.__name__, hf_subset="default",
+        hf_avail_splits=["train"], evaluation_splits=["train"], metrics=[metric],
+    )
+    for prompt, metric in (
+        (arc_easy, Metrics.loglikelihood_acc),
+        (lambada_openai, Metrics.acc_golds_likelihood),  # whether greedy decoding says the continuation
     )
 ]
 """
@@ -155,15 +164,35 @@ def test_lm_eval(programs, measured, tmp_path):
 
 
 def test_lighteval(programs, measured, tmp_path):
+    """Both tasks' accuracies, and each item's log-probabilities."""
     folder, expected = measured
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "train.jsonl").write_text((folder / "bundle" / "eval_data" / "arc_easy.jsonl").read_text())
-    (tmp_path / "here.py").write_text(LIGHTEVAL.format(folder=str(data)))
-    arguments = f"model_name={folder / 'hf'},trust_remote_code=True,dtype=float32,batch_size=8"
-    command = [programs / "python", "-c", PROGRAM, "accelerate", arguments, "arc_easy_here|0"]
-    run([*command, "--custom-tasks", tmp_path / "here.py", "--output-dir", tmp_path / "results"], tmp_path)
+    for label in expected:
+        (tmp_path / "data" / label).mkdir(parents=True)
+        shutil.copy(folder / "bundle" / "eval_data" / f"{label}.jsonl", tmp_path / "data" / label / "train.jsonl")
+    (tmp_path / "here.py").write_text(f"FOLDER = {str(tmp_path / 'data') + '/'!r}\n{LIGHTEVAL}")
+    # lighteval renders a base model's questions as chats if its tokenizer has a chat template
+    arguments = (
+        f"model_name={folder / 'hf'},trust_remote_code=True,dtype=float32,batch_size=8,override_chat_template=False"
+    )
+    command = [programs / "python", "-c", PROGRAM, "accelerate", arguments, ",".join(f"{k}_here|0" for k in expected)]
+    command += ["--custom-tasks", tmp_path / "here.py", "--output-dir", tmp_path / "results", "--save-details"]
+    run(command, tmp_path)
     (result,) = (tmp_path / "results").rglob("results_*.json")
     found = json.loads(result.read_text())["results"]
-    # lighteval takes as many tokens for the query as the query has by itself, `evaluate core` those that all choices share
-    assert found["arc_easy_here|0"]["acc"] == pytest.approx(expected["arc_easy"], abs=3 / 80)
+    assert {label: found[f"{label}_here|0"]["acc"] for label in expected} == pytest.approx(expected)
+    model, tokenizer = load_export(folder / "export", "cpu", "float32")
+    for label in expected:
+        (details,) = (tmp_path / "results").rglob(f"details_{label}_here*.parquet")
+        items = pq.read_table(details).to_pylist()
+        assert len(items) == 80
+        for item in items:
+            ours = [logprob(model, tokenizer, item["doc"]["query"], choice) for choice in item["doc"]["choices"]]
+            assert item["model_response"]["logprobs"] == pytest.approx(ours, abs=1e-4)
+
+
+@torch.no_grad()
+def logprob(model, tokenizer, query, choice):
+    ids = tokenizer.encode(query + choice, prepend_bos=True)
+    start = len(tokenizer.encode(query, prepend_bos=True))
+    scores = model(torch.tensor([ids]))[0].log_softmax(dim=-1)
+    return sum(float(scores[number - 1, ids[number]]) for number in range(start, len(ids)))
