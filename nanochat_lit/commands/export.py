@@ -13,7 +13,7 @@ def export(
     checkpoint: str | None = None,
     format: Literal["hf", "gguf", "nanochat-lit"] | None = None,  # noqa: A002
     dtype: Literal["stored", "bfloat16"] = "stored",
-    quantize: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] = "f16",
+    quantize: Literal["f32", "f16", "bf16", "q8_0", "q4_0"] | None = None,
 ) -> None:
     """Write an export of a checkpoint, a folder for Hugging Face transformers, or a GGUF file for llama.cpp and ollama.
 
@@ -30,7 +30,7 @@ def export(
         format: nanochat-lit, hf or gguf; null is hf for --model and nanochat-lit for --checkpoint.
         dtype: stored keeps the weights exactly; bfloat16 halves the file size, but such an export cannot be trained
             further. Format hf only.
-        quantize: Type of the matrices. q8_0 and q4_0 are 8 and 4 bits per weight. Format gguf only.
+        quantize: Type of the matrices; null is f16. q8_0 and q4_0 are 8 and 4 bits per weight. Format gguf only.
     """
     from nanochat_lit.common.file_lock import run_lock
     from nanochat_lit.engine.export import as_export, export_checkpoint, find_model
@@ -39,13 +39,17 @@ def export(
         raise UserError("give either --model EXPORT (or a run folder) or --checkpoint FILE.ckpt")
     source = find_model(model or checkpoint or "")
     chosen = format or ("hf" if checkpoint is None else "nanochat-lit")
+    if quantize is not None and chosen != "gguf":
+        raise UserError(f"--quantize {quantize} needs --format gguf; the format is {chosen}")
+    if dtype != "stored" and chosen != "hf":
+        raise UserError(f"--dtype {dtype} needs --format hf; the format is {chosen}")
     if out is None and not source.is_file():
         raise UserError("give the folder to write with --out")
     target = Path(out) if out is not None else source.resolve().parent.parent / f"export_{source.stem}"
     with run_lock(target.parent, "nanochat-lit export") if target.name == "export" else contextlib.nullcontext():
         if chosen in ("hf", "gguf"):
             with as_export(source) as folder:
-                print(_write_for_others(folder, target, chosen, dtype, quantize))
+                print(_write_for_others(folder, target, chosen, dtype, quantize or "f16"))
             return
         if not source.is_file():
             raise UserError(f"{source} is already an export; use --format hf or gguf to write it for other programs")

@@ -1,7 +1,9 @@
 """The error class for users, and conversion of other errors to it."""
 
 import errno
+import importlib.metadata
 import os
+import re
 
 
 class UserError(ValueError):
@@ -55,3 +57,20 @@ def missing_package(purpose: str, package: str | None, extra: str) -> UserError:
         extra: Extra of this project that installs it.
     """
     return UserError(f"{purpose} needs {package}; pip install '.[{extra}]' in the checkout, or 'nanochat-lit[{extra}]'")
+
+
+def require_version(purpose: str, package: str, oldest: str, extra: str) -> None:
+    """Raise an error if an installed optional package is older than the feature needs.
+
+    Args:
+        purpose: Requested feature, as the beginning of a sentence.
+        package: Name of the installed package.
+        oldest: Oldest supported version, as MAJOR.MINOR.
+        extra: Extra of this project that installs a supported version.
+    """
+    found = importlib.metadata.version(package)
+    if [int(part) for part in re.findall(r"\d+", found)[:2]] < [int(part) for part in oldest.split(".")]:
+        raise UserError(
+            f"{purpose} needs {package} {oldest} or newer, {found} is installed; "
+            f"pip install '.[{extra}]' in the checkout, or 'nanochat-lit[{extra}]'"
+        )

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
-from nanochat_lit.common.errors import UserError, missing_package
+from nanochat_lit.common.errors import UserError, missing_package, require_version
 from nanochat_lit.common.paths import atomic_write, whole_folder
 from nanochat_lit.engine.export import load_export, load_generation_defaults, read_provenance
 from nanochat_lit.engine.hf_tokenizer import chat_template
@@ -113,6 +113,7 @@ def write_gguf(
         import gguf
     except ModuleNotFoundError:
         raise missing_package("export --format gguf", "gguf", "gguf") from None
+    require_version("export --format gguf", "gguf", "0.17", "gguf")
     writer = gguf.GGUFWriter(path, QWEN3)
     writer.add_name(name)
     file_types = {"f32": "ALL_F32", **{kind: f"MOSTLY_{kind.upper()}" for kind in ("f16", "bf16", "q8_0", "q4_0")}}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from nanochat_lit.common.errors import UserError, missing_package
+from nanochat_lit.common.errors import UserError, missing_package, require_version
 from nanochat_lit.common.hardware import find_device, resolve_compute_dtype
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.sampling_params import SamplingParams
@@ -276,10 +276,12 @@ def load_huggingface(
     Raises:
         UserError: If transformers is not installed, or the folder cannot be read.
     """
+    purpose = f"{folder} is a Hugging Face model; reading it"
     try:
         import transformers
     except ImportError:
-        raise missing_package(f"{folder} is a Hugging Face model; reading it", "transformers", "hf") from None
+        raise missing_package(purpose, "transformers", "hf") from None
+    require_version(purpose, "transformers", "5.10", "hf")
     folder = Path(folder)
     if not list(folder.glob("*.safetensors")):
         raise UserError(

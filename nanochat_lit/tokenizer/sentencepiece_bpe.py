@@ -119,6 +119,9 @@ def _piece_bytes(processor: "sentencepiece.SentencePieceProcessor") -> list[byte
     for index, token in enumerate(SPECIAL_TOKENS):
         if processor.IdToPiece(index) != token or not processor.IsControl(index):
             raise ValueError(f"token {index} is not {token}")
+    for index in range(len(SPECIAL_TOKENS), size):
+        if processor.IsControl(index):
+            raise ValueError(f"the chat template lacks the control token {processor.IdToPiece(index)} (id {index})")
     if not processor.IsUnknown(UNK_ID) or not all(
         processor.IsByte(FIRST_BYTE_ID + value) and processor.IdToPiece(FIRST_BYTE_ID + value) == f"<0x{value:02X}>"
         for value in range(NUM_BYTES)

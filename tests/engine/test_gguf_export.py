@@ -168,6 +168,32 @@ def test_what_llama_cpp_cannot_run_is_refused(random_model, tokenizer, nanochat_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["gguf", "--quantize", "q2_k"],
+            "--quantize: expected 'f32', 'f16', 'bf16', 'q8_0', 'q4_0' or null; given 'q2_k'",
+        ),
+        (["hf", "--quantize", "q8_0"], "--quantize q8_0 needs --format gguf; the format is hf"),
+        (["gguf", "--dtype", "bfloat16"], "--dtype bfloat16 needs --format hf; the format is gguf"),
+    ],
+)
+def test_options_that_do_not_fit(exported, tmp_path, capsys, words, message):
+    command = ["export", "--model", str(exported[0]), "--out", str(tmp_path / "out"), "--format", *words]
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err.splitlines()[0] == f"error: {message}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_old_package_is_refused(exported, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: {"gguf": "0.9.1"}[package])
+    words = ["export", "--format", "gguf", "--model", str(exported[0]), "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 2
+    assert "--format gguf needs gguf 0.17 or newer, 0.9.1 is installed; pip install" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_missing_package_is_named(exported, tmp_path):
     code = (
         "import sys; sys.modules['gguf'] = None\n"

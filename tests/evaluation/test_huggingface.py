@@ -196,6 +196,14 @@ def test_without_transformers_the_message_says_what_to_install(folders, monkeypa
         load_huggingface(folders["gpt2"], "cpu")
 
 
+def test_an_old_transformers_is_refused(folders, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: {"transformers": "4.57.1"}[package])
+    with pytest.raises(
+        UserError, match=r"needs transformers 5\.10 or newer, 4\.57\.1 is installed; pip install '.*\[hf\]'"
+    ):
+        load_huggingface(folders["gpt2"], "cpu")
+
+
 def test_our_own_models_in_that_form_score_as_they_do(core_bundle, random_model, tokenizer, tmp_path):
     """An export written as a Hugging Face folder brings its code along; run on request, it gives the answers of the export."""
     model = random_model(sequence_len=256)

@@ -171,6 +171,14 @@ def test_damaged_or_foreign_files_are_refused(tokenizer, tmp_path):
         Tokenizer.load(tmp_path)
 
 
+def test_control_tokens_that_the_chat_template_lacks_are_refused(monkeypatch):
+    monkeypatch.setattr("nanochat_lit.tokenizer.training.SPECIAL_TOKENS", (*SPECIAL_TOKENS, "<|tool_start|>"))
+    with pytest.raises(
+        UserError, match=r"the chat template lacks the control token <\|tool_start\|> \(id \d+\); train one"
+    ):
+        Tokenizer.train(["the cat sat on the mat"] * 20, "auto")
+
+
 def test_long_random_text_round_trips_whole(tokenizer):
     rng = random.Random(0)
     text = "".join(
