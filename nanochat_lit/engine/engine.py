@@ -7,7 +7,7 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.calculator import calculate
-from nanochat_lit.engine.sampling_params import FAILED, NOT_FINITE, Request
+from nanochat_lit.engine.sampling_params import FAILED, Request
 from nanochat_lit.engine.slots import Emitted, SlotEngine
 from nanochat_lit.engine.tool_use import Tool
 from nanochat_lit.model import GPT
@@ -196,7 +196,7 @@ class Engine(SlotEngine):
         tokens = [inbox.waiting[slot].popleft() for slot in inbox.slots if inbox.waiting[slot]]
         for token in tokens:
             if token.finish_reason == FAILED:
-                raise UserError(NOT_FINITE)
+                raise UserError(token.error)
             if token.finish_reason:
                 inbox.slots.remove(token.slot)
                 del inbox.waiting[token.slot]

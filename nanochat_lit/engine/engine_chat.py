@@ -13,7 +13,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_session import Answer, Message
 from nanochat_lit.engine.engine import Emitted, Engine
-from nanochat_lit.engine.sampling_params import FAILED, NOT_FINITE, Request, SamplingParams
+from nanochat_lit.engine.sampling_params import FAILED, Request, SamplingParams
 from nanochat_lit.engine.scheduler import QueueFull, Scheduler
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
@@ -182,7 +182,7 @@ class EngineChat:
         if outbox is None:
             return
         if isinstance(item, Emitted) and item.finish_reason == FAILED:
-            item = UserError(NOT_FINITE)
+            item = UserError(item.error)
         outbox.put((time.perf_counter(), item) if isinstance(item, Emitted) else item)
         if not isinstance(item, Emitted) or item.finish_reason is not None:
             del self._outboxes[key]

@@ -34,10 +34,11 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 
 
 FAILED = "error"
-"""finish_reason of a request with non-finite logits; others continue."""
+"""finish_reason of a request that cannot be continued; others continue."""
 NOT_FINITE = (
     "the model's logits for this request are not finite: its weights may be damaged, or its compute_dtype too narrow"
 )
+TOO_COMPLEX = "the format of this answer is too complex for its parser; use a simpler schema or regular expression"
 
 
 def check_prompt(prompt: Sequence[int], context: int, vocab_size: int) -> None:
@@ -94,6 +95,8 @@ class SamplingParams:
     """Sampling seed; the tokens do not depend on concurrent requests."""
     stop: tuple[str, ...] = ()
     """Stop strings; the answer ends before the first one in its text."""
+    grammar: str = ""
+    """Grammar that the answer matches, from `json_grammar`, `regex_grammar` or `choice_grammar`; empty for any answer."""
 
     def __post_init__(self) -> None:
         if self.top_k is None:

@@ -17,9 +17,10 @@ from torch import Tensor
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import AnswerText, Piece
 from nanochat_lit.engine.calculator import calculate
+from nanochat_lit.engine.grammar import GrammarParsers
 from nanochat_lit.engine.logit_rules import LogitRules, has_rules
 from nanochat_lit.engine.sampling import HostCopy, has_sampling_kernel, row_random, sample_each, sample_next, to_device
-from nanochat_lit.engine.sampling_params import FAILED, Request, check_prompt
+from nanochat_lit.engine.sampling_params import FAILED, NOT_FINITE, TOO_COMPLEX, Request, check_prompt
 from nanochat_lit.engine.tool_use import Tool, ToolRow
 from nanochat_lit.model import GPT, KVCache, SlotCache
 from nanochat_lit.model.slot_cache import check_room
@@ -45,6 +46,8 @@ class Emitted(NamedTuple):
     no token."""
     top: Sequence[tuple[int, float]] = ()
     """Ids and log-probabilities of the most likely tokens, if requested."""
+    error: str = ""
+    """Reason of a failure."""
 
 
 @dataclass(slots=True)
@@ -130,6 +133,7 @@ class SlotEngine:
         self.tool = tool
         self._lag = int(model.device.type == "cuda")
         """Number of steps that the host lags behind."""
+        self._parsers = GrammarParsers(tokenizer)
         self.reset()
 
     def reset(self) -> None:
@@ -201,10 +205,10 @@ class SlotEngine:
         is_needed = any(row.num_left > row.num_pending for row in self._rows)
         if is_needed:
             self._decode()
-        emitted = self._come(self._lag if is_needed else 0)
+        emitted = self._come(self._allowed_lag if is_needed else 0)
         if self._prefills:
             self._read_prompt()
-            emitted += self._come(self._lag)
+            emitted += self._come(self._allowed_lag)
         return emitted
 
     def _admit(self, request: Request, num_samples: int) -> list[int]:
@@ -214,24 +218,34 @@ class SlotEngine:
                 f"all {self.num_slots} slots are in use; wait for one, or make the engine with more num_slots"
             )
         num_left = min(request.max_new_tokens, self.model.config.sequence_len - len(request.prompt_ids) + 1)
-        tools = [ToolRow(self.tokenizer, self.tool) for _ in range(num_samples)]
-        size, device = self.model.config.vocab_size, self.model.device
+        rules = [self._rules(request) for _ in range(num_samples)]
         rows = [
             _Row(
                 slot=self._free.pop(),
                 request=request,
-                tool=tool,
+                tool=ToolRow(self.tokenizer, self.tool),
                 text=AnswerText(self.tokenizer, request.stop),
                 random=row_random(request.seed, request.sample + i),
-                rules=LogitRules(request, request.prompt_ids, size, device) if has_rules(request) else None,
+                rules=rules[i],
                 num_left=num_left,
             )
-            for i, tool in enumerate(tools)
+            for i in range(num_samples)
         ]
         for row in rows:
             row.forced = row.unread = row.tool.next_forced()
         self._prefills.append(_Prefill(rows=rows, prompt_ids=request.prompt_ids))
         return [row.slot for row in rows]
+
+    def _rules(self, request: Request) -> LogitRules | None:
+        if not has_rules(request):
+            return None
+        parser = self._parsers.parser(request.grammar) if request.grammar else None
+        return LogitRules(request, self.model.config.vocab_size, self.model.device, parser)
+
+    @property
+    def _allowed_lag(self) -> int:
+        """Return how many steps the host may lag behind: none if a request's logits depend on its last token."""
+        return 0 if any(row.rules and row.rules.has_memory for row in self._rows) else self._lag
 
     @torch.inference_mode()
     def _decode(self) -> None:
@@ -307,6 +321,8 @@ class SlotEngine:
         shaped = logits
         if any(row.rules for row in rows):
             shaped = torch.stack([row.rules.apply(z) if row.rules else z for row, z in zip(rows, logits, strict=True)])
+            for index in [index for index, row in enumerate(rows) if row.rules and row.rules.has_failed]:
+                is_finite[index] = False
         tokens = _sample_rows([row.request for row in rows], [row.random for row in rows], shaped)
         self._cached()[1].next_tokens[first : first + len(rows)] = tokens
         logprobs, top = None, None
@@ -316,10 +332,8 @@ class SlotEngine:
             if most := max(row.request.top_logprobs for row in rows):
                 most_likely = whole.topk(min(most, whole.shape[1]), dim=-1)
                 top = HostCopy(most_likely.indices), HostCopy(most_likely.values)
-        for index, row in enumerate(rows):
+        for row in rows:
             row.num_pending += 1
-            if row.rules:
-                row.rules.count(tokens[index : index + 1])
         self._pending.append(_Chosen(list(rows), HostCopy(torch.where(is_finite, tokens, -1)), logprobs, top))
 
     def _come(self, lag: int) -> list[Emitted]:
@@ -335,7 +349,8 @@ class SlotEngine:
                     continue
                 if token_id < 0:
                     row.has_failed = True
-                    emitted.append(Emitted(row.slot, -1, False, [], None, FAILED))
+                    error = TOO_COMPLEX if row.rules and row.rules.has_failed else NOT_FINITE
+                    emitted.append(Emitted(row.slot, -1, False, [], None, FAILED, error=error))
                 else:
                     taken = self._take(row, token_id, logprob if row.request.logprobs else None)
                     if taken.logprob is not None and row.request.top_logprobs:
@@ -350,8 +365,8 @@ class SlotEngine:
         """Append a token to a request: the sampled one, or one forced by a tool."""
         is_forced = row.forced is not None
         token_id = choice if row.forced is None else row.forced
-        if is_forced and row.rules:
-            row.rules.count(to_device([choice], torch.int64, self.model.device), -1)
+        if row.rules and not is_forced:
+            row.rules.take(token_id)
         row.num_left -= 1
         row.num_pending -= 1
         row.tool.observe(token_id)

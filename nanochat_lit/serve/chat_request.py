@@ -1,7 +1,8 @@
 """Parses the body of POST /v1/chat/completions. Pure functions; invalid requests raise ApiError.
 
 Fields without effect are ignored only if they cannot change the answer (`user`, `metadata`, ...); others are rejected.
-Extensions of OpenAI's fields: `top_k`, `min_p`, `repetition_penalty` (as in vLLM), and `nanochat` in an assistant message, the parts of an earlier answer.
+Extensions of OpenAI's fields: `top_k`, `min_p`, `repetition_penalty` and `structured_outputs` (as in vLLM), and
+`nanochat` in an assistant message, the parts of an earlier answer.
 """
 
 import json
@@ -12,11 +13,12 @@ from typing import Any, NoReturn
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.sampling_params import MAX_BIAS, MAX_SEED, SamplingParams
+from nanochat_lit.serve.answer_format import answer_grammar
 from nanochat_lit.serve.api_error import ApiError, bad_field, kind_of, short
 from nanochat_lit.serve.chat_messages import as_messages
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
-MAX_DEPTH = 16
+MAX_DEPTH = 32
 """Maximum nesting depth of objects and lists."""
 MAX_NEW_TOKENS = 4_096
 MAX_STOP_STRINGS = 4
@@ -33,7 +35,7 @@ _NUMBERS = (
 )
 _USED = (
     *("model", "messages", "stream", "stream_options", "stop", "user", "n"),
-    *("logit_bias", "logprobs", "top_logprobs", *_NUMBERS),
+    *("logit_bias", "logprobs", "top_logprobs", "response_format", "structured_outputs", *_NUMBERS),
 )
 _LENGTHS = ("max_completion_tokens", "max_tokens")
 # These fields cannot change a single answer of a text model.
@@ -44,7 +46,6 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("tool_choice", ("none", "auto")),
     ("functions", ([],)),
     ("function_call", ("none", "auto")),
-    ("response_format", ({"type": "text"},)),
     ("modalities", (["text"],)),
     ("audio", ()),
     ("prediction", ()),
@@ -184,6 +185,7 @@ def _sampling(body: Mapping[str, Any], defaults: SamplingParams) -> SamplingPara
         seed=secrets.randbits(31),
         stop=_stop(body.get("stop")),
         logit_bias=_logit_bias(body.get("logit_bias")),
+        grammar=answer_grammar(body),
     )
     for name, value in given.items():
         param = lengths[0] if name == "max_new_tokens" else name

@@ -233,7 +233,7 @@ def test_bytes_are_an_object_or_refused(raw):
         b"1",
         b'"x"',
         b'{"a": ' + b"9" * 9999 + b"}",
-        b'{"a":' * 17 + b"1" + b"}" * 17,
+        b'{"a":' * 33 + b"1" + b"}" * 33,
     ],
 )
 def test_what_is_no_json_object(raw):

@@ -288,6 +288,8 @@ NAMES = [
     "logit_bias",
     "presence_penalty",
     "min_p",
+    "response_format",
+    "structured_outputs",
     "tools",
     "x",
 ]

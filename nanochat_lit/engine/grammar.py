@@ -1,0 +1,129 @@
+"""Constrained decoding: answers that match a JSON schema, a regular expression or one of several texts.
+
+A grammar is a text in llguidance's dialect of Lark. Its parser reads the answer as bytes and reports, before each token,
+which tokens of the vocabulary continue it (Willard and Louf 2023. https://arxiv.org/abs/2307.09702); the others get no
+probability. The end of the turn is allowed once the answer is complete. Other control tokens never are, so the model
+makes no calculator calls. https://github.com/guidance-ai/llguidance
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from nanochat_lit.common.errors import UserError, missing_package
+from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
+
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""As `json.dumps` writes: a small model can otherwise spend its answer on line breaks."""
+
+
+def json_rule(schema: Any) -> str:
+    """Return the right side of a rule for the JSON values of a schema, {} for all."""
+    wrapped = {**schema, "x-guidance": _SPACING} if isinstance(schema, dict) else schema
+    return f"%json {json.dumps(wrapped)}"
+
+
+def json_grammar(schema: Any) -> str:
+    """Return the grammar of the JSON values of a JSON schema."""
+    return f"start: {json_rule(schema)}"
+
+
+def regex_grammar(pattern: str) -> str:
+    """Return the grammar of the texts that a regular expression (Rust's dialect, without look-around) matches wholly."""
+    return _llguidance().LLMatcher.grammar_from_regex(pattern)
+
+
+def choice_grammar(choices: Sequence[str]) -> str:
+    """Return the grammar of some texts."""
+    return "start: " + " | ".join(map(json.dumps, choices))
+
+
+def check_grammar(grammar: str) -> None:
+    """Check that a grammar is valid.
+
+    Raises:
+        UserError: If it is not, is too complex, or llguidance is not installed.
+    """
+    is_wrong, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(grammar)
+    if is_wrong:
+        raise UserError(_one_line(messages[0]))
+
+
+class GrammarParsers:
+    """Makes parsers for the vocabulary of a tokenizer.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary: Any = None
+
+    def parser(self, grammar: str) -> "GrammarParser":
+        """Return a parser at the beginning of an answer.
+
+        Raises:
+            UserError: As `check_grammar`.
+        """
+        library = _llguidance()
+        if self._vocabulary is None:  # takes a third of a second for 32,768 tokens, so not before it is needed
+            self._vocabulary = library.LLTokenizer(_Vocabulary(self._tokenizer))
+        matcher = library.LLMatcher(self._vocabulary, grammar, log_level=0)
+        if matcher.is_error():
+            raise UserError(_one_line(matcher.get_error()))
+        return GrammarParser(matcher)
+
+
+class GrammarParser:
+    """A parser of one answer."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the grammar exceeded a limit of the parser, so that the answer cannot be continued."""
+        return self._matcher.is_error()
+
+    def allowed(self) -> bytearray:
+        """Return a byte per token of the tokenizer: 0 unless it continues the answer."""
+        return bytearray(self._matcher.compute_logit_bias())
+
+    def take(self, token_id: int) -> None:
+        """Continue with the next token of the answer."""
+        self._matcher.consume_token(token_id)
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ModuleNotFoundError:
+        raise missing_package("an answer in a given format", "llguidance", "serve") from None
+    return llguidance
+
+
+class _Vocabulary:
+    """The tokens as llguidance expects them; control tokens have names, which no text matches."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.special_token_ids = list(tokenizer.special_ids.values())
+        self.eos_token_id = tokenizer.special_ids[ASSISTANT_END]
+        self.tokens = [tokenizer.bytes_of(token_id) for token_id in range(tokenizer.vocab_size)]
+        for name, token_id in tokenizer.special_ids.items():
+            self.tokens[token_id] = name.encode()
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+
+def _one_line(message: str) -> str:
+    """Return a message of llguidance without the place in a grammar that the user has not written."""
+    message = re.split(r"\n +\d+ \|", re.sub(r"^(at )?\d+\(\d+\): ", "", message))[0]
+    return " ".join(message.split())[:300]
