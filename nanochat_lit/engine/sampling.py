@@ -134,6 +134,27 @@ def sample_next(logits: Tensor, sampling: SamplingParams, uniforms: Sequence[flo
     return (chosen if candidates is None else candidates.gather(-1, chosen)).squeeze(-1)
 
 
+def sample_rows(requests: Sequence[SamplingParams], randoms: Sequence[random.Random], logits: Tensor) -> Tensor:
+    """Sample a token per request from logits (B, V), (B,) on the device.
+
+    Without the kernel, requests with equal settings are batched.
+    """
+    if has_sampling_kernel(logits):
+        uniforms = [draw.random() if r.temperature else 0.0 for r, draw in zip(requests, randoms, strict=True)]
+        return torch.tensor(sample_each(logits, requests, uniforms))
+    groups: dict[tuple[float, int, float], list[int]] = {}
+    for index, request in enumerate(requests):
+        groups.setdefault((request.temperature, request.top_k, request.top_p), []).append(index)
+    tokens = torch.empty(len(requests), dtype=torch.int64, device=logits.device)
+    for members in groups.values():
+        sampling, uniforms = requests[members[0]], [randoms[i].random() for i in members]
+        if len(groups) == 1:
+            return sample_next(logits, sampling, uniforms)
+        places = to_device(members, torch.int64, logits.device)
+        tokens[places] = sample_next(logits[places], sampling, uniforms)
+    return tokens
+
+
 def row_random(seed: int, sample: int) -> random.Random:
     """Return the random generator of one sample, independent of the device and of other requests.
 

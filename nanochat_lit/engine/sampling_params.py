@@ -159,6 +159,8 @@ class Request(SamplingParams):
     """Whether to report the log-probability of each token (at temperature 1, in nats)."""
     top_logprobs: int = 0
     """With logprobs, how many of the most likely tokens to report at each place."""
+    prompt_logprobs: bool = False
+    """Whether to report the same for the tokens of the prompt, from its second on."""
 
 
 def _checked(name: str, value: Any) -> float:

@@ -7,7 +7,7 @@ and overwrite them. A finished request takes part in one extra step, whose token
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from nanochat_lit.engine.answer_text import AnswerText, Piece
 from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.grammar import GrammarParsers
 from nanochat_lit.engine.logit_rules import LogitRules, has_rules
-from nanochat_lit.engine.sampling import HostCopy, has_sampling_kernel, row_random, sample_each, sample_next, to_device
+from nanochat_lit.engine.sampling import HostCopy, row_random, sample_rows, to_device
 from nanochat_lit.engine.sampling_params import FAILED, NOT_FINITE, TOO_COMPLEX, Request, check_prompt
 from nanochat_lit.engine.tool_use import Tool, ToolRow
 from nanochat_lit.model import GPT, KVCache, SlotCache
@@ -27,6 +27,12 @@ from nanochat_lit.model.slot_cache import check_room
 from nanochat_lit.model.step_graphs import StepGraphs
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
+
+Score = tuple[int, float, Sequence[tuple[int, float]]]
+"""A token, its log-probability in nats at temperature 1, and the most likely tokens at its place with theirs."""
+
+_OF_PROMPT = ("prompt_ids", "prompt_logprobs", "top_logprobs")
+"""What the reading of a prompt depends on."""
 
 
 class Emitted(NamedTuple):
@@ -48,6 +54,8 @@ class Emitted(NamedTuple):
     """Ids and log-probabilities of the most likely tokens, if requested."""
     error: str = ""
     """Reason of a failure."""
+    prompt_scores: Sequence[Score] = ()
+    """With the first token, if requested: scores of the prompt's tokens from the second on."""
 
 
 @dataclass(slots=True)
@@ -62,6 +70,7 @@ class _Row:
     rules: LogitRules | None
     num_left: int
     """Remaining number of tokens."""
+    prompt_scores: list[Score] = field(default_factory=list)
     num_pending: int = 0
     """Number of sampled tokens that have not reached the host."""
     forced: int | None = None
@@ -80,6 +89,8 @@ class _Prefill:
     rows: list[_Row]
     prompt_ids: Sequence[int]
     num_read: int = 0
+    scores: list[Score] = field(default_factory=list)
+    """Of the tokens read so far, if a row wants them."""
 
 
 @dataclass(slots=True)
@@ -233,6 +244,10 @@ class SlotEngine:
         ]
         for row in rows:
             row.forced = row.unread = row.tool.next_forced()
+        for prefill in self._prefills:  # samples of one prompt, admitted one by one, share its prefill
+            if all(getattr(prefill.rows[0].request, name) == getattr(request, name) for name in _OF_PROMPT):
+                prefill.rows += rows
+                return [row.slot for row in rows]
         self._prefills.append(_Prefill(rows=rows, prompt_ids=request.prompt_ids))
         return [row.slot for row in rows]
 
@@ -270,16 +285,33 @@ class SlotEngine:
         prefill = self._prefills[0]
         end = min(prefill.num_read + self.prefill_chunk, len(prefill.prompt_ids))
         chunk = to_device([prefill.prompt_ids[prefill.num_read : end]], torch.int64, self.model.device)
-        logits = self._forward(chunk, reading)
+        if prefill.rows[0].request.prompt_logprobs:
+            every = self.model(chunk, kv_cache=reading)[0]
+            prefill.scores += self._scores(prefill, every)
+            logits = every[-1:]
+        else:
+            logits = self._forward(chunk, reading)
         prefill.num_read = end
         if end < len(prefill.prompt_ids):
             return
         self._prefills.popleft()
         for row in prefill.rows:
             slots.insert(reading)
+            row.prompt_scores = prefill.scores
             self._rows.append(row)
         reading.reset()
         self._choose(prefill.rows, logits.expand(len(prefill.rows), -1))
+
+    @staticmethod
+    def _scores(prefill: _Prefill, logits: Tensor) -> list[Score]:
+        """Return the scores of the tokens that follow the next ones to read, given the logits (T, V) after these."""
+        following = prefill.prompt_ids[prefill.num_read + 1 : prefill.num_read + 1 + len(logits)]
+        logprobs = logits[: len(following)].float().log_softmax(dim=-1)
+        own = logprobs.gather(1, to_device(following, torch.int64, logits.device)[:, None])[:, 0].tolist()
+        most_likely = logprobs.topk(min(prefill.rows[0].request.top_logprobs, logprobs.shape[1]), dim=-1)
+        ids, values = most_likely.indices.tolist(), most_likely.values.tolist()
+        tops = [list(zip(*pairs, strict=True)) for pairs in zip(ids, values, strict=True)]
+        return list(zip(following, own, tops, strict=True))
 
     def _forward(self, inputs: Tensor, cache: KVCache | SlotCache) -> Tensor:
         """Return logits (B, V) after the last new token; the cache stores the new tokens."""
@@ -323,7 +355,7 @@ class SlotEngine:
             shaped = torch.stack([row.rules.apply(z) if row.rules else z for row, z in zip(rows, logits, strict=True)])
             for index in [index for index, row in enumerate(rows) if row.rules and row.rules.has_failed]:
                 is_finite[index] = False
-        tokens = _sample_rows([row.request for row in rows], [row.random for row in rows], shaped)
+        tokens = sample_rows([row.request for row in rows], [row.random for row in rows], shaped)
         self._cached()[1].next_tokens[first : first + len(rows)] = tokens
         logprobs, top = None, None
         if any(row.request.logprobs for row in rows):
@@ -383,7 +415,9 @@ class SlotEngine:
             reason = "length"
         if reason:
             pieces = pieces + row.text.finish()
-        return Emitted(row.slot, token_id, is_forced, pieces, None if is_forced else logprob, reason)
+        prompt_scores, row.prompt_scores = row.prompt_scores, []
+        logprob = None if is_forced else logprob
+        return Emitted(row.slot, token_id, is_forced, pieces, logprob, reason, prompt_scores=prompt_scores)
 
     def _drop(self, index: int) -> None:
         """Remove a request; the last one moves into its slot, also in the cache."""
@@ -393,21 +427,3 @@ class SlotEngine:
             self._cached()[1].remove(index)
         self._rows[index] = self._rows[-1]
         self._rows.pop()
-
-
-def _sample_rows(requests: Sequence[Request], randoms: Sequence[Random], logits: Tensor) -> Tensor:
-    """Sample a token per request, (B,) on the device; without the kernel, requests with equal settings are batched."""
-    if has_sampling_kernel(logits):
-        uniforms = [draw.random() if r.temperature else 0.0 for r, draw in zip(requests, randoms, strict=True)]
-        return torch.tensor(sample_each(logits, requests, uniforms))
-    groups: dict[tuple[float, int, float], list[int]] = {}
-    for index, request in enumerate(requests):
-        groups.setdefault((request.temperature, request.top_k, request.top_p), []).append(index)
-    tokens = torch.empty(len(requests), dtype=torch.int64, device=logits.device)
-    for members in groups.values():
-        sampling, uniforms = requests[members[0]], [randoms[i].random() for i in members]
-        if len(groups) == 1:
-            return sample_next(logits, sampling, uniforms)
-        places = to_device(members, torch.int64, logits.device)
-        tokens[places] = sample_next(logits[places], sampling, uniforms)
-    return tokens

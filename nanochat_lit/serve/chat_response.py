@@ -1,4 +1,4 @@
-"""Answers in OpenAI's chat completions format. Pure functions.
+"""Answers in OpenAI's chat completions format, whole or as events. Pure functions.
 
 `content` contains only text. Calculator calls and results are in the extension `nanochat`, which other clients ignore.
 A streamed answer has one part {"type": "python" | "python_output", "text": ...} per delta. A complete answer has all
@@ -8,11 +8,13 @@ parts in order, including text, in {"parts": [...]}.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.serve.messages import TokenScore, Update
 from nanochat_lit.tokenizer import Tokenizer
+from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 
 
 @dataclass
@@ -23,11 +25,13 @@ class AnswerParts:
     finish_reason: str | None = None
     parts: list[Piece] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
+    prompt_scores: list[TokenScore] = field(default_factory=list)
 
     def add(self, update: Update) -> None:
         """Take in more; neighbours of one type become one part."""
         self.parts = join_parts([*self.parts, *update.parts])
         self.scores += update.scores
+        self.prompt_scores += update.prompt_scores
         self.num_tokens += update.num_tokens
         self.finish_reason = update.finish_reason
 
@@ -62,95 +66,145 @@ class TokenNames:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._control = {token_id: name for name, token_id in tokenizer.special_ids.items()}
+        self._ends = (tokenizer.special_ids[ASSISTANT_END], tokenizer.bos_id)
 
-    def logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any]:
-        """Return the field `logprobs` of some tokens."""
+    def chat_logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any]:
+        """Return the field `logprobs` of /v1/chat/completions, without the end token."""
         content = [
             {
                 **self._one(score.token_id, score.logprob),
                 "top_logprobs": [self._one(token_id, logprob) for token_id, logprob in score.top],
             }
             for score in scores
+            if score.token_id not in self._ends
         ]
         return {"content": content, "refusal": None}
 
+    def text_logprobs(self, scores: Sequence[TokenScore | int], offset: int) -> tuple[dict[str, Any], int]:
+        """Return the field `logprobs` of /v1/completions.
+
+        Args:
+            scores: Scores of tokens, or the id of a prompt's first token, which has none.
+            offset: Place in the text of the first one's text.
+
+        Returns:
+            The field, and the place after the last one.
+        """
+        tokens: list[str] = []
+        logprobs: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
+        offsets: list[int] = []
+        for score in scores:
+            token_id = score if isinstance(score, int) else score.token_id
+            tokens.append(self._name(token_id))
+            offsets.append(offset)
+            offset += 0 if token_id in self._control else len(tokens[-1])
+            if isinstance(score, int):
+                logprobs.append(None)
+                tops.append(None)
+                continue
+            logprobs.append(score.logprob)
+            top: dict[str, float] = {}
+            for other, logprob in [*score.top, (token_id, score.logprob)]:  # several tokens may have one text
+                top[self._name(other)] = max(logprob, top.get(self._name(other), logprob))
+            tops.append(top)
+        return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}, offset
+
+    def _name(self, token_id: int) -> str:
+        name = self._control.get(token_id)
+        return self._tokenizer.bytes_of(token_id).decode("utf-8", "replace") if name is None else name
+
     def _one(self, token_id: int, logprob: float) -> dict[str, Any]:
-        if token_id in self._control:
-            return {"token": self._control[token_id], "logprob": logprob, "bytes": None}
-        raw = self._tokenizer.bytes_of(token_id)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
+        raw = None if token_id in self._control else list(self._tokenizer.bytes_of(token_id))
+        return {"token": self._name(token_id), "logprob": logprob, "bytes": raw}
 
 
-def completion(
-    head: dict[str, Any], answer: AnswerParts, num_prompt: int, names: TokenNames | None = None
-) -> dict[str, Any]:
-    """Return a complete answer.
+class Writer:
+    """Writes one of the answers to a request, whole or as events.
 
     Args:
         head: id, created and model.
-        answer: The finished answer.
-        num_prompt: Number of prompt tokens.
+        index: Index of the answer.
+        include_usage: Whether the stream ends with the usage; it is null in the other events, as in OpenAI's API.
         names: Given if log-probabilities were requested.
     """
-    content = "".join(text for kind, text in answer.parts if kind == "text")
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-    if any(kind != "text" for kind, _ in answer.parts):
-        message["nanochat"] = {"parts": [{"type": kind, "text": text} for kind, text in answer.parts]}
-    logprobs = names.logprobs(answer.scores) if names else None
-    choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
-    return {
-        **head,
-        "object": "chat.completion",
-        "choices": [choice],
-        "usage": usage(num_prompt, answer.num_tokens),
-        "system_fingerprint": None,
-    }
+
+    object: str
+    event_object: str
+
+    def __init__(
+        self, head: dict[str, Any], index: int = 0, include_usage: bool = False, names: TokenNames | None = None
+    ) -> None:
+        self._index, self._names = index, names
+        self._head = {**head, "object": self.event_object, "system_fingerprint": None}
+        self._tail = {"usage": None} if include_usage else {}
+
+    def choice(self, answer: AnswerParts) -> dict[str, Any]:
+        """Return the finished answer."""
+        raise NotImplementedError
+
+    def start(self) -> str:
+        """Return the events before the first token."""
+        return ""
+
+    def events(self, update: Update) -> str:
+        """Return the events of an update."""
+        raise NotImplementedError
+
+    def whole(self, choices: Sequence[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
+        """Return the body with all answers."""
+        return {**self._head, "object": self.object, "choices": choices, "usage": counts}
+
+    def end(self, counts: dict[str, int] | None) -> str:
+        """Return the last events of all answers."""
+        last = event({**self._head, "choices": [], "usage": counts}) if counts else ""
+        return last + "data: [DONE]\n\n"
+
+    def _event(self, choice: dict[str, Any]) -> str:
+        return event({"choices": [{"index": self._index, **choice}], **self._head, **self._tail})
 
 
-class ChunkWriter:
-    """Writes the events of one streamed answer.
+class ChatWriter(Writer):
+    """Writes an answer in a chat.
 
     Everything except the text of an event is constant for an answer and is serialized once.
-
-    Args:
-        head: id, created and model.
-        include_usage: End the stream with the usage; it is null in the other chunks, as in OpenAI's API.
-        names: Given if log-probabilities were requested.
     """
 
-    def __init__(self, head: dict[str, Any], include_usage: bool, names: TokenNames | None = None) -> None:
-        self._names = names
-        self._head = {**head, "object": "chat.completion.chunk", "system_fingerprint": None}
-        self._tail = {"usage": None} if include_usage else {}
-        self._before, self._after = self._chunk({"content": _PLACE}, None).split(json.dumps(_PLACE), 1)
+    object = "chat.completion"
+    event_object = "chat.completion.chunk"
 
     def start(self) -> str:
         """Return the first event, with the role."""
-        return self._chunk({"role": "assistant", "content": ""}, None)
+        return self._delta({"role": "assistant", "content": ""})
 
-    def scores(self, scores: Sequence[TokenScore]) -> str:
-        """Return an event with the log-probabilities of tokens, whose text may be in a later one."""
-        return self._chunk({"content": ""}, None, self._names.logprobs(scores)) if self._names and scores else ""
+    def choice(self, answer: AnswerParts) -> dict[str, Any]:
+        """Return the finished answer."""
+        content = "".join(text for kind, text in answer.parts if kind == "text")
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if any(kind != "text" for kind, _ in answer.parts):
+            message["nanochat"] = {"parts": [{"type": kind, "text": text} for kind, text in answer.parts]}
+        logprobs = self._names.chat_logprobs(answer.scores) if self._names else None
+        return {"index": self._index, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
 
-    def parts(self, parts: Sequence[Piece]) -> str:
-        """An event per part."""
-        return "".join(
-            f"{self._before}{json.dumps(text)}{self._after}"
-            if kind == "text"
-            else self._chunk({"nanochat": {"type": kind, "text": text}}, None)
-            for kind, text in join_parts(parts)
-        )
+    def events(self, update: Update) -> str:
+        """Return the events of an update: the scores of its tokens, whose text may be in a later one, and its parts."""
+        scores = self._names.chat_logprobs(update.scores) if self._names else {"content": []}
+        text = self._delta({"content": ""}, logprobs=scores) if scores["content"] else ""
+        text += "".join(self._part(kind, part) for kind, part in join_parts(update.parts))
+        return text + (self._delta({}, finish_reason=update.finish_reason) if update.finish_reason else "")
 
-    def end(self, finish_reason: str, counts: dict[str, int]) -> str:
-        """Return the last events."""
-        text = self._chunk({}, finish_reason)
-        if self._tail:
-            text += event({**self._head, "choices": [], "usage": counts})
-        return text + "data: [DONE]\n\n"
+    def _part(self, kind: str, text: str) -> str:
+        if kind != "text":
+            return self._delta({"nanochat": {"type": kind, "text": text}})
+        before, after = self._around_text
+        return f"{before}{json.dumps(text)}{after}"
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None, logprobs: dict[str, Any] | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return event({"choices": [choice], **self._head, **self._tail})
+    @cached_property
+    def _around_text(self) -> list[str]:
+        return self._delta({"content": _PLACE}).split(json.dumps(_PLACE), 1)
+
+    def _delta(self, delta: dict[str, Any], **more: Any) -> str:
+        return self._event({"delta": delta, "logprobs": None, "finish_reason": None, **more})
 
 
 _PLACE = "\0text\0"

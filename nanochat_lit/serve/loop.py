@@ -137,10 +137,10 @@ class EngineWork:
                 news.parts[-1] = Piece(kind, news.parts[-1].text + text)
             else:
                 news.parts.append(Piece(kind, text))
-        if emitted.token_id not in self._end_ids:
-            news.num_tokens += 1
-            if emitted.logprob is not None:
-                news.scores.append(TokenScore(emitted.token_id, emitted.logprob, emitted.top))
+        news.prompt_scores += [TokenScore(*score) for score in emitted.prompt_scores]
+        news.num_tokens += emitted.token_id not in self._end_ids
+        if emitted.logprob is not None:
+            news.scores.append(TokenScore(emitted.token_id, emitted.logprob, emitted.top))
         if emitted.finish_reason is not None:
             news.finish_reason = emitted.finish_reason
             self._started.discard(key)
@@ -164,9 +164,11 @@ class _News:
     finish_reason: str | None = None
     error: tuple[int, str, int | None] | None = None
     scores: list[TokenScore] = field(default_factory=list)
+    prompt_scores: list[TokenScore] = field(default_factory=list)
 
     def update(self, key: int) -> Update:
-        return Update(key, self.parts, self.num_tokens, self.finish_reason, self.error, tuple(self.scores))
+        scores = tuple(self.scores), tuple(self.prompt_scores)
+        return Update(key, self.parts, self.num_tokens, self.finish_reason, self.error, *scores)
 
 
 def _collect(receive: Callable[[], Any], inbox: SimpleQueue[Any]) -> None:

@@ -50,7 +50,7 @@ class Failed(NamedTuple):
 
 
 class TokenScore(NamedTuple):
-    """Log-probability of a sampled token, in nats at temperature 1."""
+    """Log-probability of a token, in nats at temperature 1."""
 
     token_id: int
     logprob: float
@@ -70,7 +70,9 @@ class Update(NamedTuple):
     error: tuple[int, str, int | None] | None
     """HTTP status, message and Retry-After seconds; this is the last update."""
     scores: Sequence[TokenScore] = ()
-    """Log-probabilities of the new sampled tokens, if requested."""
+    """Log-probabilities of the new sampled tokens, including the end token, if requested."""
+    prompt_scores: Sequence[TokenScore] = ()
+    """Those of the prompt's tokens from the second on, if requested, in the first update."""
 
     def followed_by(self, later: "Update") -> "Update":
         """Merge with a later update."""
@@ -78,7 +80,7 @@ class Update(NamedTuple):
             return self
         parts, num_tokens = [*self.parts, *later.parts], self.num_tokens + later.num_tokens
         scores = (*self.scores, *later.scores)
-        return Update(self.key, parts, num_tokens, later.finish_reason, later.error, scores)
+        return Update(self.key, parts, num_tokens, later.finish_reason, later.error, scores, self.prompt_scores)
 
 
 class Report(NamedTuple):

@@ -82,7 +82,7 @@ class ServerMetrics:
         self.active = Gauge("nanochat_slots_active", "Slots in use.")
         self.slots = Gauge("nanochat_slots", "Slots of all ready workers.")
         self.workers = Gauge("nanochat_workers_ready", "Ready workers.")
-        self.in_flight = Gauge("nanochat_requests_in_flight", "Chat completions in progress.")
+        self.in_flight = Gauge("nanochat_requests_in_flight", "Requests in progress.")
         self.first_token = Histogram("nanochat_time_to_first_token_seconds", "Time from request to first token.")
         self.between_tokens = Histogram(
             "nanochat_inter_token_seconds", "Time between two tokens of an answer.", TOKEN_SECONDS

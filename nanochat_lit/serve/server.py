@@ -14,6 +14,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.serve.api import ChatAPI, ServeSettings, fingerprint_of
@@ -22,12 +23,16 @@ from nanochat_lit.serve.gate import Gate, address_of, listen, uvicorn_config
 from nanochat_lit.serve.loop import ChatLoop
 from nanochat_lit.serve.messages import Ready
 from nanochat_lit.serve.metrics import ServerMetrics
+from nanochat_lit.serve.reply import ClientLeft
 from nanochat_lit.serve.spec import ChatSpec
 from nanochat_lit.serve.workers import WorkerPool, log
 from nanochat_lit.tokenizer import Tokenizer
 
-_PATHS = ("/v1/chat/completions", "/v1/models", "/health", "/metrics")
-_OFFER = "POST /v1/chat/completions and GET /v1/models, and also /health and /metrics"
+_PATHS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/detokenize"),
+    *("/health", "/metrics"),
+)
+_OFFER = "POST /v1/chat/completions and /v1/completions, GET /v1/models, and also /tokenize, /health and /metrics"
 
 
 class ChatServer(litserve.LitServer):
@@ -79,6 +84,8 @@ class ChatServer(litserve.LitServer):
         )
         self.app.add_exception_handler(ApiError, _tell)
         self.app.add_exception_handler(StarletteHTTPException, _tell)
+        for left in (ClientLeft, ClientDisconnect):
+            self.app.add_exception_handler(left, _left)
 
     def _register_internal_endpoints(self) -> None:
         """Replace LitServe's endpoints: its /health requires the key and succeeds without live workers."""
@@ -229,6 +236,11 @@ def _tokenizer_of(model: Path) -> Tokenizer:
 def _refusal(status: int, message: str) -> Response:
     error = ApiError(status, message)
     return JSONResponse(error.body, error.status)
+
+
+async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
+    """Return the status that the metrics count for a client that disconnected."""
+    return Response(status_code=499)
 
 
 async def _tell(request: Request, error: Exception) -> Response:

@@ -1,27 +1,33 @@
-"""Endpoints of the OpenAI-compatible API: chat completions and models."""
+"""Endpoints of the OpenAI-compatible API: chat completions, completions, models; and vLLM's for tokens."""
 
 import asyncio
 import contextlib
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from litserve.specs.base import LitSpec
-from starlette.requests import ClientDisconnect
 
 from nanochat_lit.engine.sampling_params import Request as EngineRequest
 from nanochat_lit.serve.api import ServeSettings
 from nanochat_lit.serve.api_error import ApiError
-from nanochat_lit.serve.chat_request import parse_chat_request, parse_json, render_prompt
-from nanochat_lit.serve.chat_response import AnswerParts, ChunkWriter, TokenNames, completion, event, usage
+from nanochat_lit.serve.chat_request import parse_chat_request, render_prompt
+from nanochat_lit.serve.chat_response import AnswerParts, ChatWriter, TokenNames, Writer, event, usage
+from nanochat_lit.serve.completions import TextWriter, parse_completion_request
 from nanochat_lit.serve.gate import BODY_TIMEOUT_S
-from nanochat_lit.serve.messages import Update
+from nanochat_lit.serve.messages import Ready, Update
 from nanochat_lit.serve.metrics import ServerMetrics
 from nanochat_lit.serve.reply import ClientLeft, Reply
+from nanochat_lit.serve.request_fields import Options, parse_json
+from nanochat_lit.serve.tokenization import detokenize, tokenize
 from nanochat_lit.serve.workers import WorkerPool
 from nanochat_lit.tokenizer import Tokenizer
+
+Updates = Sequence[tuple[int, Update]]
+"""New results, with the index of the answer."""
 
 
 class ChatSpec(LitSpec):
@@ -51,6 +57,9 @@ class ChatSpec(LitSpec):
     def pre_setup(self, lit_api: Any) -> None:  # noqa: ARG002 - LitServe's signature
         """Register the endpoints."""
         self.add_endpoint(self.api_path, self.chat_completions, ["POST"])
+        self.add_endpoint("/v1/completions", self.completions, ["POST"])
+        self.add_endpoint("/tokenize", self.tokenize, ["POST"])
+        self.add_endpoint("/detokenize", self.detokenize, ["POST"])
         self.add_endpoint("/v1/models", self.models, ["GET"])
         self.add_endpoint("/v1/models/{name:path}", self.model, ["GET"])  # names may contain slashes
 
@@ -75,43 +84,84 @@ class ChatSpec(LitSpec):
 
     async def chat_completions(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        start_s = time.monotonic()
+        start_s, body, ready = time.monotonic(), *await self._read(request)
+        chat = parse_chat_request(body, self._settings.name, ready.defaults)
+        prompt = render_prompt(chat, self._tokenizer, ready.context)
+        head = self._head("chatcmpl")
+        names = TokenNames(self._tokenizer) if chat.logprobs else None
+        writers = [ChatWriter(head, index, chat.include_usage, names) for index in range(chat.n)]
+        return await self._answer(request, chat, chat.requests(prompt), writers, start_s)
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        start_s, body, ready = time.monotonic(), *await self._read(request)
+        asked = parse_completion_request(body, self._settings.name, ready.defaults, self._tokenizer, ready.context)
+        head = self._head("cmpl")
+        names = TokenNames(self._tokenizer) if asked.logprobs else None
+        requests: list[EngineRequest] = []
+        writers: list[Writer] = []
+        for text, prompt in zip(asked.texts, asked.prompts, strict=True):
+            echo = (text, prompt) if asked.echo else None
+            for one in asked.requests(prompt, prompt_logprobs=asked.echo and asked.logprobs):
+                writers.append(
+                    TextWriter(
+                        head, len(writers), asked.include_usage, names, echo, is_prompt_only=asked.is_prompt_only
+                    )
+                )
+                requests.append(one)
+        return await self._answer(request, asked, requests, writers, start_s)
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize, as vLLM's."""
+        body, ready = await self._read(request)
+        return JSONResponse(tokenize(body, self._settings.name, self._tokenizer, ready.context))
+
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize, as vLLM's."""
+        body, _ = await self._read(request)
+        return JSONResponse(detokenize(body, self._settings.name, self._tokenizer))
+
+    async def _read(self, request: Request) -> tuple[dict[str, Any], Ready]:
+        """Return the body of a request, and what is known of the model."""
         try:
             raw = await asyncio.wait_for(request.body(), BODY_TIMEOUT_S)
-        except ClientDisconnect:
-            return Response(status_code=499)  # the client disconnected
         except asyncio.TimeoutError:  # not the builtin before Python 3.11
             raise ApiError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
         ready = self._pool.ready
         if ready is None:
             raise ApiError(503, "the model is loading; try again in a few seconds", code="not_ready", retry_after_s=2)
-        chat = parse_chat_request(parse_json(raw), self._settings.name, ready.defaults)
-        prompt = render_prompt(chat, self._tokenizer, ready.context)
-        client = f"{request.client.host if request.client else ''} {chat.user}"
-        scores = {"logprobs": chat.logprobs, "top_logprobs": chat.top_logprobs}
-        engine_request = EngineRequest(prompt_ids=prompt, **scores, **vars(chat.sampling))
-        names = TokenNames(self._tokenizer) if chat.logprobs else None
-        reply = self._pool.ask(engine_request, client, start_s)
+        return parse_json(raw), ready
+
+    async def _answer(
+        self,
+        request: Request,
+        asked: Options,
+        requests: Sequence[EngineRequest],
+        writers: Sequence[Writer],
+        start_s: float,
+    ) -> Response:
+        client = f"{request.client.host if request.client else ''} {asked.user}"
+        reply = self._pool.ask(requests, client, start_s)
         watcher = asyncio.ensure_future(_leave_with_client(reply, request))
-        head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._settings.name}
         is_streaming = False
         try:
             # wait for the first token, so that an earlier error has its own status in a streamed answer too
             first = await reply.next()
-            self._metrics.prompt_tokens.add(by=len(prompt))
-            if chat.stream:
+            num_prompt = sum(len(one.prompt_ids) for one in requests if one.sample == 0)
+            self._metrics.prompt_tokens.add(by=num_prompt)
+            if asked.stream:
                 is_streaming = True
-                answer = _Stream(reply, first, ChunkWriter(head, chat.include_usage, names), len(prompt))
-                return _EventResponse(
-                    answer, watcher, self._settings.request_timeout_s + 2 * self._settings.hang_timeout_s
-                )
-            return JSONResponse(completion(head, await _whole(reply, first), len(prompt), names))
-        except ClientLeft:
-            return Response(status_code=499)  # the client disconnected
+                stream = _Stream(reply, first, writers, num_prompt, asked.include_usage)
+                timeout_s = self._settings.request_timeout_s + 2 * self._settings.hang_timeout_s
+                return _EventResponse(stream, watcher, timeout_s)
+            return JSONResponse(await _whole(reply, first, writers, num_prompt))
         finally:
             if not is_streaming:
                 watcher.cancel()
                 reply.close()
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()), "model": self._settings.name}
 
     def _model(self) -> dict[str, Any]:
         name, created = self._settings.name, self._created
@@ -148,36 +198,43 @@ class _EventResponse(Response):
 
 
 class _Stream:
-    """An answer as server-sent events."""
+    """Answers as server-sent events."""
 
-    def __init__(self, reply: Reply, first: Update, writer: ChunkWriter, num_prompt: int) -> None:
+    def __init__(
+        self, reply: Reply, first: Updates, writers: Sequence[Writer], num_prompt: int, include_usage: bool
+    ) -> None:
         self.reply = reply
-        self._first: Update | None = first
-        self._writer, self._num_prompt, self._num_tokens = writer, num_prompt, 0
+        self._first: Updates | None = first
+        self._writers, self._num_prompt, self._include_usage = writers, num_prompt, include_usage
+        self._num_tokens = 0
 
     async def next(self) -> tuple[str, bool]:
         """Return the available events, and whether they are the last."""
         if self._first is not None:
-            update, text, self._first = self._first, self._writer.start(), None
+            updates, self._first = self._first, None
+            text = "".join(writer.start() for writer in self._writers)
         else:
             try:
-                update, text = await self.reply.next(), ""
+                updates, text = await self.reply.next(), ""
             except ApiError as error:  # too late for an HTTP status; OpenAI's clients raise the error of such an event
                 return event(error.body), True
-        self._num_tokens += update.num_tokens
-        text += self._writer.scores(update.scores) + self._writer.parts(update.parts)
-        if update.finish_reason is None:
-            return text, False
-        return text + self._writer.end(update.finish_reason, usage(self._num_prompt, self._num_tokens)), True
+        for index, update in updates:
+            self._num_tokens += update.num_tokens
+            text += self._writers[index].events(update)
+        if self.reply.is_over:
+            text += self._writers[0].end(usage(self._num_prompt, self._num_tokens) if self._include_usage else None)
+        return text, self.reply.is_over
 
 
-async def _whole(reply: Reply, first: Update) -> AnswerParts:
-    answer, update = AnswerParts(), first
+async def _whole(reply: Reply, updates: Updates, writers: Sequence[Writer], num_prompt: int) -> dict[str, Any]:
+    answers = [AnswerParts() for _ in writers]
     while True:
-        answer.add(update)
-        if update.finish_reason is not None:
-            return answer
-        update = await reply.next()
+        for index, update in updates:
+            answers[index].add(update)
+        if reply.is_over:
+            choices = [writer.choice(answer) for writer, answer in zip(writers, answers, strict=True)]
+            return writers[0].whole(choices, usage(num_prompt, sum(answer.num_tokens for answer in answers)))
+        updates = await reply.next()
 
 
 async def _leave_with_client(reply: Reply, request: Request) -> None:

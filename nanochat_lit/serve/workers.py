@@ -178,16 +178,16 @@ class WorkerPool:
         for worker in self._workers:
             self._fail(worker, status, message)
 
-    def ask(self, request: Request, client: str, start_s: float) -> Reply:
-        """Submit a request.
+    def ask(self, requests: Sequence[Request], client: str, start_s: float) -> Reply:
+        """Submit the requests of one HTTP request, all to one worker.
 
         Args:
-            request: Request for the engine.
+            requests: Requests for the engine.
             client: Client identity for fair scheduling.
             start_s: Arrival time on time.monotonic.
 
         Returns:
-            Reply that receives the answer; the caller must close it.
+            Reply that receives the answers; the caller must close it.
 
         Raises:
             ApiError: If no worker can answer now.
@@ -196,16 +196,20 @@ class WorkerPool:
         if not able:
             raise ApiError(503, "the model is not ready; try again in a few seconds", code="not_ready", retry_after_s=2)
         worker = min(able, key=lambda worker: len(worker.replies))
-        key = self._next_key = self._next_key + 1
-        timeout_s = self._settings.request_timeout_s
+        keys = range(self._next_key, self._next_key + len(requests))
+        self._next_key = keys.stop
+        deadline_s = time.monotonic() + self._settings.request_timeout_s
 
-        def close(is_over: bool) -> None:
-            worker.replies.pop(key, None)
-            if not is_over:
+        def close(unfinished: set[int]) -> None:
+            for key in keys:
+                worker.replies.pop(key, None)
+            for key in unfinished:
                 worker.send(Cancel(key))
 
-        reply = worker.replies[key] = Reply(self._metrics, start_s, close)
-        worker.send(Submit(key, request, client, time.monotonic() + timeout_s))
+        reply = Reply(self._metrics, start_s, keys, close)
+        for key, request in zip(keys, requests, strict=True):
+            worker.replies[key] = reply
+            worker.send(Submit(key, request, client, deadline_s))
         return reply
 
     async def _watch(self) -> None:

@@ -265,3 +265,20 @@ def test_a_bias_needs_a_token_of_the_model(random_model: MakeModel, tokenizer: T
     engine = SlotEngine(random_model(), tokenizer)
     with pytest.raises(UserError, match="logit_bias names the token 999999; the model's are from 0 to"):
         engine.admit(Request(prompt_ids=[1], logit_bias=((999999, 1.0),)))
+
+
+def test_samples_admitted_one_by_one_share_a_prefill(random_model: MakeModel, tokenizer: Tokenizer) -> None:
+    """Also beside another prompt, and when one of them leaves; their tokens are those of separate prefills."""
+    model = random_model(sequence_len=64)
+    samples = [Request(prompt_ids=[11, 12, 13], max_new_tokens=6, temperature=1.0, sample=n) for n in range(3)]
+    other = Request(prompt_ids=[11, 12, 14], max_new_tokens=6)
+    expected = [[token.token_id for token in run_alone(SlotEngine(model, tokenizer), one)] for one in [*samples, other]]
+    engine = SlotEngine(model, tokenizer, num_slots=5)
+    owners = {engine.admit(one): number for number, one in enumerate([*samples[:2], other, samples[2], samples[0]])}
+    assert [len(prefill.rows) for prefill in engine._prefills] == [4, 1]
+    engine.release(list(owners)[4])
+    got: dict[int, list[int]] = {number: [] for number in owners.values()}
+    while engine.num_free < 5:
+        for token in engine.step():
+            got[owners[token.slot]].append(token.token_id)
+    assert [got[0], got[1], got[3], got[2]] == expected

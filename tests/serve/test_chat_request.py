@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.api_error import ApiError
-from nanochat_lit.serve.chat_request import parse_chat_request, parse_json, render_prompt
+from nanochat_lit.serve.chat_request import parse_chat_request, render_prompt
+from nanochat_lit.serve.request_fields import parse_json
 from nanochat_lit.tokenizer import render_for_completion
 
 DEFAULTS = SamplingParams(temperature=0.6, top_k=50)
@@ -68,7 +69,7 @@ def test_everything_that_is_understood():
         ({"max_completion_tokens": "64"}, "max_completion_tokens", "whole number"),
         ({"top_k": False}, "top_k", "whole number"),
         ({"top_p": [1]}, "top_p", "not a number"),
-        ({"n": True}, "n", "one answer per request"),
+        ({"n": True}, "n", "from 1 to 16"),
         ({"top_k": 201}, "top_k", "201"),
         ({"top_k": 1.5}, "top_k", "whole number"),
         ({"top_p": 0}, "top_p", "use 1 (off)"),
@@ -76,7 +77,7 @@ def test_everything_that_is_understood():
         ({"max_tokens": 0}, "max_tokens", "use at least 1"),
         ({"max_tokens": 4097}, "max_tokens", "4097"),
         ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens", "not both"),
-        ({"n": 2}, "n", "one answer per request"),
+        ({"n": 17}, "n", "from 1 to 16"),
         ({"seed": 2**63}, "seed", "use"),
         ({"stop": ""}, "stop", "none of them empty"),
         ({"stop": list("abcde")}, "stop", "at most 4"),

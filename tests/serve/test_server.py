@@ -163,7 +163,7 @@ def test_bias_and_penalties_change_the_answer(client):
         ({"temperature": 3}, openai.BadRequestError, "temperature"),
         ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs"),
         ({"logit_bias": {"999999": 1}}, openai.BadRequestError, None),
-        ({"n": 2}, openai.BadRequestError, "n"),
+        ({"n": 17}, openai.BadRequestError, "n"),
         ({"max_tokens": 5000}, openai.BadRequestError, "max_tokens"),
         ({"messages": [{"role": "user", "content": "é" * 600}]}, openai.BadRequestError, "messages"),  # > context
     ],

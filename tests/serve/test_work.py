@@ -11,7 +11,8 @@ from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import Request, SamplingParams
 from nanochat_lit.engine.scheduler import Scheduler
 from nanochat_lit.serve.api import ServeSettings
-from nanochat_lit.serve.chat_response import AnswerParts, ChunkWriter, completion, usage
+from nanochat_lit.serve.api_error import ApiError
+from nanochat_lit.serve.chat_response import AnswerParts, ChatWriter, usage
 from nanochat_lit.serve.loop import REPORT_EVERY_S, EngineWork
 from nanochat_lit.serve.messages import Cancel, Close, Ready, Submit, Update
 from nanochat_lit.serve.metrics import Counter, Histogram, ServerMetrics
@@ -28,6 +29,7 @@ class Token(NamedTuple):
     finish_reason: str | None
     logprob: float | None = None
     top: tuple[()] = ()
+    prompt_scores: tuple[()] = ()
 
 
 class Speaker:
@@ -83,7 +85,7 @@ def make(max_queue=2) -> tuple[EngineWork, Clock]:
 def test_first_and_last_tokens_are_sent_at_once_and_others_together():
     work, clock = make()
     assert work.take([submit(1, 5)])
-    assert [update[1:] for update in work.step().updates] == [([("text", "1")], 1, None, None, ())]
+    assert [update[1:] for update in work.step().updates] == [([("text", "1")], 1, None, None, (), ())]
     assert work.step() is None
     assert work.step() is None
     clock.now_s = REPORT_EVERY_S
@@ -91,7 +93,7 @@ def test_first_and_last_tokens_are_sent_at_once_and_others_together():
     assert report.updates[0].parts == [("text", "234")]
     assert work.step() is None
     last = work.step()
-    assert last.updates[0][1:] == ([("text", "5")], 1, "stop", None, ())  # the token that ends it is not counted
+    assert last.updates[0][1:] == ([("text", "5")], 1, "stop", None, (), ())  # the token that ends it is not counted
     assert (last.num_queued, last.num_active) == (0, 0)
 
 
@@ -143,14 +145,14 @@ def test_a_whole_answer_and_its_stream_have_the_same_parts():
     answer = AnswerParts()
     for number, part in enumerate(parts):
         answer.add(Update(1, [part], 9 * (number == 0), "stop", None))
-    whole = completion(head, answer, 4)
+    writer = ChatWriter(head, include_usage=True)
+    whole = writer.whole([writer.choice(answer)], usage(4, answer.num_tokens))
     message = whole["choices"][0]["message"]
     assert message["content"] == "So it is 2"
     joined = [("text", "So "), ("python", "1+1"), ("python_output", "2"), ("text", "it is 2")]
     assert [(part["type"], part["text"]) for part in message["nanochat"]["parts"]] == joined
     assert whole["usage"] == {"prompt_tokens": 4, "completion_tokens": 9, "total_tokens": 13}
-    writer = ChunkWriter(head, include_usage=True)
-    text = writer.start() + writer.parts(parts) + writer.end("stop", usage(4, 9))
+    text = writer.start() + writer.events(Update(1, parts, 9, "stop", None)) + writer.end(usage(4, 9))
     *events, done = [line.removeprefix("data: ") for line in text.split("\n\n")[:-1]]
     assert done == "[DONE]"
     deltas = [choice["delta"] for event in events for choice in json.loads(event)["choices"]]
@@ -160,7 +162,7 @@ def test_a_whole_answer_and_its_stream_have_the_same_parts():
     ]
     assert "".join(delta.get("content", "") for delta in deltas) == "So it is 2"
     plain = AnswerParts(1, "stop", [("text", "hi")])
-    assert "nanochat" not in completion(head, plain, 1)["choices"][0]["message"]
+    assert "nanochat" not in writer.choice(plain)["message"]
 
 
 def test_histograms_are_cumulative():
@@ -201,12 +203,12 @@ def test_a_reader_that_stops_cancels_what_is_not_over(is_over):
     pool._workers = [worker]
 
     async def read() -> None:
-        reply = pool.ask(Request(prompt_ids=[1]), "me", 0.0)
+        reply = pool.ask([Request(prompt_ids=[1])], "me", 0.0)
         first = asyncio.ensure_future(reply.next())
         await asyncio.sleep(0)
         (key,) = worker.replies
         reply.put(Update(key, [], 1, "stop" if is_over else None, None))
-        assert (await first).num_tokens == 1
+        assert [(index, update.num_tokens) for index, update in await first] == [(0, 1)]
         reply.close()
         reply.close()
         assert worker.replies == {}
@@ -220,12 +222,12 @@ def test_a_reader_that_stops_cancels_what_is_not_over(is_over):
 
 def test_news_for_a_busy_reader_become_one():
     async def read() -> None:
-        reply = Reply(ServerMetrics(), 0.0, lambda is_over: None)
+        reply = Reply(ServerMetrics(), 0.0, [1], lambda unfinished: None)
         reply.put(Update(1, [("text", "a")], 1, None, None))
         reply.put(Update(1, [("text", "b")], 2, "stop", None))
         reply.put(Update(1, [], 0, None, (503, "the worker died", 5)))  # after the end, which stands
-        assert await reply.next() == Update(1, [("text", "a"), ("text", "b")], 3, "stop", None)
-        gone = Reply(ServerMetrics(), 0.0, lambda is_over: None)
+        assert await reply.next() == [(0, Update(1, [("text", "a"), ("text", "b")], 3, "stop", None))]
+        gone = Reply(ServerMetrics(), 0.0, [1], lambda unfinished: None)
         waiting = asyncio.ensure_future(gone.next())
         await asyncio.sleep(0)
         gone.leave()
@@ -237,15 +239,42 @@ def test_news_for_a_busy_reader_become_one():
     asyncio.run(read())
 
 
+def test_answers_of_one_request_end_one_by_one():
+    """The rest is cancelled where one fails, which is not a disconnect."""
+    cancelled = []
+
+    async def read(last: Update) -> ServerMetrics:
+        metrics = ServerMetrics()
+        reply = Reply(metrics, 0.0, [7, 8, 9], cancelled.append)
+        reply.put(Update(9, [("text", "c")], 1, None, None))
+        reply.put(Update(7, [("text", "a")], 1, "stop", None))
+        assert [(index, update.key) for index, update in await reply.next()] == [(2, 9), (0, 7)]
+        reply.put(Update(9, [], 0, "length", None))
+        reply.put(last)
+        if last.error:
+            with pytest.raises(ApiError):
+                await reply.next()
+        else:
+            assert not reply.is_over
+            assert [index for index, _ in await reply.next()] == [2, 1]
+            assert reply.is_over
+        reply.close()
+        return metrics
+
+    assert asyncio.run(read(Update(8, [], 0, "stop", None))).disconnects.values[()] == 0
+    assert cancelled == [set()]
+    assert asyncio.run(read(Update(8, [], 0, None, (504, "too late", None)))).disconnects.values[()] == 0
+
+
 def test_events_are_json_whatever_the_text_and_the_name_are():
     for name in ("tiny", "\0text\0", 'a"b'):
-        writer = ChunkWriter({"id": "1", "created": 2, "model": name}, include_usage=True)
+        writer = ChatWriter({"id": "1", "created": 2, "model": name}, include_usage=True)
         for text in (
             "plain",
             "\0text\0",
             '"quoted" \n\u2028 \ud83d\ude42'.encode("utf-16", "surrogatepass").decode("utf-16"),
         ):
-            (line,) = writer.parts([("text", text)]).strip().split("\n")
+            (line,) = writer.events(Update(1, [("text", text)], 1, None, None)).strip().split("\n")
             event = json.loads(line.removeprefix("data: "))
             assert event["choices"][0]["delta"] == {"content": text}
             assert (event["model"], event["usage"], event["object"]) == (name, None, "chat.completion.chunk")

@@ -1,0 +1,154 @@
+"""POST /v1/completions: continues texts, without a chat template, and reports the log-probabilities of a prompt's tokens.
+
+The evaluation harness lm_eval scores answers with `echo` and `logprobs`. Pure functions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.sampling_params import SamplingParams
+from nanochat_lit.serve.api_error import bad_field, kind_of
+from nanochat_lit.serve.chat_response import AnswerParts, TokenNames, Writer
+from nanochat_lit.serve.messages import TokenScore, Update
+from nanochat_lit.serve.request_fields import (
+    MAX_TOP_LOGPROBS,
+    Options,
+    boolean,
+    check_fields,
+    is_same,
+    parse_options,
+    whole_number,
+)
+from nanochat_lit.tokenizer import Tokenizer
+
+MAX_PROMPTS = 64
+
+_REFUSED: dict[str, tuple[Any, ...]] = {"suffix": ("",), "best_of": (1,)}
+"""Unsupported features, and their values that disable them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionRequest(Options):
+    """A parsed request."""
+
+    prompts: list[list[int]]
+    """Token ids of each prompt; those of texts begin with bos."""
+    texts: list[str]
+    """Text of each prompt."""
+    echo: bool
+    """Whether the answer begins with the prompt."""
+    is_prompt_only: bool
+    """Whether nothing is generated (max_tokens 0)."""
+
+
+def parse_completion_request(
+    body: Mapping[str, Any], model_name: str, defaults: SamplingParams, tokenizer: Tokenizer, context: int
+) -> CompletionRequest:
+    """Check every field of a request.
+
+    Args:
+        body: Result of `parse_json`.
+        model_name: Name of the served model; optional in requests.
+        defaults: Default parameters of the export.
+        tokenizer: Tokenizer of the model.
+        context: Context length of the model.
+
+    Raises:
+        ApiError: 404 for another model, 400 for everything else, with the field's name.
+    """
+    check_fields(body, model_name, ("prompt", "echo"), _REFUSED)
+    echo = boolean(body, "echo")
+    is_prompt_only = echo and is_same(body.get("max_tokens"), 0)
+    if is_prompt_only and body.get("stream"):
+        raise bad_field("stream", "max_tokens 0 generates nothing to stream; set stream to false")
+    prompts, texts = _prompts(body.get("prompt"), tokenizer)
+    for prompt in prompts:
+        if not 0 < len(prompt) <= context:
+            code = "context_length_exceeded" if prompt else None
+            message = f"a prompt has {len(prompt)} tokens; use 1 to {context}, the model's context"
+            raise bad_field("prompt", message, code)
+    return CompletionRequest(
+        prompts=prompts,
+        texts=texts,
+        echo=echo,
+        is_prompt_only=is_prompt_only,
+        logprobs=body.get("logprobs") is not None,
+        top_logprobs=whole_number(body, "logprobs", 0, MAX_TOP_LOGPROBS, 0),
+        **parse_options({**body, "max_tokens": 1} if is_prompt_only else body, defaults),
+    )
+
+
+def _prompts(given: object, tokenizer: Tokenizer) -> tuple[list[list[int]], list[str]]:
+    """Return ids and texts of the prompts: a text, token ids, or a list of either."""
+    is_one = isinstance(given, str) or (isinstance(given, list) and given and all(_is_id(item) for item in given))
+    items = [given] if is_one else given
+    if not isinstance(items, list) or not 0 < len(items) <= MAX_PROMPTS:
+        raise bad_field("prompt", f"prompt must be a text, token ids, or a list of 1 to {MAX_PROMPTS} of them")
+    prompts, texts = [], []
+    try:
+        for item in items:
+            if isinstance(item, str):
+                prompts.append(tokenizer.encode(item, prepend_bos=True))
+                texts.append(item)
+            elif isinstance(item, list) and all(_is_id(token_id) for token_id in item):
+                prompts.append(item)
+                texts.append(tokenizer.decode(item))
+            else:
+                raise bad_field("prompt", f"prompt must contain texts or lists of token ids, not {kind_of(item)}")
+    except UserError as error:
+        raise bad_field("prompt", f"prompt: {error}") from None
+    return prompts, texts
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class TextWriter(Writer):
+    """Writes a continuation.
+
+    Args:
+        head: id, created and model.
+        index: Index of the answer.
+        include_usage: Whether the stream ends with the usage.
+        names: Given if log-probabilities were requested.
+        echo: Text and token ids of the prompt, if the answer begins with it.
+        is_prompt_only: Whether the answer ends with it.
+    """
+
+    object = event_object = "text_completion"
+
+    def __init__(
+        self,
+        head: dict[str, Any],
+        index: int = 0,
+        include_usage: bool = False,
+        names: TokenNames | None = None,
+        echo: tuple[str, Sequence[int]] | None = None,
+        is_prompt_only: bool = False,
+    ) -> None:
+        super().__init__(head, index, include_usage, names)
+        self._echo, self._is_prompt_only = echo, is_prompt_only
+        self._offset = 0
+
+    def choice(self, answer: AnswerParts) -> dict[str, Any]:
+        """Return the finished answer, or the next part of it."""
+        text = "".join(text for kind, text in answer.parts if kind == "text")
+        scores: list[TokenScore | int] = [*answer.scores]
+        if self._is_prompt_only:  # the engine reads a prompt for a token at least
+            text, scores, answer.finish_reason, answer.num_tokens = "", [], "length", 0
+        if self._echo:
+            text, scores = self._echo[0] + text, [self._echo[1][0], *answer.prompt_scores, *scores]
+            self._echo = None  # it begins the answer
+        logprobs = None
+        if self._names:
+            logprobs, self._offset = self._names.text_logprobs(scores, self._offset)
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+
+    def events(self, update: Update) -> str:
+        """Return the event of an update."""
+        answer = AnswerParts()
+        answer.add(update)
+        return self._event(self.choice(answer))
