@@ -12,6 +12,9 @@ import random
 import re
 import runpy
 import signal
+import subprocess
+import sys
+import sysconfig
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -32,6 +35,9 @@ from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.architecture import build_model
 from nanochat_lit.model.config import NATIVE_ARCHITECTURES
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+INSTALL_S = 1800
+"""Time for an installation, seconds."""
 
 SMALL_TEXTS = [
     "the cat sat on the mat. 12 + 34 = 46. naïve café ▁ 日本語 🙂",
@@ -520,3 +526,41 @@ class ScriptedModel:
 @pytest.fixture(scope="session")
 def scripted_model() -> type[ScriptedModel]:
     return ScriptedModel
+
+
+def install(command, folder):
+    """Runs an installation; the test is skipped, with its command, where the package cannot be had."""
+    words = [str(word) for word in command]
+    try:
+        subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True, timeout=INSTALL_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"{' '.join(words[-3:])}: {error}")
+
+
+@pytest.fixture(scope="session")
+def make_environment(tmp_path_factory) -> Callable[..., Path]:
+    """make_environment(NAME, PACKAGES): the folder of programs of a new environment; the packages come as wheels.
+
+    With is_on_top the packages of this environment can be imported there, so that they are not installed again.
+    """
+
+    def make(name, packages, unwanted=(), is_on_top=False):
+        folder = tmp_path_factory.mktemp(name)
+        install([sys.executable, "-m", "venv", "env"], folder)
+        programs = folder / "env" / "bin"
+        if is_on_top:
+            (site,) = (folder / "env" / "lib").glob("python*/site-packages")
+            (site / "below.pth").write_text(sysconfig.get_path("purelib"))
+        pip = [programs / "python", "-m", "pip"]
+        install([*pip, "install", "-q", "--only-binary", ":all:", *packages], folder)
+        if unwanted:
+            install([*pip, "uninstall", "-q", "-y", *unwanted], folder)
+        return programs
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def install_here() -> Callable[..., None]:
+    """install_here(COMMAND, FOLDER): other ways of installing."""
+    return install

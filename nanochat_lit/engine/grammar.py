@@ -32,7 +32,7 @@ def json_grammar(schema: Any) -> str:
 
 def regex_grammar(pattern: str) -> str:
     """Return the grammar of the texts that a regular expression (Rust's dialect, without look-around) matches wholly."""
-    return _llguidance().LLMatcher.grammar_from_regex(pattern)
+    return f"start: /{_llguidance().regex_to_lark(pattern, '')}/"
 
 
 def choice_grammar(choices: Sequence[str]) -> str:

@@ -4,10 +4,11 @@ An extension of OpenAI's fields: `nanochat` in an assistant message, the parts o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.tool_format import render_tools
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.api_error import ApiError, bad_field
 from nanochat_lit.serve.chat_messages import as_messages
@@ -19,12 +20,11 @@ from nanochat_lit.serve.request_fields import (
     parse_options,
     whole_number,
 )
+from nanochat_lit.serve.tool_request import Tools, parse_tools
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
-_USED = ("messages", "top_logprobs", "parallel_tool_calls")
+_USED = ("messages", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls")
 _REFUSED: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -42,7 +42,9 @@ class ChatRequest(Options):
     """A parsed request."""
 
     messages: list[dict[str, Any]]
-    """Conversation in the tokenizer's format that ends with a user message."""
+    """Conversation in the tokenizer's format that ends with a user message; it begins with the functions' descriptions."""
+    tools: Tools
+    """Functions that the model may call."""
 
 
 def parse_chat_request(body: Mapping[str, Any], model_name: str, defaults: SamplingParams) -> ChatRequest:
@@ -60,12 +62,12 @@ def parse_chat_request(body: Mapping[str, Any], model_name: str, defaults: Sampl
     logprobs, top_logprobs = boolean(body, "logprobs"), whole_number(body, "top_logprobs", 0, MAX_TOP_LOGPROBS, 0)
     if body.get("top_logprobs") is not None and not logprobs:
         raise bad_field("top_logprobs", "top_logprobs requires logprobs true; set it or remove top_logprobs")
-    return ChatRequest(
-        messages=as_messages(body.get("messages")),
-        logprobs=logprobs,
-        top_logprobs=top_logprobs,
-        **parse_options(body, defaults),
-    )
+    options = parse_options(body, defaults)
+    tools = parse_tools(body, options["sampling"].grammar)
+    options["sampling"] = replace(options["sampling"], grammar=tools.grammar)
+    offer = render_tools(tools.functions) if tools.functions else ""
+    messages = as_messages(body.get("messages"), offer)
+    return ChatRequest(messages=messages, tools=tools, logprobs=logprobs, top_logprobs=top_logprobs, **options)
 
 
 def render_prompt(request: ChatRequest, tokenizer: Tokenizer, context: int) -> list[int]:

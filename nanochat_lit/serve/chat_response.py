@@ -6,13 +6,16 @@ parts in order, including text, in {"parts": [...]}.
 """
 
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from nanochat_lit.common.tool_format import CallParser, ToolCall
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.serve.messages import TokenScore, Update
+from nanochat_lit.serve.tool_request import Tools
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 
@@ -168,10 +171,29 @@ class ChatWriter(Writer):
     """Writes an answer in a chat.
 
     Everything except the text of an event is constant for an answer and is serialized once.
+
+    Args:
+        head: id, created and model.
+        index: Index of the answer.
+        include_usage: Whether the stream ends with the usage.
+        names: Given if log-probabilities were requested.
+        tools: Functions that the model may call.
     """
 
     object = "chat.completion"
     event_object = "chat.completion.chunk"
+
+    def __init__(
+        self,
+        head: dict[str, Any],
+        index: int = 0,
+        include_usage: bool = False,
+        names: TokenNames | None = None,
+        tools: Tools | None = None,
+    ) -> None:
+        super().__init__(head, index, include_usage, names)
+        self._parser = CallParser(tools.names, tools.max_calls) if tools and tools.functions else None
+        self._num_calls = 0
 
     def start(self) -> str:
         """Return the first event, with the role."""
@@ -179,19 +201,53 @@ class ChatWriter(Writer):
 
     def choice(self, answer: AnswerParts) -> dict[str, Any]:
         """Return the finished answer."""
-        content = "".join(text for kind, text in answer.parts if kind == "text")
+        parts, calls = self._split(answer.parts, is_last=True)
+        content = "".join(text for kind, text in parts if kind == "text")
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        if any(kind != "text" for kind, _ in answer.parts):
-            message["nanochat"] = {"parts": [{"type": kind, "text": text} for kind, text in answer.parts]}
+        if any(kind != "text" for kind, _ in parts):
+            message["nanochat"] = {"parts": [{"type": kind, "text": text} for kind, text in parts]}
+        if calls:
+            message |= {"content": content or None, "tool_calls": calls}
         logprobs = self._names.chat_logprobs(answer.scores) if self._names else None
-        return {"index": self._index, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+        reason = self._reason(answer.finish_reason)
+        return {"index": self._index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
     def events(self, update: Update) -> str:
         """Return the events of an update: the scores of its tokens, whose text may be in a later one, and its parts."""
         scores = self._names.chat_logprobs(update.scores) if self._names else {"content": []}
         text = self._delta({"content": ""}, logprobs=scores) if scores["content"] else ""
-        text += "".join(self._part(kind, part) for kind, part in join_parts(update.parts))
-        return text + (self._delta({}, finish_reason=update.finish_reason) if update.finish_reason else "")
+        parts, calls = self._split(join_parts(update.parts), is_last=update.finish_reason is not None)
+        text += "".join(self._part(kind, part) for kind, part in parts)
+        for call in calls:  # as OpenAI's: first the name, then the arguments
+            index, function = self._num_calls, call["function"]
+            self._num_calls += 1
+            first = {"index": index, **call, "function": {**function, "arguments": ""}}
+            text += self._delta({"tool_calls": [first]})
+            text += self._delta({"tool_calls": [{"index": index, "function": {"arguments": function["arguments"]}}]})
+        return text + (
+            self._delta({}, finish_reason=self._reason(update.finish_reason)) if update.finish_reason else ""
+        )
+
+    def _split(self, parts: Sequence[Piece], is_last: bool) -> tuple[list[Piece], list[dict[str, Any]]]:
+        """Return the parts without calls, and the calls."""
+        if self._parser is None:
+            return list(parts), []
+        found = [
+            item
+            for kind, text in parts
+            for item in (self._parser.push(text) if kind == "text" else [Piece(kind, text)])
+        ]
+        found += self._parser.finish() if is_last else []
+        calls = [
+            {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": call.as_strings()}
+            for call in found
+            if isinstance(call, ToolCall)
+        ]
+        return join_parts([_as_piece(item) for item in found if not isinstance(item, ToolCall)]), calls
+
+    def _reason(self, finish_reason: str | None) -> str | None:
+        has_calls = self._parser is not None and self._parser.num_calls > 0
+        return "tool_calls" if has_calls and finish_reason == "stop" else finish_reason
 
     def _part(self, kind: str, text: str) -> str:
         if kind != "text":
@@ -205,6 +261,10 @@ class ChatWriter(Writer):
 
     def _delta(self, delta: dict[str, Any], **more: Any) -> str:
         return self._event({"delta": delta, "logprobs": None, "finish_reason": None, **more})
+
+
+def _as_piece(item: str | Piece) -> Piece:
+    return Piece("text", item) if isinstance(item, str) else item
 
 
 _PLACE = "\0text\0"

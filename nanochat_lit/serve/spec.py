@@ -89,7 +89,7 @@ class ChatSpec(LitSpec):
         prompt = render_prompt(chat, self._tokenizer, ready.context)
         head = self._head("chatcmpl")
         names = TokenNames(self._tokenizer) if chat.logprobs else None
-        writers = [ChatWriter(head, index, chat.include_usage, names) for index in range(chat.n)]
+        writers = [ChatWriter(head, index, chat.include_usage, names, chat.tools) for index in range(chat.n)]
         return await self._answer(request, chat, chat.requests(prompt), writers, start_s)
 
     async def completions(self, request: Request) -> Response:

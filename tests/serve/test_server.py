@@ -291,10 +291,12 @@ NAMES = [
     "response_format",
     "structured_outputs",
     "tools",
+    "tool_choice",
     "x",
 ]
 MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "assistant", "system", "developer", "tool"]), "content": JSON | st.text()}
+    {"role": st.sampled_from(["user", "assistant", "system", "developer", "tool"]), "content": JSON | st.text()},
+    optional={"tool_calls": JSON, "tool_call_id": JSON},
 )
 BODIES = st.dictionaries(st.sampled_from(NAMES), JSON, max_size=5).flatmap(
     lambda body: st.sampled_from([body, {**body, "messages": HELLO, "max_tokens": 2}])
