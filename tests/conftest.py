@@ -529,18 +529,21 @@ def scripted_model() -> type[ScriptedModel]:
 
 
 def install(command, folder):
-    """Runs an installation; the test is skipped, with its command, where the package cannot be had."""
+    """Runs an installation; if a package is not available, the test is skipped with the installer's error."""
     words = [str(word) for word in command]
     try:
-        subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True, timeout=INSTALL_S)
-    except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"{' '.join(words[-3:])}: {error}")
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=INSTALL_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"{' '.join(words)}: {error}")
+    if done.returncode != 0:
+        pytest.skip(f"{' '.join(words)}: {(done.stderr.strip() or done.stdout.strip())[-300:]}")
 
 
 @pytest.fixture(scope="session")
 def make_environment(tmp_path_factory) -> Callable[..., Path]:
-    """make_environment(NAME, PACKAGES): the folder of programs of a new environment; the packages come as wheels.
+    """make_environment(NAME, PACKAGES): the folder of programs of a new environment.
 
+    The packages themselves are installed as wheels; small dependencies that have none are built.
     With is_on_top the packages of this environment can be imported there, so that they are not installed again.
     """
 
@@ -552,7 +555,8 @@ def make_environment(tmp_path_factory) -> Callable[..., Path]:
             (site,) = (folder / "env" / "lib").glob("python*/site-packages")
             (site / "below.pth").write_text(sysconfig.get_path("purelib"))
         pip = [programs / "python", "-m", "pip"]
-        install([*pip, "install", "-q", "--only-binary", ":all:", *packages], folder)
+        names = ",".join(re.split(r"[\[=<]", package)[0] for package in packages)
+        install([*pip, "install", "-q", "--prefer-binary", "--only-binary", names, *packages], folder)
         if unwanted:
             install([*pip, "uninstall", "-q", "-y", *unwanted], folder)
         return programs

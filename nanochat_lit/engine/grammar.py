@@ -19,14 +19,36 @@ _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 """As `json.dumps` writes: a small model can otherwise spend its answer on line breaks."""
 
 
-def json_rule(schema: Any) -> str:
-    """Return the right side of a rule for the JSON values of a schema, {} for all."""
-    wrapped = {**schema, "x-guidance": _SPACING} if isinstance(schema, dict) else schema
-    return f"%json {json.dumps(wrapped)}"
+_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+"""Keywords whose value is an object of schemas."""
 
 
-def json_grammar(schema: Any) -> str:
-    """Return the grammar of the JSON values of a JSON schema."""
+def json_rule(schema: dict[str, Any]) -> str:
+    """Return the right side of a rule for the JSON values of a schema.
+
+    Objects have no properties but the declared ones, unless the schema mentions others: such values match, too, and a
+    small model can otherwise spend its answer on properties that it invents.
+    """
+    closed = schema if '"allOf"' in json.dumps(schema) else _closed(schema)  # allOf joins properties
+    return f"%json {json.dumps({**closed, 'x-guidance': _SPACING})}"
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {"additionalProperties": False} if "properties" in schema and "patternProperties" not in schema else {}
+    for key, value in schema.items():
+        if key in _OF_SCHEMAS and isinstance(value, dict):
+            changed[key] = {name: _closed(inner) for name, inner in value.items()}
+        else:
+            changed[key] = value if key in ("enum", "const", "default", "examples") else _closed(value)
+    return changed
+
+
+def json_grammar(schema: dict[str, Any]) -> str:
+    """Return the grammar of the JSON values of a JSON schema; see `json_rule`."""
     return f"start: {json_rule(schema)}"
 
 

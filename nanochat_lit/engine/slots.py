@@ -32,7 +32,7 @@ Score = tuple[int, float, Sequence[tuple[int, float]]]
 """A token, its log-probability in nats at temperature 1, and the most likely tokens at its place with theirs."""
 
 _OF_PROMPT = ("prompt_ids", "prompt_logprobs", "top_logprobs")
-"""What the reading of a prompt depends on."""
+"""Fields that the prefill of a prompt depends on."""
 
 
 class Emitted(NamedTuple):

@@ -42,7 +42,7 @@ _HARMLESS = ("metadata", "store", "service_tier", "safety_identifier", "prompt_c
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all requests have."""
+    """Fields of every request."""
 
     sampling: SamplingParams
     """Sampling parameters."""

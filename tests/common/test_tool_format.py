@@ -71,8 +71,18 @@ def test_text_is_passed_on_at_once():
 
 @pytest.mark.parametrize(
     "inside",
-    ["", "[]", "{", '{"name": "get"}', '{"name": 1, "arguments": {}}', '{"name": "get", "arguments": 3}', "[" * 9999]
-    + ['{"name": "other", "arguments": {}}', '{"name": "get", "arguments": {}, "id": 1}'],
+    [
+        *(
+            "",
+            "[]",
+            "{",
+            '{"name": "get"}',
+            '{"name": 1, "arguments": {}}',
+            '{"name": "get", "arguments": 3}',
+            "[" * 9999,
+        ),
+        *('{"name": "other", "arguments": {}}', '{"name": "get", "arguments": {}, "id": 1}'),
+    ],
 )
 def test_what_is_not_a_call_stays_text(inside):
     text = f"{CALL_START}{inside}{CALL_END}"

@@ -70,6 +70,27 @@ def test_answers_match_random_schemas(random_model, tokenizer, count):
         assert text == "".join(piece.text for token in tokens for piece in token.pieces)
 
 
+def test_objects_are_closed_unless_they_mention_more(random_model, tokenizer):
+    """Answers match the schema as given; a property may be called as a keyword is."""
+    engine = Engine(random_model(sequence_len=1024), tokenizer)
+    closed = {
+        "type": "object",
+        "properties": {"properties": {"$ref": "#/$defs/Inner"}, "x": {"enum": [{"properties": 1}]}},
+        "required": ["properties", "x"],
+        "$defs": {"Inner": {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}},
+    }
+    for seed in range(3):
+        value = json.loads(answer(engine, json_grammar(closed), temperature=1.0, seed=seed, max_new_tokens=900))
+        assert value in [{"properties": {"a": a}, "x": {"properties": 1}} for a in (True, False)]
+    extra = {"type": "integer", "minimum": 0, "maximum": 9}
+    opened = {"type": "object", "properties": {}, "additionalProperties": extra, "minProperties": 1, "maxProperties": 1}
+    value = json.loads(answer(engine, json_grammar(opened), temperature=1.0, max_new_tokens=900))
+    assert len(value) == 1
+    both = {"allOf": [{"properties": {name: {"const": 1}}, "required": [name]} for name in "ab"]}
+    closed_by_user = {"type": "object", **both, "unevaluatedProperties": False}
+    assert "additionalProperties" not in json_grammar(both) + json_grammar(closed_by_user)
+
+
 def answer(engine, grammar, **settings):
     (ids,) = engine.generate([engine.tokenizer.bos_id], grammar=grammar, **settings)
     return engine.tokenizer.decode(ids)
