@@ -106,6 +106,8 @@ def test_regular_expressions_and_choices(random_model, tokenizer):
     chosen = {answer(engine, choice_grammar(choices), temperature=1.5, seed=seed) for seed in range(30)}
     assert chosen <= set(choices)
     assert len(chosen) > 2
+    many = [f"{number:04}" for number in range(0, 9000, 3)]
+    assert answer(engine, choice_grammar(many), temperature=1.0) in many
 
 
 def test_a_batch_answers_as_each_alone_and_leaves_others_as_they_are(random_model, tokenizer):
