@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nanochat_lit.engine import slots
+from nanochat_lit.engine import sampling
 from nanochat_lit.engine.sampling import row_random, sample_each, sample_next, sampling_library
 from nanochat_lit.engine.sampling_params import Request, SamplingParams
 
@@ -78,6 +78,6 @@ def test_an_engine_without_the_kernel_chooses_the_same(monkeypatch: pytest.Monke
         )
         for i in range(12)
     ]
-    ours = slots._sample_rows(asked, [row_random(7, i) for i in range(12)], logits)
-    monkeypatch.setattr(slots, "has_sampling_kernel", lambda _: False)
-    assert slots._sample_rows(asked, [row_random(7, i) for i in range(12)], logits).tolist() == ours.tolist()
+    ours = sampling.sample_rows(asked, [row_random(7, i) for i in range(12)], logits)
+    monkeypatch.setattr(sampling, "has_sampling_kernel", lambda _: False)
+    assert sampling.sample_rows(asked, [row_random(7, i) for i in range(12)], logits).tolist() == ours.tolist()

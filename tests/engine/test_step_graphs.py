@@ -70,7 +70,7 @@ def test_what_a_tool_forces_is_read_by_the_next_step(random_model, tokenizer, mo
     """The model's choice is overruled before the step that reads it starts."""
     model, special = random_model(), tokenizer.special_ids
     call = [special[PYTHON_START], *tokenizer.encode("6*7"), special[PYTHON_END]]
-    chosen = "nanochat_lit.engine.slots._sample_rows"
+    chosen = "nanochat_lit.engine.slots.sample_rows"
     completions = []
     for change in (lambda engine: engine, as_on_a_gpu):
         script = iter([*call, *[99] * 30])

@@ -72,4 +72,4 @@ def test_log_likelihoods(make_environment, make_export, start_server, tmp_path, 
         targets = torch.tensor(ids[len(context) :])
         total = logprobs.gather(1, targets[:, None]).sum().item()
         is_greedy = bool((logprobs.argmax(dim=-1) == targets).all())
-        assert found[row["context"]] == pytest.approx([total, is_greedy], abs=2e-3)
+        assert found[row["context"]] == pytest.approx([total, float(is_greedy)], abs=2e-3)
