@@ -123,6 +123,6 @@ class CallParser:
         return [*found, final] if final else found
 
     def finish(self) -> list[str | ToolCall]:
-        """Return the rest at the end of the answer."""
+        """Return the rest at the end of the answer, or of the text before something else; the parser starts again."""
         rest, self._held = self._held, ""
         return [rest] if rest else []

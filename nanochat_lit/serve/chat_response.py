@@ -235,7 +235,7 @@ class ChatWriter(Writer):
         found = [
             item
             for kind, text in parts
-            for item in (self._parser.push(text) if kind == "text" else [Piece(kind, text)])
+            for item in (self._parser.push(text) if kind == "text" else [*self._parser.finish(), Piece(kind, text)])
         ]
         found += self._parser.finish() if is_last else []
         calls = [

@@ -69,6 +69,19 @@ def test_text_is_passed_on_at_once():
     assert parser.push(', "arguments": {}}</tool_call> y') == [ToolCall("get", {}), " y"]
 
 
+@pytest.mark.parametrize("length", range(1, len(CALL_START)))
+def test_the_beginning_of_a_tag_is_held_back_once(length):
+    """Until more text shows what it is, or the end, after which the parser is as new."""
+    begun = CALL_START[:length]
+    parser = CallParser(["get"])
+    assert parser.push(f"a{begun}") == ["a"]
+    assert parser.push("!") == [f"{begun}!"]
+    assert parser.push(begun) == []
+    assert parser.finish() == [begun]
+    assert parser.finish() == []
+    assert parser.push(render_call(ToolCall("get", {}))) == [ToolCall("get", {})]
+
+
 @pytest.mark.parametrize(
     "inside",
     [

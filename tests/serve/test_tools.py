@@ -8,10 +8,11 @@ import pytest
 from openai.types.chat import ChatCompletionMessage
 
 from nanochat_lit.common.tool_format import ToolCall, render_call, render_tools
+from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.chat_request import parse_chat_request
-from nanochat_lit.serve.chat_response import AnswerParts, ChatWriter
+from nanochat_lit.serve.chat_response import AnswerParts, ChatWriter, join_parts
 from nanochat_lit.serve.messages import Update
 from nanochat_lit.serve.tool_request import Tools
 
@@ -180,6 +181,23 @@ def test_calls_whole_and_streamed(size):
     assert all(call["function"]["arguments"] == "" and call["id"] and call["type"] for call in calls[::2])
     assert [set(call) for call in calls[1::2]] == [{"index", "function"}] * 2
     assert [call["function"]["arguments"] for call in calls[1::2]] == ['{"city": "Köln"}', "{}"]
+
+
+@pytest.mark.parametrize("begun", ["a <", '<tool_call>{"name": "get_time", '])
+def test_text_that_may_become_a_call_stays_before_the_calculator(begun):
+    """Whole and streamed, in the order in which the model wrote it."""
+    parts = [("text", begun), ("python", "1+1"), ("python_output", "2"), ("text", "3 <")]
+    head, tools = {"id": "x", "created": 1, "model": "m"}, Tools(functions=(TIME,))
+    message = ChatWriter(head, tools=tools).choice(AnswerParts(4, "stop", parts))["message"]
+    assert [(part["type"], part["text"]) for part in message["nanochat"]["parts"]] == parts
+    writer = ChatWriter(head, tools=tools)
+    found = []
+    for n, part in enumerate(parts):
+        for choice in deltas(writer.events(Update(1, [part], 1, "stop" if n == 3 else None, None))):
+            delta = choice["delta"]
+            own = delta.get("nanochat") or {"type": "text", "text": delta.get("content")}
+            found += [(own["type"], own["text"])] if own["text"] else []
+    assert join_parts([Piece(*part) for part in found]) == parts
 
 
 def test_without_tools_tags_are_text():
