@@ -15,6 +15,7 @@ from nanochat_lit.serve.messages import TokenScore, Update
 from nanochat_lit.serve.request_fields import (
     MAX_TOP_LOGPROBS,
     Options,
+    are_token_ids,
     boolean,
     check_fields,
     is_same,
@@ -82,7 +83,7 @@ def parse_completion_request(
 
 def _prompts(given: object, tokenizer: Tokenizer) -> tuple[list[list[int]], list[str]]:
     """Return ids and texts of the prompts: a text, token ids, or a list of either."""
-    is_one = isinstance(given, str) or (isinstance(given, list) and given and all(_is_id(item) for item in given))
+    is_one = isinstance(given, str) or (given and are_token_ids(given))
     items = [given] if is_one else given
     if not isinstance(items, list) or not 0 < len(items) <= MAX_PROMPTS:
         raise bad_field("prompt", f"prompt must be a text, token ids, or a list of 1 to {MAX_PROMPTS} of them")
@@ -92,7 +93,7 @@ def _prompts(given: object, tokenizer: Tokenizer) -> tuple[list[list[int]], list
             if isinstance(item, str):
                 prompts.append(tokenizer.encode(item, prepend_bos=True))
                 texts.append(item)
-            elif isinstance(item, list) and all(_is_id(token_id) for token_id in item):
+            elif are_token_ids(item):
                 prompts.append(item)
                 texts.append(tokenizer.decode(item))
             else:
@@ -100,10 +101,6 @@ def _prompts(given: object, tokenizer: Tokenizer) -> tuple[list[list[int]], list
     except UserError as error:
         raise bad_field("prompt", f"prompt: {error}") from None
     return prompts, texts
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class TextWriter(Writer):

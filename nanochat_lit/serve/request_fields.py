@@ -8,7 +8,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.sampling_params import MAX_BIAS, MAX_SEED, Request, SamplingParams
@@ -157,6 +157,11 @@ def boolean(body: Mapping[str, Any], name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise bad_field(name, f"{name} must be true or false, not {kind_of(value)}")
     return bool(value)
+
+
+def are_token_ids(value: object) -> TypeGuard[list[int]]:
+    """Whether a value is a list of integers."""
+    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
 
 def is_same(value: object, other: object) -> bool:

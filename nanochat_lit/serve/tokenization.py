@@ -6,7 +6,7 @@ from typing import Any
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.serve.api_error import bad_field, kind_of
 from nanochat_lit.serve.chat_messages import as_messages
-from nanochat_lit.serve.request_fields import boolean, check_fields
+from nanochat_lit.serve.request_fields import are_token_ids, boolean, check_fields
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
 _TRUE = {"add_generation_prompt": (True,)}
@@ -44,7 +44,7 @@ def detokenize(body: Mapping[str, Any], model_name: str, tokenizer: Tokenizer) -
     """
     check_fields(body, model_name, ("tokens",), {})
     tokens = body.get("tokens")
-    if not isinstance(tokens, list) or not all(isinstance(t, int) and not isinstance(t, bool) for t in tokens):
+    if not are_token_ids(tokens):
         raise bad_field("tokens", "tokens must be a list of token ids")
     try:
         return {"prompt": tokenizer.decode(tokens)}

@@ -52,18 +52,12 @@ def parse_tools(body: Mapping[str, Any], answer: str) -> Tools:
     names = [function["name"] for function in functions]
     is_parallel = body.get("parallel_tool_calls") is None or boolean(body, "parallel_tool_calls")
     choice = body.get("tool_choice")
-    if choice in (None, "auto", "none") and not functions:
+    is_auto = choice in (None, "auto")
+    if choice == "none" or (is_auto and not functions):
         return Tools(grammar=answer)
-    if choice == "none":
-        return Tools(grammar=answer)
-    if choice in (None, "auto"):
-        grammar = (
-            checked_grammar(lambda all_: _grammar(all_, is_parallel, answer), functions, "tools") if answer else ""
-        )
-        return Tools(functions=tuple(functions), max_calls=None if is_parallel else 1, grammar=grammar)
-    if answer:
+    if answer and not is_auto:
         raise bad_field("tool_choice", 'tool_choice must be "auto" or "none" with an answer in a given format')
-    if choice != "required":
+    if not is_auto and choice != "required":
         inner = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
         name = inner.get("name") if isinstance(inner, dict) else None
         if not isinstance(name, str):
@@ -74,7 +68,9 @@ def parse_tools(body: Mapping[str, Any], answer: str) -> Tools:
         functions, is_parallel = [function for function in functions if function["name"] == name], False
     if not functions:
         raise bad_field("tool_choice", 'tool_choice "required" needs tools; add some')
-    grammar = checked_grammar(lambda all_: _grammar(all_, is_parallel, ""), functions, "tools")
+    grammar = ""
+    if answer or not is_auto:
+        grammar = checked_grammar(lambda all_: _grammar(all_, is_parallel, answer), functions, "tools")
     return Tools(functions=tuple(functions), max_calls=None if is_parallel else 1, grammar=grammar)
 
 
