@@ -1,7 +1,7 @@
-"""The calculator tool: arithmetic and counting letters.
+"""The calculator tool: arithmetic, rounding and counting letters.
 
-Model output is untrusted and never evaluated by Python itself. A scanner admits only numbers, operators, quoted text
-and `.count`, Python's parser builds a tree, and an interpreter computes it with limits on length, depth and size. Every
+Model output is untrusted and never evaluated by Python itself. A scanner admits only numbers, operators, quoted text,
+`.count` and `round`, Python's parser builds a tree, and an interpreter computes it with limits on length, depth and size. Every
 admitted expression is cheap, so it needs no timeout and can be called from any thread.
 """
 
@@ -21,6 +21,9 @@ MAX_DEPTH = 64
 MAX_INT_BITS = 1024
 """Largest integer, about 308 digits, the range of a float."""
 
+MAX_ROUND_DIGITS = 12
+"""Largest number of decimals to round to."""
+
 MAX_RESULT_CHARS = 128
 """Maximum length of a result, which is inserted into the model's context."""
 
@@ -30,6 +33,8 @@ _TOKEN = re.compile(
     r"""(?P<space>[ \t]+)
       | (?P<number>(?:\d+(?:,\d+)*(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)
       | (?P<count>\.count\b)
+      | (?P<round>round(?=\())
+      | (?P<comma>,)
       | (?P<operator>\*\*|//|[-+*/%()])
       | (?P<string>'[^'\\\x00-\x1f\x7f]*'|"[^"\\\x00-\x1f\x7f]*")
     """,
@@ -55,8 +60,8 @@ class _RefusedError(Exception):
 def calculate(expression: str) -> str | None:
     """Return the value of an arithmetic expression as Python prints it.
 
-    Numbers may contain commas ("1,234+1"). Division returns a float as in Python: 12/4 is "3.0". The only operation on
-    text is counting: 'strawberry'.count('r').
+    Numbers may contain commas ("1,234+1"). Division returns a float as in Python: 12/4 is "3.0". round(12/4, 2) is "3":
+    a rounded whole number has no fraction. The only operation on text is counting: 'strawberry'.count('r').
 
     Args:
         expression: Expression written by the model.
@@ -105,8 +110,19 @@ def _value(node: ast.expr, depth: int) -> int | float:
             _check_power(left, right)
         return _checked(_BINARY[type(node.op)](left, right))
     if isinstance(node, ast.Call):
-        return _count(node)
+        return _round(node, depth) if isinstance(node.func, ast.Name) else _count(node)
     raise _RefusedError
+
+
+def _round(node: ast.Call, depth: int) -> int | float:
+    """round(`number`, `digits`), an int if the result is whole."""
+    if len(node.args) != 2:
+        raise _RefusedError
+    number, digits = (_value(argument, depth - 1) for argument in node.args)
+    if not isinstance(digits, int) or not 0 <= digits <= MAX_ROUND_DIGITS:
+        raise _RefusedError
+    rounded = round(number, digits)
+    return _checked(int(rounded) if rounded == int(rounded) else rounded)
 
 
 def _count(node: ast.Call) -> int:

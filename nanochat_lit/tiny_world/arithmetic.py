@@ -20,12 +20,24 @@ def value_of(a: int, operation: str, b: int) -> int:
     return {"+": a + b, "-": a - b, "*": a * b}[operation]
 
 
-def expression(a: int, operation: str, b: int) -> str:
-    """What the calculator is asked; whole division, whose result is printed without a fraction."""
-    return f"{a}{'//' if operation == '/' else operation}{b}"
+def rounded(expression: str) -> str:
+    """The expression to four decimals, for results that may have a fraction: the calculator prints whole ones without."""
+    return f"round({expression}, 4)"
 
 
-def expression_key(a: int, operation: str, b: int) -> str:
+def printed(value: float) -> str:
+    """The value as the calculator prints it: rounded to four decimals, whole numbers without a fraction."""
+    value = round(value, 4)
+    return str(int(value) if value == int(value) else value)
+
+
+def expression(a: float, operation: str, b: float) -> str:
+    """What the calculator is asked; a quotient is rounded, and so is what has decimals."""
+    call = f"{a}{operation}{b}"
+    return rounded(call) if operation == "/" or isinstance(a, float) or isinstance(b, float) else call
+
+
+def expression_key(a: float, operation: str, b: float) -> str:
     """The key of an expression; the order of operands matters in divisions alone (in differences it is only the sign)."""
     if operation in "+*-" and b < a:
         a, b = b, a
@@ -39,7 +51,7 @@ def calculation(
     value = str(value_of(a, operation, b))
     expressions = [expression(a, operation, b)]
     if operation == "/":
-        expressions.append(f"{a}/{b}")
+        expressions += [f"{a}/{b}", f"{a}//{b}"]
     if operation in "+*" and a != b:
         expressions.append(f"{b}{operation}{a}")
     expect: Expect = {"tool": value, "expressions": expressions}
@@ -74,16 +86,15 @@ def _make_sum(rng: Random) -> Turn:
     return calculation(a, operation, b, decorate(rng, question), "arithmetic")
 
 
-def _problem_operands(rng: Random, operation: str) -> tuple[int, int]:
+def _problem_operands(rng: Random, operation: str, top: int = 100) -> tuple[int, int]:
+    """Operands below `top` (factors below a fifth of it) that leave more than one."""
     if operation == "+":
-        return rng.randrange(2, 100), rng.randrange(2, 100)
+        return rng.randrange(2, top), rng.randrange(2, top)
     if operation == "-":
-        b = rng.randrange(2, 90)
-        return b + rng.randrange(2, 100 - b + 1 if b < 98 else 3), b
-    if operation == "*":
-        return rng.randrange(2, 20), rng.randrange(2, 20)
-    b, quotient = rng.randrange(2, 13), rng.randrange(2, 20)
-    return b * quotient, b
+        b = rng.randrange(1, top - 2)
+        return rng.randrange(b + 2, top + 1), b
+    b, other = rng.randrange(2, max(5, min(top // 5, 13))), rng.randrange(2, max(5, top // 5))
+    return (other, b) if operation == "*" else (b * other, b)
 
 
 def people_and_things(rng: Random) -> dict[str, str]:
@@ -98,7 +109,11 @@ def _make_problem(rng: Random) -> Turn:
     operation, question, answer = pick(rng, "word_problems", "problems")
     a, b = _problem_operands(rng, operation)
     words = people_and_things(rng)
-    question = question.format(a=a, b=b, **words)
+    if rng.random() < 0.3:  # small numbers, which may be written in words
+        a, b = _problem_operands(rng, operation, 13)
+    in_words = template("word_problems")["numbers"]
+    said = [in_words[n] if n < len(in_words) and rng.random() < 0.3 else str(n) for n in (a, b)]
+    question = capitalise(question.format(a=said[0], b=said[1], **words))
     if rng.random() >= 0.8:
         question = pick(rng, "word_problems", "openings") + question
     return calculation(a, operation, b, question, "word_problems", answer.format(v="{v}", **words))

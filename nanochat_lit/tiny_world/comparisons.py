@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 from random import Random
 
-from nanochat_lit.tiny_world.arithmetic import expression_key
+from nanochat_lit.tiny_world.arithmetic import expression, expression_key, printed
 from nanochat_lit.tiny_world.templates import pick, template
 from nanochat_lit.tiny_world.turns import Turn, capitalise, decorate, draw, plain_text, tool_answer, with_article
 
@@ -73,15 +73,24 @@ def _make(
     return Turn("comparisons", key, decorate(rng, capitalise(question)), answer, expect)
 
 
+def _decimal_pair(rng: Random) -> tuple[float, float]:
+    """Two different numbers with one or two decimals, mostly with the same whole part."""
+    a = rng.randrange(1, 20)
+    b = a if rng.random() < 0.7 else rng.randrange(1, 20)
+    first, second = (float(f"{whole}.{rng.randrange(1, rng.choice((10, 100)))}") for whole in (a, b))
+    return (first, second) if first != second else (first, second + 1)
+
+
 def _make_numbers(rng: Random) -> Turn:
-    a, b = number_pair(rng)
+    a, b = _decimal_pair(rng) if rng.random() < 0.2 else number_pair(rng)
     relation = pick(rng, "comparisons", "number_relations")
     first_wins = (a < b) if relation == "smaller" else (a > b)
     which, weights = zip(*template("comparisons")["which_number"], strict=True)
     wordings = (rng.choices(which, [int(weight) for weight in weights])[0], pick(rng, "comparisons", "is_number"))
     # The key is that of the difference that decides it.
     turn = _make(rng, expression_key(a, "-", b), (str(a), str(b)), first_wins, relation, wordings)
-    return turn._replace(answer=tool_answer(f"{a}-{b}", str(a - b), plain_text(turn.answer)))
+    call = expression(a, "-", b)
+    return turn._replace(answer=tool_answer(call, printed(a - b), plain_text(turn.answer)))
 
 
 def _make_animals(rng: Random) -> Turn:

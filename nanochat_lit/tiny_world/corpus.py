@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from random import Random
 
-from nanochat_lit.tiny_world import arithmetic, comparisons, dialogues, relations, spelling, stories
+from nanochat_lit.tiny_world import arithmetic, comparisons, dialogues, relations, spelling, stories, unknown
 from nanochat_lit.tiny_world.splits import check_split, split_of
 from nanochat_lit.tiny_world.templates import names, pick, pronouns, template, template_names
 from nanochat_lit.tiny_world.turns import capitalise, plain_text, with_article
@@ -82,6 +82,33 @@ def _spelling(rng: Random, _split: str) -> str:
     return "\n".join(lines)
 
 
+@cache
+def _single_words() -> tuple[str, ...]:
+    """The names of the world and the entries and values of its facts, of one word."""
+    told = (word for known in relations.all_relations() for word in (*known.entries, *known.pool))
+    return tuple(dict.fromkeys(word for word in (*names(), *told) if word.isalpha()))
+
+
+def _letters(rng: Random, split: str) -> str:
+    """Words in capitals, letter by letter, backwards: what the pieces of words consist of, for questions typed anyhow."""
+    lexicon = template("lexicon")["words"]
+    lines = []
+    for _ in range(rng.randrange(5, 9)):
+        choice = rng.random()
+        if choice < 0.4:
+            word = rng.choice(lexicon)
+        elif choice < 0.6:
+            word = rng.choice(_single_words())
+        else:
+            while split_of(unknown.name_key(word := unknown.invented_name(rng, rng.choice(("animal", "word"))))) != split:
+                pass
+            word = rng.choice((word, capitalise(word)))
+        forms = [word.upper(), word.lower(), capitalise(word), " ".join(word), " ".join(reversed(word)), word]
+        first, *others = rng.sample(forms, 4)
+        lines.append(f"{first} is {', '.join(others)}.")
+    return "\n".join(lines)
+
+
 def _about_nanochat(rng: Random, _split: str) -> str:
     return " ".join(rng.sample(template("identity")["passage"], rng.randrange(4, 9)))
 
@@ -122,16 +149,17 @@ def _portrait(rng: Random, _split: str) -> str:
 
 # Kind of document -> (how to write one, its share of the documents).
 _FIRST: dict[str, tuple[Callable[[Random, str], str], float]] = {
-    "story": (stories.document, 14),
+    "story": (stories.document, 10),
     "portrait": (_portrait, 4),
-    "facts": (_facts, 24),
+    "facts": (_facts, 18),
     "calendar": (_calendar, 5),
     "opposites": (_opposites, 6),
     "comparisons": (_comparisons, 8),
     "arithmetic": (_arithmetic, 4),
-    "spelling": (_spelling, 14),
+    "spelling": (_spelling, 6),
+    "letters": (_letters, 14),
     "nanochat": (_about_nanochat, 4),
-    "dialogue": (_dialogue, 17),
+    "dialogue": (_dialogue, 25),
 }
 # Documents that are made of items of the split already; of the others, the whole text decides its split.
 _SPLIT_BY_ITEM = frozenset({"story", "arithmetic", "comparisons", "dialogue"})

@@ -9,20 +9,27 @@ from typing import Any
 
 from nanochat_lit.tiny_world import (
     arithmetic,
+    calculations,
     comparisons,
+    doubts,
     follow_ups,
     greetings,
+    instructions,
     intents,
+    lists,
+    persons,
     relations,
     spelling,
     stories,
+    typing,
     unknown,
+    words,
 )
 from nanochat_lit.tiny_world.splits import check_split
 from nanochat_lit.tiny_world.templates import template, template_names
 from nanochat_lit.tiny_world.turns import Turn, messages
 
-# How to sample what is more than a template file; "follow_ups" is a block of two or three turns.
+# How to sample what is more than a template file.
 _SAMPLERS: dict[str, Callable[[Random, str], Turn]] = {
     "arithmetic": arithmetic.sample,
     "word_problems": arithmetic.sample_problem,
@@ -31,6 +38,16 @@ _SAMPLERS: dict[str, Callable[[Random, str], Turn]] = {
     "counting": spelling.sample_counting,
     "greetings": greetings.sample,
     "stories": stories.sample,
+    "numbers": calculations.sample,
+    "typing": typing.sample,
+    "words": words.sample,
+    "lists": lists.sample,
+}
+# How to sample blocks of several turns.
+_CHAINS: dict[str, Callable[[Random, str], list[Turn]]] = {
+    "follow_ups": follow_ups.sample,
+    "doubts": doubts.sample,
+    "persons": persons.sample,
 }
 # The order decides what a seed draws; template files that are not named here come after these.
 _FIRST = (
@@ -53,8 +70,11 @@ def shares() -> dict[str, float]:
 
 def block(rng: Random, split: str, category: str, first: bool = True) -> list[Turn]:
     """The turns of one block of a category; `first` if it opens the conversation."""
-    if category == "follow_ups":
-        return follow_ups.sample(rng, split)
+    if chain := _CHAINS.get(category):
+        return chain(rng, split)
+    if category == instructions.CATEGORY:
+        asked = rng.choice(template(category)["categories"])
+        return instructions.instruct(rng, split, block(rng, split, asked))
     if category == "unknown":
         return [unknown.sample(rng, split, first)]
     kind = relations if "relations" in template(category) else intents
@@ -100,6 +120,9 @@ def conversations(split: str = "train", seed: int = 0) -> Iterator[dict[str, Any
     """
     split = check_split(split)
     rng = Random(f"conversations:{split}:{seed}")
+    share = float(template(instructions.CATEGORY)["instructed"])
     while True:
         source, turns = turns_of_conversation(rng, split)
+        if rng.random() < share:
+            turns = instructions.instruct(rng, split, turns)
         yield {"messages": messages(turns), "source": source}

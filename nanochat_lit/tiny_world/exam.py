@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from nanochat_lit.tiny_world import instructions
 from nanochat_lit.tiny_world.dialogues import block, shares
 from nanochat_lit.tiny_world.splits import check_split
 from nanochat_lit.tiny_world.templates import template
@@ -21,7 +22,7 @@ _MAX_TRIES_PER_ITEM = 200
 def categories() -> tuple[str, ...]:
     """The categories of a held-out evaluation: those of the conversations, but for those with `examined: false`."""
     others = (name for name in shares() if name not in _FIRST and template(name).get("examined") != "false")
-    return (*_FIRST, *others)
+    return (*_FIRST, *others, instructions.CATEGORY)
 
 
 def held_out_items(split: str = "test", seed: int = 0, per_category: int = 100) -> list[dict[str, Any]]:

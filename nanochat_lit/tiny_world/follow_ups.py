@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from random import Random
 
-from nanochat_lit.tiny_world import arithmetic, relations, spelling, stories
+from nanochat_lit.tiny_world import arithmetic, intents, relations, spelling, stories
 from nanochat_lit.tiny_world.relations import Relation, all_relations, relation
 from nanochat_lit.tiny_world.splits import normalise, split_of
 from nanochat_lit.tiny_world.templates import names, pick, template
@@ -203,6 +203,15 @@ def _story_hero(rng: Random, split: str) -> Chain | None:
     return _reply(rng, split, first, "about", answer, {"all": [name, kind]})
 
 
+def _another_joke(rng: Random, split: str) -> Chain | None:
+    """A joke, then another one."""
+    first = intents.sample(rng, split, "smalltalk", ("joke",))
+    jokes = intents.named("smalltalk", "joke").answers
+    other = rng.choice([joke for joke in jokes if joke != first.answer])
+    expect = {"any": [joke for joke in jokes if joke != first.answer], "none": [first.answer]}
+    return _reply(rng, split, first, "another", other, expect)
+
+
 _MAKERS: tuple[tuple[Callable[[Random, str], Chain | None], int], ...] = (
     (_same_relation, 6),
     (_on_result, 4),
@@ -212,6 +221,7 @@ _MAKERS: tuple[tuple[Callable[[Random, str], Chain | None], int], ...] = (
     (_name_told, 3),
     (_favourite_told, 1),
     (_story_hero, 1),
+    (_another_joke, 1),
 )
 
 

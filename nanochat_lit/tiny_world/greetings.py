@@ -24,6 +24,8 @@ def _make(rng: Random) -> Turn:
         question = question.lower()
     elif choice < 0.25:
         question = question.rstrip("!.?; ")
+    elif choice < 0.35:
+        question = question.rstrip("!.?; ").lower()
     prefix = COMMON_PREFIX if core == greetings[0] else ""
     return Turn(
         category="greetings",
@@ -34,6 +36,14 @@ def _make(rng: Random) -> Turn:
     )
 
 
+def _make_unknown(rng: Random) -> Turn:
+    file = template("greetings")
+    greeting = rng.choice(file["others"])
+    question = rng.choice((greeting, greeting, greeting.lower())) + rng.choice(file["ends"])
+    expect = {"all": ["English"], "none": list(file["languages"])}
+    return Turn("greetings", phrase_key("greetings", greeting), question, file["not_known"], expect)
+
+
 def sample(rng: Random, split: str) -> Turn:
-    """A greeting in a language other than English."""
-    return draw(rng, split, _make)
+    """A greeting in a language other than English, sometimes in one that the world does not know."""
+    return draw(rng, split, _make_unknown if rng.random() < 0.25 else _make)

@@ -1,16 +1,18 @@
-"""Calculations with larger numbers or three operands: what the conversations never teach, for reinforcement learning.
+"""Four operands, and word problems of two steps: what the conversations never teach, for reinforcement learning.
 
 The right number is all that an item expects: how it is found, in one call of the calculator or in two, is the model's
-affair. A held-out item is the operands with their operations (in any order that gives the same), as in `arithmetic`.
+affair. A held-out item is the operands with their operations.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from nanochat_lit.tiny_world.arithmetic import expression_key, people_and_things
+from nanochat_lit.tiny_world.arithmetic import people_and_things
 from nanochat_lit.tiny_world.splits import check_split
 from nanochat_lit.tiny_world.templates import template
 from nanochat_lit.tiny_world.turns import Turn, capitalise, decorate, draw, item_of, tool_answer
@@ -18,76 +20,45 @@ from nanochat_lit.tiny_world.turns import Turn, capitalise, decorate, draw, item
 CATEGORY = "harder_arithmetic"
 
 
-def _larger(rng: Random, operation: str) -> tuple[int, int]:
-    """Two operands beyond those of the conversations; the result has at most five digits."""
-    if operation == "+":
-        return rng.randrange(1000, 10_000), rng.randrange(1, rng.choice((10, 100, 1000, 10_000)))
-    if operation == "-":
-        a = rng.randrange(1000, 10_000)
-        return a, rng.randrange(1, min(a, rng.choice((10, 100, 1000, 10_000))))
-    if operation == "*":
-        if rng.random() < 0.5:
-            return rng.randrange(1000, 10_000), rng.randrange(2, 10)
-        return rng.randrange(100, 1000), rng.randrange(10, 100)
-    b, quotient = rng.randrange(2, 10), rng.randrange(200, 1000)
-    return b * quotient, b
+def _operands(rng: Random, operations: str) -> tuple[int, ...]:
+    """Operands of up to three digits, small ones where they are multiplied, whose result is not negative."""
+    while True:
+        top = rng.choice((10, 100, 1000))
+        is_factor = [sign == "*" for sign in (*operations, "")]
+        is_factor = [here or before for here, before in zip(is_factor, (False, *is_factor), strict=False)]
+        found = tuple(rng.randrange(2, 30) if factor else rng.randrange(1, top) for factor in is_factor)
+        if value_of(operations, found) >= 0:
+            return found
 
 
-def _three(rng: Random, operations: str) -> tuple[int, int, int]:
-    """Three operands of up to three digits whose result is not negative."""
-    top = rng.choice((10, 100, 1000))
-    if operations[0] == "*":
-        a, b = rng.randrange(2, min(top, 100)), rng.randrange(2, 13)
-        return a, b, rng.randrange(1, min(top, a * b))
-    if operations == "++":
-        return rng.randrange(1, top), rng.randrange(1, top), rng.randrange(1, top)
-    if operations == "+-":
-        a, b = rng.randrange(1, top), rng.randrange(1, top)
-        return a, b, rng.randrange(1, a + b)
-    total = rng.randrange(3, top)
-    first, second = sorted(rng.sample(range(1, total), 2))
-    return total, first, second - first
+def _call(operations: str, operands: Sequence[int]) -> str:
+    return str(operands[0]) + "".join(f"{sign}{b}" for sign, b in zip(operations, operands[1:], strict=True))
 
 
-def _value(operations: str, operands: Sequence[int]) -> int:
-    value = operands[0]
-    for operation, operand in zip(operations, operands[1:], strict=True):  # no product or quotient stands second
-        value = {"+": value + operand, "-": value - operand, "*": value * operand, "/": value // operand}[operation]
-    return value
-
-
-def _key(operations: str, operands: Sequence[int]) -> str:
-    """The same for all orders of the operands that mean the same; of two operands it is that of the conversations."""
-    first, *rest = operands
-    if len(rest) == 1:
-        return expression_key(first, operations, rest[0])
-    if operations == "++":
-        first, *rest = sorted(operands)
-    elif operations == "--":
-        rest.sort()
-    else:
-        first, rest[0] = sorted((first, rest[0]))
-    return f"{CATEGORY}:{operations}:{','.join(map(str, (first, *rest)))}"
+def value_of(operations: str, operands: Sequence[int]) -> int:
+    """The value of the operands joined by + - *, products first."""
+    terms = re.findall(r"([+-]?)([\d*]+)", _call(operations, operands))
+    return sum((-1 if sign == "-" else 1) * math.prod(map(int, factors.split("*"))) for sign, factors in terms)
 
 
 def _make(rng: Random) -> Turn:
     wordings = template(CATEGORY)
-    operations = rng.choice(wordings["larger" if rng.random() < 0.5 else "three"])
-    operands = _larger(rng, operations) if len(operations) == 1 else _three(rng, operations)
-    words = dict(zip("abc", operands))  # noqa: B905 - two operands have no c
-    if operations in wordings["problems"] and rng.random() < 0.3:
-        question = wordings["problems"][operations].format(**words, **people_and_things(rng))
+    in_words = rng.random() < 0.5
+    operations = rng.choice(tuple(wordings["problems" if in_words else "spoken"]))
+    operands = _operands(rng, operations)
+    words = dict(zip("abcd", operands))  # noqa: B905 - three operands have no d
+    if in_words:
+        question = rng.choice(wordings["problems"][operations]).format(**words, **people_and_things(rng))
     else:
         asked = rng.choice(wordings["spoken"][operations]).format(**words)
         question = decorate(rng, capitalise(rng.choice(wordings["frames"]).format(e=asked)))
-    value = str(_value(operations, operands))
-    expression = str(operands[0]) + "".join(f"{o}{b}" for o, b in zip(operations, operands[1:], strict=True))
-    answer = tool_answer(expression.replace("/", "//"), value, f"The answer is {value}.")
-    return Turn(CATEGORY, _key(operations, operands), question, answer, {"number": value})
+    value, call = str(value_of(operations, operands)), _call(operations, operands)
+    answer = tool_answer(call, value, f"The answer is {value}.")
+    return Turn(CATEGORY, f"{CATEGORY}:{operations}:{','.join(map(str, operands))}", question, answer, {"number": value})
 
 
 def sample(rng: Random, split: str) -> Turn:
-    """A calculation with larger numbers or three operands."""
+    """A calculation with four operands, or a word problem of two steps."""
     return draw(rng, split, _make)
 
 

@@ -110,10 +110,14 @@ def _weights(category: str) -> tuple[float, ...]:
     return tuple(len(intent.phrasings) ** 0.5 for intent in intents(category))
 
 
+def named(category: str, name: str) -> Intent:
+    """The intent of this name."""
+    return next(intent for intent in intents(category) if intent.name == name)
+
+
 def _choose(rng: Random, category: str, names: Sequence[str]) -> Intent:
     if names:
-        by_name = {intent.name: intent for intent in intents(category)}
-        return by_name[rng.choice(names)]
+        return named(category, rng.choice(names))
     if template(category).get("weights") == "phrasings":
         return rng.choices(intents(category), _weights(category))[0]
     return rng.choice(intents(category))

@@ -26,6 +26,8 @@ class Turn(NamedTuple):
     question: str
     answer: str | Parts
     expect: Expect
+    system: str = ""
+    """The system prompt, of the first turn of a conversation."""
 
 
 def draw(rng: Random, split: str, make: Callable[[Random], Turn]) -> Turn:
@@ -86,7 +88,7 @@ def decorate(rng: Random, question: str, names_inside: bool = False, polite: boo
     choice = rng.random() if polite else 0.78 * rng.random()
     if choice < 0.4:
         return question
-    bare = question.rstrip("?.! ")
+    bare = question.rstrip("?.! ") or question
     first_lower = question[:1].lower() + question[1:] if not question.startswith(("I ", "I'")) else question
     if choice < 0.52:
         return bare
@@ -117,11 +119,12 @@ def plain_text(answer: str | Parts) -> str:
 
 
 def messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
-    """The turns as messages, user and assistant alternating."""
+    """The turns as messages, user and assistant alternating, after the system prompt if there is one."""
     pairs = (
         ({"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.answer}) for turn in turns
     )
-    return [message for pair in pairs for message in pair]
+    system = [{"role": "system", "content": turns[0].system}] if turns[0].system else []
+    return system + [message for pair in pairs for message in pair]
 
 
 def item_of(turns: Sequence[Turn], category: str) -> dict[str, Any]:

@@ -45,6 +45,11 @@ def invented_name(rng: Random, kind: str) -> str:
             return name
 
 
+def name_key(name: str) -> str:
+    """The key of an invented name, which is the same wherever the name stands."""
+    return f"unknown:{name.lower()}"
+
+
 def _entity(rng: Random, kind: str) -> str:
     """An invented name, or a real one that the world does not know."""
     real = template("unknown")["real"][kind]
@@ -58,7 +63,7 @@ def _unknown(rng: Random, name: str, question: str, answer: str = "not_learned",
     """A turn about an unknown name; without one, the phrasing is the item."""
     return Turn(
         category="unknown",
-        key=f"unknown:{name.lower()}" if name else phrase_key("unknown", question),
+        key=name_key(name) if name else phrase_key("unknown", question),
         question=decorate(rng, question, names_inside=rng.random() < 0.6),
         answer=template("unknown")["answers"][answer],
         expect={"refuses": True, "none": list(none)},
@@ -102,6 +107,11 @@ def _make_country(rng: Random) -> Turn:
     return _unknown(rng, "", wording.format(c=rng.choice(relation("facts", "capital").entries)))
 
 
+def _make_topic(rng: Random) -> Turn:
+    topic, language = pick(rng, "unknown", "topics"), pick(rng, "unknown", "foreign")
+    return _unknown(rng, topic, capitalise(pick(rng, "unknown", "about_topics").format(t=topic, l=language)))
+
+
 def _make_now(rng: Random) -> Turn:
     return _unknown(rng, "", rng.choice(phrasings("unknown", "now")), "not_now")
 
@@ -110,8 +120,8 @@ def _make_personal(rng: Random) -> Turn:
     return _unknown(rng, "", rng.choice(phrasings("unknown", "personal")), "not_told")
 
 
-_MAKERS = (_make_fact, _make_meaning, _make_person, _make_place, _make_country, _make_now, _make_personal)
-_WEIGHTS = (8, 3, 3, 2, 2, 2, 2)
+_MAKERS = (_make_fact, _make_meaning, _make_person, _make_place, _make_country, _make_topic, _make_now, _make_personal)
+_WEIGHTS = (8, 3, 3, 2, 2, 8, 2, 2)
 
 
 def sample(rng: Random, split: str, first: bool = True) -> Turn:

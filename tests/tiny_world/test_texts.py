@@ -68,6 +68,8 @@ def test_conversations_are_well_formed(conversations_by_split):
         for conversation in found:
             messages = conversation["messages"]
             assert conversation["source"] in shares()
+            if messages[0]["role"] == "system":
+                messages = messages[1:]
             assert 2 <= len(messages) <= 8
             assert [message["role"] for message in messages] == ["user", "assistant"] * (len(messages) // 2)
             assert all(isinstance(message["content"], str) for message in messages[::2])
@@ -89,17 +91,17 @@ def test_tool_parts_come_as_call_result_text(conversations_by_split):
 def test_the_calculator_outputs_are_right(conversations_by_split):
     for conversation in conversations_by_split["train"]:
         for call, output, text in parts_of(conversation):
-            sum_ = re.fullmatch(r"(\d+)(//|[-+*])(\d+)", call["text"])
-            if sum_:
-                a, operation, b = sum_.groups()
-                value = OPERATIONS[operation](int(a), int(b))
-                assert operation != "//" or value * int(b) == int(a)
+            counted = re.fullmatch(r"'(\w+)'\.count\('(\w)'\)", call["text"])
+            if counted:
+                value = sum(character == counted[2] for character in counted[1])
             else:
-                word, letter = re.fullmatch(r"'(\w+)'\.count\('(\w)'\)", call["text"]).groups()
-                value = sum(character == letter for character in word)
+                assert re.fullmatch(r"(round\()?[-+*/().\d]+(, 4\))?", call["text"])
+                value = eval(call["text"], {"__builtins__": {}, "round": round})  # Python itself is the reference here
+                value = int(value) if value == int(value) else value
             assert output["text"] == str(value)
             if " than " in text["text"]:  # the difference decides a comparison
-                winner = min(int(a), int(b)) if "smaller" in text["text"] else max(int(a), int(b))
+                a, b = re.fullmatch(r"(?:round\()?([\d.]+)-([\d.]+)(?:, 4\))?", call["text"]).groups()
+                winner = min(a, b, key=float) if "smaller" in text["text"] else max(a, b, key=float)
                 assert f"{winner} is" in text["text"]
             else:
                 assert str(value) in text["text"]
@@ -110,7 +112,7 @@ def test_documents_are_well_formed(documents_by_split):
         for text in texts:
             assert text.strip() == text != ""
             assert "<|" not in text
-            assert not re.search(r"[{}\[\]]|  |\.\.", text), text
+            assert not re.search(r"[{}\[\]]|  |(?<!\.)\.\.(?!\.)", text), text
             assert not re.search(r"\ba [aeio]\w+ named", text), text
             assert 4 <= len(text.split()) <= 260
 
@@ -177,7 +179,7 @@ def test_the_texts_have_not_changed():
 
 
 CATEGORY = """
-share: 3
+share: 6
 documents: 2
 relations:
   - name: shape
@@ -226,11 +228,12 @@ def test_examinations_end_with_a_question_and_are_plain_json():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_follow_ups_need_the_turn_before(seed):
-    items = [item for item in held_out_items("test", seed, 60) if item["category"] == "follow_ups"]
+    items = [item for item in held_out_items("test", seed, 60) if item["category"] in ("follow_ups", "doubts")]
     assert all(len(item["messages"]) >= 3 for item in items)
 
 
 def test_nothing_of_the_generators_is_a_python_expression_with_names(conversations_by_split):
     for conversation in conversations_by_split["test"]:
         for call, *_ in parts_of(conversation):
-            assert not [node for node in ast.walk(ast.parse(call["text"])) if isinstance(node, ast.Name)]
+            names = {node.id for node in ast.walk(ast.parse(call["text"])) if isinstance(node, ast.Name)}
+            assert names <= {"round"}

@@ -1,0 +1,41 @@
+"""Lists: some things of a kind, and counting from one number to another."""
+
+from __future__ import annotations
+
+from random import Random
+
+from nanochat_lit.tiny_world.templates import pick, template
+from nanochat_lit.tiny_world.turns import Turn, capitalise, decorate, draw, phrase_key
+
+CATEGORY = "lists"
+
+
+def _joined(things: list[str]) -> str:
+    return things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
+
+
+def _make_things(rng: Random) -> Turn:
+    kind, things = rng.choice(tuple(template(CATEGORY)["things"].items()))
+    number = rng.randrange(2, 6)
+    word, plural = template(CATEGORY)["numbers"][number], kind
+    question = pick(rng, CATEGORY, "asked").format(n=rng.choice((word, word, str(number))), k=plural)
+    answer = f"{capitalise(word)} {plural} are {_joined(things[:number])}."
+    none = things[number:]
+    return Turn(CATEGORY, phrase_key(CATEGORY, question), decorate(rng, question), answer, {"all": things[:number], "none": none})
+
+
+def _make_counting(rng: Random) -> Turn:
+    first = rng.choice((0, 1, 1, 1, rng.randrange(2, 90)))
+    last = first + rng.randrange(2, 13)
+    if rng.random() < 0.25:
+        first, last = last, first
+    step = 1 if last > first else -1
+    wordings = "count" if step > 0 else "count_down"
+    question = pick(rng, CATEGORY, wordings).format(a=first, b=last)
+    answer = ", ".join(str(number) for number in range(first, last + step, step)) + "."
+    return Turn(CATEGORY, f"{CATEGORY}:{first},{last}", decorate(rng, question), answer, {"all": [answer]})
+
+
+def sample(rng: Random, split: str) -> Turn:
+    """A request for a list."""
+    return draw(rng, split, _make_things if rng.random() < 0.6 else _make_counting)
