@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from random import Random
@@ -100,9 +101,8 @@ def _letters(rng: Random, split: str) -> str:
         elif choice < 0.6:
             word = rng.choice(_single_words())
         else:
-            while split_of(unknown.name_key(word := unknown.invented_name(rng, rng.choice(("animal", "word"))))) != split:
-                pass
-            word = rng.choice((word, capitalise(word)))
+            word = unknown.new_name(rng, split)
+            word = rng.choice((word, word.lower()))
         forms = [word.upper(), word.lower(), capitalise(word), " ".join(word), " ".join(reversed(word)), word]
         first, *others = rng.sample(forms, 4)
         lines.append(f"{first} is {', '.join(others)}.")
@@ -111,6 +111,19 @@ def _letters(rng: Random, split: str) -> str:
 
 def _about_nanochat(rng: Random, _split: str) -> str:
     return " ".join(rng.sample(template("identity")["passage"], rng.randrange(4, 9)))
+
+
+def _renamed(write: Callable[[Random, str], str]) -> Callable[[Random, str], str]:
+    """The texts of `write`, most with invented names instead of the world's: names are there to be copied."""
+
+    def document(rng: Random, split: str) -> str:
+        text = write(rng, split)
+        for name in names():
+            if name in text and rng.random() < 0.6:
+                text = re.sub(rf"\b{name}\b", unknown.new_name(rng, split), text)
+        return text
+
+    return document
 
 
 def _dialogue(rng: Random, split: str) -> str:
@@ -149,17 +162,17 @@ def _portrait(rng: Random, _split: str) -> str:
 
 # Kind of document -> (how to write one, its share of the documents).
 _FIRST: dict[str, tuple[Callable[[Random, str], str], float]] = {
-    "story": (stories.document, 10),
-    "portrait": (_portrait, 4),
+    "story": (_renamed(stories.document), 10),
+    "portrait": (_renamed(_portrait), 4),
     "facts": (_facts, 18),
-    "calendar": (_calendar, 5),
+    "calendar": (_calendar, 8),
     "opposites": (_opposites, 6),
     "comparisons": (_comparisons, 8),
     "arithmetic": (_arithmetic, 4),
     "spelling": (_spelling, 6),
     "letters": (_letters, 14),
     "nanochat": (_about_nanochat, 4),
-    "dialogue": (_dialogue, 25),
+    "dialogue": (_renamed(_dialogue), 25),
 }
 # Documents that are made of items of the split already; of the others, the whole text decides its split.
 _SPLIT_BY_ITEM = frozenset({"story", "arithmetic", "comparisons", "dialogue"})

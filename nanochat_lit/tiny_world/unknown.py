@@ -12,7 +12,7 @@ from random import Random
 
 from nanochat_lit.tiny_world.intents import intents, phrasings
 from nanochat_lit.tiny_world.relations import all_relations, relation
-from nanochat_lit.tiny_world.splits import normalise
+from nanochat_lit.tiny_world.splits import normalise, split_of
 from nanochat_lit.tiny_world.templates import names, pick, template, template_names
 from nanochat_lit.tiny_world.turns import Turn, capitalise, decorate, draw, phrase_key, with_article
 
@@ -48,6 +48,14 @@ def invented_name(rng: Random, kind: str) -> str:
 def name_key(name: str) -> str:
     """The key of an invented name, which is the same wherever the name stands."""
     return f"unknown:{name.lower()}"
+
+
+def new_name(rng: Random, split: str) -> str:
+    """An invented name of a person that belongs to the split."""
+    while True:
+        name = capitalise(invented_name(rng, "animal"))
+        if split_of(name_key(name)) == split:
+            return name
 
 
 def _entity(rng: Random, kind: str) -> str:
