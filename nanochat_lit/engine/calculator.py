@@ -1,7 +1,7 @@
 """The calculator tool: arithmetic, rounding and counting letters.
 
 Model output is untrusted and never evaluated by Python itself. A scanner admits only numbers, operators, quoted text,
-`.count` and `round`, Python's parser builds a tree, and an interpreter computes it with limits on length, depth and size. Every
+`.count`, `round`, `max` and `min`, Python's parser builds a tree, and an interpreter computes it with limits on length, depth and size. Every
 admitted expression is cheap, so it needs no timeout and can be called from any thread.
 """
 
@@ -33,7 +33,7 @@ _TOKEN = re.compile(
     r"""(?P<space>[ \t]+)
       | (?P<number>(?:\d+(?:,\d+)*(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)
       | (?P<count>\.count\b)
-      | (?P<round>round(?=\())
+      | (?P<function>(?:round|max|min)(?=\())
       | (?P<comma>,)
       | (?P<operator>\*\*|//|[-+*/%()])
       | (?P<string>'[^'\\\x00-\x1f\x7f]*'|"[^"\\\x00-\x1f\x7f]*")
@@ -61,7 +61,8 @@ def calculate(expression: str) -> str | None:
     """Return the value of an arithmetic expression as Python prints it.
 
     Numbers may contain commas ("1,234+1"). Division returns a float as in Python: 12/4 is "3.0". round(12/4, 2) is "3":
-    a rounded whole number has no fraction. The only operation on text is counting: 'strawberry'.count('r').
+    a rounded whole number has no fraction. A space separates the arguments of round, max and min: "1,2" is 12. The
+    only operation on text is counting: 'strawberry'.count('r').
 
     Args:
         expression: Expression written by the model.
@@ -110,15 +111,17 @@ def _value(node: ast.expr, depth: int) -> int | float:
             _check_power(left, right)
         return _checked(_BINARY[type(node.op)](left, right))
     if isinstance(node, ast.Call):
-        return _round(node, depth) if isinstance(node.func, ast.Name) else _count(node)
+        return _of_two(node.func.id, node, depth) if isinstance(node.func, ast.Name) else _count(node)
     raise _RefusedError
 
 
-def _round(node: ast.Call, depth: int) -> int | float:
-    """round(`number`, `digits`), an int if the result is whole."""
+def _of_two(function: str, node: ast.Call, depth: int) -> int | float:
+    """max or min of two numbers, or round(`number`, `digits`), which is an int if it is whole."""
     if len(node.args) != 2:
         raise _RefusedError
     number, digits = (_value(argument, depth - 1) for argument in node.args)
+    if function in ("max", "min"):
+        return max(number, digits) if function == "max" else min(number, digits)
     if not isinstance(digits, int) or not 0 <= digits <= MAX_ROUND_DIGITS:
         raise _RefusedError
     rounded = round(number, digits)

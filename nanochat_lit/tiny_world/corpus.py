@@ -30,7 +30,8 @@ def _statements(rng: Random, _split: str, category: str) -> str:
 
 
 def _facts(rng: Random, split: str) -> str:
-    return _statements(rng, split, "facts")
+    text = _statements(rng, split, "facts")
+    return text.upper() if rng.random() < 0.15 else text
 
 
 def _opposites(rng: Random, split: str) -> str:
@@ -67,7 +68,8 @@ def _arithmetic(rng: Random, split: str) -> str:
 def _comparisons(rng: Random, split: str) -> str:
     if rng.random() < 0.15:
         return "\n".join(comparisons.size_sentence(rng) for _ in range(rng.randrange(3, 6)))
-    return "\n".join(plain_text(comparisons.sample(rng, split).answer) for _ in range(rng.randrange(6, 11)))
+    turns = (comparisons.sample(rng, split) for _ in range(rng.randrange(4, 8)))
+    return "\n".join(f"{turn.question} {plain_text(turn.answer)}" for turn in turns)
 
 
 def _spelling(rng: Random, _split: str) -> str:

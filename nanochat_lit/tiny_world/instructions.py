@@ -6,6 +6,7 @@ from random import Random
 
 from nanochat_lit.tiny_world.templates import pick, template
 from nanochat_lit.tiny_world.turns import Expect, Parts, Turn, capitalise, draw, phrase_key
+from nanochat_lit.tiny_world.unknown import invented_name, name_key
 
 CATEGORY = "instructions"
 
@@ -26,9 +27,11 @@ def _make(rng: Random) -> Turn:
         role, word = rng.choice(tuple(template(CATEGORY)["roles"].items()))
         prompt = pick(rng, CATEGORY, "role").format(r=role)
         return Turn(CATEGORY, phrase_key(CATEGORY, prompt), prompt, "end", {"all": [word]})
-    word = capitalise(pick(rng, "lexicon", "words"))
+    is_new = rng.random() < 0.5
+    word = capitalise(invented_name(rng, "word") if is_new else pick(rng, "lexicon", "words"))
     prompt = pick(rng, CATEGORY, where).format(w=word)
-    return Turn(CATEGORY, f"{CATEGORY}:{where}:{word.lower()}", prompt, where, {"all": [word]})
+    key = name_key(word) if is_new else f"{CATEGORY}:{where}:{word.lower()}"
+    return Turn(CATEGORY, key, prompt, where, {"all": [word]})
 
 
 def _expect_also(expect: Expect, word: str) -> Expect:

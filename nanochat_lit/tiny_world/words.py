@@ -6,12 +6,14 @@ from random import Random
 
 from nanochat_lit.tiny_world.templates import pick, template
 from nanochat_lit.tiny_world.turns import Turn, decorate, draw, phrase_key
+from nanochat_lit.tiny_world.unknown import invented_name, name_key
 
 CATEGORY = "words"
 
 
 def _make(rng: Random) -> Turn:
-    word = pick(rng, "lexicon", "words")
+    is_new = rng.random() < 0.4  # an invented word, so that the way is learned and not the words
+    word = invented_name(rng, "word") if is_new else pick(rng, "lexicon", "words")
     kind = rng.choice(template(CATEGORY)["kinds"])
     question = pick(rng, CATEGORY, kind).format(w=word)
     spelled = " ".join(word)
@@ -21,7 +23,8 @@ def _make(rng: Random) -> Turn:
         "last": (f"{word} is spelled {spelled} and ends with {word[-1]}.", {"all": [f"ends with {word[-1]}"]}),
         "backwards": (f"{word} backwards is {' '.join(reversed(word))}", {"spelled": word[::-1]}),
     }[kind]
-    return Turn(CATEGORY, phrase_key(CATEGORY, question), decorate(rng, question), answer, expect)
+    key = name_key(word) if is_new else phrase_key(CATEGORY, question)
+    return Turn(CATEGORY, key, decorate(rng, question), answer, expect)
 
 
 def sample(rng: Random, split: str) -> Turn:

@@ -46,6 +46,31 @@ def test_a_thousand_expressions_equal_python(expression: str) -> None:
     assert calculate(expression) == python_says(expression)
 
 
+@given(EXPRESSIONS, EXPRESSIONS, st.integers(0, 12), st.sampled_from(["round", "max", "min"]))
+@settings(max_examples=300, deadline=None)
+def test_functions_of_two_numbers_equal_python(first: str, second: str, digits: int, function: str) -> None:
+    expression = f"{function}({first}, {digits if function == 'round' else second})"
+    plain = re.sub(r"(?<=\d),(?=\d\d\d)", "", expression)
+    if len(expression) > MAX_EXPRESSION_CHARS:
+        return
+    try:
+        value = eval(plain, {"__builtins__": {}, "round": round, "max": max, "min": min})
+    except ZeroDivisionError:
+        assert calculate(expression) is None
+        return
+    whole = function == "round" and value == int(value)
+    assert calculate(expression) == str(int(value) if whole else value)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["round(1)", "round(1, 2, 3)", "round(1, 0.5)", "round(1, 13)", "round(1, -1)", "max(1)", "round", "max", "min 1, 2"]
+    + ["round('a', 1)", "max('a', 'b')", "sum(1, 2)", "round(1, ndigits=2)", "pow(2, 3)", "max(*'ab')", "roundx(1, 2)"],
+)
+def test_other_calls_are_refused(expression: str) -> None:
+    assert calculate(expression) is None
+
+
 @given(st.text(max_size=40), st.text(min_size=1, max_size=3))
 @settings(max_examples=200, deadline=None)
 def test_count_equals_python(text: str, part: str) -> None:

@@ -31,7 +31,7 @@ def expressions(conversation):
                 if part["type"] == "python":
                     call = re.sub(r"^round\((\d+/\d+), 4\)$", r"\1", part["text"])
                     two = re.fullmatch(r"(\d+)([-+*/])(\d+)", call)
-                    if two or call[0] in "(-r" or call[0].isdigit():
+                    if two or call[0] in "(-rm" or call[0].isdigit():
                         yield expression_item(*two.groups()) if two else ("wide", call)
 
 
