@@ -167,7 +167,7 @@ _FIRST: dict[str, tuple[Callable[[Random, str], str], float]] = {
     "story": (_renamed(stories.document), 10),
     "portrait": (_renamed(_portrait), 4),
     "facts": (_facts, 18),
-    "calendar": (_calendar, 8),
+    "calendar": (_calendar, 11),
     "opposites": (_opposites, 6),
     "comparisons": (_comparisons, 8),
     "arithmetic": (_arithmetic, 4),

@@ -28,7 +28,7 @@ def _make_counting(rng: Random) -> Turn:
     first = rng.choice((0, 1, 1, 1, rng.randrange(2, 90)))
     last = first + rng.randrange(2, 13)
     if rng.random() < 0.25:
-        first, last = rng.randrange(3, 21), rng.choice((0, 1, 1))
+        first, last = rng.randrange(3, 21), 1
     step = 1 if last > first else -1
     wordings = "count" if step > 0 else "count_down"
     question = pick(rng, CATEGORY, wordings).format(a=first, b=last)

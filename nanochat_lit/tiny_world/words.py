@@ -12,7 +12,7 @@ CATEGORY = "words"
 
 
 def _make(rng: Random) -> Turn:
-    is_new = rng.random() < 0.4  # an invented word, so that the way is learned and not the words
+    is_new = rng.random() < 0.25  # an invented word, so that the way is learned and not the words
     word = invented_name(rng, "word") if is_new else pick(rng, "lexicon", "words")
     kind = rng.choice(template(CATEGORY)["kinds"])
     question = pick(rng, CATEGORY, kind).format(w=word)
