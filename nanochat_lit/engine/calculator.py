@@ -116,7 +116,7 @@ def _value(node: ast.expr, depth: int) -> int | float:
 
 
 def _of_two(function: str, node: ast.Call, depth: int) -> int | float:
-    """max or min of two numbers, or round(`number`, `digits`), which is an int if it is whole."""
+    """Max or min of two numbers, or round(`number`, `digits`), which is an int if it is whole."""
     if len(node.args) != 2:
         raise _RefusedError
     number, digits = (_value(argument, depth - 1) for argument in node.args)

@@ -32,7 +32,9 @@ def _large(rng: Random, digits: int = 6) -> int:
 
 def _decimal(rng: Random) -> float:
     """A number with one or two decimals."""
-    return round(rng.choice((_large(rng, 1), _large(rng, 2), _large(rng, 3))) + rng.randrange(1, 100) / 100, rng.choice((1, 2)))
+    return round(
+        rng.choice((_large(rng, 1), _large(rng, 2), _large(rng, 3))) + rng.randrange(1, 100) / 100, rng.choice((1, 2))
+    )
 
 
 def _two(rng: Random) -> Calculation:
@@ -113,7 +115,9 @@ def _asked(rng: Random, wording: str, words: dict[str, str]) -> str:
         words = {name: f"{int(text):,}" if text.isdigit() else text for name, text in words.items()}
     asked = wording.format(**words)
     if rng.random() < 0.4:
-        asked = asked.replace(" + ", "+").replace(" - ", "-").replace(" * ", "*").replace(" / ", "/").replace(" x ", "x")
+        asked = (
+            asked.replace(" + ", "+").replace(" - ", "-").replace(" * ", "*").replace(" / ", "/").replace(" x ", "x")
+        )
     return decorate(rng, capitalise(pick(rng, CATEGORY, "frames").format(e=asked)))
 
 
@@ -131,7 +135,9 @@ def _make_by_zero(rng: Random) -> Turn:
     a = str(_large(rng, 4))
     wording = rng.choice(template(CATEGORY)["spoken"]["/"])
     question = _asked(rng, wording, {"a": a, "b": rng.choice(("0", "0", "zero"))})
-    return Turn(CATEGORY, f"{CATEGORY}:{a}/0", question, "Nothing can be divided by zero.", {"all": ["divided by zero"]})
+    return Turn(
+        CATEGORY, f"{CATEGORY}:{a}/0", question, "Nothing can be divided by zero.", {"all": ["divided by zero"]}
+    )
 
 
 def sample(rng: Random, split: str) -> Turn:

@@ -74,7 +74,11 @@ def _make_numbers(rng: Random) -> Turn:
     relation = pick(rng, "comparisons", "number_relations")
     first_wins = (a < b) if relation == "smaller" else (a > b)
     which, weights = zip(*template("comparisons")["which_number"], strict=True)
-    wording = rng.choices(which, [int(w) for w in weights])[0] if rng.random() < 0.7 else pick(rng, "comparisons", "is_number")
+    wording = (
+        rng.choices(which, [int(w) for w in weights])[0]
+        if rng.random() < 0.7
+        else pick(rng, "comparisons", "is_number")
+    )
     turn = _make(rng, expression_key(a, "-", b), (str(a), str(b)), first_wins, relation, wording)
     function, result = ("min", min(a, b)) if relation == "smaller" else ("max", max(a, b))
     return turn._replace(answer=tool_answer(f"{function}({a}, {b})", str(result), plain_text(turn.answer)))

@@ -6,7 +6,7 @@ from random import Random
 
 from nanochat_lit.tiny_world.splits import COMMON_PREFIX
 from nanochat_lit.tiny_world.templates import names, pick, template
-from nanochat_lit.tiny_world.turns import Turn, draw, phrase_key
+from nanochat_lit.tiny_world.turns import Turn, capitalise, draw, phrase_key
 
 
 def _make(rng: Random) -> Turn:
@@ -36,9 +36,16 @@ def _make(rng: Random) -> Turn:
     )
 
 
+def _foreign_words(rng: Random) -> str:
+    """One or two words of some letters, so that not knowing a language is what the model does unless it knows better."""
+    letters = pick(rng, "greetings", "letters")
+    words = ("".join(rng.choices(letters, k=rng.randrange(3, 8))) for _ in range(rng.choice((1, 1, 2))))
+    return capitalise(" ".join(words))
+
+
 def _make_unknown(rng: Random) -> Turn:
     file = template("greetings")
-    greeting = rng.choice(file["others"])
+    greeting = rng.choice(file["others"]) if rng.random() < 0.5 else _foreign_words(rng)
     question = rng.choice((greeting, greeting, greeting.lower())) + rng.choice(file["ends"])
     expect = {"all": ["English"], "none": list(file["languages"])}
     return Turn("greetings", phrase_key("greetings", greeting), question, file["not_known"], expect)
@@ -46,4 +53,4 @@ def _make_unknown(rng: Random) -> Turn:
 
 def sample(rng: Random, split: str) -> Turn:
     """A greeting in a language other than English, sometimes in one that the world does not know."""
-    return draw(rng, split, _make_unknown if rng.random() < 0.25 else _make)
+    return draw(rng, split, _make_unknown if rng.random() < 0.4 else _make)

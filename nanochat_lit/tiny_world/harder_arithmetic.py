@@ -54,7 +54,9 @@ def _make(rng: Random) -> Turn:
         question = decorate(rng, capitalise(rng.choice(wordings["frames"]).format(e=asked)))
     value, call = str(value_of(operations, operands)), _call(operations, operands)
     answer = tool_answer(call, value, f"The answer is {value}.")
-    return Turn(CATEGORY, f"{CATEGORY}:{operations}:{','.join(map(str, operands))}", question, answer, {"number": value})
+    return Turn(
+        CATEGORY, f"{CATEGORY}:{operations}:{','.join(map(str, operands))}", question, answer, {"number": value}
+    )
 
 
 def sample(rng: Random, split: str) -> Turn:

@@ -47,6 +47,7 @@ def instruct(rng: Random, split: str, turns: list[Turn]) -> list[Turn]:
     drawn = draw(rng, split, _make)
     (word,), where = drawn.expect["all"], str(drawn.answer)
     first, *others = (
-        turn._replace(answer=_with_word(turn.answer, word, where), expect=_expect_also(turn.expect, word)) for turn in turns
+        turn._replace(answer=_with_word(turn.answer, word, where), expect=_expect_also(turn.expect, word))
+        for turn in turns
     )
     return [first._replace(system=drawn.question), *others]

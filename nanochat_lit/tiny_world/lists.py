@@ -21,7 +21,13 @@ def _make_things(rng: Random) -> Turn:
     question = pick(rng, CATEGORY, "asked").format(n=rng.choice((word, word, str(number))), k=plural)
     answer = f"{capitalise(word)} {plural} are {_joined(things[:number])}."
     none = things[number:]
-    return Turn(CATEGORY, phrase_key(CATEGORY, question), decorate(rng, question), answer, {"all": things[:number], "none": none})
+    return Turn(
+        CATEGORY,
+        phrase_key(CATEGORY, question),
+        decorate(rng, question),
+        answer,
+        {"all": things[:number], "none": none},
+    )
 
 
 def _make_counting(rng: Random) -> Turn:

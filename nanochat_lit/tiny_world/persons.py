@@ -1,4 +1,4 @@
-"""Names that the model has never seen, copied: "I'm Bob." - "Nice to meet you, Bob!" """
+"""Names that the model has never seen, copied: a user says "I'm Bob.", and the model answers "Nice to meet you, Bob!"."""
 
 from __future__ import annotations
 
