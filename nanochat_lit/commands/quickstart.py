@@ -49,7 +49,7 @@ DIALOGUES: tuple[tuple[str, ...], ...] = (
 
 
 def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0, overwrite: bool = False) -> None:
-    """Train a small chat model from scratch, offline; takes about 8 minutes on 2 CPU cores.
+    """Train a small chat model from scratch, offline; takes 5 to 10 minutes on 2 CPU cores.
 
     Generates the tiny world, trains a tokenizer, pretrains, fine-tunes, and evaluates the model after each stage.
     Writes OUT/report.md with plots and dialogues, and the chat model OUT/export. After an interruption the same command

@@ -4,8 +4,8 @@ Stories, facts, sums, spellings and conversations about one small world and abou
 from a split name and a seed; train, validation and test never share an item (see `splits`).
 
 The words are data: one file of templates/ per category. A file with `relations` or `intents` is a category by itself:
-add it and it is asked in conversations, examined and, with statements, told in documents. Calculations, comparisons,
-spelling, stories, follow-ups, greetings and questions without an answer have a module of that name besides.
+add it and it is asked in conversations, examined and, with statements, told in documents. The others have a module
+that makes their questions.
 """
 
 from nanochat_lit.tiny_world.corpus import documents

@@ -125,7 +125,7 @@ def _make(rng: Random) -> Turn:
     makers, weights = zip(*_KINDS, strict=True)
     kind, call, value, words = rng.choices(makers, weights)[0](rng)
     result = printed(value)
-    is_plain = kind in "+-*/" and words["a"].isdigit() and words["b"].isdigit()
+    is_plain = kind in ("+", "-", "*", "/") and words["a"].isdigit() and words["b"].isdigit()
     key = expression_key(int(words["a"]), kind, int(words["b"])) if is_plain else f"{CATEGORY}:{call}"
     question = _asked(rng, rng.choice(template(CATEGORY)["spoken"][kind]), words)
     return Turn(CATEGORY, key, question, tool_answer(call, result, f"The answer is {result}."), {"number": result})

@@ -10,6 +10,7 @@ from typing import Any
 from nanochat_lit.tiny_world import (
     arithmetic,
     calculations,
+    careless_typing,
     comparisons,
     doubts,
     follow_ups,
@@ -21,7 +22,6 @@ from nanochat_lit.tiny_world import (
     relations,
     spelling,
     stories,
-    typing,
     unknown,
     words,
 )
@@ -39,7 +39,7 @@ _SAMPLERS: dict[str, Callable[[Random, str], Turn]] = {
     "greetings": greetings.sample,
     "stories": stories.sample,
     "numbers": calculations.sample,
-    "typing": typing.sample,
+    "typing": careless_typing.sample,
     "words": words.sample,
     "lists": lists.sample,
 }
