@@ -90,7 +90,7 @@ class _Prefill:
     prompt_ids: Sequence[int]
     num_read: int = 0
     scores: list[Score] = field(default_factory=list)
-    """Of the tokens read so far, if a row wants them."""
+    """Scores of the tokens read so far, if a row wants them."""
 
 
 @dataclass(slots=True)

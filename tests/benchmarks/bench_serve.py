@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.serve.chat_request import MAX_NEW_TOKENS
+from nanochat_lit.serve.request_fields import MAX_NEW_TOKENS
 
 _PROMPTS = (
     "Tell me a story about a fox.",

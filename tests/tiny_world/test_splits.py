@@ -113,7 +113,7 @@ def test_the_heroes_of_stories_are_disjoint(documents_by_split):
 
 def test_common_phrasings_are_training_items():
     assert split_of("common:anything at all") == "train"
-    held_out = {bare(item["messages"][-1]["content"]) for item in held_out_items("test", per_category=300)}
+    held_out = {bare(item["messages"][-1]["content"]) for item in held_out_items("test", per_category=120)}
     assert not held_out & {"who are you", "what is your name", "who made you"}
 
 
