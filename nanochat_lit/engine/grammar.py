@@ -38,7 +38,8 @@ def _closed(schema: Any) -> Any:
         return [_closed(inner) for inner in schema]
     if not isinstance(schema, dict):
         return schema
-    changed = {"additionalProperties": False} if "properties" in schema and "patternProperties" not in schema else {}
+    is_open = "properties" not in schema or "patternProperties" in schema
+    changed: dict[str, Any] = {} if is_open else {"additionalProperties": False}
     for key, value in schema.items():
         if key in _OF_SCHEMAS and isinstance(value, dict):
             changed[key] = {name: _closed(inner) for name, inner in value.items()}

@@ -6,6 +6,7 @@ say goes to FOLDER/STORY.err and .out, their exit statuses and the seconds it to
 
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -47,12 +48,21 @@ def run(rank, port, death, victims):
     time.sleep(60)
 
 
-def tell(folder, story):
+def free_ports(count):
+    """Free ports below those that the system gives to connections, so that no other story's connection takes one."""
+    found = []
+    while len(found) < count:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe:
+            if port not in found and probe.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(port)
+    return found
+
+
+def tell(folder, story, port):
     death, victims = STORIES[story]
     for name, number in (("out", 1), ("err", 2)):
         os.dup2(os.open(folder / f"{story}.{name}", os.O_WRONLY | os.O_CREAT), number)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     start_s, children = time.monotonic(), []
     for rank in range(WORLD):
         child = os.fork()
@@ -66,10 +76,10 @@ def tell(folder, story):
 
 def main(folder):
     tellers = []
-    for story in STORIES:
+    for story, port in zip(STORIES, free_ports(len(STORIES)), strict=True):
         teller = os.fork()
         if teller == 0:
-            tell(folder, story)
+            tell(folder, story, port)
             os._exit(0)
         tellers.append(teller)
     for teller in tellers:
