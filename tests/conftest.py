@@ -565,6 +565,21 @@ def make_environment(tmp_path_factory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def continuation_task() -> str:
+    """A task of lm_eval in YAML, to be formatted with its name and its data: the log-probability of a continuation."""
+    return """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{context}}}}"
+doc_to_target: "{{{{' ' + continuation}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture(scope="session")
 def install_here() -> Callable[..., None]:
     """install_here(COMMAND, FOLDER): other ways of installing."""
     return install

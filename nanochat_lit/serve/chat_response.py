@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from nanochat_lit.common.tool_format import CallParser, ToolCall
 from nanochat_lit.engine.answer_text import Piece
@@ -122,25 +122,24 @@ class TokenNames:
         return {"token": self._name(token_id), "logprob": logprob, "bytes": raw}
 
 
+@dataclass
 class Writer:
-    """Writes one of the answers to a request, whole or as events.
+    """Writes one of the answers to a request, whole or as events."""
 
-    Args:
-        head: id, created and model.
-        index: Index of the answer.
-        include_usage: Whether the stream ends with the usage; it is null in the other events, as in OpenAI's API.
-        names: Given if log-probabilities were requested.
-    """
+    head: dict[str, Any]
+    """id, created and model."""
+    index: int = 0
+    """Index of the answer."""
+    include_usage: bool = False
+    """Whether the stream ends with the usage; it is null in the other events, as in OpenAI's API."""
+    names: TokenNames | None = None
+    """Given if log-probabilities were requested."""
+    object: ClassVar[str]
+    event_object: ClassVar[str]
 
-    object: str
-    event_object: str
-
-    def __init__(
-        self, head: dict[str, Any], index: int = 0, include_usage: bool = False, names: TokenNames | None = None
-    ) -> None:
-        self._index, self._names = index, names
-        self._head = {**head, "object": self.event_object, "system_fingerprint": None}
-        self._tail = {"usage": None} if include_usage else {}
+    def __post_init__(self) -> None:
+        self._head = {**self.head, "object": self.event_object, "system_fingerprint": None}
+        self._tail = {"usage": None} if self.include_usage else {}
 
     def choice(self, answer: AnswerParts) -> dict[str, Any]:
         """Return the finished answer."""
@@ -164,34 +163,24 @@ class Writer:
         return last + "data: [DONE]\n\n"
 
     def _event(self, choice: dict[str, Any]) -> str:
-        return event({"choices": [{"index": self._index, **choice}], **self._head, **self._tail})
+        return event({"choices": [{"index": self.index, **choice}], **self._head, **self._tail})
 
 
+@dataclass
 class ChatWriter(Writer):
     """Writes an answer in a chat.
 
     Everything except the text of an event is constant for an answer and is serialized once.
-
-    Args:
-        head: id, created and model.
-        index: Index of the answer.
-        include_usage: Whether the stream ends with the usage.
-        names: Given if log-probabilities were requested.
-        tools: Functions that the model may call.
     """
 
+    tools: Tools | None = None
+    """Functions that the model may call."""
     object = "chat.completion"
     event_object = "chat.completion.chunk"
 
-    def __init__(
-        self,
-        head: dict[str, Any],
-        index: int = 0,
-        include_usage: bool = False,
-        names: TokenNames | None = None,
-        tools: Tools | None = None,
-    ) -> None:
-        super().__init__(head, index, include_usage, names)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tools = self.tools
         self._parser = CallParser(tools.names, tools.max_calls) if tools and tools.functions else None
         self._num_calls = 0
 
@@ -208,13 +197,13 @@ class ChatWriter(Writer):
             message["nanochat"] = {"parts": [{"type": kind, "text": text} for kind, text in parts]}
         if calls:
             message |= {"content": content or None, "tool_calls": calls}
-        logprobs = self._names.chat_logprobs(answer.scores) if self._names else None
+        logprobs = self.names.chat_logprobs(answer.scores) if self.names else None
         reason = self._reason(answer.finish_reason)
-        return {"index": self._index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+        return {"index": self.index, "message": message, "logprobs": logprobs, "finish_reason": reason}
 
     def events(self, update: Update) -> str:
         """Return the events of an update: the scores of its tokens, whose text may be in a later one, and its parts."""
-        scores = self._names.chat_logprobs(update.scores) if self._names else {"content": []}
+        scores = self.names.chat_logprobs(update.scores) if self.names else {"content": []}
         text = self._delta({"content": ""}, logprobs=scores) if scores["content"] else ""
         parts, calls = self._split(join_parts(update.parts), is_last=update.finish_reason is not None)
         text += "".join(self._part(kind, part) for kind, part in parts)

@@ -10,7 +10,7 @@ from typing import Any
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.api_error import bad_field, kind_of
-from nanochat_lit.serve.chat_response import AnswerParts, TokenNames, Writer
+from nanochat_lit.serve.chat_response import AnswerParts, Writer
 from nanochat_lit.serve.messages import TokenScore, Update
 from nanochat_lit.serve.request_fields import (
     MAX_TOP_LOGPROBS,
@@ -103,46 +103,33 @@ def _prompts(given: object, tokenizer: Tokenizer) -> tuple[list[list[int]], list
     return prompts, texts
 
 
+@dataclass
 class TextWriter(Writer):
-    """Writes a continuation.
+    """Writes a continuation."""
 
-    Args:
-        head: id, created and model.
-        index: Index of the answer.
-        include_usage: Whether the stream ends with the usage.
-        names: Given if log-probabilities were requested.
-        echo: Text and token ids of the prompt, if the answer begins with it.
-        is_prompt_only: Whether the answer ends with it.
-    """
-
+    echo: tuple[str, Sequence[int]] | None = None
+    """Text and token ids of the prompt, if the answer begins with it."""
+    is_prompt_only: bool = False
+    """Whether the answer ends with it."""
     object = event_object = "text_completion"
 
-    def __init__(
-        self,
-        head: dict[str, Any],
-        index: int = 0,
-        include_usage: bool = False,
-        names: TokenNames | None = None,
-        echo: tuple[str, Sequence[int]] | None = None,
-        is_prompt_only: bool = False,
-    ) -> None:
-        super().__init__(head, index, include_usage, names)
-        self._echo, self._is_prompt_only = echo, is_prompt_only
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._offset = 0
 
     def choice(self, answer: AnswerParts) -> dict[str, Any]:
         """Return the finished answer, or the next part of it."""
         text = "".join(text for kind, text in answer.parts if kind == "text")
         scores: list[TokenScore | int] = [*answer.scores]
-        if self._is_prompt_only:  # the engine reads a prompt for a token at least
+        if self.is_prompt_only:  # the engine reads a prompt for a token at least
             text, scores, answer.finish_reason, answer.num_tokens = "", [], "length", 0
-        if self._echo:
-            text, scores = self._echo[0] + text, [self._echo[1][0], *answer.prompt_scores, *scores]
-            self._echo = None  # it begins the answer
+        if self.echo:
+            text, scores = self.echo[0] + text, [self.echo[1][0], *answer.prompt_scores, *scores]
+            self.echo = None  # it begins the answer
         logprobs = None
-        if self._names:
-            logprobs, self._offset = self._names.text_logprobs(scores, self._offset)
-        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+        if self.names:
+            logprobs, self._offset = self.names.text_logprobs(scores, self._offset)
+        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason}
 
     def events(self, update: Update) -> str:
         """Return the event of an update."""

@@ -32,16 +32,6 @@ doc_to_target: "{{{{gold}}}}"
 target_delimiter: " "
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
-CONTINUATION = """
-task: lambada_openai_here
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: loglikelihood
-doc_to_text: "{{{{context}}}}"
-doc_to_target: "{{{{' ' + continuation}}}}"
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
 LIGHTEVAL = """
 from lighteval.metrics.metrics import Metrics
 from lighteval.tasks.lighteval_task import LightevalTaskConfig
@@ -146,12 +136,12 @@ def run(command, folder):
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
-def test_lm_eval(programs, measured, tmp_path):
+def test_lm_eval(programs, measured, continuation_task, tmp_path):
     folder, expected = measured
     (tmp_path / "tasks").mkdir()
-    for label, task in (("arc_easy", CHOICE), ("lambada_openai", CONTINUATION)):
+    for label, task in (("arc_easy", CHOICE), ("lambada_openai", continuation_task)):
         data = folder / "bundle" / "eval_data" / f"{label}.jsonl"
-        (tmp_path / "tasks" / f"{label}.yaml").write_text(task.format(data=data))
+        (tmp_path / "tasks" / f"{label}.yaml").write_text(task.format(name=f"{label}_here", data=data))
     arguments = f"pretrained={folder / 'hf'},trust_remote_code=True,dtype=float32,add_bos_token=True"
     command = [programs / "python", "-m", "lm_eval", "run", "--model", "hf", "--model_args", arguments]
     command += ["--tasks", "arc_easy_here", "lambada_openai_here", "--device", "cpu", "--batch_size", "8"]

@@ -15,20 +15,10 @@ pytestmark = [pytest.mark.slow]
 
 PACKAGES = ["lm_eval[api]==0.4.13"]
 WORDS = ["the", "cat", "sat", "on", "under", "mat", "tree", "naïve", "river", "12", "日本", "bread"]
-TASK = """
-task: here
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: loglikelihood
-doc_to_text: "{{{{context}}}}"
-doc_to_target: "{{{{' ' + continuation}}}}"
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
-def test_log_likelihoods(make_environment, make_export, start_server, tmp_path, batch_size):
+def test_log_likelihoods(make_environment, make_export, start_server, continuation_task, tmp_path, batch_size):
     export = make_export()
     export_hf(export, tmp_path / "hf")  # lm_eval tokenizes by itself
     rng = random.Random(0)
@@ -38,7 +28,7 @@ def test_log_likelihoods(make_environment, make_export, start_server, tmp_path, 
     ]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "here.yaml").write_text(TASK.format(data=data))
+    (tmp_path / "here.yaml").write_text(continuation_task.format(name="here", data=data))
     server = start_server("--api_key", "secret", model=export)
     arguments = (
         f"model=tiny,base_url={server.url}/v1/completions,tokenizer_backend=huggingface,tokenizer={tmp_path / 'hf'}"
