@@ -75,7 +75,8 @@ def _of_structured_outputs(given: object) -> str:
     types = {"json": dict, "regex": str, "choice": list}
     if not is_right or not isinstance(value, types[found[0]]):
         form = '{"json": SCHEMA}, {"regex": PATTERN} or {"choice": [TEXT, ...]}'
-        raise bad_field("structured_outputs", f"structured_outputs must be {form}, not {short(given)}")
+        got = f"an object with {', '.join(map(short, found)) or 'no key'}" if isinstance(given, dict) else short(given)
+        raise bad_field("structured_outputs", f"structured_outputs must be {form}, not {got}")
     if found[0] == "choice" and not (value and all(isinstance(text, str) and text for text in value)):
         raise bad_field("structured_outputs", "structured_outputs.choice must be a list of strings, none of them empty")
     return checked_grammar(_KINDS[found[0]], value, "structured_outputs")

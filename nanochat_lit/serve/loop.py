@@ -17,7 +17,7 @@ from litserve.loops import LitLoop
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.sampling_params import FAILED
+from nanochat_lit.engine.sampling_params import FAILED, TOO_COMPLEX
 from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Report, Submit, TokenScore, Update
 
 REPORT_EVERY_S = 0.04
@@ -102,7 +102,7 @@ class EngineWork:
             if error is not None:
                 self._fail(key, *_status_of(error))
             elif emitted.finish_reason == FAILED:
-                self._fail(key, 500, emitted.error)
+                self._fail(key, 400 if emitted.error == TOO_COMPLEX else 500, emitted.error)
             else:
                 self._add(key, emitted)
         state = (self._scheduler.num_queued, self._scheduler.num_active)

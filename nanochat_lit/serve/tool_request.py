@@ -78,7 +78,8 @@ def _functions(tools: object) -> list[dict[str, Any]]:
     if tools is None:
         return []
     if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
-        raise bad_field("tools", f"tools must be a list of at most {MAX_TOOLS} functions")
+        given = f"{len(tools)} of them" if isinstance(tools, list) else kind_of(tools)
+        raise bad_field("tools", f"tools must be a list of at most {MAX_TOOLS} functions, not {given}")
     functions = [_function(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
     if len({function["name"] for function in functions}) < len(functions):
         raise bad_field("tools", "two tools have the same name; give each its own")

@@ -42,8 +42,8 @@ def test_most_requests_have_no_grammar(body):
         (json_schema({"type": "text"}), "response_format", "Invalid type: text"),
         (json_schema({"not": {}}), "response_format", 'Unimplemented keys: ["not"]'),
         (json_schema({"enum": ["x" * 32_000]}), "response_format", "at most 32000"),
-        (structured(), "structured_outputs", "must be"),
-        (structured(regex="a", choice=["b"]), "structured_outputs", "must be"),
+        (structured(), "structured_outputs", "not an object with no key"),
+        (structured(regex="a", choice=["b"]), "structured_outputs", "not an object with 'regex', 'choice'"),
         (structured(grammar="root ::= 1"), "structured_outputs", "must be"),
         (structured(regex=3), "structured_outputs", "must be"),
         (structured(regex="(?=a)b"), "structured_outputs", "look-around"),
@@ -106,3 +106,8 @@ def test_a_schema_that_cannot_be_followed_is_refused(client):
     with pytest.raises(openai.BadRequestError, match="Unimplemented keys") as caught:
         client.chat.completions.create(model="tiny", messages=HELLO, **json_schema({"uniqueItems": True}))
     assert caught.value.param == "response_format"
+
+
+def test_a_schema_that_only_refers_to_itself_is_the_clients_error(client):
+    with pytest.raises(openai.BadRequestError, match="too complex for its parser"):
+        client.chat.completions.create(model="tiny", messages=HELLO, **json_schema({"$ref": "#"}))

@@ -81,7 +81,8 @@ def calling(**call):
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [
-        ({"tools": {}}, "tools", "a list of at most 64"),
+        ({"tools": {}}, "tools", "a list of at most 64 functions, not an object"),
+        ({"tools": [0] * 65}, "tools", "not 65 of them"),
         ({"tools": [{"type": "custom"}]}, "tools[0]", 'must be {"type": "function"'),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "must match"),
         ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 1}}]}, "tools[0]", "JSON schema"),
