@@ -6,6 +6,7 @@ held-out item is the operands with their operations, as in `arithmetic`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from random import Random
 
@@ -20,7 +21,7 @@ Calculation = tuple[str, str, float, dict[str, str]]
 
 
 def _large(rng: Random, digits: int = 6) -> int:
-    """A number of up to so many digits, every length as often; sometimes one that repeats a digit or ends in zeros."""
+    """A number of at most `digits` digits, each length equally often; some repeat a digit, some end in zeros."""
     length = rng.randrange(1, digits + 1)
     choice = rng.random()
     if choice < 0.08:
@@ -32,9 +33,8 @@ def _large(rng: Random, digits: int = 6) -> int:
 
 def _decimal(rng: Random) -> float:
     """A number with one or two decimals."""
-    return round(
-        rng.choice((_large(rng, 1), _large(rng, 2), _large(rng, 3))) + rng.randrange(1, 100) / 100, rng.choice((1, 2))
-    )
+    whole = rng.choice((_large(rng, 1), _large(rng, 2), _large(rng, 3)))
+    return round(whole + rng.randrange(1, 100) / 100, rng.choice((1, 2)))
 
 
 def _two(rng: Random) -> Calculation:
@@ -115,9 +115,7 @@ def _asked(rng: Random, wording: str, words: dict[str, str]) -> str:
         words = {name: f"{int(text):,}" if text.isdigit() else text for name, text in words.items()}
     asked = wording.format(**words)
     if rng.random() < 0.4:
-        asked = (
-            asked.replace(" + ", "+").replace(" - ", "-").replace(" * ", "*").replace(" / ", "/").replace(" x ", "x")
-        )
+        asked = re.sub(r" ([-+*/x]) ", r"\1", asked)
     return decorate(rng, capitalise(pick(rng, CATEGORY, "frames").format(e=asked)))
 
 

@@ -1,7 +1,7 @@
 """Four operands, and word problems of two steps: what the conversations never teach, for reinforcement learning.
 
-The right number is all that an item expects: how it is found, in one call of the calculator or in two, is the model's
-affair. A held-out item is the operands with their operations.
+An item expects the right number only: whether it is found in one call of the calculator or in two does not matter. A
+held-out item is the operands with their operations.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ def _operands(rng: Random, operations: str) -> tuple[int, ...]:
     """Operands of up to three digits, small ones where they are multiplied, whose result is not negative."""
     while True:
         top = rng.choice((10, 100, 1000))
-        is_factor = [sign == "*" for sign in (*operations, "")]
-        is_factor = [here or before for here, before in zip(is_factor, (False, *is_factor), strict=False)]
-        found = tuple(rng.randrange(2, 30) if factor else rng.randrange(1, top) for factor in is_factor)
+        sides = zip(f"+{operations}", f"{operations}+", strict=True)  # the signs before and after each operand
+        found = tuple(rng.randrange(2, 30) if "*" in signs else rng.randrange(1, top) for signs in sides)
         if value_of(operations, found) >= 0:
             return found
 

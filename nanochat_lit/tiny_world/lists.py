@@ -17,9 +17,9 @@ def _joined(things: list[str]) -> str:
 def _make_things(rng: Random) -> Turn:
     kind, things = rng.choice(tuple(template(CATEGORY)["things"].items()))
     number = rng.randrange(2, 6)
-    word, plural = template(CATEGORY)["numbers"][number], kind
-    question = pick(rng, CATEGORY, "asked").format(n=rng.choice((word, word, str(number))), k=plural)
-    answer = f"{capitalise(word)} {plural} are {_joined(things[:number])}."
+    word = template(CATEGORY)["numbers"][number]
+    question = pick(rng, CATEGORY, "asked").format(n=rng.choice((word, word, str(number))), k=kind)
+    answer = f"{capitalise(word)} {kind} are {_joined(things[:number])}."
     none = things[number:]
     return Turn(
         CATEGORY,
