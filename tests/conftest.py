@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -577,6 +578,17 @@ doc_to_text: "{{{{context}}}}"
 doc_to_target: "{{{{' ' + continuation}}}}"
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
+
+
+@pytest.fixture(scope="session")
+def unpack() -> Callable[[Path, Path], None]:
+    """unpack(ARCHIVE, FOLDER): a tar archive, only inside the folder where Python can see to that (from 3.10.12, 3.11.4)."""
+
+    def unpack(archive, folder):
+        with tarfile.open(archive) as opened:
+            opened.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+
+    return unpack
 
 
 @pytest.fixture(scope="session")

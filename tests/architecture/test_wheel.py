@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -67,9 +66,8 @@ def test_its_metadata(wheel):
     assert "nanochat-lit = nanochat_lit.cli:main" in archive.read(scripts).decode()
 
 
-def test_the_source_archive_makes_the_same_wheel(wheel, source, tmp_path):
-    with tarfile.open(_build("build_sdist", source, tmp_path)) as archive:
-        archive.extractall(tmp_path, filter="data")
+def test_the_source_archive_makes_the_same_wheel(wheel, source, unpack, tmp_path):
+    unpack(_build("build_sdist", source, tmp_path), tmp_path)
     (unpacked,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     again = _build("build_wheel", unpacked, tmp_path / "dist")
     assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())

@@ -218,7 +218,7 @@ CHATS = [
 
 
 @pytest.fixture(scope="session")
-def render(tmp_path_factory, install_here):
+def render(tmp_path_factory, install_here, unpack):
     """llama.cpp's engine of chat templates, from the sources in llama-cpp-python."""
     if shutil.which("g++") is None:
         pytest.skip("there is no g++")
@@ -226,7 +226,7 @@ def render(tmp_path_factory, install_here):
     words = ["-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", SOURCES]
     install_here([sys.executable, *words], folder)
     (archive,) = folder.glob("*.tar.gz")
-    shutil.unpack_archive(archive, folder, filter="data")
+    unpack(archive, folder)
     (common,) = folder.glob("*/vendor/llama.cpp/common")
     (folder / "ggml.h").write_text("#include <cstdlib>\n#define GGML_ASSERT(x) do if (!(x)) abort(); while (0)\n")
     sources = [
