@@ -289,6 +289,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     device: str | None = None,
     compute_dtype: str = "auto",
     quantize: Quantization | None = None,
+    adapter: str | None = None,
     python_tool: bool = False,
 ) -> None:
     """Chat with a model in the terminal, or print one answer with -p.
@@ -304,6 +305,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 stores the weights in 8 bits, int4 in 4.5 (CPU only); null keeps them in compute_dtype.
+        adapter: Folder of a LoRA adapter of this model; null answers with the model as it is.
         python_tool: Run Python code that the model writes in a sandbox, in addition to the calculator; an error if no
             sandbox is available.
     """
@@ -318,7 +320,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write a message after -p, or omit -p for a conversation")
     tool = _tool(python_tool)
-    gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
+    gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize, adapter=adapter)
     print(f"kernel: {describe_kernel(gpt)}", file=sys.stderr)
     limits = limits_of(read_provenance(find_model(model)))
     with EngineChat(Engine(gpt, tokenizer, num_slots=1, tool=tool)) as chat_model:

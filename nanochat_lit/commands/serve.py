@@ -27,6 +27,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
     device: str | None = None,
     compute_dtype: str = "auto",
     quantize: Literal["int8", "int4"] | None = None,
+    adapter: str | None = None,
 ) -> None:
     """Serve a chat model over HTTP with an OpenAI-compatible API until SIGTERM or Ctrl-C.
 
@@ -57,6 +58,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
         device: cpu, cuda or mps; null selects the fastest available device.
         compute_dtype: auto, bfloat16, float16 or float32.
         quantize: int8 stores and multiplies the matrices in 8 bits, int4 stores them in 4.5 (CPU only); null disables it.
+        adapter: Folder of a LoRA adapter of this model, as a run with model.lora writes; null serves the model as it is.
     """
     names = _devices(workers, devices, device)
     try:
@@ -81,6 +83,7 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
         cors_origins=tuple(cors_origins or ()),
         compute_dtype=compute_dtype,
         quantize=quantize,
+        adapter=adapter,
         # divide the cores: workers that each use all threads would slow one another down
         num_threads=max(1, (os.cpu_count() or 1) // workers) if workers > 1 and device in (None, "cpu") else None,
     )

@@ -12,6 +12,7 @@ import torch
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import find_device, is_free_choice, resolve_compute_dtype
 from nanochat_lit.common.paths import read_json
+from nanochat_lit.engine.adapter import merge_adapter
 from nanochat_lit.engine.checkpoint import KEY, checkpoint_model, checkpoint_tokenizer, step_files
 from nanochat_lit.engine.checkpoint import load as load_checkpoint
 from nanochat_lit.engine.export_folder import GENERATION_FIELDS, check_files, check_vocabulary, save_export
@@ -32,6 +33,7 @@ def load_export(
     cast_weights: bool = False,
     packed: bool = True,
     quantize: Quantization | None = None,
+    adapter: str | None = None,
 ) -> tuple[GPT, Tokenizer]:
     """Load an export or the model of a checkpoint in evaluation mode, with its tokenizer.
 
@@ -44,6 +46,7 @@ def load_export(
             float32 stores them in bfloat16. False is better for evaluation in large batches.
         quantize: "int8" stores and multiplies the matrices in 8 bits, "int4" stores them in 4.5 (CPU only); implies
             cast_weights.
+        adapter: Folder of a LoRA adapter of this model, to merge.
 
     Raises:
         UserError: If a file is missing, broken or from another export, or this device does not support quantization.
@@ -53,9 +56,13 @@ def load_export(
     device = find_device(device)
     if source.is_file():
         model = checkpoint_model(source, load_checkpoint(source, mmap=True)).to(device)
-        model.set_compute_dtype(resolve_compute_dtype(compute_dtype, device), cast_weights=cast_weights)
+        model.set_compute_dtype(resolve_compute_dtype(compute_dtype, device))
     else:
-        model = load_model(source, device, compute_dtype, cast_weights=cast_weights)
+        model = load_model(source, device, compute_dtype)
+    if adapter is not None:
+        merge_adapter(model, adapter, source)
+    if cast_weights:
+        model.set_compute_dtype(model.compute_dtype, cast_weights=True)
     check_vocabulary(model, tokenizer, source)
     if (cast_weights and packed) or quantize:
         pack_linears(model, quantize, torch.bfloat16 if is_free_choice(compute_dtype) else None)

@@ -14,18 +14,19 @@ from nanochat_lit.common.paths import new_file_mode, read_json, write_json
 from nanochat_lit.model.architecture import build_model
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.gpt import GPT
+from nanochat_lit.model.lora import merged
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 
 def save_model(model: GPT, folder: str | Path) -> None:
-    """Write config.json and model.safetensors into an existing folder.
+    """Write config.json and model.safetensors into an existing folder; a LoRA adapter is merged.
 
     Matrices are stored in float32 and embeddings in their storage dtype, so that training can resume from the files.
     """
     folder = Path(folder)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in merged(model.state_dict()).items()}
     save_tensors(tensors, folder / WEIGHTS_FILE)
     write_json(folder / CONFIG_FILE, model.config.to_dict())
 
@@ -92,12 +93,13 @@ def assemble(config: GPTConfig, tensors: dict[str, torch.Tensor], source: Path) 
 
     Args:
         config: Model config.
-        tensors: Every parameter by name.
+        tensors: Every parameter by name; a LoRA adapter is merged.
         source: File of the tensors, for error messages.
 
     Raises:
         UserError: If names, shapes or dtypes do not match.
     """
+    tensors = merged(tensors)
     if odd := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
         raise UserError(f"{source}: {odd[0]} is {tensors[odd[0]].dtype}; weights are floating-point numbers")
     with torch.device("meta"):

@@ -26,7 +26,7 @@ def build_optimizer(
     Args:
         model: Model whose parameters are optimized.
         learning_rates: Keyword arguments of `param_groups`; ignored by optimizers other than MuonAdamW.
-        lr_scale: Factor on the learning rates of MuonAdamW (except smear).
+        lr_scale: Factor on the learning rates of MuonAdamW (except smear and LoRA).
         weight_decay: Weight decay of the Muon groups.
         make: Returns an optimizer of named parameter groups without hyper-parameters; None is MuonAdamW.
     """
@@ -37,7 +37,7 @@ def build_optimizer(
             group.setdefault("initial_lr", group["lr"])
         return optimizer
     for group in groups:
-        if group["name"] != "smear":
+        if group["name"] not in ("smear", "lora"):
             group["lr"] *= lr_scale
         if group["kind"] == "muon":
             group["weight_decay"] = weight_decay

@@ -52,7 +52,9 @@ class ServeSettings:
     compute_dtype: str = "auto"
     """auto, bfloat16, float16 or float32."""
     quantize: Literal["int8", "int4"] | None = None
-    """Store the matrices in 8 bits."""
+    """Store the matrices in 8 bits, or in 4.5."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter to merge."""
     num_threads: int | None = None
     """Compute threads per worker; None is torch's default."""
 
@@ -71,9 +73,10 @@ class ServeSettings:
             raise UserError("the API key must be non-empty printable ASCII, so that clients can send it in a header")
 
 
-def fingerprint_of(export: str) -> str:
-    """Return a digest of the export's files that determine its answers."""
-    return folder_fingerprint(export, (".json", ".safetensors", ".model", ".tiktoken"))
+def fingerprint_of(settings: "ServeSettings") -> str:
+    """Return a digest of the files of the export, and of its adapter, that determine its answers."""
+    folders = [folder for folder in (settings.model, settings.adapter) if folder is not None]
+    return " ".join(folder_fingerprint(folder, (".json", ".safetensors", ".model", ".tiktoken")) for folder in folders)
 
 
 class ChatAPI(litserve.LitAPI):
@@ -112,9 +115,14 @@ class ChatAPI(litserve.LitAPI):
         try:
             defaults = load_generation_defaults(settings.model)
             model, tokenizer = load_export(
-                settings.model, device, settings.compute_dtype, cast_weights=True, quantize=settings.quantize
+                settings.model,
+                device,
+                settings.compute_dtype,
+                cast_weights=True,
+                quantize=settings.quantize,
+                adapter=settings.adapter,
             )
-            if fingerprint_of(settings.model) != self.fingerprint:
+            if fingerprint_of(settings) != self.fingerprint:
                 raise UserError(
                     f"{settings.model} has changed since the server started; restart the server to serve it"
                 )

@@ -51,7 +51,7 @@ class ChatServer(litserve.LitServer):
         self.settings = settings
         self.metrics = ServerMetrics()
         tokenizer = _tokenizer_of(Path(settings.model))
-        fingerprint = fingerprint_of(settings.model)
+        fingerprint = fingerprint_of(settings)
         self.pool = WorkerPool(settings, fingerprint, devices, self.metrics, self._announce, self._give_up)
         self.failure: tuple[str, int] | None = None
         self._address = ""

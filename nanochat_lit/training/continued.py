@@ -1,13 +1,16 @@
 """Base class of stages that continue from an export: its model, tokenizer and learning rates."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.checkpoint import KEY
 from nanochat_lit.engine.export import find_model, load_export, load_tokenizer, read_provenance
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
 from nanochat_lit.model.accounting import flops_per_token
+from nanochat_lit.model.lora import LoRA, add_lora
 from nanochat_lit.optim import Schedule, TrainingPlan
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import REFERENCE_TOKENS_PER_STEP
@@ -49,6 +52,7 @@ class ContinuedModule(LanguageModule):
         num_steps: Optimizer steps; None is one pass over the data.
         init_lr_fraction: Initial fraction of those learning rates.
         temperature: Default sampling temperature of the export.
+        lora: Train an adapter instead of the whole model; None trains everything.
         options: Options of `LanguageModule`.
     """
 
@@ -64,6 +68,7 @@ class ContinuedModule(LanguageModule):
         num_steps: int | None,
         init_lr_fraction: float,
         temperature: float,
+        lora: LoRA | None,
         **options: Any,
     ) -> None:
         found = find_model(base)
@@ -76,10 +81,9 @@ class ContinuedModule(LanguageModule):
         base = str(found)
         values = inherited(base, {**rates, "tokens_per_step": tokens_per_step})
         base_rates: dict[str, float] = {name: values[name] for name in rates}
-        super().__init__(
-            learning_rates={name: rate * init_lr_fraction for name, rate in base_rates.items()},
-            **options,
-        )
+        initial_rates = {name: rate * init_lr_fraction for name, rate in base_rates.items()}
+        super().__init__(learning_rates=initial_rates if lora is None else {"lora_lr": lora.lr}, **options)
+        self.lora = lora
         self.base, self.num_steps = base, num_steps
         self.base_rates = base_rates
         self.tokens_per_step = int(values["tokens_per_step"])
@@ -102,6 +106,10 @@ class ContinuedModule(LanguageModule):
             UserError: If the data use another tokenizer.
         """
         model, tokenizer = load_export(self.base, device="cpu", compute_dtype="float32")
+        if self.lora is not None:
+            count = add_lora(model, self.lora)
+            trained = sum(part.numel() for part in model.parameters() if part.requires_grad)
+            self.notes["lora"] = f"rank {self.lora.rank} on {count} matrices, {trained:,} trained parameters"
         self.adopt(model, tokenizer)
         datamodule = self.datamodule
         if datamodule.tokenizer.fingerprint != tokenizer.fingerprint:
@@ -130,3 +138,13 @@ class ContinuedModule(LanguageModule):
             flops_per_token=flops_per_token(self.config),
         )
         self.start_plan(plan, Schedule(num_steps=num_steps, **self.schedule_options))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[KEY]["lora"] = None if self.lora is None else asdict(self.lora)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        saved, own = checkpoint[KEY].get("lora"), None if self.lora is None else asdict(self.lora)
+        if saved != own:
+            raise UserError(f"the checkpoint was trained with model.lora {saved}, the recipe has {own}; use the same")

@@ -120,6 +120,8 @@ class LanguageModule(LightningModule):
         self.has_validation = True
         self.micro_batch_size = 0
         self.generation: dict[str, float] = {}
+        self.notes: dict[str, str] = {}
+        """Lines for the run's table."""
         self.losses = StepLosses()
         self.logged_losses: list[float] = []
         """Mean loss of each step of the last log window over all ranks, nats per token."""
@@ -197,7 +199,7 @@ class LanguageModule(LightningModule):
 
     def on_fit_start(self) -> None:
         will_compile, compile_reason = self.compile_choice()
-        notes = {**self._prepare_kernels(will_compile), "compile": compile_reason}
+        notes = {**self.notes, **self._prepare_kernels(will_compile), "compile": compile_reason}
         if self.trainer.is_global_zero:
             rows = (self.trainer.world_size, self.micro_batch_size, self.row_len)
             print_plan(self.config, self.plan, *rows, notes)

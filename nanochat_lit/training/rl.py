@@ -20,6 +20,7 @@ from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.evaluation.statistics import PassRates
 from nanochat_lit.model import GPT, IGNORE_INDEX
 from nanochat_lit.model.gpt import Checkpointing
+from nanochat_lit.model.lora import LoRA
 from nanochat_lit.optim import OptimizerCallable
 from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_advantages, policy_gradient_loss
 from nanochat_lit.tasks.base import Conversation, GradedTask, Task, form_of, gives_credit
@@ -71,6 +72,7 @@ class RLModule(ContinuedModule):
         activation_checkpointing: As in pretraining.
         fp8: As in pretraining.
         optimizer: As in pretraining.
+        lora: Train a LoRA adapter instead of the whole model; null trains everything.
     """
 
     stage = "rl"
@@ -108,13 +110,14 @@ class RLModule(ContinuedModule):
         activation_checkpointing: Checkpointing = False,
         fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,
+        lora: LoRA | None = None,
     ) -> None:
         rates = {
             "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
         }  # fmt: skip
         super().__init__(
             base=base, rates=rates, tokens_per_step=None, num_steps=num_steps, init_lr_fraction=init_lr_fraction, temperature=chat_temperature,
-            compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer,
+            compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer, lora=lora,
         )  # fmt: skip
         self.reward_shape = RewardShape(partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty)  # fmt: skip
         self.questions_per_step, self.num_samples = questions_per_step, num_samples

@@ -15,6 +15,7 @@ from nanochat_lit.engine.export import read_config
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.gpt import Checkpointing
+from nanochat_lit.model.lora import LoRA
 from nanochat_lit.optim import OptimizerCallable, micro_batches
 from nanochat_lit.training.chat_data import ChatDataModule
 from nanochat_lit.training.checkpoint_files import newest_intact
@@ -111,6 +112,7 @@ class SFTModule(ContinuedModule):
         activation_checkpointing: As in pretraining.
         fp8: As in pretraining.
         optimizer: As in pretraining.
+        lora: Train a LoRA adapter instead of the whole model; null trains everything.
     """
 
     stage = "sft"
@@ -136,6 +138,7 @@ class SFTModule(ContinuedModule):
         activation_checkpointing: Checkpointing = False,
         fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,
+        lora: LoRA | None = None,
     ) -> None:
         rates = {
             "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
@@ -143,8 +146,10 @@ class SFTModule(ContinuedModule):
         super().__init__(
             base=base, rates=rates, tokens_per_step=tokens_per_step, num_steps=num_steps, init_lr_fraction=init_lr_fraction,
             temperature=temperature, compile=compile, eval_every=eval_every,
-            activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer,
+            activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer, lora=lora,
         )  # fmt: skip
+        if lora is not None and optimizer_from is not None:
+            raise UserError("optimizer_from has moments of whole matrices, which model.lora does not train; remove one")
         self.optimizer_from = None if optimizer_from is None else _find_moments(Path(optimizer_from))
         self.schedule_options = {
             "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,

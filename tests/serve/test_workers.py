@@ -92,16 +92,16 @@ def test_a_worker_that_may_not_start_ends_the_server_only_if_it_is_the_last():
 def test_a_worker_loads_only_the_export_that_the_server_was_started_with(make_export):
     export = make_export(sequence_len=64)
     settings = ServeSettings(model=str(export), name="m", num_slots=1, compute_dtype="float32")
-    right = fingerprint_of(str(export))
+    right = fingerprint_of(settings)
     for fingerprint, failure in ((right, None), ("another", f"{export} has changed since the server started")):
         api = ChatAPI(settings, fingerprint, loop=ChatLoop())
         api.setup("cpu")
         assert api.failure is failure if failure is None else str(api.failure).startswith(failure)
     (export / "notes.txt").write_text("not part of it")
-    assert fingerprint_of(str(export)) == right
+    assert fingerprint_of(settings) == right
     text = (export / "generation.json").read_text()
     (export / "generation.json").write_text(text.replace("16", "17"))
-    assert fingerprint_of(str(export)) != right
+    assert fingerprint_of(settings) != right
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,11 @@ def test_a_worker_loads_only_the_export_that_the_server_was_started_with(make_ex
 )
 def test_settings_of_an_export_are_checked_before_it_is_served(make_export, name, value):
     export = make_export(sequence_len=64)
-    settings = {"temperature": 0.6, "top_k": 50, "max_new_tokens": 16, name: value}
-    (export / "generation.json").write_text(json.dumps(settings))
-    api = ChatAPI(ServeSettings(model=str(export), name="m"), fingerprint_of(str(export)), loop=ChatLoop())
+    (export / "generation.json").write_text(
+        json.dumps({"temperature": 0.6, "top_k": 50, "max_new_tokens": 16, name: value})
+    )
+    settings = ServeSettings(model=str(export), name="m")
+    api = ChatAPI(settings, fingerprint_of(settings), loop=ChatLoop())
     api.setup("cpu")
     assert f"generation.json: {name} is " in str(api.failure)
 

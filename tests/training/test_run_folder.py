@@ -69,7 +69,7 @@ def test_a_stopped_run_can_be_served(stopped):
         assert _found(str(source)) == str(source)
         settings = ServeSettings(model=str(source), name="tiny", num_slots=1)
         ChatServer(settings, [None])
-        api = ChatAPI(settings, fingerprint_of(str(source)), loop=ChatLoop())
+        api = ChatAPI(settings, fingerprint_of(settings), loop=ChatLoop())
         api.setup("cpu")
         assert api.failure is None
     with pytest.raises(UserError, match="nowhere does not exist; give an export, a run folder"):

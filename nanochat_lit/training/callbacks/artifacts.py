@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from nanochat_lit.common.distributed import is_rank_zero
 from nanochat_lit.common.errors import os_error_text
 from nanochat_lit.common.paths import atomic_write
+from nanochat_lit.engine.adapter import save_adapter
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import save_export
 from nanochat_lit.evaluation.samples import BASE_PROMPTS, CHAT_PROMPTS, answer_messages, complete_texts
@@ -107,6 +108,10 @@ class ExportModel(Callback):
         folder = Path(trainer.default_root_dir) / "export"
         save_export(folder, module.model, module.tokenizer, module.generation, provenance)
         print(f"export: {folder}", file=sys.stderr)
+        lora, base = getattr(module, "lora", None), getattr(module, "base", "")
+        if lora is not None:
+            save_adapter(folder.with_name("adapter"), module.model, lora, base)
+            print(f"adapter: {folder.with_name('adapter')} (of {base}; the export has it merged)", file=sys.stderr)
 
 
 def _next_command(run_dir: str, module: "LanguageModule") -> str:
