@@ -50,7 +50,7 @@ def random_schema(rng, depth=2):
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.slow)])
 def test_answers_match_random_schemas(random_model, tokenizer, count):
     """In batches of 8 with settings of their own; a vocabulary larger than the tokenizer's is padding."""
     rng = random.Random(count)
