@@ -217,13 +217,17 @@ def cuda_facts(device: torch.device) -> dict[str, Any]:
     }
 
 
-@torch.compiler.assume_constant_result
 def active_flash_attention() -> str | None:
     """The FlashAttention that replaces torch's own kernel in this process; torch versions without a registry have none."""
     from torch.nn import attention
 
     current = getattr(attention, "current_flash_attention_impl", None)
     return current() if current is not None else None
+
+
+def prepare_to_compile() -> None:
+    """Tell the compiler which functions are constant; not a decorator, which would import the compiler, 2 s, at once."""
+    torch.compiler.assume_constant_result(active_flash_attention)
 
 
 def steady_kernels(device: torch.device) -> AbstractContextManager[Any]:

@@ -21,6 +21,7 @@ from nanochat_lit.model.attention import (
     WholeSequences,
     choose_attention,
     cuda_facts,
+    prepare_to_compile,
     steady_kernels,
     window_block_mask,
 )
@@ -154,6 +155,7 @@ class GPT(Transformer):
         Args:
             length: Training sequence length; None is the context. Call it when the model is on its device.
         """
+        prepare_to_compile()
         self.prepare_windows(length or self.config.sequence_len)
         self._features = torch.compile(self.features, dynamic=False)
         self._loss_kernel = torch.compile(self._plain_loss_kernel, dynamic=False)
