@@ -62,6 +62,7 @@ _BLOCK_WEIGHTS = (0.4, 0.35, 0.25)
 _MAX_TURNS = 4
 # About 200 tokens of a small vocabulary.
 _MAX_CHARS = 700
+_MAX_CHARS_OFFERED = 350
 
 
 @cache
@@ -129,8 +130,10 @@ def conversations(split: str = "train", seed: int = 0) -> Iterator[dict[str, Any
     offered = float(template(functions.CATEGORY)["offered"])
     while True:
         source, turns = turns_of_conversation(rng, split)
-        if rng.random() < share:
+        if source == functions.CATEGORY:
+            pass  # a call is written as it is, whatever the answers begin with
+        elif rng.random() < share:
             turns = instructions.instruct(rng, split, turns)
-        elif rng.random() < offered and source != functions.CATEGORY:
+        elif rng.random() < offered and _length(turns) < _MAX_CHARS_OFFERED:
             turns = functions.offer_others(rng, split, turns)
         yield {"messages": messages(turns), "source": source}
