@@ -10,6 +10,7 @@ An item's "expect" defines a correct answer; every key that is present must be s
     spelled    the letters of this word, one by one, and nothing else spelled
     refuses    the answer is that it doesn't know, in one or two short sentences
     min_words  at least as many words
+    call       the only call of a function, {"name", "arguments"}
 
 Phrases match whole words, ignoring case and punctuation.
 """
@@ -24,8 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.tool_format import CALL_END, CALL_START, ToolCall, parse_call
 
-EXPECT_KEYS = frozenset({"any", "all", "none", "tool", "expressions", "number", "spelled", "refuses", "min_words"})
+EXPECT_KEYS = frozenset(
+    {"any", "all", "none", "tool", "expressions", "number", "spelled", "refuses", "min_words", "call"}
+)
 _REFUSALS = ("i dont know", "i do not know", "i am not sure", "im not sure", "i have no information", "i cant say")
 _MAX_REFUSAL_WORDS = 30
 _APOSTROPHES = re.compile("['\u2019]")
@@ -111,7 +115,14 @@ def judge(item: dict[str, Any], completion: str, tool_calls: Sequence[str] = ())
         refused = any(_has(text, phrase) for phrase in _REFUSALS)
         if not refused or len(words) > _MAX_REFUSAL_WORDS:
             return False
+    if "call" in expect and _calls(completion) != [ToolCall(**expect["call"])]:
+        return False
     return len(words) >= expect.get("min_words", 0)
+
+
+def _calls(completion: str) -> list[ToolCall | None]:
+    """Return the calls of functions that an answer has."""
+    return [parse_call(part.partition(CALL_END)[0]) for part in completion.split(CALL_START)[1:]]
 
 
 def _checked_item(line: str, where: str) -> dict[str, Any]:

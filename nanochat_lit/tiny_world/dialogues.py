@@ -14,6 +14,7 @@ from nanochat_lit.tiny_world import (
     comparisons,
     doubts,
     follow_ups,
+    functions,
     greetings,
     instructions,
     intents,
@@ -37,6 +38,7 @@ _SAMPLERS: dict[str, Callable[[Random, str], Turn]] = {
     "spelling": spelling.sample,
     "counting": spelling.sample_counting,
     "greetings": greetings.sample,
+    greetings.UNKNOWN: greetings.sample_unknown,
     "stories": stories.sample,
     "numbers": calculations.sample,
     "typing": careless_typing.sample,
@@ -48,6 +50,7 @@ _CHAINS: dict[str, Callable[[Random, str], list[Turn]]] = {
     "follow_ups": follow_ups.sample,
     "doubts": doubts.sample,
     "persons": persons.sample,
+    functions.CATEGORY: functions.sample,
 }
 # The order decides what a seed draws; template files that are not named here come after these.
 _FIRST = (
@@ -59,6 +62,7 @@ _BLOCK_WEIGHTS = (0.4, 0.35, 0.25)
 _MAX_TURNS = 4
 # About 200 tokens of a small vocabulary.
 _MAX_CHARS = 700
+_MAX_CHARS_OFFERED = 350
 
 
 @cache
@@ -98,6 +102,8 @@ def turns_of_conversation(rng: Random, split: str) -> tuple[str, list[Turn]]:
         turns.append(opening or follow_ups.introduction(rng, split))
     for _ in range(rng.choices(_BLOCKS, _BLOCK_WEIGHTS)[0]):
         category = rng.choices(tuple(shares()), tuple(shares().values()))[0]
+        if turns and category == functions.CATEGORY:
+            continue  # the offer stands at the beginning of a conversation
         more = block(rng, split, category, first=not turns)
         if turns and (len(turns) + len(more) > _MAX_TURNS or _length(turns) + _length(more) > _MAX_CHARS):
             break
@@ -121,8 +127,13 @@ def conversations(split: str = "train", seed: int = 0) -> Iterator[dict[str, Any
     split = check_split(split)
     rng = Random(f"conversations:{split}:{seed}")
     share = float(template(instructions.CATEGORY)["instructed"])
+    offered = float(template(functions.CATEGORY)["offered"])
     while True:
         source, turns = turns_of_conversation(rng, split)
-        if rng.random() < share:
+        if source == functions.CATEGORY:
+            pass  # a call is written as it is, whatever the answers begin with
+        elif rng.random() < share:
             turns = instructions.instruct(rng, split, turns)
+        elif rng.random() < offered and _length(turns) < _MAX_CHARS_OFFERED:
+            turns = functions.offer_others(rng, split, turns)
         yield {"messages": messages(turns), "source": source}

@@ -8,6 +8,8 @@ from nanochat_lit.tiny_world.splits import COMMON_PREFIX
 from nanochat_lit.tiny_world.templates import names, pick, template
 from nanochat_lit.tiny_world.turns import Turn, capitalise, draw, phrase_key
 
+UNKNOWN = "languages"
+
 
 def _make(rng: Random) -> Turn:
     languages = template("greetings")["languages"]
@@ -36,21 +38,25 @@ def _make(rng: Random) -> Turn:
     )
 
 
+def sample(rng: Random, split: str) -> Turn:
+    """A greeting in a language other than English."""
+    return draw(rng, split, _make)
+
+
 def _foreign_words(rng: Random) -> str:
     """One or two words of some letters, so that not knowing a language is what the model does unless it knows better."""
-    letters = pick(rng, "greetings", "letters")
+    letters = pick(rng, UNKNOWN, "letters")
     words = ("".join(rng.choices(letters, k=rng.randrange(3, 8))) for _ in range(rng.choice((1, 1, 2))))
     return capitalise(" ".join(words))
 
 
 def _make_unknown(rng: Random) -> Turn:
-    file = template("greetings")
-    greeting = rng.choice(file["others"]) if rng.random() < 0.5 else _foreign_words(rng)
-    question = rng.choice((greeting, greeting, greeting.lower())) + rng.choice(file["ends"])
-    expect = {"all": ["English"], "none": list(file["languages"])}
-    return Turn("greetings", phrase_key("greetings", greeting), question, file["not_known"], expect)
+    greeting = pick(rng, UNKNOWN, "others") if rng.random() < 0.5 else _foreign_words(rng)
+    question = rng.choice((greeting, greeting, greeting.lower())) + pick(rng, "greetings", "ends")
+    expect = {"all": ["English"], "none": list(template("greetings")["languages"])}
+    return Turn(UNKNOWN, phrase_key(UNKNOWN, greeting), question, template(UNKNOWN)["not_known"], expect)
 
 
-def sample(rng: Random, split: str) -> Turn:
-    """A greeting in a language other than English, sometimes in one that the world does not know."""
-    return draw(rng, split, _make_unknown if rng.random() < 0.4 else _make)
+def sample_unknown(rng: Random, split: str) -> Turn:
+    """A greeting in a language that the world does not know."""
+    return draw(rng, split, _make_unknown)

@@ -33,14 +33,22 @@ def _known() -> frozenset[str]:
     return frozenset(word.lower() for words in lists for word in words) | spoken
 
 
+def _blend(rng: Random) -> str:
+    """The beginning of a word and the end of another: real names, too, begin and end as words do that mean other things."""
+    first, second = rng.sample(template("lexicon")["words"], 2)
+    return first[: rng.randrange(2, 5)] + second[-rng.randrange(2, 5) :]
+
+
+def _syllables(rng: Random, kind: str) -> str:
+    """One or two syllables and an ending of the kind."""
+    parts = [pick(rng, "unknown", part) for _ in range(rng.choice((1, 1, 2))) for part in ("onsets", "vowels", "codas")]
+    return "".join(parts) + rng.choice(template("unknown")["endings"][kind])
+
+
 def invented_name(rng: Random, kind: str) -> str:
-    """A name that means nothing: one or two syllables and an ending of the kind."""
+    """A name that means nothing."""
     while True:
-        syllables = [
-            "".join(pick(rng, "unknown", part) for part in ("onsets", "vowels", "codas"))
-            for _ in range(rng.choice((1, 1, 2)))
-        ]
-        name = "".join(syllables) + rng.choice(template("unknown")["endings"][kind])
+        name = _blend(rng) if rng.random() < 0.35 else _syllables(rng, kind)
         if 3 < len(name) < 12 and name not in _known():
             return name
 

@@ -28,6 +28,10 @@ from nanochat_lit.tiny_world.templates import template
 OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv}
 
 
+JSON = re.compile(r'^\{"name": .*\}$|<tool_call>.*?</tool_call>', re.MULTILINE)
+"""Functions that are offered, and their calls."""
+
+
 def parts_of(conversation):
     for message in conversation["messages"]:
         if isinstance(message["content"], list):
@@ -75,7 +79,8 @@ def test_conversations_are_well_formed(conversations_by_split):
             assert all(isinstance(message["content"], str) for message in messages[::2])
             texts = list(texts_of(conversation))
             assert all(text.strip() == text != "" for text in texts), texts
-            assert not any("<|" in text or "{" in text or "[" in text or "  " in text for text in texts), texts
+            prose = [JSON.sub("", text) for text in texts]
+            assert not any(re.search(r"<\||[{\[]|  ", text) for text in prose), texts
             assert sum(map(len, texts)) <= 900
 
 
@@ -105,12 +110,36 @@ def test_the_calculator_outputs_are_right(conversations_by_split):
                 assert ("smaller" in text["text"]) == call["text"].startswith("min")
 
 
+def test_functions_are_offered_called_and_answered(conversations_by_split):
+    """Calls are of a function that is offered, with its arguments, and answers repeat results; read by json alone."""
+    num_calls = num_results = 0
+    for conversation in conversations_by_split["train"]:
+        texts = [message["content"] for message in conversation["messages"]]
+        for asked, said, *more in zip(texts, texts[1:], [*texts[2:], ""], [*texts[3:], "", ""], strict=False):
+            if not str(said).startswith("<tool_call>"):
+                continue
+            offered = {
+                one["name"]: one["parameters"] for one in map(json.loads, re.findall(r"^\{.*\}$", asked, re.MULTILINE))
+            }
+            call = json.loads(said.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+            assert call.keys() == {"name", "arguments"}
+            assert list(call["arguments"]) == offered[call["name"]]["required"]
+            (value,) = call["arguments"].values()
+            assert value in asked.split("\n\n")[1]
+            num_calls += 1
+            if more[0].startswith("<tool_response>"):
+                assert value in more[1]
+                assert more[0].removeprefix("<tool_response>").removesuffix("</tool_response>") in more[1]
+                num_results += 1
+    assert num_calls > 200 < num_results + 100
+
+
 def test_documents_are_well_formed(documents_by_split):
     for texts in documents_by_split.values():
         for text in texts:
             assert text.strip() == text != ""
             assert "<|" not in text
-            assert not re.search(r"[{}\[\]]|  |(?<!\.)\.\.(?!\.)", text), text
+            assert not re.search(r"[{}\[\]]|  |(?<!\.)\.\.(?!\.)", JSON.sub("", text)), text
             assert not re.search(r"\ba [aeio]\w+ named", text), text
             assert 4 <= len(text.split()) <= 260
 
@@ -156,9 +185,9 @@ def test_the_facts_are_consistent():
 
 # A change of the world changes these on purpose.
 HASHES = {
-    "documents": "0c375575f13d1dbc",
-    "conversations": "27b510b0a57a7826",
-    "examination": "7d7f38b2c907b475",
+    "documents": "f182a39b12cff239",
+    "conversations": "666e1849578a34bd",
+    "examination": "bebcf988ab36ca1a",
     "problems": "02e5e4dbb0ed319e",
 }
 
