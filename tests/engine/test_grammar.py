@@ -63,11 +63,16 @@ def test_answers_match_random_schemas(random_model, tokenizer, count):
         Request(prompt_ids=[tokenizer.bos_id], max_new_tokens=1000, grammar=json_grammar(schema), **chosen)
         for schema, chosen in zip(schemas, settings, strict=True)
     ]
+    num_endless = 0
     for schema, tokens in zip(schemas, engine.run(requests), strict=True):
-        assert tokens[-1].finish_reason == "stop"
+        if tokens[-1].finish_reason == "length":  # digits of a fraction, which a schema cannot limit
+            assert '"number"' in json.dumps(schema)
+            num_endless += 1
+            continue
         text = b"".join(tokenizer.bytes_of(token.token_id) for token in tokens).decode()  # strictly valid UTF-8
         jsonschema.validate(json.loads(text), schema)
         assert text == "".join(piece.text for token in tokens for piece in token.pieces)
+    assert num_endless <= 0.01 * count
 
 
 def test_objects_are_closed_unless_they_mention_more(random_model, tokenizer):
