@@ -30,7 +30,7 @@ import yaml
 from nanochat_lit import cli, render_conversation, save_export
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.chat_session import Answer
+from nanochat_lit.engine.chat_session import Answer, TokenScore
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.architecture import build_model
@@ -484,7 +484,7 @@ class ScriptedModel:
         self.num_running = 0
         self._lock = threading.Lock()
 
-    def answer(self, messages: Sequence[dict], settings: SamplingParams) -> Answer:
+    def answer(self, messages: Sequence[dict], settings: SamplingParams, top_logprobs: int = 0) -> Answer:
         text = messages[-1]["content"]
         if text == "fail":
             raise UserError("this cannot be answered: it's <b>")
@@ -492,6 +492,11 @@ class ScriptedModel:
         stopped = threading.Event()
         answer = Answer(stop=stopped.set)
         answer.pieces = self._say(answer, text, stopped, settings)
+        if top_logprobs:
+            answer.scores = [
+                TokenScore("<b>", -0.5, [("<b>", -0.5), ("\n", -2.0)]),
+                TokenScore(" x", -3.0, [("y", -0.1)]),
+            ]
         return answer
 
     def _say(

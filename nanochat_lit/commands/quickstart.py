@@ -156,9 +156,14 @@ def _train(run: Path, stage: str, num_steps: int | None, record: dict[str, Any],
     command = ["nanochat-lit", "quickstart", "--out", str(run if stage == "sft" else run.parent)]
     command += [f"--{name}={str(record[name]).lower()}" for name in ("fast", "seed") if record[name]]
     trainer(words, part_of=shlex.join(command))
+    made = read_provenance(run / "export") | {
+        "data": "the tiny world, a generated world of simple facts, sums and stories"
+    }
     if record["fast"]:
-        note = "this model was trained by quickstart --fast, for too few steps to answer; run quickstart without --fast"
-        write_json(run / "export" / "provenance.json", {**read_provenance(run / "export"), "note": note})
+        made["note"] = (
+            "this model was trained by quickstart --fast, for too few steps to answer; run quickstart without --fast"
+        )
+    write_json(run / "export" / "provenance.json", made)
 
 
 def _say(stage: int, what: str) -> None:

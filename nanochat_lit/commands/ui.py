@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from nanochat_lit.commands.serve import model_name
 from nanochat_lit.common.errors import UserError, missing_package
-from nanochat_lit.engine.chat_session import ChatModel
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
 from nanochat_lit.model.packed import Quantization
+from nanochat_lit.serve.chat_tab import ShownModel
 
 MAX_NEW_TOKENS = 4096
 """Upper end of the slider for a server, whose context is unknown."""
@@ -18,6 +18,7 @@ MAX_NEW_TOKENS = 4096
 def ui(
     model: str | None = None,
     url: str | None = None,
+    compare: str | None = None,
     api_key: str | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
@@ -32,6 +33,8 @@ def ui(
     Args:
         model: Export, run folder, .ckpt file or hf://OWNER/NAME; mutually exclusive with --url.
         url: Address of a server, such as http://127.0.0.1:8000; mutually exclusive with --model.
+        compare: Another model to show side by side, which gets the same questions: as --model, or the address of a server
+            with http:// or https://; null shows one model.
         api_key: API key of the server; null reads the environment variable NANOCHAT_API_KEY.
         host: Address to bind to. 0.0.0.0 gives the whole network access, without a password.
         port: Port to bind to; 0 selects a free port.
@@ -44,29 +47,36 @@ def ui(
     """
     if (model is None) == (url is None):
         raise UserError("give either --model EXPORT or --url URL, as in --model runs/quickstart/export")
-    if model is not None and model.startswith("hf://"):
-        from nanochat_lit.engine.export import find_model
+    sources = [source for source in (url or model, compare) if source is not None]
+    is_url = [url is not None, compare is not None and compare.startswith(("http://", "https://"))]
+    for index, source in enumerate(sources):
+        if source.startswith("hf://"):
+            from nanochat_lit.engine.export import find_model
 
-        model = str(find_model(model))  # before the hub's client is disabled
+            sources[index] = str(find_model(source))  # before the hub's client is disabled
     # gradio and huggingface_hub read these at import; the page needs no network access and thus no proxy
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", NO_PROXY="*", no_proxy="*")
     with contextlib.ExitStack() as stack:
         page = stack.enter_context(_Page(host, port, allowed_hosts or ()))
-        if url is not None:
-            from nanochat_lit.serve.client import ServerChat
 
-            chat_model = ServerChat(url, api_key or os.environ.get("NANOCHAT_API_KEY") or None)
-            page.serve(chat_model, chat_model.name, CHAT_PARAMS, MAX_NEW_TOKENS)
-            return
-        assert model is not None
-        from nanochat_lit.engine.engine import Engine
-        from nanochat_lit.engine.engine_chat import EngineChat
-        from nanochat_lit.engine.export import load_export, load_generation_defaults
+        def load(source: str, is_server: bool) -> tuple[ShownModel, SamplingParams, int]:
+            if is_server:
+                from nanochat_lit.serve.client import ServerChat
 
-        settings = load_generation_defaults(model)
-        gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize)
-        chat_model = stack.enter_context(EngineChat(Engine(gpt, tokenizer, num_slots=slots)))
-        page.serve(chat_model, model_name(model), settings, gpt.config.sequence_len)
+                server = ServerChat(source, api_key or os.environ.get("NANOCHAT_API_KEY") or None)
+                return ShownModel(server, server.name, server.about, server.problem), CHAT_PARAMS, MAX_NEW_TOKENS
+            from nanochat_lit.engine.engine import Engine
+            from nanochat_lit.engine.engine_chat import EngineChat
+            from nanochat_lit.engine.export import about_model, find_model, load_export, load_generation_defaults
+
+            settings = load_generation_defaults(source)
+            gpt, tokenizer = load_export(source, device, compute_dtype, cast_weights=True, quantize=quantize)
+            chat_model = stack.enter_context(EngineChat(Engine(gpt, tokenizer, num_slots=slots)))
+            about = about_model(find_model(source), gpt.config)
+            return ShownModel(chat_model, model_name(source), about), settings, gpt.config.sequence_len
+
+        shown, settings, lengths = zip(*map(load, sources, is_url), strict=True)
+        page.serve(shown, settings[0], max(lengths))
 
 
 class _Page:
@@ -87,7 +97,7 @@ class _Page:
     def __exit__(self, *_: object) -> None:
         self._listener.close()
 
-    def serve(self, chat_model: ChatModel, name: str, settings: SamplingParams, max_new_tokens: int) -> None:
+    def serve(self, shown: Sequence[ShownModel], settings: SamplingParams, max_new_tokens: int) -> None:
         """Serve the page until Ctrl-C."""
         try:
             import uvicorn
@@ -95,10 +105,16 @@ class _Page:
             from nanochat_lit.serve.chat_ui import build_app, build_page
             from nanochat_lit.serve.gate import uvicorn_config
 
-            page = build_page(chat_model, name, settings, max_new_tokens)
-            app = build_app(page, self._host, self._allowed_hosts)
+            page = build_page(shown, settings, max_new_tokens)
+            app = build_app(
+                page,
+                self._host,
+                self._allowed_hosts,
+                problem=lambda: next(filter(None, (one.problem() for one in shown)), None),
+            )
         except ImportError as error:
             raise missing_package("the chat page", error.name, "serve") from None
-        print(f"chat with {name} at {self._address}", file=sys.stderr, flush=True)
+        names = " and ".join(one.name for one in shown)
+        print(f"chat with {names} at {self._address}", file=sys.stderr, flush=True)
         # open tabs keep an event stream open indefinitely; do not wait for them
         uvicorn.Server(uvicorn_config(app, timeout_graceful_shutdown=1)).run(sockets=[self._listener])

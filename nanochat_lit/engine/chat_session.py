@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
@@ -15,6 +15,16 @@ from nanochat_lit.tokenizer import validate_conversation
 
 Message = dict[str, Any]
 """{"role": "system" | "user" | "assistant", "content": text, or parts for the assistant}, as in tokenizer/chat.py."""
+
+
+class TokenScore(NamedTuple):
+    """A sampled token and the most likely ones at its position."""
+
+    text: str
+    logprob: float
+    """Log-probability at temperature 1, in nats."""
+    top: Sequence[tuple[str, float]]
+    """Texts and log-probabilities of the most likely tokens."""
 
 
 class Answer:
@@ -33,6 +43,8 @@ class Answer:
         """Seconds from the question to the newest token, regardless of when it was read."""
         self.finish_reason: str | None = None
         """"stop" if the model ended it, "length" at the token limit; None while it is running or if it was stopped."""
+        self.scores: list[TokenScore] = []
+        """Tokens so far, if log-probabilities were requested; not those of calculator results."""
         self.stop = stop
         self.pieces: Generator[Piece, None, None]
         """Iterator over the chunks; set by the chat model."""
@@ -41,8 +53,13 @@ class Answer:
 class ChatModel(Protocol):
     """Answers conversations, concurrently if called from several threads."""
 
-    def answer(self, messages: Sequence[Message], settings: SamplingParams) -> Answer:
+    def answer(self, messages: Sequence[Message], settings: SamplingParams, top_logprobs: int = 0) -> Answer:
         """Start the answer to a conversation that ends with a user message.
+
+        Args:
+            messages: The conversation.
+            settings: Sampling settings.
+            top_logprobs: How many of the most likely tokens to report at each position; 0 disables `Answer.scores`.
 
         Raises:
             UserError: If it cannot be answered: too long, invalid settings, no server, or too many requests.
@@ -62,6 +79,8 @@ class ChatSession:
     """Sampling settings."""
     system: str = ""
     """System prompt; empty for none."""
+    top_logprobs: int = 0
+    """How many of the most likely tokens to report at each position of the next answers; 0 reports none."""
     messages: list[Message] = field(default_factory=list)
     """Alternating messages, from a user message to an assistant message; answers are lists of parts."""
     answer: Answer | None = None
@@ -133,11 +152,14 @@ class ChatSession:
         """
         self._check_not_empty()
         self.check_saved(path)
-        saved = {"messages": self._with_system(self.messages), "settings": self.settings.numbers()}
         try:
-            write_json(path, saved)
+            write_json(path, self.to_saved())
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+    def to_saved(self) -> dict[str, Any]:
+        """Return what `save` writes."""
+        return {"messages": self._with_system(self.messages), "settings": self.settings.numbers()}
 
     @staticmethod
     def check_saved(path: str | os.PathLike[str]) -> None:
@@ -152,15 +174,27 @@ class ChatSession:
         Raises:
             UserError: If the file is missing or has other contents.
         """
-        saved = read_json(path)
+        return cls.from_saved(read_json(path), str(path))
+
+    @classmethod
+    def from_saved(cls, saved: object, where: str) -> "ChatSession":
+        """Return the conversation of `to_saved`.
+
+        Args:
+            saved: Contents of a file, or of another untrusted source.
+            where: Its name in error messages.
+
+        Raises:
+            UserError: If it is something else.
+        """
         if not isinstance(saved, dict) or set(saved) != {"messages", "settings"}:
-            raise UserError(f'{path}: not a saved conversation, which is {{"messages": [...], "settings": {{...}}}}')
+            raise UserError(f'{where}: not a saved conversation, which is {{"messages": [...], "settings": {{...}}}}')
         messages, settings = saved["messages"], saved["settings"]
-        validate_conversation({"messages": messages}, str(path))
+        validate_conversation({"messages": messages}, where)
         if messages[-1]["role"] != "assistant":
-            raise UserError(f"{path}: ends with a question; add an answer or remove the question")
+            raise UserError(f"{where}: ends with a question; add an answer or remove the question")
         if not isinstance(settings, dict):
-            raise UserError(f"{path}: settings must be an object such as {CHAT_PARAMS.numbers()}")
+            raise UserError(f"{where}: settings must be an object such as {CHAT_PARAMS.numbers()}")
         has_system = messages[0]["role"] == "system"
         return cls(
             settings=CHAT_PARAMS.updated(settings),
@@ -180,7 +214,8 @@ class ChatSession:
     def _reply(self, model: ChatModel, before: list[Message], text: str) -> Generator[Piece, None, None]:
         messages: list[Message] = [*before, {"role": "user", "content": text}]
         seed = (self.settings.seed + self.num_answers) % 2**63
-        answer = model.answer(self._with_system(messages), dataclasses.replace(self.settings, seed=seed))
+        settings = dataclasses.replace(self.settings, seed=seed)
+        answer = model.answer(self._with_system(messages), settings, self.top_logprobs)
         parts: list[dict[str, Any]] = []
         self.messages = [*messages, {"role": "assistant", "content": parts}]
         self.answer = answer

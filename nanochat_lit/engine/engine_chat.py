@@ -11,7 +11,7 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.chat_session import Answer, Message
+from nanochat_lit.engine.chat_session import Answer, Message, TokenScore
 from nanochat_lit.engine.engine import Emitted, Engine
 from nanochat_lit.engine.sampling_params import FAILED, Request, SamplingParams
 from nanochat_lit.engine.scheduler import QueueFull, Scheduler
@@ -71,6 +71,7 @@ class EngineChat:
     def __init__(self, engine: Engine, max_queue: int = 64) -> None:
         self._engine = engine
         self._scheduler = Scheduler(engine, max_queue)
+        self._names = {token_id: name for name, token_id in engine.tokenizer.special_ids.items()}
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._outboxes: dict[Hashable, _Outbox] = {}
         self._keys = itertools.count()
@@ -88,7 +89,7 @@ class EngineChat:
         self._orders.put(None)
         self._thread.join()
 
-    def answer(self, messages: Sequence[Message], settings: SamplingParams) -> Answer:
+    def answer(self, messages: Sequence[Message], settings: SamplingParams, top_logprobs: int = 0) -> Answer:
         """Start an answer; see `ChatModel`.
 
         Raises:
@@ -96,7 +97,8 @@ class EngineChat:
         """
         context = self._engine.model.config.sequence_len
         prompt_ids, num_dropped = fit_chat_prompt(self._engine.tokenizer, messages, context, settings.max_new_tokens)
-        request = Request(prompt_ids=prompt_ids, **vars(settings))
+        scores = {"logprobs": top_logprobs > 0, "top_logprobs": top_logprobs}
+        request = Request(prompt_ids=prompt_ids, **scores, **vars(settings))
         self._engine.check(request)
         key, outbox = next(self._keys), _Outbox()
 
@@ -121,9 +123,15 @@ class EngineChat:
             answer.elapsed_s = time_s - started_s
             answer.num_tokens += emitted.token_id not in self._engine.end_ids
             answer.finish_reason = emitted.finish_reason
+            if emitted.logprob is not None:
+                top = [(self._text(token_id), logprob) for token_id, logprob in emitted.top]
+                answer.scores.append(TokenScore(self._text(emitted.token_id), emitted.logprob, top))
             yield from emitted.pieces
             if emitted.finish_reason is not None:
                 return
+
+    def _text(self, token_id: int) -> str:
+        return self._names.get(token_id) or self._engine.tokenizer.bytes_of(token_id).decode("utf-8", "replace")
 
     def _run(self) -> None:
         try:

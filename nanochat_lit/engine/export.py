@@ -19,6 +19,7 @@ from nanochat_lit.engine.export_folder import GENERATION_FIELDS, check_files, ch
 from nanochat_lit.engine.hub import SCHEME, HubModel, fetch_model
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS, SamplingParams
 from nanochat_lit.model import GPT, GPTConfig
+from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.model.export import load_model
 from nanochat_lit.model.export import read_config as read_export_config
 from nanochat_lit.model.packed import Quantization, pack_linears
@@ -143,6 +144,41 @@ def limits_of(provenance: Mapping[str, Any]) -> str | None:
     if isinstance(steps, int) and isinstance(planned, int) and steps < planned:
         return f"training was stopped after step {steps} of {planned}"
     return None
+
+
+def about_model(source: Path, config: GPTConfig) -> str:
+    """Return sentences on the size and the training of a model, as far as they are recorded, and on its limits.
+
+    Args:
+        source: Result of `find_model`.
+        config: Configuration of the model.
+    """
+    provenance = read_provenance(source)
+    size = (
+        f"{config.n_layer} layers of width {config.n_embd}, {count_parameters(config).total / 1e6:.3g} million "
+        f"parameters, context {config.sequence_len:,} tokens."
+    )
+    limits = f" Note: {limits}." if (limits := limits_of(provenance)) else ""
+    if "stage" not in provenance:
+        return size + limits
+    tokens, data = provenance.get("tokens"), provenance.get("data") or _data_of(source)
+    amount = f", {tokens / 1e6:,.3g} million tokens" if isinstance(tokens, int) else ""
+    return f"{size} Last stage of training: {provenance['stage']}{amount}{f', on {data}' if data else ''}.{limits}"
+
+
+def _data_of(source: Path) -> str:
+    """Return the names of the data in the recipe of the run folder around a model; empty if there is none."""
+    import yaml
+
+    path = source.resolve().parents[1 if source.is_file() else 0] / "config.yaml"
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["init_args"]
+        train = data.get("train", data.get("source"))
+        if isinstance(train, dict):
+            return ", ".join([train["class_path"].rpartition(".")[2]] if "class_path" in train else train)
+        return "/".join(Path(data["path"]).parts[-2:])
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return ""
 
 
 def export_checkpoint(path: str | Path, out: str | Path) -> None:

@@ -104,7 +104,7 @@ class ChatAPI(litserve.LitAPI):
         import torch
 
         from nanochat_lit.engine.engine import Engine
-        from nanochat_lit.engine.export import load_export, load_generation_defaults
+        from nanochat_lit.engine.export import about_model, find_model, load_export, load_generation_defaults
         from nanochat_lit.engine.scheduler import Scheduler
         from nanochat_lit.model.packed import describe_kernel
         from nanochat_lit.serve.messages import Ready
@@ -133,7 +133,8 @@ class ChatAPI(litserve.LitAPI):
             return
         self.end_ids = engine.end_ids
         self.scheduler = Scheduler(engine, settings.max_queue)
-        self.ready = Ready(settings.num_slots, model.config.sequence_len, defaults, describe_kernel(model))
+        about = about_model(find_model(settings.model), model.config)
+        self.ready = Ready(settings.num_slots, model.config.sequence_len, defaults, describe_kernel(model), about)
 
     async def authorize(self, request: Request) -> None:
         """Check the Bearer token; LitServe calls this for every endpoint of the spec."""

@@ -1,22 +1,40 @@
-"""Actions of the chat page on one conversation, independent of the page itself."""
+"""Actions of the chat page on its conversations, independent of the page itself."""
 
+import contextlib
+import json
+import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_session import ChatModel, ChatSession
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.chat_view import shown_messages, status_line, typed_text
+from nanochat_lit.serve.chat_view import shown_messages, status_line, tokens_html, typed_text
 
 REFRESH_S = 0.05
 """Minimum interval between views of a growing answer in seconds; limits the browser's rendering work."""
 
+TOP_LOGPROBS = 5
+"""Alternatives shown for each token."""
+
+
+class ShownModel(NamedTuple):
+    """A model on the page."""
+
+    model: ChatModel
+    name: str
+    about: str = ""
+    """Its size and training; untrusted text."""
+    problem: Callable[[], str | None] = lambda: None
+    """Returns why it cannot answer now; None if it can."""
+
 
 class TabView(NamedTuple):
-    """Contents of a tab."""
+    """What is shown of one conversation."""
 
     messages: list[dict[str, Any]]
     """Messages for Gradio's Chatbot."""
@@ -24,10 +42,12 @@ class TabView(NamedTuple):
     """Status line of the last answer."""
     is_running: bool
     """Whether an answer is being generated."""
+    tokens: str = ""
+    """HTML of the last answer's tokens with their probabilities, if requested."""
 
 
 class ChatTab:
-    """A conversation in a browser tab. Methods are thread-safe.
+    """A conversation with one model. Methods are thread-safe.
 
     Requesting an answer first stops the current one. The views of an answer end when another one replaces it.
 
@@ -38,7 +58,8 @@ class ChatTab:
 
     def __init__(self, model: ChatModel, settings: SamplingParams) -> None:
         self._model = model
-        self._conversation = ChatSession(settings=settings)
+        self.conversation = ChatSession(settings=settings)
+        """The conversation."""
         self._lock = threading.Lock()
         self.is_markdown = False
         """Whether the page renders Markdown."""
@@ -49,27 +70,36 @@ class ChatTab:
         Raises:
             UserError: If it cannot be answered; `view` then returns the previous state or the partial answer.
         """
-        return self._answering(lambda: self._conversation.ask(self._model, _typed(text)))
+        return self._answering(lambda: self.conversation.ask(self._model, _typed(text)))
 
     def retry(self) -> Iterator[TabView]:
         """Regenerate the last answer; raises as `send`."""
-        is_same = self._conversation.settings.temperature == 0
+        is_same = self.conversation.settings.temperature == 0
         note = "the answer is identical at temperature 0; increase it for a different one" if is_same else ""
-        return self._answering(lambda: self._conversation.retry(self._model), note)
+        return self._answering(lambda: self.conversation.retry(self._model), note)
 
-    def edit(self, shown_index: object, text: object) -> Iterator[TabView]:
-        """Replace a question, given by its index among the shown messages; raises as `send`."""
-        return self._answering(
-            lambda: self._conversation.edit(self._model, self._index_of_question(shown_index), _typed(text))
-        )
+    def edit(self, index: int, text: object) -> Iterator[TabView]:
+        """Replace a question, given by its index in the conversation; raises as `send`."""
 
-    def _index_of_question(self, shown_index: object) -> int:
-        shown = shown_messages(self._conversation.messages)
+        def begin() -> Generator[Piece, None, None]:
+            if index >= len(self.conversation.messages):
+                raise UserError("that question was removed; send it as a new message")
+            return self.conversation.edit(self._model, index, _typed(text))
+
+        return self._answering(begin)
+
+    def index_of_question(self, shown_index: object) -> int:
+        """Return the index in the conversation of a shown question.
+
+        Raises:
+            UserError: If there is none.
+        """
+        shown = shown_messages(self.conversation.messages)
         if isinstance(shown_index, int) and 0 <= shown_index < len(shown) and shown[shown_index][1]["role"] == "user":
             return shown[shown_index][0]
         raise UserError("that question was removed; send it as a new message")
 
-    def undo(self) -> tuple[TabView, str]:
+    def undo(self) -> str:
         """Remove the last question with its answer, and return the question.
 
         Raises:
@@ -77,60 +107,189 @@ class ChatTab:
         """
         with self._lock:
             self.stop()
-            question = self._conversation.undo()
-        return self.view(), question
+            return self.conversation.undo()
 
-    def clear(self) -> TabView:
+    def clear(self) -> None:
         """Start a new conversation."""
         with self._lock:
             self.stop()
-            self._conversation.clear()
-        return self.view()
+            self.conversation.clear()
+
+    def open(self, conversation: ChatSession) -> None:
+        """Continue another conversation."""
+        with self._lock:
+            self.stop()
+            self.conversation = conversation
 
     def stop(self) -> None:
         """Stop the current answer; keeps the text so far."""
-        if self._conversation.answer is not None:
-            self._conversation.answer.stop()
+        if self.conversation.answer is not None:
+            self.conversation.answer.stop()
 
-    def configure(self, settings: Mapping[str, Any], system: object) -> None:
-        """Set the sampling settings and the system prompt of the next answers.
+    def configure(self, settings: Mapping[str, Any], system: object, *, is_markdown: bool, is_scored: bool) -> None:
+        """Set the sampling settings and the system prompt of the next answers, and what is shown.
 
         Args:
             settings: Fields of `SamplingParams` by name; None keeps a field.
             system: The system prompt.
+            is_markdown: Render Markdown.
+            is_scored: Show the probabilities of tokens.
 
         Raises:
             UserError: If a value is not allowed.
         """
         if not isinstance(system, str):
             raise UserError("the system prompt must be text")
-        self._conversation.settings = self._conversation.settings.updated(settings)
-        self._conversation.system = system.strip()
+        self.conversation.settings = self.conversation.settings.updated(settings)
+        self.conversation.system = system.strip()
+        self.conversation.top_logprobs = TOP_LOGPROBS if is_scored else 0
+        self.is_markdown = is_markdown
 
-    def view(self, status: str = "", is_running: bool = False) -> TabView:
+    def view(self, status: str = "", is_running: bool = False, tokens: str = "") -> TabView:
         """Return the current contents."""
-        shown = shown_messages(self._conversation.messages, self.is_markdown)
-        return TabView([message for _, message in shown], status, is_running)
+        shown = shown_messages(self.conversation.messages, self.is_markdown)
+        return TabView([message for _, message in shown], status, is_running, tokens)
 
     def _answering(self, begin: Callable[[], Generator[Piece, None, None]], note: str = "") -> Iterator[TabView]:
         with self._lock:
             self.stop()
             pieces = begin()
-            answer = self._conversation.answer
+            answer = self.conversation.answer
         assert answer is not None
         shown_s = time.perf_counter()
         try:
             yield self.view(is_running=True)
             for _ in pieces:
                 now_s = time.perf_counter()
-                if now_s - shown_s >= REFRESH_S and self._conversation.answer is answer:
+                if now_s - shown_s >= REFRESH_S and self.conversation.answer is answer:
                     shown_s = now_s
                     yield self.view(status_line(answer, is_running=True), is_running=True)
         finally:  # also runs when the tab is closed
             answer.stop()
             pieces.close()
-        if self._conversation.answer is answer:
-            yield self.view(status_line(answer, is_running=False, note=note))
+        if self.conversation.answer is answer:
+            yield self.view(status_line(answer, is_running=False, note=note), tokens=tokens_html(answer.scores))
+
+
+class BrowserTab:
+    """A tab of the browser: the same questions to one model, or to two side by side.
+
+    Args:
+        models: Models that answer.
+        settings: Initial sampling settings.
+    """
+
+    def __init__(self, models: Sequence[ChatModel], settings: SamplingParams) -> None:
+        self.sides = [ChatTab(model, settings) for model in models]
+        """The conversation with each model."""
+        self._id = ""
+
+    def views(self) -> list[TabView]:
+        """Return the current contents."""
+        return [side.view() for side in self.sides]
+
+    def answering(self, begin: Callable[[ChatTab], Iterator[TabView]]) -> Iterator[list[TabView]]:
+        """Start an answer of each model and yield the views of all sides.
+
+        Args:
+            begin: Starts the answer of one side, such as `ChatTab.retry`.
+
+        Raises:
+            UserError: If a model cannot answer; raised once the others have.
+        """
+        self._id = self._id or secrets.token_hex(8)
+        if len(self.sides) == 1:
+            for view in begin(self.sides[0]):
+                yield [view]
+            return
+        views, errors = [side.view(is_running=True) for side in self.sides], []
+        news: SimpleQueue[tuple[int, TabView | Exception | None]] = SimpleQueue()
+
+        def run(index: int) -> None:
+            try:
+                for view in begin(self.sides[index]):
+                    news.put((index, view))
+            except Exception as error:  # noqa: BLE001 - raised by the reader
+                news.put((index, error))
+            news.put((index, None))
+
+        running = set(range(len(self.sides)))
+        for index in running:
+            threading.Thread(target=run, args=(index,), daemon=True).start()
+        try:
+            while running:
+                index, item = news.get()
+                if isinstance(item, TabView):
+                    views[index] = item
+                    yield [view._replace(is_running=bool(running - {index}) or view.is_running) for view in views]
+                elif item is None:
+                    running.discard(index)
+                else:
+                    errors.append(item)
+                    views[index] = self.sides[index].view()
+        finally:
+            self.stop()
+        if errors:
+            raise errors[0]
+
+    def edit(self, side: int, shown_index: object, text: object) -> Iterator[list[TabView]]:
+        """Replace a question that is shown on one side, on all of them; raises as `ChatTab.send`."""
+        index = self.sides[side].index_of_question(shown_index)
+        yield from self.answering(lambda chat: chat.edit(index, text))
+
+    def undo(self) -> str:
+        """Remove the last question with its answers, and return the question; raises as `ChatTab.undo`."""
+        question = self.sides[0].undo()
+        for side in self.sides[1:]:
+            with contextlib.suppress(UserError):  # the question failed on this side
+                side.undo()
+        return question
+
+    def clear(self) -> None:
+        """Start a new conversation."""
+        self._id = ""
+        for side in self.sides:
+            side.clear()
+
+    def stop(self) -> None:
+        """Stop the current answers."""
+        for side in self.sides:
+            side.stop()
+
+    def saved(self) -> str:
+        """Return the conversation as JSON, for the browser to store: {"id", "chats": [what /load reads, ...]}."""
+        if not self._id:
+            return ""
+        chats = [side.conversation.to_saved() for side in self.sides if side.conversation.messages]
+        return json.dumps({"id": self._id, "chats": chats})
+
+    def open(self, text: object) -> None:
+        """Continue a stored conversation.
+
+        Args:
+            text: Result of `saved`, from the browser and thus untrusted.
+
+        Raises:
+            UserError: If it is something else; the current conversation then stays.
+        """
+        where = "the stored conversation"
+        try:
+            saved = json.loads(text) if isinstance(text, str) else None
+        except (ValueError, RecursionError):
+            saved = None
+        chats = saved.get("chats") if isinstance(saved, dict) else None
+        if (
+            not isinstance(saved, dict)
+            or not isinstance(chats, list)
+            or not isinstance(saved.get("id"), str)
+            or not chats
+        ):
+            raise UserError(f"{where} cannot be read; delete it")
+        found = [ChatSession.from_saved(chat, where) for chat in chats[: len(self.sides)]]
+        self._id = saved["id"]
+        for index, side in enumerate(self.sides):
+            # a conversation with one model goes on with both
+            side.open(found[index] if index < len(found) else ChatSession.from_saved(chats[0], where))
 
 
 def _typed(text: object) -> str:

@@ -4,20 +4,25 @@ The page makes no third-party requests: Gradio's analytics, run history and link
 Content-Security-Policy (serve/page_gate.py) prevents the browser from loading external resources, such as an image in a
 model's Markdown, which would reveal the reader to its server.
 
-Conversations are stored here by session. Answers end through their own `stop`, not through Gradio's event cancellation,
+The browser stores the conversations (chat_page.js); here is the open one of each session. Answers end through their own `stop`, not through Gradio's event cancellation,
 which would discard the text shown so far.
 """
 
 import html
+import json
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.chat_session import ChatModel
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.chat_tab import ChatTab, TabView
+from nanochat_lit.serve.chat_tab import BrowserTab, ShownModel, TabView
+from nanochat_lit.serve.chat_view import escaped
 from nanochat_lit.serve.gate import Gate
 from nanochat_lit.serve.page_gate import PageGate
 
@@ -36,86 +41,88 @@ EXAMPLES = (
     "What is 12 + 30?",
     "How many letters r are in strawberry?",
     "What is the opposite of hot?",
+    "Tell me a story about a fox.",
+    "What can you do?",
 )
 
-_Updates = tuple[Any, Any, Any]
-"""Updates of the Chatbot, the text box and the status line."""
+_Updates = list[Any]
+"""Updates of `_Parts.outputs`."""
 
 _SETTINGS = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")
 
 # hidden: no loading overlay; no limit: tabs run concurrently; private: functions need a session
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
 
-_CSS = """
-.gradio-container > main { max-width: 880px !important; }
-.gradio-container h3 { margin: 0; }
-#chat { border-width: 0 !important; }
-#chat, #chat .bubble-wrap { background: none; }
-#chat .bubble-wrap { padding-top: 2.5em !important; }
-#chat .message-markdown-disabled .md { white-space: pre-wrap; }
-#chat .examples { grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)) !important; max-width: 640px; margin: 0 auto; }
-#status { min-height: 1.4em; padding: 0 0.6em; }
-#status * { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
-#message textarea { font-size: var(--text-lg); padding: 0.7em; }
-#message .input-container { align-items: center; }
-#message button { margin: 0 0.4em 0 0; }
-"""
+_KEYS = "Enter sends, Shift+Enter begins a line, Esc stops."
+
+SAVE_EVERY_S = 1.0
+"""Interval at which the browser stores a growing answer, in seconds."""
 
 
 class OpenTabs:
     """All open tabs.
 
     Args:
-        model: Model that answers.
+        models: Models that answer, one or two.
         settings: Initial sampling settings.
     """
 
-    def __init__(self, model: ChatModel, settings: SamplingParams) -> None:
-        self._model, self._settings = model, settings
-        self._tabs: OrderedDict[str, ChatTab] = OrderedDict()
+    def __init__(self, models: Sequence[ChatModel], settings: SamplingParams) -> None:
+        self._models, self._settings = models, settings
+        self._tabs: OrderedDict[str, BrowserTab] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, request: "gradio.Request") -> ChatTab:
+    def of(self, request: "gradio.Request") -> BrowserTab:
         """Return the tab of a request."""
         session = str(request.session_hash)
         with self._lock:
-            tab = self._tabs.pop(session, None) or ChatTab(self._model, self._settings)
+            tab = self._tabs.pop(session, None) or BrowserTab(self._models, self._settings)
             self._tabs[session] = tab  # most recently used last
             if len(self._tabs) > MAX_TABS:
                 self._tabs.popitem(last=False)[1].stop()
         return tab
 
 
-def build_page(model: ChatModel, name: str, settings: SamplingParams, max_new_tokens: int) -> "gradio.Blocks":
+@dataclass(kw_only=True)
+class _Parts:
+    """Components that the events read and write."""
+
+    controls: list[Any]
+    chatbots: list[Any]
+    others: list[Any]
+    """Status line and tokens of each chatbot."""
+    box: Any
+    saved: Any
+    listing: Any
+
+    @property
+    def outputs(self) -> list[Any]:
+        return [*self.chatbots, *self.others, self.box, self.saved]
+
+    def on(self, event: str) -> list[Any]:
+        """Return an event of every chatbot."""
+        return [getattr(chatbot, event) for chatbot in self.chatbots]
+
+
+def build_page(shown: Sequence[ShownModel], settings: SamplingParams, max_new_tokens: int) -> "gradio.Blocks":
     """Build the page as Gradio Blocks.
 
     Args:
-        model: Model that answers.
-        name: Model name on the page.
+        shown: The model that answers, and optionally another one to compare it with.
         settings: Initial values of the controls.
         max_new_tokens: Maximum of the slider of new tokens.
     """
     import gradio as gr
 
+    title = " and ".join(one.name for one in shown)
     # analytics_enabled=False also disables the thread that checks for a new Gradio version
-    with gr.Blocks(title=f"{name} · nanochat-lit", analytics_enabled=False, fill_height=True) as page:
+    with gr.Blocks(title=f"{title} · nanochat-lit", analytics_enabled=False, fill_height=True) as page:
+        with gr.Sidebar(position="left", open=False, width=280) as sidebar:
+            buttons, listing = _list_of_conversations()
         with gr.Sidebar(position="right", open=False):
-            controls, markdown = _controls(settings, max_new_tokens)
-        gr.Markdown(f"### {name}")
-        chatbot = gr.Chatbot(
-            elem_id="chat",
-            show_label=False,
-            scale=1,
-            editable="user",
-            buttons=["copy", "copy_all"],
-            placeholder=f"Say something to **{name}**, or begin with one of these.",
-            examples=[{"text": text} for text in EXAMPLES],
-            feedback_options=None,
-            latex_delimiters=[],
-            # off: user input such as a * b * c is shown literally
-            render_markdown=False,
-        )
-        status = gr.Markdown(elem_id="status")
+            controls = _controls(settings, max_new_tokens)
+        with gr.Row(elem_id="page", scale=1):
+            sides = [_side(index, one) for index, one in enumerate(shown)]
         box = gr.Textbox(
             elem_id="message",
             show_label=False,
@@ -125,14 +132,62 @@ def build_page(model: ChatModel, name: str, settings: SamplingParams, max_new_to
             autofocus=True,
             max_lines=8,
         )
-        tabs, outputs = OpenTabs(model, settings), [chatbot, box, status]
-        _connect_answers(tabs, chatbot, box, controls, outputs)
-        _connect_changes(tabs, chatbot, box, markdown, outputs)
+        saved = gr.Textbox(visible=False)
+        parts = _Parts(
+            controls=controls,
+            chatbots=[chatbot for chatbot, *_ in sides],
+            others=[other for _, *others in sides for other in others],
+            box=box,
+            saved=saved,
+            listing=listing,
+        )
+        tabs = OpenTabs([one.model for one in shown], settings)
+        _connect_answers(tabs, parts)
+        _connect_changes(tabs, parts)
+        _connect_conversations(page, tabs, parts, buttons, sidebar)
     return page
 
 
-def _controls(settings: SamplingParams, max_new_tokens: int) -> tuple[list[Any], "gradio.Checkbox"]:
-    """Return the controls for `ChatTab.configure` (_SETTINGS in order, then the system prompt) and for Markdown."""
+def _side(index: int, shown: ShownModel) -> tuple[Any, Any, Any]:
+    """Return the chatbot, the status line and the tokens of one model."""
+    import gradio as gr
+
+    with gr.Column(min_width=300):
+        gr.Markdown(f"### {escaped(shown.name)}")
+        chatbot = gr.Chatbot(
+            elem_id=f"chat-{index}",
+            show_label=False,
+            scale=1,
+            editable="user",
+            buttons=["copy"],
+            placeholder=f"Chat with **{escaped(shown.name)}**\n\n{escaped(shown.about)}\n\n{_KEYS}",
+            examples=[{"text": text} for text in EXAMPLES],
+            feedback_options=None,
+            latex_delimiters=[],
+        )
+        tokens = gr.HTML(elem_id=f"tokens-{index}", elem_classes="tokens", js_on_load=None)
+        status = gr.Markdown(elem_classes="status")
+    return chatbot, status, tokens
+
+
+def _list_of_conversations() -> tuple[dict[str, Any], Any]:
+    """Return the buttons by name, and the list; its contents are set by the browser (chat_page.js)."""
+    import gradio as gr
+
+    buttons = {"new": gr.Button("New chat", variant="primary", size="sm")}
+    listing = gr.Radio([], elem_id="listing", label="Conversations", container=False)
+    listing.preprocess = lambda value: value  # the choices are not known here
+    with gr.Row():
+        buttons |= {name: gr.Button(name.capitalize(), size="sm", min_width=90) for name in ("rename", "delete")}
+    with gr.Row():
+        buttons |= {"md": gr.Button("Export Markdown", size="sm", min_width=90)}
+        buttons |= {"json": gr.Button("Export JSON", size="sm", min_width=90)}
+    gr.Markdown("Conversations are stored in this browser only.")
+    return buttons, listing
+
+
+def _controls(settings: SamplingParams, max_new_tokens: int) -> list[Any]:
+    """Return the controls: _SETTINGS in order, the system prompt, Markdown and probabilities."""
     import gradio as gr
 
     controls = [
@@ -142,89 +197,166 @@ def _controls(settings: SamplingParams, max_new_tokens: int) -> tuple[list[Any],
         gr.Slider(1, max_new_tokens, min(settings.max_new_tokens, max_new_tokens), step=1, label="New tokens"),
         gr.Number(settings.seed, label="Seed", precision=0),
         gr.Textbox(label="System prompt", lines=3, placeholder="Instructions before the first message"),
+        gr.Checkbox(label="Show Markdown", value=True),
+        gr.Checkbox(label="Show probabilities of tokens", value=False, info="of the next answers"),
     ]
     for control in controls:
         # checked by `SamplingParams`; Gradio's own checks would replace the conversation by an error
         control.preprocess = lambda value: value
-    return controls, gr.Checkbox(label="Show Markdown", value=False)
+    return controls
 
 
-def _connect_answers(
-    tabs: OpenTabs, chatbot: "gradio.Chatbot", box: "gradio.Textbox", controls: Sequence[Any], outputs: Sequence[Any]
-) -> None:
-    """Connect the events that generate an answer."""
+def _configure(tab: BrowserTab, values: Sequence[Any]) -> None:
+    """Set the values of the controls; raises as `ChatTab.configure`."""
+    *numbers, system, is_markdown, is_scored = values
+    for side in tab.sides:
+        side.configure(
+            dict(zip(_SETTINGS, numbers, strict=True)),
+            system,
+            is_markdown=is_markdown is True,
+            is_scored=is_scored is True,
+        )
+
+
+def _connect_answers(tabs: OpenTabs, parts: _Parts) -> None:
+    """Connect the events that generate answers."""
     import gradio as gr
 
     def send(request: gr.Request, text: str, *values: Any) -> Iterator[_Updates]:
         tab = tabs.of(request)
         if isinstance(text, str) and not text.strip():
-            yield _updates(tab.view())
+            yield _updates(tab, tab.views())
         else:
-            yield from _answering(tab, tab.send(text), values, typed=text)
+            yield from _answering(tab, tab.answering(lambda side: side.send(text)), values, typed=text)
 
     def send_example(request: gr.Request, event: gr.SelectData, *values: Any) -> Iterator[_Updates]:
         tab = tabs.of(request)
-        yield from _answering(tab, tab.send(event.value.get("text") if isinstance(event.value, dict) else None), values)
+        text = event.value.get("text") if isinstance(event.value, dict) else None
+        yield from _answering(tab, tab.answering(lambda side: side.send(text)), values)
 
     def retry(request: gr.Request, *values: Any) -> Iterator[_Updates]:
         tab = tabs.of(request)
-        yield from _answering(tab, tab.retry(), values)
+        yield from _answering(tab, tab.answering(lambda side: side.retry()), values)
 
-    def edit(request: gr.Request, event: gr.EditData, *values: Any) -> Iterator[_Updates]:
-        tab = tabs.of(request)
-        index = event.index[0] if isinstance(event.index, list) and event.index else event.index
-        yield from _answering(tab, tab.edit(index, event.value), values)
+    def edit_on(side: int) -> Callable[..., Iterator[_Updates]]:
+        def edit(request: gr.Request, event: gr.EditData, *values: Any) -> Iterator[_Updates]:
+            tab = tabs.of(request)
+            index = event.index[0] if isinstance(event.index, list) and event.index else event.index
+            yield from _answering(tab, tab.edit(side, index, event.value), values)
 
-    box.submit(send, [box, *controls], outputs, **_QUIET)
-    chatbot.example_select(send_example, controls, outputs, **_QUIET)
-    chatbot.retry(retry, controls, outputs, **_QUIET)
-    chatbot.edit(edit, controls, outputs, **_QUIET)
+        return edit
+
+    parts.box.submit(send, [parts.box, *parts.controls], parts.outputs, **_QUIET)
+    gr.on(parts.on("example_select"), send_example, parts.controls, parts.outputs, **_QUIET)
+    gr.on(parts.on("retry"), retry, parts.controls, parts.outputs, **_QUIET)
+    for index, chatbot in enumerate(parts.chatbots):
+        chatbot.edit(edit_on(index), parts.controls, parts.outputs, **_QUIET)
 
 
-def _connect_changes(
-    tabs: OpenTabs,
-    chatbot: "gradio.Chatbot",
-    box: "gradio.Textbox",
-    markdown: "gradio.Checkbox",
-    outputs: Sequence[Any],
-) -> None:
-    """Connect the events that change the conversation without generating."""
+def _connect_changes(tabs: OpenTabs, parts: _Parts) -> None:
+    """Connect the events that change the conversation or its look without generating."""
     import gradio as gr
 
     def undo(request: gr.Request) -> _Updates:
         tab = tabs.of(request)
         try:
-            view, question = tab.undo()
+            question = tab.undo()
         except UserError as error:
             _warn(error)
-            return _updates(tab.view())
-        return _updates(view, value=question)
-
-    def clear(request: gr.Request) -> _Updates:
-        return _updates(tabs.of(request).clear())
+            return _updates(tab, tab.views())
+        return _updates(tab, tab.views(), value=question)
 
     def stop(request: gr.Request) -> None:
         tabs.of(request).stop()
 
-    def render_markdown(request: gr.Request, is_on: bool) -> Any:
+    def render_markdown(request: gr.Request, is_on: bool) -> list[Any]:
         tab = tabs.of(request)
-        tab.is_markdown = is_on is True
-        return gr.update(value=tab.view().messages, render_markdown=tab.is_markdown)
+        for side in tab.sides:
+            side.is_markdown = is_on is True
+        return [gr.update(value=view.messages, render_markdown=is_on is True) for view in tab.views()]
 
-    chatbot.undo(undo, None, outputs, **_QUIET)
-    chatbot.clear(clear, None, outputs, **_QUIET)
-    box.stop(stop, None, None, **_QUIET)  # queued like the others: the gate blocks other ways to call a function
-    markdown.change(render_markdown, markdown, chatbot, **_QUIET)
+    gr.on(parts.on("undo"), undo, None, parts.outputs, **_QUIET)
+    parts.box.stop(stop, None, None, **_QUIET)  # queued like the others: the gate blocks other ways to call a function
+    parts.controls[-2].change(render_markdown, parts.controls[-2], parts.chatbots, **_QUIET)
+
+
+def _connect_conversations(
+    page: "gradio.Blocks", tabs: OpenTabs, parts: _Parts, buttons: dict[str, Any], sidebar: Any
+) -> None:
+    """Connect the list of conversations, which the browser stores, and what a reload restores."""
+    import gradio as gr
+
+    def restore(request: gr.Request, settings: object, chat: object, draft: object) -> list[Any]:
+        tab, values = tabs.of(request), _kept_values(settings, len(parts.controls))
+        try:
+            if values:
+                _configure(tab, values)
+        except UserError:  # of another model, or damaged
+            values = None
+        shown = [gr.skip()] * len(parts.controls) if values is None else values
+        updates = open_chat(request, chat) if chat else [*_updates(tab, tab.views()), *shown]
+        if values is not None:
+            updates[-2:] = shown[-2:]
+        if isinstance(draft, str) and draft:
+            updates[len(parts.outputs) - 2] = gr.update(value=draft)
+        return updates
+
+    def open_chat(request: gr.Request, chat: object) -> list[Any]:
+        tab = tabs.of(request)
+        try:
+            tab.open(chat)
+        except UserError as error:
+            _warn(error)
+            return [*_updates(tab, tab.views()), *[gr.skip()] * len(parts.controls)]
+        session = tab.sides[0].conversation
+        numbers = [getattr(session.settings, name) for name in _SETTINGS]
+        return [*_updates(tab, tab.views()), *numbers, session.system, gr.skip(), gr.skip()]
+
+    def create(request: gr.Request, is_wanted: object) -> _Updates:
+        tab = tabs.of(request)
+        if is_wanted is True:
+            tab.clear()
+        return _updates(tab, tab.views())
+
+    script = {"show_progress": "hidden", "api_visibility": "private"}
+    everything = [*parts.outputs, *parts.controls]
+    hidden = [gr.Textbox(visible=False) for _ in range(2)]
+    page.load(None, None, [sidebar, parts.listing], js="() => nanochat.layout()", **script)
+    page.load(restore, [*hidden, parts.box], everything, js="() => nanochat.start()", **_QUIET)
+    parts.saved.change(None, parts.saved, parts.listing, js="(saved) => nanochat.keep(saved)", **script)
+    parts.listing.input(open_chat, parts.listing, everything, js="(id) => [nanochat.stored(id)]", **_QUIET)
+    flag = gr.Checkbox(visible=False)
+    buttons["new"].click(create, flag, parts.outputs, js="() => { nanochat.fresh(); return [true]; }", **_QUIET).then(
+        None, None, parts.listing, js="() => nanochat.listed()", **script
+    )
+    buttons["delete"].click(create, flag, parts.outputs, js="() => [nanochat.remove()]", **_QUIET).then(
+        None, None, parts.listing, js="() => nanochat.listed()", **script
+    )
+    buttons["rename"].click(None, None, parts.listing, js="() => nanochat.rename()", **script)
+    for kind in ("md", "json"):
+        buttons[kind].click(None, None, None, js=f"() => nanochat.download('{kind}')", **script)
+    for control in parts.controls:
+        control.input(None, parts.controls, None, js="(...values) => nanochat.keepSettings(...values)", **script)
+
+
+def _kept_values(text: object, number: int) -> list[Any] | None:
+    """Return the values of the controls that the browser stored; None if there are none."""
+    try:
+        values = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+    is_plain = isinstance(values, list) and not any(isinstance(value, list | dict) for value in values)
+    return values if is_plain and len(values) == number else None
 
 
 def _answering(
-    tab: ChatTab, views: Iterator[TabView], values: Sequence[Any], typed: str | None = None
+    tab: BrowserTab, views: Iterator[list[TabView]], values: Sequence[Any], typed: str | None = None
 ) -> Iterator[_Updates]:
     """Yield updates for the views of an answer, without touching the text box, so that the user can type meanwhile.
 
     Args:
         tab: Tab of the answer.
-        views: Views of the answer; generation starts with the first one.
+        views: Views of the answer; generation starts with the first ones.
         values: Values of the controls.
         typed: Contents of the text box; restored if the message cannot be answered.
     """
@@ -232,16 +364,19 @@ def _answering(
 
     refilled: dict[str, Any] = {} if typed is None else {"value": typed}
     emptied: dict[str, Any] = {} if typed is None else {"value": ""}
-    was_running = False
+    was_running, saved_s = False, 0.0
     try:
-        tab.configure(dict(zip(_SETTINGS, values[:-1], strict=True)), values[-1])
-        for view in views:
-            messages, box, status = _updates(view, **emptied)
-            yield messages, gr.skip() if was_running and view.is_running else box, status
-            refilled, emptied, was_running = {}, {}, view.is_running
+        _configure(tab, values)
+        for shown in views:
+            is_running, now_s = any(view.is_running for view in shown), time.monotonic()
+            *chats, box, saved = _updates(tab, shown, **emptied)
+            is_due = not is_running or now_s - saved_s >= SAVE_EVERY_S
+            saved_s = now_s if is_due else saved_s
+            yield [*chats, gr.skip() if was_running and is_running else box, saved if is_due else gr.skip()]
+            refilled, emptied, was_running = {}, {}, is_running
     except UserError as error:
         _warn(error)
-        yield _updates(tab.view(), **refilled)
+        yield _updates(tab, tab.views(), **refilled)
 
 
 def _warn(error: UserError) -> None:
@@ -250,19 +385,28 @@ def _warn(error: UserError) -> None:
     gr.Warning(html.escape(str(error)), duration=6)
 
 
-def _updates(view: TabView, **box: Any) -> _Updates:
+def _updates(tab: BrowserTab, views: Sequence[TabView], **box: Any) -> _Updates:
     import gradio as gr
 
-    return view.messages, gr.Textbox(submit_btn=not view.is_running, stop_btn=view.is_running, **box), view.status
+    is_running = any(view.is_running for view in views)
+    others = [value for view in views for value in (view.status, view.tokens)]
+    button = gr.Textbox(submit_btn=not is_running, stop_btn=is_running, **box)
+    return [*(view.messages for view in views), *others, button, tab.saved()]
 
 
-def build_app(page: "gradio.Blocks", host: str = "127.0.0.1", allowed_hosts: Sequence[str] = ()) -> "fastapi.FastAPI":
+def build_app(
+    page: "gradio.Blocks",
+    host: str = "127.0.0.1",
+    allowed_hosts: Sequence[str] = (),
+    problem: Callable[[], str | None] = lambda: None,
+) -> "fastapi.FastAPI":
     """Build the ASGI application of the page.
 
     Args:
         page: Result of `build_page`.
         host: Address that the page will be served on.
         allowed_hosts: Allowed values of the Host header in addition to the address; "*" allows all.
+        problem: Returns why the model cannot answer now; None if it can.
     """
     import fastapi
     import gradio as gr
@@ -275,7 +419,7 @@ def build_app(page: "gradio.Blocks", host: str = "127.0.0.1", allowed_hosts: Seq
     # the file of Gradio's default semi-bold weight lacks most letters
     font = (themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif")
     app = fastapi.FastAPI(openapi_url=None)
-    app.add_middleware(PageGate, functions=page.fns)
+    app.add_middleware(PageGate, functions=page.fns, problem=problem)
     app.add_middleware(Gate, host=host, allowed_hosts=allowed_hosts, origins=(), refuse=refuse)  # the last is outermost
     page.has_launched = True  # enables Gradio's check of readable files; not set when the page is mounted
     return gr.mount_gradio_app(
@@ -283,7 +427,8 @@ def build_app(page: "gradio.Blocks", host: str = "127.0.0.1", allowed_hosts: Seq
         page,
         "/",
         theme=themes.Default(primary_hue="blue", font=font),
-        css=_CSS,
+        css_paths=Path(__file__).with_name("chat_page.css"),
+        head=f"<script>{Path(__file__).with_name('chat_page.js').read_text('utf-8')}</script>",
         footer_links=[],
         run_history=False,
         ssr_mode=False,

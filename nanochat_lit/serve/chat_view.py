@@ -1,17 +1,25 @@
-"""Conversion of a conversation to messages of Gradio's Chatbot, and the status line of an answer."""
+"""Conversion of a conversation to messages of Gradio's Chatbot, and what is shown of its last answer."""
 
+import html
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from nanochat_lit.engine.chat_session import Answer, Message
+from nanochat_lit.engine.chat_session import Answer, Message, TokenScore
 
 # The Chatbot interprets HTML even without Markdown. An invisible character after the sign prevents it. (The entity &lt;
 # would appear literally when the message is edited or copied.)
 _HTML_SIGN = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])")
+_SPACED = re.compile("\u200a([*_~]+)\u200a")
 # fenced or in backticks; an unclosed fence does not count as code
 _CODE = re.compile(r"(^```[^`\n]*\n.*?^```[ \t]*$|(?<![`\\])`[^`\n]+`(?!`))", re.DOTALL | re.MULTILINE)
-_WORD_JOINER = "\u2060"
+_WORD_JOINER, _HAIR_SPACE = "\u2060", "\u200a"
+# In a person's text, Markdown is not meant as such. Signs between spaces are no emphasis, and a line that begins with an
+# invisible character is no heading, list or block of code.
+_EMPHASIS = re.compile(r"[*_~]+")
+_LINE_START = re.compile(r"^(?=    |\t|[ ]{0,3}(?:[#>|=+-]|\d+[.)]))", re.MULTILINE)
+_PRODUCT = re.compile(r"(?<=\d)\*(?=\d)")  # also in answers
 
 
 def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> list[tuple[int, dict[str, Any]]]:
@@ -19,22 +27,28 @@ def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> li
 
     Args:
         messages: Messages of a conversation.
-        is_markdown: Render Markdown; otherwise text is shown literally. HTML is never rendered.
+        is_markdown: Render Markdown in answers; otherwise text is shown literally. HTML is never rendered.
 
     Returns:
         (index in `messages`, message for the Chatbot), in order.
     """
 
-    def literal(text: str) -> str:
+    def literal(text: str, is_answer: bool = True) -> str:
         # Markdown shows code literally, so it needs no invisible characters, which would be copied
         between = _CODE.split(text) if is_markdown else [text]
-        between[::2] = [_HTML_SIGN.sub(lambda sign: sign.group() + _WORD_JOINER, part) for part in between[::2]]
+        for index, part in enumerate(between[::2]):
+            shown = _HTML_SIGN.sub(lambda sign: sign.group() + _WORD_JOINER, part)
+            if is_markdown:
+                shown = (_PRODUCT if is_answer else _EMPHASIS).sub(_spaced, shown)
+                shown = shown if is_answer else _LINE_START.sub(_WORD_JOINER, shown)
+            between[2 * index] = shown
         return "".join(between)
 
     shown: list[tuple[int, dict[str, Any]]] = []
     for index, message in enumerate(messages):
         if isinstance(message["content"], str):
-            shown.append((index, {"role": message["role"], "content": literal(message["content"])}))
+            content = literal(message["content"], is_answer=message["role"] != "user")
+            shown.append((index, {"role": message["role"], "content": content}))
             continue
         call, expression = None, ""
         for part in message["content"]:
@@ -42,8 +56,8 @@ def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> li
                 call = None
                 shown.append((index, {"role": "assistant", "content": literal(part["text"])}))
             elif part["type"] == "python_output" and call is not None:
-                call["content"] = literal(f"{expression} = {part['text']}")
-                call["metadata"]["log"] = call["content"]
+                call["content"] = literal(f"The model wrote {expression}\nThe calculator computed {part['text']}")
+                call["metadata"]["log"] = literal(f"{expression} = {part['text']}")
                 call = None
             else:
                 expression = part["text"]
@@ -51,6 +65,34 @@ def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> li
                 call = {"role": "assistant", "content": literal(expression), "metadata": metadata}
                 shown.append((index, call))
     return shown
+
+
+def escaped(text: str) -> str:
+    """Return untrusted text so that Markdown shows it literally."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+
+
+def _spaced(sign: re.Match[str]) -> str:
+    return f"{_HAIR_SPACE}{sign.group()}{_HAIR_SPACE}"
+
+
+def tokens_html(scores: Sequence[TokenScore]) -> str:
+    """Return the tokens of an answer as HTML, coloured by probability, with the alternatives in a tooltip.
+
+    Args:
+        scores: Tokens; their texts are untrusted and escaped.
+    """
+    spans = []
+    for score in scores:
+        chance = math.exp(min(score.logprob, 0.0))
+        rows = [f"{math.exp(min(logprob, 0.0)):6.1%}  {_visible(text)}" for text, logprob in score.top]
+        tip = html.escape("\n".join([f"{_visible(score.text)}: {chance:.1%}", "", *rows]))
+        spans.append(f'<span tabindex="0" style="--p: {chance:.3f}" data-tip="{tip}">{html.escape(score.text)}</span>')
+    return f"<p>{''.join(spans)}</p>" if spans else ""
+
+
+def _visible(text: str) -> str:
+    return text.replace(" ", "\N{OPEN BOX}").replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
 
 
 def status_line(answer: Answer, is_running: bool, note: str = "") -> str:
@@ -77,4 +119,4 @@ def status_line(answer: Answer, is_running: bool, note: str = "") -> str:
 
 def typed_text(text: str) -> str:
     """Return the original text of a message from the page, which may contain the invisible characters."""
-    return text.replace(_WORD_JOINER, "").strip()
+    return _SPACED.sub(r"\1", text).replace(_WORD_JOINER, "").strip()

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.engine.chat_session import Answer, Message
+from nanochat_lit.engine.chat_session import Answer, Message, TokenScore
 from nanochat_lit.engine.sampling_params import SamplingParams
 
 TIMEOUT_S = 120.0
@@ -48,13 +48,16 @@ class ServerChat:
         self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self.name = self._first_model()
+        model = self._first_model(TIMEOUT_S)
+        self.name = str(model["id"])
         """Model name on the server."""
+        self.about = str(model.get("description", ""))
+        """What the server says about the model; empty if nothing."""
         # The server does not report its context length or tokenization; both are estimated from the usage of answers.
         self._context: int | None = None
         self._tokens_per_char = 0.0
 
-    def answer(self, messages: Sequence[Message], settings: SamplingParams) -> Answer:
+    def answer(self, messages: Sequence[Message], settings: SamplingParams, top_logprobs: int = 0) -> Answer:
         """Start an answer; see `ChatModel`.
 
         Drops the oldest turns while the server reports that the context is exceeded. A server may also accept a prompt
@@ -72,7 +75,9 @@ class ServerChat:
             num_chars = len(json.dumps(sent, ensure_ascii=False))
             is_too_long = self._context is not None and num_chars * self._tokens_per_char > 0.75 * self._context
             if not is_too_long or len(turns) < 3:
-                connection, response = self._request("POST", "/chat/completions", self._body(sent, settings))
+                connection, response = self._request(
+                    "POST", "/chat/completions", self._body(sent, settings, top_logprobs)
+                )
                 if response.status == 200:
                     return self._answer(connection, response, num_dropped, num_chars, settings.max_new_tokens)
                 message, code = _error_of(response)
@@ -82,7 +87,7 @@ class ServerChat:
             del turns[:2]
             num_dropped += 1
 
-    def _body(self, messages: Sequence[dict[str, Any]], settings: SamplingParams) -> bytes:
+    def _body(self, messages: Sequence[dict[str, Any]], settings: SamplingParams, top_logprobs: int) -> bytes:
         request = {
             "model": self.name,
             "messages": messages,
@@ -94,6 +99,8 @@ class ServerChat:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if top_logprobs:
+            request |= {"logprobs": True, "top_logprobs": top_logprobs}
         return json.dumps(request).encode()
 
     def _answer(
@@ -126,7 +133,7 @@ class ServerChat:
                         return
                 if not has_stopped and answer.finish_reason is None:
                     raise UserError(f"{self._url} closed the connection during the answer")
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
                 if isinstance(error, UserError):
                     raise
                 if not has_stopped:
@@ -145,21 +152,30 @@ class ServerChat:
         if answer.finish_reason == "length" and usage["completion_tokens"] < max_new_tokens:
             self._context = usage["prompt_tokens"] + usage["completion_tokens"]
 
-    def _first_model(self) -> str:
-        connection, response = self._request("GET", "/models")
+    def problem(self) -> str | None:
+        """Return why the server cannot answer now; None if it can."""
+        try:
+            self._first_model(timeout_s=3)
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _first_model(self, timeout_s: float) -> dict[str, Any]:
+        connection, response = self._request("GET", "/models", timeout_s=timeout_s)
         try:
             if response.status != 200:
                 raise UserError(f"{self._url} reports: {_error_of(response)[0]}")
-            return str(json.loads(response.read(_MAX_ERROR_BYTES))["data"][0]["id"])
+            model = json.loads(response.read(_MAX_ERROR_BYTES))["data"][0]
+            return {**model, "id": model["id"]}
         except (OSError, http.client.HTTPException, json.JSONDecodeError, LookupError, TypeError):
             raise UserError(f"{self._url} is not a chat completions server: it does not list a model") from None
         finally:
             connection.close()
 
     def _request(
-        self, method: str, path: str, body: bytes | None = None
+        self, method: str, path: str, body: bytes | None = None, timeout_s: float = TIMEOUT_S
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = self._kind(self._host, self._port, timeout=TIMEOUT_S)
+        connection = self._kind(self._host, self._port, timeout=timeout_s)
         try:
             connection.request(method, self._path + path, body, self._headers)
             return connection, connection.getresponse()
@@ -206,6 +222,9 @@ def _take(chunk: dict[str, Any], answer: Answer) -> Generator[Piece, None, None]
         answer.num_tokens = usage["completion_tokens"]
     for choice in chunk.get("choices", [])[:1]:
         delta = choice.get("delta") or {}
+        for score in (choice.get("logprobs") or {}).get("content") or ():
+            top = [(str(other["token"]), float(other["logprob"])) for other in score["top_logprobs"]]
+            answer.scores.append(TokenScore(str(score["token"]), float(score["logprob"]), top))
         if delta.get("nanochat"):
             yield Piece(delta["nanochat"]["type"], delta["nanochat"]["text"])
         if delta.get("content"):

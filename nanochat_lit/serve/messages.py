@@ -37,6 +37,8 @@ class Ready(NamedTuple):
     """Default sampling parameters of the export."""
     kernel: str
     """Description of the decode kernel."""
+    about: str = ""
+    """Size and training of the model in a sentence."""
 
 
 class Beat(NamedTuple):

@@ -3,11 +3,14 @@
 Gradio (6.31) has about seventy endpoints, for example for local files, proxied pages, uploads and recordings. An input
 value of its file type names a file, which Gradio copies to its served folder. The page needs five endpoints and sends
 plain values.
+
+/health, for the page's notice, is answered here.
 """
 
 import asyncio
 import json
-from collections.abc import Container, MutableMapping
+import secrets
+from collections.abc import Callable, Container, MutableMapping
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -37,10 +40,12 @@ class PageGate:
     Args:
         app: Gradio's application.
         functions: Indices of the page's functions.
+        problem: Returns why the model cannot answer now; None if it can. Runs in a thread.
     """
 
-    def __init__(self, app: Any, functions: Container[object]) -> None:
-        self._app, self._functions = app, functions
+    def __init__(self, app: Any, functions: Container[object], problem: Callable[[], str | None]) -> None:
+        self._app, self._functions, self._problem = app, functions, problem
+        self._boot = secrets.token_hex(8)  # another process does not know the open tabs
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Handle one request."""
@@ -53,6 +58,10 @@ class PageGate:
 
         if scope["type"] != "http":  # only lifespan events; there are no websockets
             await self._app(scope, receive, send)
+            return
+        if scope["path"] == "/health" and scope["method"] == "GET":
+            health = {"boot": self._boot, "problem": await asyncio.to_thread(self._problem)}
+            await JSONResponse(health)(scope, receive, send_with_policy)
             return
         refusal: Any = None
         if scope["path"] == _JOIN and scope["method"] == "POST":

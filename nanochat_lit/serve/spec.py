@@ -165,7 +165,8 @@ class ChatSpec(LitSpec):
 
     def _model(self) -> dict[str, Any]:
         name, created = self._settings.name, self._created
-        return {"id": name, "object": "model", "created": created, "owned_by": "nanochat-lit"}
+        model = {"id": name, "object": "model", "created": created, "owned_by": "nanochat-lit"}
+        return model | ({"description": self._pool.ready.about} if self._pool.ready else {})
 
 
 class _EventResponse(Response):
