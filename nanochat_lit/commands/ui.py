@@ -15,7 +15,7 @@ MAX_NEW_TOKENS = 4096
 """Upper end of the slider for a server, whose context is unknown."""
 
 
-def ui(
+def ui(  # noqa: PLR0913 - every option of the command is a parameter
     model: str | None = None,
     url: str | None = None,
     compare: str | None = None,

@@ -17,7 +17,7 @@ window.nanochat = (() => {
     let keys = [];
     try { keys = Object.keys(localStorage).filter((key) => key.startsWith(CHAT)); } catch { /* storage is disabled */ }
     return keys.map((key) => ({ ...read(key), id: key.slice(CHAT.length) })).filter((chat) => Array.isArray(chat.chats))
-      .sort((one, other) => (other.when || 0) - (one.when || 0));
+      .sort((one, other) => (Number(other.when) || 0) - (Number(one.when) || 0));
   };
   const listed = () => ({
     __type__: "update",
@@ -35,7 +35,9 @@ window.nanochat = (() => {
     setCurrent(last && last.id);
     if (saved && !last) write(CHAT + saved.id, null);  // its last question was taken back
     if (!last) return listed();
-    const item = { title: read(CHAT + last.id)?.title || titleOf(last), when: Date.now(), chats: last.chats };
+    const old = read(CHAT + last.id);
+    const isNews = JSON.stringify(old?.chats) !== JSON.stringify(last.chats);  // to open it does not move it up
+    const item = { title: old?.title || titleOf(last), when: isNews ? Date.now() : old.when, chats: last.chats };
     chats().slice(MAX_CHATS).forEach((chat) => write(CHAT + chat.id, null));
     const isKept = write(CHAT + last.id, item);
     storageProblem = isKept ? "" : "This browser does not keep the conversation: its storage is full or disabled. Export it.";
@@ -118,6 +120,7 @@ window.nanochat = (() => {
     }
   };
   setInterval(() => document.hidden || poll(), POLL_MS);
+  document.addEventListener("visibilitychange", () => document.hidden || poll());
   poll();
 
   document.addEventListener("keydown", (event) => {
@@ -125,7 +128,7 @@ window.nanochat = (() => {
   });
 
   return {
-    start, stored, keep, listed, rename, remove, download,
+    start, stored, keep, listed, rename, remove, download, poll,
     fresh: () => { setCurrent(null); last = null; box()?.focus(); },
     keepSettings: (...values) => { write(SETTINGS, values); },
     // the list is open where it does not cover the conversation

@@ -61,7 +61,7 @@ class ChatTab:
         self.conversation = ChatSession(settings=settings)
         """The conversation."""
         self._lock = threading.Lock()
-        self.is_markdown = False
+        self.is_markdown = True
         """Whether the page renders Markdown."""
 
     def send(self, text: object) -> Iterator[TabView]:
@@ -119,6 +119,7 @@ class ChatTab:
         """Continue another conversation."""
         with self._lock:
             self.stop()
+            conversation.top_logprobs = self.conversation.top_logprobs
             self.conversation = conversation
 
     def stop(self) -> None:

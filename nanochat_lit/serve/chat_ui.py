@@ -8,6 +8,7 @@ The browser stores the conversations (chat_page.js); here is the open one of eac
 which would discard the text shown so far.
 """
 
+import contextlib
 import html
 import json
 import threading
@@ -166,7 +167,7 @@ def _side(index: int, shown: ShownModel) -> tuple[Any, Any, Any]:
             latex_delimiters=[],
         )
         tokens = gr.HTML(elem_id=f"tokens-{index}", elem_classes="tokens", js_on_load=None)
-        status = gr.Markdown(elem_classes="status")
+        status = gr.Markdown(elem_id=f"status-{index}")
     return chatbot, status, tokens
 
 
@@ -287,19 +288,14 @@ def _connect_conversations(
     import gradio as gr
 
     def restore(request: gr.Request, settings: object, chat: object, draft: object) -> list[Any]:
-        tab, values = tabs.of(request), _kept_values(settings, len(parts.controls))
-        try:
-            if values:
-                _configure(tab, values)
-        except UserError:  # of another model, or damaged
-            values = None
-        shown = [gr.skip()] * len(parts.controls) if values is None else values
-        updates = open_chat(request, chat) if chat else [*_updates(tab, tab.views()), *shown]
-        if values is not None:
-            updates[-2:] = shown[-2:]
+        tab, kept = tabs.of(request), _kept_values(settings, len(parts.controls))
+        with contextlib.suppress(UserError):  # of another model, or damaged
+            if kept is not None:
+                _configure(tab, kept)
+        restored = open_chat(request, chat) if chat else everything_of(tab)
         if isinstance(draft, str) and draft:
-            updates[len(parts.outputs) - 2] = gr.update(value=draft)
-        return updates
+            restored[len(parts.outputs) - 2] = gr.update(value=draft)
+        return restored
 
     def open_chat(request: gr.Request, chat: object) -> list[Any]:
         tab = tabs.of(request)
@@ -307,10 +303,14 @@ def _connect_conversations(
             tab.open(chat)
         except UserError as error:
             _warn(error)
-            return [*_updates(tab, tab.views()), *[gr.skip()] * len(parts.controls)]
-        session = tab.sides[0].conversation
-        numbers = [getattr(session.settings, name) for name in _SETTINGS]
-        return [*_updates(tab, tab.views()), *numbers, session.system, gr.skip(), gr.skip()]
+        return everything_of(tab)
+
+    def everything_of(tab: BrowserTab) -> list[Any]:
+        # no gr.skip: it would replace a control, and its `preprocess`, by a new one
+        side = tab.sides[0]
+        numbers = [getattr(side.conversation.settings, name) for name in _SETTINGS]
+        flags = [side.is_markdown, side.conversation.top_logprobs > 0]
+        return [*_updates(tab, tab.views()), *numbers, side.conversation.system, *flags]
 
     def create(request: gr.Request, is_wanted: object) -> _Updates:
         tab = tabs.of(request)

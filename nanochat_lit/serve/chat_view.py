@@ -11,15 +11,17 @@ from nanochat_lit.engine.chat_session import Answer, Message, TokenScore
 # The Chatbot interprets HTML even without Markdown. An invisible character after the sign prevents it. (The entity &lt;
 # would appear literally when the message is edited or copied.)
 _HTML_SIGN = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])")
-_SPACED = re.compile("\u200a([*_~]+)\u200a")
 # fenced or in backticks; an unclosed fence does not count as code
 _CODE = re.compile(r"(^```[^`\n]*\n.*?^```[ \t]*$|(?<![`\\])`[^`\n]+`(?!`))", re.DOTALL | re.MULTILINE)
 _WORD_JOINER, _HAIR_SPACE = "\u2060", "\u200a"
 # In a person's text, Markdown is not meant as such. Signs between spaces are no emphasis, and a line that begins with an
-# invisible character is no heading, list or block of code.
+# invisible character is no heading, list or block of code; nor is a link with one inside.
 _EMPHASIS = re.compile(r"[*_~]+")
+_LINK = re.compile(r"(?<=\])(?=[(\[:])")
 _LINE_START = re.compile(r"^(?=    |\t|[ ]{0,3}(?:[#>|=+-]|\d+[.)]))", re.MULTILINE)
-_PRODUCT = re.compile(r"(?<=\d)\*(?=\d)")  # also in answers
+# In an answer, 2*3*4 is a product, and a line with nothing but "42." the answer instead of an empty list.
+_PRODUCT = re.compile(r"(?<=\d)\*(?=\d)")
+_NUMBER = re.compile(r"^(?=[ ]{0,3}\d+[.)][ \t]*$)", re.MULTILINE)
 
 
 def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> list[tuple[int, dict[str, Any]]]:
@@ -40,7 +42,8 @@ def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> li
             shown = _HTML_SIGN.sub(lambda sign: sign.group() + _WORD_JOINER, part)
             if is_markdown:
                 shown = (_PRODUCT if is_answer else _EMPHASIS).sub(_spaced, shown)
-                shown = shown if is_answer else _LINE_START.sub(_WORD_JOINER, shown)
+                for place in (_NUMBER,) if is_answer else (_LINE_START, _LINK):
+                    shown = place.sub(_WORD_JOINER, shown)
             between[2 * index] = shown
         return "".join(between)
 
@@ -69,7 +72,7 @@ def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> li
 
 def escaped(text: str) -> str:
     """Return untrusted text so that Markdown shows it literally."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 def _spaced(sign: re.Match[str]) -> str:
@@ -119,4 +122,4 @@ def status_line(answer: Answer, is_running: bool, note: str = "") -> str:
 
 def typed_text(text: str) -> str:
     """Return the original text of a message from the page, which may contain the invisible characters."""
-    return _SPACED.sub(r"\1", text).replace(_WORD_JOINER, "").strip()
+    return text.replace(_WORD_JOINER, "").replace(_HAIR_SPACE, "").strip()

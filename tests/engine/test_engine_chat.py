@@ -8,7 +8,8 @@ import pytest
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
-from nanochat_lit.engine.sampling_params import SamplingParams
+from nanochat_lit.engine.sampling_params import Request, SamplingParams
+from nanochat_lit.engine.scheduler import Scheduler
 from nanochat_lit.model import GPT
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
@@ -117,3 +118,25 @@ def test_an_answer_that_is_not_finite_is_an_error(engine: Engine) -> None:
     with pytest.raises(UserError, match="not finite"):
         engine.generate([engine.tokenizer.bos_id])
     assert engine.num_free == 2
+
+
+def test_scores_are_the_engine_s(engine: Engine, tokenizer: Tokenizer) -> None:
+    """The most likely alternatives of every token, and the same answer as without them."""
+    prompt = render_for_completion(tokenizer, {"messages": question(1)})
+    request = Request(prompt_ids=prompt, logprobs=True, top_logprobs=3, **vars(SETTINGS))
+    scheduler = Scheduler(engine, 1)
+    scheduler.submit(0, request)
+    expected = []
+    while scheduler.has_work:
+        expected += [event.emitted for event in scheduler.step()]
+    with EngineChat(engine) as model:
+        plain = model.answer(question(1), SETTINGS)
+        text = "".join(piece.text for piece in plain.pieces)
+        assert plain.scores == []
+        answer = model.answer(question(1), SETTINGS, 3)
+        assert "".join(piece.text for piece in answer.pieces) == text
+    assert [score.logprob for score in answer.scores] == [one.logprob for one in expected if one.logprob is not None]
+    assert all(len(score.top) == 3 for score in answer.scores)
+    for score, one in zip(answer.scores, expected, strict=True):
+        if one.token_id not in tokenizer.special_ids.values():
+            assert score.text == tokenizer.bytes_of(one.token_id).decode("utf-8", "replace")

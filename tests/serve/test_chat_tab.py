@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 
@@ -5,7 +6,10 @@ import pytest
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
-from nanochat_lit.serve.chat_tab import REFRESH_S, ChatTab
+from nanochat_lit.serve.chat_tab import REFRESH_S, BrowserTab, ChatTab
+from nanochat_lit.serve.chat_view import typed_text
+
+OFF = {"is_markdown": False, "is_scored": False}
 
 
 def contents(view) -> list[str]:
@@ -75,7 +79,7 @@ def test_edit_finds_the_question_among_folded_calls(scripted_model) -> None:
     for question in ("a sum", "two", "three"):
         list(tab.send(question))
     shown = contents(tab.view())
-    *_, last = tab.edit(shown.index("two"), "zwei")
+    *_, last = tab.edit(tab.index_of_question(shown.index("two")), "zwei")
     assert [message["content"] for message in last.messages if message["role"] == "user"] == ["a sum", "zwei"]
 
 
@@ -94,7 +98,7 @@ def test_retry_at_temperature_0_says_that_the_answer_is_the_same(scripted_model)
     list(tab.send("hello"))
     *_, last = tab.retry()
     assert "is identical" not in last.status
-    tab.configure({"temperature": 0}, "")
+    tab.configure({"temperature": 0}, "", **OFF)
     *_, last = tab.retry()
     assert last.status.startswith(
         "the answer is identical at temperature 0; increase it for a different one · 2 tokens"
@@ -115,9 +119,9 @@ def test_retry_at_temperature_0_says_that_the_answer_is_the_same(scripted_model)
 def test_settings_are_checked_before_any_of_them_is_changed(scripted_model, settings, system, message) -> None:
     model = scripted_model()
     tab = ChatTab(model, CHAT_PARAMS)
-    tab.configure({"seed": -3, "top_k": None}, " brief ")
+    tab.configure({"seed": -3, "top_k": None}, " brief ", **OFF)
     with pytest.raises(UserError, match=message):
-        tab.configure(settings, system)
+        tab.configure(settings, system, **OFF)
     list(tab.send("hello"))
     assert model.asked[-1][1].seed == 2**63 - 3
     assert model.asked[-1][0][0] == {"role": "system", "content": "brief"}
@@ -128,8 +132,97 @@ def test_only_questions_that_are_shown_can_be_edited(scripted_model, index) -> N
     tab = ChatTab(scripted_model(), CHAT_PARAMS)
     list(tab.send("hello"))
     with pytest.raises(UserError, match="that question was removed"):
-        list(tab.edit(index, "other"))
+        tab.index_of_question(index)
     for text in (None, {"text": "x"}, 3):
         with pytest.raises(UserError, match="the message must be text"):
             list(tab.edit(0, text))
     assert contents(tab.view()) == ["hello", "hello! (seed 0)"]
+
+
+def last_of(views) -> list:
+    *_, last = views
+    return last
+
+
+def test_two_models_answer_at_their_own_pace(scripted_model) -> None:
+    tab = BrowserTab([scripted_model(), scripted_model(pause_s=0.02)], CHAT_PARAMS)
+    views = list(tab.answering(lambda side: side.send("a sum")))
+    assert [typed_text(contents(view)[-1]) for view in views[-1]] == ["42.", "42."]
+    assert not any(view.is_running for view in views[-1])
+    assert all(any(view.is_running for view in both) for both in views[:-1]), "it runs until both are done"
+    last = last_of(tab.edit(1, 0, "hello"))
+    assert [contents(view) for view in last] == [["hello", "hello! (seed 1)"]] * 2
+    assert tab.undo() == "hello"
+    assert [view.messages for view in tab.views()] == [[], []]
+
+
+def test_one_of_two_models_fails(scripted_model) -> None:
+    class Broken(scripted_model):
+        def answer(self, *_):
+            raise UserError("no server")
+
+    tab = BrowserTab([scripted_model(), Broken()], CHAT_PARAMS)
+    with pytest.raises(UserError, match="no server"):
+        list(tab.answering(lambda side: side.send("hello")))
+    assert [contents(view) for view in tab.views()] == [["hello", "hello! (seed 0)"], []]
+    with pytest.raises(UserError, match="that question was removed"):
+        list(tab.edit(0, 0, "other"))
+    tab.undo()
+    with pytest.raises(UserError, match="the conversation is empty"):
+        tab.undo()
+
+
+def test_leaving_ends_both_answers(scripted_model) -> None:
+    models = [scripted_model(pause_s=0.005), scripted_model(pause_s=0.005)]
+    views = BrowserTab(models, CHAT_PARAMS).answering(lambda side: side.send("endless"))
+    next(views)
+    views.close()
+    deadline_s = time.monotonic() + 5
+    while any(model.num_running for model in models):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_a_stored_conversation_continues(scripted_model) -> None:
+    model = scripted_model()
+    tab = BrowserTab([model], CHAT_PARAMS)
+    assert tab.saved() == "", "nothing to store yet"
+    tab.sides[0].configure({"temperature": 0.25}, "brief", **OFF)
+    list(tab.answering(lambda side: side.send("a sum")))
+    text = tab.saved()
+    other = BrowserTab([model, model], CHAT_PARAMS)  # one conversation becomes two
+    other.open(text)
+    other.sides[1].is_markdown = False
+    assert other.views()[1].messages == tab.views()[0].messages
+    list(other.answering(lambda side: side.send("next")))
+    messages, settings = model.asked[-1]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
+    assert settings.temperature == 0.25
+    saved = json.loads(other.saved())
+    assert (saved["id"], len(saved["chats"])) == (json.loads(text)["id"], 2)
+    other.clear()
+    assert other.saved() == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "[" * 100_000, "null", '{"id": "a"}', '{"id": 3, "chats": [{}]}', '{"id": "a", "chats": []}'),
+        *('{"id": "a", "chats": [3]}', '{"id": "a", "chats": [{"messages": [], "settings": {}}]}', None, 3),
+    ],
+    ids=lambda text: str(text)[:20],
+)
+def test_what_is_no_stored_conversation_changes_nothing(scripted_model, text) -> None:
+    tab = BrowserTab([scripted_model()], CHAT_PARAMS)
+    list(tab.answering(lambda side: side.send("hello")))
+    before = tab.saved()
+    with pytest.raises(UserError, match="stored conversation"):
+        tab.open(text)
+    assert tab.saved() == before
+
+
+def test_probabilities_are_requested_only_if_shown(scripted_model) -> None:
+    tab = ChatTab(scripted_model(), CHAT_PARAMS)
+    assert last_of(tab.send("hello")).tokens == ""
+    tab.configure({}, "", is_markdown=True, is_scored=True)
+    assert "60.7%" in last_of(tab.send("hello")).tokens

@@ -44,7 +44,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.keys.append(self.headers["Authorization"])
-        self._json(200, {"data": [{"id": "toy"}]}) if self.path == "/v1/models" else self._json(404, {})
+        self._json(200, {"data": [{"id": "toy", "description": "small"}]}) if self.path == "/v1/models" else self._json(
+            404, {}
+        )
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -93,6 +95,26 @@ def server() -> Iterator[Server]:
 
 def user(text: str) -> dict:
     return {"role": "user", "content": text}
+
+
+def test_scores_and_description(server: Server) -> None:
+    scores = [{"token": "It", "logprob": -0.5, "bytes": [73], "top_logprobs": [{"token": "I", "logprob": -1}]}]
+    finish = chunk({}, "stop")
+    server.chunks = [
+        {"choices": [{"delta": {"content": ""}, "logprobs": {"content": scores}}]},
+        finish,
+        b"data: [DONE]",
+    ]
+    model = ServerChat(server.url)
+    assert model.about == "small"
+    answer = model.answer([user("x")], SETTINGS, 2)
+    list(answer.pieces)
+    assert answer.scores == [("It", -0.5, [("I", -1.0)])]
+    assert (server.asked[-1]["logprobs"], server.asked[-1]["top_logprobs"]) == (True, 2)
+    assert model.problem() is None
+    server.chunks = [{"choices": [{"delta": {}, "logprobs": {"content": [{"token": "It"}]}}]}]
+    with pytest.raises(UserError, match="closed the connection during the answer"):
+        list(model.answer([user("x")], SETTINGS, 2).pieces)
 
 
 def test_an_answer_and_what_was_asked(server: Server) -> None:

@@ -18,7 +18,7 @@ from nanochat_lit.engine.sampling_params import CHAT_PARAMS
 
 SECRET = "the secret of this machine"
 FILE = {"path": "", "meta": {"_type": "gradio.FileData"}}
-CONTROLS = [0.0, 50, 1.0, 40, 0, ""]
+CONTROLS = [0.0, 50, 1.0, 40, 0, "", True, False]
 
 
 class Page:
@@ -49,6 +49,7 @@ class Page:
 def page(scripted_model, tmp_path_factory) -> Iterator[Page]:
     import uvicorn
 
+    from nanochat_lit.serve.chat_tab import ShownModel
     from nanochat_lit.serve.chat_ui import build_app, build_page
     from nanochat_lit.serve.gate import listen, uvicorn_config
 
@@ -57,7 +58,7 @@ def page(scripted_model, tmp_path_factory) -> Iterator[Page]:
         patch.setenv("GRADIO_TEMP_DIR", str(cache))
 
         async def build() -> Any:  # where there is no loop, Gradio makes some and leaves them open
-            page = build_page(scripted_model(), "scripted", CHAT_PARAMS, max_new_tokens=512)
+            page = build_page([ShownModel(scripted_model(), "scripted")], CHAT_PARAMS, max_new_tokens=512)
             return page, build_app(page)
 
         blocks, app = asyncio.run(build())
@@ -80,6 +81,12 @@ def test_the_page_is_there(page):
     assert "hello! " in page.call(0, ["hello", *CONTROLS])[1]
 
 
+def test_health(page):
+    status, text = page.ask("GET", "/health")
+    assert (status, json.loads(text)["problem"]) == (200, None)
+    assert json.loads(page.ask("GET", "/health")[1]) == json.loads(text), "one process"
+
+
 def test_files_are_not_read_from_any_place_of_a_call(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     secret = Path("secret.txt")
@@ -98,7 +105,7 @@ def test_files_are_not_read_from_any_place_of_a_call(page, tmp_path, monkeypatch
 
 
 def test_nothing_of_gradio_is_open_but_what_the_page_asks(page):
-    pages = {"/", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/gradio_api/queue/data"}
+    pages = {"/", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/health", "/gradio_api/queue/data"}
     others = (
         "upload", "upload_progress", "file=/etc/passwd", "file/etc/passwd", "proxy=http://127.0.0.1:1/", "run/predict",
         "api/predict", "call/predict", "component_server", "stream/a/b/c/playlist.m3u8", "process_recording", "vibe-edit",
