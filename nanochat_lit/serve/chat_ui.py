@@ -270,11 +270,12 @@ def _connect_changes(tabs: OpenTabs, parts: _Parts) -> None:
     def stop(request: gr.Request) -> None:
         tabs.of(request).stop()
 
-    def render_markdown(request: gr.Request, is_on: bool) -> list[Any]:
+    def render_markdown(request: gr.Request, is_on: bool) -> Any:
         tab = tabs.of(request)
         for side in tab.sides:
             side.is_markdown = is_on is True
-        return [gr.update(value=view.messages, render_markdown=is_on is True) for view in tab.views()]
+        updates = [gr.update(value=view.messages, render_markdown=is_on is True) for view in tab.views()]
+        return updates if len(updates) > 1 else updates[0]  # a list would be the value of a single chatbot
 
     gr.on(parts.on("undo"), undo, None, parts.outputs, **_QUIET)
     parts.box.stop(stop, None, None, **_QUIET)  # queued like the others: the gate blocks other ways to call a function

@@ -82,6 +82,7 @@ class ChatServer(litserve.LitServer):
             middlewares=middlewares,
             disable_openapi_url=True,
         )
+        self.app.state.max_body_bytes = settings.max_body_bytes
         self.app.add_exception_handler(ApiError, _tell)
         self.app.add_exception_handler(StarletteHTTPException, _tell)
         for left in (ClientLeft, ClientDisconnect):
@@ -247,10 +248,12 @@ async def _tell(request: Request, error: Exception) -> Response:
     """Convert every error to OpenAI's format."""
     if isinstance(error, StarletteHTTPException | HTTPException):
         path = ascii(request.url.path[:80])
+        limit = request.app.state.max_body_bytes
+        size = request.headers.get("content-length", f"more than {limit}")  # a chunked body states none
         detail = {
             404: f"{path} does not exist; use the base URL {request.base_url}v1, which has {_OFFER}",
             405: f"{path} does not support {request.method}; this server has {_OFFER}",
-            413: "the body is too large; send less",
+            413: f"the body has {size} bytes, the limit (--max_body_bytes) is {limit}; send less",
         }
         error = ApiError(error.status_code, detail.get(error.status_code, str(error.detail)))
     if not isinstance(error, ApiError):

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine import export_folder
-from nanochat_lit.engine.export import load_export, load_generation_defaults, save_export
+from nanochat_lit.engine.export import about_model, load_export, load_generation_defaults, read_config, save_export
 from nanochat_lit.engine.export_folder import EXPORT_FILES
 from nanochat_lit.engine.hf_export import export_hf
 from nanochat_lit.engine.sampling_params import SamplingParams
@@ -121,3 +122,31 @@ def test_settings_that_no_chat_would_take_are_not_exported(tmp_path, random_mode
     with pytest.raises(UserError, match=" is "):
         save_export(tmp_path / "export", random_model(), tokenizer, settings)
     assert not (tmp_path / "export").exists()
+
+
+def test_about_a_model(folder: Path) -> None:
+    run = folder.parent
+    config = read_config(folder)
+    size = about_model(folder, config)
+    assert re.fullmatch(r"2 layers of width 32, 0\.0\d+ million parameters, context 64 tokens\.", size)
+    path = folder / "provenance.json"
+    known = json.loads(path.read_text())
+
+    def about(**fields: object) -> str:
+        path.write_text(json.dumps({**known, "stage": "sft", "tokens": 3_686_400, **fields}))
+        return about_model(folder, config)
+
+    assert about() == f"{size} Last stage of training: sft, 3.69 million tokens."
+    for init_args, data in (
+        ("{path: a/data/sft}", "data/sft"),
+        ("{source: {class_path: x.hub.ClimbMix}}", "ClimbMix"),
+        ("{train: {chat: {class_path: x.Y}, gsm8k: {class_path: x.Z}}}", "chat, gsm8k"),
+        ("{train: {class_path: x.GSM8K}}", "GSM8K"),
+    ):
+        (run / "config.yaml").write_text(f"data:\n  init_args: {init_args}\n")
+        assert about() == f"{size} Last stage of training: sft, 3.69 million tokens, on {data}."
+    assert about(data="the tiny world").endswith(", on the tiny world.")
+    assert "Note: this is a base model" in about(stage="pretrain")
+    for broken in ("[", "data: 3", "data: {init_args: {path: 3}}", ""):
+        (run / "config.yaml").write_text(broken)
+        assert about() == f"{size} Last stage of training: sft, 3.69 million tokens."

@@ -196,7 +196,15 @@ def test_too_large_a_body_is_413(server, stated):
             assert got, response
             response += got
     assert response.startswith(b"HTTP/1.1 413")
-    errors(json.loads(response.partition(b"\r\n\r\n")[2]))
+    message = errors(json.loads(response.partition(b"\r\n\r\n")[2]))["message"]
+    size = "1200000" if stated else "more than 1000000"
+    assert message == f"the body has {size} bytes, the limit (--max_body_bytes) is 1000000; send less"
+
+
+def test_models_say_what_they_are(server):
+    status, _, body = server.request("/v1/models")
+    assert status == 200
+    assert "2 layers of width 32" in json.loads(body)["data"][0]["description"]
 
 
 def test_other_paths_and_methods_have_the_same_shape(server):
