@@ -176,7 +176,7 @@ def _list_of_conversations() -> tuple[dict[str, Any], Any]:
     import gradio as gr
 
     buttons = {"new": gr.Button("New chat", variant="primary", size="sm")}
-    listing = gr.Radio([], elem_id="listing", label="Conversations", container=False)
+    listing: Any = gr.Radio([], elem_id="listing", label="Conversations", container=False)
     listing.preprocess = lambda value: value  # the choices are not known here
     with gr.Row():
         buttons |= {name: gr.Button(name.capitalize(), size="sm", min_width=90) for name in ("rename", "delete")}
@@ -319,7 +319,7 @@ def _connect_conversations(
             tab.clear()
         return _updates(tab, tab.views())
 
-    script = {"show_progress": "hidden", "api_visibility": "private"}
+    script: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     everything = [*parts.outputs, *parts.controls]
     hidden = [gr.Textbox(visible=False) for _ in range(2)]
     page.load(None, None, [sidebar, parts.listing], js="() => nanochat.layout()", **script)
@@ -346,8 +346,9 @@ def _kept_values(text: object, number: int) -> list[Any] | None:
         values = json.loads(text) if isinstance(text, str) else None
     except (ValueError, RecursionError):
         return None
-    is_plain = isinstance(values, list) and not any(isinstance(value, list | dict) for value in values)
-    return values if is_plain and len(values) == number else None
+    if not isinstance(values, list) or len(values) != number:
+        return None
+    return None if any(isinstance(value, list | dict) for value in values) else values
 
 
 def _answering(

@@ -367,6 +367,7 @@ def test_conversations_are_kept_listed_renamed_and_deleted(serve, browser, model
     chat.reload()
     chat.wait_for("seed 1")
     assert (chat.said("user"), chat.said("bot")) == said
+    wait_for(lambda: chat.page.get_by_label("System prompt").input_value() == "Be brief.")
     chat.send("three")  # the model is sent all of it, with the settings
     chat.wait_for("seed 2")
     messages, settings = model.asked[-1]
@@ -616,7 +617,7 @@ def test_looks(serve, browser, model, screenshots, width: int, scheme: str) -> N
     chat.wait_until_done()
     screenshots(chat, f"chat_{width}_{scheme}")
     bot = chat.page.locator("#chat-0 [data-testid=bot]").bounding_box()
-    assert bot["width"] <= 860, "a reading width"
+    assert bot["width"] <= 780, "a reading width"
     assert chat.page.evaluate("document.documentElement.scrollWidth") <= width
     asked = chat.page.locator("#chat-0 [data-testid=user]").first
     asked.scroll_into_view_if_needed()
