@@ -34,7 +34,7 @@ class ShownModel(NamedTuple):
 
 
 class TabView(NamedTuple):
-    """What is shown of one conversation."""
+    """Contents of one conversation on the page."""
 
     messages: list[dict[str, Any]]
     """Messages for Gradio's Chatbot."""
@@ -289,7 +289,7 @@ class BrowserTab:
         found = [ChatSession.from_saved(chat, where) for chat in chats[: len(self.sides)]]
         self._id = saved["id"]
         for index, side in enumerate(self.sides):
-            # a conversation with one model goes on with both
+            # a conversation with one model continues with both
             side.open(found[index] if index < len(found) else ChatSession.from_saved(chats[0], where))
 
 

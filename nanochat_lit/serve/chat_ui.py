@@ -145,6 +145,7 @@ def build_page(shown: Sequence[ShownModel], settings: SamplingParams, max_new_to
         tabs = OpenTabs([one.model for one in shown], settings)
         _connect_answers(tabs, parts)
         _connect_changes(tabs, parts)
+        _connect_stored(page, tabs, parts)
         _connect_conversations(page, tabs, parts, buttons, sidebar)
     return page
 
@@ -282,10 +283,8 @@ def _connect_changes(tabs: OpenTabs, parts: _Parts) -> None:
     parts.controls[-2].change(render_markdown, parts.controls[-2], parts.chatbots, **_QUIET)
 
 
-def _connect_conversations(
-    page: "gradio.Blocks", tabs: OpenTabs, parts: _Parts, buttons: dict[str, Any], sidebar: Any
-) -> None:
-    """Connect the list of conversations, which the browser stores, and what a reload restores."""
+def _connect_stored(page: "gradio.Blocks", tabs: OpenTabs, parts: _Parts) -> None:
+    """Connect the events that continue a conversation of the browser: loading the page, and the list."""
     import gradio as gr
 
     def restore(request: gr.Request, settings: object, chat: object, draft: object) -> list[Any]:
@@ -313,6 +312,18 @@ def _connect_conversations(
         flags = [side.is_markdown, side.conversation.top_logprobs > 0]
         return [*_updates(tab, tab.views()), *numbers, side.conversation.system, *flags]
 
+    everything = [*parts.outputs, *parts.controls]
+    hidden = [gr.Textbox(visible=False) for _ in range(2)]
+    page.load(restore, [*hidden, parts.box], everything, js="() => nanochat.start()", **_QUIET)
+    parts.listing.input(open_chat, parts.listing, everything, js="(id) => [nanochat.stored(id)]", **_QUIET)
+
+
+def _connect_conversations(
+    page: "gradio.Blocks", tabs: OpenTabs, parts: _Parts, buttons: dict[str, Any], sidebar: Any
+) -> None:
+    """Connect the buttons of the list, and all that the browser stores."""
+    import gradio as gr
+
     def create(request: gr.Request, is_wanted: object) -> _Updates:
         tab = tabs.of(request)
         if is_wanted is True:
@@ -320,12 +331,8 @@ def _connect_conversations(
         return _updates(tab, tab.views())
 
     script: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    everything = [*parts.outputs, *parts.controls]
-    hidden = [gr.Textbox(visible=False) for _ in range(2)]
     page.load(None, None, [sidebar, parts.listing], js="() => nanochat.layout()", **script)
-    page.load(restore, [*hidden, parts.box], everything, js="() => nanochat.start()", **_QUIET)
     parts.saved.change(None, parts.saved, parts.listing, js="(saved) => nanochat.keep(saved)", **script)
-    parts.listing.input(open_chat, parts.listing, everything, js="(id) => [nanochat.stored(id)]", **_QUIET)
     flag = gr.Checkbox(visible=False)
     buttons["new"].click(create, flag, parts.outputs, js="() => { nanochat.fresh(); return [true]; }", **_QUIET).then(
         None, None, parts.listing, js="() => nanochat.listed()", **script

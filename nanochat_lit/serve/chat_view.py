@@ -14,12 +14,12 @@ _HTML_SIGN = re.compile(r"<(?=[A-Za-z/!?])|&(?=[A-Za-z#])")
 # fenced or in backticks; an unclosed fence does not count as code
 _CODE = re.compile(r"(^```[^`\n]*\n.*?^```[ \t]*$|(?<![`\\])`[^`\n]+`(?!`))", re.DOTALL | re.MULTILINE)
 _WORD_JOINER, _HAIR_SPACE = "\u2060", "\u200a"
-# In a person's text, Markdown is not meant as such. Signs between spaces are no emphasis, and a line that begins with an
-# invisible character is no heading, list or block of code; nor is a link with one inside.
+# A person's text is shown as typed, without Markdown: a space around signs prevents emphasis, and an invisible character
+# at the start of a line prevents headings, lists and blocks of code, and inside a link the link.
 _EMPHASIS = re.compile(r"[*_~]+")
 _LINK = re.compile(r"(?<=\])(?=[(\[:])")
 _LINE_START = re.compile(r"^(?=    |\t|[ ]{0,3}(?:[#>|=+-]|\d+[.)]))", re.MULTILINE)
-# In an answer, 2*3*4 is a product, and a line with nothing but "42." the answer instead of an empty list.
+# Exceptions from the Markdown of answers: 2*3*4 is a product, and a line "42." not an empty list.
 _PRODUCT = re.compile(r"(?<=\d)\*(?=\d)")
 _NUMBER = re.compile(r"^(?=[ ]{0,3}\d+[.)][ \t]*$)", re.MULTILINE)
 

@@ -52,7 +52,7 @@ class ServerChat:
         self.name = str(model["id"])
         """Model name on the server."""
         self.about = str(model.get("description", ""))
-        """What the server says about the model; empty if nothing."""
+        """Description of the model by the server; may be empty."""
         # The server does not report its context length or tokenization; both are estimated from the usage of answers.
         self._context: int | None = None
         self._tokens_per_char = 0.0

@@ -34,7 +34,8 @@ def check(out, stdout, capsys):
     for stage in ("pretrain", "."):
         metrics = read_metrics(out / stage / "metrics.csv")
         assert sum("val_bpb" in row for row in metrics.values()) >= 2
-    assert read_json(out / "export" / "provenance.json")["stage"] == "sft"
+    made = read_json(out / "export" / "provenance.json")
+    assert (made["stage"], made["data"][:14]) == ("sft", "the tiny world")
     model, tokenizer = load_export(out / "export", device="cpu")
     assert model.config.vocab_size == tokenizer.vocab_size
     capsys.readouterr()

@@ -55,17 +55,21 @@ def test_the_page_is_served_until_ctrl_c(
 ) -> None:
     pytest.importorskip("gradio", reason="needs pip install '.[serve]'")
     save_export(tmp_path / "toy" / "export", random_model(), tokenizer)
+    save_export(tmp_path / "other" / "export", random_model(), tokenizer)
     command = [sys.executable, "-m", "nanochat_lit", "ui", "--model", str(tmp_path / "toy" / "export"), "--port", "0"]
+    command += ["--compare", str(tmp_path / "other" / "export")]
     proxies = dict.fromkeys(("http_proxy", "ALL_PROXY"), "socks5://127.0.0.1:9")  # Gradio's httpx would want socksio
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **proxies}) as process:
         try:
             assert process.stderr is not None
             line = process.stderr.readline()
-            found = re.fullmatch(r"chat with toy at (http://127\.0\.0\.1:\d+)\n", line)
+            found = re.fullmatch(r"chat with toy and other at (http://127\.0\.0\.1:\d+)\n", line)
             assert found, line + process.stderr.read()
             with urllib.request.urlopen(found[1], timeout=30) as page:
                 assert "default-src 'self'" in page.headers["Content-Security-Policy"]
-                assert "toy · nanochat-lit" in page.read().decode()
+                text = page.read().decode()
+            assert "toy and other · nanochat-lit" in text
+            assert text.count("2 layers of width 32") == 2
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 130
             assert process.stderr.read() == "interrupted\n"
