@@ -31,8 +31,8 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
 ) -> None:
     """Serve a chat model over HTTP with an OpenAI-compatible API until SIGTERM or Ctrl-C.
 
-    Endpoints: POST /v1/chat/completions and /v1/completions (streamed or not), GET /v1/models, POST /tokenize and
-    /detokenize, GET /health and /metrics.
+    Endpoints: POST /v1/chat/completions, /v1/completions and /v1/responses (streamed or not), GET /v1/models,
+    POST /tokenize and /detokenize, GET /health and /metrics.
 
     Args:
         model: Export, run folder, .ckpt file or hf://OWNER/NAME.

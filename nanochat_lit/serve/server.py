@@ -29,10 +29,10 @@ from nanochat_lit.serve.workers import WorkerPool, log
 from nanochat_lit.tokenizer import Tokenizer
 
 _PATHS = (
-    *("/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/detokenize"),
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/tokenize", "/detokenize"),
     *("/health", "/metrics"),
 )
-_OFFER = "POST /v1/chat/completions and /v1/completions, GET /v1/models, and also /tokenize, /health and /metrics"
+_OFFER = "POST /v1/chat/completions, /v1/completions and /v1/responses, GET /v1/models, and also /tokenize, /health and /metrics"
 
 
 class ChatServer(litserve.LitServer):

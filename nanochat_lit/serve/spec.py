@@ -22,6 +22,7 @@ from nanochat_lit.serve.messages import Ready, Update
 from nanochat_lit.serve.metrics import ServerMetrics
 from nanochat_lit.serve.reply import ClientLeft, Reply
 from nanochat_lit.serve.request_fields import Options, parse_json
+from nanochat_lit.serve.responses import ResponseWriter, own_names, parse_response_request
 from nanochat_lit.serve.tokenization import detokenize, tokenize
 from nanochat_lit.serve.workers import WorkerPool
 from nanochat_lit.tokenizer import Tokenizer
@@ -58,6 +59,7 @@ class ChatSpec(LitSpec):
         """Register the endpoints."""
         self.add_endpoint(self.api_path, self.chat_completions, ["POST"])
         self.add_endpoint("/v1/completions", self.completions, ["POST"])
+        self.add_endpoint("/v1/responses", self.responses, ["POST"])
         self.add_endpoint("/tokenize", self.tokenize, ["POST"])
         self.add_endpoint("/detokenize", self.detokenize, ["POST"])
         self.add_endpoint("/v1/models", self.models, ["GET"])
@@ -91,6 +93,15 @@ class ChatSpec(LitSpec):
         names = TokenNames(self._tokenizer) if chat.logprobs else None
         writers = [ChatWriter(head, index, chat.include_usage, names, chat.tools) for index in range(chat.n)]
         return await self._answer(request, chat, chat.requests(prompt), writers, start_s)
+
+    async def responses(self, request: Request) -> Response:
+        """POST /v1/responses."""
+        start_s, body, ready = time.monotonic(), *await self._read(request)
+        chat = parse_response_request(body, self._settings.name, ready.defaults)
+        with own_names():
+            prompt = render_prompt(chat, self._tokenizer, ready.context)
+        writer = ResponseWriter(self._head("resp"), tools=chat.tools, body=body)
+        return await self._answer(request, chat, chat.requests(prompt), [writer], start_s)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
