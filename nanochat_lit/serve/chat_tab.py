@@ -222,7 +222,7 @@ class BrowserTab:
                 index, item = news.get()
                 if isinstance(item, TabView):
                     views[index] = item
-                    yield [view._replace(is_running=bool(running - {index}) or view.is_running) for view in views]
+                    yield list(views)
                 elif item is None:
                     running.discard(index)
                 else:
