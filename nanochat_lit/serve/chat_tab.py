@@ -204,30 +204,23 @@ class BrowserTab:
                 yield [view]
             return
         views, errors = [side.view(is_running=True) for side in self.sides], []
-        news: SimpleQueue[tuple[int, TabView | Exception | None]] = SimpleQueue()
-
-        def run(index: int) -> None:
-            try:
-                for view in begin(self.sides[index]):
-                    news.put((index, view))
-            except Exception as error:  # noqa: BLE001 - raised by the reader
-                news.put((index, error))
-            news.put((index, None))
-
+        news: _News = SimpleQueue()
         running = set(range(len(self.sides)))
-        for index in running:
-            threading.Thread(target=run, args=(index,), daemon=True).start()
+        for index, side in enumerate(self.sides):
+            threading.Thread(target=_run, args=(index, begin, side, news), daemon=True).start()
         try:
             while running:
-                index, item = news.get()
-                if isinstance(item, TabView):
-                    views[index] = item
+                is_new = False
+                for index, item in _available(news):
+                    if isinstance(item, TabView):
+                        views[index], is_new = item, True
+                    elif item is None:
+                        running.discard(index)
+                    else:
+                        errors.append(item)
+                        views[index] = self.sides[index].view()
+                if is_new:
                     yield list(views)
-                elif item is None:
-                    running.discard(index)
-                else:
-                    errors.append(item)
-                    views[index] = self.sides[index].view()
         finally:
             self.stop()
         if errors:
@@ -291,6 +284,27 @@ class BrowserTab:
         for index, side in enumerate(self.sides):
             # a conversation with one model continues with both
             side.open(found[index] if index < len(found) else ChatSession.from_saved(chats[0], where))
+
+
+_News = SimpleQueue[tuple[int, TabView | Exception | None]]
+"""Views of several sides by index; None is the end of one."""
+
+
+def _run(index: int, begin: Callable[[ChatTab], Iterator[TabView]], side: ChatTab, news: _News) -> None:
+    try:
+        for view in begin(side):
+            news.put((index, view))
+    except Exception as error:  # noqa: BLE001 - raised by the reader
+        news.put((index, error))
+    news.put((index, None))
+
+
+def _available(news: _News) -> list[tuple[int, TabView | Exception | None]]:
+    """Wait for the next item, and return all: a slow page is shown only the newest views."""
+    items = [news.get()]
+    while not news.empty():
+        items.append(news.get())
+    return items
 
 
 def _typed(text: object) -> str:

@@ -156,6 +156,19 @@ def test_two_models_answer_at_their_own_pace(scripted_model) -> None:
     assert [view.messages for view in tab.views()] == [[], []]
 
 
+def test_a_slow_page_is_not_behind(scripted_model) -> None:
+    """Views after a pause are as new as the answer."""
+    tab = BrowserTab([scripted_model(pause_s=0.002), scripted_model(pause_s=0.002)], CHAT_PARAMS)
+    views = tab.answering(lambda side: side.send("endless"))
+    next(views)
+    for _ in range(3):
+        time.sleep(0.3)
+        lengths = [len(contents(view)[-1]) for view in tab.views()]
+        shown = [len(contents(view)[-1]) for view in next(views)]
+        assert all(length > 0.5 * newest for length, newest in zip(shown, lengths, strict=True))
+    views.close()
+
+
 def test_one_of_two_models_fails(scripted_model) -> None:
     class Broken(scripted_model):
         def answer(self, *_):
