@@ -87,9 +87,8 @@ def serve(  # noqa: PLR0913 - every option of the command is a parameter
         # divide the cores: workers that each use all threads would slow one another down
         num_threads=max(1, (os.cpu_count() or 1) // workers) if workers > 1 and device in (None, "cpu") else None,
     )
-    server = ChatServer(settings, names)
     print(f"loading {model}", file=sys.stderr, flush=True)
-    server.run(port)
+    ChatServer(settings, names).run(port)
 
 
 def _found(model: str) -> str:

@@ -45,7 +45,7 @@ class LoRA:
 
 
 FACTORS = ("lora_A", "lora_B", "lora_scale")
-"""What an adapted layer has in a state dict beside its weight."""
+"""Tensors of an adapted layer in a state dict, beside its weight."""
 
 
 class LoRALinear(Linear):

@@ -7,7 +7,7 @@ import torch
 
 from nanochat_lit.model.gpt import GPT
 from nanochat_lit.optim.muon_adamw import MuonAdamW
-from nanochat_lit.optim.param_groups import param_groups
+from nanochat_lit.optim.param_groups import adapter_groups, param_groups
 from nanochat_lit.optim.schedules import Schedule
 
 OptimizerCallable = Callable[[Iterable[Any]], torch.optim.Optimizer]
@@ -25,12 +25,12 @@ def build_optimizer(
 
     Args:
         model: Model whose parameters are optimized.
-        learning_rates: Keyword arguments of `param_groups`; ignored by optimizers other than MuonAdamW.
+        learning_rates: Keyword arguments of `param_groups`, or of `adapter_groups`; ignored by optimizers other than MuonAdamW.
         lr_scale: Factor on the learning rates of MuonAdamW (except smear and LoRA).
         weight_decay: Weight decay of the Muon groups.
         make: Returns an optimizer of named parameter groups without hyper-parameters; None is MuonAdamW.
     """
-    groups = param_groups(model, **learning_rates)
+    groups = (adapter_groups if "lora_lr" in learning_rates else param_groups)(model, **learning_rates)
     if make is not None:
         optimizer = make([{"name": group["name"], "params": group["params"]} for group in groups])
         for group in optimizer.param_groups:

@@ -25,7 +25,6 @@ def param_groups(
     matrix_lr: float = MATRIX_LR,
     scalar_lr: float = SCALAR_LR,
     weight_decay: float = WEIGHT_DECAY,
-    lora_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """Return parameter groups for `MuonAdamW`, each with `name`, `kind` and hyper-parameters.
 
@@ -35,12 +34,8 @@ def param_groups(
         embedding_lr: AdamW learning rate of the token embedding at width 768; value and bigram embeddings use half.
         matrix_lr: Muon learning rate of the blocks' matrices.
         scalar_lr: AdamW learning rate of x0_lambdas; resid_lambdas use 1% of it.
-        lora_lr: AdamW learning rate of a LoRA adapter, whose model has no other trainable parameters.
         weight_decay: Weight decay of the Muon groups; the AdamW groups have fixed values.
     """
-    if lora_lr is not None:
-        factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return [_adamw("lora", factors, lora_lr, (0.9, 0.95), 0.0)]
     scale = (model.config.n_embd / REFERENCE_WIDTH) ** -0.5
     parameters = dict(model.named_parameters())
 
@@ -79,6 +74,17 @@ def param_groups(
         for shape in sorted({tuple(matrix.shape) for matrix in matrices})
     ]
     return groups + muon
+
+
+def adapter_groups(model: GPT, lora_lr: float) -> list[dict[str, Any]]:
+    """Return the parameter group of a model of which only a LoRA adapter is trained.
+
+    Args:
+        model: Model after `add_lora`.
+        lora_lr: AdamW learning rate.
+    """
+    factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [_adamw("lora", factors, lora_lr, (0.9, 0.95), 0.0)]
 
 
 def _adamw(name: str, params: list[Any], lr: float, betas: tuple[float, float], weight_decay: float) -> dict[str, Any]:
