@@ -21,20 +21,17 @@ _INIT_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """Train only low-rank changes of the blocks' matrices; everything else stays as in the base.
-
-    Args:
-        rank: Rank of each change.
-        alpha: The change is multiplied by alpha / rank.
-        targets: Names of matrices (c_q, c_k, c_v, c_proj, c_fc, ...) or parts (attn, mlp) to adapt. Of a part, matrices
-            smaller than the rank, such as gates, stay as they are.
-        lr: AdamW learning rate of the adapter; the other learning rates have no effect.
-    """
+    """Train only low-rank changes of the blocks' matrices; everything else stays as in the base."""
 
     rank: int = 8
+    """Rank of each change."""
     alpha: float = 16.0
+    """The change is multiplied by alpha / rank."""
     targets: list[str] = field(default_factory=lambda: ["attn", "mlp"])
+    """Names of matrices (c_q, c_k, c_v, c_proj, c_fc, ...) or parts (attn, mlp) to adapt. Of a part, matrices smaller than
+    the rank, such as gates, stay as they are."""
     lr: float = 0.001
+    """AdamW learning rate of the adapter; the other learning rates have no effect."""
 
     def __post_init__(self) -> None:
         for name in ("rank", "alpha", "lr"):
