@@ -29,6 +29,7 @@ import yaml
 
 from nanochat_lit import cli, render_conversation, save_export
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.tool_format import render_tools
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.chat_session import Answer, TokenScore
 from nanochat_lit.engine.sampling_params import SamplingParams
@@ -192,23 +193,63 @@ KNOWN_ANSWERS: dict[str, str | list[dict[str, str]]] = {
 @pytest.fixture(scope="session")
 def answering_export(tmp_path_factory, tokenizer) -> Path:
     """An export of a chat model that has learned a few answers by heart, so that examples print what a user would see."""
-    return _learn_by_heart(tmp_path_factory, tokenizer)
+    return _learn_by_heart(tmp_path_factory, tokenizer, [_asked(*known) for known in KNOWN_ANSWERS.items()])
 
 
 @pytest.fixture(scope="session")
 def answering_qwen3_export(tmp_path_factory, tokenizer) -> Path:
     """The same of the architecture that other programs run."""
-    return _learn_by_heart(tmp_path_factory, tokenizer, architecture="qwen3")
+    conversations = [_asked(*known) for known in KNOWN_ANSWERS.items()]
+    return _learn_by_heart(tmp_path_factory, tokenizer, conversations, architecture="qwen3")
 
 
-def _learn_by_heart(tmp_path_factory, tokenizer: Tokenizer, **fields: str) -> Path:
+CALLING = [
+    {"role": "user", "content": "Rome?"},
+    {"role": "assistant", "content": '<tool_call>{"name": "degrees", "arguments": {"city": "Rome"}}</tool_call>'},
+    {"role": "user", "content": "<tool_response>31</tool_response>"},
+    {
+        "role": "assistant",
+        "content": [
+            {"type": "text", "text": "In F: "},
+            {"type": "python", "text": "31*2+30"},
+            {"type": "python_output", "text": "92"},
+            {"type": "text", "text": "It is 92."},
+        ],
+    },
+]
+"""A conversation with a call of `my_tools.degrees` (tests/extending) and one of the calculator."""
+
+
+@pytest.fixture(scope="session")
+def calling_conversation() -> list[dict]:
+    return CALLING
+
+
+@pytest.fixture(scope="session")
+def calling_export(tmp_path_factory, tokenizer) -> Path:
+    """An export of a chat model that has learned this conversation by heart, after the offer of the function."""
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    about = {"name": "degrees", "description": "Temperature in a city, in degrees Celsius.", "parameters": parameters}
+    offer = {"role": "system", "content": render_tools([about])}
+    return _learn_by_heart(tmp_path_factory, tokenizer, [[offer, *CALLING]], 512, 0.01)
+
+
+def _asked(question: str, answer: str | list[dict[str, str]]) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _learn_by_heart(
+    tmp_path_factory,
+    tokenizer: Tokenizer,
+    conversations: list[list[dict]],
+    sequence_len: int = 128,
+    lr: float = 3e-3,
+    **fields: str,
+) -> Path:
     shape = {"n_layer": 2, "n_head": 2, "n_kv_head": 2, "n_embd": 64, "window_pattern": "L"}
-    model = build_model(GPTConfig(sequence_len=128, vocab_size=320, **shape, **fields))
+    model = build_model(GPTConfig(sequence_len=sequence_len, vocab_size=320, **shape, **fields))
     model.init_weights(torch.Generator().manual_seed(0))
-    rows = []
-    for question, answer in KNOWN_ANSWERS.items():
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        rows.append(render_conversation(tokenizer, {"messages": messages}))
+    rows = [render_conversation(tokenizer, {"messages": messages}) for messages in conversations]
     length = max(len(token_ids) for token_ids, _ in rows)
     inputs = torch.zeros(len(rows), length - 1, dtype=torch.int64)
     targets = torch.full_like(inputs, IGNORE_INDEX)
@@ -216,7 +257,7 @@ def _learn_by_heart(tmp_path_factory, tokenizer: Tokenizer, **fields: str) -> Pa
         ids, learned = torch.tensor(token_ids), torch.tensor(mask, dtype=torch.bool)
         inputs[row, : len(ids) - 1] = ids[:-1]
         targets[row, : len(ids) - 1] = torch.where(learned[1:], ids[1:], IGNORE_INDEX)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     for _ in range(150):
         optimizer.zero_grad()
         loss = model(inputs, targets)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.functions import Functions
 
 MAX_SEED = 2**63
 MAX_STOP_STRINGS = 16
@@ -161,6 +162,10 @@ class Request(SamplingParams):
     """With logprobs, how many of the most likely tokens to report at each place."""
     prompt_logprobs: bool = False
     """Whether to report the same for the tokens of the prompt, from its second on."""
+    functions: Functions | None = None
+    """Functions that the model may call in the answer."""
+    start_ids: Sequence[int] = ()
+    """Tokens that the answer starts with; the model does not sample them."""
 
 
 def _checked(name: str, value: Any) -> float:

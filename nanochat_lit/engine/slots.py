@@ -234,7 +234,7 @@ class SlotEngine:
             _Row(
                 slot=self._free.pop(),
                 request=request,
-                tool=ToolRow(self.tokenizer, self.tool),
+                tool=ToolRow(self.tokenizer, self.tool, request.functions, deque(request.start_ids)),
                 text=AnswerText(self.tokenizer, request.stop),
                 random=row_random(request.seed, request.sample + i),
                 rules=rules[i],

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.lengths import padded_length
+from nanochat_lit.common.tool_format import CALL_END, CALL_START
 from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.rollout import messages_of
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.evaluation.huggingface import HuggingFaceModel, HuggingFaceScorer
 from nanochat_lit.evaluation.scoring import TOKENS_PER_PASS
 from nanochat_lit.tasks.base import Conversation
-from nanochat_lit.tokenizer import Tokenizer, parse_completion, render_for_completion
+from nanochat_lit.tokenizer import Tokenizer, render_for_completion
 
 QUESTION, ANSWER = "Question:", "Answer:"
 """Prefixes of the turns of a conversation without a chat template."""
@@ -43,16 +45,19 @@ class Completion(NamedTuple):
     """A parsed completion, as tasks evaluate it."""
 
     text: str
-    """Visible text."""
+    """Visible text; of several turns, that of the last one."""
     tool_calls: list[str]
-    """Expressions of the calculator calls."""
+    """Expressions of the calculator calls, and calls of functions as JSON."""
 
 
 def completion_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Completion:
     """Parse the token ids of a completion, without its prompt."""
-    parts = parse_completion(tokenizer, token_ids)
-    text = "".join(part["text"] for part in parts if part["type"] == "text")
-    return Completion(text, [part["text"] for part in parts if part["type"] == "python"])
+    text, calls = "", []
+    for message in messages_of(tokenizer, token_ids)[::2]:
+        text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
+        calls += [part["text"] for part in message["content"] if part["type"] == "python"]
+        calls += [after.partition(CALL_END)[0] for after in text.split(CALL_START)[1:]]
+    return Completion(text, calls)
 
 
 class EngineAnswerer:

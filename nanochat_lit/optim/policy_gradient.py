@@ -12,7 +12,9 @@ Reference:
     Yu et al. 2025, DAPO. https://arxiv.org/abs/2503.14476
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +23,36 @@ from nanochat_lit.common.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgedAnswer:
+    """An answer and the task's judgement of it."""
+
+    messages: list[dict[str, Any]]
+    """The assistant's message; with functions several, and the user's messages with results between them."""
+    text: str
+    """Visible text of the last message."""
+    tool_calls: list[str]
+    """Expressions of the calculator calls, and calls of functions as JSON."""
+    is_right: bool
+    """Whether the task accepts it."""
+    has_form: bool
+    """Whether it is in the task's answer format; False without one."""
+    credit: float
+    """The task's partial credit if it were wrong, from 0 to 1; 0 without one."""
+    num_tokens: int
+    """Number of sampled tokens."""
+    max_tokens: int
+    """Maximum number of tokens."""
+    has_ended: bool
+    """Whether the model ended it, rather than a limit."""
+
+
+Reward = Callable[[dict[str, Any], JudgedAnswer], float]
+"""Returns the reward of an answer to a conversation."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardShape:
-    """Components of the reward."""
+    """The default reward: 1 for a correct answer, plus the components of the fields."""
 
     partial_reward: float = 0.0
     """Maximum reward of a wrong answer, in proportion to its partial credit."""
@@ -40,18 +70,11 @@ class RewardShape:
                 f"partial_reward is {self.partial_reward}; it must be less than 1, the reward of a correct answer"
             )
 
-    def reward(self, *, is_right: bool, has_form: bool, length: int, max_length: int, credit: float = 0.0) -> float:
-        """Return 1 for a correct answer, plus the components of the fields.
-
-        Args:
-            is_right: Whether the answer is correct.
-            has_form: Whether the completion is in the task's format.
-            length: Number of sampled tokens.
-            max_length: Maximum number of tokens.
-            credit: Partial credit of a wrong answer, from 0 to 1.
-        """
-        earned = 1.0 if is_right else self.partial_reward * credit
-        return earned + self.format_reward * has_form - self.length_penalty * length / max_length
+    def __call__(self, conversation: dict[str, Any], answer: JudgedAnswer) -> float:  # noqa: ARG002 - one of `Reward`
+        """Return the reward of an answer; the conversation is not used."""
+        earned = 1.0 if answer.is_right else self.partial_reward * answer.credit
+        length = answer.num_tokens / answer.max_tokens
+        return earned + self.format_reward * answer.has_form - self.length_penalty * length
 
 
 def group_advantages(rewards: Tensor) -> Tensor:

@@ -55,8 +55,14 @@ def _numbers(text: str) -> set[float]:
 
 def _asked_numbers(item: dict[str, Any]) -> set[float]:
     """Return the numbers in the conversation; a hyphen may be a minus sign between operands."""
-    spaced = [re.sub(r"(?<=\d)\s*[-+*/x]\s*(?=\d)", " ", str(message["content"])) for message in item["messages"]]
+    spaced = [re.sub(r"(?<=\d)\s*[-+*/x]\s*(?=\d)", " ", str(message["content"])) for message in _asked(item)]
     return _numbers(" ".join(spaced))
+
+
+def _asked(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages up to the question, without the reference answer that training questions may have."""
+    messages = item["messages"]
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
 def _used_tool(item: dict[str, Any], completion: str, tool_calls: Sequence[str]) -> bool:
@@ -137,8 +143,8 @@ def _checked_item(line: str, where: str) -> dict[str, Any]:
     messages = item["messages"]
     if not messages or not all(isinstance(message, dict) and "content" in message for message in messages):
         raise UserError(f"{where}: 'messages' must have messages with role and content")
-    if messages[-1].get("role") != "user":
-        raise UserError(f"{where}: the last message must be the user's")
+    if not any(message.get("role") == "user" for message in messages[-2:]):
+        raise UserError(f"{where}: the messages must end with the user's, or an answer to it")
     unknown = set(item["expect"]) - EXPECT_KEYS
     if unknown or not item["expect"]:
         raise UserError(f"{where}: 'expect' has {sorted(unknown) or 'no keys'}: use {', '.join(sorted(EXPECT_KEYS))}")
@@ -186,6 +192,6 @@ class TinyWorldTask:
         """Return, for a calculation, the fraction of the question's numbers in the calculator calls; else 0."""
         if "number" not in conversation["expect"]:
             return 0.0
-        asked = Counter(_DIGITS.findall(str(conversation["messages"][-1]["content"])))
+        asked = Counter(_DIGITS.findall(str(_asked(conversation)[-1]["content"])))
         used = Counter(_DIGITS.findall(" ".join(tool_calls)))
         return (asked & used).total() / max(1, asked.total())

@@ -15,7 +15,7 @@ from typing import Any
 from nanochat_lit.tiny_world.arithmetic import people_and_things
 from nanochat_lit.tiny_world.splits import check_split
 from nanochat_lit.tiny_world.templates import template
-from nanochat_lit.tiny_world.turns import Turn, capitalise, decorate, draw, item_of, tool_answer
+from nanochat_lit.tiny_world.turns import Turn, capitalise, decorate, draw, item_of, messages, tool_answer
 
 CATEGORY = "harder_arithmetic"
 
@@ -72,7 +72,8 @@ def problems(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
         seed: Another seed gives other questions.
 
     Returns:
-        {"messages": [the question], "category": str, "expect": {"number": ...}}; plain JSON.
+        {"messages": [the question], "category": str, "expect": {"number": ...}}; plain JSON. In training, the messages
+        end with an answer, parts of which can start the model's.
     """
     split = check_split(split)
     rng = Random(f"{CATEGORY}:{split}:{seed}")
@@ -80,4 +81,8 @@ def problems(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     while len(turns) < count:
         turn = sample(rng, split)
         turns.setdefault(turn.key, turn)
-    return [item_of([turn], CATEGORY) for turn in turns.values()]
+    items = [item_of([turn], CATEGORY) for turn in turns.values()]
+    if split == "train":
+        for item, turn in zip(items, turns.values(), strict=True):
+            item["messages"] = messages([turn])
+    return items

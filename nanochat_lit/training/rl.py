@@ -1,6 +1,7 @@
 """Reinforcement learning with verifiable rewards."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -13,7 +14,8 @@ from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export, read_config
-from nanochat_lit.engine.rollout import Rollout, roll_out
+from nanochat_lit.engine.functions import Functions
+from nanochat_lit.engine.rollout import Rollout, messages_of, roll_out
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.evaluation.answerer import completion_of
 from nanochat_lit.evaluation.samples import readable
@@ -22,9 +24,15 @@ from nanochat_lit.model import GPT, IGNORE_INDEX
 from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.model.lora import LoRA
 from nanochat_lit.optim import OptimizerCallable
-from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_advantages, policy_gradient_loss
+from nanochat_lit.optim.policy_gradient import (
+    JudgedAnswer,
+    Reward,
+    RewardShape,
+    divergence,
+    group_advantages,
+    policy_gradient_loss,
+)
 from nanochat_lit.tasks.base import Conversation, GradedTask, Task, form_of, gives_credit
-from nanochat_lit.tokenizer import parse_completion
 from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.rollout_data import (
     ROW_UNIT,
@@ -36,6 +44,9 @@ from nanochat_lit.training.rollout_data import (
 
 MAX_SLOTS = 128
 """Maximum number of answers decoded concurrently; bounds the KV cache."""
+
+MOMENTUM = {"momentum_start": 0.95, "momentum_peak": 0.95, "momentum_warmup": 0, "momentum_final": 0.95}
+"""Muon's momentum is constant."""
 
 NUM_TRANSCRIPTS = 8
 """Number of held-out questions to show in samples.md."""
@@ -58,6 +69,12 @@ class RLModule(ContinuedModule):
         partial_reward: Maximum reward of a wrong answer, in proportion to its closeness; 0 disables it.
         format_reward: Reward of an answer in the task's format, right or wrong; 0 disables it.
         length_penalty: Penalty of an answer of maximum length, in proportion for shorter ones; 0 disables it.
+        guided: Fraction of the questions whose answers begin with a part, of random length, of the reference answer up
+            to its last call; a curriculum for answers that sampling hardly ever finds. 0 disables it.
+        reward: Callable in place of the previous three: reward(conversation, answer), with a JudgedAnswer. Default None.
+        tools: Functions by name that the answers may call; a conversation's `tools` selects some. Default None.
+        max_calls: Maximum number of calls of tools in one answer.
+        tool_timeout_s: Time limit of a call, seconds.
         init_lr_fraction: Initial fraction of the learning rates of pretraining.
         unembedding_lr: As in pretraining; None uses the base's value.
         embedding_lr: Likewise.
@@ -96,6 +113,11 @@ class RLModule(ContinuedModule):
         partial_reward: float = 0.0,
         format_reward: float = 0.0,
         length_penalty: float = 0.0,
+        guided: float = 0.0,
+        reward: Callable[..., float] | None = None,
+        tools: dict[str, Callable[..., Any]] | None = None,
+        max_calls: int = 4,
+        tool_timeout_s: float = 5.0,
         init_lr_fraction: float = 0.05,
         unembedding_lr: float | None = None,
         embedding_lr: float | None = None,
@@ -112,22 +134,22 @@ class RLModule(ContinuedModule):
         optimizer: OptimizerCallable | None = None,
         lora: LoRA | None = None,
     ) -> None:
-        rates = {
-            "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
-        }  # fmt: skip
+        rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr}  # fmt: skip
         super().__init__(
             base=base, rates=rates, tokens_per_step=None, num_steps=num_steps, init_lr_fraction=init_lr_fraction, temperature=chat_temperature,
             compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer, lora=lora,
         )  # fmt: skip
         self.reward_shape = RewardShape(partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty)  # fmt: skip
-        self.questions_per_step, self.num_samples = questions_per_step, num_samples
+        self.reward: Reward = reward or self.reward_shape
+        self.tools = Functions(tools or {}, max_calls, tool_timeout_s)
+        self.questions_per_step, self.num_samples, self.guided = questions_per_step, num_samples, guided
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
         self.updates_per_batch, self.clip_ratio, self.kl_coefficient = updates_per_batch, clip_ratio, kl_coefficient
-        self.schedule_options = {
-            "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
-            "momentum_start": 0.95, "momentum_peak": 0.95, "momentum_warmup": 0, "momentum_final": 0.95,
-        }  # fmt: skip
+        self.schedule_options = {"warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction, **MOMENTUM}  # fmt: skip
         self._check_settings()
+        self._start_figures()
+
+    def _start_figures(self) -> None:
         self.rollout_figures = RolloutFigures()
         self._token_sums: Tensor | None = None  # sums of tokens, entropy and KL divergence, on the device
         self._reference: list[GPT] = []  # a list, so that it is not a submodule and is neither trained nor saved
@@ -136,6 +158,8 @@ class RLModule(ContinuedModule):
     def _check_settings(self) -> None:
         SamplingParams(temperature=self.temperature, top_k=self.top_k or 0)  # validates both
         positive = "it must be at least 1"
+        if self.reward is not self.reward_shape and self.reward_shape != RewardShape():
+            raise UserError("reward replaces partial_reward, format_reward and length_penalty; set these to 0")
         for name, is_valid, hint in (
             ("questions_per_step", self.questions_per_step >= 1, positive),
             ("max_new_tokens", self.max_new_tokens >= 1, positive),
@@ -143,6 +167,7 @@ class RLModule(ContinuedModule):
             ("num_samples", self.num_samples >= 2, "use at least 2: the baseline is the mean over the samples"),
             ("temperature", self.temperature > 0, "all answers to a question would be identical; use 1, for example"),
             ("clip_ratio", 0 <= self.clip_ratio < 1, "use 0 (off) or a value below 1, such as 0.2"),
+            ("guided", 0 <= self.guided <= 1, "use 0 (off) to 1 (every question)"),
             ("kl_coefficient", self.kl_coefficient >= 0, "use 0 (off) or a positive value, such as 0.01"),
             (
                 "updates_per_batch", self.updates_per_batch == 1 or self.clip_ratio > 0,
@@ -231,7 +256,9 @@ class RLModule(ContinuedModule):
         groups = roll_out(
             Engine(self.model, self.tokenizer, num_slots=min(MAX_SLOTS, len(prompts) * self.num_samples)),
             prompts, [(data.seed << 40) + own for own in numbers],
-            self.num_samples, max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_k=self.top_k,
+            self.num_samples, [self.tools.of(data.train[place]) for place in places],
+            [data.start(own, self.guided) for own in numbers],
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_k=self.top_k,
         )  # fmt: skip
         rewards = torch.tensor(
             [self._judge(data.train[place], group) for place, group in zip(places, groups, strict=True)]
@@ -259,17 +286,20 @@ class RLModule(ContinuedModule):
         task, rewards = self.questions.train, []
         form = form_of(task)
         for rollout in group:
-            answer = completion_of(self.tokenizer, rollout.token_ids)
-            is_right = task.evaluate(conversation, *answer)
-            has_form = form is not None and form.has_form(*answer)
-            length = rollout.num_sampled
-            credit = task.credit(conversation, *answer) if isinstance(task, GradedTask) else 0.0
-            reward = self.reward_shape.reward(
-                is_right=is_right, has_form=has_form, length=length, max_length=self.max_new_tokens, credit=credit
-            )
+            completion = completion_of(self.tokenizer, rollout.token_ids)
+            answer = JudgedAnswer(
+                messages=messages_of(self.tokenizer, rollout.token_ids), text=completion.text, tool_calls=completion.tool_calls,
+                is_right=task.evaluate(conversation, *completion),
+                has_form=form is not None and form.has_form(*completion),
+                credit=task.credit(conversation, *completion) if isinstance(task, GradedTask) else 0.0,
+                num_tokens=rollout.num_sampled, max_tokens=self.max_new_tokens, has_ended=rollout.has_ended,
+            )  # fmt: skip
+            reward = float(self.reward(conversation, answer))
+            if not math.isfinite(reward):
+                raise UserError(f"the reward of the answer {answer.text[:60]!r} is {reward}; return a finite number")
             rewards.append(reward)
             self.rollout_figures.add(
-                completions=1, tokens=length, reward=reward, right=is_right, form=has_form,
+                completions=1, tokens=answer.num_tokens, reward=reward, right=answer.is_right, form=answer.has_form,
                 tool_use=bool(answer.tool_calls), unfinished=not rollout.has_ended,
             )  # fmt: skip
         self.rollout_figures.add(groups=1, mixed_groups=max(rewards) > min(rewards))
@@ -327,19 +357,28 @@ class RLModule(ContinuedModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         task, places = self.questions.val, batch["questions"].tolist()
         asked = {place: prompt for place in places if (prompt := self.questions.prompt(task[place])) is not None}
-        num_samples, prompts = self.questions.val_samples, list(asked.values())
-        engine = Engine(self.model, self.tokenizer)
-        greedy = engine.generate_batch(prompts, max_new_tokens=self.max_new_tokens)
-        repeated = [prompt for prompt in prompts for _ in range(num_samples)]
-        samples = engine.generate_batch(
-            repeated, max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_k=self.top_k, seed=places[0]
-        )
+        num_samples, engine = self.questions.val_samples, Engine(self.model, self.tokenizer)
+
+        def answers(number: int, **sampling: Any) -> list[list[Rollout]]:
+            functions = [self.tools.of(task[place]) for place in asked]
+            return roll_out(
+                engine,
+                list(asked.values()),
+                list(asked),
+                number,
+                functions,
+                max_new_tokens=self.max_new_tokens,
+                **sampling,
+            )
+
+        greedy = [group[0].token_ids for group in answers(1, temperature=0.0)]
+        samples = answers(num_samples, temperature=self.temperature, top_k=self.top_k) if num_samples else []
         if places[0] == 0:
             self._transcripts.clear()
         for number, place in enumerate(asked):
-            own = samples[number * num_samples : (number + 1) * num_samples]
+            own = samples[number] if samples else []
             is_right = self._is_right(task, place, greedy[number])
-            self.metric.update(is_right, sum(self._is_right(task, place, sample) for sample in own))
+            self.metric.update(is_right, sum(self._is_right(task, place, sample.token_ids) for sample in own))
             if place < NUM_TRANSCRIPTS:
                 self._transcripts.append(self._transcript(task[place], greedy[number], is_right))
         for _ in range(len(places) - len(asked)):
@@ -350,7 +389,10 @@ class RLModule(ContinuedModule):
 
     def _transcript(self, conversation: Conversation, token_ids: Sequence[int], is_right: bool) -> str:
         question = [message for message in conversation["messages"] if message["role"] == "user"][-1]["content"]
-        said = readable(parse_completion(self.tokenizer, token_ids)).strip()
+        said = " ".join(
+            (f"[{message['content']}]" if message["role"] == "user" else readable(message["content"])).strip()
+            for message in messages_of(self.tokenizer, token_ids)
+        )
         return f"- **{question}** {said} ({'right' if is_right else 'wrong'})"
 
     def pop_validation_figures(self) -> dict[str, float]:

@@ -16,7 +16,8 @@ from nanochat_lit.data.loader import ENDLESS
 from nanochat_lit.engine.rollout import Rollout
 from nanochat_lit.model import IGNORE_INDEX
 from nanochat_lit.tasks.base import Conversation, Task
-from nanochat_lit.tokenizer import render_for_completion
+from nanochat_lit.tokenizer import render_conversation, render_for_completion
+from nanochat_lit.tokenizer.special_tokens import PYTHON_END
 from nanochat_lit.training.datamodules import Batch, LanguageDataModule
 
 if TYPE_CHECKING:
@@ -207,8 +208,9 @@ class RolloutDataModule(LanguageDataModule):
 
     def prompt(self, conversation: Conversation) -> list[int] | None:
         """Return the prompt for the last answer of a conversation; None if it leaves no space for one."""
-        token_ids = render_for_completion(self.tokenizer, conversation)
-        return token_ids if len(token_ids) < cast("RLModule", self.module).context else None
+        module = cast("RLModule", self.module)
+        token_ids = render_for_completion(self.tokenizer, module.tools.of(conversation).offer(conversation))
+        return token_ids if len(token_ids) < module.context else None
 
     def question(self, number: int) -> int:
         """Return the index of the `number`-th question of the run; every epoch is a seeded permutation."""
@@ -218,6 +220,26 @@ class RolloutDataModule(LanguageDataModule):
             Random(f"{self.seed}-{epoch}").shuffle(order)
             self._order = (epoch, order)
         return self._order[1][place]
+
+    def start(self, number: int, guided: float) -> list[int]:
+        """Return tokens of the reference answer that the answers to the `number`-th question begin with, often none.
+
+        Args:
+            number: Number of the question in the run; determines the length.
+            guided: Fraction of the questions with a start.
+        """
+        rng = Random(f"{self.seed}-start-{number}")
+        if rng.random() >= guided:
+            return []
+        conversation = self.train[self.question(number)]
+        if conversation["messages"][-1]["role"] != "assistant":
+            return []
+        prompt = render_for_completion(self.tokenizer, conversation)
+        token_ids, mask = render_conversation(self.tokenizer, conversation)
+        answer, is_own = token_ids[len(prompt) :], mask[len(prompt) :]
+        calls = [place for place, token_id in enumerate(answer) if token_id == self.tokenizer.special_ids[PYTHON_END]]
+        last = calls[-1] if calls else len(answer) - 1
+        return answer[: rng.choice([place for place in range(last + 1) if is_own[place]])]
 
     def train_dataloader(self) -> RolloutLoader:
         module = cast("RLModule", self.module)

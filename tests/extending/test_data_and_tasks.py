@@ -119,5 +119,7 @@ def test_the_page_shows_what_is_tested():
         } - {""}
 
     shown = set().union(*map(plain, re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), flags=re.DOTALL)))
-    written = set().union(*(plain((HERE / name).read_text("utf-8")) for name in ("my_extension.py", "my_model.py")))
+    written = set().union(
+        *(plain((HERE / name).read_text("utf-8")) for name in ("my_extension.py", "my_model.py", "my_tools.py"))
+    )
     assert shown - written == set()

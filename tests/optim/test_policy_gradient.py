@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.optim.policy_gradient import RewardShape, divergence, group_advantages, policy_gradient_loss
+from nanochat_lit.optim.policy_gradient import (
+    JudgedAnswer,
+    RewardShape,
+    divergence,
+    group_advantages,
+    policy_gradient_loss,
+)
 
 REWARDS = torch.tensor([1.0, 0.0, 0.3])
 LOGITS = torch.tensor([0.2, -0.5, 0.9])
@@ -30,11 +36,15 @@ def test_expected_gradient_is_that_of_the_expected_reward():
         torch.testing.assert_close(total, (1 - 1 / size) * exact.grad, atol=1e-6, rtol=0)
 
 
+def judged(**known):
+    defaults = {"is_right": False, "has_form": True, "credit": 0.0, "num_tokens": 3, "max_tokens": 100}
+    return JudgedAnswer(**{"messages": [], "text": "", "tool_calls": [], "has_ended": True, **defaults, **known})
+
+
 def test_only_a_wrong_answer_earns_a_part():
     shape = RewardShape(partial_reward=0.4, format_reward=0.1)
     for is_right, credit, expected in ((True, 1.0, 1.1), (False, 0.5, 0.3), (False, 0.0, 0.1)):
-        reward = shape.reward(is_right=is_right, has_form=True, length=3, max_length=9, credit=credit)
-        assert reward == pytest.approx(expected)
+        assert shape({}, judged(is_right=is_right, credit=credit)) == pytest.approx(expected)
     with pytest.raises(UserError, match="partial_reward is 1"):
         RewardShape(partial_reward=1.0)
 
@@ -111,7 +121,7 @@ def test_divergence_is_unbiased():
 
 def test_rewards_by_their_shape():
     shape = RewardShape(format_reward=0.1, length_penalty=0.5)
-    assert shape.reward(is_right=True, has_form=True, length=25, max_length=100) == pytest.approx(1.1 - 0.125)
-    assert RewardShape().reward(is_right=False, has_form=True, length=100, max_length=100) == 0.0
+    assert shape({}, judged(is_right=True, num_tokens=25)) == pytest.approx(1.1 - 0.125)
+    assert RewardShape()({}, judged(num_tokens=100)) == 0.0
     with pytest.raises(UserError, match="length_penalty is -1"):
         RewardShape(length_penalty=-1)
