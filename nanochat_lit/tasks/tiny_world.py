@@ -143,7 +143,8 @@ def _checked_item(line: str, where: str) -> dict[str, Any]:
     messages = item["messages"]
     if not messages or not all(isinstance(message, dict) and "content" in message for message in messages):
         raise UserError(f"{where}: 'messages' must have messages with role and content")
-    if not any(message.get("role") == "user" for message in messages[-2:]):
+    roles = [message.get("role") for message in messages[-2:]]
+    if roles[-1] != "user" and roles != ["user", "assistant"]:
         raise UserError(f"{where}: the messages must end with the user's, or an answer to it")
     unknown = set(item["expect"]) - EXPECT_KEYS
     if unknown or not item["expect"]:
@@ -158,11 +159,15 @@ class TinyWorldTask:
         self.items = list(items)
 
     @classmethod
-    def load(cls, path: str | Path) -> TinyWorldTask:
+    def load(cls, path: str | Path, categories: Sequence[str] | None = None) -> TinyWorldTask:
         """Load the items of a JSONL file, one per line.
 
+        Args:
+            path: The file.
+            categories: Load only items of these categories; None loads all.
+
         Raises:
-            UserError: If the file is missing or empty, or a line is not an item (named as file:line).
+            UserError: If the file is missing, a line is not an item (named as file:line), or a category has none.
         """
         path = Path(path)
         try:
@@ -172,6 +177,13 @@ class TinyWorldTask:
         items = [_checked_item(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
         if not items:
             raise UserError(f"{path}: has no items: write one JSON item per line")
+        if categories is not None:
+            found = {item["category"] for item in items}
+            if missing := sorted(set(categories) - found):
+                raise UserError(
+                    f"{path}: has no items of {', '.join(missing)}; its categories: {', '.join(sorted(found))}"
+                )
+            items = [item for item in items if item["category"] in categories]
         return cls(items)
 
     def __len__(self) -> int:

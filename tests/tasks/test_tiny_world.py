@@ -156,6 +156,15 @@ def test_a_file_of_items_is_a_task(tmp_path):
     assert not task.evaluate(task[0], "I don't know.")
 
 
+def test_categories_of_a_file(tmp_path):
+    items = [{**item(any=["a"]), "category": category} for category in ("one", "two", "one", "three")]
+    path = tmp_path / "items.jsonl"
+    path.write_text("\n".join(map(json.dumps, items)), encoding="utf-8")
+    assert list(TinyWorldTask.load(path, ["one", "three"])) == [items[0], items[2], items[3]]
+    with pytest.raises(UserError, match=r"no items of four; its categories: one, three, two"):
+        TinyWorldTask.load(path, ["one", "four"])
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

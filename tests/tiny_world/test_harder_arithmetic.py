@@ -52,6 +52,18 @@ def test_an_answer_is_judged_by_its_number(items):
     assert all(judge(own, f"It is {own['expect']['number']}.") for own in items["val"])
 
 
+def test_training_questions_have_an_answer_that_is_not_judged_by(items):
+    """A call of the calculator and its value; numbers of the reference answer are not numbers of the question."""
+    for item in items["train"]:
+        call, output, text = item["messages"][-1]["content"]
+        assert calculate(call["text"]) == output["text"] == item["expect"]["number"]
+        assert judge(item, text["text"], [call["text"]])
+    item = {**item, "expect": {"number": "7"}}
+    assert not judge(item, f"7, not {output['text']}"), "the wrong value is an unrelated number"
+    for split in ("val", "test"):
+        assert all(len(own["messages"]) == 1 for own in items[split])
+
+
 def test_the_same_seed_gives_the_same_questions():
     assert problems("test", 20, seed=3) == problems("test", 20, seed=3) != problems("test", 20, seed=4)
     with pytest.raises(UserError, match="unknown split"):
