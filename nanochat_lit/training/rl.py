@@ -52,6 +52,12 @@ NUM_TRANSCRIPTS = 8
 """Number of held-out questions to show in samples.md."""
 
 
+def _reward_of(given: Reward | None, shape: RewardShape) -> Reward:
+    if given is not None and shape != RewardShape():
+        raise UserError("reward replaces partial_reward, format_reward and length_penalty; set these to 0")
+    return given or shape
+
+
 class RLModule(ContinuedModule):
     """Trains a chat model on its own answers: raises the probability of those whose reward exceeds their group's mean.
 
@@ -139,8 +145,7 @@ class RLModule(ContinuedModule):
             base=base, rates=rates, tokens_per_step=None, num_steps=num_steps, init_lr_fraction=init_lr_fraction, temperature=chat_temperature,
             compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer, lora=lora,
         )  # fmt: skip
-        self.reward_shape = RewardShape(partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty)  # fmt: skip
-        self.reward: Reward = reward or self.reward_shape
+        self.reward = _reward_of(reward, RewardShape(partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty))  # fmt: skip
         self.tools = Functions(tools or {}, max_calls, tool_timeout_s)
         self.questions_per_step, self.num_samples, self.guided = questions_per_step, num_samples, guided
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
@@ -158,8 +163,6 @@ class RLModule(ContinuedModule):
     def _check_settings(self) -> None:
         SamplingParams(temperature=self.temperature, top_k=self.top_k or 0)  # validates both
         positive = "it must be at least 1"
-        if self.reward is not self.reward_shape and self.reward_shape != RewardShape():
-            raise UserError("reward replaces partial_reward, format_reward and length_penalty; set these to 0")
         for name, is_valid, hint in (
             ("questions_per_step", self.questions_per_step >= 1, positive),
             ("max_new_tokens", self.max_new_tokens >= 1, positive),
@@ -217,10 +220,11 @@ class RLModule(ContinuedModule):
         if hasattr(self, "model"):
             return
         questions = self.questions
-        if self.reward_shape.format_reward and form_of(questions.train) is None:
+        shape = self.reward if isinstance(self.reward, RewardShape) else RewardShape()
+        if shape.format_reward and form_of(questions.train) is None:
             name = type(questions.train).__name__
             raise UserError(f"format_reward is set, but {name} does not define an answer format; set it to 0")
-        if self.reward_shape.partial_reward and not gives_credit(questions.train):
+        if shape.partial_reward and not gives_credit(questions.train):
             name = type(questions.train).__name__
             raise UserError(
                 f"partial_reward is set, but {name} does not define the closeness of wrong answers; set it to 0"
