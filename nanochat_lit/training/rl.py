@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
@@ -230,9 +231,9 @@ class RLModule(ContinuedModule):
                 f"partial_reward is set, but {name} does not define the closeness of wrong answers; set it to 0"
             )
         self.load_base()
-        self.metric = PassRates(questions.val_samples)
+        self.metric, self.drift = PassRates(questions.val_samples), MeanMetric()
         if self.kl_coefficient:
-            self._reference = [load_export(self.base, device="cpu", compute_dtype="float32")[0].requires_grad_(False)]
+            self._load_reference()
         if self.trainer.state.fn != "fit":
             return
         self.start_stage(
@@ -240,10 +241,17 @@ class RLModule(ContinuedModule):
             self.questions_per_step * self.num_samples * self.row_len,
         )
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
+    def _load_reference(self) -> None:
+        """Load the base model, kept in memory only with kl_coefficient."""
+        self._reference = [load_export(self.base, device="cpu", compute_dtype="float32")[0].requires_grad_(False)]
+
+    def _place_reference(self) -> None:
         for reference in self._reference:
             reference.to(self.device).set_compute_dtype(self.model.compute_dtype, cast_weights=True)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._place_reference()
 
     def collect(self, number: int) -> dict[str, Tensor]:
         """Return scored rollouts of this rank: inputs, targets, advantages, num_tokens, and what the options need.
@@ -312,7 +320,7 @@ class RLModule(ContinuedModule):
     @torch.no_grad()
     def _logprobs(self, model: GPT, rows: dict[str, Tensor]) -> Tensor:
         """Return the log-probabilities of the sampled tokens, (B, T)."""
-        size = self.micro_batch_size
+        size = self.questions.rows
         pairs = zip(rows["inputs"].split(size), rows["targets"].split(size), strict=True)
         return torch.cat([model.logprobs(inputs, targets, self.temperature)[0] for inputs, targets in pairs])
 
@@ -365,18 +373,15 @@ class RLModule(ContinuedModule):
 
         def answers(number: int, **sampling: Any) -> list[list[Rollout]]:
             functions = [self.tools.of(task[place]) for place in asked]
-            return roll_out(
-                engine,
-                list(asked.values()),
-                list(asked),
-                number,
-                functions,
-                max_new_tokens=self.max_new_tokens,
-                **sampling,
-            )
+            sampling["max_new_tokens"] = self.max_new_tokens
+            return roll_out(engine, list(asked.values()), list(asked), number, functions, **sampling)
 
         greedy = [group[0].token_ids for group in answers(1, temperature=0.0)]
         samples = answers(num_samples, temperature=self.temperature, top_k=self.top_k) if num_samples else []
+        self._measure_drift(
+            [prompt for prompt in asked.values() for _ in range(num_samples)],
+            [own for group in samples for own in group],
+        )
         if places[0] == 0:
             self._transcripts.clear()
         for number, place in enumerate(asked):
@@ -387,6 +392,21 @@ class RLModule(ContinuedModule):
                 self._transcripts.append(self._transcript(task[place], greedy[number], is_right))
         for _ in range(len(places) - len(asked)):
             self.metric.update(False, 0)  # a prompt that fills the context counts as a wrong answer
+
+    def _measure_drift(self, prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout]) -> None:
+        """Add the KL divergence from the base, estimated on sampled answers, if the base still exists."""
+        if not rollouts or not Path(self.base).exists():
+            return
+        if not self._reference:
+            self._load_reference()
+            self._place_reference()
+        longest = max(len(prompt) + len(own.token_ids) for prompt, own in zip(prompts, rollouts, strict=True))
+        length = min(self.context, -(-(longest - 1) // ROW_UNIT) * ROW_UNIT)
+        rows = rollout_rows(prompts, rollouts, length, self.tokenizer.bos_id)
+        rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
+        is_sampled = rows["targets"] != IGNORE_INDEX
+        logprobs, reference = (self._logprobs(model, rows) for model in (self.model, self._reference[0]))
+        self.drift.update(divergence(logprobs, reference, is_sampled, is_sampled.sum()), is_sampled.sum())
 
     def _is_right(self, task: Task, place: int, token_ids: Sequence[int]) -> bool:
         return task.evaluate(task[place], *completion_of(self.tokenizer, token_ids))
@@ -402,6 +422,11 @@ class RLModule(ContinuedModule):
     def pop_validation_figures(self) -> dict[str, float]:
         figures = cast("dict[str, float]", self.metric.compute())
         self.metric.reset()
+        if self.drift.update_called:
+            figures["kl"] = float(self.drift.compute())
+            self.drift.reset()
+        if not self.kl_coefficient:
+            self._reference = []
         return {f"val_{name}": value for name, value in figures.items()}
 
     def transcripts(self) -> list[str]:

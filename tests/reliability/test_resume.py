@@ -84,7 +84,7 @@ def test_reinforcement_learning_continues_bit_for_bit(write_rl_recipe, tmp_path,
     torch.manual_seed(12345)
     assert cli.main(["fit", *options, "--run_dir", str(run), "--ckpt_path", "last"]) == 0
     assert_same(run, whole)
-    names = ("reward", "entropy", "kl", "mixed_groups", "val_accuracy", "val_pass@1")
+    names = ("reward", "entropy", "kl", "mixed_groups", "val_accuracy", "val_pass@1", "val_kl")
     rows, wanted = (read_metrics(folder / "metrics.csv") for folder in (run, whole))
     found = {(at, name) for at, row in wanted.items() for name in names if row.get(name) != rows[at].get(name)}
     assert not found

@@ -11,7 +11,7 @@ from nanochat_lit.common.paths import read_json
 from nanochat_lit.training.run_records import read_metrics
 
 FIGURES = {"reward", "train_accuracy", "format_rate", "completion_len", "unfinished", "mixed_groups", "entropy"}
-VALIDATION = {"val_accuracy", "val_pass@1", "val_pass@2"}
+VALIDATION = {"val_accuracy", "val_pass@1", "val_pass@2", "val_kl"}
 
 
 def fit(recipe, *options):
@@ -29,6 +29,8 @@ def test_a_run_says_what_happened(finished):
     recipe, metrics = finished
     run = recipe.parent / "run"
     assert [step for step, row in metrics.items() if row.keys() >= VALIDATION] == [0, 2, 4]
+    assert metrics[0]["val_kl"] == pytest.approx(0, abs=1e-6)
+    assert 1e-5 < metrics[2]["val_kl"] < metrics[4]["val_kl"] < 1
     rows = [metrics[step] for step in (1, 2, 3, 4)]
     for row in rows:
         assert row.keys() >= FIGURES | {"tool_use", "train_loss", "grad_norm"}
