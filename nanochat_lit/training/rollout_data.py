@@ -227,6 +227,10 @@ class RolloutDataModule(LanguageDataModule):
         Args:
             number: Number of the question in the run; determines the length.
             guided: Fraction of the questions with a start.
+
+        Reference:
+            Xi et al. 2024, Training Large Language Models for Reasoning through Reverse Curriculum Reinforcement
+            Learning. https://arxiv.org/abs/2402.05808
         """
         rng = Random(f"{self.seed}-start-{number}")
         if rng.random() >= guided:
