@@ -41,7 +41,7 @@ class Functions:
         timeout_s: Time limit of a call, in seconds.
 
     Raises:
-        UserError: If a function cannot be used in another process, or a limit is not positive.
+        UserError: If a function has no signature or cannot be used in another process, or a limit is not positive.
     """
 
     def __init__(self, functions: Mapping[str, Callable[..., Any]], max_calls: int = 4, timeout_s: float = 5.0) -> None:
@@ -96,7 +96,10 @@ class Functions:
 
 def _description(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     """Return a function's description as in OpenAI's API."""
-    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    try:
+        parameters = inspect.signature(function, eval_str=True).parameters.values()
+    except (ValueError, TypeError, NameError) as error:
+        raise UserError(f"the signature of the tool {name} cannot be read: {error}; wrap it in a function") from None
     types = {one.name: _JSON_TYPES.get(get_origin(one.annotation) or one.annotation) for one in parameters}
     schema = {
         "type": "object",

@@ -96,6 +96,8 @@ def test_unknown_names_are_refused(functions, names):
 def test_bad_settings():
     with pytest.raises(UserError, match="cannot be imported by another process"):
         Functions({"local": lambda: 1})
+    with pytest.raises(UserError, match="the signature of the tool text cannot be read"):
+        Functions({"text": str})
     for limits in ({"max_calls": 0}, {"timeout_s": 0}):
         with pytest.raises(UserError, match="must be positive"):
             Functions({"echo": echo}, **limits)
