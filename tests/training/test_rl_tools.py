@@ -14,14 +14,14 @@ from nanochat_lit.tokenizer import render_conversation
 from nanochat_lit.training.rollout_data import RolloutDataModule
 from nanochat_lit.training.run_records import read_metrics
 
-TOOLS = {"degrees": "my_tools.degrees", "python": "nanochat_lit.engine.python_tool.run_tool"}
+TOOLS = {"degrees": "own_tools.degrees", "python": "nanochat_lit.engine.python_tool.run_tool"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory, calling_export, calling_conversation):
-    """The current folder, with questions for a model that calls a function of `my_tools`, and a recipe."""
+    """The current folder, with questions for a model that calls a function of a file, and a recipe."""
     folder = tmp_path_factory.mktemp("tools")
-    shutil.copy(Path(__file__).parents[1] / "extending" / "my_tools.py", folder)
+    shutil.copy(Path(__file__).parents[1] / "extending" / "my_tools.py", folder / "own_tools.py")
     expect = {"category": "weather", "expect": {"any": ["It is 92."]}}
     rows = [{"messages": calling_conversation[:1], "tools": names, **expect} for names in (["degrees"], [])]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -29,7 +29,7 @@ def folder(tmp_path_factory, calling_export, calling_conversation):
     task = {"class_path": load, "init_args": {"path": "questions.jsonl"}}
     model = {
         "base": str(calling_export), "num_steps": 2, "eval_every": 1, "questions_per_step": 2, "num_samples": 2,
-        "max_new_tokens": 160, "temperature": 0.8, "tools": TOOLS, "reward": "my_tools.calls_pay", "matrix_lr": 0.02,
+        "max_new_tokens": 160, "temperature": 0.8, "tools": TOOLS, "reward": "own_tools.calls_pay", "matrix_lr": 0.02,
         "embedding_lr": 0.1, "unembedding_lr": 0.01, "scalar_lr": 0.1,
     }  # fmt: skip
     content = {
@@ -44,10 +44,9 @@ def folder(tmp_path_factory, calling_export, calling_conversation):
     (folder / "rl.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(sys, "path", [entry for entry in sys.path if "extending" not in entry])
-        sys.modules.pop("my_tools", None)
+        sys.modules.pop("own_tools", None)
         yield folder
-        sys.modules.pop("my_tools", None)
+        sys.modules.pop("own_tools", None)
 
 
 def fit(*options):
@@ -81,8 +80,8 @@ def test_tools_and_a_reward_from_the_current_folder(tmp_path):
     [
         (["--model.partial_reward", "0.1"], "reward replaces partial_reward"),
         (["--model.guided", "1.5"], "guided is 1.5; use 0 (off) to 1"),
-        (["--model.tools", '{"other": "my_tools.degrees"}'], "use a list of the names of model.tools: other"),
-        (["--model.tools", '{"degrees": "my_tools.nothing"}'], "my_tools.nothing"),
+        (["--model.tools", '{"other": "own_tools.degrees"}'], "use a list of the names of model.tools: other"),
+        (["--model.tools", '{"degrees": "own_tools.nothing"}'], "own_tools.nothing"),
         (["--model.reward", "math.inf"], "reward"),
     ],
 )
