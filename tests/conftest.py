@@ -486,6 +486,51 @@ def write_rl_recipe(tmp_path_factory, pretrained) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def write_dpo_recipe(tmp_path_factory, pretrained) -> Callable[..., Path]:
+    """Write a recipe of preferences: of two answers that say a word, the one with `please` in it."""
+    folder = tmp_path_factory.mktemp("pairs")
+    pairs = [
+        {
+            "prompt": [{"role": "user", "content": f"say {word}"}],
+            "chosen": [{"role": "assistant", "content": f"{word} please"}],
+            "rejected": [{"role": "assistant", "content": f"{word} and {word} again"}],
+            "expect": {"min_words": 1},
+            "prefer": {"all": ["please"]},
+        }
+        for word in WORDS
+    ]
+    for name, rows in (("train", pairs[:40]), ("val", pairs[40:])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+    def task(name: str) -> dict:
+        kind = "nanochat_lit.tasks.preferences.TinyWorldPreferences"
+        return {"class_path": kind, "init_args": {"path": str(folder / f"{name}.jsonl")}}
+
+    def write(model: dict | None = None, data: dict | None = None, **top: object) -> Path:
+        run = tmp_path_factory.mktemp("dpo")
+        settings = {"base": str(pretrained / "export"), "num_steps": 4, "eval_every": 2, "pairs_per_step": 4}
+        settings |= {"max_new_tokens": 8, "init_lr_fraction": 0.5, "warmup": 0}
+        tasks = {"train": task("train"), "val": task("val")}
+        recipe = {
+            "run_dir": str(run / "run"),
+            "compute_dtype": "float32",
+            "log_every": 1,
+            "model": {"class_path": "nanochat_lit.training.DPOModule", "init_args": {**settings, **(model or {})}},
+            "data": {
+                "class_path": "nanochat_lit.training.PreferenceDataModule",
+                "init_args": {**tasks, "micro_batch_size": 4, **(data or {})},
+            },
+            "trainer": {"accelerator": "cpu", "devices": 1},
+            **top,
+        }
+        path = run / "dpo.yaml"
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        return path
+
+    return write
+
+
 @pytest.fixture
 def sft_recipe(tmp_path, pretrained, conversation_file) -> Path:
     recipe = {

@@ -148,8 +148,9 @@ def generate(
 ) -> None:
     """Write the tiny world: generated English pretraining texts, conversations and a held-out evaluation.
 
-    Writes pretrain/shard_*.parquet (the last shard is validation), sft/train.jsonl, sft/val.jsonl, test.jsonl, and
-    harder/*.jsonl (harder arithmetic for reinforcement learning). The splits are disjoint.
+    Writes pretrain/shard_*.parquet (the last shard is validation), sft/train.jsonl, sft/val.jsonl, test.jsonl,
+    preferences/*.jsonl (pairs of answers, one of them preferred) and harder/*.jsonl (harder arithmetic for
+    reinforcement learning). The splits are disjoint.
 
     Args:
         out: Folder to write, atomically; replaces an earlier generated corpus there.
@@ -163,6 +164,7 @@ def generate(
         [
             *Path(out).glob("pretrain/*.parquet"),
             *Path(out).glob("sft/*.jsonl"),
+            *Path(out).glob("preferences/*.jsonl"),
             *Path(out).glob("harder/*.jsonl"),
             Path(out) / "test.jsonl",
         ]

@@ -9,7 +9,7 @@ models that were not fine-tuned on the task.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Protocol, runtime_checkable
 
@@ -54,6 +54,15 @@ class GradedTask(Task, Protocol):
 
     def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
         """Return the partial credit of a wrong answer, from 0 to 1."""
+        ...
+
+
+@runtime_checkable
+class RankedTask(Task, Protocol):
+    """A task that ranks answers by more than their correctness."""
+
+    def grade(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
+        """Return the grade of an answer; of two answers, that with the higher grade is better."""
         ...
 
 
@@ -132,6 +141,21 @@ def form_of(task: Conversations) -> FormTask | None:
     """
     whole = task.task if isinstance(task, TaskSlice) else task
     return whole if isinstance(whole, FormTask) else None
+
+
+def grader_of(task: Conversations) -> Callable[[Conversation, str, Sequence[str]], float] | None:
+    """Return the function that grades answers to the task or the task it slices: its `grade`, else its `evaluate`.
+
+    Args:
+        task: Any task.
+
+    Returns:
+        The function, or None if the answers cannot be evaluated.
+    """
+    whole = task.task if isinstance(task, TaskSlice) else task
+    if isinstance(whole, RankedTask):
+        return whole.grade
+    return whole.evaluate if isinstance(whole, Task) and not isinstance(whole, TaskMixture) else None
 
 
 class TaskMixture:

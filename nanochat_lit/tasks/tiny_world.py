@@ -9,7 +9,8 @@ An item's "expect" defines a correct answer; every key that is present must be s
     number     this number in the answer, with no unrelated number
     spelled    the letters of this word, one by one, and nothing else spelled
     refuses    the answer is that it doesn't know, in one or two short sentences
-    min_words  at least as many words
+    min_words  at least this many words
+    max_words  at most this many words
     call       the only call of a function, {"name", "arguments"}
 
 Phrases match whole words, ignoring case and punctuation.
@@ -28,7 +29,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.tool_format import CALL_END, CALL_START, ToolCall, parse_call
 
 EXPECT_KEYS = frozenset(
-    {"any", "all", "none", "tool", "expressions", "number", "spelled", "refuses", "min_words", "call"}
+    {"any", "all", "none", "tool", "expressions", "number", "spelled", "refuses", "min_words", "max_words", "call"}
 )
 _REFUSALS = ("i dont know", "i do not know", "i am not sure", "im not sure", "i have no information", "i cant say")
 _MAX_REFUSAL_WORDS = 30
@@ -123,7 +124,7 @@ def judge(item: dict[str, Any], completion: str, tool_calls: Sequence[str] = ())
             return False
     if "call" in expect and _calls(completion) != [ToolCall(**expect["call"])]:
         return False
-    return len(words) >= expect.get("min_words", 0)
+    return expect.get("min_words", 0) <= len(words) <= expect.get("max_words", len(words))
 
 
 def _calls(completion: str) -> list[ToolCall | None]:

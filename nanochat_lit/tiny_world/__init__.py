@@ -12,5 +12,6 @@ from nanochat_lit.tiny_world.corpus import documents
 from nanochat_lit.tiny_world.dialogues import conversations
 from nanochat_lit.tiny_world.exam import held_out_items
 from nanochat_lit.tiny_world.harder_arithmetic import problems
+from nanochat_lit.tiny_world.preferences import preferences
 
-__all__ = ["conversations", "documents", "held_out_items", "problems"]
+__all__ = ["conversations", "documents", "held_out_items", "preferences", "problems"]

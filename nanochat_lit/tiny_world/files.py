@@ -13,6 +13,9 @@ ROW_GROUP_SIZE = 1024
 HARDER_PROBLEMS = {"train": 8000, "val": 400, "test": 1000}
 """Questions of harder arithmetic in each split."""
 
+PREFERENCE_PAIRS = {"train": 3000, "val": 200, "test": 400}
+"""Preference pairs in each split."""
+
 KNOWN_QUESTIONS = 150
 """Training questions of each category of the held-out evaluation, asked between the harder ones so that nothing is forgotten."""
 
@@ -25,8 +28,9 @@ def write_tiny_world(
     seed: int = 0,
     documents_per_shard: int = 16_384,
 ) -> None:
-    """Write pretrain/shard_*.parquet, sft/train.jsonl, sft/val.jsonl, test.jsonl (the held-out evaluation) and harder/*.jsonl.
+    """Write pretrain/shard_*.parquet, sft/{train,val}.jsonl, test.jsonl (the held-out evaluation), preferences/ and harder/.
 
+    preferences/ has train, val and test pairs of answers, one of them preferred.
     harder/ has train, val and test questions of harder arithmetic, for reinforcement learning, and known.jsonl, training
     questions of what the conversations teach.
 
@@ -45,7 +49,7 @@ def write_tiny_world(
     for name, value in {**counts, "documents_per_shard": documents_per_shard}.items():
         if value < 1:
             raise UserError(f"{name} is {value}, but must be at least 1")
-    with whole_folder(out, {"pretrain", "sft", "harder", "test.jsonl"}, "the generated corpus") as folder:
+    with whole_folder(out, {"pretrain", "sft", "preferences", "harder", "test.jsonl"}, "the generated corpus") as folder:
         _write_splits(folder, num_documents, num_conversations, per_category, seed, documents_per_shard)
 
 
@@ -65,6 +69,8 @@ def _write_splits(
     for split, count in (("train", num_conversations), ("val", _num_val(num_conversations))):
         _write_jsonl(out / "sft" / f"{split}.jsonl", islice(tiny_world.conversations(split, seed), count))
     _write_jsonl(out / "test.jsonl", iter(tiny_world.held_out_items("test", seed, per_category)))
+    for split, count in PREFERENCE_PAIRS.items():
+        _write_jsonl(out / "preferences" / f"{split}.jsonl", iter(tiny_world.preferences(split, count, seed)))
     for split, count in HARDER_PROBLEMS.items():
         _write_jsonl(out / "harder" / f"{split}.jsonl", iter(tiny_world.problems(split, count, seed)))
     _write_jsonl(out / "harder" / "known.jsonl", iter(tiny_world.held_out_items("train", seed, KNOWN_QUESTIONS)))

@@ -6,6 +6,8 @@ Recipes name the classes by these short paths.
 from nanochat_lit.training.callbacks.evaluators import ChatCoreEvaluator, CoreEvaluator
 from nanochat_lit.training.chat_data import ChatDataModule, MixtureDataModule
 from nanochat_lit.training.datamodules import TextDataModule
+from nanochat_lit.training.dpo import DPOModule
+from nanochat_lit.training.preference_data import PreferenceDataModule
 from nanochat_lit.training.pretrain import PretrainModule
 from nanochat_lit.training.rl import RLModule
 from nanochat_lit.training.rollout_data import RolloutDataModule
@@ -15,7 +17,9 @@ __all__ = [
     "ChatCoreEvaluator",
     "ChatDataModule",
     "CoreEvaluator",
+    "DPOModule",
     "MixtureDataModule",
+    "PreferenceDataModule",
     "PretrainModule",
     "RLModule",
     "RolloutDataModule",

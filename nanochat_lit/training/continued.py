@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.checkpoint import KEY
-from nanochat_lit.engine.export import find_model, load_export, load_tokenizer, read_provenance
+from nanochat_lit.engine.export import find_model, load_export, load_tokenizer, read_config, read_provenance
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
+from nanochat_lit.model import GPT
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.lora import LoRA, add_lora
 from nanochat_lit.optim import Schedule, TrainingPlan
@@ -95,6 +97,11 @@ class ContinuedModule(LanguageModule):
         """Return the learning rates before init_lr_fraction, so that later stages start from the same values."""
         return self.base_rates | {"tokens_per_step": self.tokens_per_step}
 
+    @cached_property
+    def context(self) -> int:
+        """Context length of the base, tokens; known before the model is loaded."""
+        return read_config(Path(self.base)).sequence_len
+
     def start_from(self) -> Tokenizer | None:
         """Return the tokenizer of the base export, which the data must use."""
         return load_tokenizer(Path(self.base))
@@ -116,6 +123,12 @@ class ContinuedModule(LanguageModule):
             raise UserError(
                 f"the tokenizer {datamodule.tokenizer_path} differs from that of the base {self.base}; remove data.tokenizer"
             )
+
+    def load_reference(self) -> GPT:
+        """Return the base, frozen, on the device and in the dtype of the model in training."""
+        reference, _ = load_export(self.base, device="cpu", compute_dtype="float32")
+        reference.requires_grad_(False).to(self.device)
+        return reference.set_compute_dtype(self.model.compute_dtype, cast_weights=True)
 
     def start_stage(self, one_pass: Callable[[], int], tokens_per_step: int) -> None:
         """Set the plan and the schedule: a constant batch size, no weight decay.

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from nanochat_lit.common.distributed import rank, world_size
+from nanochat_lit.common.distributed import world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
-from nanochat_lit.engine.export import load_export, read_config
+from nanochat_lit.engine.export import load_export
 from nanochat_lit.engine.functions import Functions
 from nanochat_lit.engine.rollout import Rollout, messages_of, roll_out
 from nanochat_lit.engine.sampling_params import SamplingParams
@@ -39,6 +39,8 @@ from nanochat_lit.training.rollout_data import (
     ROW_UNIT,
     RolloutDataModule,
     RolloutFigures,
+    check_share,
+    own_share,
     rollout_rows,
     without_padding,
 )
@@ -181,11 +183,6 @@ class RLModule(ContinuedModule):
             if not is_valid:
                 raise UserError(f"{name} is {getattr(self, name)}; {hint}")
 
-    @cached_property
-    def context(self) -> int:
-        """Context length of the base, tokens; known before the model is loaded."""
-        return read_config(Path(self.base)).sequence_len
-
     @property
     def questions(self) -> RolloutDataModule:
         """DataModule of this run."""
@@ -202,19 +199,7 @@ class RLModule(ContinuedModule):
 
     def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
         """Raise UserError if the questions do not divide by the ranks, or the answers by the micro-batches."""
-        if self.questions_per_step % world_size:
-            nearest = -(-self.questions_per_step // world_size) * world_size
-            raise UserError(
-                f"questions_per_step {self.questions_per_step} is not a multiple of {world_size} ranks; use {nearest}"
-            )
-        rows = self.questions_per_step // world_size * self.num_samples
-        if rows % micro_batch_size:
-            fitting = max(size for size in range(1, micro_batch_size + 1) if rows % size == 0)
-            raise UserError(
-                f"{rows} answers per step on each rank (questions_per_step {self.questions_per_step} x num_samples "
-                f"{self.num_samples} / {world_size} rank(s)) are not a multiple of micro_batch_size {micro_batch_size}; "
-                f"use {fitting}"
-            )
+        check_share("questions_per_step", self.questions_per_step, self.num_samples, micro_batch_size, world_size)
 
     def configure_model(self) -> None:
         """Load the base model once the questions are ready."""
@@ -259,10 +244,7 @@ class RLModule(ContinuedModule):
         Args:
             number: Number of the rollout batch in this run; determines the questions and the sampling seeds.
         """
-        data, share = self.questions, self.questions_per_step // world_size()
-        numbers = range(
-            number * self.questions_per_step + rank() * share, number * self.questions_per_step + (rank() + 1) * share
-        )
+        data, numbers = self.questions, own_share(number, self.questions_per_step)
         places = [data.question(own) for own in numbers]
         prompts = [data.prompts[place] for place in places]
         groups = roll_out(

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
@@ -60,10 +60,10 @@ def without_padding(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor[:, :length] if tensor.ndim == 2 else tensor for name, tensor in batch.items()}
 
 
-class RolloutFigures:
-    """Accumulates metrics over rollouts as sums, which can be added over ranks and restored from checkpoints."""
+class NamedSums:
+    """Accumulates metrics as sums, which can be added over ranks and restored from checkpoints."""
 
-    NAMES = ("completions", "tokens", "reward", "right", "form", "tool_use", "unfinished", "groups", "mixed_groups")
+    NAMES: tuple[str, ...]
 
     def __init__(self) -> None:
         self.sums = torch.zeros(len(self.NAMES), dtype=torch.float64)
@@ -71,6 +71,12 @@ class RolloutFigures:
     def add(self, **sums: float) -> None:
         """Add values to the sums."""
         self.sums += torch.tensor([float(sums.get(name, 0.0)) for name in self.NAMES], dtype=torch.float64)
+
+
+class RolloutFigures(NamedSums):
+    """Sums of metrics over rollouts."""
+
+    NAMES = ("completions", "tokens", "reward", "right", "form", "tool_use", "unfinished", "groups", "mixed_groups")
 
     def means(self, sums: Sequence[float]) -> dict[str, float]:
         """Return the means from sums over all ranks, in the order of NAMES.
@@ -154,7 +160,70 @@ class RolloutLoader(Iterator[Batch]):
         self._number, self._rows, self._num_given = position["number"], position["rows"], position["num_given"]
 
 
-class RolloutDataModule(LanguageDataModule):
+class StepDataModule(LanguageDataModule):
+    """Base class of data whose training batches the module makes step by step (`collect`) from items in a seeded order."""
+
+    def __init__(self, micro_batch_size: int, seed: int) -> None:
+        super().__init__(None, micro_batch_size, 0, seed)
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def drawn(self, number: int, items: Collection[int]) -> int:
+        """Return the `number`-th item of the run; every epoch is a seeded permutation."""
+        epoch, place = divmod(number, len(items))
+        if self._order[0] != epoch:
+            order = sorted(items)
+            Random(f"{self.seed}-{epoch}").shuffle(order)
+            self._order = (epoch, order)
+        return self._order[1][place]
+
+    def train_dataloader(self) -> RolloutLoader:
+        module = cast("RLModule", self.module)
+        self.train_loader = RolloutLoader(module.collect, self.rows, module.updates_per_batch)
+        if self.positions:
+            self.train_loader.seek(self._own_place(self.positions))
+        return self.train_loader
+
+    @staticmethod
+    def _own_place(positions: list[dict[str, Any]]) -> dict[str, Any]:
+        if len(positions) == world_size():
+            return positions[rank()]
+        if positions[0]["rows"] is not None and is_rank_zero():
+            print(
+                f"the rollouts in use were those of {len(positions)} rank(s): continuing with new ones", file=sys.stderr
+            )
+        return {"number": positions[0]["number"], "rows": None, "num_given": 0}
+
+
+def own_share(number: int, per_step: int) -> range:
+    """Return the numbers of this rank's items of a step, of which all ranks together have `per_step`."""
+    share = per_step // world_size()
+    start = number * per_step + rank() * share
+    return range(start, start + share)
+
+
+def check_share(name: str, per_step: int, sequences: int, micro_batch_size: int, world_size: int) -> None:
+    """Raise UserError if the items of a step do not divide by the ranks, or their sequences by the micro-batches.
+
+    Args:
+        name: Setting that has the number of items per step.
+        per_step: That number, over all ranks.
+        sequences: Sequences per item.
+        micro_batch_size: Sequences per micro-batch.
+        world_size: Number of ranks.
+    """
+    if per_step % world_size:
+        nearest = -(-per_step // world_size) * world_size
+        raise UserError(f"{name} {per_step} is not a multiple of {world_size} ranks; use {nearest}")
+    rows = per_step // world_size * sequences
+    if rows % micro_batch_size:
+        fitting = max(size for size in range(1, micro_batch_size + 1) if rows % size == 0)
+        raise UserError(
+            f"{rows} sequences per step on each rank ({name} {per_step} x {sequences} / {world_size} rank(s)) are not a "
+            f"multiple of micro_batch_size {micro_batch_size}; use {fitting}"
+        )
+
+
+class RolloutDataModule(StepDataModule):
     """Questions of a training and a validation task.
 
     Args:
@@ -176,7 +245,7 @@ class RolloutDataModule(LanguageDataModule):
         val_samples: int = 8,
         seed: int = 0,
     ) -> None:
-        super().__init__(None, micro_batch_size, 0, seed)
+        super().__init__(micro_batch_size, seed)
         if val_questions < 1:
             raise UserError(f"val_questions is {val_questions}; it must be at least 1")
         if val_samples < 0:
@@ -186,7 +255,6 @@ class RolloutDataModule(LanguageDataModule):
         self.val_samples = val_samples
         self.prompts: dict[int, list[int]] = {}
         """Training prompts that leave space for an answer in the context, by question number."""
-        self._order: tuple[int, list[int]] = (-1, [])
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -214,12 +282,7 @@ class RolloutDataModule(LanguageDataModule):
 
     def question(self, number: int) -> int:
         """Return the index of the `number`-th question of the run; every epoch is a seeded permutation."""
-        epoch, place = divmod(number, len(self.prompts))
-        if self._order[0] != epoch:
-            order = sorted(self.prompts)
-            Random(f"{self.seed}-{epoch}").shuffle(order)
-            self._order = (epoch, order)
-        return self._order[1][place]
+        return self.drawn(number, self.prompts)
 
     def start(self, number: int, guided: float) -> list[int]:
         """Return tokens of the reference answer that the answers to the `number`-th question begin with, often none.
@@ -244,23 +307,6 @@ class RolloutDataModule(LanguageDataModule):
         calls = [place for place, token_id in enumerate(answer) if token_id == self.tokenizer.special_ids[PYTHON_END]]
         last = calls[-1] if calls else len(answer) - 1
         return answer[: rng.choice([place for place in range(last + 1) if is_own[place]])]
-
-    def train_dataloader(self) -> RolloutLoader:
-        module = cast("RLModule", self.module)
-        self.train_loader = RolloutLoader(module.collect, self.rows, module.updates_per_batch)
-        if self.positions:
-            self.train_loader.seek(self._own_place(self.positions))
-        return self.train_loader
-
-    @staticmethod
-    def _own_place(positions: list[dict[str, Any]]) -> dict[str, Any]:
-        if len(positions) == world_size():
-            return positions[rank()]
-        if positions[0]["rows"] is not None and is_rank_zero():
-            print(
-                f"the rollouts in use were those of {len(positions)} rank(s): continuing with new ones", file=sys.stderr
-            )
-        return {"number": positions[0]["number"], "rows": None, "num_given": 0}
 
     def val_batches(self) -> Iterator[Batch]:
         """Yield batches of question indices."""

@@ -1,0 +1,322 @@
+"""Learning from preferences between two answers (DPO and variants of its loss)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from nanochat_lit.common.distributed import rank, world_size
+from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import folder_fingerprint
+from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.rollout import roll_out
+from nanochat_lit.evaluation.answerer import completion_of
+from nanochat_lit.evaluation.ranks import joined_shares, sum_over_ranks
+from nanochat_lit.evaluation.samples import readable
+from nanochat_lit.model import GPT, IGNORE_INDEX
+from nanochat_lit.model.export import WEIGHTS_FILE
+from nanochat_lit.model.gpt import Checkpointing
+from nanochat_lit.optim import OptimizerCallable
+from nanochat_lit.optim.policy_gradient import divergence
+from nanochat_lit.optim.preference import PreferenceLoss, preference_accuracy, preference_losses
+from nanochat_lit.tasks.base import grader_of
+from nanochat_lit.tokenizer import parse_completion
+from nanochat_lit.training.continued import ContinuedModule
+from nanochat_lit.training.preference_data import PreferenceDataModule, cached
+from nanochat_lit.training.rollout_data import NamedSums, check_share, own_share, rollout_rows, without_padding
+
+MAX_SLOTS = 128
+"""Maximum number of answers decoded concurrently; bounds the KV cache."""
+
+NUM_TRANSCRIPTS = 8
+"""Number of held-out prompts to show in samples.md."""
+
+
+class PairFigures(NamedSums):
+    """Sums of metrics over preference pairs, and over answers to their prompts."""
+
+    NAMES = ("pairs", "loss", "accuracy", "chosen", "rejected", "answers", "wins", "ties", "divergence", "tokens")
+
+    def means(self, sums: Sequence[float], beta: float) -> dict[str, float]:
+        """Return the means from sums over all ranks, in the order of NAMES.
+
+        Returns:
+            preference_accuracy, the fraction of pairs whose chosen answer has the larger log-ratio (ties count half);
+            chosen_reward and rejected_reward, beta times the log-ratios, and margin, their difference. If answers were
+            compared: win_rate (ties count half), wins and losses against the base. If answers were sampled: kl, nats
+            per token. Empty before the first pair.
+        """
+        by_name: dict[str, float] = dict(zip(self.NAMES, sums, strict=True))
+        pairs, answers, tokens = (by_name[name] for name in ("pairs", "answers", "tokens"))
+        if not pairs:
+            return {}
+        chosen, rejected = beta * by_name["chosen"] / pairs, beta * by_name["rejected"] / pairs
+        means = {"preference_accuracy": by_name["accuracy"] / pairs, "margin": chosen - rejected}
+        means |= {"chosen_reward": chosen, "rejected_reward": rejected}
+        if answers:
+            wins, ties = by_name["wins"] / answers, by_name["ties"] / answers
+            means |= {"win_rate": wins + ties / 2, "wins": wins, "losses": 1.0 - wins - ties}
+        return means | ({"kl": by_name["divergence"] / tokens} if tokens else {})
+
+
+class DPOModule(ContinuedModule):
+    """Trains a chat model on pairs of answers: raises the probability of the chosen one relative to the rejected one.
+
+    The reference is the base. Its log-probabilities are computed once and kept in the run folder, so that no second
+    model is in memory while training; validations load it for their duration. Validations report the accuracy and the
+    margin on held-out pairs, the KL divergence from the base estimated on the model's own samples at temperature 1, and,
+    if the task can evaluate answers, how often greedy answers are better than those of the base.
+
+    Args:
+        base: Initial model: an export (a fine-tuning run's), a run folder, a .ckpt file, or hf://OWNER/NAME.
+        num_steps: Optimizer steps; None is one epoch of the pairs. trainer.max_steps overrides it.
+        pairs_per_step: Pairs per optimizer step, over all ranks.
+        loss: sigmoid (DPO), ipo, or apo_zero (KTO's loss with a reference point of 0).
+        beta: Strength of the pull towards the base; larger values stay closer to it.
+        max_new_tokens: Maximum length of an answer to a held-out prompt, tokens.
+        init_lr_fraction: Initial fraction of the learning rates of pretraining.
+        unembedding_lr: As in pretraining; None uses the base's value.
+        embedding_lr: Likewise.
+        matrix_lr: Likewise.
+        scalar_lr: Likewise.
+        warmup: Steps of linear learning-rate warmup.
+        warmdown: Fraction of the run over which learning rates decay.
+        final_lr_fraction: Final learning rate as a fraction of its maximum.
+        eval_every: Steps between validations; 0 validates only at the end.
+        temperature: Default sampling temperature of the export; 0 is greedy.
+        compile: auto, true or false, as in pretraining.
+        activation_checkpointing: As in pretraining.
+        fp8: As in pretraining.
+        optimizer: As in pretraining.
+    """
+
+    stage = "dpo"
+    figure = "val_preference_accuracy"
+    measures_text = False
+    higher_is_better = True
+    shown_figures = ("preference_accuracy", "margin")
+    updates_per_batch = 1
+
+    def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
+        self,
+        base: str,
+        num_steps: int | None = None,
+        pairs_per_step: int = 32,
+        loss: PreferenceLoss = "sigmoid",
+        beta: float = 0.1,
+        max_new_tokens: int = 256,
+        init_lr_fraction: float = 0.02,
+        unembedding_lr: float | None = None,
+        embedding_lr: float | None = None,
+        matrix_lr: float | None = None,
+        scalar_lr: float | None = None,
+        warmup: int = 10,
+        warmdown: float = 1.0,
+        final_lr_fraction: float = 0.0,
+        eval_every: int = 100,
+        temperature: float = 0.6,
+        compile: bool | Literal["auto"] = False,
+        activation_checkpointing: Checkpointing = False,
+        fp8: bool | Literal["auto"] = False,
+        optimizer: OptimizerCallable | None = None,
+    ) -> None:
+        rates = {
+            "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
+        }  # fmt: skip
+        super().__init__(
+            base=base, rates=rates, tokens_per_step=None, num_steps=num_steps, init_lr_fraction=init_lr_fraction, temperature=temperature,
+            compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer,
+        )  # fmt: skip
+        for name, value in (("pairs_per_step", pairs_per_step), ("max_new_tokens", max_new_tokens)):
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if beta <= 0:
+            raise UserError(f"beta is {beta}; it must be positive, such as 0.1")
+        self.pairs_per_step, self.loss, self.beta, self.max_new_tokens = pairs_per_step, loss, beta, max_new_tokens
+        self.schedule_options = {
+            "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
+            "momentum_start": 0.95, "momentum_peak": 0.95, "momentum_warmup": 0, "momentum_final": 0.95,
+        }  # fmt: skip
+        self._references: dict[str, Tensor] = {}
+        """Log-probabilities of the completions under the base, (pairs, 2), by split."""
+        self._base_model: list[GPT] = []  # a list, so that it is not a submodule
+        self._base_answers: dict[int, list[int]] = {}
+        self._step_sums: Tensor | None = None  # of PairFigures, on the device
+        self._val_figures = PairFigures()
+        self._transcripts: list[str] = []
+
+    @property
+    def pairs(self) -> PreferenceDataModule:
+        """DataModule of this run."""
+        datamodule = self.datamodule
+        if not isinstance(datamodule, PreferenceDataModule):
+            raise UserError("DPOModule needs pairs of answers; use a PreferenceDataModule")
+        return datamodule
+
+    @property
+    def row_len(self) -> int:
+        """Tokens per sequence: the longest prompt with its answer, at most the context length."""
+        return self.pairs.row_len
+
+    def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
+        """Raise UserError if the pairs of a step do not divide by the ranks, or their sequences by the micro-batches."""
+        check_share("pairs_per_step", self.pairs_per_step, 2, micro_batch_size, world_size)
+
+    def configure_model(self) -> None:
+        """Load the base model once the pairs are ready."""
+        if hasattr(self, "model"):
+            return
+        pairs = self.pairs
+        self.load_base()
+        if self.trainer.state.fn == "fit":
+            one_pass = len(pairs.places["train"]) // self.pairs_per_step
+            self.start_stage(lambda: one_pass, 2 * self.pairs_per_step * self.row_len)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._prepare_references()
+
+    def on_validation_start(self) -> None:
+        self._prepare_references()
+
+    def on_test_start(self) -> None:
+        self._prepare_references()
+
+    def _prepare_references(self) -> None:
+        """Load or compute the log-probabilities under the base; collective over the ranks."""
+        base: str | None = None
+        for split, fingerprint in self.pairs.fingerprints.items():
+            if split not in self._references:
+                base = base or folder_fingerprint(self.base, (WEIGHTS_FILE,))
+                path = self.pairs.run_dir / "reference" / f"{split}.safetensors"
+                key = f"{base} {fingerprint} {self.model.compute_dtype}"
+                self._references[split] = cached(path, key, lambda split=split: self._reference_logprobs(split))
+        self._base_model.clear()
+
+    @property
+    def base_model(self) -> GPT:
+        """The base; loaded when it is first needed, until the end of the validation."""
+        if not self._base_model:
+            self._base_model.append(self.load_reference())
+        return self._base_model[0]
+
+    def _reference_logprobs(self, split: str) -> Tensor:
+        """Return the log-probabilities of the completions under the base, (pairs, 2); the ranks share the work."""
+        data, size = self.pairs, max(1, self.pairs.rows // 2)
+        count = len(data.places[split])
+        own = [
+            self._logprobs(self.base_model, data.pair_rows(split, range(start, min(start + size, count)))).tolist()
+            for start in range(rank() * size, count, world_size() * size)
+        ]
+        return torch.tensor([value for values in joined_shares(own) for value in values]).view(-1, 2)
+
+    @torch.no_grad()
+    def _logprobs(self, model: GPT, rows: dict[str, Tensor]) -> Tensor:
+        """Return the log-probabilities of the completions, (B,)."""
+        rows = without_padding({name: tensor.to(self.device) for name, tensor in rows.items()})
+        return model.logprobs(rows["inputs"], rows["targets"])[0].sum(1)
+
+    def collect(self, number: int) -> dict[str, Tensor]:
+        """Return this rank's sequences of a step: inputs, targets, (2P, T), and reference log-probabilities, (2P,)."""
+        data = self.pairs
+        drawn = [data.drawn(own, range(len(data.places["train"]))) for own in own_share(number, self.pairs_per_step)]
+        rows = data.pair_rows("train", drawn)
+        rows["reference"] = self._references["train"][drawn].flatten()
+        lengths = (rows["targets"] != IGNORE_INDEX).long().cumsum(1).argmax(1).view(-1, 2).amax(1)
+        order = torch.stack([2 * lengths.argsort(stable=True), 2 * lengths.argsort(stable=True) + 1], 1).flatten()
+        return {
+            name: tensor[order].to(self.device) for name, tensor in rows.items()
+        }  # micro-batches of similar lengths
+
+    def _compare(self, logprobs: Tensor, targets: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses of pairs, (P,), and sums in the order of the first five of PairFigures, without gradient."""
+        log_ratios = (logprobs - reference).view(-1, 2)
+        num_tokens = (targets != IGNORE_INDEX).sum(1).view(-1, 2)
+        losses = preference_losses(log_ratios, num_tokens, self.beta, self.loss)
+        with torch.no_grad():
+            parts = [losses.new_tensor(len(losses)), losses.sum(), preference_accuracy(log_ratios).sum()]
+            return losses, torch.stack([*parts, *log_ratios.sum(0)])
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        batch = batch if self.compile_choice()[0] else without_padding(batch)  # compiled code has a fixed length
+        logprobs = self.model.logprobs(batch["inputs"], batch["targets"])[0].sum(1)
+        losses, sums = self._compare(logprobs, batch["targets"], batch["reference"])
+        self._step_sums = sums if self._step_sums is None else self._step_sums + sums
+        self.losses.add(losses.mean())
+        return losses.mean()
+
+    def pop_step_figures(self) -> dict[str, float]:
+        sums = torch.zeros(5, device=self.device) if self._step_sums is None else self._step_sums
+        self._step_sums = None
+        sums = cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum")).tolist()
+        return PairFigures().means([*sums, 0.0, 0.0, 0.0, 0.0, 0.0], self.beta)
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        return {**super().rank_state_dict(), "pairs": None if self._step_sums is None else self._step_sums.cpu()}
+
+    def load_rank_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_rank_state_dict(state)
+        self._step_sums = None if state["pairs"] is None else state["pairs"].to(self.device)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        data, numbers = self.pairs, batch["pairs"].tolist()
+        if numbers[0] == 0:
+            self._transcripts.clear()
+        size = max(1, data.rows // 2)
+        for start in range(0, len(numbers), size):
+            part = numbers[start : start + size]
+            rows = data.pair_rows("val", part)
+            logprobs = self._logprobs(self.model, rows).cpu()
+            _, sums = self._compare(logprobs, rows["targets"], self._references["val"][part].flatten())
+            self._val_figures.sums[:5] += sums
+        if asked := [number for number in numbers if number < data.val_questions]:
+            self._answer(asked)
+
+    def _answer(self, numbers: Sequence[int]) -> None:
+        """Answer held-out prompts, compare the answers with those of the base, and estimate the KL divergence."""
+        data, limit = self.pairs, {"max_new_tokens": self.max_new_tokens}
+        prompts = {number: data.prompt("val", number) for number in numbers}
+        slots = min(MAX_SLOTS, len(prompts))
+        engine = Engine(self.model, self.tokenizer, num_slots=slots)
+        greedy = engine.generate_batch(list(prompts.values()), **limit)
+        if not prompts.keys() <= self._base_answers.keys():
+            base = Engine(self.base_model, self.tokenizer, num_slots=slots)
+            answers = base.generate_batch(list(prompts.values()), **limit)
+            self._base_answers.update(zip(prompts, answers, strict=True))
+        for number, answer in zip(prompts, greedy, strict=True):
+            self._judge(number, answer, self._base_answers[number])
+        sampled = [
+            group[0] for group in roll_out(engine, list(prompts.values()), [data.seed + n for n in prompts], **limit)
+        ]
+        rows = rollout_rows(list(prompts.values()), sampled, self.context, self.tokenizer.bos_id)
+        for start in range(0, len(numbers), data.rows):
+            part = {name: tensor[start : start + data.rows].to(self.device) for name, tensor in rows.items()}
+            inputs, targets = (without_padding(part)[name] for name in ("inputs", "targets"))
+            is_sampled = targets != IGNORE_INDEX
+            with torch.no_grad():
+                ours, theirs = (model.logprobs(inputs, targets)[0] for model in (self.model, self.base_model))
+            total = float(divergence(ours, theirs, is_sampled, 1))
+            self._val_figures.add(divergence=total, tokens=int(is_sampled.sum()))
+
+    def _judge(self, number: int, answer: Sequence[int], base_answer: Sequence[int]) -> None:
+        """Compare the answer to a held-out prompt with that of the base."""
+        pair, verdict = self.pairs.pair("val", number), ""
+        if grade := grader_of(self.pairs.tasks["val"]):
+            ours, theirs = (grade(pair, *completion_of(self.tokenizer, one)) for one in (answer, base_answer))
+            self._val_figures.add(answers=1, wins=ours > theirs, ties=ours == theirs)
+            verdict = f" ({'win' if ours > theirs else 'tie' if ours == theirs else 'loss'})"
+        if number < NUM_TRANSCRIPTS:
+            asked = [message for message in pair["messages"] if message["role"] == "user"][-1]["content"]
+            said, before = (readable(parse_completion(self.tokenizer, one)).strip() for one in (answer, base_answer))
+            self._transcripts.append(f"- **{asked}** {said}{verdict}; base: {before}")
+
+    def pop_validation_figures(self) -> dict[str, float]:
+        sums = sum_over_ranks(self._val_figures.sums.to(self.device, torch.float32)).tolist()
+        self._val_figures = PairFigures()
+        self._base_model.clear()
+        means = self._val_figures.means(sums, self.beta)
+        return {f"val_{name}": value for name, value in means.items()}
+
+    def transcripts(self) -> list[str]:
+        return self._transcripts
