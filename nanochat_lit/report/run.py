@@ -17,8 +17,8 @@ from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.report.page import Markdown, curves_png, fill
 from nanochat_lit.report.run_folder import RunFolder, read_run
 
-STAGES = {"pretrain": "pretraining", "sft": "fine-tuning", "rl": "reinforcement learning"}
-CLASS_STAGES = {"PretrainModule": "pretrain", "SFTModule": "sft", "RLModule": "rl"}
+STAGES = {"pretrain": "pretraining", "sft": "fine-tuning", "rl": "reinforcement learning", "dpo": "preferences"}
+CLASS_STAGES = {"PretrainModule": "pretrain", "SFTModule": "sft", "RLModule": "rl", "DPOModule": "dpo"}
 SAMPLES_LIMIT = 6000
 """Maximum number of characters of samples on the page; samples.md has the rest."""
 
@@ -100,6 +100,9 @@ def curve_plots(runs: Sequence[RunFolder], against: str = "step") -> dict[str, b
     add("training loss", "nats per token, moving average", "train_loss_ema")
     add("validation, bits per byte", "bits per byte", "val_bpb")
     add("validation accuracy", "fraction of correct answers", "val_accuracy", log=False)
+    add("preference accuracy", "fraction of held-out pairs", "val_preference_accuracy", log=False)
+    add("win rate", "against the base", "val_win_rate", log=False)
+    add("divergence from the base", "nats per token", "val_kl", log=False)
     add("reward", "mean reward", "reward", log=False)
     if len(runs) == 1:
         columns = dict.fromkeys(

@@ -14,7 +14,7 @@ from nanochat_lit.model import GPTConfig
 from nanochat_lit.training.checkpoint_files import flatten
 from nanochat_lit.training.run_records import METRICS_FILE, read_metrics, read_sessions
 
-FIGURES = ("val_bpb", "val_accuracy")
+FIGURES = ("val_bpb", "val_accuracy", "val_preference_accuracy")
 """Validation metrics by stage."""
 
 

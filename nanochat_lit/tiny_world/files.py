@@ -49,7 +49,9 @@ def write_tiny_world(
     for name, value in {**counts, "documents_per_shard": documents_per_shard}.items():
         if value < 1:
             raise UserError(f"{name} is {value}, but must be at least 1")
-    with whole_folder(out, {"pretrain", "sft", "preferences", "harder", "test.jsonl"}, "the generated corpus") as folder:
+    with whole_folder(
+        out, {"pretrain", "sft", "preferences", "harder", "test.jsonl"}, "the generated corpus"
+    ) as folder:
         _write_splits(folder, num_documents, num_conversations, per_category, seed, documents_per_shard)
 
 

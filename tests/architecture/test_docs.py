@@ -245,8 +245,9 @@ def test_keys_that_the_pages_name():
         return {key for name in names for key in inspect.signature(getattr(training, name)).parameters}
 
     known = {
-        "model": parameters("PretrainModule", "SFTModule", "RLModule"),
-        "data": parameters("TextDataModule", "ChatDataModule", "MixtureDataModule", "RolloutDataModule"),
+        "model": parameters("PretrainModule", "SFTModule", "DPOModule", "RLModule"),
+        "data": parameters("TextDataModule", "ChatDataModule", "MixtureDataModule", "RolloutDataModule")
+        | parameters("PreferenceDataModule"),
         "trainer": set(inspect.signature(Trainer).parameters),
     }
     for page in PAGES:

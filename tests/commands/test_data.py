@@ -20,7 +20,7 @@ def test_generated_files_are_sources_and_reproducible(tmp_path, capsys):
     assert set(files) == {
         "pretrain/shard_00000.parquet", "pretrain/shard_00001.parquet", "sft/train.jsonl", "sft/val.jsonl", "test.jsonl",
         "harder/train.jsonl", "harder/val.jsonl", "harder/test.jsonl",
-        "harder/known.jsonl",
+        "harder/known.jsonl", "preferences/train.jsonl", "preferences/val.jsonl", "preferences/test.jsonl",
     }  # fmt: skip
     texts = check_source(tmp_path / "world" / "pretrain")
     chats = check_source(tmp_path / "world" / "sft", "messages")

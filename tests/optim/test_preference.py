@@ -72,6 +72,8 @@ def test_trl_itself(make_environment, tmp_path):
     """The newest TRL, installed next to this environment's torch and transformers; skipped where it cannot be."""
     python = make_environment("trl", ["trl"], is_on_top=True) / "python"
     program = Path(__file__).with_name("trl_program.py")
-    done = subprocess.run([python, program], cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [python, program], cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert_equal_to_ours(json.loads(done.stdout.splitlines()[-1]))

@@ -6,9 +6,9 @@ import warnings
 
 import torch
 import trl
-from datasets import Dataset
+from datasets import Dataset  # noqa: TID253 - a program for an environment with TRL
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: TID253
 
 warnings.simplefilter("ignore")
 torch.manual_seed(0)
@@ -17,7 +17,12 @@ tokenizer = PreTrainedTokenizerFast(
     tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")), pad_token="<pad>", eos_token="<eos>"
 )
 config = LlamaConfig(
-    vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
 )
 model = LlamaForCausalLM(config)
 with torch.no_grad():
@@ -49,5 +54,7 @@ for loss in ("sigmoid", "ipo", "apo_zero"):
             inputs |= {"ref_chosen_logps": reference[:1], "ref_rejected_logps": reference[1:]}
             value = trainer._compute_loss(model, inputs, False).item()
             log_ratios = (own - reference).tolist()
-            rows.append({"loss": loss, "beta": beta, "log_ratios": log_ratios, "num_tokens": num_tokens, "value": value})
+            rows.append(
+                {"loss": loss, "beta": beta, "log_ratios": log_ratios, "num_tokens": num_tokens, "value": value}
+            )
 print(json.dumps({"trl": trl.__version__, "rows": rows}))

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 SWEEPS = {"miniseries.yaml", "scaling_laws.yaml"}  # of `sweep`, see test_sweeps.py
 RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml") if path.name not in SWEEPS)
 WRITTEN = {"cpu_chat", "cpu_text", "d12", "gpt2_speedrun", "quickstart_pretrain", "quickstart_sft", "qwen3_small"}
-WRITTEN |= {"cpu_sft", "gsm8k_rl", "sft", "tiny_world_rl"}
+WRITTEN |= {"cpu_sft", "gsm8k_rl", "sft", "tiny_world_dpo", "tiny_world_rl"}
 BASES = {"cpu_chat": "cpu_text", "cpu_sft": "cpu_text", "quickstart_sft": "quickstart_pretrain", "sft": "gpt2_speedrun"}
 ONE_GPU = {"one_gpu_8gb": 8, "one_gpu_12gb": 12, "one_gpu_16gb": 16, "one_gpu_24gb": 24}  # GiB
 
@@ -62,6 +62,9 @@ def test_an_unknown_key_would_be_found(name, tmp_path, capsys):
 def test_batches_come_out_whole(name):
     config = resolved(name)
     model, data = config["model"]["init_args"], config["data"]["init_args"]
+    if config["model"]["class_path"].endswith("DPOModule"):
+        assert 2 * model["pairs_per_step"] // int(config["trainer"]["devices"]) % data["micro_batch_size"] == 0
+        return
     if config["model"]["class_path"].endswith("RLModule"):
         rows = model["questions_per_step"] // int(config["trainer"]["devices"]) * model["num_samples"]
         assert rows % data["micro_batch_size"] == model["questions_per_step"] % int(config["trainer"]["devices"]) == 0

@@ -136,6 +136,50 @@ def test_a_kill_changes_nothing_in_reinforcement_learning(write_rl_recipe, momen
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("moment", "step"), [("start", 0), ("accumulation", 3), ("validation", 4)])
+def test_a_kill_changes_nothing_in_preferences(write_dpo_recipe, moment, step):
+    """At the start: before the reference is computed."""
+    model = {"num_steps": 6, "eval_every": 2}
+    undisturbed = write_dpo_recipe(model, checkpoint_every=2)
+    assert cli.main(["fit", "--config", str(undisturbed)]) == 0
+    trainer = {"accelerator": "cpu", "devices": 1, "callbacks": [callback("Signal", moment=moment, step=step)]}
+    recipe = write_dpo_recipe(model, trainer=trainer, checkpoint_every=2)
+    code, err = fit(recipe)
+    assert code == -signal.SIGKILL, err
+    code, err = fit(recipe, *(["--ckpt_path", "last"] if step else []), "--trainer.callbacks", "[]")
+    assert code == 0, err
+    runs = [path.parent / "run" for path in (recipe, undisturbed)]
+    assert_same(*runs)
+    margins = [[row.get("margin") for row in read_metrics(run / "metrics.csv").values()] for run in runs]
+    assert margins[0] == margins[1]
+
+
+@pytest.mark.slow
+@pytest.mark.multi_rank
+@pytest.mark.parametrize("strategy", ["zero", "ddp"])
+def test_preferences_on_two_ranks_are_those_on_one(write_dpo_recipe, strategy):
+    """The same pairs and reference; losses, norms and validations within 1e-5, as sums come in another order."""
+    one, two = write_dpo_recipe(), write_dpo_recipe()
+    assert cli.main(["fit", "--config", str(one)]) == 0
+    code, err = fit(two, "--trainer.devices", "2", "--trainer.strategy", strategy)
+    assert code == 0, err
+    wanted, found = (read_metrics(path.parent / "run" / "metrics.csv") for path in (one, two))
+    assert found.keys() == wanted.keys()
+    for step, row in wanted.items():
+        for name in (
+            "train_loss",
+            "grad_norm",
+            "margin",
+            "val_preference_accuracy",
+            "val_margin",
+            "val_win_rate",
+            "val_kl",
+        ):
+            if name in row:
+                assert found[step][name] == pytest.approx(row[name], abs=1e-5), (step, name)
+
+
+@pytest.mark.slow
 @pytest.mark.multi_rank
 @pytest.mark.parametrize("strategy", ["zero", "ddp"])
 def test_reinforcement_learning_on_two_ranks_is_that_on_one(write_rl_recipe, strategy):

@@ -92,6 +92,26 @@ def test_reinforcement_learning_continues_bit_for_bit(write_rl_recipe, tmp_path,
     assert (run / "samples.md").read_text("utf-8") == (whole / "samples.md").read_text("utf-8")
 
 
+@pytest.mark.parametrize("is_kept", [True, False], ids=["kept", "lost"])
+def test_preferences_continue_bit_for_bit(write_dpo_recipe, tmp_path, is_kept):
+    """After 3, with figures not yet logged and a step of two micro-batches; the reference is kept, or computed again."""
+    recipe, run = write_dpo_recipe({"num_steps": 6, "eval_every": 2}), tmp_path / "again"
+    options = ["--config", str(recipe), "--log_every", "2"]
+    assert cli.main(["fit", *options, *KEEP_ALL]) == 0
+    whole = recipe.parent / "run"
+    at_step(whole, 3, run)
+    if not is_kept:
+        shutil.rmtree(run / "reference")
+    torch.manual_seed(12345)
+    assert cli.main(["fit", *options, "--run_dir", str(run), "--ckpt_path", "last"]) == 0
+    assert_same(run, whole)
+    names = ("margin", "preference_accuracy", "val_margin", "val_win_rate", "val_kl")
+    rows, wanted = (read_metrics(folder / "metrics.csv") for folder in (run, whole))
+    assert not {(at, name) for at, row in wanted.items() for name in names if row.get(name) != rows[at].get(name)}
+    assert sum(name in row for row in wanted.values() for name in names) > 12
+    assert (run / "samples.md").read_text("utf-8") == (whole / "samples.md").read_text("utf-8")
+
+
 def test_random_numbers_continue(write_recipe, tmp_path, monkeypatch):
     """A callback that draws is the stand-in for dropout: it gets the numbers it would have got."""
     monkeypatch.syspath_prepend(Path(__file__).parent)

@@ -58,7 +58,10 @@ def test_log_ratios_are_those_of_whole_conversations(finished):
     recipe, metrics = finished
     settings = settings_of(recipe)
     task = Preferences(settings["data"]["init_args"]["val"]["init_args"]["path"])
-    models = [load_export(path, device="cpu", compute_dtype="float32") for path in (recipe.parent / "run" / "export", settings["model"]["init_args"]["base"])]
+    models = [
+        load_export(path, device="cpu", compute_dtype="float32")
+        for path in (recipe.parent / "run" / "export", settings["model"]["init_args"]["base"])
+    ]
 
     def total(model, tokenizer, messages):
         token_ids, mask = (torch.tensor(values) for values in render_conversation(tokenizer, {"messages": messages}))
@@ -107,7 +110,10 @@ def test_a_checkpoint_is_validated_without_the_training_pairs(finished, capsys):
 
 def test_the_reference_is_computed_once(finished, tmp_path):
     recipe, _ = finished
-    assert {path.name for path in (recipe.parent / "run" / "reference").iterdir()} == {"train.safetensors", "val.safetensors"}
+    assert {path.name for path in (recipe.parent / "run" / "reference").iterdir()} == {
+        "train.safetensors",
+        "val.safetensors",
+    }
     path, calls = tmp_path / "x.safetensors", []
 
     def compute():
@@ -121,7 +127,11 @@ def test_the_reference_is_computed_once(finished, tmp_path):
 
 def test_only_the_answers_are_trained(tokenizer):
     """Earlier answers of the assistant are part of the prompt; results of tools are read, not trained."""
-    earlier = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}, {"role": "user", "content": "1+1"}]
+    earlier = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "1+1"},
+    ]
     parts = [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}, {"type": "text", "text": "two"}]
     chosen = [*earlier, {"role": "assistant", "content": parts}]
     pair = {"messages": chosen, "rejected": [*earlier, {"role": "assistant", "content": "no"}]}
@@ -168,6 +178,9 @@ def test_bad_settings(write_dpo_recipe, capsys, model, data, message):
 
 
 def test_conversations_without_rejected_answers(write_dpo_recipe, conversation_file, capsys):
-    task = {"class_path": "nanochat_lit.tasks.conversations.FileConversations", "init_args": {"path": str(conversation_file)}}
+    task = {
+        "class_path": "nanochat_lit.tasks.conversations.FileConversations",
+        "init_args": {"path": str(conversation_file)},
+    }
     assert cli.main(["fit", "--config", str(write_dpo_recipe(data={"train": task}))]) == 2
     assert "data.train has conversations without rejected answers" in capsys.readouterr().err
