@@ -74,6 +74,8 @@ class DPOModule(ContinuedModule):
         pairs_per_step: Pairs per optimizer step, over all ranks.
         loss: sigmoid (DPO), ipo, or apo_zero (KTO's loss with a reference point of 0).
         beta: Strength of the pull towards the base; larger values stay closer to it.
+        sft_weight: Weight of the chosen answers' loss per token, which keeps their own probability from falling; 0
+            disables it.
         max_new_tokens: Maximum length of an answer to a held-out prompt, tokens.
         init_lr_fraction: Initial fraction of the learning rates of pretraining.
         unembedding_lr: As in pretraining; None uses the base's value.
@@ -105,6 +107,7 @@ class DPOModule(ContinuedModule):
         pairs_per_step: int = 32,
         loss: PreferenceLoss = "sigmoid",
         beta: float = 0.1,
+        sft_weight: float = 0.0,
         max_new_tokens: int = 256,
         init_lr_fraction: float = 0.02,
         unembedding_lr: float | None = None,
@@ -133,7 +136,10 @@ class DPOModule(ContinuedModule):
                 raise UserError(f"{name} is {value}; it must be at least 1")
         if beta <= 0:
             raise UserError(f"beta is {beta}; it must be positive, such as 0.1")
-        self.pairs_per_step, self.loss, self.beta, self.max_new_tokens = pairs_per_step, loss, beta, max_new_tokens
+        if sft_weight < 0:
+            raise UserError(f"sft_weight is {sft_weight}; use 0 (off) or a positive value, such as 1")
+        self.pairs_per_step, self.loss, self.beta, self.sft_weight = pairs_per_step, loss, beta, sft_weight
+        self.max_new_tokens = max_new_tokens
         self.schedule_options = {
             "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
             "momentum_start": 0.95, "momentum_peak": 0.95, "momentum_warmup": 0, "momentum_final": 0.95,
@@ -213,9 +219,9 @@ class DPOModule(ContinuedModule):
 
     @torch.no_grad()
     def _logprobs(self, model: GPT, rows: dict[str, Tensor]) -> Tensor:
-        """Return the log-probabilities of the completions, (B,)."""
+        """Return the log-probabilities of the completions, (B,), by the loss kernel."""
         rows = without_padding({name: tensor.to(self.device) for name, tensor in rows.items()})
-        return model.logprobs(rows["inputs"], rows["targets"])[0].sum(1)
+        return -model(rows["inputs"], rows["targets"], reduction="none").sum(1)
 
     def collect(self, number: int) -> dict[str, Tensor]:
         """Return this rank's sequences of a step: inputs, targets, (2P, T), and reference log-probabilities, (2P,)."""
@@ -234,6 +240,7 @@ class DPOModule(ContinuedModule):
         log_ratios = (logprobs - reference).view(-1, 2)
         num_tokens = (targets != IGNORE_INDEX).sum(1).view(-1, 2)
         losses = preference_losses(log_ratios, num_tokens, self.beta, self.loss)
+        losses = losses - self.sft_weight * logprobs.view(-1, 2)[:, 0] / num_tokens[:, 0]
         with torch.no_grad():
             parts = [losses.new_tensor(len(losses)), losses.sum(), preference_accuracy(log_ratios).sum()]
             return losses, torch.stack([*parts, *log_ratios.sum(0)])

@@ -161,6 +161,7 @@ def test_pairs_that_do_not_fit_are_counted(write_dpo_recipe, tmp_path, capsys):
     ("model", "data", "message"),
     [
         ({"beta": 0.0}, {}, "beta is 0"),
+        ({"sft_weight": -1.0}, {}, "sft_weight is -1"),
         ({"pairs_per_step": 0}, {}, "pairs_per_step is 0"),
         ({"max_new_tokens": 0}, {}, "max_new_tokens is 0"),
         ({"loss": "hinge"}, {}, "loss"),
