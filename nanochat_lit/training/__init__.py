@@ -6,6 +6,7 @@ Recipes name the classes by these short paths.
 from nanochat_lit.training.callbacks.evaluators import ChatCoreEvaluator, CoreEvaluator
 from nanochat_lit.training.chat_data import ChatDataModule, MixtureDataModule
 from nanochat_lit.training.datamodules import TextDataModule
+from nanochat_lit.training.distill import DistillModule, OnPolicyDistillModule
 from nanochat_lit.training.dpo import DPOModule
 from nanochat_lit.training.preference_data import PreferenceDataModule
 from nanochat_lit.training.pretrain import PretrainModule
@@ -18,7 +19,9 @@ __all__ = [
     "ChatDataModule",
     "CoreEvaluator",
     "DPOModule",
+    "DistillModule",
     "MixtureDataModule",
+    "OnPolicyDistillModule",
     "PreferenceDataModule",
     "PretrainModule",
     "RLModule",

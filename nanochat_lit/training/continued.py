@@ -124,11 +124,25 @@ class ContinuedModule(LanguageModule):
                 f"the tokenizer {datamodule.tokenizer_path} differs from that of the base {self.base}; remove data.tokenizer"
             )
 
-    def load_reference(self) -> GPT:
-        """Return the base, frozen, on the device and in the dtype of the model in training."""
-        reference, _ = load_export(self.base, device="cpu", compute_dtype="float32")
-        reference.requires_grad_(False).to(self.device)
-        return reference.set_compute_dtype(self.model.compute_dtype, cast_weights=True)
+    def load_frozen(self, source: str) -> GPT:
+        """Return another model, frozen, on the device and in the dtype of the model in training.
+
+        Args:
+            source: Export, run folder, .ckpt file or hf://OWNER/NAME.
+
+        Raises:
+            UserError: If its tokenizer differs, or its context is shorter.
+        """
+        frozen, tokenizer = load_export(source, device="cpu", compute_dtype="float32")
+        if tokenizer.fingerprint != self.tokenizer.fingerprint:
+            raise UserError(
+                f"the tokenizer of {source} differs from that of the base {self.base}; use a model with the same"
+            )
+        if frozen.config.sequence_len < self.context:
+            lengths = f"{frozen.config.sequence_len} tokens, shorter than the {self.context} of the base {self.base}"
+            raise UserError(f"the context of {source} is {lengths}; use a model with at least as much")
+        frozen.requires_grad_(False).to(self.device)
+        return frozen.set_compute_dtype(self.model.compute_dtype, cast_weights=True)
 
     def start_stage(self, one_pass: Callable[[], int], tokens_per_step: int) -> None:
         """Set the plan and the schedule: a constant batch size, no weight decay.

@@ -204,7 +204,7 @@ class DPOModule(ContinuedModule):
     def base_model(self) -> GPT:
         """The base; loaded when it is first needed, until the end of the validation."""
         if not self._base_model:
-            self._base_model.append(self.load_reference())
+            self._base_model.append(self.load_frozen(self.base))
         return self._base_model[0]
 
     def _reference_logprobs(self, split: str) -> Tensor:
