@@ -17,8 +17,20 @@ from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.report.page import Markdown, curves_png, fill
 from nanochat_lit.report.run_folder import RunFolder, read_run
 
-STAGES = {"pretrain": "pretraining", "sft": "fine-tuning", "rl": "reinforcement learning", "dpo": "preferences"}
-CLASS_STAGES = {"PretrainModule": "pretrain", "SFTModule": "sft", "RLModule": "rl", "DPOModule": "dpo"}
+STAGES = {
+    "pretrain": "pretraining",
+    "sft": "fine-tuning",
+    "rl": "reinforcement learning",
+    "dpo": "preferences",
+    "distill": "distillation",
+}
+CLASS_STAGES = {
+    "PretrainModule": "pretrain",
+    "SFTModule": "sft",
+    "RLModule": "rl",
+    "DPOModule": "dpo",
+    "DistillModule": "distill",
+}
 SAMPLES_LIMIT = 6000
 """Maximum number of characters of samples on the page; samples.md has the rest."""
 

@@ -6,6 +6,7 @@ that other answers to the same question can be compared, too.
 
 from __future__ import annotations
 
+import re
 from random import Random
 from typing import Any
 
@@ -13,7 +14,7 @@ from nanochat_lit.tiny_world.dialogues import block
 from nanochat_lit.tiny_world.exam import categories
 from nanochat_lit.tiny_world.splits import check_split, normalise
 from nanochat_lit.tiny_world.templates import template
-from nanochat_lit.tiny_world.turns import Expect, Parts, Turn, capitalise, messages, plain_text
+from nanochat_lit.tiny_world.turns import Expect, Parts, Turn, messages, plain_text
 
 CATEGORY = "preferences"
 _MAX_TRIES = 200
@@ -25,7 +26,8 @@ def _styled(turn: Turn, category: str) -> tuple[Answer, Expect | None]:
     """The answer in the preferred style of the category that asked, and what shows that style."""
     known = template(CATEGORY)
     if category in known["shorter"]:
-        short = f"{capitalise(turn.expect['any'][0])}."
+        ends = [match.end() for match in re.finditer(r"[.!?](?= |$)", plain_text(turn.answer))]
+        short = next(text for end in ends if not _lacks(turn.expect, text := plain_text(turn.answer)[:end]))
         return short, {"max_words": len(normalise(short).split())}
     if category in known["politer"]:
         *parts, text = turn.answer if isinstance(turn.answer, list) else [{"type": "text", "text": turn.answer}]
@@ -37,14 +39,17 @@ def _has(answer: Answer, phrase: str) -> bool:
     return f" {normalise(phrase)} " in f" {normalise(plain_text(answer))} "
 
 
+def _lacks(expect: Expect, answer: Answer) -> bool:
+    """Whether the answer lacks phrases or numbers that are expected."""
+    wanted = [*expect.get("all", ()), *(str(expect[key]) for key in ("number", "tool") if key in expect)]
+    has_any = "any" not in expect or any(_has(answer, phrase) for phrase in expect["any"])
+    return not (has_any and all(_has(answer, phrase) for phrase in wanted))
+
+
 def _is_wrong(expect: Expect, answer: Answer, right: Answer) -> bool:
-    """Whether an answer to another question, in words unlike the right one, lacks what is expected."""
-    if normalise(plain_text(answer)) == normalise(plain_text(right)):
-        return False
-    missing = "any" in expect and not any(_has(answer, phrase) for phrase in expect["any"])
-    missing = missing or not all(_has(answer, phrase) for phrase in expect.get("all", ()))
-    values = [str(expect[key]) for key in ("number", "tool") if key in expect]
-    return missing or any(not _has(answer, value) for value in values) or bool({"spelled", "refuses"} & set(expect))
+    """Whether an answer to another question, in words unlike the right one, is wrong."""
+    differs = normalise(plain_text(answer)) != normalise(plain_text(right))
+    return differs and (_lacks(expect, answer) or bool({"spelled", "refuses"} & set(expect)))
 
 
 def _wrong(rng: Random, split: str, turn: Turn, category: str, right: Answer) -> Answer | None:
@@ -66,7 +71,7 @@ def _pair(rng: Random, split: str) -> dict[str, Any] | None:
     turn = turns[-1]
     chosen, prefer = _styled(turn, category)
     rejected = _wrong(rng, split, turn, category, chosen) if kind == "right" else turn.answer
-    if rejected is None:
+    if rejected in (None, chosen):
         return None
     pair: dict[str, Any] = {
         "prompt": messages(turns)[:-1],

@@ -245,7 +245,7 @@ def test_keys_that_the_pages_name():
         return {key for name in names for key in inspect.signature(getattr(training, name)).parameters}
 
     known = {
-        "model": parameters("PretrainModule", "SFTModule", "DPOModule", "RLModule"),
+        "model": parameters("PretrainModule", "SFTModule", "DPOModule", "DistillModule", "RLModule"),
         "data": parameters("TextDataModule", "ChatDataModule", "MixtureDataModule", "RolloutDataModule")
         | parameters("PreferenceDataModule"),
         "trainer": set(inspect.signature(Trainer).parameters),

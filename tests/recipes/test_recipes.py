@@ -17,7 +17,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 SWEEPS = {"miniseries.yaml", "scaling_laws.yaml"}  # of `sweep`, see test_sweeps.py
 RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml") if path.name not in SWEEPS)
 WRITTEN = {"cpu_chat", "cpu_text", "d12", "gpt2_speedrun", "quickstart_pretrain", "quickstart_sft", "qwen3_small"}
-WRITTEN |= {"cpu_sft", "gsm8k_rl", "sft", "tiny_world_dpo", "tiny_world_rl"}
+WRITTEN |= {"cpu_sft", "gsm8k_rl", "sft", "tiny_world_distill", "tiny_world_dpo", "tiny_world_rl"}
 BASES = {"cpu_chat": "cpu_text", "cpu_sft": "cpu_text", "quickstart_sft": "quickstart_pretrain", "sft": "gpt2_speedrun"}
 ONE_GPU = {"one_gpu_8gb": 8, "one_gpu_12gb": 12, "one_gpu_16gb": 16, "one_gpu_24gb": 24}  # GiB
 

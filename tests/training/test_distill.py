@@ -29,12 +29,12 @@ def both(student, pretrained):
     return pretrained, student(pretrained)
 
 
-def recipe_of(tmp_path, path, kind, base, teacher, **model):
+def recipe_of(tmp_path, path, kind, base, mentor, **model):
     """A recipe of fine-tuning or reinforcement learning, with a teacher."""
     recipe = yaml.safe_load(path.read_text("utf-8"))
     recipe["run_dir"] = str(tmp_path / "distill")
     recipe["model"]["class_path"] = f"nanochat_lit.training.{kind}"
-    recipe["model"]["init_args"] |= {"base": str(base / "export"), "teacher": str(teacher / "export"), **model}
+    recipe["model"]["init_args"] |= {"base": str(base / "export"), "teacher": str(mentor / "export"), **model}
     out = tmp_path / "distill.yaml"
     out.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return out
@@ -94,7 +94,8 @@ def test_bad_teachers(tmp_path, both, sft_recipe, write_recipe, capsys):
     teacher, student = both
     other = write_recipe({"num_steps": 1, "eval_every": 0}, {"vocab_size": 400})
     short = write_recipe(
-        {"num_steps": 1, "eval_every": 0, "sequence_len": 48}, {"tokenizer": str(teacher / "tokenizer")}
+        {"num_steps": 1, "eval_every": 0, "sequence_len": 48, "tokens_per_step": 576},
+        {"tokenizer": str(teacher / "tokenizer")},
     )
     assert all(cli.main(["fit", "--config", str(recipe)]) == 0 for recipe in (other, short))
     for settings, message in (
