@@ -19,6 +19,7 @@ RECIPES = sorted(path.name for path in FOLDER.glob("*.yaml") if path.name not in
 WRITTEN = {"cpu_chat", "cpu_text", "d12", "gpt2_speedrun", "quickstart_pretrain", "quickstart_sft", "qwen3_small"}
 WRITTEN |= {"cpu_sft", "gsm8k_rl", "sft", "tiny_world_distill", "tiny_world_dpo", "tiny_world_rl"}
 BASES = {"cpu_chat": "cpu_text", "cpu_sft": "cpu_text", "quickstart_sft": "quickstart_pretrain", "sft": "gpt2_speedrun"}
+BASES |= {"tiny_world_distill": "quickstart_pretrain"}  # with another depth
 ONE_GPU = {"one_gpu_8gb": 8, "one_gpu_12gb": 12, "one_gpu_16gb": 16, "one_gpu_24gb": 24}  # GiB
 
 
@@ -69,9 +70,9 @@ def test_batches_come_out_whole(name):
         rows = model["questions_per_step"] // int(config["trainer"]["devices"]) * model["num_samples"]
         assert rows % data["micro_batch_size"] == model["questions_per_step"] % int(config["trainer"]["devices"]) == 0
         return
-    if config["model"]["class_path"].endswith("SFTModule"):
+    if config["model"]["class_path"].endswith(("SFTModule", "DistillModule")):
         base = resolved(f"{BASES[Path(name).stem]}.yaml")
-        assert model["base"] == base["run_dir"] + "/export"
+        assert model["base"] in (base["run_dir"] + "/export", "runs/student/export")
         sequence_len, tokens = base["model"]["init_args"]["sequence_len"], model["tokens_per_step"]
         if tokens is None:  # what the base was trained with
             module = PretrainModule(**base["model"]["init_args"])
