@@ -17,6 +17,7 @@ from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.model import GPT, IGNORE_INDEX
 from nanochat_lit.model.export import WEIGHTS_FILE
 from nanochat_lit.model.gpt import Checkpointing
+from nanochat_lit.model.lora import LoRA
 from nanochat_lit.optim import OptimizerCallable
 from nanochat_lit.optim.policy_gradient import divergence
 from nanochat_lit.optim.preference import PreferenceLoss, preference_accuracy, preference_losses
@@ -91,6 +92,7 @@ class DPOModule(ContinuedModule):
         activation_checkpointing: As in pretraining.
         fp8: As in pretraining.
         optimizer: As in pretraining.
+        lora: Train a LoRA adapter instead of the whole model; null trains everything.
     """
 
     stage = "dpo"
@@ -123,13 +125,14 @@ class DPOModule(ContinuedModule):
         activation_checkpointing: Checkpointing = False,
         fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,
+        lora: LoRA | None = None,
     ) -> None:
         rates = {
             "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
         }  # fmt: skip
         super().__init__(
             base=base, rates=rates, tokens_per_step=None, num_steps=num_steps, init_lr_fraction=init_lr_fraction, temperature=temperature,
-            compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer,
+            compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer, lora=lora,
         )  # fmt: skip
         for name, value in (("pairs_per_step", pairs_per_step), ("max_new_tokens", max_new_tokens)):
             if value < 1:

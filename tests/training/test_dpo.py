@@ -99,6 +99,12 @@ def test_other_losses(write_dpo_recipe, loss):
     assert metrics[4]["val_preference_accuracy"] > 0.5
 
 
+def test_an_adapter_learns_from_the_same_reference(finished, write_dpo_recipe):
+    metrics = fit(write_dpo_recipe({"lora": {"rank": 4, "lr": 0.02}, "eval_every": 0}))
+    assert metrics[1]["train_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert metrics[4]["val_preference_accuracy"] > 0.6
+
+
 def test_a_checkpoint_is_validated_without_the_training_pairs(finished, capsys):
     recipe, metrics = finished
     options = ["--config", str(recipe), "--ckpt_path", "last", "--data.train.path", str(recipe)]
