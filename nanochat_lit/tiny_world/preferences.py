@@ -64,7 +64,7 @@ def _wrong(rng: Random, split: str, turn: Turn, category: str, right: Answer) ->
 
 def _pair(rng: Random, split: str) -> dict[str, Any] | None:
     known = template(CATEGORY)
-    kind = rng.choice(("shorter", "politer", "right"))
+    kind = rng.choice(("shorter", "politer", "right", "right"))
     others = [category for category in categories() if category not in known["left_out"]]
     category = rng.choice(others if kind == "right" else known[kind])
     turns = block(rng, split, category)
@@ -85,7 +85,7 @@ def _pair(rng: Random, split: str) -> dict[str, Any] | None:
 
 
 def preferences(split: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Different pairs of a split, a third of them of each kind.
+    """Different pairs of a split, half of them of the right against the wrong, which also keeps what is known.
 
     Args:
         split: "train", "validation" (or "val") or "test"; no item is in two of them.

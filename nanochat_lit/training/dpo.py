@@ -141,7 +141,8 @@ class DPOModule(ContinuedModule):
             raise UserError(f"beta is {beta}; it must be positive, such as 0.1")
         if sft_weight < 0:
             raise UserError(f"sft_weight is {sft_weight}; use 0 (off) or a positive value, such as 1")
-        self.pairs_per_step, self.loss, self.beta, self.sft_weight = pairs_per_step, loss, beta, sft_weight
+        self.loss: PreferenceLoss = loss
+        self.pairs_per_step, self.beta, self.sft_weight = pairs_per_step, beta, sft_weight
         self.max_new_tokens = max_new_tokens
         self.schedule_options = {
             "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
