@@ -134,16 +134,10 @@ class DPOModule(ContinuedModule):
             base=base, rates=rates, tokens_per_step=None, num_steps=num_steps, init_lr_fraction=init_lr_fraction, temperature=temperature,
             compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer, lora=lora,
         )  # fmt: skip
-        for name, value in (("pairs_per_step", pairs_per_step), ("max_new_tokens", max_new_tokens)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
-        if beta <= 0:
-            raise UserError(f"beta is {beta}; it must be positive, such as 0.1")
-        if sft_weight < 0:
-            raise UserError(f"sft_weight is {sft_weight}; use 0 (off) or a positive value, such as 1")
         self.loss: PreferenceLoss = loss
         self.pairs_per_step, self.beta, self.sft_weight = pairs_per_step, beta, sft_weight
         self.max_new_tokens = max_new_tokens
+        self._check_settings()
         self.schedule_options = {
             "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
             "momentum_start": 0.95, "momentum_peak": 0.95, "momentum_warmup": 0, "momentum_final": 0.95,
@@ -155,6 +149,16 @@ class DPOModule(ContinuedModule):
         self._step_sums: Tensor | None = None  # of PairFigures, on the device
         self._val_figures = PairFigures()
         self._transcripts: list[str] = []
+
+    def _check_settings(self) -> None:
+        for name, is_valid, hint in (
+            ("pairs_per_step", self.pairs_per_step >= 1, "it must be at least 1"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "it must be at least 1"),
+            ("beta", self.beta > 0, "it must be positive, such as 0.1"),
+            ("sft_weight", self.sft_weight >= 0, "use 0 (off) or a positive value, such as 1"),
+        ):
+            if not is_valid:
+                raise UserError(f"{name} is {getattr(self, name)}; {hint}")
 
     @property
     def pairs(self) -> PreferenceDataModule:
