@@ -290,20 +290,20 @@ class DPOModule(ContinuedModule):
 
     def _answer(self, numbers: Sequence[int]) -> None:
         """Answer held-out prompts, compare the answers with those of the base, and estimate the KL divergence."""
-        data, limit = self.pairs, {"max_new_tokens": self.max_new_tokens}
+        data, limit = self.pairs, self.max_new_tokens
         prompts = {number: data.prompt("val", number) for number in numbers}
         slots = min(MAX_SLOTS, len(prompts))
         engine = Engine(self.model, self.tokenizer, num_slots=slots)
-        greedy = engine.generate_batch(list(prompts.values()), **limit)
+        greedy = engine.generate_batch(list(prompts.values()), max_new_tokens=limit)
         if not prompts.keys() <= self._base_answers.keys():
             base = Engine(self.base_model, self.tokenizer, num_slots=slots)
-            answers = base.generate_batch(list(prompts.values()), **limit)
+            answers = base.generate_batch(list(prompts.values()), max_new_tokens=limit)
             self._base_answers.update(zip(prompts, answers, strict=True))
         for number, answer in zip(prompts, greedy, strict=True):
             self._judge(number, answer, self._base_answers[number])
-        sampled = [
-            group[0] for group in roll_out(engine, list(prompts.values()), [data.seed + n for n in prompts], **limit)
-        ]
+        seeds = [data.seed + number for number in prompts]
+        groups = roll_out(engine, list(prompts.values()), seeds, max_new_tokens=limit)
+        sampled = [group[0] for group in groups]
         rows = rollout_rows(list(prompts.values()), sampled, self.context, self.tokenizer.bos_id)
         for start in range(0, len(numbers), data.rows):
             part = {name: tensor[start : start + data.rows].to(self.device) for name, tensor in rows.items()}
