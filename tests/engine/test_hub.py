@@ -310,8 +310,8 @@ class Page(contextlib.nullcontext):
         super().__init__(self)
         self.asked = asked
 
-    def serve(self, model, name, *_):
-        self.asked["ui"] = name
+    def serve(self, shown, *_):
+        self.asked["ui"] = shown[0].name
 
 
 @pytest.mark.slow

@@ -188,7 +188,7 @@ HASHES = {
     "documents": "f182a39b12cff239",
     "conversations": "666e1849578a34bd",
     "examination": "bebcf988ab36ca1a",
-    "problems": "02e5e4dbb0ed319e",
+    "problems": "6705b855b948b9e8",
 }
 
 
