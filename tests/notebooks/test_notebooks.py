@@ -22,7 +22,7 @@ def code_cells(path):
 
 
 def test_they_are_all_there():
-    assert [path.stem[:2] for path in NOTEBOOKS] == [f"0{number}" for number in range(1, 8)]
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"0{number}" for number in range(1, 9)]
 
 
 @pytest.mark.parametrize("path", list(cases()))
