@@ -3,15 +3,13 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import folder_fingerprint, read_json, whole_folder, write_json
 from nanochat_lit.engine.native_folder import MODEL_TYPES, hf_names
 from nanochat_lit.model import GPT, GPTConfig
-from nanochat_lit.model.export import save_tensors
+from nanochat_lit.model.export import read_tensors, save_tensors
 from nanochat_lit.model.lora import LoRA, adapter_tensors, merged
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -60,6 +58,10 @@ def merge_adapter(model: GPT, folder: str | Path, base: Path) -> None:
         UserError: If it is not an adapter, is damaged, of another kind, or belongs to another base.
     """
     folder = Path(folder)
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{folder} is not an adapter: {CONFIG_FILE} is missing; give the folder adapter of a run with model.lora"
+        )
     config = read_json(folder / CONFIG_FILE)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise UserError(f"{folder / CONFIG_FILE} does not describe a LoRA adapter; give a run's folder adapter")
@@ -88,12 +90,7 @@ def merge_adapter(model: GPT, folder: str | Path, base: Path) -> None:
 
 
 def _read_factors(path: Path, config: GPTConfig) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; give the folder of an adapter") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off") from None
+    tensors = read_tensors(path, "an adapter")
     names = {theirs: ours for ours, theirs in _names(config).items()}
     found = {}
     for name, tensor in tensors.items():

@@ -43,6 +43,24 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     path.chmod(new_file_mode())
 
 
+def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Args:
+        path: The file.
+        what: Kind of folder that holds it, for the message, such as "an export".
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; give the folder of {what}") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off, write it again") from None
+
+
 def read_config(folder: str | Path) -> GPTConfig:
     """Return the model config of an export.
 
@@ -77,13 +95,7 @@ def load_model(
     folder, dtype = Path(folder), resolve_compute_dtype(compute_dtype, device)
     config = read_config(folder)
     path = folder / WEIGHTS_FILE
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; give the folder of an export") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); it is damaged or cut off, export again") from None
-    model = assemble(config, tensors, path)
+    model = assemble(config, read_tensors(path, "an export"), path)
     model.to(device)
     return model.set_compute_dtype(dtype, cast_weights=cast_weights)
 

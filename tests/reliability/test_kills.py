@@ -154,46 +154,35 @@ def test_a_kill_changes_nothing_in_preferences(write_dpo_recipe, moment, step):
     assert margins[0] == margins[1]
 
 
-@pytest.mark.slow
-@pytest.mark.multi_rank
-@pytest.mark.parametrize("strategy", ["zero", "ddp"])
-def test_preferences_on_two_ranks_are_those_on_one(write_dpo_recipe, strategy):
-    """The same pairs and reference; losses, norms and validations within 1e-5, as sums come in another order."""
-    one, two = write_dpo_recipe(), write_dpo_recipe()
+def assert_two_ranks_equal_one(one, two, strategy, names):
+    """The recipes' columns within 1e-5, as sums come in another order."""
     assert cli.main(["fit", "--config", str(one)]) == 0
     code, err = fit(two, "--trainer.devices", "2", "--trainer.strategy", strategy)
     assert code == 0, err
     wanted, found = (read_metrics(path.parent / "run" / "metrics.csv") for path in (one, two))
     assert found.keys() == wanted.keys()
     for step, row in wanted.items():
-        for name in (
-            "train_loss",
-            "grad_norm",
-            "margin",
-            "val_preference_accuracy",
-            "val_margin",
-            "val_win_rate",
-            "val_kl",
-        ):
+        for name in names.split():
             if name in row:
                 assert found[step][name] == pytest.approx(row[name], abs=1e-5), (step, name)
+
+
+@pytest.mark.slow
+@pytest.mark.multi_rank
+@pytest.mark.parametrize("strategy", ["zero", "ddp"])
+def test_preferences_on_two_ranks_are_those_on_one(write_dpo_recipe, strategy):
+    """The same pairs and reference."""
+    names = "train_loss grad_norm margin val_preference_accuracy val_margin val_win_rate val_kl"
+    assert_two_ranks_equal_one(write_dpo_recipe(), write_dpo_recipe(), strategy, names)
 
 
 @pytest.mark.slow
 @pytest.mark.multi_rank
 @pytest.mark.parametrize("strategy", ["zero", "ddp"])
 def test_reinforcement_learning_on_two_ranks_is_that_on_one(write_rl_recipe, strategy):
-    """The same questions, answers and rewards; losses and norms within 1e-5, as sums come in another order."""
-    one, two = write_rl_recipe(), write_rl_recipe()
-    assert cli.main(["fit", "--config", str(one)]) == 0
-    code, err = fit(two, "--trainer.devices", "2", "--trainer.strategy", strategy)
-    assert code == 0, err
-    wanted, found = (read_metrics(path.parent / "run" / "metrics.csv") for path in (one, two))
-    assert found.keys() == wanted.keys()
-    for step, row in wanted.items():
-        for name in ("train_loss", "grad_norm", "reward", "entropy", "mixed_groups", "val_accuracy", "val_pass@1"):
-            if name in row:
-                assert found[step][name] == pytest.approx(row[name], abs=1e-5), (step, name)
+    """The same questions, answers and rewards."""
+    names = "train_loss grad_norm reward entropy mixed_groups val_accuracy val_pass@1"
+    assert_two_ranks_equal_one(write_rl_recipe(), write_rl_recipe(), strategy, names)
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,7 @@ def change_tensors(function):
         (change_tensors(lambda found: {name: part[:1].contiguous() for name, part in found.items()}), "has factors of shapes"),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"?"), "cannot be read"),
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "is missing"),
+        (lambda folder: (folder / "adapter_config.json").unlink(), "is not an adapter: adapter_config.json is missing"),
     ],
 )  # fmt: skip
 def test_adapters_of_others_are_checked(adapted, change, why):
