@@ -74,7 +74,7 @@ def add_lora(model: GPT, lora: LoRA) -> int:
     linears = {name: part for name, part in blocks.named_modules() if isinstance(part, Linear)}
     known = sorted({part for name in linears for part in name.split(".")[1:]})
     if unknown := [target for target in lora.targets if target not in known]:
-        raise UserError(f"lora.targets has {unknown[0]!r}, which the model has not; use some of {', '.join(known)}")
+        raise UserError(f"lora.targets has {unknown[0]!r}, which is not a part of this model; use {', '.join(known)}")
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(_INIT_SEED)
     chosen = []
@@ -104,7 +104,7 @@ def adapter_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a state dict with the changes added to the matrices, in float32.
 
-    Everything else is returned as it is, factors that fit no matrix too: who assembles a model refuses their names.
+    Everything else is returned as it is, including factors that fit no matrix, whose names `assemble` refuses.
     """
     plain = dict(state)
     for layer in [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]:

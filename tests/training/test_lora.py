@@ -159,7 +159,7 @@ def test_the_server_loads_one(adapted):
         ({"rank": 0}, "lora.rank is 0; it must be positive"),
         ({"alpha": -1}, "lora.alpha is -1; it must be positive"),
         ({"targets": []}, "lora.targets is empty"),
-        ({"targets": ["q_proj"]}, "lora.targets has 'q_proj', which the model has not; use some of attn, c_fc"),
+        ({"targets": ["q_proj"]}, "lora.targets has 'q_proj', which is not a part of this model; use attn, c_fc"),
         ({"rank": 1000}, "lora.rank 1000 exceeds every matrix"),
         ({"rank": 1000, "targets": ["c_q"]}, "lora.rank is 1000, but the smaller side of 0.attn.c_q is"),
     ],
