@@ -130,10 +130,9 @@ def conversations(split: str = "train", seed: int = 0) -> Iterator[dict[str, Any
     offered = float(template(functions.CATEGORY)["offered"])
     while True:
         source, turns = turns_of_conversation(rng, split)
-        if source == functions.CATEGORY:
-            pass  # a call is written as it is, whatever the answers begin with
-        elif rng.random() < share:
-            turns = instructions.instruct(rng, split, turns)
-        elif rng.random() < offered and _length(turns) < _MAX_CHARS_OFFERED:
-            turns = functions.offer_others(rng, split, turns)
+        if source != functions.CATEGORY:  # a call is written as it is, whatever the answers begin with
+            if rng.random() < share:
+                turns = instructions.instruct(rng, split, turns)
+            elif rng.random() < offered and _length(turns) < _MAX_CHARS_OFFERED:
+                turns = functions.offer_others(rng, split, turns)
         yield {"messages": messages(turns), "source": source}
