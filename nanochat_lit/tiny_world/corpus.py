@@ -47,7 +47,16 @@ def _calendar(rng: Random, split: str) -> str:
     return _statements(rng, split, "days")
 
 
+def _counting(rng: Random) -> str:
+    """Numbers in order, more than a question asks for."""
+    first = rng.randrange(0, 90)
+    numbers = list(map(str, range(first, first + rng.randrange(15, 40))))
+    return ", ".join(numbers if first > 40 or rng.random() < 0.7 else reversed(numbers)) + "."
+
+
 def _arithmetic(rng: Random, split: str) -> str:
+    if rng.random() < 0.3:
+        return _counting(rng)
     lines: list[str] = []
     wanted = rng.randrange(6, 11)
     small = rng.random() < 0.5
@@ -165,7 +174,7 @@ _FIRST: dict[str, tuple[Callable[[Random, str], str], float]] = {
     "calendar": (_calendar, 11),
     "opposites": (_opposites, 6),
     "comparisons": (_comparisons, 8),
-    "arithmetic": (_arithmetic, 4),
+    "arithmetic": (_arithmetic, 6),
     "spelling": (_spelling, 6),
     "letters": (_letters, 14),
     "nanochat": (_about_nanochat, 4),

@@ -51,7 +51,7 @@ def sample(rng: Random, split: str) -> list[Turn]:
         noun, follows, argument, results = _noun(rng)
         value = _value(rng, argument)
         offered = [_function(noun, argument)]
-        if rng.random() < 0.5:
+        if rng.random() < 0.7:
             other, _, other_argument, _ = _noun(rng)
             if other != noun:
                 offered.append(_function(other, other_argument))

@@ -31,9 +31,9 @@ def _make_things(rng: Random) -> Turn:
 
 
 def _make_counting(rng: Random) -> Turn:
-    first = rng.choice((0, 1, 1, 1, rng.randrange(2, 90)))
+    first = rng.choice((0, 1, rng.randrange(2, 20), rng.randrange(2, 90)))
     last = first + rng.randrange(2, 13)
-    if rng.random() < 0.25:
+    if rng.random() < 0.15:
         first, last = rng.randrange(3, 21), 1
     step = 1 if last > first else -1
     wordings = "count" if step > 0 else "count_down"
@@ -44,4 +44,4 @@ def _make_counting(rng: Random) -> Turn:
 
 def sample(rng: Random, split: str) -> Turn:
     """A request for a list."""
-    return draw(rng, split, _make_things if rng.random() < 0.6 else _make_counting)
+    return draw(rng, split, _make_things if rng.random() < 0.5 else _make_counting)
