@@ -1,5 +1,8 @@
 """Pairs of answers of which one is preferred: the shorter, the politer, or the right one.
 
+A wrong answer is the right one with a mistake in one word, as small models make them. The right answer to another question
+would not do: to make it less likely is to forget it.
+
 A pair keeps what a right answer must contain (`expect`) and, where a style is preferred, what shows it (`prefer`), so
 that other answers to the same question can be compared, too.
 """
@@ -42,35 +45,44 @@ def _has(answer: Answer, phrase: str) -> bool:
 def _lacks(expect: Expect, answer: Answer) -> bool:
     """Whether the answer lacks phrases or numbers that are expected."""
     wanted = [*expect.get("all", ()), *(str(expect[key]) for key in ("number", "tool") if key in expect)]
+    wanted += [" ".join(expect["spelled"])] if "spelled" in expect else []
     has_any = "any" not in expect or any(_has(answer, phrase) for phrase in expect["any"])
     return not (has_any and all(_has(answer, phrase) for phrase in wanted))
 
 
-def _is_wrong(expect: Expect, answer: Answer, right: Answer) -> bool:
-    """Whether an answer to another question, in words unlike the right one, is wrong."""
-    differs = normalise(plain_text(answer)) != normalise(plain_text(right))
-    return differs and (_lacks(expect, answer) or bool({"spelled", "refuses"} & set(expect)))
+def _misspelt(rng: Random, word: str) -> str:
+    """The word with another digit, or with a letter left out, doubled or swapped with the next."""
+    place = rng.choice([index for index, letter in enumerate(word) if letter.isalnum()])
+    letter, after = word[place], word[place + 1 :]
+    if letter.isdigit():
+        return word[:place] + rng.choice([digit for digit in "123456789" if digit != letter]) + after
+    return word[:place] + rng.choice((after, letter + letter + after, after[:1] + letter + after[1:]))
 
 
-def _wrong(rng: Random, split: str, turn: Turn, category: str, right: Answer) -> Answer | None:
-    """The answer to another question: of the category, or of a known thing where nothing is known."""
+def _wrong(rng: Random, split: str, expect: Expect, right: Answer) -> Answer | None:
+    """The right answer with a mistake in one word, or an answer about a known thing where nothing is known."""
+    if "refuses" in expect:
+        return block(rng, split, "facts")[-1].answer
+    *parts, last = right if isinstance(right, list) else [{"type": "text", "text": right}]
     for _ in range(_MAX_TRIES):
-        asked = "facts" if category == "unknown" else category
-        answer, _ = _styled(block(rng, split, asked)[-1], asked)
-        if _is_wrong(turn.expect, answer, right):
-            return answer
+        words = last["text"].split(" ")
+        place = rng.choice([index for index, word in enumerate(words) if re.search(r"\w", word)])
+        words[place] = _misspelt(rng, words[place])
+        text = " ".join(words)
+        if text != last["text"] and ("call" in expect or _lacks(expect, text)):
+            return [*parts, {**last, "text": text}] if parts else text
     return None
 
 
 def _pair(rng: Random, split: str) -> dict[str, Any] | None:
     known = template(CATEGORY)
-    kind = rng.choice(("shorter", "politer", "right", "right"))
+    kind = rng.choice(("shorter", "politer", "right", "right", "right", "right"))
     others = [category for category in categories() if category not in known["left_out"]]
     category = rng.choice(others if kind == "right" else known[kind])
     turns = block(rng, split, category)
     turn = turns[-1]
     chosen, prefer = _styled(turn, category)
-    rejected = _wrong(rng, split, turn, category, chosen) if kind == "right" else turn.answer
+    rejected = _wrong(rng, split, turn.expect, chosen) if kind == "right" else turn.answer
     if rejected in (None, chosen):
         return None
     pair: dict[str, Any] = {

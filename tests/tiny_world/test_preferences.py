@@ -9,7 +9,7 @@ from nanochat_lit.tasks.preferences import as_pair
 from nanochat_lit.tasks.tiny_world import judge
 from nanochat_lit.tiny_world import preferences
 
-COUNTS = {"train": 300, "val": 60, "test": 60}
+COUNTS = {"train": 400, "val": 60, "test": 60}
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,16 @@ def test_the_judge_agrees_with_every_pair(pairs):
         as_pair(pair)
         checked[kind] += 1
     assert min(checked[kind] for kind in ("shorter", "politer", "right")) > 60
+
+
+def test_a_wrong_answer_has_one_wrong_word(pairs):
+    for pair in pairs["train"]:
+        if pair["kind"] == "right" and "refuses" not in pair["expect"]:
+            words = []
+            for name in ("chosen", "rejected"):
+                content = pair[name][0]["content"]
+                words.append((content if isinstance(content, str) else content[-1]["text"]).split(" "))
+            assert sum(one != other for one, other in zip(*words, strict=True)) == 1
 
 
 def test_splits_share_no_prompt(pairs):
