@@ -47,7 +47,7 @@ def _calendar(rng: Random, split: str) -> str:
     return _statements(rng, split, "days")
 
 
-def _counting(rng: Random) -> str:
+def _counting(rng: Random, _split: str) -> str:
     """Numbers in order, more than a question asks for."""
     first = rng.randrange(0, 90)
     numbers = list(map(str, range(first, first + rng.randrange(15, 40))))
@@ -55,8 +55,6 @@ def _counting(rng: Random) -> str:
 
 
 def _arithmetic(rng: Random, split: str) -> str:
-    if rng.random() < 0.3:
-        return _counting(rng)
     lines: list[str] = []
     wanted = rng.randrange(6, 11)
     small = rng.random() < 0.5
@@ -174,7 +172,8 @@ _FIRST: dict[str, tuple[Callable[[Random, str], str], float]] = {
     "calendar": (_calendar, 11),
     "opposites": (_opposites, 6),
     "comparisons": (_comparisons, 8),
-    "arithmetic": (_arithmetic, 6),
+    "arithmetic": (_arithmetic, 4),
+    "counting": (_counting, 2),
     "spelling": (_spelling, 6),
     "letters": (_letters, 14),
     "nanochat": (_about_nanochat, 4),

@@ -73,7 +73,7 @@ def sample(rng: Random, split: str) -> list[Turn]:
 def offer_others(rng: Random, split: str, turns: list[Turn]) -> list[Turn]:
     """The turns after an offer of functions that their first question does not need."""
     functions = []
-    while not functions or rng.random() < 0.3:
+    while not functions or (len(functions) < 3 and rng.random() < 0.3):
         noun, _, argument, _ = _noun(rng)
         if split_of(name_key(noun)) == split:
             functions.append(_function(noun, argument))

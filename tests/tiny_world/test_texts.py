@@ -185,9 +185,9 @@ def test_the_facts_are_consistent():
 
 # A change of the world changes these on purpose.
 HASHES = {
-    "documents": "f182a39b12cff239",
-    "conversations": "666e1849578a34bd",
-    "examination": "bebcf988ab36ca1a",
+    "documents": "8fc1762ec732b772",
+    "conversations": "7732d7bd20895047",
+    "examination": "4b56256f183b103a",
     "problems": "6705b855b948b9e8",
 }
 
