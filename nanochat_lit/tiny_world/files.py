@@ -13,7 +13,7 @@ ROW_GROUP_SIZE = 1024
 HARDER_PROBLEMS = {"train": 8000, "val": 400, "test": 1000}
 """Questions of harder arithmetic in each split."""
 
-PREFERENCE_PAIRS = {"train": 3000, "val": 200, "test": 400}
+PREFERENCE_PAIRS = {"train": 6_000, "val": 200, "test": 400}
 """Preference pairs in each split."""
 
 KNOWN_QUESTIONS = 150
