@@ -104,13 +104,7 @@ class MixtureDataModule(ChatDataModule):
         train: Training tasks by name; their conversations are mixed evenly.
         val: Validation tasks by name; a task with the same name as one in `train` should be another split of it.
         repeats: Passes over each source of `train` per epoch, by name. Default 1.
-        tokenizer: Folder of a tokenizer; None uses that of the base export.
-        micro_batch_size: Sequences per device per forward pass: a number, or auto (the most that fit the device's
-            memory).
-        buffer_size: Conversations that best-fit packing chooses from.
-        val_rows: Maximum number of packed validation sequences to evaluate on.
-        num_workers: Loader processes; 0 reads in the training process.
-        seed: Seed of the order of conversations.
+        options: Options of `ChatDataModule`.
     """
 
     def __init__(
@@ -118,14 +112,10 @@ class MixtureDataModule(ChatDataModule):
         train: dict[str, Conversations],
         val: dict[str, Conversations],
         repeats: dict[str, int] | None = None,
-        tokenizer: str | None = None,
-        micro_batch_size: int | Literal["auto"] = 8,
-        buffer_size: int = 1000,
-        val_rows: int = 256,
-        num_workers: int = 0,
         seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__("", tokenizer, micro_batch_size, buffer_size, val_rows, num_workers, seed)
+        super().__init__(path="", seed=seed, validation=None, **options)
         self.train_mixture = TaskMixture(train, repeats, seed)
         self.val_mixture = TaskMixture(val, seed=seed)
         self.names = list(dict.fromkeys([*train, *val]))

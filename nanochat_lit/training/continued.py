@@ -48,29 +48,40 @@ class ContinuedModule(LanguageModule):
     """A stage that starts from an export.
 
     Args:
-        base: Export, run folder, .ckpt file or hf://OWNER/NAME.
-        rates: Learning rates by name; None uses the base's.
+        base: Initial model: an export, a run folder, a .ckpt file, or hf://OWNER/NAME.
+        num_steps: Optimizer steps; None is one pass over the data. trainer.max_steps overrides it.
         tokens_per_step: Batch size that the learning rates refer to, tokens; None uses the base's.
-        num_steps: Optimizer steps; None is one pass over the data.
-        init_lr_fraction: Initial fraction of those learning rates.
-        temperature: Default sampling temperature of the export.
-        lora: Train an adapter instead of the whole model; None trains everything.
+        init_lr_fraction: Initial fraction of the learning rates of pretraining.
+        unembedding_lr: As in pretraining; None uses the base's value.
+        embedding_lr: Likewise.
+        matrix_lr: Likewise.
+        scalar_lr: Likewise.
+        warmup: Steps of linear learning-rate warmup.
+        warmdown: Fraction of the run over which learning rates decay.
+        final_lr_fraction: Final learning rate as a fraction of its maximum.
+        temperature: Default sampling temperature of the export; 0 is greedy.
+        lora: Train a LoRA adapter instead of the whole model; null trains everything.
         options: Options of `LanguageModule`.
     """
 
     speaks_chat = True
-    schedule_options: dict[str, Any]
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
         self,
         *,
         base: str,
-        rates: dict[str, float | None],
-        tokens_per_step: int | None,
-        num_steps: int | None,
-        init_lr_fraction: float,
-        temperature: float,
-        lora: LoRA | None,
+        num_steps: int | None = None,
+        tokens_per_step: int | None = None,
+        init_lr_fraction: float = 0.8,
+        unembedding_lr: float | None = None,
+        embedding_lr: float | None = None,
+        matrix_lr: float | None = None,
+        scalar_lr: float | None = None,
+        warmup: int = 0,
+        warmdown: float = 1.0,
+        final_lr_fraction: float = 0.0,
+        temperature: float = 0.6,
+        lora: LoRA | None = None,
         **options: Any,
     ) -> None:
         found = find_model(base)
@@ -81,6 +92,7 @@ class ContinuedModule(LanguageModule):
         if init_lr_fraction <= 0:
             raise UserError(f"init_lr_fraction is {init_lr_fraction}; it must be positive")
         base = str(found)
+        rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr}  # fmt: skip
         values = inherited(base, {**rates, "tokens_per_step": tokens_per_step})
         base_rates: dict[str, float] = {name: values[name] for name in rates}
         initial_rates = {name: rate * init_lr_fraction for name, rate in base_rates.items()}
@@ -91,6 +103,18 @@ class ContinuedModule(LanguageModule):
         self.tokens_per_step = int(values["tokens_per_step"])
         CHAT_PARAMS.updated({"temperature": temperature})  # validates it before the run rather than at the end
         self.generation = {"temperature": temperature}
+        self.schedule_options: dict[str, Any] = {
+            "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
+            "momentum_start": 0.95, "momentum_peak": 0.95, "momentum_warmup": 0, "momentum_final": 0.95,
+        }  # fmt: skip
+        self._base_model: list[GPT] = []  # a list, so that it is not a submodule and is neither trained nor saved
+        self._transcripts: list[str] = []
+
+    def check_settings(self, *rules: tuple[str, bool, str]) -> None:
+        """Raise UserError for the first setting, of (name, is valid, hint), that is not valid."""
+        for name, is_valid, hint in rules:
+            if not is_valid:
+                raise UserError(f"{name} is {getattr(self, name)}; {hint}")
 
     @property
     def hyper_parameters(self) -> dict[str, float]:
@@ -143,6 +167,16 @@ class ContinuedModule(LanguageModule):
             raise UserError(f"the context of {source} is {lengths}; use a model with at least as much")
         frozen.requires_grad_(False).to(self.device)
         return frozen.set_compute_dtype(self.model.compute_dtype, cast_weights=True)
+
+    @property
+    def base_model(self) -> GPT:
+        """The base, frozen; loaded when it is first needed."""
+        if not self._base_model:
+            self._base_model.append(self.load_frozen(self.base))
+        return self._base_model[0]
+
+    def transcripts(self) -> list[str]:
+        return self._transcripts
 
     def start_stage(self, one_pass: Callable[[], int], tokens_per_step: int) -> None:
         """Set the plan and the schedule: a constant batch size, no weight decay.

@@ -16,22 +16,21 @@ from nanochat_lit.evaluation.ranks import joined_shares, sum_over_ranks
 from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.model import GPT, IGNORE_INDEX
 from nanochat_lit.model.export import WEIGHTS_FILE
-from nanochat_lit.model.gpt import Checkpointing
-from nanochat_lit.model.lora import LoRA
-from nanochat_lit.optim import OptimizerCallable
 from nanochat_lit.optim.policy_gradient import divergence
 from nanochat_lit.optim.preference import PreferenceLoss, preference_accuracy, preference_losses
 from nanochat_lit.tasks.base import grader_of
 from nanochat_lit.tokenizer import parse_completion
 from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.preference_data import PreferenceDataModule, cached
-from nanochat_lit.training.rollout_data import NamedSums, check_share, own_share, rollout_rows, without_padding
-
-MAX_SLOTS = 128
-"""Maximum number of answers decoded concurrently; bounds the KV cache."""
-
-NUM_TRANSCRIPTS = 8
-"""Number of held-out prompts to show in samples.md."""
+from nanochat_lit.training.rollout_data import (
+    MAX_SLOTS,
+    NUM_TRANSCRIPTS,
+    NamedSums,
+    check_share,
+    own_share,
+    rollout_rows,
+    without_padding,
+)
 
 
 class PairFigures(NamedSums):
@@ -70,29 +69,13 @@ class DPOModule(ContinuedModule):
     if the task can evaluate answers, how often greedy answers are better than those of the base.
 
     Args:
-        base: Initial model: an export (a fine-tuning run's), a run folder, a .ckpt file, or hf://OWNER/NAME.
-        num_steps: Optimizer steps; None is one epoch of the pairs. trainer.max_steps overrides it.
         pairs_per_step: Pairs per optimizer step, over all ranks.
         loss: sigmoid (DPO), ipo, or apo_zero (KTO's loss with a reference point of 0).
         beta: Strength of the pull towards the base; larger values stay closer to it.
         sft_weight: Weight of the chosen answers' loss per token, which keeps their own probability from falling; 0
             disables it.
         max_new_tokens: Maximum length of an answer to a held-out prompt, tokens.
-        init_lr_fraction: Initial fraction of the learning rates of pretraining.
-        unembedding_lr: As in pretraining; None uses the base's value.
-        embedding_lr: Likewise.
-        matrix_lr: Likewise.
-        scalar_lr: Likewise.
-        warmup: Steps of linear learning-rate warmup.
-        warmdown: Fraction of the run over which learning rates decay.
-        final_lr_fraction: Final learning rate as a fraction of its maximum.
-        eval_every: Steps between validations; 0 validates only at the end.
-        temperature: Default sampling temperature of the export; 0 is greedy.
-        compile: auto, true or false, as in pretraining.
-        activation_checkpointing: As in pretraining.
-        fp8: As in pretraining.
-        optimizer: As in pretraining.
-        lora: Train a LoRA adapter instead of the whole model; null trains everything.
+        options: Options of `ContinuedModule`; num_steps null is one epoch of the pairs.
     """
 
     stage = "dpo"
@@ -102,63 +85,38 @@ class DPOModule(ContinuedModule):
     shown_figures = ("preference_accuracy", "margin")
     updates_per_batch = 1
 
-    def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
+    def __init__(
         self,
         base: str,
-        num_steps: int | None = None,
         pairs_per_step: int = 32,
         loss: PreferenceLoss = "sigmoid",
         beta: float = 0.1,
         sft_weight: float = 0.0,
         max_new_tokens: int = 256,
         init_lr_fraction: float = 0.02,
-        unembedding_lr: float | None = None,
-        embedding_lr: float | None = None,
-        matrix_lr: float | None = None,
-        scalar_lr: float | None = None,
         warmup: int = 10,
-        warmdown: float = 1.0,
-        final_lr_fraction: float = 0.0,
         eval_every: int = 100,
-        temperature: float = 0.6,
         compile: bool | Literal["auto"] = False,
-        activation_checkpointing: Checkpointing = False,
-        fp8: bool | Literal["auto"] = False,
-        optimizer: OptimizerCallable | None = None,
-        lora: LoRA | None = None,
+        **options: Any,
     ) -> None:
-        rates = {
-            "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
-        }  # fmt: skip
         super().__init__(
-            base=base, rates=rates, tokens_per_step=None, num_steps=num_steps, init_lr_fraction=init_lr_fraction, temperature=temperature,
-            compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer, lora=lora,
+            base=base, tokens_per_step=None, init_lr_fraction=init_lr_fraction, warmup=warmup, eval_every=eval_every,
+            compile=compile, **options,
         )  # fmt: skip
         self.loss: PreferenceLoss = loss
         self.pairs_per_step, self.beta, self.sft_weight = pairs_per_step, beta, sft_weight
         self.max_new_tokens = max_new_tokens
-        self._check_settings()
-        self.schedule_options = {
-            "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
-            "momentum_start": 0.95, "momentum_peak": 0.95, "momentum_warmup": 0, "momentum_final": 0.95,
-        }  # fmt: skip
+        self.check_settings(
+            ("pairs_per_step", pairs_per_step >= 1, "it must be at least 1"),
+            ("max_new_tokens", max_new_tokens >= 1, "it must be at least 1"),
+            ("beta", beta > 0, "it must be positive, such as 0.1"),
+            ("sft_weight", sft_weight >= 0, "use 0 (off) or a positive value, such as 1"),
+        )
         self._references: dict[str, Tensor] = {}
         """Log-probabilities of the completions under the base, (pairs, 2), by split."""
-        self._base_model: list[GPT] = []  # a list, so that it is not a submodule
         self._base_answers: dict[int, list[int]] = {}
         self._step_sums: Tensor | None = None  # of PairFigures, on the device
         self._val_figures = PairFigures()
-        self._transcripts: list[str] = []
-
-    def _check_settings(self) -> None:
-        for name, is_valid, hint in (
-            ("pairs_per_step", self.pairs_per_step >= 1, "it must be at least 1"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "it must be at least 1"),
-            ("beta", self.beta > 0, "it must be positive, such as 0.1"),
-            ("sft_weight", self.sft_weight >= 0, "use 0 (off) or a positive value, such as 1"),
-        ):
-            if not is_valid:
-                raise UserError(f"{name} is {getattr(self, name)}; {hint}")
 
     @property
     def pairs(self) -> PreferenceDataModule:
@@ -207,13 +165,6 @@ class DPOModule(ContinuedModule):
                 key = f"{base} {fingerprint} {self.model.compute_dtype}"
                 self._references[split] = cached(path, key, lambda split=split: self._reference_logprobs(split))
         self._base_model.clear()
-
-    @property
-    def base_model(self) -> GPT:
-        """The base; loaded when it is first needed, until the end of the validation."""
-        if not self._base_model:
-            self._base_model.append(self.load_frozen(self.base))
-        return self._base_model[0]
 
     def _reference_logprobs(self, split: str) -> Tensor:
         """Return the log-probabilities of the completions under the base, (pairs, 2); the ranks share the work."""
@@ -332,6 +283,3 @@ class DPOModule(ContinuedModule):
         self._base_model.clear()
         means = self._val_figures.means(sums, self.beta)
         return {f"val_{name}": value for name, value in means.items()}
-
-    def transcripts(self) -> list[str]:
-        return self._transcripts

@@ -72,11 +72,14 @@ class LanguageModule(LightningModule):
 
     Args:
         learning_rates: Keyword arguments of `param_groups`.
-        compile: Use torch.compile: "true", "false", or "auto", which decides by device and length of the run.
         eval_every: Steps between validations; 0 validates only at the end.
-        activation_checkpointing: True or "selective": recompute activations in the backward pass; see `GPT`.
-        fp8: "auto", "true" or "false": train the linear layers of the blocks and lm_head in float8.
-        optimizer: Callable that creates an optimizer from parameter groups; None uses MuonAdamW.
+        compile: auto, true or false: torch.compile; auto enables it on CUDA, and on CPU for long runs.
+        activation_checkpointing: true recomputes each block in the backward pass: least memory, a third more compute.
+            selective recomputes everything except matmuls and attention: half the memory, little time.
+        fp8: auto, true or false: float8 matmuls in large layers; auto enables them if the GPU supports them (CUDA
+            capability 8.9).
+        optimizer: Optimizer to use instead of MuonAdamW, as class_path and init_args (for example torch.optim.AdamW).
+            Its own learning rate and weight decay apply, and the schedule scales the learning rate.
     """
 
     stage: str
@@ -100,8 +103,8 @@ class LanguageModule(LightningModule):
         self,
         *,
         learning_rates: dict[str, float],
-        compile: str | bool,
-        eval_every: int,
+        eval_every: int = 250,
+        compile: bool | Literal["auto"] = "auto",
         activation_checkpointing: Checkpointing = False,
         fp8: bool | Literal["auto"] = False,
         optimizer: OptimizerCallable | None = None,

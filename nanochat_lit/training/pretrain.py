@@ -1,12 +1,11 @@
 """Pretraining of a GPT from scratch, with hyper-parameters derived from the depth."""
 
-from typing import Any, Literal
+from typing import Any
 
 from nanochat_lit.model import GPTConfig
 from nanochat_lit.model.architecture import build_model, model_class
 from nanochat_lit.model.config import REFERENCE_ARCHITECTURE
-from nanochat_lit.model.gpt import Checkpointing
-from nanochat_lit.optim import OptimizerCallable, Schedule, derive_plan, micro_batches
+from nanochat_lit.optim import Schedule, derive_plan, micro_batches
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR, WEIGHT_DECAY
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.module import LanguageModule
@@ -45,14 +44,7 @@ class PretrainModule(LanguageModule):
         warmdown: Fraction of the run over which learning rates decay.
         final_lr_fraction: Final learning rate as a fraction of its maximum.
         momentum_warmup: Steps over which Muon momentum rises.
-        eval_every: Steps between validations; 0 validates only at the end.
-        compile: auto, true or false: torch.compile; auto enables it on CUDA, and on CPU for long runs.
-        activation_checkpointing: true recomputes each block in the backward pass: least memory, a third more compute.
-            selective recomputes everything except matmuls and attention: half the memory, little time.
-        fp8: auto, true or false: float8 matmuls in large layers; auto enables them if the GPU supports them (CUDA
-            capability 8.9).
-        optimizer: Optimizer to use instead of MuonAdamW, as class_path and init_args (for example torch.optim.AdamW).
-            Its own learning rate and weight decay apply, and the schedule scales the learning rate.
+        options: Options of `LanguageModule`.
     """
 
     stage = "pretrain"
@@ -84,16 +76,10 @@ class PretrainModule(LanguageModule):
         warmdown: float = 0.65,
         final_lr_fraction: float = 0.05,
         momentum_warmup: int = 400,
-        eval_every: int = 250,
-        compile: bool | Literal["auto"] = "auto",
-        activation_checkpointing: Checkpointing = False,
-        fp8: bool | Literal["auto"] = False,
-        optimizer: OptimizerCallable | None = None,
+        **options: Any,
     ) -> None:
         learning_rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr}  # fmt: skip
-        super().__init__(
-            learning_rates=learning_rates, compile=compile, eval_every=eval_every, fp8=fp8, optimizer=optimizer, activation_checkpointing=activation_checkpointing,
-        )  # fmt: skip
+        super().__init__(learning_rates=learning_rates, **options)
         self.depth, self.sequence_len, self.num_steps = depth, sequence_len, num_steps
         self.shape: dict[str, Any] = {
             "head_dim": head_dim, "aspect_ratio": aspect_ratio, "n_embd": n_embd, "n_head": n_head, "n_kv_head": n_kv_head,

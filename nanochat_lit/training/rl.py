@@ -14,7 +14,6 @@ from torchmetrics import MeanMetric
 from nanochat_lit.common.distributed import world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
-from nanochat_lit.engine.export import load_export
 from nanochat_lit.engine.functions import Functions
 from nanochat_lit.engine.rollout import Rollout, messages_of, roll_out
 from nanochat_lit.engine.sampling_params import SamplingParams
@@ -22,9 +21,6 @@ from nanochat_lit.evaluation.answerer import completion_of
 from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.evaluation.statistics import PassRates
 from nanochat_lit.model import GPT, IGNORE_INDEX
-from nanochat_lit.model.gpt import Checkpointing
-from nanochat_lit.model.lora import LoRA
-from nanochat_lit.optim import OptimizerCallable
 from nanochat_lit.optim.policy_gradient import (
     JudgedAnswer,
     Reward,
@@ -36,6 +32,8 @@ from nanochat_lit.optim.policy_gradient import (
 from nanochat_lit.tasks.base import Conversation, GradedTask, Task, form_of, gives_credit
 from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.rollout_data import (
+    MAX_SLOTS,
+    NUM_TRANSCRIPTS,
     ROW_UNIT,
     RolloutDataModule,
     RolloutFigures,
@@ -44,15 +42,6 @@ from nanochat_lit.training.rollout_data import (
     rollout_rows,
     without_padding,
 )
-
-MAX_SLOTS = 128
-"""Maximum number of answers decoded concurrently; bounds the KV cache."""
-
-MOMENTUM = {"momentum_start": 0.95, "momentum_peak": 0.95, "momentum_warmup": 0, "momentum_final": 0.95}
-"""Muon's momentum is constant."""
-
-NUM_TRANSCRIPTS = 8
-"""Number of held-out questions to show in samples.md."""
 
 
 def _reward_of(given: Reward | None, shape: RewardShape) -> Reward:
@@ -65,8 +54,6 @@ class RLModule(ContinuedModule):
     """Trains a chat model on its own answers: raises the probability of those whose reward exceeds their group's mean.
 
     Args:
-        base: Initial model: an export (a fine-tuning run's), a run folder, a .ckpt file, or hf://OWNER/NAME.
-        num_steps: Optimizer steps; None asks every question once. trainer.max_steps overrides it.
         questions_per_step: Questions per rollout batch, over all ranks.
         num_samples: Answers per question; the baseline is the mean of their rewards.
         max_new_tokens: Maximum length of an answer, tokens, including tool results.
@@ -84,21 +71,8 @@ class RLModule(ContinuedModule):
         tools: Functions by name that the answers may call; a conversation's `tools` selects some. Default None.
         max_calls: Maximum number of calls of tools in one answer.
         tool_timeout_s: Time limit of a call, seconds.
-        init_lr_fraction: Initial fraction of the learning rates of pretraining.
-        unembedding_lr: As in pretraining; None uses the base's value.
-        embedding_lr: Likewise.
-        matrix_lr: Likewise.
-        scalar_lr: Likewise.
-        warmup: Steps of linear learning-rate warmup.
-        warmdown: Fraction of the run over which learning rates decay.
-        final_lr_fraction: Final learning rate as a fraction of its maximum.
-        eval_every: Steps between validations; 0 validates only at the end.
         chat_temperature: Default sampling temperature of the export; 0 is greedy.
-        compile: auto, true or false, as in pretraining.
-        activation_checkpointing: As in pretraining.
-        fp8: As in pretraining.
-        optimizer: As in pretraining.
-        lora: Train a LoRA adapter instead of the whole model; null trains everything.
+        options: Options of `ContinuedModule`; num_steps null asks every question once.
     """
 
     stage = "rl"
@@ -110,7 +84,6 @@ class RLModule(ContinuedModule):
     def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
         self,
         base: str,
-        num_steps: int | None = None,
         questions_per_step: int = 16,
         num_samples: int = 16,
         max_new_tokens: int = 256,
@@ -128,45 +101,28 @@ class RLModule(ContinuedModule):
         max_calls: int = 4,
         tool_timeout_s: float = 5.0,
         init_lr_fraction: float = 0.05,
-        unembedding_lr: float | None = None,
-        embedding_lr: float | None = None,
-        matrix_lr: float | None = None,
-        scalar_lr: float | None = None,
-        warmup: int = 0,
-        warmdown: float = 1.0,
-        final_lr_fraction: float = 0.0,
         eval_every: int = 60,
         chat_temperature: float = 0.6,
         compile: bool | Literal["auto"] = False,
-        activation_checkpointing: Checkpointing = False,
-        fp8: bool | Literal["auto"] = False,
-        optimizer: OptimizerCallable | None = None,
-        lora: LoRA | None = None,
+        **options: Any,
     ) -> None:
-        rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr}  # fmt: skip
         super().__init__(
-            base=base, rates=rates, tokens_per_step=None, num_steps=num_steps, init_lr_fraction=init_lr_fraction, temperature=chat_temperature,
-            compile=compile, eval_every=eval_every, activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer, lora=lora,
+            base=base, tokens_per_step=None, init_lr_fraction=init_lr_fraction, eval_every=eval_every,
+            temperature=chat_temperature, compile=compile, **options,
         )  # fmt: skip
         self.reward = _reward_of(reward, RewardShape(partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty))  # fmt: skip
         self.tools = Functions(tools or {}, max_calls, tool_timeout_s)
         self.questions_per_step, self.num_samples, self.guided = questions_per_step, num_samples, guided
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
         self.updates_per_batch, self.clip_ratio, self.kl_coefficient = updates_per_batch, clip_ratio, kl_coefficient
-        self.schedule_options = {"warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction, **MOMENTUM}  # fmt: skip
         self._check_settings()
-        self._start_figures()
-
-    def _start_figures(self) -> None:
         self.rollout_figures = RolloutFigures()
         self._token_sums: Tensor | None = None  # sums of tokens, entropy and KL divergence, on the device
-        self._reference: list[GPT] = []  # a list, so that it is not a submodule and is neither trained nor saved
-        self._transcripts: list[str] = []
 
     def _check_settings(self) -> None:
         SamplingParams(temperature=self.temperature, top_k=self.top_k or 0)  # validates both
         positive = "it must be at least 1"
-        for name, is_valid, hint in (
+        self.check_settings(
             ("questions_per_step", self.questions_per_step >= 1, positive),
             ("max_new_tokens", self.max_new_tokens >= 1, positive),
             ("updates_per_batch", self.updates_per_batch >= 1, positive),
@@ -179,9 +135,7 @@ class RLModule(ContinuedModule):
                 "updates_per_batch", self.updates_per_batch == 1 or self.clip_ratio > 0,
                 "after the first one the answers are off-policy; use clip_ratio (for example 0.2) or 1",
             ),
-        ):  # fmt: skip
-            if not is_valid:
-                raise UserError(f"{name} is {getattr(self, name)}; {hint}")
+        )  # fmt: skip
 
     @property
     def questions(self) -> RolloutDataModule:
@@ -217,8 +171,6 @@ class RLModule(ContinuedModule):
             )
         self.load_base()
         self.metric, self.drift = PassRates(questions.val_samples), MeanMetric()
-        if self.kl_coefficient:
-            self._load_reference()
         if self.trainer.state.fn != "fit":
             return
         self.start_stage(
@@ -226,17 +178,10 @@ class RLModule(ContinuedModule):
             self.questions_per_step * self.num_samples * self.row_len,
         )
 
-    def _load_reference(self) -> None:
-        """Load the base model, kept in memory only with kl_coefficient."""
-        self._reference = [load_export(self.base, device="cpu", compute_dtype="float32")[0].requires_grad_(False)]
-
-    def _place_reference(self) -> None:
-        for reference in self._reference:
-            reference.to(self.device).set_compute_dtype(self.model.compute_dtype, cast_weights=True)
-
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._place_reference()
+        if self.kl_coefficient:
+            _ = self.base_model  # loaded before the first step, which may be far from the last use of the base
 
     def collect(self, number: int) -> dict[str, Tensor]:
         """Return scored rollouts of this rank: inputs, targets, advantages, num_tokens, and what the options need.
@@ -271,8 +216,8 @@ class RLModule(ContinuedModule):
         rows["num_tokens"] = num_tokens.expand(len(rollouts)).clone()
         if self.updates_per_batch > 1:
             rows["old_logprobs"] = self._logprobs(self.model, rows)
-        if self._reference:
-            rows["reference_logprobs"] = self._logprobs(self._reference[0], rows)
+        if self.kl_coefficient:
+            rows["reference_logprobs"] = self._logprobs(self.base_model, rows)
         return rows
 
     def _judge(self, conversation: Conversation, group: Sequence[Rollout]) -> list[float]:
@@ -379,15 +324,12 @@ class RLModule(ContinuedModule):
         """Add the KL divergence from the base, estimated on sampled answers, if the base still exists."""
         if not rollouts or not Path(self.base).exists():
             return
-        if not self._reference:
-            self._load_reference()
-            self._place_reference()
         longest = max(len(prompt) + len(own.token_ids) for prompt, own in zip(prompts, rollouts, strict=True))
         length = min(self.context, -(-(longest - 1) // ROW_UNIT) * ROW_UNIT)
         rows = rollout_rows(prompts, rollouts, length, self.tokenizer.bos_id)
         rows = {name: tensor.to(self.device) for name, tensor in rows.items()}
         is_sampled = rows["targets"] != IGNORE_INDEX
-        logprobs, reference = (self._logprobs(model, rows) for model in (self.model, self._reference[0]))
+        logprobs, reference = (self._logprobs(model, rows) for model in (self.model, self.base_model))
         self.drift.update(divergence(logprobs, reference, is_sampled, is_sampled.sum()), is_sampled.sum())
 
     def _is_right(self, task: Task, place: int, token_ids: Sequence[int]) -> bool:
@@ -408,8 +350,5 @@ class RLModule(ContinuedModule):
             figures["kl"] = float(self.drift.compute())
             self.drift.reset()
         if not self.kl_coefficient:
-            self._reference = []
+            self._base_model.clear()
         return {f"val_{name}": value for name, value in figures.items()}
-
-    def transcripts(self) -> list[str]:
-        return self._transcripts

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 ROW_UNIT = 32
 """Sequence lengths are rounded up to a multiple of this."""
 
+MAX_SLOTS = 128
+"""Maximum number of answers decoded concurrently; bounds the KV cache."""
+
+NUM_TRANSCRIPTS = 8
+"""Number of held-out questions or prompts to show in samples.md."""
+
 
 def rollout_rows(
     prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout], row_len: int, pad_id: int

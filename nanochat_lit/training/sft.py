@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from nanochat_lit.engine.checkpoint import load as load_checkpoint
 from nanochat_lit.engine.export import read_config
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import IGNORE_INDEX, GPTConfig
-from nanochat_lit.model.gpt import Checkpointing
-from nanochat_lit.model.lora import LoRA
-from nanochat_lit.optim import OptimizerCallable, micro_batches
+from nanochat_lit.optim import micro_batches
 from nanochat_lit.training.chat_data import ChatDataModule
 from nanochat_lit.training.checkpoint_files import newest_intact
 from nanochat_lit.training.continued import ContinuedModule
@@ -92,69 +90,29 @@ class SFTModule(ContinuedModule):
     """Fine-tunes an export on conversations.
 
     Args:
-        base: Initial model: an export, a run folder, a .ckpt file, or hf://OWNER/NAME.
         optimizer_from: Pretraining run (folder or .ckpt file) to load optimizer moments from; None starts with zero
             moments.
-        num_steps: Optimizer steps; None trains one epoch of the conversations. trainer.max_steps overrides it.
         tokens_per_step: Tokens per optimizer step over all ranks; None uses the base's value.
-        init_lr_fraction: Initial fraction of the learning rates of pretraining.
-        unembedding_lr: As in pretraining; None uses the base's value.
-        embedding_lr: Likewise.
-        matrix_lr: Likewise.
-        scalar_lr: Likewise.
-        warmup: Steps of linear learning-rate warmup.
-        warmdown: Fraction of the run over which learning rates decay.
-        final_lr_fraction: Final learning rate as a fraction of its maximum.
         momentum_warmup: Steps over which Muon momentum rises from 0.85 to 0.95.
-        eval_every: Steps between validations; 0 validates only at the end.
-        temperature: Default sampling temperature of the export; 0 is greedy.
-        compile: auto, true or false, as in pretraining.
-        activation_checkpointing: As in pretraining.
-        fp8: As in pretraining.
-        optimizer: As in pretraining.
-        lora: Train a LoRA adapter instead of the whole model; null trains everything.
+        options: Options of `ContinuedModule`.
     """
 
     stage = "sft"
 
-    def __init__(  # noqa: PLR0913 - the signature is the list of keys that a recipe can set
+    def __init__(
         self,
         base: str,
         optimizer_from: str | None = None,
-        num_steps: int | None = None,
         tokens_per_step: int | None = None,
-        init_lr_fraction: float = 0.8,
-        unembedding_lr: float | None = None,
-        embedding_lr: float | None = None,
-        matrix_lr: float | None = None,
-        scalar_lr: float | None = None,
-        warmup: int = 0,
         warmdown: float = 0.5,
-        final_lr_fraction: float = 0.0,
         momentum_warmup: int = 300,
-        eval_every: int = 250,
-        temperature: float = 0.6,
-        compile: bool | Literal["auto"] = "auto",
-        activation_checkpointing: Checkpointing = False,
-        fp8: bool | Literal["auto"] = False,
-        optimizer: OptimizerCallable | None = None,
-        lora: LoRA | None = None,
+        **options: Any,
     ) -> None:
-        rates = {
-            "unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr,
-        }  # fmt: skip
-        super().__init__(
-            base=base, rates=rates, tokens_per_step=tokens_per_step, num_steps=num_steps, init_lr_fraction=init_lr_fraction,
-            temperature=temperature, compile=compile, eval_every=eval_every,
-            activation_checkpointing=activation_checkpointing, fp8=fp8, optimizer=optimizer, lora=lora,
-        )  # fmt: skip
-        if lora is not None and optimizer_from is not None:
+        super().__init__(base=base, tokens_per_step=tokens_per_step, warmdown=warmdown, **options)
+        if self.lora is not None and optimizer_from is not None:
             raise UserError("optimizer_from has moments of whole matrices, which model.lora does not train; remove one")
         self.optimizer_from = None if optimizer_from is None else _find_moments(Path(optimizer_from))
-        self.schedule_options = {
-            "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction,
-            "momentum_warmup": momentum_warmup, "momentum_peak": 0.95, "momentum_final": 0.95,
-        }  # fmt: skip
+        self.schedule_options |= {"momentum_start": 0.85, "momentum_warmup": momentum_warmup}
 
     def check_batch(self, micro_batch_size: int, world_size: int, vocab_size: int | str = "auto") -> None:
         """Raise UserError for a batch that the ranks' micro-batches cannot fill, at the base's context length."""
