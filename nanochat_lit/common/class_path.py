@@ -19,10 +19,6 @@ def import_class(class_path: str, what: str) -> type[Any]:
 
     Importing a module runs its code: call this only with names given by the user.
 
-    Args:
-        class_path: Module and class, such as my_module.MyClass.
-        what: Kind of class, for the error.
-
     Raises:
         UserError: If the module or the class does not exist.
     """

@@ -36,9 +36,6 @@ _ADVICE = {
 def os_error_text(error: OSError) -> str | None:
     """Return one line on a system error: the path and what to do.
 
-    Args:
-        error: Error of reading or writing a file.
-
     Returns:
         The line, or None for an error that is not about a path, a disk or a limit.
     """

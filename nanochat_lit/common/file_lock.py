@@ -88,9 +88,6 @@ def lock_file(file: IO[bytes] | IO[str], *, wait: bool = True) -> bool:
 def try_hold_folder(folder: Path) -> int | None:
     """Lock a folder until the handle is closed or this process ends.
 
-    Args:
-        folder: Any folder.
-
     Returns:
         The handle; None if another process holds the lock or the system cannot lock folders.
     """

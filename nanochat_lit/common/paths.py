@@ -182,9 +182,6 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
-    Args:
-        path: The file.
-
     Returns:
         Its content.
 

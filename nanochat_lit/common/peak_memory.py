@@ -9,10 +9,6 @@ import torch
 def peak_memory_bytes(device: str | torch.device = "cpu", status: Path = Path("/proc/self/status")) -> int:
     """Return the peak memory of tensors on a GPU (CUDA, ROCm, XPU), else of the process (resident pages).
 
-    Args:
-        device: Device of the tensors.
-        status: Linux's /proc/self/status.
-
     Returns:
         Bytes; 0 if the system does not report it (Windows).
     """

@@ -15,10 +15,6 @@ _PACKAGED = (Path("recipes"), Path("configs/trainer"))
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the end of an error message about an unknown word.
 
-    Args:
-        word: Given word.
-        known: Allowed words.
-
     Returns:
         A question with the most similar word, or a list of all of them.
     """
@@ -28,12 +24,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def explain_unrecognized(message: str, options: Iterable[str]) -> str:
-    """Add a suggestion to argparse's message about unrecognized or missing arguments.
-
-    Args:
-        message: Message of the parser.
-        options: All options, with their leading dashes.
-    """
+    """Add a suggestion to argparse's message about unrecognized or missing arguments."""
     if missing := re.search(r"arguments are required: (.+)$", message):
         names = [name.strip().rpartition("fit.")[2].lstrip("-") for name in missing[1].split(",")]
         recipe = "; a recipe has them: --config recipes/cpu_text.yaml" if names == ["data", "model"] else ""

@@ -123,12 +123,6 @@ def merged(stream: PackedStream, positions: list[dict[str, Any]], num_readers: i
 
     No document is repeated. None is skipped, except partly used split documents, at most one buffer per reader. With
     workers, the batches since their last snapshot are read again.
-
-    Args:
-        stream: Stream of the positions.
-        positions: Positions of all ranks.
-        num_readers: Readers per continuing rank.
-        world_size: Number of continuing ranks.
     """
     states = [reader["state"] for position in positions for reader in position["readers"]]
     state = stream.merge(states, num_readers * world_size) if all(states) else {}

@@ -115,11 +115,6 @@ class ChatSession:
     def edit(self, model: ChatModel, index: int, text: str) -> Generator[Piece, None, None]:
         """Replace an earlier question, and drop the messages after it.
 
-        Args:
-            model: Model that answers.
-            index: Index of the user message in `messages`.
-            text: New text.
-
         Raises:
             UserError: As `ask`.
         """

@@ -35,10 +35,6 @@ def damage(path: Path) -> str | None:
 def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Load a checkpoint with a restricted unpickler.
 
-    Args:
-        path: The file.
-        mmap: Memory-map the tensors.
-
     Raises:
         UserError: If it is damaged or not a nanochat-lit checkpoint.
     """

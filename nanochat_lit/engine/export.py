@@ -128,11 +128,7 @@ def read_config(source: Path) -> GPTConfig:
 
 
 def limits_of(provenance: Mapping[str, Any]) -> str | None:
-    """Return a sentence on why a model may answer badly; None if no reason is known.
-
-    Args:
-        provenance: Training history of the model.
-    """
+    """Return a sentence on why a model may answer badly; None if no reason is known."""
     steps, planned = provenance.get("steps"), provenance.get("planned_steps")
     if note := provenance.get("note"):
         return str(note)
@@ -147,12 +143,7 @@ def limits_of(provenance: Mapping[str, Any]) -> str | None:
 
 
 def about_model(source: Path, config: GPTConfig) -> str:
-    """Return sentences on the size and the training of a model, as far as they are recorded, and on its limits.
-
-    Args:
-        source: Result of `find_model`.
-        config: Configuration of the model.
-    """
+    """Return sentences on the size and the training of a model, as far as they are recorded, and on its limits."""
     provenance = read_provenance(source)
     size = (
         f"{config.n_layer} layers of width {config.n_embd}, {count_parameters(config).total / 1e6:.3g} million "
@@ -183,10 +174,6 @@ def _data_of(source: Path) -> str:
 
 def export_checkpoint(path: str | Path, out: str | Path) -> None:
     """Write an export of a checkpoint.
-
-    Args:
-        path: A .ckpt file.
-        out: The export folder.
 
     Raises:
         UserError: If it is not a nanochat-lit checkpoint, its tokenizer is missing, or `out` has other contents.

@@ -83,10 +83,6 @@ class Functions:
     def results(self, text: str, max_calls: int) -> list[str]:
         """Run the calls in a turn of the assistant.
 
-        Args:
-            text: Text of the turn.
-            max_calls: Further calls are not run.
-
         Returns:
             The result of each call, in their order.
         """

@@ -43,11 +43,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 def write_hf_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
     """Write tokenizer.json, tokenizer_config.json and chat_template.jinja.
 
-    Args:
-        folder: Existing folder.
-        tokenizer: Tokenizer of the model.
-        context: Maximum length of the input, tokens.
-
     Raises:
         UserError: If a token has no unique name.
     """

@@ -87,11 +87,6 @@ def pull_model(model: HubModel, out: str | Path) -> None:
 def convert(model: HubModel, files: Path, out: Path) -> None:
     """Write the export of a downloaded repository: a Hugging Face folder, or an export.
 
-    Args:
-        model: The model, for error messages.
-        files: Folder of the repository's files.
-        out: Export folder to write.
-
     Raises:
         UserError: If it is not a model of nanochat-lit, or `out` has other contents.
     """

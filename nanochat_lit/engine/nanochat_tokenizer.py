@@ -50,10 +50,6 @@ def load_nanochat_tokenizer(folder: str | Path) -> tuple[TiktokenTokenizer, list
 def read_encoding(data: bytes, source: str) -> dict[str, Any]:
     """Return the fields of a pickled tiktoken encoding: name, pat_str, mergeable_ranks and special_tokens.
 
-    Args:
-        data: The pickle.
-        source: Name of the file, for the message.
-
     Raises:
         UserError: If it contains or would call anything else.
     """
@@ -85,9 +81,6 @@ def read_encoding(data: bytes, source: str) -> dict[str, Any]:
 
 def tokenizer_of_hf(path: Path) -> TiktokenTokenizer:
     """Read the tokenizer.json of a published nanochat model: byte-level BPE behind a pattern of words.
-
-    Args:
-        path: The file.
 
     Raises:
         UserError: If it holds another kind of tokenizer.

@@ -35,9 +35,6 @@ def run_tool(program: str) -> str | None:
     The calculator handles arithmetic and counting letters. Other programs start a sandbox process, which takes about
     0.1 s and has no access to files, the network or earlier calls.
 
-    Args:
-        program: Python code written by a model.
-
     Returns:
         The output, or None if the program is too long, fails, exceeds a limit, cannot be isolated, or prints nothing or
         too much.

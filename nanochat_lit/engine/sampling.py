@@ -27,13 +27,7 @@ _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
 
 
 def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return values as a tensor on a device; the copy to a GPU is asynchronous.
-
-    Args:
-        values: Numbers, or nested lists of numbers.
-        dtype: Dtype of the tensor.
-        device: Target device.
-    """
+    """Return values as a tensor on a device; the copy to a GPU is asynchronous."""
     tensor = torch.tensor(values, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
@@ -156,10 +150,5 @@ def sample_rows(requests: Sequence[SamplingParams], randoms: Sequence[random.Ran
 
 
 def row_random(seed: int, sample: int) -> random.Random:
-    """Return the random generator of one sample, independent of the device and of other requests.
-
-    Args:
-        seed: Seed of the request.
-        sample: Index of the sample.
-    """
+    """Return the random generator of one sample, independent of the device and of other requests."""
     return random.Random(f"{seed}/{sample}")

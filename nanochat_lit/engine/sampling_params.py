@@ -45,11 +45,6 @@ TOO_COMPLEX = "the format of this answer is too complex for its parser; use a si
 def check_prompt(prompt: Sequence[int], context: int, vocab_size: int) -> None:
     """Check that a prompt can be completed.
 
-    Args:
-        prompt: Token ids.
-        context: Context length of the model.
-        vocab_size: Vocabulary size of the model.
-
     Raises:
         UserError: If it is empty, has invalid token ids, or exceeds the context.
     """
@@ -114,10 +109,6 @@ class SamplingParams:
 
     def changed(self, name: str, text: str) -> "SamplingParams":
         """Return a copy with one setting changed from text.
-
-        Args:
-            name: A numeric setting.
-            text: Its value as text.
 
         Raises:
             UserError: If the setting is unknown or its value is invalid.

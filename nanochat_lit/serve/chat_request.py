@@ -73,11 +73,6 @@ def parse_chat_request(body: Mapping[str, Any], model_name: str, defaults: Sampl
 def render_prompt(request: ChatRequest, tokenizer: Tokenizer, context: int) -> list[int]:
     """Return the token ids of the prompt.
 
-    Args:
-        request: The parsed request.
-        tokenizer: Tokenizer of the model.
-        context: Context length of the model.
-
     Raises:
         ApiError: 400 if it does not fit, or contains characters that UTF-8 cannot encode.
     """

@@ -99,13 +99,7 @@ def _visible(text: str) -> str:
 
 
 def status_line(answer: Answer, is_running: bool, note: str = "") -> str:
-    """Return the speed of an answer and notes on truncation.
-
-    Args:
-        answer: The last one.
-        is_running: Whether the answer is still being generated.
-        note: Additional note.
-    """
+    """Return the speed of an answer and notes on truncation."""
     notes = [note] if note else []
     if answer.num_tokens and answer.elapsed_s > 0:
         notes.append(f"{answer.num_tokens} token{'s' * (answer.num_tokens > 1)}")

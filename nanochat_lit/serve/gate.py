@@ -59,12 +59,7 @@ def address_of(listener: socket.socket, host: str) -> str:
 
 
 def uvicorn_config(app: Any, **options: Any) -> uvicorn.Config:
-    """Return a uvicorn configuration with this module's limits.
-
-    Args:
-        app: ASGI application.
-        options: Additional options of uvicorn.
-    """
+    """Return a uvicorn configuration with this module's limits."""
     return uvicorn.Config(
         app,
         http=BoundedProtocol,

@@ -121,11 +121,7 @@ def _credit(task: Conversations, conversation: Conversation, completion: str, to
 
 
 def gives_credit(task: Conversations) -> bool:
-    """Return whether a task, its underlying task or a member of its mixture defines partial credit.
-
-    Args:
-        task: Any task.
-    """
+    """Return whether a task, its underlying task or a member of its mixture defines partial credit."""
     if isinstance(task, TaskSlice):
         return gives_credit(task.task)
     if isinstance(task, TaskMixture):
@@ -134,20 +130,13 @@ def gives_credit(task: Conversations) -> bool:
 
 
 def form_of(task: Conversations) -> FormTask | None:
-    """Return the task or the task it slices if it defines an answer format, else None.
-
-    Args:
-        task: Any task.
-    """
+    """Return the task or the task it slices if it defines an answer format, else None."""
     whole = task.task if isinstance(task, TaskSlice) else task
     return whole if isinstance(whole, FormTask) else None
 
 
 def grader_of(task: Conversations) -> Callable[[Conversation, str, Sequence[str]], float] | None:
     """Return the function that grades answers to the task or the task it slices: its `grade`, else its `evaluate`.
-
-    Args:
-        task: Any task.
 
     Returns:
         The function, or None if the answers cannot be evaluated.
@@ -225,13 +214,7 @@ class TaskMixture:
 
 
 def multiple_choice_prompt(question: str, choices: Sequence[str], letters: Sequence[str]) -> str:
-    """Format a multiple-choice question; each letter follows its choice, so that it can attend to it.
-
-    Args:
-        question: Question.
-        choices: Possible answers.
-        letters: One letter per choice.
-    """
+    """Format a multiple-choice question; each letter follows its choice, so that it can attend to it."""
     lines = [f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True)]
     return (
         f"Multiple Choice question: {question}\n{''.join(lines)}\nRespond only with the letter of the correct answer."
@@ -242,12 +225,6 @@ def multiple_choice_conversation(
     question: str, choices: Sequence[str], letters: Sequence[str], answer: str
 ) -> Conversation:
     """Return a conversation with a multiple-choice question and its correct letter.
-
-    Args:
-        question: Question.
-        choices: Possible answers.
-        letters: One letter per choice.
-        answer: The correct letter.
 
     Returns:
         {"messages", "letters"}.

@@ -28,11 +28,7 @@ class FileConversations(RowTask):
 
 
 def messages_problem(row: Row) -> str | None:
-    """Return the problem of a record that should be a conversation, or None.
-
-    Args:
-        row: The record.
-    """
+    """Return the problem of a record that should be a conversation, or None."""
     try:
         validate_conversation(as_conversation(row), "not a conversation")
     except UserError as error:

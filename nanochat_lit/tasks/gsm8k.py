@@ -65,11 +65,7 @@ class GSM8K(RowTask):
 
 
 def answer_parts(answer: str) -> list[dict[str, str]]:
-    """Split a worked solution into parts: <<12/60=0.2>> becomes the call 12/60 and its result 0.2.
-
-    Args:
-        answer: Solution as in the data set.
-    """
+    """Split a worked solution into parts: <<12/60=0.2>> becomes the call 12/60 and its result 0.2."""
     parts: list[dict[str, str]] = []
     for index, piece in enumerate(_CALL.split(answer)):
         if index % 2 == 0:
@@ -82,11 +78,7 @@ def answer_parts(answer: str) -> list[dict[str, str]]:
 
 
 def extract_answer(text: str) -> Decimal | None:
-    """Return the first number after "####", without commas; None if there is none.
-
-    Args:
-        text: A worked solution.
-    """
+    """Return the first number after "####", without commas; None if there is none."""
     match = _ANSWER.search(text)
     if match is None:
         return None

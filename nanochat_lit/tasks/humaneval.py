@@ -83,11 +83,7 @@ def program(conversation: Conversation, completion: str) -> str:
 
 
 def leading_imports(source: str) -> str:
-    """Return the import lines at the top of a program, which models often omit in their answer.
-
-    Args:
-        source: Python code.
-    """
+    """Return the import lines at the top of a program, which models often omit in their answer."""
     kept: list[str] = []
     for line in source.splitlines():
         text = line.strip()
@@ -99,11 +95,7 @@ def leading_imports(source: str) -> str:
 
 
 def extract_code(completion: str) -> str:
-    """Return the first fenced code block, even if unclosed; without any, the whole text.
-
-    Args:
-        completion: Visible text of an answer.
-    """
+    """Return the first fenced code block, even if unclosed; without any, the whole text."""
     match = _FENCED.search(completion)
     return (match[1] if match else completion).strip("\n")
 

@@ -67,11 +67,7 @@ class TinyWorldPreferences(Preferences):
 
 
 def pair_problem(row: Row) -> str | None:
-    """Return the problem of a record that should be a preference pair, or None.
-
-    Args:
-        row: The record.
-    """
+    """Return the problem of a record that should be a preference pair, or None."""
     try:
         as_pair(row)
     except UserError as error:

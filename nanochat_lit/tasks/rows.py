@@ -121,9 +121,6 @@ def load_rows(
 def read_jsonl(path: Path) -> tuple[list[Row], list[int]]:
     """Return the objects of a JSONL file (decompressed by its suffix) and their line numbers.
 
-    Args:
-        path: The file; blank lines are skipped.
-
     Raises:
         UserError: If the file cannot be read, or a line is not a JSON object.
     """
@@ -173,12 +170,7 @@ def _hub_rows(hub: str, subset: str | None, split: str) -> Sequence[Row]:
 
 
 def missing_text(row: Row, *names: str) -> str | None:
-    """Return the problem if one of these fields is not a non-empty string, else None.
-
-    Args:
-        row: The record.
-        names: Names of the fields.
-    """
+    """Return the problem if one of these fields is not a non-empty string, else None."""
     for name in names:
         if name not in row:
             return f"no field {name!r} (fields: {', '.join(map(repr, row)) or 'none'})"
@@ -188,24 +180,14 @@ def missing_text(row: Row, *names: str) -> str | None:
 
 
 def wrong_choices(choices: object) -> str | None:
-    """Return the problem of the choices of a question, or None.
-
-    Args:
-        choices: Value of the field.
-    """
+    """Return the problem of the choices of a question, or None."""
     if not isinstance(choices, (list, tuple)) or len(choices) < 2 or not all(isinstance(c, str) for c in choices):
         return f"the choices must be a list of at least two texts, got {_short(choices)}"
     return None
 
 
 def wrong_place(name: str, value: object, choices: Sequence[str]) -> str | None:
-    """Return the problem if the index of the correct choice is out of range, else None.
-
-    Args:
-        name: Name of the field.
-        value: Value of the field.
-        choices: The choices.
-    """
+    """Return the problem if the index of the correct choice is out of range, else None."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(choices):
         return None
     return f"{name!r} is {_short(value)}, which is not one of the {len(choices)} choices (0 to {len(choices) - 1})"
