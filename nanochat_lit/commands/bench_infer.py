@@ -9,8 +9,14 @@ from typing import Any, Literal
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import ReadBandwidth, find_device, is_free_choice, resolve_compute_dtype
-from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
+from nanochat_lit.common.hardware import (
+    ReadBandwidth,
+    find_device,
+    is_free_choice,
+    memory_text,
+    peak_memory_bytes,
+    resolve_compute_dtype,
+)
 from nanochat_lit.engine.export import load_export
 from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.engine.slots import SlotEngine

@@ -12,8 +12,13 @@ from torch import Tensor
 
 from nanochat_lit.common.compilers import missing_compiler, use_configured_compiler
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.hardware import ReadBandwidth, find_device, resolve_compute_dtype
-from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
+from nanochat_lit.common.hardware import (
+    ReadBandwidth,
+    find_device,
+    memory_text,
+    peak_memory_bytes,
+    resolve_compute_dtype,
+)
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.optim import MuonAdamW, param_groups

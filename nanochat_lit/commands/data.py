@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat_lit.common.download_progress import DownloadProgress
+from nanochat_lit.common.downloads import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.hub_files import DCLM, ClimbMix, FineWebEdu, HubFiles
 from nanochat_lit.data.prepared import Header

@@ -32,7 +32,7 @@ def export(
             further. Format hf only.
         quantize: Type of the matrices; null is f16. q8_0 and q4_0 are 8 and 4 bits per weight. Format gguf only.
     """
-    from nanochat_lit.common.file_lock import run_lock
+    from nanochat_lit.common.paths import run_lock
     from nanochat_lit.engine.export import as_export, export_checkpoint, find_model
 
     if (model is None) == (checkpoint is None):

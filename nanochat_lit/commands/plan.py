@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from nanochat_lit.common.cpp_library import instructions
+from nanochat_lit.common.compilers import instructions
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import (
     BFLOAT16_CAPABILITY,

@@ -61,7 +61,7 @@ def quickstart(out: str = "runs/quickstart", fast: bool = False, seed: int = 0, 
         seed: Seed of the generated data.
         overwrite: Replace an earlier quickstart in OUT.
     """
-    from nanochat_lit.common.file_lock import run_lock
+    from nanochat_lit.common.paths import run_lock
 
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -107,7 +107,7 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
 
 def _run(folder: Path, size: dict[str, Any], record: dict[str, Any], started_s: float) -> None:
     """Run the stages that are not finished."""
-    from nanochat_lit.common.peak_memory import peak_memory_bytes
+    from nanochat_lit.common.hardware import peak_memory_bytes
     from nanochat_lit.report.run import write_quickstart_report
     from nanochat_lit.tiny_world.files import write_tiny_world
 

@@ -36,7 +36,7 @@ def sweep(
         dry_run: Print the commands without running them.
         train: Train missing runs; false only evaluates the finished ones.
     """
-    from nanochat_lit.common.file_lock import run_lock
+    from nanochat_lit.common.paths import run_lock
     from nanochat_lit.report.sweep import read_sweep
 
     changes = {"run_dir": run_dir, "fit": fit, "depths": depths, "flops_budgets": flops_budgets, "options": options}

@@ -1,4 +1,4 @@
-"""Hardware capabilities: devices, dtypes, peak FLOP/s.
+"""Hardware capabilities: devices, dtypes, peak FLOP/s, memory.
 
 Importing this module probes nothing.
 """
@@ -7,6 +7,7 @@ import math
 import os
 import platform
 import re
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -319,3 +320,89 @@ class ReadBandwidth:
             float(self._values.amax())  # synchronizes; amax was up to twice as fast as sum
             best_s = min(best_s, time.perf_counter() - start_s)
         return self._values.nbytes / best_s
+
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
+    """Return the memory available without swapping, within a container's limit if there is one.
+
+    Args:
+        meminfo: Linux's /proc/meminfo.
+        cgroup: Folder of this container's limits (cgroup v2).
+
+    Raises:
+        UserError: If the system does not report it (Windows).
+    """
+    available = _from_meminfo(meminfo)
+    limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
+    return available if limit is None else min(available, limit - (used or 0))
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Return the memory available for tensors on a device; None if the system does not report it.
+
+    Args:
+        device: A GPU with its own memory (cuda, xpu), or cpu and mps, which share the machine's.
+    """
+    if device.type in ("cpu", "mps"):
+        return available_memory_bytes() if hasattr(os, "sysconf") else None
+    module = torch.get_device_module(device.type)
+    free, _ = module.mem_get_info(device)  # plus memory cached by this process's allocator
+    return free + module.memory_reserved(device) - module.memory_allocated(device)
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """Return the memory of a GPU, or macOS's recommended maximum of shared memory."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return torch.get_device_module(device.type).get_device_properties(device).total_memory
+
+
+def _from_meminfo(meminfo: Path) -> int:
+    if meminfo.exists():
+        for line in meminfo.read_text("utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    if not hasattr(os, "sysconf"):
+        raise UserError(
+            f"the free memory is unknown on {sys.platform}; set a number instead of 'auto' (--data.micro_batch_size 8)"
+        )
+    # Not Linux: assumes that half of the physical memory is in use.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text("utf-8").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None  # "max": no limit
+
+
+def peak_memory_bytes(device: str | torch.device = "cpu", status: Path = Path("/proc/self/status")) -> int:
+    """Return the peak memory of tensors on a GPU (CUDA, ROCm, XPU), else of the process (resident pages).
+
+    Returns:
+        Bytes; 0 if the system does not report it (Windows).
+    """
+    device = torch.device(device)
+    if device.type != "cpu" and (
+        measured := getattr(torch.get_device_module(device.type), "max_memory_allocated", None)
+    ):
+        return measured(device)
+    if status.exists():  # getrusage includes the peak of the parent process before exec
+        for line in status.read_text("utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_text(num_bytes: int) -> str:
+    """Format bytes, such as "1.51 GiB", or "unknown" for 0."""
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes else "unknown"

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat_lit.common.download_progress import Report
-from nanochat_lit.common.downloads import DiskFullError, download, file_sha256, locked, read_url, with_retries
+from nanochat_lit.common.downloads import DiskFullError, Report, download, file_sha256, locked, read_url, with_retries
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
 

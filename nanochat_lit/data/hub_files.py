@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nanochat_lit.common.download_progress import Report
+from nanochat_lit.common.downloads import Report
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import cache_folder, write_json
 from nanochat_lit.data.hub import FAILED, DataSet, RemoteFile, ShardFolder

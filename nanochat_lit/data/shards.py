@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from nanochat_lit.common.download_progress import Report
-from nanochat_lit.common.downloads import file_sha256, locked
+from nanochat_lit.common.downloads import Report, file_sha256, locked
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import cache_folder
 from nanochat_lit.data.cursor import Block, BlockCursor

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal, Protocol
 
-from nanochat_lit.common.download_progress import Report
+from nanochat_lit.common.downloads import Report
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.cursor import Cursor, ItemCursor, State
 

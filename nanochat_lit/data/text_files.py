@@ -12,10 +12,9 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import IO, Any
 
-from nanochat_lit.common.compressed import UNPACK_ERRORS, is_compressed, open_unpacked
 from nanochat_lit.common.downloads import locked
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.paths import atomic_write, cache_folder
+from nanochat_lit.common.paths import UNPACK_ERRORS, atomic_write, cache_folder, is_compressed, open_unpacked
 from nanochat_lit.data.records import SHAREGPT, ParquetFile, RecordFile, other_name, readable
 
 TXT_BYTES = 10_000

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat_lit.common.cpp_library import cpp_library
+from nanochat_lit.common.compilers import cpp_library
 from nanochat_lit.engine.sampling_params import SamplingParams
 
 MIN_TEMPERATURE = 1e-6

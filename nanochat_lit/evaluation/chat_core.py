@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from nanochat_lit.common.class_path import import_class
 from nanochat_lit.common.distributed import is_rank_zero, rank, world_size
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.recipes import import_class
 from nanochat_lit.engine import sandbox
 from nanochat_lit.evaluation.answerer import Answerer, Answering
 from nanochat_lit.evaluation.ranks import sum_over_ranks

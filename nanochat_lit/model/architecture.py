@@ -3,8 +3,8 @@
 import os
 import sys
 
-from nanochat_lit.common.class_path import import_class
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.recipes import import_class
 from nanochat_lit.model.config import NANOCHAT_2025, NANOCHAT_2026, QWEN3, REFERENCE_ARCHITECTURE, GPTConfig
 from nanochat_lit.model.earlier_nanochat import Nanochat2025GPT, Nanochat2026GPT
 from nanochat_lit.model.gpt import GPT

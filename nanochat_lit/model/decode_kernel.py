@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from nanochat_lit.common.cpp_library import cpp_library, instructions, library_problem
+from nanochat_lit.common.compilers import cpp_library, instructions, library_problem
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.model.config import REFERENCE_ARCHITECTURE, GPTConfig
 from nanochat_lit.model.kv_cache import KVCache

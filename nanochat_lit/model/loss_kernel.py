@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanochat_lit.common.cpp_library import cpp_library, library_problem
+from nanochat_lit.common.compilers import cpp_library, library_problem
 
 IGNORE_INDEX = -1
 """Target that is not trained on."""

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanochat_lit.common.available_memory import free_memory_bytes
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.hardware import free_memory_bytes, memory_text
 from nanochat_lit.common.lengths import padded_length
-from nanochat_lit.common.peak_memory import memory_text
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.model.kv_cache import KVCache
 

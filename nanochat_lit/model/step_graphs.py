@@ -9,8 +9,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from nanochat_lit.common.available_memory import free_memory_bytes
-from nanochat_lit.common.peak_memory import memory_text
+from nanochat_lit.common.hardware import free_memory_bytes, memory_text
 
 GRAPH_BYTES = 1 << 29
 """Free memory without which no graph is captured; the graphs of all shapes share their intermediate results."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanochat_lit.common.cpp_library import cpp_library
+from nanochat_lit.common.compilers import cpp_library
 
 
 @lru_cache(maxsize=1)

@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from nanochat_lit.common.hardware import memory_text
 from nanochat_lit.common.paths import atomic_write
-from nanochat_lit.common.peak_memory import memory_text
 from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.evaluation.score_report import headline, table_rows
 from nanochat_lit.evaluation.statistics import wilson_interval

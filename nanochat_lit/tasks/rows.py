@@ -13,9 +13,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nanochat_lit.common.compressed import UNPACK_ERRORS, open_unpacked
 from nanochat_lit.common.downloads import with_retries
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.paths import UNPACK_ERRORS, open_unpacked
 from nanochat_lit.tasks.base import Conversation
 
 Row = dict[str, Any]

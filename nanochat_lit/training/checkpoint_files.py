@@ -15,9 +15,9 @@ import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 
-from nanochat_lit.common.available_memory import available_memory_bytes
 from nanochat_lit.common.distributed import is_rank_zero
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.hardware import available_memory_bytes
 from nanochat_lit.common.paths import atomic_write
 from nanochat_lit.engine.checkpoint import BEST, LAST, damage, step_files
 from nanochat_lit.model.config import REFERENCE_ARCHITECTURE

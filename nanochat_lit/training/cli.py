@@ -21,11 +21,9 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 
 from nanochat_lit import training
-from nanochat_lit.common.class_path import put_current_folder_on_path
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.file_lock import run_lock
-from nanochat_lit.common.paths import expand_home
-from nanochat_lit.common.recipes import explain_unrecognized, find_recipe, read_recipe
+from nanochat_lit.common.paths import expand_home, run_lock
+from nanochat_lit.common.recipes import explain_unrecognized, find_recipe, put_current_folder_on_path, read_recipe
 from nanochat_lit.engine.checkpoint import load
 from nanochat_lit.training.callbacks.artifacts import ExportModel, SampleWriter
 from nanochat_lit.training.callbacks.checkpoint import RankState, RunCheckpoint
@@ -270,8 +268,9 @@ def _class_options() -> list[str]:
     for name in dir(training):
         kind = getattr(training, name)
         for base, key in ((LightningModule, "model"), (LightningDataModule, "data")):
-            if isinstance(kind, type) and issubclass(kind, base):
-                options += [f"--{key}.{parameter}" for parameter in inspect.signature(kind).parameters]
+            for part in kind.__mro__ if isinstance(kind, type) and issubclass(kind, base) else ():
+                if part.__module__.startswith(training.__name__):  # **options are those of the base class
+                    options += [f"--{key}.{parameter}" for parameter in inspect.signature(part).parameters]
     return options
 
 

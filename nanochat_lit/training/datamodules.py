@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from nanochat_lit.common.distributed import rank, world_size
-from nanochat_lit.common.download_progress import DownloadProgress
+from nanochat_lit.common.downloads import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.data.loader import ResumableLoader, merged

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from nanochat_lit.common.available_memory import available_memory_bytes
-from nanochat_lit.common.compilers import missing_compiler
-from nanochat_lit.common.cpp_library import instructions
+from nanochat_lit.common.compilers import instructions, missing_compiler
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.hardware import available_memory_bytes
 from nanochat_lit.common.paths import cache_folder
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.attention import cuda_facts

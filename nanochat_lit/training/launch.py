@@ -13,11 +13,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, callbacks
 from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
 
-from nanochat_lit.common.available_memory import total_memory_bytes
 from nanochat_lit.common.distributed import is_srun, rank, world_size
 from nanochat_lit.common.errors import UserError, os_error_text
-from nanochat_lit.common.hardware import default_device, why_no_gpu
-from nanochat_lit.common.peak_memory import memory_text
+from nanochat_lit.common.hardware import default_device, memory_text, total_memory_bytes, why_no_gpu
 from nanochat_lit.model.attention import cuda_facts
 from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.model.memory import largest_that_fits, training_memory

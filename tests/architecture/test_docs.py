@@ -237,12 +237,13 @@ def test_the_first_screen_is_short():
 
 def test_keys_that_the_pages_name():
     """Every --model.X, --data.X and --trainer.X between backticks is an option of some module or data module, or of the Trainer."""
+    from jsonargparse import ArgumentParser
     from lightning.pytorch import Trainer
 
     from nanochat_lit import training
 
     def parameters(*names):
-        return {key for name in names for key in inspect.signature(getattr(training, name)).parameters}
+        return {key for name in names for key in ArgumentParser().add_class_arguments(getattr(training, name))}
 
     known = {
         "model": parameters("PretrainModule", "SFTModule", "DPOModule", "DistillModule", "RLModule"),

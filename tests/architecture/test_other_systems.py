@@ -54,8 +54,8 @@ for command, (target, _) in cli.COMMANDS.items():
             status = cli.main([*words, "--help"])
         if status or "usage" not in out.getvalue():
             failed[" ".join(words)] = status
-from nanochat_lit.common.available_memory import available_memory_bytes
-from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
+from nanochat_lit.common.hardware import available_memory_bytes
+from nanochat_lit.common.hardware import memory_text, peak_memory_bytes
 from pathlib import Path
 try:
     available_memory_bytes(Path("none"), Path("none"))

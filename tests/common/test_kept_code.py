@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_lit.common import cpp_library as module
-from nanochat_lit.common.cpp_library import kept_code
+from nanochat_lit.common import compilers as module
+from nanochat_lit.common.compilers import kept_code
 
 
 class Builder:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from nanochat_lit.common.peak_memory import peak_memory_bytes
+from nanochat_lit.common.hardware import peak_memory_bytes
 
 MIB = 2**20
 
@@ -15,7 +15,7 @@ GROWTH = f"""
 import os
 from pathlib import Path
 import torch
-from nanochat_lit.common.peak_memory import peak_memory_bytes
+from nanochat_lit.common.hardware import peak_memory_bytes
 
 before = peak_memory_bytes()
 resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.file_lock import LOCK_FILE, run_lock
-from nanochat_lit.common.paths import expand_home, user_cache, whole_folder
+from nanochat_lit.common.paths import LOCK_FILE, expand_home, run_lock, user_cache, whole_folder
 
 KNOWN = {"a.txt", "b"}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nanochat_lit import Engine, cli, export_hf, import_hf, load_export, save_export
-from nanochat_lit.common.class_path import import_class
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.recipes import import_class
 from nanochat_lit.engine.hf_code import code_files
 from nanochat_lit.model import GPTConfig, KVCache
 from nanochat_lit.model.accounting import count_parameters, flops_per_token

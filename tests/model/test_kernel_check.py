@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nanochat_lit
-from nanochat_lit.common.cpp_library import FLAGS, HEADERS
+from nanochat_lit.common.compilers import FLAGS, HEADERS
 
 pytestmark = [
     pytest.mark.slow,

@@ -107,7 +107,7 @@ def test_only_so_much_text_without_spaces_is_learned_from(monkeypatch):
 
 PROGRAM = """
 import json, random, sys, time
-from nanochat_lit.common.peak_memory import peak_memory_bytes
+from nanochat_lit.common.hardware import peak_memory_bytes
 from nanochat_lit.tokenizer import Tokenizer
 
 rng = random.Random(0)

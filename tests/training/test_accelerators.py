@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from nanochat_lit import cli
-from nanochat_lit.common.available_memory import free_memory_bytes, total_memory_bytes
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.peak_memory import peak_memory_bytes
+from nanochat_lit.common.hardware import free_memory_bytes, peak_memory_bytes, total_memory_bytes
 from nanochat_lit.training import PretrainModule, TextDataModule, launch
 from nanochat_lit.training import module as training_module
 from nanochat_lit.training.callbacks.checkpoint import random_state, set_random_state

@@ -5,8 +5,8 @@ import torch
 import yaml
 
 from nanochat_lit import GPT, GPTConfig, cli
-from nanochat_lit.common.available_memory import available_memory_bytes
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.hardware import available_memory_bytes
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.model.memory import largest_that_fits, training_memory
 from nanochat_lit.training import execution

@@ -94,7 +94,7 @@ def test_a_run_folder_is_a_base_and_gives_moments(pretrained, sft_recipe, tmp_pa
 HOLDER = """
 import sys
 from pathlib import Path
-from nanochat_lit.common.file_lock import run_lock
+from nanochat_lit.common.paths import run_lock
 with run_lock(Path(sys.argv[1]), "nanochat-lit fit"):
     print("held", flush=True)
     sys.stdin.read()

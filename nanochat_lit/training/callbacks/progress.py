@@ -11,8 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nanochat_lit.common.hardware import peak_flops_per_s
-from nanochat_lit.common.peak_memory import memory_text, peak_memory_bytes
+from nanochat_lit.common.hardware import memory_text, peak_flops_per_s, peak_memory_bytes
 from nanochat_lit.data.loader import ResumableLoader
 from nanochat_lit.optim import global_grad_norm
 from nanochat_lit.training.callbacks import StepCallback
