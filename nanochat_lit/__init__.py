@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from nanochat_lit.engine.export import load_export, load_generation_defaults, save_export
     from nanochat_lit.engine.hf_export import export_hf
     from nanochat_lit.engine.hf_import import import_hf
-    from nanochat_lit.engine.nanochat_checkpoint import load_nanochat_checkpoint
-    from nanochat_lit.engine.nanochat_tokenizer import load_nanochat_tokenizer
+    from nanochat_lit.engine.nanochat import load_nanochat_checkpoint, load_nanochat_tokenizer
     from nanochat_lit.engine.sandbox import run_python
     from nanochat_lit.evaluation.bpb import evaluate_documents
     from nanochat_lit.model.config import GPTConfig
@@ -80,8 +79,8 @@ _HOMES = {
     "import_hf": "nanochat_lit.engine.hf_import",
     "load_export": "nanochat_lit.engine.export",
     "load_generation_defaults": "nanochat_lit.engine.export",
-    "load_nanochat_checkpoint": "nanochat_lit.engine.nanochat_checkpoint",
-    "load_nanochat_tokenizer": "nanochat_lit.engine.nanochat_tokenizer",
+    "load_nanochat_checkpoint": "nanochat_lit.engine.nanochat",
+    "load_nanochat_tokenizer": "nanochat_lit.engine.nanochat",
     "param_groups": "nanochat_lit.optim.param_groups",
     "parse_completion": "nanochat_lit.tokenizer.chat",
     "render_conversation": "nanochat_lit.tokenizer.chat",

@@ -17,8 +17,7 @@ def import_nanochat(folder: str, out: str, step: int | None = None, tokenizer: s
         tokenizer: Folder with tokenizer.pkl; null searches the checkpoint folder and nanochat's tokenizer folder.
     """
     from nanochat_lit.engine.export import save_export
-    from nanochat_lit.engine.nanochat_checkpoint import load_nanochat_checkpoint
-    from nanochat_lit.engine.nanochat_tokenizer import load_nanochat_tokenizer
+    from nanochat_lit.engine.nanochat import load_nanochat_checkpoint, load_nanochat_tokenizer
 
     checkpoint = load_nanochat_checkpoint(folder, step)
     loaded, notes = load_nanochat_tokenizer(_tokenizer_folder(Path(folder), tokenizer))

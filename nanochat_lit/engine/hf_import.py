@@ -15,7 +15,7 @@ from nanochat_lit.engine import native_folder
 from nanochat_lit.engine.export_folder import save_export
 from nanochat_lit.engine.hf_code import CODE_FILES
 from nanochat_lit.engine.hf_tokenizer import TOKENIZER_FILES as HF_TOKENIZER_FILES
-from nanochat_lit.engine.nanochat_tokenizer import tokenizer_of_hf
+from nanochat_lit.engine.nanochat import tokenizer_of_hf
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.architecture import model_class
 from nanochat_lit.model.config import ADDED_FIELDS

@@ -18,13 +18,11 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.answer_text import AnswerText, Piece
 from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.grammar import GrammarParsers
-from nanochat_lit.engine.logit_rules import LogitRules, has_rules
-from nanochat_lit.engine.sampling import HostCopy, row_random, sample_rows, to_device
+from nanochat_lit.engine.sampling import HostCopy, LogitRules, has_rules, row_random, sample_rows, to_device
 from nanochat_lit.engine.sampling_params import FAILED, NOT_FINITE, TOO_COMPLEX, Request, check_prompt
 from nanochat_lit.engine.tool_use import Tool, ToolRow
 from nanochat_lit.model import GPT, KVCache, SlotCache
-from nanochat_lit.model.slot_cache import check_room
-from nanochat_lit.model.step_graphs import StepGraphs
+from nanochat_lit.model.slot_cache import StepGraphs, check_room
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 

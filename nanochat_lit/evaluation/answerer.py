@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.lengths import padded_length
+from nanochat_lit.common.hardware import padded_length
 from nanochat_lit.common.tool_format import CALL_END, CALL_START
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.rollout import messages_of

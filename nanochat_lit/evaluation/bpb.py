@@ -16,7 +16,7 @@ from torchmetrics import Metric
 
 from nanochat_lit.common.distributed import rank, world_size
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.lengths import padded_length
+from nanochat_lit.common.hardware import padded_length
 from nanochat_lit.evaluation.huggingface import HuggingFaceModel, TextTokenizer
 from nanochat_lit.evaluation.ranks import sum_over_ranks
 from nanochat_lit.model import GPT, IGNORE_INDEX

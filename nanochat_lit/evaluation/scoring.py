@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.lengths import padded_length
+from nanochat_lit.common.hardware import padded_length
 from nanochat_lit.model import GPT, KVCache
 
 BUCKET = 8

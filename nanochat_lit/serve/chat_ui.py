@@ -1,7 +1,7 @@
 """The chat page: Gradio in front of a `ChatModel`.
 
 The page makes no third-party requests: Gradio's analytics, run history and links are off, and its fonts are bundled. A
-Content-Security-Policy (serve/page_gate.py) prevents the browser from loading external resources, such as an image in a
+Content-Security-Policy (serve/gate.py) prevents the browser from loading external resources, such as an image in a
 model's Markdown, which would reveal the reader to its server.
 
 The browser stores the conversations (chat_page.js); here is the open one of each session. Answers end through their own `stop`, not through Gradio's event cancellation,
@@ -22,10 +22,8 @@ from typing import TYPE_CHECKING, Any
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.chat_session import ChatModel
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.chat_tab import BrowserTab, ShownModel, TabView
-from nanochat_lit.serve.chat_view import escaped
-from nanochat_lit.serve.gate import Gate
-from nanochat_lit.serve.page_gate import PageGate
+from nanochat_lit.serve.chat_tab import BrowserTab, ShownModel, TabView, escaped
+from nanochat_lit.serve.gate import Gate, PageGate
 
 if TYPE_CHECKING:
     import fastapi

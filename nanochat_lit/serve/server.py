@@ -23,9 +23,8 @@ from nanochat_lit.serve.gate import Gate, address_of, listen, uvicorn_config
 from nanochat_lit.serve.loop import ChatLoop
 from nanochat_lit.serve.messages import Ready
 from nanochat_lit.serve.metrics import ServerMetrics
-from nanochat_lit.serve.reply import ClientLeft
 from nanochat_lit.serve.spec import ChatSpec
-from nanochat_lit.serve.workers import WorkerPool, log
+from nanochat_lit.serve.workers import ClientLeft, WorkerPool, log
 from nanochat_lit.tokenizer import Tokenizer
 
 _PATHS = (

@@ -12,9 +12,8 @@ from typing import Any
 
 from nanochat_lit.common.tool_format import call_prefix, call_suffix
 from nanochat_lit.engine.grammar import json_rule
-from nanochat_lit.serve.answer_format import MAX_FORMAT_CHARS, checked_grammar
 from nanochat_lit.serve.api_error import bad_field, kind_of, short
-from nanochat_lit.serve.request_fields import boolean
+from nanochat_lit.serve.request_fields import MAX_FORMAT_CHARS, boolean, checked_grammar
 
 MAX_TOOLS = 64
 

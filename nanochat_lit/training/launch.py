@@ -242,7 +242,7 @@ def check_memory(trainer: Trainer, module: LanguageModule, datamodule: LanguageD
 
 @contextlib.contextmanager
 def reported_once() -> Iterator[None]:
-    """Print a UserError of a running job only on rank 0, which receives the errors of other ranks (see rank_watch)."""
+    """Print a UserError of a running job only on rank 0, which receives the errors of other ranks (see `strategies`)."""
     try:
         yield
     except UserError:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nanochat_lit.common.distributed import is_rank_zero, rank, world_size
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.lengths import padded_length
+from nanochat_lit.common.hardware import padded_length
 from nanochat_lit.data.loader import ENDLESS
 from nanochat_lit.engine.rollout import Rollout
 from nanochat_lit.model import IGNORE_INDEX

@@ -1,4 +1,4 @@
-from nanochat_lit.common.lengths import padded_length
+from nanochat_lit.common.hardware import padded_length
 
 
 def test_few_lengths_with_little_padding():

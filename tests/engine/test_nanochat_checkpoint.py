@@ -12,7 +12,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.export_folder import save_export
 from nanochat_lit.engine.hf_export import export_hf
 from nanochat_lit.engine.hf_import import import_hf
-from nanochat_lit.engine.nanochat_checkpoint import load_nanochat_checkpoint
+from nanochat_lit.engine.nanochat import load_nanochat_checkpoint
 from nanochat_lit.model import GPT, GPTConfig
 
 SCALARS = ["resid_lambdas", "x0_lambdas", "smear_gate.weight", "smear_lambda", "backout_lambda"]

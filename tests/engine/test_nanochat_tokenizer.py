@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.nanochat_tokenizer import load_nanochat_tokenizer, read_encoding
+from nanochat_lit.engine.nanochat import load_nanochat_tokenizer, read_encoding
 
 
 class Evil:

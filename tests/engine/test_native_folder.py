@@ -14,7 +14,7 @@ from nanochat_lit.engine.export import load_export, save_export
 from nanochat_lit.engine.hf_export import export_hf
 from nanochat_lit.engine.hf_import import import_hf
 from nanochat_lit.engine.hf_tokenizer import write_hf_tokenizer
-from nanochat_lit.engine.nanochat_checkpoint import load_nanochat_checkpoint
+from nanochat_lit.engine.nanochat import load_nanochat_checkpoint
 from nanochat_lit.tokenizer import render_for_completion
 from nanochat_lit.tokenizer.tiktoken_bpe import TiktokenTokenizer
 

@@ -10,8 +10,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.engine.slots import SlotEngine
-from nanochat_lit.model import step_graphs
-from nanochat_lit.model.step_graphs import StepGraphs
+from nanochat_lit.model import slot_cache
+from nanochat_lit.model.slot_cache import StepGraphs
 from nanochat_lit.tokenizer.special_tokens import PYTHON_END, PYTHON_START
 
 
@@ -134,7 +134,7 @@ class Capture:
 def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", Capture)
-    monkeypatch.setattr(step_graphs, "free_memory_bytes", lambda _: 1 << 40)
+    monkeypatch.setattr(slot_cache, "free_memory_bytes", lambda _: 1 << 40)
     monkeypatch.setattr(Graph, "replays", 0)
     monkeypatch.setattr(Capture, "pools", [])
     calls = []
@@ -157,7 +157,7 @@ def test_without_graphs_steps_run_as_they_are_and_it_is_said_once(graphs, fault,
         raise RuntimeError("operation not permitted\nwhen capturing")
 
     if fault == "memory":
-        monkeypatch.setattr(step_graphs, "free_memory_bytes", lambda _: 1 << 20)
+        monkeypatch.setattr(slot_cache, "free_memory_bytes", lambda _: 1 << 20)
     else:
         monkeypatch.setattr(torch.cuda, "graph", fail)
     with caplog.at_level(logging.WARNING):

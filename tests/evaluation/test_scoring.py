@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.lengths import padded_length
+from nanochat_lit.common.hardware import padded_length
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.evaluation.scoring import BUCKET, MIN_SHARED, Example, GPTScorer, common_prefix, shared_length
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from nanochat_lit.common.lengths import padded_length
+from nanochat_lit.common.hardware import padded_length
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.evaluation.answerer import EngineAnswerer
 from nanochat_lit.evaluation.bpb import evaluate_documents

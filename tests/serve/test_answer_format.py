@@ -7,8 +7,8 @@ import jsonschema
 import openai
 import pytest
 
-from nanochat_lit.serve.answer_format import answer_grammar
 from nanochat_lit.serve.api_error import ApiError
+from nanochat_lit.serve.request_fields import answer_grammar
 
 HELLO = [{"role": "user", "content": "hello"}]
 SCHEMA = {

@@ -14,7 +14,7 @@ from nanochat_lit.engine.chat_session import ChatSession
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.engine_chat import EngineChat
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.chat_view import typed_text
+from nanochat_lit.serve.chat_tab import typed_text
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (

@@ -6,8 +6,7 @@ import pytest
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
-from nanochat_lit.serve.chat_tab import REFRESH_S, BrowserTab, ChatTab
-from nanochat_lit.serve.chat_view import typed_text
+from nanochat_lit.serve.chat_tab import REFRESH_S, BrowserTab, ChatTab, typed_text
 
 OFF = {"is_markdown": False, "is_scored": False}
 

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 
 from nanochat_lit.engine.chat_session import Answer, TokenScore
-from nanochat_lit.serve.chat_view import escaped, shown_messages, status_line, tokens_html, typed_text
+from nanochat_lit.serve.chat_tab import escaped, shown_messages, status_line, tokens_html, typed_text
 
 
 def user(text: str) -> dict:

@@ -16,8 +16,7 @@ from nanochat_lit.serve.chat_response import AnswerParts, ChatWriter, usage
 from nanochat_lit.serve.loop import REPORT_EVERY_S, EngineWork
 from nanochat_lit.serve.messages import Cancel, Close, Ready, Submit, Update
 from nanochat_lit.serve.metrics import Counter, Histogram, ServerMetrics
-from nanochat_lit.serve.reply import ClientLeft, Reply
-from nanochat_lit.serve.workers import WorkerPool
+from nanochat_lit.serve.workers import ClientLeft, Reply, WorkerPool
 
 END = 99
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from nanochat_lit.training.rank_watch import RankWatch
+from nanochat_lit.training.strategies import RankWatch
 
 WORLD = 3
 STORIES = {

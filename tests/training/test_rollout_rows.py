@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanochat_lit.common.lengths import padded_length
+from nanochat_lit.common.hardware import padded_length
 from nanochat_lit.engine.rollout import Rollout
 from nanochat_lit.training.rollout_data import ROW_UNIT, RolloutFigures, RolloutLoader, rollout_rows, without_padding
 
