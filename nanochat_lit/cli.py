@@ -24,76 +24,53 @@ from nanochat_lit.common.streams import discard_output, prepare_streams
 
 PROG = "nanochat-lit"
 
-TRAINER = "nanochat_lit.training.cli:main"
+TRAINER = ".training.cli:main"
 
-# command: (module:function or {subcommand: module:function}, one line of help)
+# command: (module:function or {subcommand: module:function}, one line of help); modules of this package
 COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     "quickstart": (
-        "nanochat_lit.commands.quickstart:quickstart",
+        ".commands.quickstart:quickstart",
         "run the whole pipeline offline: data, tokenizer, pretraining, SFT, evaluation",
     ),
     "fit": (TRAINER, "train a model: --config recipes/X.yaml, any key can be overridden"),
     "validate": (TRAINER, "evaluate a checkpoint on its recipe's validation data"),
     "test": (TRAINER, "evaluate a checkpoint on its recipe's test data"),
     "tokenizer": (
-        {"train": "nanochat_lit.commands.tokenizer:train", "evaluate": "nanochat_lit.commands.tokenizer:evaluate"},
+        {name: f".commands.tokenizer:{name}" for name in ("train", "evaluate")},
         "train a tokenizer; compare its compression with others",
     ),
     "data": (
-        {
-            "generate": "nanochat_lit.commands.data:generate",
-            "download": "nanochat_lit.commands.data:download",
-            "info": "nanochat_lit.commands.data:info",
-            "prepare": "nanochat_lit.commands.data:prepare",
-        },
+        {name: f".commands.data:{name}" for name in ("generate", "download", "info", "prepare")},
         "generate the tiny world corpus; download data sets; analyze a corpus; tokenize text ahead of training",
     ),
-    "plan": (
-        "nanochat_lit.commands.plan:plan",
-        "estimate a pretraining run: dimensions, tokens, batch, memory, hours, cost",
-    ),
+    "plan": (".commands.plan:plan", "estimate a pretraining run: dimensions, tokens, batch, memory, hours, cost"),
     "evaluate": (
-        {
-            "bpb": "nanochat_lit.commands.evaluate:bpb",
-            "samples": "nanochat_lit.commands.evaluate:samples",
-            "tiny_world": "nanochat_lit.commands.evaluate:tiny_world",
-            "core": "nanochat_lit.commands.evaluate:core",
-            "chat": "nanochat_lit.commands.evaluate:chat",
-        },
+        {name: f".commands.evaluate:{name}" for name in ("bpb", "samples", "tiny_world", "core", "chat")},
         "evaluate an export: bits per byte, samples, tiny world accuracy, CORE, ChatCORE",
     ),
-    "chat": ("nanochat_lit.commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
-    "ui": ("nanochat_lit.commands.ui:ui", "chat in the browser: --model EXPORT, or --url of a running server"),
+    "chat": (".commands.chat:chat", "talk to an export; -p TEXT prints one answer"),
+    "ui": (".commands.ui:ui", "chat in the browser: --model EXPORT, or --url of a running server"),
     "bench": (
-        {
-            "train": "nanochat_lit.commands.bench_train:bench_train",
-            "infer": "nanochat_lit.commands.bench_infer:bench_infer",
-        },
+        {name: f".commands.bench_{name}:bench_{name}" for name in ("train", "infer")},
         "benchmark training steps, or prefill and decoding",
     ),
-    "serve": ("nanochat_lit.commands.serve:serve", "serve an export over HTTP with an OpenAI-compatible API"),
-    "export": (
-        "nanochat_lit.commands.export:export",
-        "write an export of a checkpoint, or a folder for Hugging Face transformers",
-    ),
+    "serve": (".commands.serve:serve", "serve an export over HTTP with an OpenAI-compatible API"),
+    "export": (".commands.export:export", "write an export of a checkpoint, or a folder for Hugging Face transformers"),
     "import-hf": (
-        "nanochat_lit.commands.import_hf:import_hf",
+        ".commands.import_hf:import_hf",
         "convert a Hugging Face folder written by `export` back to an export",
     ),
-    "push": ("nanochat_lit.commands.push:push", "upload an export to the Hugging Face hub: push EXPORT OWNER/NAME"),
-    "pull": ("nanochat_lit.commands.pull:pull", "download a model from the Hugging Face hub as an export"),
+    "push": (".commands.push:push", "upload an export to the Hugging Face hub: push EXPORT OWNER/NAME"),
+    "pull": (".commands.pull:pull", "download a model from the Hugging Face hub as an export"),
     "import-nanochat": (
-        "nanochat_lit.commands.import_nanochat:import_nanochat",
+        ".commands.import_nanochat:import_nanochat",
         "convert a nanochat checkpoint and its tokenizer to an export",
     ),
     "report": (
-        "nanochat_lit.commands.report:report",
+        ".commands.report:report",
         "write an HTML and Markdown report on one or more runs: curves, scores, samples, cost",
     ),
-    "sweep": (
-        "nanochat_lit.commands.sweep:sweep",
-        "train a grid of depths and compute budgets; fit scaling laws",
-    ),
+    "sweep": (".commands.sweep:sweep", "train a grid of depths and compute budgets; fit scaling laws"),
 }
 
 # short options, which a function signature cannot express: command -> {short: long}
@@ -299,7 +276,7 @@ def _load(target: str) -> Callable[..., Any]:
     if before is signal.default_int_handler:  # an interrupted import can raise any error; no work has started yet
         signal.signal(signal.SIGINT, _leave)
     try:
-        return getattr(import_module(module), function)
+        return getattr(import_module(module, __package__), function)
     finally:
         if before is signal.default_int_handler:
             signal.signal(signal.SIGINT, before)
@@ -374,7 +351,7 @@ def _subcommand_help(command: str, subcommands: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _shorten(message: str, limit: int = 400) -> str:
+def _shorten(message: str) -> str:
     """Shorten jsonargparse's multi-line message, with its Python type names, to one line."""
     if wrong := _wrong_type(message):
         return wrong
@@ -388,7 +365,7 @@ def _shorten(message: str, limit: int = 400) -> str:
     message = re.sub(r" - Expected a NoneType Given value type: .*", "", message)
     if unknown := re.search(r"([\w.]+): Option '(\w+)' is not accepted$", message):
         message += _nearest_option(*unknown.groups())
-    return message if len(message) <= limit else message[:limit] + "..."
+    return message if len(message) <= 400 else message[:400] + "..."
 
 
 def _wrong_type(message: str) -> str:

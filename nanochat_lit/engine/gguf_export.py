@@ -22,10 +22,7 @@ from nanochat_lit.tokenizer import SPECIAL_TOKENS
 from nanochat_lit.tokenizer.sentencepiece_bpe import SentencePieceTokenizer
 from nanochat_lit.tokenizer.special_tokens import (
     ASSISTANT_END,
-    ASSISTANT_START,
     BOS,
-    USER_END,
-    USER_START,
 )
 from nanochat_lit.tokenizer.training import FIRST_BYTE_ID, NUM_BYTES, UNK_ID
 
@@ -50,17 +47,6 @@ _IN_LAYER = {
 }
 _LARGE_TABLES = ("token_embd.weight", "output.weight")
 """In a q4_0 file these stay in q8_0: they are the most sensitive, and llama.cpp keeps them finer too."""
-
-_TURNS = f"""\
-{{{{- $first := true }}}}
-{{{{- range $i, $m := .Messages }}}}
-{{{{- if eq $m.Role "user" }}}}{USER_START}{{{{ if and $first $.System }}}}{{{{ $.System }}}}
-
-{{{{ end }}}}{{{{ $m.Content }}}}{USER_END}{{{{ $first = false }}}}
-{{{{- else if eq $m.Role "assistant" }}}}{ASSISTANT_START}{{{{ $m.Content }}}}{ASSISTANT_END}
-{{{{- end }}}}
-{{{{- end }}}}{ASSISTANT_START}"""
-"""The chat template in the language of ollama, which puts the first token before it."""
 
 
 def export_gguf(export: str | Path, out: str | Path, quantize: GGUFType = "f16") -> None:
@@ -207,7 +193,8 @@ def _modelfile(defaults: SamplingParams, context: int, is_chat: bool) -> str:
         "repeat_penalty": 1.0,
         "stop": f'"{ASSISTANT_END}"',
     }
-    template = _TURNS if is_chat else "{{ .Prompt }}"
+    chat = (Path(__file__).parent / "ollama_template.txt").read_text("utf-8")  # ollama puts the first token before it
+    template = chat if is_chat else "{{ .Prompt }}"
     lines = [f"FROM ./{GGUF_FILE}", f'TEMPLATE """{template}"""']
     lines += [f"PARAMETER {name} {value}" for name, value in settings.items()]
     return "\n".join(lines) + "\n"

@@ -19,14 +19,7 @@ from nanochat_lit.common.paths import atomic_write, write_json
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, Tokenizer
 from nanochat_lit.tokenizer.special_tokens import (
     ASSISTANT_END,
-    ASSISTANT_START,
     BOS,
-    OUTPUT_END,
-    OUTPUT_START,
-    PYTHON_END,
-    PYTHON_START,
-    USER_END,
-    USER_START,
 )
 from nanochat_lit.tokenizer.tiktoken_bpe import TiktokenTokenizer
 from nanochat_lit.tokenizer.training import FIRST_BYTE_ID, NUM_BYTES, UNK_ID
@@ -64,45 +57,8 @@ def write_hf_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None
 
 def chat_template() -> str:
     """Return a Jinja template equivalent to tokenizer/chat.py; trained tokens are in generation blocks."""
-    parting = "".join(f" | replace('{name}', '<{PARTING_MARK}{name[1:]}')" for name in SPECIAL_TOKENS)
-    wrong_turn = "user and assistant must speak in turn, after an optional system message"
-    return f"""\
-{{%- macro plain(text) -%}} {{{{- text{parting} -}}}} {{%- endmacro -%}}
-{{%- macro said(content) -%}}
-{{%- if content is string -%}} {{{{- content -}}}}
-{{%- else -%}}
-{{%- for part in content -%}}
-{{%- if part['type'] != 'text' -%}} {{{{- raise_exception('what users and systems say must be text') -}}}} {{%- endif -%}}
-{{{{- part['text'] -}}}}
-{{%- endfor -%}}
-{{%- endif -%}}
-{{%- endmacro -%}}
-{{%- set has_system = messages[0]['role'] == 'system' -%}}
-{{%- set start = 1 if has_system else 0 -%}}
-{{%- if messages | length <= start -%}} {{{{- raise_exception('a user message is missing') -}}}} {{%- endif -%}}
-{{{{- '{BOS}' -}}}}
-{{%- for message in messages[start:] -%}}
-{{%- if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}} {{{{- raise_exception('{wrong_turn}') -}}}}
-{{%- elif message['role'] == 'user' -%}}
-{{%- set before = said(messages[0]['content']) + '\n\n' if loop.first and has_system else '' -%}}
-{{{{- '{USER_START}' + plain(before + said(message['content'])) + '{USER_END}' -}}}}
-{{%- else -%}}
-{{{{- '{ASSISTANT_START}' -}}}}
-{{%- set content = message['content'] -%}}
-{{%- set parts = [{{'type': 'text', 'text': content}}] if content is string else content -%}}
-{{%- for part in parts -%}}
-{{%- if part['type'] == 'text' -%}} {{%- generation -%}} {{{{- plain(part['text']) -}}}} {{%- endgeneration -%}}
-{{%- elif part['type'] == 'python' -%}}
-{{%- generation -%}} {{{{- '{PYTHON_START}' + plain(part['text']) + '{PYTHON_END}' -}}}} {{%- endgeneration -%}}
-{{%- elif part['type'] == 'python_output' -%}}
-{{{{- '{OUTPUT_START}' + plain(part['text']) + '{OUTPUT_END}' -}}}}
-{{%- else -%}} {{{{- raise_exception('a part must be text, python or python_output') -}}}} {{%- endif -%}}
-{{%- endfor -%}}
-{{%- generation -%}} {{{{- '{ASSISTANT_END}' -}}}} {{%- endgeneration -%}}
-{{%- endif -%}}
-{{%- endfor -%}}
-{{%- if add_generation_prompt -%}} {{{{- '{ASSISTANT_START}' -}}}} {{%- endif -%}}
-"""
+    parted = "".join(f" | replace('{name}', '<{PARTING_MARK}{name[1:]}')" for name in SPECIAL_TOKENS)
+    return (Path(__file__).parent / "chat_template.jinja").read_text("utf-8").replace("PARTED", parted)
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
