@@ -4,6 +4,7 @@ import itertools
 import sys
 from dataclasses import asdict
 from json import dumps
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,9 +15,6 @@ from nanochat_lit.common.paths import write_json
 if TYPE_CHECKING:
     import torch
 
-    from nanochat_lit.evaluation.answerer import Answerer
-    from nanochat_lit.evaluation.huggingface import TextTokenizer
-    from nanochat_lit.evaluation.scoring import RowScorer
     from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult
 
 HUGGINGFACE_PIECE = 2048
@@ -56,13 +54,18 @@ def core(
     """
     from nanochat_lit.evaluation.core import bundle_digest, evaluate_core, summarize_core
     from nanochat_lit.evaluation.core_bundle import fetch_bundle, load_bundle
+    from nanochat_lit.evaluation.huggingface import HuggingFaceScorer
     from nanochat_lit.evaluation.ranks import joined_ranks
+    from nanochat_lit.evaluation.scoring import GPTScorer
 
     # before the model is loaded, to report data errors immediately
     folder = Path(bundle) if bundle is not None else fetch_bundle(sha256=bundle_sha256)
     core_tasks = load_bundle(folder, max_per_task, tasks)
     with joined_ranks() as own_device:
-        scorer, tokenizer, dtype = _scorer(model, device or own_device, compute_dtype, trust_remote_code)
+        loaded, tokenizer, is_foreign, dtype = _load(
+            model, device or own_device, compute_dtype, trust_remote_code, packed=False
+        )
+        scorer = HuggingFaceScorer(loaded) if is_foreign else GPTScorer(loaded)
         key = {"data": bundle_digest(core_tasks), "compute_dtype": dtype}
         results = _results_file("core", model, out, key)
         outcome = evaluate_core(scorer, tokenizer, core_tasks, results, _report_task)
@@ -121,7 +124,8 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         trust_remote_code: Run the Python files of a Hugging Face folder, with your permissions.
         json: Print only JSON.
     """
-    from nanochat_lit.evaluation.answerer import Answering
+    from nanochat_lit.engine.engine import Engine
+    from nanochat_lit.evaluation.answerer import Answering, EngineAnswerer, HuggingFaceAnswerer
     from nanochat_lit.evaluation.chat_core import (
         chat_digest,
         code_runner,
@@ -138,7 +142,12 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     )
     chat_tasks = load_chat_tasks(tasks, paths, max_per_task, code_runner(tasks, allow_unsafe_code))
     with joined_ranks() as own_device:
-        answerer, dtype, prompts = _answerer(model, device or own_device, compute_dtype, trust_remote_code)
+        loaded, tokenizer, is_foreign, dtype = _load(model, device or own_device, compute_dtype, trust_remote_code)
+        answerer = HuggingFaceAnswerer(loaded) if is_foreign else EngineAnswerer(Engine(loaded, tokenizer))
+        prompts = "nanochat control tokens"
+        if is_foreign:
+            has_template = tokenizer.has_template
+            prompts = "the tokenizer's chat template" if has_template else "plain text, as it has no template"
         key = {"data": chat_digest(chat_tasks), "compute_dtype": dtype, "answering": asdict(answering)}
         results = _results_file("chat_core", model, out, key)
         outcome = evaluate_chat(answerer, chat_tasks, answering, results, _report_task)
@@ -149,42 +158,28 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     _finish(report, results, _out_folder(model, out), json)
 
 
-def _scorer(
-    model: str, device: "str | torch.device | None", compute_dtype: str, trust_remote_code: bool
-) -> "tuple[RowScorer, TextTokenizer, str]":
-    """Return the scorer and tokenizer of a model, and the name of its compute dtype."""
+def _load(
+    model: str, device: "str | torch.device | None", compute_dtype: str, trust_remote_code: bool, **options: Any
+) -> tuple[Any, Any, bool, str]:
+    """Return a model, its tokenizer, whether it is a Hugging Face model, and the name of its compute dtype."""
     from nanochat_lit.engine.export import load_export
-    from nanochat_lit.evaluation.huggingface import HuggingFaceScorer, is_huggingface, load_huggingface
-    from nanochat_lit.evaluation.scoring import GPTScorer
-
-    if is_huggingface(model):
-        other = load_huggingface(model, device, compute_dtype, trust_remote_code)
-        scorer, tokenizer, dtype = HuggingFaceScorer(other), other.tokenizer, other.compute_dtype
-    else:
-        gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, packed=False)
-        scorer, dtype = GPTScorer(gpt), gpt.compute_dtype
-    return scorer, tokenizer, str(dtype).removeprefix("torch.")
-
-
-def _answerer(
-    model: str, device: "str | torch.device | None", compute_dtype: str, trust_remote_code: bool
-) -> "tuple[Answerer, str, str]":
-    """Return the answerer, the name of its compute dtype, and a description of the prompt format."""
-    from nanochat_lit.engine.engine import Engine
-    from nanochat_lit.engine.export import load_export
-    from nanochat_lit.evaluation.answerer import EngineAnswerer, HuggingFaceAnswerer
     from nanochat_lit.evaluation.huggingface import is_huggingface, load_huggingface
 
-    if is_huggingface(model):
-        other = load_huggingface(model, device, compute_dtype, trust_remote_code)
-        prompts = (
-            "the tokenizer's chat template" if other.tokenizer.has_template else "plain text, as it has no template"
-        )
-        answerer, dtype = HuggingFaceAnswerer(other), other.compute_dtype
+    if is_foreign := is_huggingface(model):
+        loaded = load_huggingface(model, device, compute_dtype, trust_remote_code)
+        tokenizer = loaded.tokenizer
     else:
-        gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True)
-        answerer, dtype, prompts = EngineAnswerer(Engine(gpt, tokenizer)), gpt.compute_dtype, "nanochat control tokens"
-    return answerer, str(dtype).removeprefix("torch."), prompts
+        loaded, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, **options)
+    return loaded, tokenizer, is_foreign, str(loaded.compute_dtype).removeprefix("torch.")
+
+
+def _write(result: dict[str, Any], out: str | None, name: str, json: bool) -> bool:
+    """Write a result into the folder, if there is one; print it as JSON and return True if requested."""
+    if out is not None:
+        write_json(Path(out) / f"{name}.json", result)
+    if json:
+        print(dumps(result))
+    return json
 
 
 def _out_folder(model: str, out: str | None) -> Path:
@@ -269,37 +264,29 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
         json: Print only JSON.
     """
     from nanochat_lit.data.shards import FileSource
-    from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.bpb import evaluate_documents
-    from nanochat_lit.evaluation.huggingface import is_huggingface, load_huggingface
+    from nanochat_lit.evaluation.huggingface import is_huggingface
     from nanochat_lit.evaluation.ranks import joined_ranks
 
     source = FileSource(data)  # before the model is loaded, to report a wrong path immediately
     texts = source.documents()
     with joined_ranks() as own_device:
         device = device or (None if own_device is None else str(own_device))
-        if is_huggingface(model):
-            if quantize:
-                raise UserError(f"quantize is {quantize!r}, but {model} is a Hugging Face model; omit the option")
-            measured = load_huggingface(model, device, compute_dtype, trust_remote_code)
-            tokenizer, context = measured.tokenizer, measured.sequence_len
-            pieces = min(context, HUGGINGFACE_PIECE) if sequence_len is None else sequence_len
-        else:
-            measured, tokenizer = load_export(
-                model, device, compute_dtype, cast_weights=True, packed=False, quantize=quantize
-            )
-            context = measured.config.sequence_len
-            pieces = context if sequence_len is None else sequence_len
+        if quantize and is_huggingface(model):
+            raise UserError(f"quantize is {quantize!r}, but {model} is a Hugging Face model; omit the option")
+        measured, tokenizer, is_foreign, _ = _load(
+            model, device, compute_dtype, trust_remote_code, packed=False, quantize=quantize
+        )
+        context = measured.sequence_len if is_foreign else measured.config.sequence_len
+        pieces = sequence_len
+        if pieces is None:
+            pieces = min(context, HUGGINGFACE_PIECE) if is_foreign else context
         if pieces > context:
             raise UserError(f"sequence_len is {pieces}; the model's context is {context} tokens")
         result = evaluate_documents(measured, tokenizer, texts, pieces, max_docs, micro_batch_size)
     if not is_rank_zero():
         return
-    whole = {**result, "model": model, "data": data}
-    if out is not None:
-        write_json(Path(out) / "bpb.json", whole)
-    if json:
-        print(dumps(whole))
+    if _write({**result, "model": model, "data": data}, out, "bpb", json):
         return
     print(
         f"{result['bpb']:.4f} bits per byte: {result['documents']:,} documents, {result['tokens']:,} tokens, "
@@ -333,16 +320,12 @@ def samples(
         json: Print only JSON.
     """
     from nanochat_lit.engine.engine import Engine
-    from nanochat_lit.engine.export import load_export
-    from nanochat_lit.evaluation.huggingface import is_huggingface, load_huggingface
     from nanochat_lit.evaluation.samples import BASE_PROMPTS, CHAT_PROMPTS, answer_messages, complete_texts
 
     if not is_rank_zero():  # too few prompts to distribute
         return
-    if is_huggingface(model):
-        engine = load_huggingface(model, trust_remote_code=trust_remote_code)
-    else:
-        engine = Engine(*load_export(model, cast_weights=True))
+    loaded, tokenizer, is_foreign, _ = _load(model, None, "auto", trust_remote_code)
+    engine = loaded if is_foreign else Engine(loaded, tokenizer)
     asked = list(prompts) if prompts else list(CHAT_PROMPTS if chat else BASE_PROMPTS)
     complete = answer_messages if chat else complete_texts
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
@@ -394,19 +377,12 @@ def tiny_world(
         result = examine(Engine(*load_export(model, own_device, cast_weights=True)), items, max_new_tokens)
     if not is_rank_zero():
         return
-    if out is not None:
-        write_json(Path(out) / "tiny_world.json", result)
-    if json:
-        print(dumps(result))
+    if _write(result, out, "tiny_world", json):
         return
     for name, category in result["categories"].items():
         print(f"{name:<24}{category['accuracy']:7.1%}  ({category['correct']} of {category['count']})")
     print(f"{'all':<24}{result['accuracy']:7.1%}")
-    by_category = itertools.groupby(sorted(result["failures"], key=_category), key=_category)
-    for name, failures in by_category:
+    category_of = itemgetter("category")
+    for name, failures in itertools.groupby(sorted(result["failures"], key=category_of), key=category_of):
         for failure in itertools.islice(failures, max(show_failures, 0)):
             print(f"\n[{name}]\n{failure['question']}\nassistant: {failure['answer']}")
-
-
-def _category(failure: dict[str, Any]) -> str:
-    return failure["category"]

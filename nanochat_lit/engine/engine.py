@@ -3,15 +3,12 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.sampling_params import FAILED, Request
 from nanochat_lit.engine.slots import Emitted, SlotEngine
-from nanochat_lit.engine.tool_use import Tool
-from nanochat_lit.model import GPT
-from nanochat_lit.tokenizer import Tokenizer
 
 
 @dataclass(slots=True)
@@ -46,17 +43,9 @@ class Engine(SlotEngine):
             the free memory.
     """
 
-    def __init__(
-        self,
-        model: GPT,
-        tokenizer: Tokenizer,
-        num_slots: int = 32,
-        prefill_chunk: int = 256,
-        *,
-        tool: Tool = calculate,
-    ) -> None:
-        super().__init__(model, tokenizer, num_slots, prefill_chunk, tool=tool)
-        self._inboxes: list[_Inbox] = []
+    @cached_property
+    def _inboxes(self) -> list[_Inbox]:
+        return []
 
     def generate(self, prompt_ids: Sequence[int], num_samples: int = 1, **sampling: Any) -> list[list[int]]:
         """Generate completions of one prompt.

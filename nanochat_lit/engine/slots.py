@@ -104,23 +104,11 @@ class _Chosen:
 
 
 class SlotEngine:
-    """Decodes many requests in a batch; see `Engine`, which adds methods for complete requests.
+    """Decodes many requests in a batch; see `Engine`, which adds methods for complete requests and explains the arguments.
 
     A request's tokens do not depend on the batch composition: prompts are prefilled separately, the order of summation
     in a decode step does not depend on the number of sequences, and each request has its own random numbers. Not
     thread-safe.
-
-    Args:
-        model: Model on its device, in its compute dtype, packed or not.
-        tokenizer: Tokenizer of the model.
-        num_slots: Maximum number of concurrent requests; each slot has a KV cache of the full context.
-        prefill_chunk: Prompt tokens per prefill chunk between two decode steps; smaller values reduce the delay of
-            other requests.
-        tool: Returns the result of a call or None: the calculator, or `python_tool.run_tool`. Decoding waits for it.
-
-    Raises:
-        UserError: If num_slots or prefill_chunk is less than 1, or (at the first request) if the KV caches do not fit
-            the free memory.
     """
 
     def __init__(

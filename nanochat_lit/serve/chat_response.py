@@ -8,46 +8,16 @@ parts in order, including text, in {"parts": [...]}.
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
 from nanochat_lit.common.tool_format import CallParser, ToolCall
 from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.serve.messages import TokenScore, Update
+from nanochat_lit.serve.messages import TokenScore, Update, join_parts
 from nanochat_lit.serve.tool_request import Tools
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
-
-
-@dataclass
-class AnswerParts:
-    """Accumulates the parts of an answer."""
-
-    num_tokens: int = 0
-    finish_reason: str | None = None
-    parts: list[Piece] = field(default_factory=list)
-    scores: list[TokenScore] = field(default_factory=list)
-    prompt_scores: list[TokenScore] = field(default_factory=list)
-
-    def add(self, update: Update) -> None:
-        """Take in more; neighbours of one type become one part."""
-        self.parts = join_parts([*self.parts, *update.parts])
-        self.scores += update.scores
-        self.prompt_scores += update.prompt_scores
-        self.num_tokens += update.num_tokens
-        self.finish_reason = update.finish_reason
-
-
-def join_parts(parts: Sequence[Piece]) -> list[Piece]:
-    """The same with neighbours of one type joined."""
-    joined: list[Piece] = []
-    for kind, text in parts:
-        if joined and joined[-1].type == kind:
-            joined[-1] = Piece(kind, joined[-1].text + text)
-        else:
-            joined.append(Piece(kind, text))
-    return joined
 
 
 def usage(num_prompt: int, num_completion: int) -> dict[str, int]:
@@ -141,7 +111,7 @@ class Writer:
         self._head = {**self.head, "object": self.event_object, "system_fingerprint": None}
         self._tail = {"usage": None} if self.include_usage else {}
 
-    def choice(self, answer: AnswerParts) -> dict[str, Any]:
+    def choice(self, answer: Update) -> dict[str, Any]:
         """Return the finished answer."""
         raise NotImplementedError
 
@@ -188,7 +158,7 @@ class ChatWriter(Writer):
         """Return the first event, with the role."""
         return self._delta({"role": "assistant", "content": ""})
 
-    def choice(self, answer: AnswerParts) -> dict[str, Any]:
+    def choice(self, answer: Update) -> dict[str, Any]:
         """Return the finished answer."""
         parts, calls = self._split(answer.parts, is_last=True)
         content = "".join(text for kind, text in parts if kind == "text")

@@ -12,7 +12,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.api_error import bad_field, kind_of
 from nanochat_lit.serve.chat_messages import as_messages
-from nanochat_lit.serve.chat_response import AnswerParts, Writer
+from nanochat_lit.serve.chat_response import Writer, usage
 from nanochat_lit.serve.messages import TokenScore, Update
 from nanochat_lit.serve.request_fields import (
     MAX_TOP_LOGPROBS,
@@ -119,12 +119,12 @@ class TextWriter(Writer):
         super().__post_init__()
         self._offset = 0
 
-    def choice(self, answer: AnswerParts) -> dict[str, Any]:
+    def choice(self, answer: Update) -> dict[str, Any]:
         """Return the finished answer, or the next part of it."""
         text = "".join(text for kind, text in answer.parts if kind == "text")
         scores: list[TokenScore | int] = [*answer.scores]
         if self.is_prompt_only:  # the engine reads a prompt for a token at least
-            text, scores, answer.finish_reason, answer.num_tokens = "", [], "length", 0
+            text, scores, answer = "", [], answer._replace(finish_reason="length")
         if self.echo:
             text, scores = self.echo[0] + text, [self.echo[1][0], *answer.prompt_scores, *scores]
             self.echo = None  # it begins the answer
@@ -133,11 +133,13 @@ class TextWriter(Writer):
             logprobs, self._offset = self.names.text_logprobs(scores, self._offset)
         return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason}
 
+    def whole(self, choices: Sequence[dict[str, Any]], counts: dict[str, int]) -> dict[str, Any]:
+        """Return the body with all answers."""
+        return super().whole(choices, usage(counts["prompt_tokens"], 0) if self.is_prompt_only else counts)
+
     def events(self, update: Update) -> str:
         """Return the event of an update."""
-        answer = AnswerParts()
-        answer.add(update)
-        return self._event(self.choice(answer))
+        return self._event(self.choice(update))
 
 
 _TRUE = {"add_generation_prompt": (True,)}

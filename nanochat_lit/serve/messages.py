@@ -60,6 +60,17 @@ class TokenScore(NamedTuple):
     """Ids and log-probabilities of the most likely tokens at its place."""
 
 
+def join_parts(parts: Sequence[Piece]) -> list[Piece]:
+    """The same with neighbours of one type joined."""
+    joined: list[Piece] = []
+    for kind, text in parts:
+        if joined and joined[-1].type == kind:
+            joined[-1] = Piece(kind, joined[-1].text + text)
+        else:
+            joined.append(Piece(kind, text))
+    return joined
+
+
 class Update(NamedTuple):
     """New results of one request."""
 
@@ -80,9 +91,9 @@ class Update(NamedTuple):
         """Merge with a later update."""
         if self.finish_reason is not None or self.error is not None:
             return self
-        parts, num_tokens = [*self.parts, *later.parts], self.num_tokens + later.num_tokens
-        scores = (*self.scores, *later.scores)
-        return Update(self.key, parts, num_tokens, later.finish_reason, later.error, scores, self.prompt_scores)
+        parts, num_tokens = join_parts([*self.parts, *later.parts]), self.num_tokens + later.num_tokens
+        scores, prompt_scores = (*self.scores, *later.scores), (*self.prompt_scores, *later.prompt_scores)
+        return Update(self.key, parts, num_tokens, later.finish_reason, later.error, scores, prompt_scores)
 
 
 class Report(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.api_error import ApiError, bad_field, kind_of, short
 from nanochat_lit.serve.chat_request import ChatRequest, parse_chat_request
-from nanochat_lit.serve.chat_response import AnswerParts, ChatWriter
+from nanochat_lit.serve.chat_response import ChatWriter
 from nanochat_lit.serve.messages import Update
 
 _SAME = (
@@ -154,7 +154,7 @@ class ResponseWriter(ChatWriter):
         self._open: dict[str, Any] | None = None  # the message being streamed
         self._finish_reason: str | None = None
 
-    def choice(self, answer: AnswerParts) -> dict[str, Any]:
+    def choice(self, answer: Update) -> dict[str, Any]:
         """Take in the finished answer, for `whole`."""
         parts, calls = self._split(answer.parts, is_last=True)
         text = "".join(part for kind, part in parts if kind == "text")

@@ -15,7 +15,7 @@ from nanochat_lit.engine.sampling_params import Request as EngineRequest
 from nanochat_lit.serve.api import ServeSettings
 from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.chat_request import parse_chat_request, render_prompt
-from nanochat_lit.serve.chat_response import AnswerParts, ChatWriter, TokenNames, Writer, event, usage
+from nanochat_lit.serve.chat_response import ChatWriter, TokenNames, Writer, event, usage
 from nanochat_lit.serve.completions import TextWriter, detokenize, parse_completion_request, tokenize
 from nanochat_lit.serve.gate import BODY_TIMEOUT_S
 from nanochat_lit.serve.messages import Ready, Update
@@ -237,13 +237,13 @@ class _Stream:
 
 
 async def _whole(reply: Reply, updates: Updates, writers: Sequence[Writer], num_prompt: int) -> dict[str, Any]:
-    answers = [AnswerParts() for _ in writers]
+    answers: dict[int, Update] = {}
     while True:
         for index, update in updates:
-            answers[index].add(update)
+            answers[index] = answers[index].followed_by(update) if index in answers else update
         if reply.is_over:
-            choices = [writer.choice(answer) for writer, answer in zip(writers, answers, strict=True)]
-            return writers[0].whole(choices, usage(num_prompt, sum(answer.num_tokens for answer in answers)))
+            choices = [writer.choice(answers[index]) for index, writer in enumerate(writers)]
+            return writers[0].whole(choices, usage(num_prompt, sum(one.num_tokens for one in answers.values())))
         updates = await reply.next()
 
 

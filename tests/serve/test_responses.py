@@ -9,7 +9,6 @@ from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
 from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.chat_request import parse_chat_request
-from nanochat_lit.serve.chat_response import AnswerParts
 from nanochat_lit.serve.messages import Update
 from nanochat_lit.serve.responses import ResponseWriter, parse_response_request
 from nanochat_lit.serve.tool_request import Tools
@@ -148,12 +147,12 @@ def test_a_stream_adds_up_to_the_whole(kind: str, reason: str) -> None:
     def writer() -> ResponseWriter:
         return ResponseWriter(HEAD, tools=Tools(functions=(TOOL,)), body=body)
 
-    answer, streaming, alone = AnswerParts(), writer(), writer()
+    answer, streaming, alone = Update(0, [], 0, None, None), writer(), writer()
     text = streaming.start()
     for index, part in enumerate([*parts, None]):
         is_last = index == len(parts)
         update = Update(0, [part] if part else [], 1, reason if is_last else None, None)
-        answer.add(update)
+        answer = answer.followed_by(update)
         text += streaming.events(update)
     text += streaming.end(COUNTS)
     choice = alone.choice(answer)

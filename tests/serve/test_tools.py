@@ -12,7 +12,7 @@ from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.chat_request import parse_chat_request
-from nanochat_lit.serve.chat_response import AnswerParts, ChatWriter, join_parts
+from nanochat_lit.serve.chat_response import ChatWriter, join_parts
 from nanochat_lit.serve.messages import Update
 from nanochat_lit.serve.tool_request import Tools
 
@@ -153,10 +153,10 @@ def test_calls_whole_and_streamed(size):
         ("python_output", "2"),
         *[("text", text[n : n + size]) for n in range(0, len(text), size)],
     ]
-    answer = AnswerParts()
+    answer = Update(1, [], 0, None, None)
     for part in parts:
-        answer.add(Update(1, [part], 1, None, None))
-    answer.finish_reason = "stop"
+        answer = answer.followed_by(Update(1, [part], 1, None, None))
+    answer = answer._replace(finish_reason="stop")
     head = {"id": "x", "created": 1, "model": "m"}
     whole = ChatWriter(head, tools=tools).choice(answer)
     assert whole["finish_reason"] == "tool_calls"
@@ -189,7 +189,7 @@ def test_text_that_may_become_a_call_stays_before_the_calculator(begun):
     """Whole and streamed, in the order in which the model wrote it."""
     parts = [("text", begun), ("python", "1+1"), ("python_output", "2"), ("text", "3 <")]
     head, tools = {"id": "x", "created": 1, "model": "m"}, Tools(functions=(TIME,))
-    message = ChatWriter(head, tools=tools).choice(AnswerParts(4, "stop", parts))["message"]
+    message = ChatWriter(head, tools=tools).choice(Update(1, parts, 4, "stop", None))["message"]
     assert [(part["type"], part["text"]) for part in message["nanochat"]["parts"]] == parts
     writer = ChatWriter(head, tools=tools)
     found = []
@@ -203,7 +203,7 @@ def test_text_that_may_become_a_call_stays_before_the_calculator(begun):
 
 def test_without_tools_tags_are_text():
     text = render_call(ToolCall("get_time", {}))
-    choice = ChatWriter({"id": "x", "created": 1, "model": "m"}).choice(AnswerParts(1, "stop", [("text", text)]))
+    choice = ChatWriter({"id": "x", "created": 1, "model": "m"}).choice(Update(1, [("text", text)], 1, "stop", None))
     assert (choice["message"]["content"], choice["finish_reason"]) == (text, "stop")
     assert "tool_calls" not in choice["message"]
 

@@ -12,7 +12,7 @@ from nanochat_lit.engine.sampling_params import Request, SamplingParams
 from nanochat_lit.engine.scheduler import Scheduler
 from nanochat_lit.serve.api import ServeSettings
 from nanochat_lit.serve.api_error import ApiError
-from nanochat_lit.serve.chat_response import AnswerParts, ChatWriter, usage
+from nanochat_lit.serve.chat_response import ChatWriter, usage
 from nanochat_lit.serve.loop import REPORT_EVERY_S, EngineWork
 from nanochat_lit.serve.messages import Cancel, Close, Ready, Submit, Update
 from nanochat_lit.serve.metrics import Counter, Histogram, ServerMetrics
@@ -141,9 +141,10 @@ def test_errors_have_their_status_and_harm_nobody_else():
 def test_a_whole_answer_and_its_stream_have_the_same_parts():
     parts = [("text", "So "), ("python", "1"), ("python", "+1"), ("python_output", "2"), ("text", "it is 2")]
     head = {"id": "x", "created": 1, "model": "m"}
-    answer = AnswerParts()
-    for number, part in enumerate(parts):
-        answer.add(Update(1, [part], 9 * (number == 0), "stop", None))
+    answer = Update(1, [], 0, None, None)
+    for number, part in enumerate(parts, start=1):
+        reason = "stop" if number == len(parts) else None
+        answer = answer.followed_by(Update(1, [part], 9 * (number == 1), reason, None))
     writer = ChatWriter(head, include_usage=True)
     whole = writer.whole([writer.choice(answer)], usage(4, answer.num_tokens))
     message = whole["choices"][0]["message"]
@@ -160,7 +161,7 @@ def test_a_whole_answer_and_its_stream_have_the_same_parts():
         {"type": "python_output", "text": "2"},
     ]
     assert "".join(delta.get("content", "") for delta in deltas) == "So it is 2"
-    plain = AnswerParts(1, "stop", [("text", "hi")])
+    plain = Update(1, [("text", "hi")], 1, "stop", None)
     assert "nanochat" not in writer.choice(plain)["message"]
 
 
@@ -225,7 +226,7 @@ def test_news_for_a_busy_reader_become_one():
         reply.put(Update(1, [("text", "a")], 1, None, None))
         reply.put(Update(1, [("text", "b")], 2, "stop", None))
         reply.put(Update(1, [], 0, None, (503, "the worker died", 5)))  # after the end, which stands
-        assert await reply.next() == [(0, Update(1, [("text", "a"), ("text", "b")], 3, "stop", None))]
+        assert await reply.next() == [(0, Update(1, [("text", "ab")], 3, "stop", None))]
         gone = Reply(ServerMetrics(), 0.0, [1], lambda unfinished: None)
         waiting = asyncio.ensure_future(gone.next())
         await asyncio.sleep(0)
