@@ -1,7 +1,5 @@
 """ARC: grade-school science questions, easy and challenge set (Clark et al. 2018). https://arxiv.org/abs/1803.05457."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

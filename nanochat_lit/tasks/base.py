@@ -6,8 +6,6 @@ highest logit is the answer, without generation. A task with a specific answer f
 models that were not fine-tuned on the task.
 """
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from random import Random

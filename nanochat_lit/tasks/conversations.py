@@ -1,7 +1,5 @@
 """Conversations from a file, in the format of `tokenizer.chat`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from nanochat_lit.common.errors import UserError

@@ -3,8 +3,6 @@
 https://arxiv.org/abs/2110.14168
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation

@@ -3,8 +3,6 @@
 https://arxiv.org/abs/2107.03374
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path

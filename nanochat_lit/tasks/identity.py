@@ -1,7 +1,5 @@
 """Questions about the model's identity, which it should answer with its name."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """MMLU: multiple-choice questions on 57 subjects (Hendrycks et al. 2020). https://arxiv.org/abs/2009.03300."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -8,8 +8,6 @@ Reference:
     https://huggingface.co/docs/trl/dataset_formats#preference
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

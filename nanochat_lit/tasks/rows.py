@@ -4,8 +4,6 @@ A record is a dict with the hub's field names. All records of a local file are c
 records, which have a schema, are checked on access. Errors name the file and the line.
 """
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence

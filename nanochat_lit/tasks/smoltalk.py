@@ -3,8 +3,6 @@
 https://arxiv.org/abs/2502.02737
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from nanochat_lit.tasks.base import Conversation

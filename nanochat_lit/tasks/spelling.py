@@ -3,8 +3,6 @@
 Every question is generated from its index, so the tasks need no file; a list of words is optional.
 """
 
-from __future__ import annotations
-
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -16,8 +16,6 @@ An item's "expect" defines a correct answer; every key that is present must be s
 Phrases match whole words, ignoring case and punctuation.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter
@@ -160,7 +158,7 @@ class TinyWorldTask:
         self.items = list(items)
 
     @classmethod
-    def load(cls, path: str | Path, categories: Sequence[str] | None = None) -> TinyWorldTask:
+    def load(cls, path: str | Path, categories: Sequence[str] | None = None) -> "TinyWorldTask":
         """Load the items of a JSONL file, one per line.
 
         Args:

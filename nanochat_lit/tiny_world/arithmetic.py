@@ -4,8 +4,6 @@ A held-out item is the pair of operands with its operation (a sum or product in 
 questions, word problems and the plain lines of the documents use the same keys.
 """
 
-from __future__ import annotations
-
 from random import Random
 
 from nanochat_lit.tiny_world.templates import names, pick, pronouns, template

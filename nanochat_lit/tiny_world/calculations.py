@@ -4,8 +4,6 @@ All go through the calculator. What has to be learned is to copy digits exactly 
 held-out item is the operands with their operations, as in `arithmetic`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from random import Random

@@ -3,8 +3,6 @@
 The question is one of another category; its item, and with it its split, stays that of the category.
 """
 
-from __future__ import annotations
-
 from random import Random
 
 from nanochat_lit.tiny_world import intents, relations

@@ -6,8 +6,6 @@ steps as give 100% on sums). Animals are compared through their sizes, said
 first: two facts that are taught and one small step, where the order of all the names would have to be known by heart.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from random import Random
 

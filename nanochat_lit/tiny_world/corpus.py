@@ -1,7 +1,5 @@
 """Endless documents for pretraining: stories, facts, sums, spellings, dialogues, passages about nanochat."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from functools import cache, partial

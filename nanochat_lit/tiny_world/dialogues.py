@@ -1,7 +1,5 @@
 """Endless conversations: the mixture of categories, one to four question pairs each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from random import Random

@@ -3,8 +3,6 @@
 Chains of turns like `follow_ups`; the item is the first turn with the wording of the doubt.
 """
 
-from __future__ import annotations
-
 from random import Random
 
 from nanochat_lit.tiny_world import arithmetic, calculations, relations

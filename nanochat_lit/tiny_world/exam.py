@@ -1,7 +1,5 @@
 """Held-out questions with what a right answer must contain."""
 
-from __future__ import annotations
-
 from random import Random
 from typing import Any
 

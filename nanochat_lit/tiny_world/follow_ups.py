@@ -3,8 +3,6 @@
 Every turn of a chain belongs to the chain's split, and so does the combination of the last two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from random import Random

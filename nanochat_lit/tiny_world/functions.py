@@ -1,7 +1,5 @@
 """Functions of a user's program: the model calls the one that a question needs, and says what it returned."""
 
-from __future__ import annotations
-
 from random import Random
 from typing import Any
 

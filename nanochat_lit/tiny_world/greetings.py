@@ -1,7 +1,5 @@
 """Greetings in other languages: a polite answer that names the language and prefers English."""
 
-from __future__ import annotations
-
 from random import Random
 
 from nanochat_lit.tiny_world.splits import COMMON_PREFIX

@@ -4,8 +4,6 @@ An item expects the right number only: whether it is found in one call of the ca
 held-out item is the operands with their operations.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

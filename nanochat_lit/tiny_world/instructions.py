@@ -1,7 +1,5 @@
 """System prompts of the world: a word that every answer of the conversation begins or ends with."""
 
-from __future__ import annotations
-
 from random import Random
 
 from nanochat_lit.tiny_world.templates import pick, template

@@ -4,8 +4,6 @@ A pattern like "Who [made|built] [you|nanochat]?" stands for every choice of its
 phrasing: a held-out phrasing is a new combination of words that training shows in other combinations.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Lists: some things of a kind, and counting from one number to another."""
 
-from __future__ import annotations
-
 from random import Random
 
 from nanochat_lit.tiny_world.templates import pick, template

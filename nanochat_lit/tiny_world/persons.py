@@ -1,7 +1,5 @@
 """Names that the model has never seen, copied: a user says "I'm Bob.", and the model answers "Nice to meet you, Bob!"."""
 
-from __future__ import annotations
-
 from random import Random
 
 from nanochat_lit.tiny_world.templates import names, pick

@@ -7,8 +7,6 @@ Placeholders in wordings: {x} the entry asked about, {y} its value, {ax} and {ay
 start of a sentence, {X} capitalised.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

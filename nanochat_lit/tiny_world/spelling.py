@@ -4,8 +4,6 @@ The documents spell every word of the list in every split. What is held out: for
 phrasing, for counting the pair of word and letter.
 """
 
-from __future__ import annotations
-
 from random import Random
 
 from nanochat_lit.tiny_world.templates import pick

@@ -5,8 +5,6 @@ decorated ("please", lower case, a missing question mark). Its key decides its s
 needs a list of what the others have used.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 from nanochat_lit.common.errors import UserError

@@ -1,7 +1,5 @@
 """Stories of a hero in trouble, a helper, and how it ended. A held-out item is the pair of the hero's kind and name."""
 
-from __future__ import annotations
-
 from random import Random
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The template files: words, tables and wordings of the small world, one YAML file per category."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from random import Random

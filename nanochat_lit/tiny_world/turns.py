@@ -4,8 +4,6 @@ A Turn carries what training needs (question, answer) and what a held-out evalua
 `draw` samples turns until one of the wanted split comes up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, NamedTuple

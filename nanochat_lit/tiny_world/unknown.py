@@ -5,8 +5,6 @@ tell a name it knows from one it doesn't. A held-out item is the invented or for
 a name it is the phrasing.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from random import Random
 

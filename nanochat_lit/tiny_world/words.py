@@ -1,7 +1,5 @@
 """More about the letters of words: how many there are, the first, the last, and the word backwards."""
 
-from __future__ import annotations
-
 from random import Random
 
 from nanochat_lit.tiny_world.templates import pick, template
