@@ -103,12 +103,7 @@ def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
 
 
 def _measure(
-    gpt: GPT,
-    weight_bytes: int,
-    counts: list[int],
-    prompt_len: int,
-    new_tokens: int,
-    repeats: int,
+    gpt: GPT, weight_bytes: int, counts: list[int], prompt_len: int, new_tokens: int, repeats: int
 ) -> dict[str, Any]:
     """Return medians over the repeats after one warm-up run; the bandwidth is measured between runs."""
     for count in counts:
@@ -158,13 +153,7 @@ def _model(
     return gpt.set_compute_dtype(resolve_compute_dtype(compute_dtype, device), cast_weights=True).eval()
 
 
-def _run(
-    gpt: GPT,
-    streams: int,
-    prompt_len: int,
-    new_tokens: int,
-    seed: int,
-) -> tuple[float, list[float]]:
+def _run(gpt: GPT, streams: int, prompt_len: int, new_tokens: int, seed: int) -> tuple[float, list[float]]:
     """Return the seconds from admitting the first request to its first token, and those of each full decode step."""
     engine = SlotEngine(gpt, _NoText(), num_slots=streams)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
@@ -222,11 +211,7 @@ def _table(report: dict[str, Any], prompt_len: int) -> str:
         f"prefill of {prompt_len} tokens: {report['first_token_ms']:.1f} ms to the first token, "
         f"{report['prefill_tokens_per_s']:,.0f} tokens/s\n"
     )
-    lines = [
-        heading,
-        "| streams | step ms | tokens/s | MBU | memory GB/s |",
-        "|---|---|---|---|---|",
-    ]
+    lines = [heading, "| streams | step ms | tokens/s | MBU | memory GB/s |", "|---|---|---|---|---|"]
     lines += [
         f"| {row['streams']} | {row['step_ms']:.2f} | {row['tokens_per_s']:,.0f} | {row['mbu']:.0%} | {row['bandwidth_gb_per_s']:.1f} |"
         for row in report["decode"]

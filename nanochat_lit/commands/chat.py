@@ -309,13 +309,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         python_tool: Run Python code that the model writes in a sandbox, in addition to the calculator; an error if no
             sandbox is available.
     """
-    given = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-    }
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
     conversation = ChatSession(settings=load_generation_defaults(model).updated(given))
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write a message after -p, or omit -p for a conversation")

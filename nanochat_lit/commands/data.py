@@ -140,11 +140,7 @@ def _largest(counts: dict[str, int], total: int) -> list[tuple[str, float]]:
 
 
 def generate(
-    out: str,
-    num_documents: int = 20_000,
-    num_conversations: int = 20_000,
-    per_category: int = 100,
-    seed: int = 0,
+    out: str, num_documents: int = 20_000, num_conversations: int = 20_000, per_category: int = 100, seed: int = 0
 ) -> None:
     """Write the tiny world: generated English pretraining texts, conversations and a held-out evaluation.
 

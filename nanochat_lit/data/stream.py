@@ -187,12 +187,7 @@ class PretrainStream(PackedStream):
     """
 
     def __init__(
-        self,
-        *,
-        texts: SourceLike,
-        seed: int = 0,
-        long_documents: Literal["crop", "split"] = "crop",
-        **options: Any,
+        self, *, texts: SourceLike, seed: int = 0, long_documents: Literal["crop", "split"] = "crop", **options: Any
     ) -> None:
         source = as_source(texts, text_column(texts), seed)
         super().__init__(source, **options)

@@ -20,10 +20,7 @@ from nanochat_lit.model.qwen3 import NORM_EPS, mlp_width
 from nanochat_lit.model.rotary import ROTARY_BASE
 from nanochat_lit.tokenizer import SPECIAL_TOKENS
 from nanochat_lit.tokenizer.sentencepiece_bpe import SentencePieceTokenizer
-from nanochat_lit.tokenizer.special_tokens import (
-    ASSISTANT_END,
-    BOS,
-)
+from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END, BOS
 from nanochat_lit.tokenizer.training import FIRST_BYTE_ID, NUM_BYTES, UNK_ID
 
 GGUF_FILE = "model.gguf"

@@ -17,10 +17,7 @@ from typing import Any
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write, write_json
 from nanochat_lit.tokenizer import SPECIAL_TOKENS, Tokenizer
-from nanochat_lit.tokenizer.special_tokens import (
-    ASSISTANT_END,
-    BOS,
-)
+from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END, BOS
 from nanochat_lit.tokenizer.tiktoken_bpe import TiktokenTokenizer
 from nanochat_lit.tokenizer.training import FIRST_BYTE_ID, NUM_BYTES, UNK_ID
 

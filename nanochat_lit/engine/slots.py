@@ -112,13 +112,7 @@ class SlotEngine:
     """
 
     def __init__(
-        self,
-        model: GPT,
-        tokenizer: Tokenizer,
-        num_slots: int = 32,
-        prefill_chunk: int = 256,
-        *,
-        tool: Tool = calculate,
+        self, model: GPT, tokenizer: Tokenizer, num_slots: int = 32, prefill_chunk: int = 256, *, tool: Tool = calculate
     ) -> None:
         if num_slots < 1 or prefill_chunk < 1:
             raise UserError(f"num_slots is {num_slots} and prefill_chunk {prefill_chunk}; both must be at least 1")

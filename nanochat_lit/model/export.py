@@ -75,11 +75,7 @@ def read_config(folder: str | Path) -> GPTConfig:
 
 
 def load_model(
-    folder: str | Path,
-    device: str | torch.device = "cpu",
-    compute_dtype: str = "auto",
-    *,
-    cast_weights: bool = False,
+    folder: str | Path, device: str | torch.device = "cpu", compute_dtype: str = "auto", *, cast_weights: bool = False
 ) -> GPT:
     """Load a model saved by `save_model`.
 

@@ -15,12 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nanochat_lit.model.layers import SOFTCAP, softcap
-from nanochat_lit.model.loss_kernel import (
-    IGNORE_INDEX,
-    add_in_place,
-    has_loss_kernel,
-    loss_and_gradient_in_place,
-)
+from nanochat_lit.model.loss_kernel import IGNORE_INDEX, add_in_place, has_loss_kernel, loss_and_gradient_in_place
 
 CHUNK_ELEMENTS = 1 << 22
 """Minimum number of logits per chunk (16 MB in float32)."""
@@ -36,12 +31,7 @@ CHUNK_SHARE = 16
 
 
 def token_losses(
-    hidden: Tensor,
-    targets: Tensor,
-    unembed: Callable[[Tensor], Tensor],
-    vocab_size: int,
-    *,
-    is_capped: bool = True,
+    hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Tensor], vocab_size: int, *, is_capped: bool = True
 ) -> Tensor:
     """Compute the loss of every token, in chunks.
 
@@ -330,11 +320,7 @@ def chunk_logprobs(
 
 
 def token_logprobs(
-    hidden: Tensor,
-    unembed: Callable[[Tensor], Tensor],
-    targets: Tensor,
-    vocab_size: int,
-    temperature: float = 1.0,
+    hidden: Tensor, unembed: Callable[[Tensor], Tensor], targets: Tensor, vocab_size: int, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probability of each target, for losses with token weights.
 

@@ -216,10 +216,7 @@ class Gate:
         found = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
         host = found[0] if found else ""
         if len(found) != 1 or not self._is_ours(_name_of(host)):
-            return (
-                403,
-                f"the host {_shown(host)} is not allowed; add it with --allowed_hosts",
-            )
+            return (403, f"the host {_shown(host)} is not allowed; add it with --allowed_hosts")
         for origin in (value.decode("latin-1").lower() for name, value in headers if name == b"origin"):
             if not self._may_ask(origin, host):
                 return 403, f"the origin {_shown(origin)} is not allowed; only pages of this server's own address are"

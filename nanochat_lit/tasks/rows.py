@@ -76,13 +76,7 @@ class RowTask(ABC):
 
 
 def load_rows(
-    *,
-    path: str | Path | None,
-    hub: str,
-    subset: str | None,
-    split: str,
-    check: Check,
-    seed: int | None = 42,
+    *, path: str | Path | None, hub: str, subset: str | None, split: str, check: Check, seed: int | None = 42
 ) -> Rows:
     """Load the records of a local file if a path is given, else of a hub data set.
 
