@@ -52,10 +52,10 @@ def core(
         trust_remote_code: Run the Python files of a Hugging Face folder, with your permissions.
         json: Print only JSON.
     """
+    from nanochat_lit.common.distributed import joined_ranks
     from nanochat_lit.evaluation.core import bundle_digest, evaluate_core, summarize_core
     from nanochat_lit.evaluation.core_bundle import fetch_bundle, load_bundle
     from nanochat_lit.evaluation.huggingface import HuggingFaceScorer
-    from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.scoring import GPTScorer
 
     # before the model is loaded, to report data errors immediately
@@ -124,6 +124,7 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         trust_remote_code: Run the Python files of a Hugging Face folder, with your permissions.
         json: Print only JSON.
     """
+    from nanochat_lit.common.distributed import joined_ranks
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.evaluation.answerer import Answering, EngineAnswerer, HuggingFaceAnswerer
     from nanochat_lit.evaluation.chat_core import (
@@ -133,7 +134,6 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         load_chat_tasks,
         summarize_chat,
     )
-    from nanochat_lit.evaluation.ranks import joined_ranks
 
     if not 1 <= k <= max(num_samples, 1):
         raise UserError(f"k is {k}; use 1 to {num_samples} (num_samples)")
@@ -263,10 +263,10 @@ def bpb(  # noqa: PLR0913 - every option of the command is a parameter
         out: Folder that gets bpb.json, such as runs/X/export_evaluation, which `report` reads; null writes no file.
         json: Print only JSON.
     """
+    from nanochat_lit.common.distributed import joined_ranks
     from nanochat_lit.data.shards import FileSource
     from nanochat_lit.evaluation.bpb import evaluate_documents
     from nanochat_lit.evaluation.huggingface import is_huggingface
-    from nanochat_lit.evaluation.ranks import joined_ranks
 
     source = FileSource(data)  # before the model is loaded, to report a wrong path immediately
     texts = source.documents()
@@ -361,10 +361,10 @@ def tiny_world(
         out: Folder that gets tiny_world.json, such as runs/X/export_evaluation, which `report` reads; null writes no file.
         json: Print only JSON, including every failure.
     """
+    from nanochat_lit.common.distributed import joined_ranks
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.huggingface import refuse_huggingface
-    from nanochat_lit.evaluation.ranks import joined_ranks
     from nanochat_lit.evaluation.tiny_world import examine
     from nanochat_lit.tasks.tiny_world import TinyWorldTask
     from nanochat_lit.tiny_world import held_out_items

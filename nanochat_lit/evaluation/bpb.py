@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from nanochat_lit.common.distributed import rank, world_size
+from nanochat_lit.common.distributed import rank, sum_over_ranks, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import padded_length
 from nanochat_lit.evaluation.huggingface import HuggingFaceModel, TextTokenizer
-from nanochat_lit.evaluation.ranks import sum_over_ranks
 from nanochat_lit.model import GPT, IGNORE_INDEX
 
 UNITS_PER_NAT = 2**24

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 
-from nanochat_lit.common.distributed import is_rank_zero, rank, world_size
+from nanochat_lit.common.distributed import is_rank_zero, rank, sum_over_ranks, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.recipes import import_class
 from nanochat_lit.engine import sandbox
 from nanochat_lit.evaluation.answerer import Answerer, Answering
-from nanochat_lit.evaluation.ranks import sum_over_ranks
 from nanochat_lit.evaluation.score_report import summarize
 from nanochat_lit.evaluation.scoring import grouped
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks

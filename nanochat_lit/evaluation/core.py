@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from nanochat_lit.common.distributed import rank, world_size
+from nanochat_lit.common.distributed import rank, sum_over_ranks, world_size
 from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, CoreTask
 from nanochat_lit.evaluation.huggingface import TextTokenizer
-from nanochat_lit.evaluation.ranks import sum_over_ranks
 from nanochat_lit.evaluation.score_report import summarize
 from nanochat_lit.evaluation.scoring import Example, RowScore, RowScorer, common_prefix
 from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks

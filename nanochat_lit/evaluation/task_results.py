@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat_lit.common.distributed import rank
+from nanochat_lit.common.distributed import from_rank_zero, rank
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
-from nanochat_lit.evaluation.ranks import from_rank_zero
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from nanochat_lit.common.distributed import rank, world_size
+from nanochat_lit.common.distributed import joined_shares, rank, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.evaluation.answerer import completion_of
-from nanochat_lit.evaluation.ranks import joined_shares
 from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.tasks.tiny_world import judge
 from nanochat_lit.tokenizer import parse_completion, render_for_completion

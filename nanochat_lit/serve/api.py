@@ -13,8 +13,8 @@ from fastapi import Request
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import folder_fingerprint
-from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.loop import BEAT_EVERY_S
+from nanochat_lit.serve.request_fields import ApiError
 
 if TYPE_CHECKING:
     from nanochat_lit.engine.scheduler import Scheduler

@@ -14,7 +14,7 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.tool_format import parse_call, render_call, render_results
-from nanochat_lit.serve.api_error import bad_field, kind_of, short
+from nanochat_lit.serve.request_fields import bad_field, kind_of, short
 from nanochat_lit.tokenizer import validate_conversation
 
 MAX_MESSAGES = 500

@@ -10,11 +10,12 @@ from typing import Any
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.tool_format import render_tools
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.api_error import ApiError, bad_field
 from nanochat_lit.serve.chat_messages import as_messages
 from nanochat_lit.serve.request_fields import (
     MAX_TOP_LOGPROBS,
+    ApiError,
     Options,
+    bad_field,
     boolean,
     check_fields,
     parse_options,

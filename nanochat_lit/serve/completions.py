@@ -10,7 +10,6 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.api_error import bad_field, kind_of
 from nanochat_lit.serve.chat_messages import as_messages
 from nanochat_lit.serve.chat_response import Writer, usage
 from nanochat_lit.serve.messages import TokenScore, Update
@@ -18,9 +17,11 @@ from nanochat_lit.serve.request_fields import (
     MAX_TOP_LOGPROBS,
     Options,
     are_token_ids,
+    bad_field,
     boolean,
     check_fields,
     is_same,
+    kind_of,
     parse_options,
     whole_number,
 )

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.api_error import ApiError, bad_field, kind_of, short
 from nanochat_lit.serve.chat_request import ChatRequest, parse_chat_request
 from nanochat_lit.serve.chat_response import ChatWriter
 from nanochat_lit.serve.messages import Update
+from nanochat_lit.serve.request_fields import ApiError, bad_field, kind_of, short
 
 _SAME = (
     *("model", "stream", "temperature", "top_p", "top_k", "min_p", "seed", "user", "parallel_tool_calls", "metadata"),

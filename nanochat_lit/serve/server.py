@@ -18,11 +18,11 @@ from starlette.requests import ClientDisconnect
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.serve.api import ChatAPI, ServeSettings, fingerprint_of
-from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.gate import Gate, address_of, listen, uvicorn_config
 from nanochat_lit.serve.loop import ChatLoop
 from nanochat_lit.serve.messages import Ready
 from nanochat_lit.serve.metrics import ServerMetrics
+from nanochat_lit.serve.request_fields import ApiError
 from nanochat_lit.serve.spec import ChatSpec
 from nanochat_lit.serve.workers import ClientLeft, WorkerPool, log
 from nanochat_lit.tokenizer import Tokenizer

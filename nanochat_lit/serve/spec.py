@@ -13,14 +13,13 @@ from litserve.specs.base import LitSpec
 
 from nanochat_lit.engine.sampling_params import Request as EngineRequest
 from nanochat_lit.serve.api import ServeSettings
-from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.chat_request import parse_chat_request, render_prompt
 from nanochat_lit.serve.chat_response import ChatWriter, TokenNames, Writer, event, usage
 from nanochat_lit.serve.completions import TextWriter, detokenize, parse_completion_request, tokenize
 from nanochat_lit.serve.gate import BODY_TIMEOUT_S
 from nanochat_lit.serve.messages import Ready, Update
 from nanochat_lit.serve.metrics import ServerMetrics
-from nanochat_lit.serve.request_fields import Options, parse_json
+from nanochat_lit.serve.request_fields import ApiError, Options, parse_json
 from nanochat_lit.serve.responses import ResponseWriter, own_names, parse_response_request
 from nanochat_lit.serve.workers import ClientLeft, Reply, WorkerPool
 from nanochat_lit.tokenizer import Tokenizer

@@ -12,8 +12,7 @@ from typing import Any
 
 from nanochat_lit.common.tool_format import call_prefix, call_suffix
 from nanochat_lit.engine.grammar import json_rule
-from nanochat_lit.serve.api_error import bad_field, kind_of, short
-from nanochat_lit.serve.request_fields import MAX_FORMAT_CHARS, boolean, checked_grammar
+from nanochat_lit.serve.request_fields import MAX_FORMAT_CHARS, bad_field, boolean, checked_grammar, kind_of, short
 
 MAX_TOOLS = 64
 

@@ -26,10 +26,10 @@ from litserve.transport.base import MessageTransport
 
 from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.serve.api import ChatAPI, ServeSettings
-from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.loop import ChatLoop
 from nanochat_lit.serve.messages import Cancel, Close, Failed, Ready, Report, Submit, Update
 from nanochat_lit.serve.metrics import ServerMetrics
+from nanochat_lit.serve.request_fields import ApiError
 
 _CODES = {429: "queue_full", 503: "unavailable", 504: "timeout"}
 

@@ -8,9 +8,8 @@ add it and it is asked in conversations, examined and, with statements, told in 
 that makes their questions.
 """
 
-from nanochat_lit.tiny_world.corpus import documents
+from nanochat_lit.tiny_world.corpus import documents, held_out_items
 from nanochat_lit.tiny_world.dialogues import conversations
-from nanochat_lit.tiny_world.exam import held_out_items
 from nanochat_lit.tiny_world.harder_arithmetic import problems
 from nanochat_lit.tiny_world.preferences import preferences
 

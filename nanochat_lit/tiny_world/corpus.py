@@ -1,14 +1,25 @@
-"""Endless documents for pretraining: stories, facts, sums, spellings, dialogues, passages about nanochat."""
+"""Endless documents for pretraining, and held-out questions with what a right answer must contain."""
 
 import re
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from random import Random
+from typing import Any
 
-from nanochat_lit.tiny_world import arithmetic, comparisons, dialogues, relations, spelling, stories, unknown
+from nanochat_lit.tiny_world import (
+    arithmetic,
+    comparisons,
+    dialogues,
+    instructions,
+    relations,
+    spelling,
+    stories,
+    unknown,
+)
+from nanochat_lit.tiny_world.dialogues import block, shares
 from nanochat_lit.tiny_world.splits import check_split, split_of
 from nanochat_lit.tiny_world.templates import names, pick, pronouns, template, template_names
-from nanochat_lit.tiny_world.turns import capitalise, plain_text, with_article
+from nanochat_lit.tiny_world.turns import capitalise, item_of, plain_text, with_article
 
 
 def _statements(rng: Random, _split: str, category: str) -> str:
@@ -210,3 +221,46 @@ def documents(split: str = "train", seed: int = 0) -> Iterator[str]:
             if kind in _SPLIT_BY_ITEM or split_of(f"document:{text}") == split:
                 break
         yield text
+
+
+# In this order; categories that are not named here come after these.
+_ORDER = (
+    "identity", "facts", "arithmetic", "word_problems", "days", "opposites", "comparisons", "spelling", "counting",
+    "greetings", "follow_ups", "unknown", "stories",
+)  # fmt: skip
+_MAX_TRIES_PER_ITEM = 200
+
+
+def categories() -> tuple[str, ...]:
+    """The categories of a held-out evaluation: those of the conversations, but for those with `examined: false`."""
+    others = (name for name in shares() if name not in _ORDER and template(name).get("examined") != "false")
+    return (*_ORDER, *others, instructions.CATEGORY)
+
+
+def held_out_items(split: str = "test", seed: int = 0, per_category: int = 100) -> list[dict[str, Any]]:
+    """Questions of a split with what their answers must contain, grouped by category.
+
+    A category with fewer distinct questions than asked for gives what it has.
+
+    Args:
+        split: "train", "validation" (or "val") or "test".
+        seed: another seed gives other questions.
+        per_category: questions of each category.
+
+    Returns:
+        {"messages": [..., a user message last], "category": str, "expect": {...}}; plain JSON.
+    """
+    split = check_split(split)
+    items: list[dict[str, Any]] = []
+    for category in categories():
+        rng = Random(f"examination:{split}:{seed}:{category}")
+        seen: set[str] = set()
+        for _ in range(per_category * _MAX_TRIES_PER_ITEM):
+            if len(seen) >= per_category:
+                break
+            item = item_of(block(rng, split, category), category)
+            fingerprint = repr(item["messages"])
+            if fingerprint not in seen:
+                seen.add(fingerprint)
+                items.append(item)
+    return items

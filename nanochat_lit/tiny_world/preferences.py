@@ -13,8 +13,8 @@ import re
 from random import Random
 from typing import Any
 
+from nanochat_lit.tiny_world.corpus import categories
 from nanochat_lit.tiny_world.dialogues import block
-from nanochat_lit.tiny_world.exam import categories
 from nanochat_lit.tiny_world.splits import check_split, normalise
 from nanochat_lit.tiny_world.templates import template
 from nanochat_lit.tiny_world.turns import Expect, Parts, Turn, messages, plain_text

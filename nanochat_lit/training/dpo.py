@@ -6,13 +6,12 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from nanochat_lit.common.distributed import rank, world_size
+from nanochat_lit.common.distributed import joined_shares, rank, sum_over_ranks, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import folder_fingerprint
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.rollout import roll_out
 from nanochat_lit.evaluation.answerer import completion_of
-from nanochat_lit.evaluation.ranks import joined_shares, sum_over_ranks
 from nanochat_lit.evaluation.samples import readable
 from nanochat_lit.model import GPT, IGNORE_INDEX
 from nanochat_lit.model.export import WEIGHTS_FILE

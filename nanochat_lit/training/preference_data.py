@@ -12,11 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from nanochat_lit.common.distributed import is_rank_zero
+from nanochat_lit.common.distributed import from_rank_zero, is_rank_zero
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import atomic_write
 from nanochat_lit.engine.rollout import Rollout
-from nanochat_lit.evaluation.ranks import from_rank_zero
 from nanochat_lit.tasks.base import Conversation, Conversations
 from nanochat_lit.tasks.preferences import common_length
 from nanochat_lit.tokenizer import Tokenizer, render_conversation, render_for_completion

@@ -7,8 +7,7 @@ import jsonschema
 import openai
 import pytest
 
-from nanochat_lit.serve.api_error import ApiError
-from nanochat_lit.serve.request_fields import answer_grammar
+from nanochat_lit.serve.request_fields import ApiError, answer_grammar
 
 HELLO = [{"role": "user", "content": "hello"}]
 SCHEMA = {

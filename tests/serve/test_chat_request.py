@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.api_error import ApiError
 from nanochat_lit.serve.chat_request import parse_chat_request, render_prompt
-from nanochat_lit.serve.request_fields import parse_json
+from nanochat_lit.serve.request_fields import ApiError, parse_json
 from nanochat_lit.tokenizer import render_for_completion
 
 DEFAULTS = SamplingParams(temperature=0.6, top_k=50)

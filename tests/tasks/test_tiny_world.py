@@ -10,8 +10,8 @@ import pytest
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Task
 from nanochat_lit.tasks.tiny_world import TinyWorldTask, judge
+from nanochat_lit.tiny_world.corpus import categories
 from nanochat_lit.tiny_world.dialogues import block
-from nanochat_lit.tiny_world.exam import categories
 from nanochat_lit.tiny_world.turns import item_of
 
 

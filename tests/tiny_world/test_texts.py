@@ -17,9 +17,8 @@ from random import Random
 import pytest
 
 from nanochat_lit.tiny_world import conversations, documents, held_out_items, problems, templates
-from nanochat_lit.tiny_world.corpus import mixture
+from nanochat_lit.tiny_world.corpus import categories, mixture
 from nanochat_lit.tiny_world.dialogues import shares
-from nanochat_lit.tiny_world.exam import categories
 from nanochat_lit.tiny_world.intents import expand
 from nanochat_lit.tiny_world.relations import all_relations, relation
 from nanochat_lit.tiny_world.stories import hero, long_story
