@@ -94,14 +94,18 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         json: Print one JSON object instead of the table.
     """
     gpus, gpu = (int(gpu), None) if gpu is not None and gpu.isdecimal() else (gpus, gpu)  # --gpu 8
-    _check(gpus=gpus, mfu=mfu, micro_batch_size=micro_batch_size)
+    if gpus < 1 or micro_batch_size < 1:
+        raise UserError(f"gpus {gpus} and micro_batch_size {micro_batch_size} must be at least 1")
+    if not 0 < mfu <= 1:
+        raise UserError(f"mfu is {mfu}; it must be above 0 and at most 1")
     config = GPTConfig.from_depth(
         depth, vocab_size=vocab_size, sequence_len=sequence_len, head_dim=head_dim, aspect_ratio=aspect_ratio,
         n_kv_head=n_kv_head, window_pattern=window_pattern, bigram_factor=bigram_factor, architecture=architecture, tie_embeddings=tie_embeddings,
     )  # fmt: skip
     budget = {"target_param_data_ratio": target_param_data_ratio, "num_steps": num_steps, "target_flops": target_flops}
     derived = derive_plan(config, tokens_per_step=tokens_per_step, **budget)
-    dtype = _dtype(gpu := gpu or _this_gpu(), device, compute_dtype)
+    this_gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "H100"
+    dtype = _dtype(gpu := gpu or this_gpu, device, compute_dtype)
     estimate = partial(
         training_memory, config, strategy=strategy, device_type=device, compute_dtype=dtype, is_compiled=compile, fp8=fp8,
         capability=_capability(gpu), activation_checkpointing=activation_checkpointing,
@@ -114,10 +118,6 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     cost = _cost(derived, gpus, gpu, peak_flops_per_s, mfu, price_per_gpu_hour)
     values["cost"] = {"hardware": f"{gpus} x {gpu}", "strategy": strategy, **cost}
     print(json_module.dumps(values) if json else _table(values))
-
-
-def _this_gpu() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "H100"
 
 
 def _capability(gpu: str) -> tuple[int, int]:
@@ -151,7 +151,10 @@ def _hardware(
 ) -> dict[str, dict[str, Any]]:
     """Return the CPU's kernels, or the GPU's features and the largest power-of-two micro-batch that fits."""
     if device == "cpu":
-        return {"kernels_of_this_machine": {"training": describe_kernels(), "decoding": _decoding(config)}}
+        library, obstacle = loss_library(), uncovered(config) or loss_problem()
+        is_ours = library is not None and not obstacle
+        decoding = f"{instructions(library)} (C++)" if is_ours else f"PyTorch; not C++: {obstacle}"
+        return {"kernels_of_this_machine": {"training": describe_kernels(), "decoding": decoding}}
     if card is None:
         return {}
 
@@ -170,43 +173,14 @@ def _hardware(
 
 def _values(config: GPTConfig, derived: TrainingPlan, micro_batch_size: int, gpus: int) -> dict[str, dict[str, Any]]:
     """Return all values except memory and cost, by section."""
-    micro_batches_per_step = micro_batches(derived.tokens_per_step, micro_batch_size, config.sequence_len, gpus)
+    counts = count_parameters(config)
+    training = ("flops_per_token", "target_tokens", "tokens_per_step", "num_steps", "total_tokens", "total_flops")
+    number = micro_batches(derived.tokens_per_step, micro_batch_size, config.sequence_len, gpus)
     return {
         "model": {**config.to_dict(), "head_dim": config.head_dim, "windows": list(config.windows)},
-        "parameters": _parameters(config),
-        "training": _training(derived, micro_batches_per_step),
+        "parameters": {**asdict(counts), "total": counts.total, "scaling": counts.scaling},
+        "training": {name: getattr(derived, name) for name in training} | {"micro_batches_per_step": number},
         "learning_rates": _learning_rates(config, derived),
-    }
-
-
-def _decoding(config: GPTConfig) -> str:
-    library, obstacle = loss_library(), uncovered(config) or loss_problem()
-    return f"PyTorch; not C++: {obstacle}" if library is None or obstacle else f"{instructions(library)} (C++)"
-
-
-def _parameters(config: GPTConfig) -> dict[str, Any]:
-    counts = count_parameters(config)
-    return {
-        "wte": counts.wte,
-        "value_embeds": counts.value_embeds,
-        "bigram": counts.bigram,
-        "lm_head": counts.lm_head,
-        "transformer_matrices": counts.transformer_matrices,
-        "scalars": counts.scalars,
-        "total": counts.total,
-        "scaling": counts.scaling,
-    }
-
-
-def _training(derived: TrainingPlan, micro_batches_per_step: int) -> dict[str, Any]:
-    return {
-        "flops_per_token": derived.flops_per_token,
-        "target_tokens": derived.target_tokens,
-        "tokens_per_step": derived.tokens_per_step,
-        "num_steps": derived.num_steps,
-        "total_tokens": derived.total_tokens,
-        "total_flops": derived.total_flops,
-        "micro_batches_per_step": micro_batches_per_step,
     }
 
 
@@ -230,7 +204,8 @@ def _memory(
 
     The checkpoint on rank 0's host contains the optimizer state of all devices.
     """
-    totals = {n: estimate(micro_batch_size=micro_batch_size, world_size=n) for n in _device_counts(gpus)}
+    counts = sorted({2**i for i in range(gpus.bit_length())} | {gpus})  # zero divides the optimizer state by these
+    totals = {n: estimate(micro_batch_size=micro_batch_size, world_size=n) for n in counts}
     whole = {
         **asdict(totals[gpus]),
         "total": totals[gpus].total,
@@ -238,11 +213,6 @@ def _memory(
         "checkpoint_on_host": totals[1].weights + totals[1].optimizer_state,
     }
     return {"memory_bytes": whole, "memory_bytes_by_devices": {str(n): memory.total for n, memory in totals.items()}}
-
-
-def _device_counts(gpus: int) -> list[int]:
-    """Return 1, 2, 4, ... and the requested number; under zero the optimizer state per device depends on it."""
-    return sorted({2**i for i in range(gpus.bit_length())} | {gpus})
 
 
 def _cost(
@@ -259,13 +229,6 @@ def _cost(
         "price_per_gpu_hour": price_per_gpu_hour,
         "dollars": hours * gpus * price_per_gpu_hour,
     }
-
-
-def _check(*, gpus: int, mfu: float, micro_batch_size: int) -> None:
-    if gpus < 1 or micro_batch_size < 1:
-        raise UserError(f"gpus {gpus} and micro_batch_size {micro_batch_size} must be at least 1")
-    if not 0 < mfu <= 1:
-        raise UserError(f"mfu is {mfu}; it must be above 0 and at most 1")
 
 
 def _table(values: dict[str, Any]) -> str:

@@ -74,16 +74,13 @@ def read_config(folder: str | Path) -> GPTConfig:
     return GPTConfig.from_dict(fields)
 
 
-def load_model(
-    folder: str | Path, device: str | torch.device = "cpu", compute_dtype: str = "auto", *, cast_weights: bool = False
-) -> GPT:
+def load_model(folder: str | Path, device: str | torch.device = "cpu", compute_dtype: str = "auto") -> GPT:
     """Load a model saved by `save_model`.
 
     Args:
         folder: Holds config.json and model.safetensors.
         device: Target device.
         compute_dtype: "auto", "bfloat16", "float16" or "float32".
-        cast_weights: Store the matrices in the compute dtype too (for inference only).
 
     Raises:
         UserError: If a file is missing or broken, or the weights have other shapes.
@@ -93,7 +90,7 @@ def load_model(
     path = folder / WEIGHTS_FILE
     model = assemble(config, read_tensors(path, "an export"), path)
     model.to(device)
-    return model.set_compute_dtype(dtype, cast_weights=cast_weights)
+    return model.set_compute_dtype(dtype)
 
 
 def assemble(config: GPTConfig, tensors: dict[str, torch.Tensor], source: Path) -> GPT:
