@@ -63,11 +63,7 @@ def has_triton() -> bool:
 
 
 def missing_compiler(device_type: str) -> str:
-    """Return what torch.compile lacks on a device type, as text; empty if nothing.
-
-    Args:
-        device_type: A torch device type, such as "cuda" (including ROCm), "xpu" or "cpu".
-    """
+    """Return what torch.compile lacks on a device type (cpu, cuda including ROCm, xpu), as text; empty if nothing."""
     if device_type not in (*TRITON_DEVICES, "cpu"):
         return f"torch.compile is not supported on {device_type}"
     if device_type in TRITON_DEVICES and not has_triton():
@@ -103,16 +99,10 @@ HEADERS = Path(__file__).parent
 
 
 def kept_code(path: Path, build: Callable[[Path], None]) -> Path:
-    """Return a file of compiled code, built if missing, damaged or owned by another user.
+    """Return a file of compiled code; `build` writes it if it is missing, damaged or owned by another user.
 
-    Its SHA-256 is stored next to it. Rebuilds are reported, unless the file was missing.
-
-    Args:
-        path: Path in the cache. If another user can write to its folder, a temporary folder is used instead.
-        build: Writes the file at a given path.
-
-    Returns:
-        Path of the file.
+    Its SHA-256 is stored next to it. Rebuilds are reported, unless the file was missing. If another user can write to
+    its folder in the cache, a temporary folder is used instead.
     """
     path = _own_folder(path.parent) / path.name
     if _defect(path) is None:
@@ -173,15 +163,10 @@ def _say(text: str) -> None:
 
 
 def cpp_library(source: Path) -> ctypes.CDLL | None:
-    """Load a library; the first use on a machine compiles it (a few seconds).
+    """Load a C++ file's `extern "C"` functions; the first use on a machine compiles it (a few seconds).
 
-    It uses torch's OpenMP runtime. A second runtime would have threads that spin on the same cores.
-
-    Args:
-        source: A C++ file whose functions are `extern "C"`; it may include this folder's headers.
-
-    Returns:
-        The library; None if it cannot be built or loaded (see `library_problem`).
+    It may include this folder's headers. It uses torch's OpenMP runtime: a second runtime would have threads that spin
+    on the same cores. Returns None if it cannot be built or loaded (see `library_problem`).
     """
     return _load(source)[0]
 

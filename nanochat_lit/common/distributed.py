@@ -32,11 +32,7 @@ def is_rank_zero() -> bool:
 
 
 def collective(name: str) -> Callable[..., Any]:
-    """Return a collective of torch.distributed by its newest name; torch before 2.13 has only the old name.
-
-    Args:
-        name: reduce_scatter_single or all_gather_single.
-    """
+    """Return reduce_scatter_single or all_gather_single; torch before 2.13 has only their old names."""
     old = {"reduce_scatter_single": "reduce_scatter_tensor", "all_gather_single": "all_gather_into_tensor"}
     return getattr(dist, name if hasattr(dist, name) else old[name])
 

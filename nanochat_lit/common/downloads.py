@@ -74,12 +74,7 @@ class _AgainError(Exception):
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Allow one process per machine into the block; the system releases the lock of a dead process.
 
-    Args:
-        path: Lock file; not deleted.
-        wait: Wait for the lock; otherwise run the block immediately.
-
-    Yields:
-        Whether this process has the lock; always true with `wait`.
+    Yields whether this process has the lock: always with `wait`, which waits for it. The lock file is not deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

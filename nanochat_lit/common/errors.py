@@ -48,10 +48,7 @@ def os_error_text(error: OSError) -> str | None:
 def missing_package(purpose: str, package: str | None, extra: str) -> UserError:
     """Return the error of a feature that needs an optional package, with the command that installs it.
 
-    Args:
-        purpose: Requested feature, as the beginning of a sentence.
-        package: Name of the missing package.
-        extra: Extra of this project that installs it.
+    `purpose` names the feature, as the beginning of a sentence; `extra` of this project installs the package.
     """
     return UserError(f"{purpose} needs {package}; pip install '.[{extra}]' in the checkout, or 'nanochat-lit[{extra}]'")
 

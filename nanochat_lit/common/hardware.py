@@ -82,20 +82,13 @@ _CARDS: tuple[tuple[Any, ...], ...] = (
 
 
 def resolve_compute_dtype(requested: str = "auto", device: str | torch.device | None = None) -> torch.dtype:
-    """Return the dtype of activations and matmuls.
+    """Return the dtype of activations and matmuls: auto (the device's `native_dtype`), bfloat16, float16 or float32.
 
-    The environment variable NANOCHAT_DTYPE overrides `requested`. "auto" is the device's `native_dtype`.
-
-    Args:
-        requested: "auto", "bfloat16", "float16" or "float32".
-        device: Device of the model; None is `default_device()`.
-
-    Returns:
-        A torch dtype.
+    The environment variable NANOCHAT_DTYPE overrides `requested`; without a device it is for `default_device()`.
 
     Raises:
-        UserError: If `requested` or NANOCHAT_DTYPE is not one of these values, or is bfloat16 on a GPU that emulates
-            it.
+        UserError: If `requested` or NANOCHAT_DTYPE is not one of these values, or is bfloat16 on a GPU that
+            emulates it.
     """
     override = os.environ.get("NANOCHAT_DTYPE", "")
     word, origin = (override, "environment variable NANOCHAT_DTYPE") if override else (requested, "compute_dtype")
@@ -222,15 +215,10 @@ LONGEST_PRODUCT_S = 0.3
 
 
 def peak_flops_per_s(device: str | torch.device, dtype: torch.dtype) -> float:
-    """Return the peak FLOP/s of matmuls, the denominator of MFU.
+    """Return the peak FLOP/s of matmuls of a dtype on one device, the denominator of MFU; NaN if unknown.
 
-    Args:
-        device: A GPU is looked up by name. A CPU is measured with a short matmul, once per process and dtype, because
-            its peak depends on cores, threads and clock.
-        dtype: Dtype of the inputs.
-
-    Returns:
-        FLOP/s of one device; NaN if unknown, so that the MFU is NaN too.
+    A GPU is looked up by name. A CPU is measured with a short matmul, once per process and dtype, because its peak
+    depends on cores, threads and clock.
     """
     device = torch.device(device)
     if device.type == "cpu":
@@ -343,8 +331,7 @@ def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path =
 def free_memory_bytes(device: torch.device) -> int | None:
     """Return the memory available for tensors on a device; None if the system does not report it.
 
-    Args:
-        device: A GPU with its own memory (cuda, xpu), or cpu and mps, which share the machine's.
+    A GPU has its own memory (cuda, xpu); cpu and mps share the machine's.
     """
     if device.type in ("cpu", "mps"):
         return available_memory_bytes() if hasattr(os, "sysconf") else None
@@ -415,11 +402,6 @@ SMALLEST_STEP = 8
 
 
 def padded_length(length: int, limit: int) -> int:
-    """Round a length up to 8, 16, ... 56, 64, 80, 96, 112, 128, 160, ...: 28 lengths up to 2,048.
-
-    Args:
-        length: Length in tokens, from 1 to the limit.
-        limit: Maximum of the result.
-    """
+    """Round a length up to 8, 16, ... 56, 64, 80, 96, 112, 128, 160, ... or the limit: 28 lengths up to 2,048."""
     step = max(SMALLEST_STEP, (1 << (length - 1).bit_length()) // (2 * STEPS_PER_OCTAVE))
     return min(-(-length // step) * step, limit)

@@ -20,18 +20,11 @@ from nanochat_lit.common.errors import UserError
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str | None = None) -> Iterator[IO[Any]]:
-    """Open a file that appears under its name only when the block ends without an error.
+    """Open a file ("wb" or "w") that appears under its name only when the block ends without an error.
 
     The temporary file is in the same folder, because a rename is atomic only within one file system. It is synced
-    before the rename; otherwise a power failure could leave an empty file under the new name.
-
-    Args:
-        path: Path of the file; its folder is created, and an existing file is replaced.
-        mode: "wb" or "w".
-        encoding: Encoding of text; None is UTF-8.
-
-    Yields:
-        The open file.
+    before the rename; otherwise a power failure could leave an empty file under the new name. The folder is created,
+    and an existing file is replaced. Text is in UTF-8 unless `encoding` is given.
     """
     if mode not in ("wb", "w"):
         raise ValueError(f"atomic_write: mode {mode!r} is not one of 'wb', 'w'")
@@ -56,18 +49,11 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str |
 def whole_folder(target: str | os.PathLike[str], known_names: set[str], what: str) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to the target when the block ends without an error.
 
-    The files are synced first and get the permissions of the umask. Temporary folders of killed processes are removed.
-
-    Args:
-        target: Folder to create or replace.
-        known_names: Entries that an existing folder may have; a folder with other entries is not replaced.
-        what: Kind of folder for the message, such as "an export".
-
-    Yields:
-        The temporary folder.
+    An existing folder is replaced, unless it has entries other than `known_names`. The files are synced first and get
+    the permissions of the umask. Temporary folders of killed processes are removed.
 
     Raises:
-        UserError: If the target is a file, or a folder with other entries.
+        UserError: If the target is a file, or a folder with other entries; `what` is its kind, such as "an export".
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100 (resolve would follow a link and replace what it points to)
     if target.exists() and not target.is_dir():
@@ -142,10 +128,7 @@ def remove(path: Path) -> None:
 
 
 def expand_home(value: Any) -> Any:
-    """Replace a leading ~ by the home folder in every string of a value.
-
-    Args:
-        value: A string, or nested lists and mappings of strings; other values are returned unchanged.
+    """Replace a leading ~ by the home folder in a string, or every string of nested lists and mappings.
 
     Raises:
         UserError: If the user has no home folder.
@@ -206,12 +189,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def folder_fingerprint(folder: str | os.PathLike[str], endings: tuple[str, ...]) -> str:
-    """Return the SHA-256 of the names and contents of a folder's files in hexadecimal.
-
-    Args:
-        folder: The folder, without its subfolders; or a file.
-        endings: Suffixes of the folder's files to include.
-    """
+    """Return the SHA-256 in hexadecimal of the names and contents of a folder's files (by suffix), or of a file."""
     digest, root = hashlib.sha256(), Path(folder)
     for path in sorted(root.iterdir()) if root.is_dir() else [root]:
         if path == root or (path.is_file() and path.name.endswith(endings)):
@@ -247,12 +225,8 @@ def run_lock(folder: Path, command: str) -> Iterator[None]:
 
     The lock is reentrant within a process. The folder is created if needed, and removed if it is empty afterwards.
 
-    Args:
-        folder: The run folder.
-        command: Name of the command, shown to other processes.
-
     Raises:
-        UserError: If another process holds it; includes its command and pid.
+        UserError: If another process holds it; includes its pid and the `command` that it gave.
     """
     path = Path(os.path.realpath(folder)) / LOCK_FILE
     if path in _held:
@@ -291,14 +265,9 @@ def _refusal(folder: Path, path: Path) -> str:
 
 
 def lock_file(file: IO[bytes] | IO[str], *, wait: bool = True) -> bool:
-    """Lock a file until it is closed or this process ends.
+    """Lock a file that is open for writing until it is closed or this process ends; return whether this succeeded.
 
-    Args:
-        file: File opened for writing.
-        wait: Wait until no other process holds the lock.
-
-    Returns:
-        Whether the lock was acquired; always true with `wait`.
+    With `wait`, wait until no other process holds the lock.
     """
     try:
         import fcntl
@@ -332,13 +301,10 @@ def try_hold_folder(folder: Path) -> int | None:
 
 
 def try_lock_for_process(file: IO[str]) -> bool:
-    """Lock a file for this process only; forked processes do not inherit the lock.
+    """Lock a file that is open for writing, for this process only; forked processes do not inherit the lock.
 
-    Args:
-        file: File opened for writing. Closing any handle of the same file in this process releases the lock.
-
-    Returns:
-        Whether the lock was acquired; also true on file systems without locks.
+    Closing any handle of the same file in this process releases the lock. Returns whether the lock was acquired, or the
+    file system has no locks.
     """
     try:
         import fcntl

@@ -76,8 +76,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def find_recipe(argument: str) -> str:
     """Return the packaged file for `recipes/X.yaml` or `configs/trainer/X.yaml` outside a checkout, else the argument.
 
-    Args:
-        argument: A path, or --option=PATH.
+    The argument is a path, or --option=PATH.
 
     Raises:
         UserError: If neither has it.

@@ -35,8 +35,7 @@ class ToolCall(NamedTuple):
 def render_tools(functions: Sequence[Mapping[str, Any]]) -> str:
     """Return the text that offers functions to the model, at the beginning of the user's first turn.
 
-    Args:
-        functions: Each with `name` and, optionally, `description` and `parameters` (a JSON schema), as in OpenAI's API.
+    Each has `name` and, optionally, `description` and `parameters` (a JSON schema), as in OpenAI's API.
     """
     shown = [
         json.dumps({key: one[key] for key in ("name", "description", "parameters") if one.get(key)}, ensure_ascii=False)

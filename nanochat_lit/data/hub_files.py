@@ -110,12 +110,7 @@ class HubFiles(ShardSource):
             self._background = _start_download(self.shards.folder, source, rest, self.connections)
 
     def download(self, mirror: str | None = None, report: Report | None = None) -> None:
-        """Download all files.
-
-        Args:
-            mirror: URL to download from instead of the hub.
-            report: Progress callback.
-        """
+        """Download all files, from the hub or the URL of a mirror."""
         self._download(mirror, report, None)
 
     def close(self) -> None:

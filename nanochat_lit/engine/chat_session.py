@@ -89,14 +89,7 @@ class ChatSession:
     """Number of answers so far, including removed ones. Each has another seed, so that a retry gives another answer."""
 
     def ask(self, model: ChatModel, text: str) -> Generator[Piece, None, None]:
-        """Send a message and stream the answer.
-
-        Args:
-            model: Model that answers.
-            text: User message.
-
-        Returns:
-            Iterator over the chunks of the answer.
+        """Send a message and return an iterator over the chunks of the answer.
 
         Raises:
             UserError: If it cannot be answered; raised before the first chunk.
@@ -173,11 +166,7 @@ class ChatSession:
 
     @classmethod
     def from_saved(cls, saved: object, where: str) -> "ChatSession":
-        """Return the conversation of `to_saved`.
-
-        Args:
-            saved: Contents of a file, or of another untrusted source.
-            where: Its name in error messages.
+        """Return the conversation of `to_saved`, from an untrusted source that is called `where` in error messages.
 
         Raises:
             UserError: If it is something else.

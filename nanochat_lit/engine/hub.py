@@ -72,11 +72,7 @@ def fetch_model(model: HubModel) -> Path:
 
 
 def pull_model(model: HubModel, out: str | Path) -> None:
-    """Download a model and write it as an export.
-
-    Args:
-        model: Model on the hub.
-        out: Export folder; an existing export is replaced.
+    """Download a model and write it as an export; an existing export is replaced.
 
     Raises:
         UserError: As for `fetch_model`, or if `out` has other contents.
@@ -118,10 +114,8 @@ def _download(model: HubModel) -> Path:
 def push_folder(folder: Path, model: HubModel, private: bool) -> str:
     """Upload a folder as one commit and return its URL; files of earlier pushes that it lacks are removed.
 
-    Args:
-        folder: Folder to upload.
-        model: Model on the hub; it is created if necessary, and so is its branch `revision`.
-        private: Create the model as private; an existing model must be private already.
+    The model, and its branch `revision`, are created if necessary. With `private` an existing model must be private
+    already.
 
     Raises:
         UserError: If a token is missing, the token has no permission, or the hub cannot be reached.

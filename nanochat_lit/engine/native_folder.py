@@ -114,11 +114,7 @@ def _fixed_fields(config: GPTConfig) -> dict[str, Any]:
 
 
 def gpt_config(values: Mapping[str, Any], folder: Path) -> GPTConfig:
-    """Our dimensions out of a config for transformers.
-
-    Args:
-        values: Of config.json, of a model type in `ARCHITECTURES`.
-        folder: It is in, for the message.
+    """Return our dimensions from the fields of a config.json of a model type in `ARCHITECTURES`.
 
     Raises:
         UserError: If a field is missing, or has a value that this package cannot represent.

@@ -154,11 +154,9 @@ class HuggingFaceModel:
         return flat.view(targets.shape)
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> list[list[int]]:
-        """Return a completion of each prompt, without the end token.
+        """Return a completion of each prompt, without the end token; the samples depend on the other prompts, too.
 
-        Args:
-            prompts: Token ids, of any lengths.
-            sampling: Fields of `SamplingParams`; max_new_tokens is 64 by default. Samples depend on the other prompts, too.
+        `sampling` are fields of `SamplingParams`; max_new_tokens is 64 by default.
 
         Raises:
             UserError: If a prompt leaves no space in the context.

@@ -104,10 +104,7 @@ class RowScorer(ABC):
         """Return logits of the next token, (K, V) float32."""
 
     def score(self, examples: Sequence[Example]) -> list[list[RowScore]]:
-        """Return the score of every sequence of every example.
-
-        Args:
-            examples: Examples in any order; no sequence is longer than `sequence_len`.
+        """Return the score of every sequence of every example; no sequence is longer than `sequence_len`.
 
         Raises:
             UserError: If losses are not finite.

@@ -36,11 +36,9 @@ SAMPLES_LIMIT = 6000
 
 
 def runs_page(runs: Sequence[RunFolder], price_per_hour: float) -> tuple[str, dict[str, bytes]]:
-    """Return the page as Markdown, and its images.
+    """Return the page on runs as Markdown, and its images; several runs are compared in the first table.
 
-    Args:
-        runs: Runs in the order of the page; several are compared in the first table.
-        price_per_hour: US dollars per device-hour; 0 omits the cost.
+    The price is in US dollars per device-hour; 0 omits the cost.
     """
     is_alone = len(runs) == 1
     images = curve_plots(runs) if is_alone else curve_plots(runs, against="tokens")
@@ -95,11 +93,9 @@ def _run_values(run: RunFolder, price_per_hour: float, *, is_alone: bool) -> dic
 
 
 def curve_plots(runs: Sequence[RunFolder], against: str = "step") -> dict[str, bytes]:
-    """Plot loss, validation metrics, learning rates and throughput over steps or another column.
+    """Plot loss, validation metrics, learning rates and throughput over steps or another column of the metrics.
 
-    Args:
-        runs: One curve per run; a single run shows the learning rates of every group.
-        against: "step" or a column of the metrics.
+    One curve per run; a single run shows the learning rates of every group.
     """
     plots: dict[str, bytes] = {}
 

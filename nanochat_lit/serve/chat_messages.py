@@ -30,11 +30,9 @@ _OWN = ("nanochat", "tool_calls", "tool_call_id")
 
 
 def as_messages(given: object, offer: str = "") -> list[dict[str, Any]]:
-    """Return a conversation in the tokenizer's format that ends with a user message.
+    """Return a request's messages in the tokenizer's format, ending with a user message.
 
-    Args:
-        given: The request's messages.
-        offer: Text that offers functions to the model; added to the system message.
+    `offer` is text that offers functions to the model; it is added to the system message.
 
     Raises:
         ApiError: 400 with the field's name.

@@ -89,11 +89,7 @@ def _spaced(sign: re.Match[str]) -> str:
 
 
 def tokens_html(scores: Sequence[TokenScore]) -> str:
-    """Return the tokens of an answer as HTML, coloured by probability, with the alternatives in a tooltip.
-
-    Args:
-        scores: Tokens; their texts are untrusted and escaped.
-    """
+    """Return the tokens of an answer as HTML (escaped), coloured by probability, with a tooltip of alternatives."""
     spans = []
     for score in scores:
         chance = math.exp(min(score.logprob, 0.0))
@@ -303,10 +299,7 @@ class BrowserTab:
         return [side.view() for side in self.sides]
 
     def answering(self, begin: Callable[[ChatTab], Iterator[TabView]]) -> Iterator[list[TabView]]:
-        """Start an answer of each model and yield the views of all sides.
-
-        Args:
-            begin: Starts the answer of one side, such as `ChatTab.retry`.
+        """Start an answer of each model by `begin`, such as `ChatTab.retry`, and yield the views of all sides.
 
         Raises:
             UserError: If a model cannot answer; raised once the others have.

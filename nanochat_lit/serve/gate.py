@@ -41,11 +41,7 @@ _AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket.
-
-    Args:
-        host: Address to bind.
-        port: Port to bind; 0 selects a free port.
+    """Return a listening socket; port 0 selects a free port.
 
     Raises:
         UserError: If the address cannot be bound.

@@ -99,12 +99,7 @@ def answer_grammar(body: Mapping[str, Any]) -> str:
 
 
 def checked_grammar(make: Any, given: Any, param: str) -> str:
-    """Return the grammar that `make` writes of a given format.
-
-    Args:
-        make: Function from a format to a grammar.
-        given: The format.
-        param: Field of the request that it is from.
+    """Return the grammar that `make` writes of the format given in the field `param`.
 
     Raises:
         ApiError: 400 as `answer_grammar`.
@@ -251,11 +246,7 @@ def check_fields(
 
 
 def parse_options(body: Mapping[str, Any], defaults: SamplingParams) -> dict[str, Any]:
-    """Return the fields of `Options`, except for the log-probabilities.
-
-    Args:
-        body: The request.
-        defaults: Default parameters of the export; the default seed is random.
+    """Return the fields of `Options`, except for the log-probabilities; the default seed is random.
 
     Raises:
         ApiError: 400 with the field's name.

@@ -119,10 +119,7 @@ class ChatServer(litserve.LitServer):
             await self.pool.close()
 
     def run(self, port: int = 8000) -> None:  # type: ignore[override]
-        """Serve until SIGTERM or Ctrl-C.
-
-        Args:
-            port: Port to bind to; 0 selects a free port.
+        """Serve until SIGTERM or Ctrl-C; port 0 selects a free port.
 
         Raises:
             UserError: If the port is taken or a worker cannot start.

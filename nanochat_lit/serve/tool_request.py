@@ -37,11 +37,7 @@ class Tools:
 
 
 def parse_tools(body: Mapping[str, Any], answer: str) -> Tools:
-    """Check the fields about functions.
-
-    Args:
-        body: The request.
-        answer: Grammar of an answer without calls; empty for any.
+    """Check the fields about functions; `answer` is the grammar of an answer without calls, empty for any.
 
     Raises:
         ApiError: 400 with the field's name.

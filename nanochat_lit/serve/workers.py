@@ -275,15 +275,9 @@ class WorkerPool:
             self._fail(worker, status, message)
 
     def ask(self, requests: Sequence[Request], client: str, start_s: float) -> Reply:
-        """Submit the requests of one HTTP request, all to one worker.
+        """Submit the requests of one HTTP request, all to one worker; the caller must close the reply.
 
-        Args:
-            requests: Requests for the engine.
-            client: Client identity for fair scheduling.
-            start_s: Arrival time on time.monotonic.
-
-        Returns:
-            Reply that receives the answers; the caller must close it.
+        Clients are scheduled fairly by their identity. `start_s` is the arrival time on time.monotonic.
 
         Raises:
             ApiError: If no worker can answer now.

@@ -52,12 +52,7 @@ class GSM8K(RowTask):
         return extract_answer(completion) is not None
 
     def reward(self, conversation: Conversation, completion: str) -> float:
-        """Return 1 if the number after "####" in the completion is correct, else 0.
-
-        Args:
-            conversation: A conversation of this task.
-            completion: Visible text of an answer.
-        """
+        """Return 1 if the number after "####" in the visible text of an answer is correct, else 0."""
         wanted = extract_answer(_text(conversation["messages"][-1]["content"]))
         return float(wanted is not None and extract_answer(completion) == wanted)
 

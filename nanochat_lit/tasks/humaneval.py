@@ -69,12 +69,7 @@ class HumanEval(RowTask):
 
 
 def program(conversation: Conversation, completion: str) -> str:
-    """Return the program that must run without an error: the prompt's imports, the completion's code, the tests.
-
-    Args:
-        conversation: A conversation of the task.
-        completion: Visible text of an answer; the first fenced code block is used.
-    """
+    """Return the program that must not fail: the prompt's imports, the answer's first code block, the tests."""
     imports = leading_imports(conversation["messages"][0]["content"])
     check = f"check({conversation['entry_point']})"
     return "\n\n".join([imports, extract_code(completion), conversation["test"], check]) + "\n"

@@ -113,14 +113,9 @@ def turns_of_conversation(rng: Random, split: str) -> tuple[str, list[Turn]]:
 
 
 def conversations(split: str = "train", seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Endless conversations of a split.
+    """Endless conversations of a split, {"messages": [...], "source": category of the first block}.
 
-    Args:
-        split: "train", "validation" (or "val") or "test"; no item is in two of them.
-        seed: another seed gives other conversations of the same split.
-
-    Yields:
-        {"messages": [...], "source": category of the first block}
+    No item is in two of the splits "train", "validation" (or "val") and "test"; another seed gives other conversations.
     """
     split = check_split(split)
     rng = Random(f"conversations:{split}:{seed}")

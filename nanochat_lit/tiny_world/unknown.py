@@ -141,10 +141,7 @@ _WEIGHTS = (8, 3, 3, 2, 2, 8, 2, 2)
 def sample(rng: Random, split: str, first: bool = True) -> Turn:
     """A question that only "I don't know" answers.
 
-    Args:
-        rng: source of the choice.
-        split: the split of the item.
-        first: whether it opens the conversation; later turns don't ask what the user may have told before.
+    Turns after the `first` of a conversation don't ask what the user may have told before.
     """
     count = len(_MAKERS) if first else len(_MAKERS) - 1
     return draw(rng, split, rng.choices(_MAKERS[:count], _WEIGHTS[:count])[0])

@@ -246,11 +246,7 @@ class StreamDecoder:
 
 
 def utf8(text: str, index: int | None = None) -> bytes:
-    """Encode a text as UTF-8.
-
-    Args:
-        text: Text to encode.
-        index: Its index in a batch, for the message; None for a single text.
+    """Encode a text as UTF-8; the error names its index, if it is in a batch.
 
     Raises:
         UserError: If it contains a lone surrogate.

@@ -267,14 +267,9 @@ def check_no_earlier_run(folder: Path) -> None:
 
 
 def resolve(ckpt_path: str, run_dir: Path) -> Path | None:
-    """Return the file that `--ckpt_path` refers to.
+    """Return the intact file that `--ckpt_path` refers to: a path, or the words last or best in the run folder.
 
-    Args:
-        ckpt_path: A path, or the words last or best.
-        run_dir: Run folder that last and best refer to.
-
-    Returns:
-        An intact file; None for `last` in a run without checkpoints, so that the same command starts and resumes a run.
+    None for `last` in a run without checkpoints, so that the same command starts and resumes a run.
 
     Raises:
         UserError: If the file does not exist or no checkpoint is intact.

@@ -285,14 +285,9 @@ def _check_recipes(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str], part_of: str | None = None) -> int:
-    """Run a command of the Trainer.
+    """Run a command of the Trainer (fit, validate or test) with its options; return the exit status 0.
 
-    Args:
-        argv: The command (fit, validate or test) and its options.
-        part_of: Enclosing command, which resumes this one after an interruption; None without one.
-
-    Returns:
-        Exit status 0.
+    `part_of` is an enclosing command, which resumes this one after an interruption.
     """
     # not their devices found, seeds set and tips: the plan table has the relevant values
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):

@@ -149,10 +149,7 @@ class ContinuedModule(LanguageModule):
             )
 
     def load_frozen(self, source: str) -> GPT:
-        """Return another model, frozen, on the device and in the dtype of the model in training.
-
-        Args:
-            source: Export, run folder, .ckpt file or hf://OWNER/NAME.
+        """Return another model (as `base`), frozen, on the device and in the dtype of the model in training.
 
         Raises:
             UserError: If its tokenizer differs, or its context is shorter.
@@ -181,9 +178,8 @@ class ContinuedModule(LanguageModule):
     def start_stage(self, one_pass: Callable[[], int], tokens_per_step: int) -> None:
         """Set the plan and the schedule: a constant batch size, no weight decay.
 
-        Args:
-            one_pass: Returns the steps of one pass over the data; called if the run does not set its number of steps.
-            tokens_per_step: Tokens per optimizer step.
+        `one_pass` returns the steps of one pass over the data; it is called if the run does not set its number of
+        steps.
         """
         num_steps = self.requested_steps(self.num_steps)
         if num_steps is None:

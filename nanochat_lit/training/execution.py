@@ -31,13 +31,7 @@ CPU_COMPILE_PAYS_FLOPS = 8e12
 
 
 def decide_compile(mode: str, device_type: str, total_flops: float) -> tuple[bool, str]:
-    """Return whether to compile, and a description of the reason.
-
-    Args:
-        mode: "auto", "true" or "false".
-        device_type: A torch device type, such as "cuda" or "cpu".
-        total_flops: FLOPs of the whole run.
-    """
+    """Return whether to compile a run of this many FLOPs (mode auto, true or false), and the reason in words."""
     if mode in ("true", "false"):
         return mode == "true", "on" if mode == "true" else "off"
     if missing := missing_compiler(device_type):
@@ -147,12 +141,9 @@ def possible_sizes(tokens_per_step: int, sequence_len: int, world_size: int) -> 
 
 
 def cpu_fits(config: GPTConfig, available_bytes: float, **run: Any) -> Callable[[int], bool]:
-    """Return a predicate: whether the estimated memory of a size is available and the size is useful.
+    """Return a predicate on sizes: whether the estimated memory is available and the size is useful.
 
-    Args:
-        config: Configuration of the model.
-        available_bytes: Memory that the run may use.
-        run: compute_dtype, is_compiled and activation_checkpointing, as for `training_memory`.
+    `run` has the options of `training_memory`: compute_dtype, is_compiled and activation_checkpointing.
     """
 
     def fits(size: int) -> bool:
@@ -164,11 +155,9 @@ def cpu_fits(config: GPTConfig, available_bytes: float, **run: Any) -> Callable[
 
 
 def trial_fits(model: GPT, reserved_bytes: int) -> Callable[[int], bool]:
-    """Return a predicate: whether a forward and backward pass of a size fit the model's device.
+    """Return a predicate on sizes: whether a forward and backward pass fit the model's device, in its compute dtype.
 
-    Args:
-        model: Model on its device, in its compute dtype; its gradients are discarded.
-        reserved_bytes: Memory to reserve during the trial for the optimizer state.
+    Memory for the optimizer state is reserved during the trial; the model's gradients are discarded.
     """
 
     def fits(size: int) -> bool:

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 def render_pair(tokenizer: Tokenizer, pair: Conversation) -> tuple[list[int], list[Rollout]]:
     """Return the prompt of a preference pair, and its chosen and rejected completions.
 
-    Args:
-        tokenizer: Tokenizer to use.
-        pair: {"messages": the chosen conversation, "rejected": the messages of the other}.
+    A pair is {"messages": the chosen conversation, "rejected": the messages of the other}.
     """
     chosen, rejected = pair["messages"], pair["rejected"]
     shared = chosen[: common_length(chosen, rejected)]

@@ -186,8 +186,7 @@ class RLModule(ContinuedModule):
     def collect(self, number: int) -> dict[str, Tensor]:
         """Return scored rollouts of this rank: inputs, targets, advantages, num_tokens, and what the options need.
 
-        Args:
-            number: Number of the rollout batch in this run; determines the questions and the sampling seeds.
+        The number of the rollout batch in this run determines the questions and the sampling seeds.
         """
         data, numbers = self.questions, own_share(number, self.questions_per_step)
         places = [data.question(own) for own in numbers]

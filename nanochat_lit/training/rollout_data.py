@@ -293,9 +293,7 @@ class RolloutDataModule(StepDataModule):
     def start(self, number: int, guided: float) -> list[int]:
         """Return tokens of the reference answer that the answers to the `number`-th question begin with, often none.
 
-        Args:
-            number: Number of the question in the run; determines the length.
-            guided: Fraction of the questions with a start.
+        A fraction `guided` of the questions has a start; the number determines its length.
 
         Reference:
             Xi et al. 2024, Training Large Language Models for Reasoning through Reverse Curriculum Reinforcement

@@ -15,13 +15,7 @@ class StepCallback(Callback):
     _step_seen = 0
 
     def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
-        """Called once when an optimizer step is complete.
-
-        Args:
-            trainer: Trainer of the run.
-            module: Module of the run.
-            step: Number of completed steps, including this one.
-        """
+        """Called once when an optimizer step is complete; `step` is their number so far."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step_seen = trainer.global_step
