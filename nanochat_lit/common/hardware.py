@@ -288,11 +288,8 @@ def _product_s(size: int, dtype: torch.dtype, repeats: int) -> float:
 class ReadBandwidth:
     """Measures the memory read bandwidth of a device, the denominator of MBU.
 
-    On a shared machine it varies within seconds, so alternate it with the measurement to compare.
-
-    Args:
-        device: Device to measure.
-        num_bytes: Size of the buffer; must exceed the caches.
+    On a shared machine it varies within seconds, so alternate it with the measurement to compare. The buffer must
+    exceed the caches.
     """
 
     def __init__(self, device: str | torch.device, num_bytes: int = 1 << 28) -> None:

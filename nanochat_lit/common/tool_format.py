@@ -85,10 +85,7 @@ class CallParser:
     """Splits the text of an answer, as it is generated, into text and calls.
 
     A call is returned when it is complete. Text between the tags that is not a call of an offered function stays text.
-
-    Args:
-        names: Names of the offered functions.
-        max_calls: Further calls are dropped; None for no limit.
+    Calls beyond `max_calls` are dropped.
     """
 
     def __init__(self, names: Sequence[str], max_calls: int | None = None) -> None:

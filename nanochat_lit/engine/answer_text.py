@@ -20,11 +20,7 @@ class AnswerText:
     """Converts the tokens of one answer to chunks of text as soon as they are final.
 
     Buffers incomplete UTF-8 characters, and text that may be the beginning of a stop string. Control tokens are never
-    part of the text.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        stop: Strings that end the answer; matched only in its text, not in calculator calls.
+    part of the text. Stop strings are matched only in the text, not in calculator calls.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:

@@ -30,9 +30,7 @@ class TokenScore(NamedTuple):
 class Answer:
     """An answer being generated. Its chunks can be iterated once; `stop` ends it early.
 
-    Args:
-        num_dropped_turns: Number of oldest turns dropped to fit the context.
-        stop: Ends the answer and its iteration; idempotent and thread-safe.
+    `num_dropped_turns` of the oldest turns did not fit the context. `stop` is idempotent and thread-safe.
     """
 
     def __init__(self, *, num_dropped_turns: int = 0, stop: Callable[[], None]) -> None:

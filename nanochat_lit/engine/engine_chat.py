@@ -61,11 +61,8 @@ def fit_chat_prompt(
 class EngineChat:
     """A `ChatModel` in this process. A context manager, whose exit ends all answers and the thread.
 
-    The thread isolates the engine from Ctrl-C and slow readers, which only access a queue.
-
-    Args:
-        engine: Engine, afterwards used only by the thread.
-        max_queue: Maximum number of queued answers.
+    The thread isolates the engine from Ctrl-C and slow readers, which only access a queue. The engine is afterwards
+    used only by the thread.
     """
 
     def __init__(self, engine: Engine, max_queue: int = 64) -> None:

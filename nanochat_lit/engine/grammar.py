@@ -75,11 +75,7 @@ def check_grammar(grammar: str) -> None:
 
 
 class GrammarParsers:
-    """Makes parsers for the vocabulary of a tokenizer.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-    """
+    """Makes parsers for the vocabulary of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -110,8 +110,7 @@ def to_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -
 class HostCopy:
     """An asynchronous copy of a tensor to the host, which later device work does not delay.
 
-    Args:
-        tensor: Tensor to copy after earlier device work; later work may overwrite it.
+    Later work may overwrite the tensor.
     """
 
     def __init__(self, tensor: Tensor) -> None:

@@ -63,9 +63,6 @@ def completion_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Completion:
 class EngineAnswerer:
     """Answers with the engine and its calculator tool.
 
-    Args:
-        engine: Model and tokenizer.
-
     Attributes:
         sequence_len: Maximum length of a prompt, tokens.
         device: Device of the model.
@@ -109,9 +106,6 @@ class HuggingFaceAnswerer:
     """Answers with a transformers model, without a calculator; the methods are those of `EngineAnswerer`.
 
     Appends the task's instruction on the answer format to the question, because the model was not trained on the task.
-
-    Args:
-        causal: Model and tokenizer.
     """
 
     def __init__(self, causal: HuggingFaceModel) -> None:

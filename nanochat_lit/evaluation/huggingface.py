@@ -50,9 +50,6 @@ def refuse_huggingface(folder: str | Path, what: str) -> None:
 class HuggingFaceTokenizer:
     """Adapter of a transformers tokenizer for evaluations.
 
-    Args:
-        tokenizer: Transformers tokenizer.
-
     Attributes:
         bos_id: Token id that precedes every text: the tokenizer's bos token, else its eos token.
 
@@ -117,10 +114,6 @@ TextTokenizer = Tokenizer | HuggingFaceTokenizer
 
 class HuggingFaceModel:
     """Adapter of a transformers causal language model with its tokenizer.
-
-    Args:
-        model: Model in evaluation mode.
-        tokenizer: Its tokenizer.
 
     Attributes:
         device: Device of the model.
@@ -222,12 +215,7 @@ def _has_plain_cache(model: Any) -> bool:
 
 
 class HuggingFaceScorer(RowScorer):
-    """Scores sequences with a Hugging Face model; reuses keys and values of shared prefixes if its cache allows it.
-
-    Args:
-        model: The model.
-        tokens_per_pass: Tokens per forward pass; None is the default of the device.
-    """
+    """Scores sequences with a Hugging Face model; reuses keys and values of shared prefixes if its cache allows it."""
 
     def __init__(self, model: HuggingFaceModel, tokens_per_pass: int | None = None) -> None:
         default = TOKENS_PER_PASS if model.device.type == "cpu" else None

@@ -169,12 +169,7 @@ class RowScorer(ABC):
 
 
 class GPTScorer(RowScorer):
-    """Scores sequences with a GPT, on its device and in its compute dtype.
-
-    Args:
-        model: Model in evaluation mode.
-        tokens_per_pass: Tokens per forward pass; None is the default of the device.
-    """
+    """Scores sequences with a GPT, on its device and in its compute dtype."""
 
     def __init__(self, model: GPT, tokens_per_pass: int | None = None) -> None:
         super().__init__(model.device, model.config.sequence_len, model.config.vocab_size, tokens_per_pass)

@@ -47,9 +47,7 @@ class TaskResult:
 class ResultsFile:
     """The finished tasks of one evaluation; every change replaces the file atomically.
 
-    Args:
-        path: JSON file; None stores nothing.
-        key: Identity of the results: model, data, settings. A file with another key is replaced.
+    A file with another key (model, data, settings) is replaced; without a path nothing is stored.
     """
 
     def __init__(self, path: Path | None, key: Mapping[str, Any]) -> None:

@@ -82,10 +82,7 @@ def fingerprint_of(settings: "ServeSettings") -> str:
 class ChatAPI(litserve.LitAPI):
     """One worker's model behind a scheduler.
 
-    Args:
-        settings: Settings of the server.
-        fingerprint: Digest of the export when the server started; a worker refuses to load another.
-        arguments: Arguments of LitAPI: spec and loop.
+    It refuses to load an export with another fingerprint, the digest when the server started.
     """
 
     scheduler: "Scheduler"

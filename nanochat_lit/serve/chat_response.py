@@ -30,11 +30,7 @@ def usage(num_prompt: int, num_completion: int) -> dict[str, int]:
 
 
 class TokenNames:
-    """Writes log-probabilities as OpenAI's API does: a token by its text and its bytes.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-    """
+    """Writes log-probabilities as OpenAI's API does: a token by its text and its bytes."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

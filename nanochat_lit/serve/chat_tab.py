@@ -159,10 +159,6 @@ class ChatTab:
     """A conversation with one model. Methods are thread-safe.
 
     Requesting an answer first stops the current one. The views of an answer end when another one replaces it.
-
-    Args:
-        model: Model that answers.
-        settings: Initial sampling settings.
     """
 
     def __init__(self, model: ChatModel, settings: SamplingParams) -> None:
@@ -282,12 +278,7 @@ class ChatTab:
 
 
 class BrowserTab:
-    """A tab of the browser: the same questions to one model, or to two side by side.
-
-    Args:
-        models: Models that answer.
-        settings: Initial sampling settings.
-    """
+    """A tab of the browser: the same questions to one model, or to two side by side."""
 
     def __init__(self, models: Sequence[ChatModel], settings: SamplingParams) -> None:
         self.sides = [ChatTab(model, settings) for model in models]

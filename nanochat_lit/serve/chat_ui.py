@@ -59,12 +59,7 @@ SAVE_EVERY_S = 1.0
 
 
 class OpenTabs:
-    """All open tabs.
-
-    Args:
-        models: Models that answer, one or two.
-        settings: Initial sampling settings.
-    """
+    """All open tabs."""
 
     def __init__(self, models: Sequence[ChatModel], settings: SamplingParams) -> None:
         self._models, self._settings = models, settings

@@ -66,10 +66,7 @@ class ChatLoop(LitLoop):
 class EngineWork:
     """Processes messages and returns reports, one step at a time; independent of processes and pipes for tests.
 
-    Args:
-        scheduler: Scheduler of the engine.
-        end_ids: Tokens that end an answer and do not belong to it.
-        clock: Monotonic clock, seconds.
+    The tokens `end_ids` end an answer and do not belong to it.
     """
 
     def __init__(self, scheduler: Any, end_ids: frozenset[int], clock: Any = time.monotonic) -> None:

@@ -39,11 +39,7 @@ class ChatServer(litserve.LitServer):
 
     LitServer provides the application, endpoints, middleware and authorization. Its `run` is replaced: on SIGTERM it
     orphans its workers, its /health succeeds without workers, and its several HTTP processes cannot count requests or
-    tokens.
-
-    Args:
-        settings: Settings of the server.
-        devices: One per worker; None selects the fastest available device.
+    tokens. `devices` has one entry per worker; None selects the fastest available device.
     """
 
     def __init__(self, settings: ServeSettings, devices: Sequence[str | None]) -> None:

@@ -33,12 +33,6 @@ class ChatSpec(LitSpec):
 
     Not a subclass of LitServe's OpenAISpec, which drops seeds, returns errors in another format, sums usage over
     chunks, and does not stop requests of disconnected clients.
-
-    Args:
-        settings: Settings of the server.
-        tokenizer: Tokenizer of the model.
-        pool: Worker pool.
-        metrics: Metrics to update.
     """
 
     def __init__(self, settings: ServeSettings, tokenizer: Tokenizer, pool: WorkerPool, metrics: ServerMetrics) -> None:

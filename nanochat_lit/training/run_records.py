@@ -42,9 +42,6 @@ class MetricsFile(Logger):
 
     Lightning's CSVLogger deletes the file of an earlier run in the same folder, so a resumed run would lose its
     history. This logger keeps the rows up to the step it resumes from; a new run starts an empty file.
-
-    Args:
-        folder: The run folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -136,11 +133,7 @@ def describe_machine() -> dict[str, str]:
 
 
 class SessionRecord(Callback):
-    """Adds an entry to `sessions.json` when training starts or resumes, and records how it ended.
-
-    Args:
-        command: The program's name and its arguments.
-    """
+    """Adds an entry to `sessions.json` when training starts or resumes, and records how it ended."""
 
     def __init__(self, command: Sequence[str] = ()) -> None:
         self.command = list(command)

@@ -24,9 +24,7 @@ from nanochat_lit.training.module import check_optimizer, describe_differences
 class TokenAccounts:
     """Accumulates counts since the last `pop`; on the device, to avoid synchronization.
 
-    Args:
-        names: Names of the sources; None counts them together.
-        pad_id: Token id of padding at the end of a sequence.
+    Without names all sources are counted together. Token pad_id at the end of a sequence is padding.
     """
 
     def __init__(self, names: Sequence[str] | None, pad_id: int) -> None:

@@ -50,10 +50,6 @@ class RankWatch:
     """Connects this rank to the others and watches them from a thread.
 
     Use it within the lifetime of the process group; with one rank it does nothing.
-
-    Args:
-        rank: Rank of this process.
-        world_size: Number of processes.
     """
 
     def __init__(self, rank: int, world_size: int) -> None:

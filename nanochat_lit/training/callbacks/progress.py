@@ -182,9 +182,6 @@ class RunProgress(StepCallback):
 
     Losses stay on the device until a logged step, the only synchronization. Times are measured on this rank's host;
     losses and the gradient norm cover all ranks.
-
-    Args:
-        log_every: Steps between logged rows.
     """
 
     def __init__(self, log_every: int = 10) -> None:
