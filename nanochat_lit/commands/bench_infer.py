@@ -3,7 +3,7 @@
 import json as json_format
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -25,23 +25,6 @@ from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.model.decode_kernel import KernelLinear
 from nanochat_lit.model.packed import Quantization, describe_kernel, pack_linears
 from nanochat_lit.model.slot_cache import stored_dtype
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeRow:
-    """Decoding speed at one number of concurrent sequences."""
-
-    streams: int
-    """Number of concurrent sequences."""
-    step_ms: float
-    """Median duration of a decode step (one token per sequence), milliseconds."""
-    tokens_per_s: float
-    """Tokens per second, summed over the sequences."""
-    mbu: float
-    """Bytes of weights and KV cache that a step reads, per second, as a fraction of `bandwidth_gb_per_s`. Exceeds 1 for
-    models that fit the CPU caches."""
-    bandwidth_gb_per_s: float
-    """Best memory read bandwidth measured between these runs, GB/s."""
 
 
 def bench_infer(  # noqa: PLR0913 - every option of the command is a parameter
@@ -121,19 +104,14 @@ def _measure(
         prefill_s += first_s
         step_s, read = statistics.median(steps_s), max(reads)
         read_bytes = weight_bytes + count * _key_bytes(gpt, prompt_len + new_tokens // 2)
-        row = DecodeRow(
-            streams=count,
-            step_ms=step_s * 1e3,
-            tokens_per_s=count / step_s,
-            mbu=read_bytes / step_s / read,
-            bandwidth_gb_per_s=read / 1e9,
-        )
-        rows.append(row)
+        row = {"streams": count, "step_ms": step_s * 1e3, "tokens_per_s": count / step_s}
+        # the bytes that a step reads per second; exceeds 1 for models that fit the CPU caches
+        rows.append(row | {"mbu": read_bytes / step_s / read, "bandwidth_gb_per_s": read / 1e9})
     first_token_s = statistics.median(prefill_s)
     return {
         "first_token_ms": first_token_s * 1e3,
         "prefill_tokens_per_s": prompt_len / first_token_s,
-        "decode": [asdict(row) for row in rows],
+        "decode": rows,
         "peak_memory_bytes": peak_bytes,
     }
 

@@ -94,10 +94,6 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         json: Print one JSON object instead of the table.
     """
     gpus, gpu = (int(gpu), None) if gpu is not None and gpu.isdecimal() else (gpus, gpu)  # --gpu 8
-    if gpus < 1 or micro_batch_size < 1:
-        raise UserError(f"gpus {gpus} and micro_batch_size {micro_batch_size} must be at least 1")
-    if not 0 < mfu <= 1:
-        raise UserError(f"mfu is {mfu}; it must be above 0 and at most 1")
     config = GPTConfig.from_depth(
         depth, vocab_size=vocab_size, sequence_len=sequence_len, head_dim=head_dim, aspect_ratio=aspect_ratio,
         n_kv_head=n_kv_head, window_pattern=window_pattern, bigram_factor=bigram_factor, architecture=architecture, tie_embeddings=tie_embeddings,
@@ -111,9 +107,8 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         capability=_capability(gpu), activation_checkpointing=activation_checkpointing,
     )  # fmt: skip
     values = _values(config, derived, micro_batch_size, gpus) | _memory(config, estimate, micro_batch_size, gpus)
-    values["optimizer_step_of_a_device"] = asdict(
-        step_costs(config, strategy=strategy, world_size=gpus, compute_dtype=dtype)
-    )
+    costs = step_costs(config, strategy=strategy, world_size=gpus, compute_dtype=dtype)
+    values["optimizer_step_of_a_device"] = asdict(costs)
     values |= _hardware(config, device, find_card(gpu), dtype, partial(estimate, world_size=gpus), micro_batch_size)
     cost = _cost(derived, gpus, gpu, peak_flops_per_s, mfu, price_per_gpu_hour)
     values["cost"] = {"hardware": f"{gpus} x {gpu}", "strategy": strategy, **cost}
@@ -173,6 +168,8 @@ def _hardware(
 
 def _values(config: GPTConfig, derived: TrainingPlan, micro_batch_size: int, gpus: int) -> dict[str, dict[str, Any]]:
     """Return all values except memory and cost, by section."""
+    if gpus < 1 or micro_batch_size < 1:
+        raise UserError(f"gpus {gpus} and micro_batch_size {micro_batch_size} must be at least 1")
     counts = count_parameters(config)
     training = ("flops_per_token", "target_tokens", "tokens_per_step", "num_steps", "total_tokens", "total_flops")
     number = micro_batches(derived.tokens_per_step, micro_batch_size, config.sequence_len, gpus)
@@ -218,6 +215,8 @@ def _memory(
 def _cost(
     derived: TrainingPlan, gpus: int, gpu: str, peak_flops_per_s: float | None, mfu: float, price_per_gpu_hour: float
 ) -> dict[str, Any]:
+    if not 0 < mfu <= 1:
+        raise UserError(f"mfu is {mfu}; it must be above 0 and at most 1")
     peak = peak_flops_per_s if peak_flops_per_s is not None else getattr(find_card(gpu), "peak_flops_per_s", math.nan)
     if not peak > 0:  # NaN for an unknown name
         raise UserError(f"the peak FLOP/s of {gpu!r} is unknown; set --peak_flops_per_s to a positive number")

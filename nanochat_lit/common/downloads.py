@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +102,7 @@ def with_retries(
 ) -> Any:
     """Call a function that contacts a server, with retries and increasing pauses on temporary errors.
 
-    Args:
-        call: Function to call.
-        what: Name of the resource, for the error.
-        hint: Additional advice, for the error.
-        pause: Sleep function of seconds; None is time.sleep.
+    Errors name the resource as `what`, with `hint` as additional advice.
 
     Raises:
         UserError: If the last attempt fails, or immediately if the server rejects the request or cannot be reached.
@@ -180,22 +177,18 @@ def download(
     return with_retries(transfer.run, url, pause=pause)
 
 
+@dataclass
 class _Transfer:
     """One download; the partial file of a version is .NAME.VERSION.partial."""
 
-    def __init__(
-        self,
-        url: str,
-        path: Path,
-        sha256: str | None,
-        size: int | None,
-        token: bool | None,
-        check: Callable[[Path], None],
-        progress: Callable[[int], None],
-    ) -> None:
-        self.url, self.path, self.sha256, self.size = url, path, sha256, size
-        self.token, self.check, self.progress = token, check, progress
-        self.num_counted = 0
+    url: str
+    path: Path
+    sha256: str | None
+    size: int | None
+    token: bool | None
+    check: Callable[[Path], None]
+    progress: Callable[[int], None]
+    num_counted: int = 0
 
     def run(self) -> str:
         """Make one attempt; return the checksum of the finished file."""

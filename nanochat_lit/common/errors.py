@@ -54,13 +54,9 @@ def missing_package(purpose: str, package: str | None, extra: str) -> UserError:
 
 
 def require_version(purpose: str, package: str, oldest: str, extra: str) -> None:
-    """Raise an error if an installed optional package is older than the feature needs.
+    """Raise an error if an installed optional package is older than the feature (`purpose`) needs, as MAJOR.MINOR.
 
-    Args:
-        purpose: Requested feature, as the beginning of a sentence.
-        package: Name of the installed package.
-        oldest: Oldest supported version, as MAJOR.MINOR.
-        extra: Extra of this project that installs a supported version.
+    `extra` of this project installs a supported version.
     """
     found = importlib.metadata.version(package)
     if [int(part) for part in re.findall(r"\d+", found)[:2]] < [int(part) for part in oldest.split(".")]:

@@ -311,11 +311,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
-    """Return the memory available without swapping, within a container's limit if there is one.
-
-    Args:
-        meminfo: Linux's /proc/meminfo.
-        cgroup: Folder of this container's limits (cgroup v2).
+    """Return the memory available without swapping, within a container's limit (cgroup v2) if there is one.
 
     Raises:
         UserError: If the system does not report it (Windows).

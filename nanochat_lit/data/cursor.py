@@ -72,10 +72,8 @@ class Cursor(ABC):
     def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:
         """Return the position from which `num_readers` readers continue with exactly the remaining items.
 
-        Args:
-            states: States of all readers, which started together.
-            num_readers: Number of continuing readers.
-            more: Positions of items that were taken but not used, to be read again.
+        `states` are those of all readers, which started together; `more` are positions of items that were taken but not
+        used, to be read again.
         """
 
     def _nothing_to_read(self) -> NoReturn:

@@ -222,13 +222,6 @@ class ShardFolder:
     ) -> None:
         """Download the missing files in parallel, in this order.
 
-        Args:
-            source: Data set to download from.
-            files: Files to download.
-            connections: Number of parallel downloads.
-            report: Progress callback.
-            pause: Sleep function of seconds; None uses a sleep that ends when downloading stops.
-
         Raises:
             UserError: If downloads failed; names the files. All others are complete.
         """

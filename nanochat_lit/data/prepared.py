@@ -164,14 +164,9 @@ def write_shard(
     dtype: np.dtype,
     fingerprints: tuple[str, str],
 ) -> Header:
-    """Write a shard atomically.
+    """Write a shard atomically: token ids of every record in order, None for a record without text.
 
-    Args:
-        path: Path of the shard.
-        documents: Token ids of every record in order; None for a record without text.
-        blocks: Ranges of records, in order and without gaps.
-        dtype: uint16 or uint32.
-        fingerprints: sha256 of the tokenizer and of the text file, in hexadecimal.
+    `blocks` are ranges of records, without gaps; `fingerprints` the sha256 of the tokenizer and of the text file.
     """
     offsets = array("q", [0])
     starts = array("q", [*(start for start, _ in blocks), blocks[-1][1] if blocks else 0])
@@ -267,12 +262,7 @@ def prepare(
 ) -> list[Header]:
     """Write the missing shards, then the list of all shards.
 
-    Args:
-        source: Text files.
-        tokenizer: Tokenizer to use.
-        folder: Output folder; created if needed.
-        num_threads: Native tokenizer threads.
-        report: Called after each shard with its path, its header and whether it is new.
+    `report` is called after each shard with its path, its header and whether it is new.
 
     Raises:
         UserError: For bad text, a folder that was prepared with another tokenizer, or a full disk; finished shards are

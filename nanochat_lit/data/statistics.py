@@ -83,14 +83,10 @@ def corpus_statistics(
     near_docs: int,
     seed: int = 0,
 ) -> CorpusStatistics:
-    """Compute the statistics of a corpus.
+    """Compute the statistics of a corpus of sources by name.
 
-    Args:
-        sources: Sources by name.
-        count_tokens: Returns the number of tokens of texts, including BOS.
-        max_docs: Maximum number of documents; larger corpora are sampled in random blocks.
-        near_docs: Number of documents to compare for near duplicates.
-        seed: Seed of the sample.
+    A corpus with more than `max_docs` documents is sampled in random blocks; `near_docs` of them are compared for near
+    duplicates. `count_tokens` returns the number of tokens of texts, including BOS.
     """
     found = CorpusStatistics(tokens=None if count_tokens is None else 0)
     compared: list[str] = []

@@ -24,11 +24,7 @@ UNSUPPORTED = {
 def save_adapter(folder: Path, model: GPT, lora: LoRA, base: str | Path) -> None:
     """Write the adapter of a model atomically; replaces an existing adapter.
 
-    Args:
-        folder: Target folder.
-        model: Model with an adapter.
-        lora: Its settings.
-        base: Export or checkpoint that the adapter changes; its path and digest are recorded.
+    The path and digest of `base`, the export or checkpoint that it changes, are recorded.
     """
     tensors = {
         f"base_model.model.{name}": tensor.detach().float().cpu().contiguous()
@@ -47,12 +43,9 @@ def save_adapter(folder: Path, model: GPT, lora: LoRA, base: str | Path) -> None
 
 
 def merge_adapter(model: GPT, folder: str | Path, base: Path) -> None:
-    """Add an adapter to a model's matrices in place, exactly as the export of its run has them.
+    """Add an adapter to a model's float32 matrices in place, exactly as the export of its run has them.
 
-    Args:
-        model: Model with float32 matrices.
-        folder: Holds the adapter, of this package or of peft.
-        base: Export or checkpoint of the model.
+    `folder` holds the adapter, of this package or of peft; `base` is the export or checkpoint of the model.
 
     Raises:
         UserError: If it is not an adapter, is damaged, of another kind, or belongs to another base.

@@ -79,15 +79,7 @@ def export_gguf(export: str | Path, out: str | Path, quantize: GGUFType = "f16")
 def write_gguf(
     path: Path, model: GPT, tokenizer: SentencePieceTokenizer, quantize: GGUFType, name: str, is_chat: bool
 ) -> None:
-    """Write one file; `export_gguf` adds the folder around it.
-
-    Args:
-        path: The file.
-        model: A model of the architecture qwen3 in float32.
-        tokenizer: Gives the vocabulary with its scores and control tokens.
-        quantize: Type of the matrices.
-        name: Name of the model in the file.
-        is_chat: Whether to write the chat template.
+    """Write one file, with the chat template if `is_chat`; `export_gguf` adds the folder around it.
 
     Raises:
         UserError: If the vocabulary or a width does not fit the format, or the gguf package is missing.

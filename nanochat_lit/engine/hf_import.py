@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
@@ -19,7 +18,7 @@ from nanochat_lit.engine.nanochat import tokenizer_of_hf
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.architecture import model_class
 from nanochat_lit.model.config import ADDED_FIELDS
-from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, assemble
+from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, assemble, read_tensors
 from nanochat_lit.model.layers import SOFTCAP
 from nanochat_lit.tokenizer import Tokenizer
 
@@ -125,12 +124,5 @@ def _load_tensors(folder: Path) -> dict[str, torch.Tensor]:
         names = sorted({Path(str(name)).name for name in shards.values()})
     tensors: dict[str, torch.Tensor] = {}
     for name in names:
-        path = folder / name
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing; give a folder that `export --format hf` wrote") from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read ({error}); it is damaged or truncated") from None
+        tensors |= read_tensors(folder / name, "a Hugging Face model")
     return tensors

@@ -14,11 +14,8 @@ from nanochat_lit.model.layers import SOFTCAP
 def model_card(export: Path, name: str, model: GPT, for_transformers: bool = True) -> str:
     """Return the model card with the metadata block of the Hugging Face hub.
 
-    Args:
-        export: Export folder; recipe and scores are read from its run folder.
-        name: Model name in the examples.
-        model: The model.
-        for_transformers: Whether the card is that of a Hugging Face folder; otherwise, of an export on the hub.
+    Recipe and scores are read from the run folder of the export; the examples use `name`. The card is that of a Hugging
+    Face folder, or, without `for_transformers`, of an export on the hub.
     """
     from jinja2 import Environment, StrictUndefined
 

@@ -142,12 +142,9 @@ def has_sampling_kernel(logits: Tensor) -> bool:
 
 
 def sample_each(logits: Tensor, settings: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
-    """Sample one token per sequence, equivalent to `sampling.sample_next` up to rounding.
+    """Sample one token per sequence of (B, V) float32 logits on a CPU, equivalent to `sample_next` up to rounding.
 
-    Args:
-        logits: (B, V) float32 on a CPU.
-        settings: Sampling settings of each sequence.
-        uniforms: A number in [0, 1) per sequence; ignored at temperature 0.
+    `uniforms` has a number in [0, 1) per sequence; ignored at temperature 0.
     """
     library = sampling_library()
     assert library is not None, "called without a kernel"

@@ -138,15 +138,9 @@ class CoreTask:
 def load_bundle(
     folder: str | Path, max_per_task: int | None = None, labels: Sequence[str] | None = None
 ) -> list[CoreTask]:
-    """Load the tasks of a bundle.
+    """Load the CORE tasks of a bundle (core.yaml, eval_meta_data.csv, eval_data/) in its order.
 
-    Args:
-        folder: Folder with core.yaml, eval_meta_data.csv and eval_data/.
-        max_per_task: Maximum number of records per task; None uses all.
-        labels: Tasks to load; None or an empty list loads all available ones.
-
-    Returns:
-        The CORE tasks of the bundle, in its order, without tasks whose files are missing.
+    Without `labels`, tasks whose files are missing are left out; `max_per_task` limits the records of each.
 
     Raises:
         UserError: If a file or record is missing or malformed, a task in `labels` is missing, or a task has too few

@@ -88,11 +88,8 @@ def measure_tasks(
 ) -> list[TaskResult]:
     """Evaluate the unfinished tasks; call it on every rank, and all ranks get all results.
 
-    Args:
-        tasks: Tasks with a unique `label` each, in the order of the results.
-        measure: Returns a task's result, on every rank.
-        results: Results of an interrupted evaluation, extended by new ones; only rank 0's are used.
-        on_task: Called on rank 0 for each task that is or was finished.
+    `results`, of an interrupted evaluation, is extended by new ones; only rank 0's are used. `on_task` is called on
+    rank 0 for each task that is or was finished.
     """
     results = results or ResultsFile(None, {})
     finished: dict[str, TaskResult] = from_rank_zero(results.results)

@@ -66,13 +66,8 @@ def _is_installed(module: str) -> bool:
 def activate_flash_attention(capability: tuple[int, int], dtype: torch.dtype) -> str | None:
     """Make `scaled_dot_product_attention` use an installed FlashAttention for the rest of the process.
 
-    Args:
-        capability: CUDA compute capability.
-        dtype: Compute dtype.
-
-    Returns:
-        FA3 or FA4 if that is in use now, else None: nothing suitable is installed, or what is does not load (a warning
-        says so). cuDNN's kernel, which torch would prefer, is turned off then.
+    Returns FA3 or FA4 if that is in use now, else None: nothing suitable for this CUDA capability is installed, or what
+    is does not load (a warning says so). cuDNN's kernel, which torch would prefer, is turned off then.
     """
     installed = installed_flash_attention()
     name = choose_attention("cuda", is_windowed=False, capability=capability, dtype=dtype, installed=installed)
@@ -91,13 +86,7 @@ def activate_flash_attention(capability: tuple[int, int], dtype: torch.dtype) ->
 def fused_kernel(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str:
     """The kernel that torch's fused attention runs in a training step of a model on a CUDA device.
 
-    Args:
-        config: Gives the shape.
-        device: Where.
-        dtype: Compute dtype.
-
-    Returns:
-        cuDNN, flash, memory-efficient or math; "sdpa" where torch does not say.
+    One of cuDNN, flash, memory-efficient or math; "sdpa" where torch does not say.
     """
     queries, keys = (
         torch.empty(1, heads, config.sequence_len, config.head_dim, device=device, dtype=dtype, requires_grad=True)

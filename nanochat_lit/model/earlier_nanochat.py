@@ -48,11 +48,7 @@ class Nanochat2025GPT(GPT):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter and table.
-
-        Args:
-            generator: Source of randomness; None uses torch's global one.
-        """
+        """Set every parameter and table; without a generator, from torch's global one."""
         init_normal(cast("nn.Embedding", self.transformer["wte"]).weight, 0.8, generator)
         init_normal(self.lm_head.weight, 0.001, generator)
         for block in self.blocks:

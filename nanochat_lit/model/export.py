@@ -46,12 +46,8 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file.
 
-    Args:
-        path: The file.
-        what: Kind of folder that holds it, for the message, such as "an export".
-
     Raises:
-        UserError: If it is missing or damaged.
+        UserError: If it is missing or damaged; names the kind of folder that holds it, such as "an export".
     """
     try:
         return load_file(path)
@@ -94,15 +90,10 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", compute_d
 
 
 def assemble(config: GPTConfig, tensors: dict[str, torch.Tensor], source: Path) -> GPT:
-    """Return a model with these tensors, without copies; its compute dtype is not set.
-
-    Args:
-        config: Model config.
-        tensors: Every parameter by name; a LoRA adapter is merged.
-        source: File of the tensors, for error messages.
+    """Return a model with these tensors (a LoRA adapter is merged), without copies; its compute dtype is not set.
 
     Raises:
-        UserError: If names, shapes or dtypes do not match.
+        UserError: If names, shapes or dtypes do not match; names their `source`.
     """
     tensors = merged(tensors)
     if odd := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:

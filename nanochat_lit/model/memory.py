@@ -132,12 +132,7 @@ def training_memory(
 
 
 def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """The largest of ascending sizes that fits, found by bisection; 0 if none does.
-
-    Args:
-        sizes: In ascending order.
-        fits: Predicate on the size; must be monotone.
-    """
+    """The largest of ascending sizes that fits, a monotone predicate, found by bisection; 0 if none does."""
     low, high = -1, len(sizes)  # sizes[low] fits, sizes[high] does not
     while high - low > 1:
         middle = (low + high) // 2
@@ -156,13 +151,9 @@ def _eager_holes() -> float:
 def _glibc_slack(held: int, passing: int, run: _Run) -> float:
     """Holes in the heap of a CPU process, fitted to measured peaks of resident memory (recipes/LOG.md).
 
-    Pieces of up to 32 MB come from one heap, and what is freed between two live ones stays with the process. Eager steps make
-    many such pieces, compiled ones few.
-
-    Args:
-        held: Bytes of weights, gradients and optimizer state.
-        passing: Bytes of what a micro-batch makes and drops.
-        run: Compiled or not, in which dtype.
+    Pieces of up to 32 MB come from one heap, and what is freed between two live ones stays with the process. Eager
+    steps make many such pieces, compiled ones few. `held` are bytes of weights, gradients and optimizer state,
+    `passing` those of what a micro-batch makes and drops.
     """
     share = _eager_holes() if not run.is_compiled else 0.15 if run.element < MASTER_BYTES else 0.0
     return 15e6 + 0.15 * held + share * passing

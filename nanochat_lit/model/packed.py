@@ -88,13 +88,9 @@ class Int8Linear(nn.Module):
 
 
 def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Round each row to multiples of a hundred-and-twenty-seventh of its largest magnitude.
+    """Round each row of (N, K) to multiples of a hundred-and-twenty-seventh of its largest magnitude.
 
-    Args:
-        values: (N, K) float32.
-
-    Returns:
-        (N, K) int8 and (N,) float32 scales; their product is within half a scale of the values.
+    Returns (N, K) int8 and (N,) float32 scales; their product is within half a scale of the values.
     """
     scales = values.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / 127
     return (values / scales[:, None]).round().to(torch.int8), scales

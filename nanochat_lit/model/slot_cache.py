@@ -144,9 +144,8 @@ class SlotCache:
     def begin_step(self, num_rows: int | None = None) -> None:
         """Prepare for one more token of every active slot, and count it.
 
-        Args:
-            num_rows: Compute this many rows at least, which some kernels need to give a row the same result whatever is
-                beside it; those beyond the active ones are scratch.
+        Some kernels need `num_rows` rows at least to give a row the same result whatever is beside it; those beyond the
+        active ones are scratch.
         """
         rows = max(self.num_active, num_rows or 0)
         self._lengths_before = self._lengths[:rows]
@@ -245,14 +244,7 @@ def check_room(
 ) -> None:
     """Refuses a SlotCache that exceeds the free memory before allocating it; the system would only fail later.
 
-    Args:
-        config: As `SlotCache`'s, like the next five.
-        num_slots: Sequences.
-        max_len: Positions of each.
-        device: Where it would live.
-        dtype: The model's compute dtype.
-        has_kernel: Whether our kernel decodes.
-        free: Bytes that can be taken; None asks the system, and if it does not say, nothing is refused.
+    `free` are the bytes that can be taken; None asks the system, and if it does not say, nothing is refused.
 
     Raises:
         UserError: If it needs more than is free.
@@ -302,11 +294,7 @@ class StepGraphs:
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def __call__(self, shape: Hashable) -> Tensor:
-        """The function's result, valid until the next call.
-
-        Args:
-            shape: All that the function's shapes depend on.
-        """
+        """The function's result, valid until the next call; `shape` is all that the function's shapes depend on."""
         if shape in self._graphs:
             graph, result = self._graphs[shape]
             graph.replay()

@@ -57,10 +57,7 @@ class Context(Protocol):
 def bigram_ids(token_ids: Tensor, previous: Tensor, num_bigrams: int) -> Tensor:
     """Index of the hashed bigram embedding of each token and the one before it; bigrams may share one.
 
-    Args:
-        token_ids: (B, T).
-        previous: (B, T) int64 ids of the tokens before; the first token of a sequence has 0 before it.
-        num_bigrams: Entries of the embedding.
+    Both are (B, T) ids; the first token of a sequence has 0 before it.
     """
     token_ids = token_ids.long()  # products of 32 bits would overflow
     return ((token_ids * TOKEN_FACTOR) ^ (previous * PREVIOUS_FACTOR)) % num_bigrams
@@ -125,11 +122,9 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def init_weights(self, bound: float, generator: torch.Generator | None) -> None:
-        """Set the matrices; the last is zero, so that the block starts as the identity.
+        """Set the matrices, uniform in +-bound, sqrt(3 / C), to keep the variance.
 
-        Args:
-            bound: sqrt(3 / C): a uniform matrix of this bound keeps the variance.
-            generator: Source of randomness.
+        The last is zero, so that the block starts as the identity.
         """
         init_uniform(self.c_fc.weight, -0.4 * bound, 0.4 * bound, generator)
         self.c_proj.weight.zero_()
@@ -218,10 +213,9 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter and table; a model made on the meta device is whole after `to_empty` and this.
+        """Set the matrices, uniform in +-bound, sqrt(3 / C), to keep the variance.
 
-        Args:
-            generator: Source of randomness; None uses torch's global one.
+        The last is zero, so that the block starts as the identity.
         """
         config = self.config
         bound = (3.0 / config.n_embd) ** 0.5

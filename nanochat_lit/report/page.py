@@ -119,19 +119,10 @@ def curves_png(
     log_y: bool = True,
     points: Curves | None = None,
 ) -> bytes:
-    """Plot curves as a PNG image.
+    """Plot curves, name to (x, y) values, as a PNG image.
 
-    Args:
-        title: Title of the plot.
-        y_label: Label of the vertical axis, with its unit.
-        curves: Name to (x, y) values.
-        x_label: Label of the horizontal axis.
-        log_x: Use a logarithmic horizontal axis.
-        log_y: Use a logarithmic vertical axis, unless a value is not positive.
-        points: Series drawn as dots; a series with the name of a curve has its color.
-
-    Returns:
-        Contents of a PNG file.
+    The vertical axis is logarithmic unless a value is not positive. `points` are drawn as dots, in the color of the
+    curve with their name.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

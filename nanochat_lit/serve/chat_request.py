@@ -49,12 +49,7 @@ class ChatRequest(Options):
 
 
 def parse_chat_request(body: Mapping[str, Any], model_name: str, defaults: SamplingParams) -> ChatRequest:
-    """Check every field of a request.
-
-    Args:
-        body: Result of `parse_json`.
-        model_name: Name of the served model; optional in requests.
-        defaults: Default parameters of the export; the default seed is random.
+    """Check every field of a request; `defaults` are the export's, and the default seed is random.
 
     Raises:
         ApiError: 404 for another model, 400 for everything else, with the field's name.

@@ -50,14 +50,9 @@ class TokenNames:
         return {"content": content, "refusal": None}
 
     def text_logprobs(self, scores: Sequence[TokenScore | int], offset: int) -> tuple[dict[str, Any], int]:
-        """Return the field `logprobs` of /v1/completions.
+        """Return the field `logprobs` of /v1/completions, and the place in the text after the last token.
 
-        Args:
-            scores: Scores of tokens, or the id of a prompt's first token, which has none.
-            offset: Place in the text of the first one's text.
-
-        Returns:
-            The field, and the place after the last one.
+        `scores` has the id of a prompt's first token, which has none; `offset` is the place of the first one's text.
         """
         tokens: list[str] = []
         logprobs: list[float | None] = []

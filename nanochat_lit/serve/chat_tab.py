@@ -36,12 +36,8 @@ _NUMBER = re.compile(r"^(?=[ ]{0,3}\d+[.)][ \t]*$)", re.MULTILINE)
 def shown_messages(messages: Sequence[Message], is_markdown: bool = False) -> list[tuple[int, dict[str, Any]]]:
     """Convert messages for the Chatbot; each calculator call with its result becomes a collapsible message.
 
-    Args:
-        messages: Messages of a conversation.
-        is_markdown: Render Markdown in answers; otherwise text is shown literally. HTML is never rendered.
-
-    Returns:
-        (index in `messages`, message for the Chatbot), in order.
+    Without `is_markdown` text is shown literally; HTML is never rendered. Returns (index in `messages`, message), in
+    order.
     """
 
     def literal(text: str, is_answer: bool = True) -> str:
@@ -233,13 +229,7 @@ class ChatTab:
             self.conversation.answer.stop()
 
     def configure(self, settings: Mapping[str, Any], system: object, *, is_markdown: bool, is_scored: bool) -> None:
-        """Set the sampling settings and the system prompt of the next answers, and what is shown.
-
-        Args:
-            settings: Fields of `SamplingParams` by name; None keeps a field.
-            system: The system prompt.
-            is_markdown: Render Markdown.
-            is_scored: Show the probabilities of tokens.
+        """Set the sampling settings (None keeps a field) and the system prompt of the next answers, and what is shown.
 
         Raises:
             UserError: If a value is not allowed.
@@ -355,10 +345,7 @@ class BrowserTab:
         return json.dumps({"id": self._id, "chats": chats})
 
     def open(self, text: object) -> None:
-        """Continue a stored conversation.
-
-        Args:
-            text: Result of `saved`, from the browser and thus untrusted.
+        """Continue a stored conversation, the result of `saved`, from the browser and thus untrusted.
 
         Raises:
             UserError: If it is something else; the current conversation then stays.

@@ -99,12 +99,9 @@ class _Parts:
 
 
 def build_page(shown: Sequence[ShownModel], settings: SamplingParams, max_new_tokens: int) -> "gradio.Blocks":
-    """Build the page as Gradio Blocks.
+    """Build the page as Gradio Blocks: the model that answers, and optionally another one to compare it with.
 
-    Args:
-        shown: The model that answers, and optionally another one to compare it with.
-        settings: Initial values of the controls.
-        max_new_tokens: Maximum of the slider of new tokens.
+    `max_new_tokens` is the maximum of its slider.
     """
     import gradio as gr
 
@@ -356,11 +353,7 @@ def _answering(
 ) -> Iterator[_Updates]:
     """Yield updates for the views of an answer, without touching the text box, so that the user can type meanwhile.
 
-    Args:
-        tab: Tab of the answer.
-        views: Views of the answer; generation starts with the first ones.
-        values: Values of the controls.
-        typed: Contents of the text box; restored if the message cannot be answered.
+    Generation starts with the first views. `typed` is restored if the message cannot be answered.
     """
     import gradio as gr
 
@@ -402,13 +395,10 @@ def build_app(
     allowed_hosts: Sequence[str] = (),
     problem: Callable[[], str | None] = lambda: None,
 ) -> "fastapi.FastAPI":
-    """Build the ASGI application of the page.
+    """Build the ASGI application of the page, which will be served on `host`.
 
-    Args:
-        page: Result of `build_page`.
-        host: Address that the page will be served on.
-        allowed_hosts: Allowed values of the Host header in addition to the address; "*" allows all.
-        problem: Returns why the model cannot answer now; None if it can.
+    Values of the Host header in `allowed_hosts` are allowed in addition; "*" allows all. `problem` returns why the
+    model cannot answer now; None if it can.
     """
     import fastapi
     import gradio as gr

@@ -50,14 +50,7 @@ class CompletionRequest(Options):
 def parse_completion_request(
     body: Mapping[str, Any], model_name: str, defaults: SamplingParams, tokenizer: Tokenizer, context: int
 ) -> CompletionRequest:
-    """Check every field of a request.
-
-    Args:
-        body: Result of `parse_json`.
-        model_name: Name of the served model; optional in requests.
-        defaults: Default parameters of the export.
-        tokenizer: Tokenizer of the model.
-        context: Context length of the model.
+    """Check every field of a request; `defaults` are the export's.
 
     Raises:
         ApiError: 404 for another model, 400 for everything else, with the field's name.

@@ -220,13 +220,10 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 def check_fields(
     body: Mapping[str, Any], model_name: str, used: Sequence[str], refused: Mapping[str, tuple[Any, ...]]
 ) -> None:
-    """Check the names of the fields, and the model's.
+    """Check the names of the fields, and the model's, which is optional.
 
-    Args:
-        body: The request.
-        model_name: Name of the served model; optional in requests.
-        used: Fields in addition to those of `Options`.
-        refused: Unsupported fields, and their values that disable them.
+    `used` are fields in addition to those of `Options`; `refused` are unsupported ones, with the values that disable
+    them.
 
     Raises:
         ApiError: 404 for another model, 400 for unknown or unsupported fields.

@@ -77,11 +77,8 @@ _PREFIXES = (
 def decorate(rng: Random, question: str, names_inside: bool = False, polite: bool = True) -> str:
     """The question as some person might type it: plain, lower case, without punctuation, with a polite word.
 
-    Args:
-        rng: source of the choice.
-        question: the plain wording, capitalised and punctuated.
-        names_inside: keep capitals inside (names that the answer must repeat as written).
-        polite: also add words before or after; small talk is only written differently.
+    The plain wording is capitalised and punctuated. `names_inside` keeps capitals inside, for names that the answer
+    must repeat as written; without `polite` no words are added: small talk is only written differently.
     """
     choice = rng.random() if polite else 0.78 * rng.random()
     if choice < 0.4:

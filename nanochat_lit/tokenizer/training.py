@@ -43,12 +43,9 @@ class VocabSizeError(UserError):
 def auto_vocab_size(num_chars: int, depth: int | None = None) -> int:
     """Return the vocabulary size for a corpus and a model, a power of two.
 
-    It is 4096 up to depth 2, 8192 up to depth 7, 16384 up to depth 11, and 32768 otherwise. It is then halved until the
-    corpus has at least 1000 characters per token; the minimum is 512.
-
-    Args:
-        num_chars: Number of characters of the corpus; a lower bound suffices above 33 million.
-        depth: Number of layers of the model; None if the tokenizer is not for a specific model.
+    It is 4096 up to depth 2, 8192 up to depth 7, 16384 up to depth 11, and 32768 otherwise or without a depth. It is
+    then halved until the corpus has at least 1000 characters per token; the minimum is 512. A lower bound of the number
+    of characters suffices above 33 million.
     """
     vocab_size = LARGEST_AUTO_VOCAB_SIZE
     if depth is not None and depth < 12:

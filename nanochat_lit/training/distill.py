@@ -18,11 +18,7 @@ from nanochat_lit.training.sft import SFTModule
 def divergences(student: GPT, teacher: GPT, batch: dict[str, Tensor], divergence: Divergence) -> Tensor:
     """Return the divergence of the next-token distributions at every target that counts, (N,) nats.
 
-    Args:
-        student: Model in training.
-        teacher: Frozen model with the same vocabulary.
-        batch: inputs and targets, (B, T); IGNORE_INDEX does not count.
-        divergence: `forward_kl` or `reverse_kl`.
+    The teacher is frozen and has the same vocabulary; IGNORE_INDEX does not count.
     """
     counts = (batch["targets"] != IGNORE_INDEX).flatten()
     with torch.no_grad():

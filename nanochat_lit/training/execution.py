@@ -69,13 +69,9 @@ MODES = ("auto", "true", "false")
 def decide_float8(
     mode: str, device_type: str, capability: tuple[int, int] | None, compute_dtype: torch.dtype
 ) -> tuple[bool, str]:
-    """Return whether a run trains in float8, and the reason if not.
+    """Return whether a run trains in float8 ("auto", "true" or "false"), and the reason if not.
 
-    Args:
-        mode: "auto" (if the hardware supports it), "true" or "false".
-        device_type: A torch device type, such as "cuda" or "cpu".
-        capability: CUDA compute capability; None without CUDA, or on an AMD GPU.
-        compute_dtype: Dtype of everything outside float8.
+    `capability` is None without CUDA, or on an AMD GPU; `compute_dtype` is that of everything outside float8.
 
     Raises:
         UserError: If mode is "true" on unsupported hardware, or mode is invalid.

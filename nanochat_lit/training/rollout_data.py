@@ -36,16 +36,9 @@ NUM_TRANSCRIPTS = 8
 def rollout_rows(
     prompts: Sequence[Sequence[int]], rollouts: Sequence[Rollout], row_len: int, pad_id: int
 ) -> dict[str, Tensor]:
-    """Return one sequence per rollout: prompt, completion, padding on the right.
+    """Return one sequence per rollout: prompt, completion, padding on the right to `row_len`.
 
-    Args:
-        prompts: Token ids, one list per rollout.
-        rollouts: Completions.
-        row_len: Sequence length T; prompt and completion together have at most T + 1 tokens.
-        pad_id: Token id of the padding.
-
-    Returns:
-        inputs and targets, (B, T) int64; targets are IGNORE_INDEX for tokens that the model did not sample.
+    Returns inputs and targets, (B, T) int64; targets are IGNORE_INDEX for tokens that the model did not sample.
     """
     inputs = torch.full((len(rollouts), row_len), pad_id, dtype=torch.int64)
     targets = torch.full((len(rollouts), row_len), IGNORE_INDEX, dtype=torch.int64)
@@ -210,12 +203,7 @@ def own_share(number: int, per_step: int) -> range:
 def check_share(name: str, per_step: int, sequences: int, micro_batch_size: int, world_size: int) -> None:
     """Raise UserError if the items of a step do not divide by the ranks, or their sequences by the micro-batches.
 
-    Args:
-        name: Setting that has the number of items per step.
-        per_step: That number, over all ranks.
-        sequences: Sequences per item.
-        micro_batch_size: Sequences per micro-batch.
-        world_size: Number of ranks.
+    `name` is the setting that has the number of items per step, over all ranks.
     """
     if per_step % world_size:
         nearest = -(-per_step // world_size) * world_size

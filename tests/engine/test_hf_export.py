@@ -233,7 +233,7 @@ def test_foreign_and_broken_folders_are_refused(pair, tmp_path):
         import_hf(tmp_path, tmp_path / "export", tokenizer=folder / "nanochat_lit")
     (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match="damaged or truncated"):
+    with pytest.raises(UserError, match="damaged or cut off"):
         import_hf(tmp_path, tmp_path / "export", tokenizer=folder / "nanochat_lit")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="is missing"):
