@@ -141,24 +141,14 @@ def _train(run: Path, stage: str, num_steps: int | None, record: dict[str, Any],
     made = read_provenance(run / "export")
     if made.get("stage") == stage and made["steps"] >= made["planned_steps"]:
         return
-    words = [
-        "fit",
-        "--config",
-        f"recipes/quickstart_{stage}.yaml",
-        "--run_dir",
-        str(run),
-        "--ckpt_path",
-        "last",
-        *options,
-    ]
-    words += [] if num_steps is None else ["--trainer.max_steps", str(num_steps)]
+    words = ["fit", "--config", f"recipes/quickstart_{stage}.yaml", "--run_dir", str(run), "--ckpt_path", "last"]
+    words += options if num_steps is None else [*options, "--trainer.max_steps", str(num_steps)]
     words += ["--model.compile", "false"] if record["fast"] else []
     command = ["nanochat-lit", "quickstart", "--out", str(run if stage == "sft" else run.parent)]
     command += [f"--{name}={str(record[name]).lower()}" for name in ("fast", "seed") if record[name]]
     trainer(words, part_of=shlex.join(command))
-    made = read_provenance(run / "export") | {
-        "data": "the tiny world, a generated world of simple facts, sums and stories"
-    }
+    made = read_provenance(run / "export")
+    made["data"] = "the tiny world, a generated world of simple facts, sums and stories"
     if record["fast"]:
         made["note"] = (
             "this model was trained by quickstart --fast, for too few steps to answer; run quickstart without --fast"

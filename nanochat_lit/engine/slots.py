@@ -132,9 +132,8 @@ class SlotEngine:
         self._free = list(range(self.num_slots))[::-1]
         self._prefills: deque[_Prefill] = deque()
         self._rows: list[_Row] = []  # in the order of the cache's slots
-        self._caches: tuple[KVCache, SlotCache] | None = (
-            None  # caches of the prompt in prefill, and of the decoding slots
-        )
+        # caches of the prompt in prefill, and of the decoding slots
+        self._caches: tuple[KVCache, SlotCache] | None = None
         self._graphs = StepGraphs(self._step, self.model.device)
         self._pending: deque[_Chosen] = deque()
 

@@ -129,9 +129,8 @@ def evaluate_core(
 def evaluate_task(scorer: RowScorer, tokenizer: TextTokenizer, task: CoreTask) -> TaskResult:
     """Evaluate one task."""
     start_s = time.perf_counter()
-    counts = torch.zeros(
-        len(task.rows) + 1, dtype=torch.int64
-    )  # 1 per correct record, then the number of truncated ones
+    # 1 per correct record, then the number of truncated ones
+    counts = torch.zeros(len(task.rows) + 1, dtype=torch.int64)
     mine = range(rank(), len(task.rows), world_size())
     for begin in range(0, len(mine), EXAMPLES_PER_WINDOW):
         indices = mine[begin : begin + EXAMPLES_PER_WINDOW]

@@ -20,29 +20,11 @@ from nanochat_lit.common.paths import atomic_write, cache_folder
 from nanochat_lit.tasks.rows import missing_text, read_jsonl, wrong_choices, wrong_place
 
 CORE_LABELS = (
-    "hellaswag_zeroshot",
-    "jeopardy",
-    "bigbench_qa_wikidata",
-    "arc_easy",
-    "arc_challenge",
-    "copa",
-    "commonsense_qa",
-    "piqa",
-    "openbook_qa",
-    "lambada_openai",
-    "hellaswag",
-    "winograd",
-    "winogrande",
-    "bigbench_dyck_languages",
-    "agi_eval_lsat_ar",
-    "bigbench_cs_algorithms",
-    "bigbench_operators",
-    "bigbench_repeat_copy_logic",
-    "squad",
-    "coqa",
-    "boolq",
-    "bigbench_language_identification",
-)
+    "hellaswag_zeroshot", "jeopardy", "bigbench_qa_wikidata", "arc_easy", "arc_challenge", "copa", "commonsense_qa",
+    "piqa", "openbook_qa", "lambada_openai", "hellaswag", "winograd", "winogrande", "bigbench_dyck_languages",
+    "agi_eval_lsat_ar", "bigbench_cs_algorithms", "bigbench_operators", "bigbench_repeat_copy_logic", "squad", "coqa",
+    "boolq", "bigbench_language_identification",
+)  # fmt: skip
 """Tasks of the CORE mean."""
 
 BASELINES = {

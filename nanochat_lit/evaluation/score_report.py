@@ -228,7 +228,6 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
 
 def _plot(file: Any, report: Mapping[str, Any]) -> None:
     """Plot the centered accuracies with their intervals; 0 is random guessing."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     version = next(iter(report["scores"]))
@@ -240,7 +239,6 @@ def _plot(file: Any, report: Mapping[str, Any]) -> None:
         [max(0.0, high - value) for value, high in zip(values, ends[1], strict=True)],
     ]
     figure = Figure(figsize=(7, 1.2 + 0.3 * len(tasks)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.barh([task["label"] for task in tasks], values, xerr=errors, color="#4878a8", ecolor="#333333", capsize=2)
     axes.axvline(0.0, color="black", linewidth=0.8)

@@ -124,11 +124,9 @@ def curves_png(
     The vertical axis is logarithmic unless a value is not positive. `points` are drawn as dots, in the color of the
     curve with their name.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     points = points or {}
     names = list(dict.fromkeys([*curves, *points]))
@@ -161,12 +159,10 @@ def curves_png(
 
 def plot_bars(path: str | Path, panels: Mapping[str, Mapping[str, float]]) -> None:
     """Plot shares as horizontal bars, one panel per kind of share."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     heights = [max(2, len(shares)) for shares in panels.values()]
     figure = Figure(figsize=(7, 1 + 0.28 * sum(heights) + 0.5 * len(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
     rows = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (title, shares) in zip(rows, panels.items(), strict=True):
         axes.barh(list(shares), [100 * share for share in shares.values()])

@@ -187,9 +187,8 @@ class _Worker:
         if self._writer is not None:
             content = pickle.dumps(message)
             with contextlib.suppress(OSError, RuntimeError):  # it has just died; `receive` will handle it
-                self._writer.write(
-                    struct.pack("!i", len(content)) + content
-                )  # wire format of multiprocessing.Connection
+                # the wire format of multiprocessing.Connection
+                self._writer.write(struct.pack("!i", len(content)) + content)
 
     async def receive(self, take: Callable[["_Worker", Any], None]) -> None:
         """Call `take` with every message, and with None after the last."""
@@ -309,9 +308,8 @@ class WorkerPool:
             start_s = time.monotonic()
             await asyncio.sleep(WATCH_EVERY_S)
             now_s = time.monotonic()
-            pause_s = max(
-                0.0, now_s - start_s - 2 * WATCH_EVERY_S
-            )  # delay of this process, during which messages were not read
+            # delay of this process, during which messages were not read
+            pause_s = max(0.0, now_s - start_s - 2 * WATCH_EVERY_S)
             for worker in self._workers:
                 worker.heard_s += pause_s
                 if worker.ready is not None and now_s - worker.heard_s > hang_s:

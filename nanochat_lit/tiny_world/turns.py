@@ -61,17 +61,9 @@ def one_of(value: str, pool: tuple[str, ...], question: str = "") -> Expect:
 
 
 _PREFIXES = (
-    "Please tell me: ",
-    "Hi! ",
-    "Hello! ",
-    "Hey, ",
-    "Okay, ",
-    "Quick question: ",
-    "Excuse me, ",
-    "Now ",
-    "So, ",
+    "Please tell me: ", "Hi! ", "Hello! ", "Hey, ", "Okay, ", "Quick question: ", "Excuse me, ", "Now ", "So, ",
     "Please, ",
-)
+)  # fmt: skip
 
 
 def decorate(rng: Random, question: str, names_inside: bool = False, polite: bool = True) -> str:

@@ -116,9 +116,8 @@ def convert_to_float8(model: GPT) -> tuple[int, int]:
         # of lm_head only the rows that are tokens are multiplied
         out_features = model.config.vocab_size if linear is model.lm_head else linear.out_features
         if type(linear) is Linear and allows_float8(linear.in_features, out_features):
-            linear.__class__ = (
-                Float8Linear  # keeps the parameters and their names, which the optimizer may hold already
-            )
+            # keeps the parameters and their names, which the optimizer may hold already
+            linear.__class__ = Float8Linear
             num_converted += 1
     return num_converted, len(linears)
 

@@ -206,9 +206,8 @@ class RLModule(ContinuedModule):
         rows = rollout_rows(repeated, rollouts, self.row_len, self.tokenizer.bos_id)
         rows["advantages"] = group_advantages(rewards).flatten()
         by_length = (rows["targets"] != IGNORE_INDEX).long().cumsum(1).argmax(1).argsort(stable=True)
-        rows = {
-            name: tensor[by_length].to(self.device) for name, tensor in rows.items()
-        }  # sorted, so that micro-batches have similar lengths
+        # sorted, so that micro-batches have similar lengths
+        rows = {name: tensor[by_length].to(self.device) for name, tensor in rows.items()}
         num_tokens = (rows["targets"] != IGNORE_INDEX).sum()
         if world_size() > 1:
             dist.all_reduce(num_tokens)
