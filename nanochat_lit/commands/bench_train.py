@@ -122,7 +122,6 @@ def _steps(
 
 
 def _now(device: torch.device) -> float:
-    """Return the clock after synchronizing the device."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()

@@ -147,8 +147,7 @@ def _hardware(
     """Return the CPU's kernels, or the GPU's features and the largest power-of-two micro-batch that fits."""
     if device == "cpu":
         library, obstacle = loss_library(), uncovered(config) or loss_problem()
-        is_ours = library is not None and not obstacle
-        decoding = f"{instructions(library)} (C++)" if is_ours else f"PyTorch; not C++: {obstacle}"
+        decoding = f"{instructions(library)} (C++)" if library and not obstacle else f"PyTorch; not C++: {obstacle}"
         return {"kernels_of_this_machine": {"training": describe_kernels(), "decoding": decoding}}
     if card is None:
         return {}

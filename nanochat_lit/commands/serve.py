@@ -103,7 +103,6 @@ def _found(model: str) -> str:
 
 
 def _devices(workers: int, devices: int, device: str | None) -> list[str | None]:
-    """Return the device of each worker."""
     if workers < 1 or devices < 1:
         raise UserError(f"workers {workers} and devices {devices} must be at least 1")
     if devices > 1 and device not in (None, "cuda", "xpu"):

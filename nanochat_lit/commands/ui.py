@@ -98,7 +98,6 @@ class _Page:
         self._listener.close()
 
     def serve(self, shown: Sequence[ShownModel], settings: SamplingParams, max_new_tokens: int) -> None:
-        """Serve the page until Ctrl-C."""
         try:
             import uvicorn
 

@@ -367,7 +367,6 @@ class HubStream(TextSource):
             raise UserError(f"{self.repo} ({split}) cannot be read from the Hugging Face hub {_short(error)}") from None
 
     def _texts(self, split: str, start: int = 0, stop: int | None = None) -> Iterator[str]:
-        """Yield the texts of a range of records of a split."""
         name = f"{self.repo} ({split})"
         for number, value in enumerate(islice(self._values(split, name), start, stop), start):
             text = self._text_check.text(value, lambda number=number: f"{name}, row {number}")
@@ -375,7 +374,6 @@ class HubStream(TextSource):
                 yield text
 
     def _values(self, split: str, name: str) -> Iterator[Any]:
-        """Yield the values of the text column."""
         number = 0
         try:
             # in batches, because the data set's own iterator would distribute its files over DataLoader workers

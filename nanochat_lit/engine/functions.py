@@ -150,7 +150,6 @@ class _Process:
 
 
 def _serve(functions: bytes, connection: Connection, timeout_s: float) -> None:
-    """Run calls until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which may finish its step
     by_name = pickle.loads(functions)  # noqa: S301 - written by the process that started this one
     connection.send_bytes(b"ready")

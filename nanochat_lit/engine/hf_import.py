@@ -85,7 +85,6 @@ def softcap(model_class: type[GPT]) -> float | None:
 
 
 def _gpt_config(values: object, folder: Path) -> GPTConfig:
-    """Convert a transformers configuration."""
     if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
         found = values.get("model_type") if isinstance(values, dict) else None
         raise UserError(

@@ -225,7 +225,6 @@ def _task(entry: dict[str, Any], data: Path, baselines: dict[str, float], max_pe
 
 
 def _problem(kind: str, row: dict[str, Any]) -> str | None:
-    """Return the problem of a record, or None."""
     if kind == "language_modeling":
         return missing_text(row, "context", "continuation")
     if kind == "schema":

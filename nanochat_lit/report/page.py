@@ -84,7 +84,6 @@ def _verbatim(text: str) -> Markdown:
 
 
 def _plots(names: Sequence[str]) -> Markdown:
-    """Arrange images side by side."""
     return Markdown("\n".join(f"![{_inline(name)}]({PLOTS}/{_file_name(name)})" for name in names))
 
 

@@ -205,7 +205,6 @@ class _Worker:
         take(self, None)
 
     def end(self) -> None:
-        """Kill the process."""
         self.process.kill()
         self.process.join()
 

@@ -215,7 +215,6 @@ class _Guarded:
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Write data, or discard it after an error."""
         if self.error is None:
             try:
                 self.file.write(data)
@@ -224,7 +223,6 @@ class _Guarded:
         return len(data)
 
     def flush(self) -> None:
-        """Flush the buffer."""
         if self.error is None:
             try:
                 self.file.flush()
