@@ -21,14 +21,7 @@ from torch import Tensor, nn
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.torch_internals import has_bfloat16_onednn, has_vnni, pack_weight, packed_linear
-from nanochat_lit.model.decode_kernel import (
-    GROUP,
-    DecodeKernel,
-    KernelLinear,
-    kernel_library,
-    kernel_name,
-    kernel_obstacle,
-)
+from nanochat_lit.model.decode_kernel import GROUP, DecodeKernel, KernelLinear, kernel_name, kernel_obstacle
 from nanochat_lit.model.gpt import GPT
 
 Quantization = Literal["int8", "int4"]
@@ -127,15 +120,8 @@ def can_pack(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
     return has_library and (dtype != torch.bfloat16 or has_bfloat16_onednn())
 
 
-def can_quantize(device: torch.device) -> bool:
-    """Return whether the device supports 8-bit matmuls: CPUs with our kernel, or with AVX-512 VNNI and oneDNN.
-
-    Without VNNI oneDNN's sums of 8-bit products overflow their 16 bits.
-    """
-    return device.type == "cpu" and (kernel_library() is not None or _has_int8_onednn(device))
-
-
-def _has_int8_onednn(device: torch.device) -> bool:
+def has_int8_onednn(device: torch.device) -> bool:
+    """Return whether oneDNN multiplies in 8 bits here; without VNNI, sums of products overflow its 16 bits."""
     return can_pack(device) and has_vnni()
 
 
@@ -160,7 +146,7 @@ def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype:
         raise UserError(
             f"quantize: int4 needs the C++ kernel, which is not used: {obstacle}; leave quantize out or use int8"
         )
-    if quantize is not None and obstacle and not _has_int8_onednn(model.device):
+    if quantize is not None and obstacle and not has_int8_onednn(model.device):
         raise UserError(
             f"quantize: {quantize} needs the C++ kernel or AVX512-VNNI; the kernel is not used: {obstacle}; leave quantize out"
         )

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from nanochat_lit import GPT, GPTConfig
-from nanochat_lit.model.decode_kernel import kernel_obstacle
+from nanochat_lit.model.decode_kernel import kernel_library, kernel_obstacle
 from nanochat_lit.model.packed import (
     Int8Linear,
     PackedLinear,
     can_pack,
-    can_quantize,
+    has_int8_onednn,
     pack_linears,
     quantize_groups,
     quantize_rows,
@@ -18,7 +18,9 @@ from nanochat_lit.model.packed import (
 
 WEIGHT = torch.randn(96, 64, generator=torch.Generator().manual_seed(0))
 INPUT = torch.randn(5, 3, 64, generator=torch.Generator().manual_seed(1))
-needs_int8 = pytest.mark.skipif(not can_quantize(torch.device("cpu")), reason="needs a C++ compiler or AVX512-VNNI")
+needs_int8 = pytest.mark.skipif(
+    kernel_library() is None and not has_int8_onednn(torch.device("cpu")), reason="needs a C++ compiler or AVX512-VNNI"
+)
 needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with AVX512-VNNI")
 
 
