@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from safetensors import safe_open
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import whole_folder, write_json
@@ -27,7 +26,7 @@ from nanochat_lit.engine.model_card import model_card
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.config import ADDED_FIELDS, NATIVE_ARCHITECTURES
-from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, save_tensors
+from nanochat_lit.model.export import CONFIG_FILE, WEIGHTS_FILE, read_tensors, save_tensors
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 from nanochat_lit.tokenizer.tokenizer import MODEL_FILES
@@ -75,19 +74,16 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
 
 def _tensors(export: Path, dtype: WeightDtype, config: GPTConfig) -> dict[str, torch.Tensor]:
     """Return the stored weights by their names in transformers."""
-    with safe_open(export / WEIGHTS_FILE, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    tensors = read_tensors(export / WEIGHTS_FILE, "an export")
     if config.architecture in NATIVE_ARCHITECTURES:
         tensors = native_folder.to_hf(config, tensors)
     else:
-        tensors = {_hf_name(name): tensor for name, tensor in tensors.items()}
+        tensors = {
+            name if name.startswith("lm_head.") else f"{PREFIXES[0]}{name}": tensor for name, tensor in tensors.items()
+        }
     if dtype == "bfloat16":
         tensors = {name: tensor.bfloat16() if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def _hf_name(name: str) -> str:
-    return name if name.startswith("lm_head.") else f"{PREFIXES[0]}{name}"
 
 
 def _config(model: GPT, tokenizer: Tokenizer, dtype: WeightDtype) -> dict[str, Any]:

@@ -95,7 +95,8 @@ class RunFolder:
     @property
     def settings(self) -> dict[str, str]:
         """Return every key of the recipe that is set, by full name."""
-        return {name: _plain(value) for name, value in flatten(self.config).items() if value not in (None, "", [], {})}
+        given = {name: value for name, value in flatten(self.config).items() if value not in (None, "", [], {})}
+        return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items()}
 
 
 def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
@@ -161,7 +162,3 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

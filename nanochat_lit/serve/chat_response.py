@@ -193,7 +193,8 @@ class ChatWriter(Writer):
             for call in found
             if isinstance(call, ToolCall)
         ]
-        return join_parts([_as_piece(item) for item in found if not isinstance(item, ToolCall)]), calls
+        pieces = [Piece("text", item) if isinstance(item, str) else item for item in found]
+        return join_parts([piece for piece in pieces if not isinstance(piece, ToolCall)]), calls
 
     def _reason(self, finish_reason: str | None) -> str | None:
         has_calls = self._parser is not None and self._parser.num_calls > 0
@@ -211,10 +212,6 @@ class ChatWriter(Writer):
 
     def _delta(self, delta: dict[str, Any], **more: Any) -> str:
         return self._event({"delta": delta, "logprobs": None, "finish_reason": None, **more})
-
-
-def _as_piece(item: str | Piece) -> Piece:
-    return Piece("text", item) if isinstance(item, str) else item
 
 
 _PLACE = "\0text\0"
