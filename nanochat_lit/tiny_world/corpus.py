@@ -43,6 +43,10 @@ def _facts(rng: Random, split: str) -> str:
     return text.upper() if rng.random() < 0.15 else text
 
 
+def _opposites(rng: Random, split: str) -> str:
+    return _statements(rng, split, "opposites")
+
+
 def _calendar(rng: Random, split: str) -> str:
     if rng.random() < 0.15:
         lists = template("days")["lists"]
@@ -175,7 +179,7 @@ _FIRST: dict[str, tuple[Callable[[Random, str], str], float]] = {
     "portrait": (_portrait, 4),
     "facts": (_facts, 18),
     "calendar": (_calendar, 11),
-    "opposites": (partial(_statements, category="opposites"), 6),
+    "opposites": (_opposites, 6),
     "comparisons": (_comparisons, 8),
     "arithmetic": (_arithmetic, 4),
     "counting": (_counting, 2),
