@@ -92,7 +92,7 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
     ),
     "sweep": (
         "nanochat_lit.commands.sweep:sweep",
-        "train a grid of depths and compute budgets; fit scaling laws",
+        "train a grid of depths and compute budgets, or variants over seeds, and compare",
     ),
 }
 
