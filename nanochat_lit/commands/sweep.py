@@ -22,8 +22,8 @@ def sweep(
 ) -> None:
     """Train every combination of depths and compute budgets, and fit scaling laws; or compare variants over seeds.
 
-    Variants get as many steps as the reference, the first of them, by equal time, tokens or FLOPs. Time is the processor's
-    time of the process on a CPU, so other programs do not decide; it is measured by turns before the variants are trained.
+    Variants get as many steps as the reference, the first of them, by equal time, tokens or FLOPs. Time is the
+    process's CPU time, so that other programs do not decide; it is measured by turns before the variants are trained.
 
     Each run is a separate `nanochat-lit fit` process with its own folder. Repeating the command skips finished runs and
     resumes the interrupted one from its last checkpoint. Writes the table, curves and fits to
@@ -63,8 +63,7 @@ def sweep(
     with run_lock(Path(plan.run_dir), "nanochat-lit sweep"):
         for number, run in enumerate(plan.runs, start=1):
             if train:
-                if number > 1 and plan.variants and not plan.has_horizons:
-                    print("measuring what a step of each variant costs ...", file=sys.stderr, flush=True)
+                if number == 2 and plan.variants:
                     plan.set_horizons(_call)
                 _train(run, f"[{number}/{len(plan.runs)}]")
         _conclude(plan)

@@ -32,13 +32,8 @@ from nanochat_lit.report.run_folder import RunFolder, read_run
 RECORD_FILE = "sweep.json"
 HORIZONS_FILE = "horizons.json"
 GRID_KEYS, VARIANT_KEYS = ("depths", "flops_budgets"), ("variants", "seeds", "equal")
-SET_BY_SWEEP = {
-    "depths": ("model.depth", "model.target_flops", "run_dir", "ckpt_path"),
-    "variants": ("run_dir", "ckpt_path", "seed_everything", "data.seed"),
-}
-"""Keys of `fit` that the two kinds of sweep set, by the key that tells them apart."""
-
 MEASURED_STEPS, WARM_STEPS, ROUNDS = 8, 2, 3
+MEASUREMENT = {"model.num_steps": MEASURED_STEPS, "log_every": 1, "trainer.limit_val_batches": 0, "overwrite": True}
 """Steps per measurement of a variant's cost, how many of them are left out, and measurements per variant."""
 
 
@@ -61,30 +56,29 @@ class SweepRecipe:
     seeds: list[int] = field(default_factory=list)
     """Seeds of weights and data; every variant is trained with each."""
     equal: str = "time"
-    """What all variants get as much of as the reference: time (of the processor; of the clock on a GPU), tokens, flops."""
+    """The same for all variants: time (CPU time; wall-clock time on a GPU), tokens or flops."""
 
     def __post_init__(self) -> None:
         if self.variants:
             self._check_variants()
         else:
             self._check_grid()
+        for key, values in (("depths", self.depths), ("flops_budgets", self.flops_budgets), ("seeds", self.seeds)):
+            if len(set(values)) != len(values):
+                raise UserError(f"{key} contains a duplicate: {values}")
+        own = ("seed_everything", "data.seed") if self.variants else ("model.depth", "model.target_flops")
         for options in (self.options, *self.variants.values()):
-            for name in SET_BY_SWEEP["variants" if self.variants else "depths"]:
-                if name in options:
-                    raise UserError(f"options sets {name}, which the sweep sets itself; remove it")
+            if found := [name for name in (*own, "run_dir", "ckpt_path") if name in options]:
+                raise UserError(f"options sets {found[0]}, which the sweep sets itself; remove it")
 
     def _check_variants(self) -> None:
         for name, options in self.variants.items():
             if not re.fullmatch(r"[\w.+-]+", str(name)) or not isinstance(options, dict):
-                raise UserError(
-                    f"variant {name!r} needs a name of letters, digits and _ . + -, and a mapping of options"
-                )
+                raise UserError(f"variant {name!r} needs a name of letters, digits and _ . + -, and a dict of options")
             if "model.num_steps" in options:
                 raise UserError(f"variant {name} sets model.num_steps, which `equal` determines; set it in options")
         if not self.seeds or any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
             raise UserError(f"seeds is {self.seeds}; use integers of at least 0, such as [1, 2, 3]")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise UserError(f"seeds contains a duplicate: {self.seeds}")
         if self.equal not in ("time", "tokens", "flops"):
             raise UserError(f"equal is {self.equal!r}; use time, tokens or flops")
 
@@ -96,9 +90,6 @@ class SweepRecipe:
             raise UserError(
                 f"flops_budgets is {budgets}; use positive numbers such as 1e18 (in YAML 1.0e+18, with a decimal point)"
             )
-        for name, values in (("depths", depths), ("flops_budgets", budgets)):
-            if len(set(values)) != len(values):
-                raise UserError(f"{name} contains a duplicate: {values}")
 
     @property
     def runs(self) -> list["SweepRun"]:
@@ -114,28 +105,23 @@ class SweepRecipe:
     @property
     def horizons(self) -> dict[str, int]:
         """Number of steps of each variant except the reference; empty until they are measured."""
-        path = Path(self.run_dir) / HORIZONS_FILE
-        return read_json(path) if path.exists() else {}
-
-    @property
-    def has_horizons(self) -> bool:
-        """Whether the steps of all variants are known."""
-        return len({*self.variants} - {*self.horizons}) <= 1
+        return read_json(path) if (path := Path(self.run_dir) / HORIZONS_FILE).exists() else {}
 
     def set_horizons(self, measure: Callable[[list[str]], None]) -> None:
-        """Determine how many steps of the variants equal the reference's first run, which must be finished.
+        """Determine how many steps of the variants equal the reference's first run, which must be finished, once.
 
         Args:
             measure: Runs a command of `fit`. Variants take turns, so that a machine that others use treats them alike.
         """
         known, (reference, *_) = self.horizons, self.variants
         per_step: dict[str, list[float]] = {name: [] for name in self.variants if name not in known}
+        if len(per_step) == 1:  # only the reference
+            return
         for _ in range(ROUNDS if self.equal == "time" else 1):
             for name, costs in per_step.items():
                 folder = Path(self.run_dir) / "measured" / name
-                options = {"model.num_steps": MEASURED_STEPS, "log_every": 1, "trainer.limit_val_batches": 0}
-                run = SweepRun(recipe=self, variant=name, seed=self.seeds[0])
-                measure([sys.executable, "-m", "nanochat_lit", *run.words(folder, {**options, "overwrite": True})])
+                words = SweepRun(recipe=self, variant=name, seed=self.seeds[0]).words(folder, MEASUREMENT)
+                measure([sys.executable, "-m", "nanochat_lit", *words])
                 costs += _per_step(read_run(folder), self.equal)
         whole = read_run(self.runs[0].folder).plan["num_steps"] * statistics.median(per_step.pop(reference))
         found = {name: max(1, round(whole / statistics.median(costs))) for name, costs in per_step.items()}
@@ -284,13 +270,8 @@ def sweep_results(finished: Sequence[tuple[SweepRun, RunFolder]], num_planned: i
         have variant, seed, steps and seconds, and `variants` replaces optima and laws; see `_comparison`.
     """
     rows = [_row(run, result) for run, result in finished]
-    if finished[0][0].variant is not None:
-        return {
-            "num_planned": num_planned,
-            "runs": rows,
-            "variants": _comparison(finished[0][0].recipe, rows),
-            "laws": [],
-        }
+    if variants := finished[0][0].recipe.variants:
+        return {"num_planned": num_planned, "runs": rows, "variants": _comparison([*variants], rows), "laws": []}
     budgets = sorted({row["budget"] for row in rows if row["budget"] is not None})
     optima = [optimum for budget in budgets if (optimum := _optimum(rows, budget)) is not None]
     return {"num_planned": num_planned, "runs": rows, "optima": optima, "laws": _laws(rows, optima)}
@@ -315,26 +296,20 @@ def _row(run: SweepRun, result: RunFolder) -> dict[str, Any]:
     }
 
 
-def _comparison(recipe: SweepRecipe, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Compare each variant with the reference by the seeds that both have finished.
+def _comparison(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare each variant with the first one by the seeds that both have finished.
 
     Returns:
         Per variant name, steps, seconds (the mean of its runs), val_bpb (by seed), differences (by seed), mean, low, high.
     """
     found = []
-    reference, *_ = recipe.variants
-    by_seed = {name: {row["seed"]: row for row in rows if row["variant"] == name} for name in recipe.variants}
-    for name, own in by_seed.items():
-        values = {seed: row["val_bpb"] for seed, row in own.items()}
-        pairs = {
-            seed: value - by_seed[reference][seed]["val_bpb"]
-            for seed, value in values.items()
-            if seed in by_seed[reference]
-        }
-        mean, low, high = mean_interval(list(pairs.values()) if name != reference else [])
-        seconds = statistics.mean(row["seconds"] for row in own.values()) if own else math.nan
-        steps = max((row["steps"] for row in own.values()), default=0)
-        found.append({"name": name, "steps": steps, "seconds": seconds, "val_bpb": values, "differences": pairs, "mean": mean, "low": low, "high": high})  # fmt: skip
+    base = {row["seed"]: row["val_bpb"] for row in rows if row["variant"] == names[0]}
+    for name in names:
+        own = [row for row in rows if row["variant"] == name]
+        pairs = {row["seed"]: row["val_bpb"] - base[row["seed"]] for row in own if row["seed"] in base}
+        one = {"name": name, "val_bpb": {row["seed"]: row["val_bpb"] for row in own}, "differences": pairs}
+        one |= {key: statistics.mean([row[key] for row in own] or [0]) for key in ("steps", "seconds")}
+        found.append(one | dict(zip(("mean", "low", "high"), mean_interval(list(pairs.values())), strict=True)))
     return found
 
 

@@ -213,7 +213,7 @@ class RunProgress(StepCallback):
         self._started_at_s, self._started_at_cpu_s = time.perf_counter(), time.process_time()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started_at_cpu_s -= time.process_time()  # the processor's time of training is without validation
+        self._started_at_cpu_s -= time.process_time()  # the time of training excludes validation
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.times.begin(cast("LanguageModule", pl_module).datamodule.train_loader.asked_at_s)
