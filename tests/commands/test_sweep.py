@@ -205,6 +205,7 @@ class FitsHere:
         return subprocess.CompletedProcess(command, cli.main(command[3:]))
 
 
+@pytest.mark.slow
 def test_real_variants_with_equal_tokens(variants, monkeypatch, capsys):
     """Half the tokens per step takes twice the steps; what is finished is not trained again."""
     path = variants(seeds=[1], variants={"reference": {}, "half": {"model.tokens_per_step": 256}})
