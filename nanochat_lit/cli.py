@@ -70,7 +70,10 @@ COMMANDS: dict[str, tuple[str | dict[str, str], str]] = {
         ".commands.report:report",
         "write an HTML and Markdown report on one or more runs: curves, scores, samples, cost",
     ),
-    "sweep": (".commands.sweep:sweep", "train a grid of depths and compute budgets; fit scaling laws"),
+    "sweep": (
+        ".commands.sweep:sweep",
+        "train a grid of depths and compute budgets, or variants over seeds, and compare",
+    ),
 }
 
 # short options, which a function signature cannot express: command -> {short: long}

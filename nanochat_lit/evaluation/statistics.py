@@ -107,6 +107,20 @@ def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
     return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Return the mean and its interval at level CONFIDENCE by the t distribution; None without values, or without a spread."""
+    if len(values) < 2:
+        return (values[0] if values else None), None, None
+    degrees = len(values) - 1
+    # P(|T| < t) = integral of cos^(degrees - 1) up to atan(t / sqrt(degrees)), over that up to a right angle
+    angles = np.linspace(0.0, math.pi / 2, 100_001)
+    heights = np.cos(angles) ** (degrees - 1)
+    shares = np.concatenate(([0.0], np.cumsum(heights[1:] + heights[:-1])))
+    quantile = math.sqrt(degrees) * math.tan(np.interp(CONFIDENCE, shares / shares[-1], angles))
+    mean, half = float(np.mean(values)), quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
 MIN_POINTS = 3
 """Number of coefficients of a parabola."""
 

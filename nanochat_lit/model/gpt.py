@@ -96,6 +96,8 @@ class GPT(Transformer):
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)
         self.set_compute_dtype(compute_dtype)
+        self.num_sampled = 0
+        """Tokens beside the targets in the softmax of the training loss, with the C++ kernel; 0 is all."""
         self._window_masks: dict[tuple[int, int], Any] = {}  # by number of tokens and window; see prepare_windows
         self._features: Callable[..., Tensor] = self.features
         self._loss_kernel = self._plain_loss_kernel
@@ -229,8 +231,9 @@ class GPT(Transformer):
             losses = token_losses(hidden, targets, self.unembed, self.config.vocab_size, is_capped=self.is_capped)
             return reduce_losses(losses, targets, reduction)
         return softcapped_cross_entropy(
-            hidden, self._unembedding(), targets, reduction, self._loss_kernel, self._make_matmuls, self.is_capped
-        )
+            hidden, self._unembedding(), targets, reduction, self._loss_kernel, self._make_matmuls, self.is_capped,
+            self.num_sampled,
+        )  # fmt: skip
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return raw logits (..., V) of final states (..., C)."""
@@ -267,7 +270,13 @@ class GPT(Transformer):
             losses = -self._logprobs(hidden, targets)[0]
             return reduce_losses(losses, targets, "mean"), losses.detach()
         total, losses = total_and_token_losses(
-            hidden, self._unembedding(), targets, self._loss_kernel, self._make_matmuls, self.is_capped
+            hidden,
+            self._unembedding(),
+            targets,
+            self._loss_kernel,
+            self._make_matmuls,
+            self.is_capped,
+            self.num_sampled,
         )
         return reduce_losses(total, targets, "mean"), losses
 

@@ -108,7 +108,7 @@ ChunkKernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def chunk_loss_and_gradient(
-    logits: Tensor, targets: Tensor, kernel: ChunkKernel, is_capped: bool = True
+    logits: Tensor, targets: Tensor, kernel: ChunkKernel, is_capped: bool = True, factors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of a chunk, and the gradient of their sum with respect to the raw logits.
 
@@ -120,12 +120,13 @@ def chunk_loss_and_gradient(
         targets: (N,) token ids or IGNORE_INDEX.
         kernel: `softmax_and_slope`, `softmax_without_cap` or a compiled twin.
         is_capped: Which of them.
+        factors: Of `sampled_vocabulary`; for the C++ kernel only.
 
     Returns:
         (N,) float32, and (N, V) in the dtype of the logits, times `gradient_scale`; ignored rows count nothing.
     """
     if has_loss_kernel(logits):
-        return loss_and_gradient_in_place(logits, targets, is_capped=is_capped), logits
+        return loss_and_gradient_in_place(logits, targets, is_capped=is_capped, factors=factors), logits
     is_kept = (targets != IGNORE_INDEX).unsqueeze(1)
     index = targets.clamp(min=0).unsqueeze(1)
     total, gradient = kernel(logits, is_kept)
@@ -183,6 +184,7 @@ class _ChunkedLoss(torch.autograd.Function):
         kernel: ChunkKernel,
         make_matmuls: MakeMatmuls,
         is_capped: bool,
+        factors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         rows, index = _rows_that_count(hidden, targets)
         targets = targets if index is None else targets[index]
@@ -194,7 +196,7 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, rows.shape[0], chunk):
             part = slice(start, start + chunk)
             losses[part], gradient = chunk_loss_and_gradient(
-                matmuls.logits(rows[part]), targets[part], kernel, is_capped
+                matmuls.logits(rows[part]), targets[part], kernel, is_capped, factors
             )
             matmuls.add_gradients(gradient, grad_rows[part], grad_weight)
         total, grad_hidden = losses.sum(), grad_rows
@@ -211,7 +213,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_hidden, grad_weight = ctx.saved_tensors  # in place: both are as large as a step's memory is tight
         grad_weight = grad_weight.mul_(grad_output).to(ctx.weight_dtype)
-        return grad_hidden.mul_(grad_output.to(grad_hidden.dtype)), grad_weight, None, None, None, None
+        return grad_hidden.mul_(grad_output.to(grad_hidden.dtype)), grad_weight, None, None, None, None, None
 
 
 def gradient_scale(dtype: torch.dtype) -> float:
@@ -258,6 +260,7 @@ def softcapped_cross_entropy(
     kernel: ChunkKernel = softmax_and_slope,
     make_matmuls: MakeMatmuls = ChunkMatmuls,
     is_capped: bool = True,
+    num_sampled: int = 0,
 ) -> Tensor:
     """Cross entropy of softcapped logits, in chunks.
 
@@ -269,6 +272,7 @@ def softcapped_cross_entropy(
         kernel: Touches every logit of a chunk; a compiled twin of the default may be passed.
         make_matmuls: Constructor of the matrix multiplications of logits and gradients.
         is_capped: False leaves the softcap out; the kernel is then `softmax_without_cap` or a compiled twin.
+        num_sampled: Tokens beside the targets in the softmax, if gradients are wanted; see `sampled_vocabulary`. 0 is all.
 
     Returns:
         Float32 loss in nats: a scalar, or (B, T) with 0 for ignored targets.
@@ -277,7 +281,7 @@ def softcapped_cross_entropy(
         compute_weight = weight.to(hidden.dtype)
         unembed = partial(F.linear, weight=compute_weight)
         return token_losses(hidden, targets, unembed, weight.shape[0], is_capped=is_capped)
-    total, _ = total_and_token_losses(hidden, weight, targets, kernel, make_matmuls, is_capped)
+    total, _ = total_and_token_losses(hidden, weight, targets, kernel, make_matmuls, is_capped, num_sampled)
     return reduce_losses(total, targets, reduction)
 
 
@@ -288,6 +292,7 @@ def total_and_token_losses(
     kernel: ChunkKernel = softmax_and_slope,
     make_matmuls: MakeMatmuls = ChunkMatmuls,
     is_capped: bool = True,
+    num_sampled: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of the losses and the loss of each token.
 
@@ -298,16 +303,46 @@ def total_and_token_losses(
         kernel: Same as in `softcapped_cross_entropy`.
         make_matmuls: Same as in `softcapped_cross_entropy`.
         is_capped: Likewise.
+        num_sampled: Likewise.
 
     Returns:
         Float32 scalar in nats, and (B, T) without gradient, 0 for ignored targets.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-        total, losses = _ChunkedLoss.apply(rows, weight, flat_targets, kernel, make_matmuls, is_capped)
+        factors = None
+        if 0 < num_sampled < weight.shape[0] and has_loss_kernel(rows):
+            chosen, flat_targets, factors = sampled_vocabulary(flat_targets, weight.shape[0], num_sampled)
+            weight = weight.index_select(0, chosen)
+        total, losses = _ChunkedLoss.apply(rows, weight, flat_targets, kernel, make_matmuls, is_capped, factors)
         return total, losses.view(targets.shape)
     losses = softcapped_cross_entropy(hidden, weight, targets, "none", is_capped=is_capped)
     return losses.sum(), losses
+
+
+def sampled_vocabulary(targets: Tensor, vocab_size: int, num_sampled: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the tokens of a batch's softmax: all of its targets, and a uniform sample of the others.
+
+    The exponentials of the sample are multiplied by the inverse of its share, so their sum is expected to be the full softmax's
+    (Jean et al. 2015. https://arxiv.org/abs/1412.2007). The sample depends on nothing but the targets, so resuming repeats it.
+
+    Args:
+        targets: (N,) token ids or IGNORE_INDEX.
+        vocab_size: Number of tokens.
+        num_sampled: Number of others, at most.
+
+    Returns:
+        (n,) chosen token ids, (N,) places of the targets among them, and (n,) float32 factors.
+    """
+    is_kept = targets != IGNORE_INDEX
+    is_target = torch.zeros(vocab_size, dtype=torch.bool).index_fill_(0, targets[is_kept], value=True)
+    own, others = is_target.nonzero().squeeze(1), is_target.logical_not_().nonzero().squeeze(1)
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(int(targets.sum())))
+    sample = others[order[:num_sampled]]
+    places = torch.empty(vocab_size, dtype=torch.int64).index_copy_(0, own, torch.arange(len(own)))
+    factors = torch.ones(len(own) + len(sample))
+    factors[len(own) :] = len(others) / max(1, len(sample))
+    return torch.cat((own, sample)), torch.where(is_kept, places[targets.clamp(min=0)], IGNORE_INDEX), factors
 
 
 def chunk_logprobs(

@@ -21,29 +21,32 @@ template <class T> float highest(const T* logits, int64_t size, int64_t whole) {
   return found;
 }
 
-// Loss of one row, whose gradient replaces it; `slopes` has room for whole vectors of a row.
-template <bool is_capped, class T> float row_loss(T* logits, int64_t size, int64_t target, float* slopes) {
+// Loss of one row, whose gradient replaces it; `slopes` has room for whole vectors of a row, as has `weights`: factors on the
+// exponentials of a sampled softmax, 1 at the targets.
+template <bool is_capped, class T> float row_loss(T* logits, int64_t size, int64_t target, float* slopes, const float* weights) {
   T last[LANES] = {};
   int64_t whole = size / LANES * LANES;
   std::memcpy(last, logits + whole, (size - whole) * sizeof(T));
   float most = is_capped ? SOFTCAP : highest(logits, size, whole);
   Floats sums = {};
-  auto take = [&](Floats logit, float* slope) {
+  auto take = [&](Floats logit, int64_t at) {
+    float* slope = slopes + at;
+    Floats weight = load<Floats>(weights + at);
     if constexpr (is_capped) {
       Floats r = squeeze(logit);
-      Floats e = exponential(SOFTCAP - 2.0f * SOFTCAP * r);
+      Floats e = weight * exponential(SOFTCAP - 2.0f * SOFTCAP * r);
       store(slope, e * (r - r * r));
       return e;
     } else {
-      Floats e = exponential(logit - most);
+      Floats e = weight * exponential(logit - most);
       store(slope, e);
       return e;
     }
   };
-  for (int64_t i = 0; i < whole; i += LANES) sums += take(load_wide(logits + i), slopes + i);
+  for (int64_t i = 0; i < whole; i += LANES) sums += take(load_wide(logits + i), i);
   float sum = total(sums);
   float rest[LANES];
-  store(rest, take(load_wide(last), slopes + whole));
+  store(rest, take(load_wide(last), whole));
   for (int64_t i = whole; i < size; i++) sum += rest[i - whole];
 
   float own = widened(logits[target]) - most, factor = 1.0f / sum;
@@ -63,7 +66,10 @@ template <bool is_capped, class T> float row_loss(T* logits, int64_t size, int64
 }
 
 template <bool is_capped, class T>
-void chunk(T* logits, const int64_t* targets, int64_t rows, int64_t size, int threads, float* losses) {
+void chunk(T* logits, const int64_t* targets, int64_t rows, int64_t size, const float* factors, int threads, float* losses) {
+  std::vector<float> padded(size + LANES, 1.0f);
+  if (factors) std::copy(factors, factors + size, padded.begin());
+  const float* weights = padded.data();
   with_team(threads, [=](const Team& team) {
     std::vector<float> slopes(size + LANES);
     for (int64_t row = team.begin(int(rows)); row < team.end(int(rows)); row++) {
@@ -72,7 +78,7 @@ void chunk(T* logits, const int64_t* targets, int64_t rows, int64_t size, int th
         std::memset(own, 0, size * sizeof(T));
         losses[row] = 0.0f;
       } else {
-        losses[row] = row_loss<is_capped>(own, size, targets[row], slopes.data());
+        losses[row] = row_loss<is_capped>(own, size, targets[row], slopes.data(), weights);
       }
     }
   });
@@ -90,13 +96,14 @@ extern "C" void add_bfloat16(float* sums, const uint16_t* added, int64_t size, i
   });
 }
 
-// logits (rows, size), bfloat16 or float32; targets (rows), below 0 where the row does not count; losses (rows).
+// logits (rows, size), bfloat16 or float32; targets (rows), below 0 where the row does not count; losses (rows); factors (size) or
+// null.
 extern "C" void loss_and_gradient(
-    void* logits, const int64_t* targets, int64_t rows, int64_t size, int32_t is_bfloat16, int32_t is_capped, int32_t threads,
-    float* losses) {
+    void* logits, const int64_t* targets, int64_t rows, int64_t size, const float* factors, int32_t is_bfloat16, int32_t is_capped,
+    int32_t threads, float* losses) {
   auto run = [=](auto* own) {
-    if (is_capped) chunk<true>(own, targets, rows, size, threads, losses);
-    else chunk<false>(own, targets, rows, size, threads, losses);
+    if (is_capped) chunk<true>(own, targets, rows, size, factors, threads, losses);
+    else chunk<false>(own, targets, rows, size, factors, threads, losses);
   };
   if (is_bfloat16) run(static_cast<uint16_t*>(logits));
   else run(static_cast<float*>(logits));

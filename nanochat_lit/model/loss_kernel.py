@@ -28,7 +28,7 @@ def loss_library() -> ctypes.CDLL | None:
     library = cpp_library(_source())
     if library is not None:
         pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-        library.loss_and_gradient.argtypes = [pointer, pointer, size, size, flag, flag, flag, pointer]
+        library.loss_and_gradient.argtypes = [pointer, pointer, size, size, pointer, flag, flag, flag, pointer]
         library.add_bfloat16.argtypes = [pointer, pointer, size, flag]
         library.loss_and_gradient.restype = library.add_bfloat16.restype = None
     return library
@@ -40,13 +40,16 @@ def has_loss_kernel(logits: Tensor) -> bool:
     return fits and loss_library() is not None
 
 
-def loss_and_gradient_in_place(logits: Tensor, targets: Tensor, *, is_capped: bool = True) -> Tensor:
+def loss_and_gradient_in_place(
+    logits: Tensor, targets: Tensor, *, is_capped: bool = True, factors: Tensor | None = None
+) -> Tensor:
     """Cross entropy of the rows of a chunk; the gradient of its sum takes the place of the logits.
 
     Args:
         logits: (N, V) contiguous, float32 or bfloat16; overwritten by the gradient with respect to themselves.
         targets: (N,) token ids below V, of any integer type; IGNORE_INDEX for ignored tokens.
         is_capped: Whether the logits are softcapped first.
+        factors: (V,) float32 factors on the exponentials, 1 at all targets; None is 1.
 
     Returns:
         (N,) float32 nats, 0 for ignored targets.
@@ -68,8 +71,8 @@ def loss_and_gradient_in_place(logits: Tensor, targets: Tensor, *, is_capped: bo
             )
     targets, losses = targets.to(torch.int64).contiguous(), torch.empty(rows)
     is_bfloat16, threads = int(logits.dtype == torch.bfloat16), torch.get_num_threads()
-    arrays = logits.data_ptr(), targets.data_ptr()
-    library.loss_and_gradient(*arrays, rows, size, is_bfloat16, int(is_capped), threads, losses.data_ptr())
+    arrays, weights = (logits.data_ptr(), targets.data_ptr()), None if factors is None else factors.data_ptr()
+    library.loss_and_gradient(*arrays, rows, size, weights, is_bfloat16, int(is_capped), threads, losses.data_ptr())
     return losses
 
 

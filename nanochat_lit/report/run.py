@@ -146,9 +146,9 @@ def _facts(run: RunFolder, price_per_hour: float) -> list[tuple[str, str]]:
     if values:
         best = min(values) if run.figure == "val_bpb" else max(values)
         facts.append((f"{run.figure}: before, end, best", f"{values[0]:.4f}, {values[-1]:.4f}, {best:.4f}"))
-    hours = run.training_s / 3600
+    hours = run.total() / 3600
     if hours:
-        facts.append(("training time", _duration(run.training_s)))
+        facts.append(("training time", _duration(run.total())))
         facts.append(("device hours", f"{hours * run.world_size:.3g} ({run.world_size} device(s))"))
         if price_per_hour:
             facts.append(

@@ -69,12 +69,11 @@ class RunFolder:
         """Number of completed steps."""
         return max(self.metrics, default=0)
 
-    @property
-    def training_s(self) -> float:
-        """Training time over all sessions, seconds; the clock of the metrics restarts with each session."""
+    def total(self, clock: str = "seconds") -> float:
+        """Training time over all sessions, seconds; the clocks of the metrics restart with each session."""
         total, before = 0.0, 0.0
         for _, row in sorted(self.metrics.items()):
-            now = row.get("seconds")
+            now = row.get(clock)
             if now is None:
                 continue
             total += now - before if now >= before else now

@@ -1,10 +1,13 @@
-"""Sweeps: the recipe (a `fit` recipe, depths, compute budgets, a folder), its runs, and the page of their results."""
+"""Sweeps over sizes and compute budgets, or over variants and seeds: their recipe, their runs and their page."""
 
 import hashlib
 import math
+import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,30 +23,66 @@ from nanochat_lit.evaluation.statistics import (
     fit_parabola,
     fit_power_law,
     fit_saturating_power_law,
+    mean_interval,
 )
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.report.page import Curves, curves_png, fill
 from nanochat_lit.report.run_folder import RunFolder, read_run
 
 RECORD_FILE = "sweep.json"
+HORIZONS_FILE = "horizons.json"
+GRID_KEYS, VARIANT_KEYS = ("depths", "flops_budgets"), ("variants", "seeds", "equal")
+MEASURED_STEPS, WARM_STEPS, ROUNDS = 8, 2, 3
+MEASUREMENT = {"model.num_steps": MEASURED_STEPS, "log_every": 1, "trainer.limit_val_batches": 0, "overwrite": True}
+"""Steps per measurement of a variant's cost, how many of them are left out, and measurements per variant."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecipe:
-    """Contents of a sweep's YAML file."""
+    """Contents of a sweep's YAML file: either depths and flops_budgets, or variants, seeds and equal."""
 
     run_dir: str
     """Folder of the sweep; contains a folder per run."""
     fit: str
     """Recipe of each run."""
-    depths: list[int]
-    """Depths to train."""
-    flops_budgets: list[float]
-    """Compute budgets in FLOPs; every depth is trained with each. If empty, the recipe determines the horizon."""
     options: dict[str, Any]
     """Additional keys of `fit`, by full name."""
+    depths: list[int] = field(default_factory=list)
+    """Depths to train."""
+    flops_budgets: list[float] = field(default_factory=list)
+    """Compute budgets in FLOPs; every depth is trained with each. If empty, the recipe determines the horizon."""
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Keys of `fit` by the variant's name; the first is the reference, which the others are compared with."""
+    seeds: list[int] = field(default_factory=list)
+    """Seeds of weights and data; every variant is trained with each."""
+    equal: str = "time"
+    """The same for all variants: time (CPU time; wall-clock time on a GPU), tokens or flops."""
 
     def __post_init__(self) -> None:
+        if self.variants:
+            self._check_variants()
+        else:
+            self._check_grid()
+        for key, values in (("depths", self.depths), ("flops_budgets", self.flops_budgets), ("seeds", self.seeds)):
+            if len(set(values)) != len(values):
+                raise UserError(f"{key} contains a duplicate: {values}")
+        own = ("seed_everything", "data.seed") if self.variants else ("model.depth", "model.target_flops")
+        for options in (self.options, *self.variants.values()):
+            if found := [name for name in (*own, "run_dir", "ckpt_path") if name in options]:
+                raise UserError(f"options sets {found[0]}, which the sweep sets itself; remove it")
+
+    def _check_variants(self) -> None:
+        for name, options in self.variants.items():
+            if not re.fullmatch(r"[\w.+-]+", str(name)) or not isinstance(options, dict):
+                raise UserError(f"variant {name!r} needs a name of letters, digits and _ . + -, and a dict of options")
+            if "model.num_steps" in options:
+                raise UserError(f"variant {name} sets model.num_steps, which `equal` determines; set it in options")
+        if not self.seeds or any(not isinstance(seed, int) or seed < 0 for seed in self.seeds):
+            raise UserError(f"seeds is {self.seeds}; use integers of at least 0, such as [1, 2, 3]")
+        if self.equal not in ("time", "tokens", "flops"):
+            raise UserError(f"equal is {self.equal!r}; use time, tokens or flops")
+
+    def _check_grid(self) -> None:
         depths, budgets = self.depths, self.flops_budgets
         if not depths or any(not isinstance(depth, int) or depth < 1 for depth in depths):
             raise UserError(f"depths is {depths}; use integers of at least 1")
@@ -51,21 +90,42 @@ class SweepRecipe:
             raise UserError(
                 f"flops_budgets is {budgets}; use positive numbers such as 1e18 (in YAML 1.0e+18, with a decimal point)"
             )
-        for name, values in (("depths", depths), ("flops_budgets", budgets)):
-            if len(set(values)) != len(values):
-                raise UserError(f"{name} contains a duplicate: {values}")
-        for name in ("model.depth", "model.target_flops", "run_dir", "ckpt_path"):
-            if name in self.options:
-                raise UserError(f"options sets {name}, which the sweep sets itself; remove it")
 
     @property
     def runs(self) -> list["SweepRun"]:
-        """Return the runs in training order: by budget, then by depth."""
+        """Return the runs in training order: by budget, then by depth; or by seed, then by variant."""
+        if self.variants:
+            return [SweepRun(recipe=self, variant=name, seed=seed) for seed in self.seeds for name in self.variants]
         return [
             SweepRun(recipe=self, depth=depth, budget=budget)
             for budget in (sorted(self.flops_budgets) or [None])
             for depth in sorted(self.depths)
         ]
+
+    @property
+    def horizons(self) -> dict[str, int]:
+        """Number of steps of each variant except the reference; empty until they are measured."""
+        return read_json(path) if (path := Path(self.run_dir) / HORIZONS_FILE).exists() else {}
+
+    def set_horizons(self, measure: Callable[[list[str]], None]) -> None:
+        """Determine how many steps of the variants equal the reference's first run, which must be finished, once.
+
+        Args:
+            measure: Runs a command of `fit`. Variants take turns, so that a machine that others use treats them alike.
+        """
+        known, (reference, *_) = self.horizons, self.variants
+        per_step: dict[str, list[float]] = {name: [] for name in self.variants if name not in known}
+        if len(per_step) == 1:  # only the reference
+            return
+        for _ in range(ROUNDS if self.equal == "time" else 1):
+            for name, costs in per_step.items():
+                folder = Path(self.run_dir) / "measured" / name
+                words = SweepRun(recipe=self, variant=name, seed=self.seeds[0]).words(folder, MEASUREMENT)
+                measure([sys.executable, "-m", "nanochat_lit", *words])
+                costs += _per_step(read_run(folder), self.equal)
+        whole = read_run(self.runs[0].folder).plan["num_steps"] * statistics.median(per_step.pop(reference))
+        found = {name: max(1, round(whole / statistics.median(costs))) for name, costs in per_step.items()}
+        write_json(Path(self.run_dir) / HORIZONS_FILE, {**known, **found})
 
     def check_folder(self) -> None:
         """Raise UserError if the folder is not empty and was not created by a sweep."""
@@ -85,30 +145,47 @@ class SweepRun:
 
     recipe: SweepRecipe
     """The sweep."""
-    depth: int
-    """Number of layers."""
-    budget: float | None
+    depth: int | None = None
+    """Number of layers; None in a sweep of variants."""
+    budget: float | None = None
     """Compute budget, FLOPs; None uses the recipe's horizon."""
+    variant: str | None = None
+    """Name of the variant; None in a sweep of depths."""
+    seed: int | None = None
+    """Seed of weights and data; None uses the recipe's."""
 
     @property
     def folder(self) -> Path:
         """Folder of this run."""
+        if self.variant is not None:
+            return Path(self.recipe.run_dir) / f"{self.variant}_seed{self.seed}"
         name = f"d{self.depth:02d}" if self.budget is None else f"{self.budget:.3g}_d{self.depth:02d}".replace("+", "")
         return Path(self.recipe.run_dir) / name
 
     @property
     def arguments(self) -> list[str]:
         """Return the arguments of `fit`, without those that resume it."""
-        recipe = self.recipe
-        words = ["fit", "--config", recipe.fit, "--run_dir", str(self.folder), "--model.depth", str(self.depth)]
-        if self.budget is not None:
-            words += ["--model.num_steps", "null", "--model.target_flops", repr(float(self.budget))]
-        for name, value in recipe.options.items():
+        return self.words(self.folder, {})
+
+    def words(self, folder: Path, changes: Mapping[str, Any]) -> list[str]:
+        """Return the arguments of `fit` in a folder, with changed options."""
+        recipe, first = self.recipe, self.recipe.runs[0].folder
+        if self.variant is None:
+            options: dict[str, Any] = {"model.depth": self.depth}
+            if self.budget is not None:
+                options |= {"model.num_steps": None, "model.target_flops": float(self.budget)}
+            options |= recipe.options
+        else:
+            options = recipe.options | recipe.variants[self.variant]
+            options |= {"seed_everything": self.seed, "data.seed": self.seed}
+            if self.variant in recipe.horizons:
+                options["model.num_steps"] = recipe.horizons[self.variant]
+        if first != folder:
+            options.setdefault("data.tokenizer", str(first / "tokenizer"))  # the same for all, so it is trained once
+        words = ["fit", "--config", recipe.fit, "--run_dir", str(folder)]
+        for name, value in (options | {**changes}).items():
             text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
             words += [f"--{name}", text.removesuffix("...\n").strip()]
-        first = recipe.runs[0].folder
-        if first != self.folder and "data.tokenizer" not in recipe.options:
-            words += ["--data.tokenizer", str(first / "tokenizer")]  # identical for all runs, so it is trained once
         return words
 
     @property
@@ -159,13 +236,29 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> SweepRecipe:
         UserError: If the file is missing, is not YAML, or has unknown or missing keys.
     """
     content = read_recipe(Path(find_recipe(path)))
-    names = [field.name for field in fields(SweepRecipe)]
-    if sorted(map(str, content)) != sorted(names):
-        raise UserError(f"{path} is not a sweep recipe; expected keys: {', '.join(names)}; see recipes/miniseries.yaml")
+    keys = ("run_dir", "fit", "options", *(VARIANT_KEYS if "variants" in content else GRID_KEYS))
+    given = {name: value for name, value in changes.items() if value is not None}
+    for name in content | given:
+        if name not in keys:
+            raise UserError(f"{path} is a sweep of {', '.join(keys[3:])}; it has no {name}")
+    if missing := [name for name in keys if name not in content]:
+        raise UserError(f"{path} is not a sweep recipe: {missing[0]} is missing; see recipes/miniseries.yaml")
     content = expand_home(content)
     options = {**(content["options"] or {}), **(changes.get("options") or {})}
-    given = {name: value for name, value in changes.items() if value is not None}
     return SweepRecipe(**{**content, **given, "options": options})
+
+
+def _clock(run: RunFolder) -> str:
+    """Return the column of the metrics that time is compared by."""
+    return "cpu_seconds" if run.sessions and run.sessions[-1]["device"] == "cpu" else "seconds"
+
+
+def _per_step(run: RunFolder, equal: str) -> list[float]:
+    """Return what steps of a measurement cost: seconds of each, or their tokens or FLOPs."""
+    if equal == "time":
+        times = run.curve(_clock(run))[1]
+        return [after - before for before, after in pairwise(times[WARM_STEPS - 1 :])]
+    return [run.plan[{"tokens": "total_tokens", "flops": "total_flops"}[equal]] / MEASURED_STEPS]
 
 
 def sweep_results(finished: Sequence[tuple[SweepRun, RunFolder]], num_planned: int) -> dict[str, Any]:
@@ -173,9 +266,12 @@ def sweep_results(finished: Sequence[tuple[SweepRun, RunFolder]], num_planned: i
 
     Returns:
         runs: name, depth, budget, parameters, tokens, flops, val_bpb, hours; optima: one per budget whose parabola has
-        a minimum; laws: name, text, exponent, factor, offset, exponent_error; num_planned.
+        a minimum; laws: name, text, exponent, factor, offset, exponent_error; num_planned. In a sweep of variants, runs
+        have variant, seed, steps and seconds, and `variants` replaces optima and laws; see `_comparison`.
     """
     rows = [_row(run, result) for run, result in finished]
+    if variants := finished[0][0].recipe.variants:
+        return {"num_planned": num_planned, "runs": rows, "variants": _comparison([*variants], rows), "laws": []}
     budgets = sorted({row["budget"] for row in rows if row["budget"] is not None})
     optima = [optimum for budget in budgets if (optimum := _optimum(rows, budget)) is not None]
     return {"num_planned": num_planned, "runs": rows, "optima": optima, "laws": _laws(rows, optima)}
@@ -188,12 +284,33 @@ def _row(run: SweepRun, result: RunFolder) -> dict[str, Any]:
         "name": run.folder.name,
         "depth": run.depth,
         "budget": run.budget,
+        "variant": run.variant,
+        "seed": run.seed,
+        "steps": result.num_steps,
+        "seconds": result.total(_clock(result)),
         "parameters": count_parameters(result.shape).scaling,
         "tokens": last["tokens"],
         "flops": last["total_flops"],
         "val_bpb": result.curve("val_bpb")[1][-1],
-        "hours": result.training_s / 3600,
+        "hours": result.total("seconds") / 3600,
     }
+
+
+def _comparison(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare each variant with the first one by the seeds that both have finished.
+
+    Returns:
+        Per variant name, steps, seconds (the mean of its runs), val_bpb (by seed), differences (by seed), mean, low, high.
+    """
+    found = []
+    base = {row["seed"]: row["val_bpb"] for row in rows if row["variant"] == names[0]}
+    for name in names:
+        own = [row for row in rows if row["variant"] == name]
+        pairs = {row["seed"]: row["val_bpb"] - base[row["seed"]] for row in own if row["seed"] in base}
+        one = {"name": name, "val_bpb": {row["seed"]: row["val_bpb"] for row in own}, "differences": pairs}
+        one |= {key: statistics.mean([row[key] for row in own] or [0]) for key in ("steps", "seconds")}
+        found.append(one | dict(zip(("mean", "low", "high"), mean_interval(list(pairs.values())), strict=True)))
+    return found
 
 
 def _optimum(rows: Sequence[dict[str, Any]], budget: float) -> dict[str, Any] | None:
@@ -235,6 +352,8 @@ def _law_text(name: str, law: PowerLaw) -> str:
 
 def sweep_page(title: str, results: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
     """Return the page of a sweep as Markdown, and its images."""
+    if "variants" in results:
+        return _variants_page(title, results)
     rows, optima = results["runs"], results["optima"]
     is_budgeted = any(row["budget"] is not None for row in rows)
     images = _budget_plots(results) if is_budgeted else _series_plots(results)
@@ -260,6 +379,29 @@ def sweep_page(title: str, results: dict[str, Any]) -> tuple[str, dict[str, byte
             for best in optima
         ],
         is_budgeted=is_budgeted,
+        images=list(images),
+    )  # fmt: skip
+    return markdown, images
+
+
+def _variants_page(title: str, results: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
+    variants, image = results["variants"], "difference to the first variant"
+    others = [(at, one) for at, one in enumerate(variants) if at and one["differences"]]
+    points = {one["name"]: ([at] * len(one["differences"]), list(one["differences"].values())) for at, one in others}
+    bars = {one["name"]: ([at, at], [one["low"], one["high"]]) for at, one in others if one["low"] is not None}
+    images = {image: curves_png(image, "bits per byte", bars, "variant", log_y=False, points=points)} if others else {}
+    markdown = fill(
+        "variants.md",
+        title=title,
+        missing=results["num_planned"] - len(results["runs"]),
+        num_planned=results["num_planned"],
+        rows=[
+            [
+                one["name"], one["steps"], f"{one['seconds']:.0f}", ", ".join(f"{value:.4f}" for value in one["val_bpb"].values()),
+                "" if one["mean"] is None else f"{one['mean']:+.4f}", "" if one["low"] is None else f"{one['low']:+.4f} to {one['high']:+.4f}",
+            ]
+            for one in variants
+        ],
         images=list(images),
     )  # fmt: skip
     return markdown, images

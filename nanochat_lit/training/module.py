@@ -15,6 +15,7 @@ from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
 from nanochat_lit.model.attention import activate_flash_attention, fused_kernel
 from nanochat_lit.model.gpt import Checkpointing
+from nanochat_lit.model.loss_kernel import has_loss_kernel
 from nanochat_lit.optim import OptimizerCallable, Schedule, TrainingPlan, build_optimizer, micro_batches
 from nanochat_lit.optim.build import apply_schedule
 from nanochat_lit.tokenizer import Tokenizer
@@ -243,6 +244,14 @@ class LanguageModule(LightningModule):
         }
         if self.device.type == "cpu":
             notes["kernels"] = describe_kernels()
+        if self.model.num_sampled:
+            is_sampled = has_loss_kernel(torch.empty(0, dtype=self.model.compute_dtype, device=self.device))
+            chosen = (
+                f"the batch's and {self.model.num_sampled:,} others"
+                if is_sampled
+                else "all (sampling needs the C++ kernel)"
+            )
+            notes["softmax over tokens"] = chosen
         trains_in_float8, note = self.float8_choice(self.trainer)
         if trains_in_float8:
             converted, all_layers = convert_to_float8(self.model)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from nanochat_lit.common.errors import UserError
 from nanochat_lit.model import GPTConfig
 from nanochat_lit.model.architecture import build_model, model_class
 from nanochat_lit.model.config import REFERENCE_ARCHITECTURE
@@ -44,6 +45,8 @@ class PretrainModule(LanguageModule):
         warmdown: Fraction of the run over which learning rates decay.
         final_lr_fraction: Final learning rate as a fraction of its maximum.
         momentum_warmup: Steps over which Muon momentum rises.
+        sampled_softmax: Tokens in the softmax of the training loss beside those that occur in the batch, a random sample with
+            weights (for example 1024); saves time on a CPU, needs the C++ kernel. 0 uses all, as validation does.
         options: Options of `LanguageModule`.
     """
 
@@ -76,11 +79,17 @@ class PretrainModule(LanguageModule):
         warmdown: float = 0.65,
         final_lr_fraction: float = 0.05,
         momentum_warmup: int = 400,
+        sampled_softmax: int = 0,
         **options: Any,
     ) -> None:
         learning_rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr}  # fmt: skip
         super().__init__(learning_rates=learning_rates, **options)
-        self.depth, self.sequence_len, self.num_steps = depth, sequence_len, num_steps
+        self.depth, self.sequence_len, self.num_steps, self.num_sampled = (
+            depth,
+            sequence_len,
+            num_steps,
+            sampled_softmax,
+        )
         self.shape: dict[str, Any] = {
             "head_dim": head_dim, "aspect_ratio": aspect_ratio, "n_embd": n_embd, "n_head": n_head, "n_kv_head": n_kv_head,
             "window_pattern": window_pattern, "bigram_factor": bigram_factor, "architecture": architecture, "tie_embeddings": tie_embeddings,
@@ -88,13 +97,13 @@ class PretrainModule(LanguageModule):
         self.horizon: dict[str, Any] = {
             "tokens_per_step": tokens_per_step, "target_param_data_ratio": target_param_data_ratio, "target_flops": target_flops, "weight_decay": weight_decay,
         }  # fmt: skip
-        self.schedule_options: dict[str, Any] = {
-            "warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction, "momentum_warmup": momentum_warmup,
-        }  # fmt: skip
+        self.schedule_options: dict[str, Any] = {"warmup": warmup, "warmdown": warmdown, "final_lr_fraction": final_lr_fraction, "momentum_warmup": momentum_warmup}  # fmt: skip
         self.build_config(REFERENCE_VOCABULARY)  # reports invalid dimensions before any data is read
 
     def build_config(self, vocab_size: int) -> GPTConfig:
         """Return the model configuration for a vocabulary size."""
+        if self.num_sampled < 0:
+            raise UserError(f"sampled_softmax is {self.num_sampled}; it must be at least 0, which uses all tokens")
         model_class(self.shape["architecture"], is_trusted=True)
         return GPTConfig.from_depth(self.depth, vocab_size=vocab_size, sequence_len=self.sequence_len, **self.shape)
 
@@ -130,5 +139,6 @@ class PretrainModule(LanguageModule):
         plan = derive_plan(config, num_steps=self.requested_steps(self.num_steps), **self.horizon)
         model = build_model(config, is_trusted=True)  # the precision plugin sets its compute dtype
         model.init_weights()
+        model.num_sampled = self.num_sampled
         self.adopt(model, datamodule.tokenizer)
         self.start_plan(plan, Schedule(num_steps=plan.num_steps, **self.schedule_options))

@@ -24,7 +24,8 @@ def test_every_package_is_listed(setuptools_table, repository_root):
 def test_recipes_are_installed_inside_the_package(setuptools_table):
     folders = {"nanochat_lit.configs.trainer": "configs/trainer", "nanochat_lit.recipes": "recipes"}
     assert setuptools_table["package-dir"] == folders
-    assert all(setuptools_table["package-data"][name] == ["*.yaml"] for name in folders)
+    assert all("*.yaml" in setuptools_table["package-data"][name] for name in folders)
+    assert "ablations/*.yaml" in setuptools_table["package-data"]["nanochat_lit.recipes"]
 
 
 def test_recipes_are_found_from_anywhere(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def wheel(source, tmp_path_factory):
 def test_the_wheel_is_whole(wheel, source):
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {str(path.relative_to(source)) for path in (source / "nanochat_lit").rglob("*") if path.is_file()}
-    recipes = {f"nanochat_lit/recipes/{path.name}" for path in (source / "recipes").glob("*.yaml")}
+    recipes = {f"nanochat_lit/{path.relative_to(source)}" for path in (source / "recipes").rglob("*.yaml")}
     info = {name for name in names if name.split("/")[0].endswith(".dist-info")}
     configs = {f"nanochat_lit/configs/trainer/{path.name}" for path in (source / "configs" / "trainer").glob("*.yaml")}
     assert names - info == package | recipes | configs

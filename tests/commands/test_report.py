@@ -45,7 +45,7 @@ def test_a_run_as_it_was_left(run, capsys):
     assert cli.main(["report", str(run), "--price_per_hour", "36"]) == 0
     assert capsys.readouterr().out.splitlines() == [str(run / "report" / f"report.{form}") for form in ("html", "md")]
     html, markdown = page(run / "report"), (run / "report" / "report.md").read_text("utf-8")
-    seconds = read_run(run).training_s
+    seconds = read_run(run).total()
     assert f"${seconds / 100:,.2f}" in html
     for text in ("Pretraining of a GPT of 2 layers", "nanochat-lit fit --config", "4 of 4", "finished", "torch 2."):
         assert text in html
@@ -111,7 +111,7 @@ def test_clock_of_several_sessions(tmp_path):
         writer.writerow(["step", "seconds", "tokens"])
         writer.writerows([[1, 10, 8], [2, 20, 16], [3, 5, 24], [4, 15, 32]])
     run = read_run(tmp_path)
-    assert run.training_s == 35
+    assert run.total() == 35
     assert run.curve("seconds", "tokens") == ([8, 16, 24, 32], [10, 20, 5, 15])
 
 

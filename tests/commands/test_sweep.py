@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def recipe(tmp_path, write_recipe):
 
 def pretend(run, val_bpb, steps=10, tokens=None):
     """Leave in a run's folder what a finished one leaves."""
-    config = GPTConfig.from_depth(run.depth, vocab_size=4096, sequence_len=512, head_dim=64)
+    config = GPTConfig.from_depth(run.depth or 2, vocab_size=4096, sequence_len=512, head_dim=64)
     flops = flops_per_token(config)
     tokens = run.budget / flops if tokens is None else tokens
     write_json(run.folder / "export" / "config.json", config.to_dict())
@@ -157,7 +158,8 @@ def test_a_run_that_fails_ends_the_sweep(recipe, monkeypatch, capsys, status, ex
         ({"depths": [2, 2]}, "depths contains a duplicate"),
         ({"flops_budgets": [-1.0]}, "flops_budgets is [-1.0]"),
         ({"options": {"model.depth": 3}}, "options sets model.depth"),
-        ({"speed": 1}, "is not a sweep recipe"),
+        ({"speed": 1}, "it has no speed"),
+        ({"seeds": [1]}, "it has no seeds"),
     ],
 )
 def test_mistakes(recipe, changes, message, capsys):
@@ -168,6 +170,116 @@ def test_mistakes(recipe, changes, message, capsys):
 def test_nothing_is_finished(recipe, capsys):
     assert cli.main(["sweep", str(recipe()), "--train", "false"]) == 2
     assert "has no finished run" in capsys.readouterr().err
+
+
+@pytest.fixture
+def variants(tmp_path, write_recipe):
+    """A sweep of toy runs: a reference of 4 steps, half the tokens per step, and another learning rate, with two seeds."""
+
+    def write(**changes):
+        content = {
+            "run_dir": str(tmp_path / "sweep"),
+            "fit": str(write_recipe({"eval_every": 0})),
+            "options": {"data.val_docs": 5},
+            "variants": {"reference": {}, "half": {"model.tokens_per_step": 256}, "fast": {"model.matrix_lr": 0.2}},
+            "seeds": [1, 2],
+            "equal": "tokens",
+        }
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump({**content, **changes}, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+class FitsHere:
+    """Runs the processes of `fit` in this one, and others as they are."""
+
+    def __init__(self):
+        self.folders, self.run = [], subprocess.run
+
+    def __call__(self, command, **options):
+        if command[0] != sys.executable:
+            return self.run(command, **options)
+        self.folders.append(Path(command[command.index("--run_dir") + 1]).name)
+        return subprocess.CompletedProcess(command, cli.main(command[3:]))
+
+
+@pytest.mark.slow
+def test_real_variants_with_equal_tokens(variants, monkeypatch, capsys):
+    """Half the tokens per step takes twice the steps; what is finished is not trained again."""
+    path = variants(seeds=[1], variants={"reference": {}, "half": {"model.tokens_per_step": 256}})
+    monkeypatch.setattr(subprocess, "run", fits := FitsHere())
+    for _ in range(2):
+        assert cli.main(["sweep", str(path)]) == 0
+        assert fits.folders == ["reference_seed1", "reference", "half", "half_seed1"]
+        assert "bits per byte (one seed)" in capsys.readouterr().out
+    first, second = read_json(path.parent / "sweep" / "sweep_results.json")["runs"]
+    assert (first["steps"], second["steps"]) == (4, 8)
+    assert first["tokens"] == second["tokens"]
+    assert 0 < first["seconds"] < 60
+
+
+def test_differences_are_those_of_the_same_seeds(variants, capsys):
+    path = variants()
+    for run, val_bpb in zip(read_sweep(str(path), {}).runs, (2.0, 1.9, 2.1, 2.2, 2.06, 2.1), strict=True):
+        pretend(run, val_bpb, tokens=2048)
+    assert cli.main(["sweep", str(path), "--train", "false"]) == 0
+    low, high = -0.12 - 12.7062 * 0.02, -0.12 + 12.7062 * 0.02  # -0.1 and -0.14: standard error 0.02
+    assert f"half: -0.1200 bits per byte (95% interval {low:+.4f} to {high:+.4f})" in capsys.readouterr().out
+    reference, half, fast = read_json(path.parent / "sweep" / "sweep_results.json")["variants"]
+    assert reference["mean"] == 0
+    assert half["differences"] == pytest.approx({"1": -0.1, "2": -0.14})
+    assert (fast["mean"], fast["low"]) == pytest.approx((0.0, -12.7062 * 0.1), rel=1e-4)
+    page = (path.parent / "sweep" / "report" / "report.html").read_text("utf-8")
+    assert 'alt="difference to the first variant"' in page
+
+
+def test_equal_time_is_the_median_of_all_rounds(variants, monkeypatch):
+    """Half the tokens cost half as much in two rounds, 0.7 times as much in one, which does not decide."""
+    path = variants(equal="time", fit="recipes/cpu_text.yaml", options={"model.num_steps": 120})
+    plan = read_sweep(str(path), {})
+    pretend_variant(plan.runs[0].folder, 120, 2.0)
+    calls = []
+
+    def measure(command):
+        folder = Path(command[command.index("--run_dir") + 1])
+        calls.append(folder.name)
+        slow = 1.4 if calls.count("half") == 2 else 1.0
+        pretend_variant(folder, 8, slow * (1.0 if folder.name == "half" else 2.0))
+
+    plan.set_horizons(measure)
+    assert calls == ["reference", "half", "fast"] * 3
+    assert plan.horizons == {"half": 240, "fast": 120}
+    more = replace(plan, variants={**plan.variants, "added": {}})
+    more.set_horizons(measure)
+    assert calls[9:] == ["reference", "added"] * 3
+    assert more.horizons == {"half": 240, "fast": 120, "added": 120}
+    assert "--model.num_steps 240" in " ".join(plan.runs[1].arguments)
+
+
+def pretend_variant(folder, steps, cpu_s):
+    write_json(folder / "plan.json", {"num_steps": steps})
+    write_json(folder / "sessions.json", [{"device": "cpu"}])
+    rows = [f"{step},{30 * step},{9.0 + cpu_s * step}" for step in range(1, steps + 1)]  # the first step has cost more
+    (folder / "metrics.csv").write_text("\n".join(["step,seconds,cpu_seconds", *rows]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "seeds is []"),
+        ({"seeds": [1, 1]}, "seeds contains a duplicate"),
+        ({"equal": "steps"}, "equal is 'steps'"),
+        ({"variants": {"a/b": {}}}, "variant 'a/b'"),
+        ({"variants": {"a": {}, "b": {"model.num_steps": 3}}}, "sets model.num_steps"),
+        ({"variants": {"a": {}, "b": {"data.seed": 3}}}, "options sets data.seed"),
+        ({"depths": [2]}, "it has no depths"),
+    ],
+)
+def test_mistakes_of_variants(variants, changes, message, capsys):
+    assert cli.main(["sweep", str(variants(**changes)), "--dry_run"]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from nanochat_lit.evaluation.statistics import (
     NUM_RESAMPLES,
     centered,
     interval,
+    mean_interval,
     pass_at_k,
     resampled_accuracies,
     wilson_interval,
@@ -53,3 +54,19 @@ def test_pass_at_k_is_a_mean_over_questions():
 def test_wilson_interval(correct, count, low, high):
     """The last is an example of Newcombe (1998); the others are quick to do by hand (n/(n+z^2) and its mirror)."""
     assert wilson_interval(correct, count) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (9, 2.26216), (39, 2.02269)]
+)
+def test_mean_interval_by_the_table_of_the_t_distribution(degrees, quantile):
+    values = np.random.default_rng(degrees).normal(3.0, 2.0, degrees + 1)
+    half = quantile * values.std(ddof=1) / len(values) ** 0.5
+    assert mean_interval(list(values)) == pytest.approx(
+        (values.mean(), values.mean() - half, values.mean() + half), rel=1e-5
+    )
+
+
+def test_mean_interval_of_too_few_values():
+    assert mean_interval([]) == (None, None, None)
+    assert mean_interval([2.0]) == (2.0, None, None)

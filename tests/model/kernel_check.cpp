@@ -9,7 +9,7 @@
 
 extern "C" {
 void sample(const float*, int32_t, int32_t, const double*, const int32_t*, const double*, const double*, int32_t, int32_t*);
-void loss_and_gradient(void*, const int64_t*, int64_t, int64_t, int32_t, int32_t, int32_t, float*);
+void loss_and_gradient(void*, const int64_t*, int64_t, int64_t, const float*, int32_t, int32_t, int32_t, float*);
 void muon_momentum(const float* const*, float*, int64_t, int64_t, int64_t, float, int32_t, void*, int32_t);
 void muon_combine(uint16_t*, float, const uint16_t*, float, int64_t, int32_t);
 void muon_update(float* const*, const void*, float*, int64_t, int64_t, int64_t, float, float, float, int32_t, int32_t);
@@ -170,7 +170,7 @@ void check_loss() {
   for (int is_capped : {1, 0}) {
     std::vector<float> logits = numbers(ROWS * SIZE, 20.0f), losses(ROWS);
     int64_t targets[] = {5, -1, 76};
-    loss_and_gradient(logits.data(), targets, ROWS, SIZE, 0, is_capped, 2, losses.data());
+    loss_and_gradient(logits.data(), targets, ROWS, SIZE, nullptr, 0, is_capped, 2, losses.data());
     print("loss", losses.data(), ROWS);
     print("gradient", logits.data(), ROWS * SIZE, 13);
   }

@@ -28,6 +28,7 @@ def form(request, monkeypatch):
         monkeypatch.setattr(loss_module, "has_loss_kernel", lambda _: False)
     elif not has_loss_kernel(torch.empty(1)):
         pytest.skip("no C++ compiler found")
+    return request.param
 
 
 @pytest.fixture
@@ -235,3 +236,36 @@ def test_an_evaluation_on_a_cpu_takes_chunks_of_memory_that_is_kept(monkeypatch)
         )
     assert sum(made) == 2048 * vocab_size * 4
     assert max(made) <= 16 << 20
+
+
+@pytest.mark.parametrize("is_capped", [True, False])
+def test_sampled_softmax_is_the_formula_with_weights(case, form, is_capped):
+    hidden, weight, targets = case
+    options = {} if is_capped else WITHOUT_CAP
+    loss = softcapped_cross_entropy(hidden, weight, targets, num_sampled=150, **options)
+    found = torch.autograd.grad(loss, (hidden, weight))
+    chosen, places, factors = loss_module.sampled_vocabulary(targets.flatten(), 501, 150)
+    own = targets[targets != IGNORE_INDEX].unique()
+    assert chosen[: len(own)].tolist() == own.tolist()
+    assert len(chosen.unique()) == len(own) + 150
+    assert factors.sum() == pytest.approx(501)
+    logits = hidden.flatten(0, 1) @ weight.T
+    logits = 15 * torch.tanh(logits / 15) if is_capped else logits
+    shifted = (logits[:, chosen] + factors.log())[places >= 0]
+    sampled = F.cross_entropy(shifted, places[places >= 0])
+    expected = sampled if form == "C++" else plain(hidden, weight, targets, is_capped=is_capped)  # elsewhere all tokens
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(found, torch.autograd.grad(expected, (hidden, weight)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_sampled_sums_are_those_of_all_tokens_in_the_mean():
+    """Over 400 batches of the same targets in another order."""
+    exponentials = torch.rand(300, generator=torch.Generator().manual_seed(1))
+    targets = torch.arange(20)
+    estimates = []
+    for number in range(400):  # the sample depends on the sum of the targets
+        chosen, _, factors = loss_module.sampled_vocabulary(torch.cat((targets, torch.full((number,), 19))), 300, 40)
+        estimates.append(float((exponentials[chosen] * factors).sum() / exponentials.sum()))
+    assert sum(estimates) / 400 == pytest.approx(1.0, abs=0.02)
+    assert len(set(estimates)) == 400

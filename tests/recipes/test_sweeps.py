@@ -47,3 +47,13 @@ def test_the_command_lists_its_runs(name, tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert all(line.endswith(": to do") for line in lines[::2])
     assert all(shlex.split(line)[:4] == ["nanochat-lit", "fit", "--config", "recipes/d12.yaml"] for line in lines[1::2])
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("ablations/*.yaml")), ids=lambda path: path.stem)
+def test_variants(path):
+    sweep = read_sweep(f"recipes/ablations/{path.name}", {})
+    assert sweep.run_dir == f"runs/ablations/{path.stem}"
+    settings = [resolved(run.arguments) for run in sweep.runs[: len(sweep.variants)]]
+    differing = {yaml.safe_dump({**config, "run_dir": ""}) for config in settings}
+    assert len(differing) == len(sweep.variants), "two variants are the same"
+    assert all(PretrainModule(**config["model"]["init_args"]) for config in settings)

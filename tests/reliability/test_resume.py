@@ -41,8 +41,12 @@ def assert_same(run, whole):
 
 @pytest.fixture(scope="module", params=[0, 2], ids=["read_here", "two_workers"])
 def whole_run(request, write_recipe):
-    """A run of seven steps of two micro-batches, logged every second step: windows of losses are open at odd steps."""
-    recipe = write_recipe({"num_steps": 7, "eval_every": 3}, {"num_workers": request.param, "buffer_size": 20})
+    """A run of seven steps of two micro-batches, logged every second step: windows of losses are open at odd steps.
+
+    With workers also the softmax of the loss is sampled.
+    """
+    model = {"num_steps": 7, "eval_every": 3, "sampled_softmax": 50 * request.param}
+    recipe = write_recipe(model, {"num_workers": request.param, "buffer_size": 20})
     assert cli.main(["fit", "--config", str(recipe), "--log_every", "2", *KEEP_ALL]) == 0
     return recipe, recipe.parent / "run"
 
@@ -58,7 +62,9 @@ def test_pretraining_continues_bit_for_bit(whole_run, tmp_path, step, capsys):
         cli.main(["fit", "--config", str(recipe), "--run_dir", str(run), "--log_every", "2", "--ckpt_path", "last"])
         == 0
     )
-    assert f"resuming from {run / 'checkpoints' / f'step{step:06d}.ckpt'}" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"resuming from {run / 'checkpoints' / f'step{step:06d}.ckpt'}" in err
+    assert ("softmax over tokens" in err) == ("sampled_softmax: 100" in recipe.read_text("utf-8"))
     assert_same(run, whole)
     assert (run / "samples.md").read_text("utf-8") == (whole / "samples.md").read_text("utf-8")
 

@@ -44,6 +44,7 @@ MODEL_MISTAKES = [
     ({"tokens_per_step": 100}, ["100", "use 256"]),
     ({"tokens_per_step": -512}, ["-512"]),
     ({"num_steps": 0}, ["num_steps is 0"]),
+    ({"sampled_softmax": -1}, ["sampled_softmax is -1", "at least 0"]),
     ({"sequence_len": 0}, ["sequence_len is 0"]),
 ]
 

@@ -199,13 +199,17 @@ class RunProgress(StepCallback):
         self._grad_norm: Tensor | None = None
         self._first_step = 0
         self._started_at_s = 0.0
+        self._started_at_cpu_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         module = cast("LanguageModule", pl_module)
         self._peak_flops_per_s = peak_flops_per_s(module.device, module.model.compute_dtype)
         self._first_step = trainer.global_step
-        self._started_at_s = time.perf_counter()
+        self._started_at_s, self._started_at_cpu_s = time.perf_counter(), time.process_time()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started_at_cpu_s -= time.process_time()  # the time of training excludes validation
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.times.begin(cast("LanguageModule", pl_module).datamodule.train_loader.asked_at_s)
@@ -248,6 +252,7 @@ class RunProgress(StepCallback):
             "tokens": tokens,
             "total_flops": tokens * module.plan.flops_per_token,
             "seconds": time.perf_counter() - self._started_at_s,
+            "cpu_seconds": time.process_time() - self._started_at_cpu_s,
             "tokens_per_s": speed,
             "mfu": self._mfu(module, trainer, speed),
             "step_time_p50": window.p50_s,
@@ -287,6 +292,7 @@ class RunProgress(StepCallback):
         return [f"{tokens_per_s:,.0f} tok/s", *([f"mfu {mfu:.0%}"] if mfu == mfu else [])]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started_at_cpu_s += time.process_time()
         name = cast("LanguageModule", pl_module).figure
         value = trainer.callback_metrics.get(name)
         if value is not None:
