@@ -46,7 +46,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     bigram_factor: int = 0,
     architecture: Literal["nanochat", "qwen3", "nanochat2025", "nanochat2026"] = "nanochat",
     tie_embeddings: bool = False,
-    micro_batch_size: int = 16,
+    micro_batch_size: int | None = None,
     gpus: int = 8,
     gpu: str | None = None,
     peak_flops_per_s: float | None = None,
@@ -77,7 +77,8 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
         bigram_factor: Entries of the hashed bigram embedding, as a multiple of the vocabulary; 0 disables it.
         architecture: nanochat, qwen3, nanochat2025 or nanochat2026.
         tie_embeddings: Use one matrix as embedding and unembedding; qwen3 only.
-        micro_batch_size: Sequences per device per forward pass; affects the memory estimate.
+        micro_batch_size: Sequences per device per forward pass; affects the memory estimate. null is 16, or as many of
+            them as divide a device's share of a step.
         gpus: Number of devices.
         gpu: Device name, such as T4, A100, "RTX 4090" or H100; null is this machine's GPU, or H100 without one.
             Determines dtype, attention kernel and available memory. A number sets `gpus` instead.
@@ -100,6 +101,8 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     )  # fmt: skip
     budget = {"target_param_data_ratio": target_param_data_ratio, "num_steps": num_steps, "target_flops": target_flops}
     derived = derive_plan(config, tokens_per_step=tokens_per_step, **budget)
+    if micro_batch_size is None:
+        micro_batch_size = math.gcd(16, derived.tokens_per_step // (sequence_len * max(1, gpus))) or 1
     this_gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "H100"
     dtype = _dtype(gpu := gpu or this_gpu, device, compute_dtype)
     estimate = partial(

@@ -151,3 +151,10 @@ def test_a_dtype_that_a_card_lacks(capsys):
     assert (
         capsys.readouterr().err == "error: compute_dtype is bfloat16, which T4 does not support; use auto or float16\n"
     )
+
+
+@pytest.mark.parametrize("depth", ["1", "2", "3", "12"])
+def test_every_depth_has_a_plan_without_options(capsys, depth):
+    training = planned(capsys, "--depth", depth)["training"]
+    share = training["tokens_per_step"] // (8 * 2048)
+    assert training["micro_batches_per_step"] == max(1, share // 16)
