@@ -101,8 +101,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     )  # fmt: skip
     budget = {"target_param_data_ratio": target_param_data_ratio, "num_steps": num_steps, "target_flops": target_flops}
     derived = derive_plan(config, tokens_per_step=tokens_per_step, **budget)
-    if micro_batch_size is None:
-        micro_batch_size = math.gcd(16, derived.tokens_per_step // (sequence_len * max(1, gpus))) or 1
+    micro_batch_size = _fitting(derived, sequence_len, gpus) if micro_batch_size is None else micro_batch_size
     this_gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "H100"
     dtype = _dtype(gpu := gpu or this_gpu, device, compute_dtype)
     estimate = partial(
@@ -116,6 +115,11 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     cost = _cost(derived, gpus, gpu, peak_flops_per_s, mfu, price_per_gpu_hour)
     values["cost"] = {"hardware": f"{gpus} x {gpu}", "strategy": strategy, **cost}
     print(json_module.dumps(values) if json else _table(values))
+
+
+def _fitting(derived: TrainingPlan, sequence_len: int, gpus: int) -> int:
+    """Return the largest divisor of 16 that divides a device's sequences of a step."""
+    return math.gcd(16, derived.tokens_per_step // (sequence_len * max(1, gpus)) or 1)
 
 
 def _capability(gpu: str) -> tuple[int, int]:

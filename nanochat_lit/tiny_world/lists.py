@@ -36,8 +36,10 @@ def _make_counting(rng: Random) -> Turn:
     step = 1 if last > first else -1
     wordings = "count" if step > 0 else "count_down"
     question = pick(rng, CATEGORY, wordings).format(a=first, b=last)
-    answer = ", ".join(str(number) for number in range(first, last + step, step)) + "."
-    return Turn(CATEGORY, f"{CATEGORY}:{first},{last}", decorate(rng, question), answer, {"all": [answer]})
+    numbers = [str(number) for number in range(first, last + step, step)]
+    answer = ", ".join(numbers) + "."
+    expect = {"all": [answer], "max_words": len(numbers)}
+    return Turn(CATEGORY, f"{CATEGORY}:{first},{last}", decorate(rng, question), answer, expect)
 
 
 def sample(rng: Random, split: str) -> Turn:

@@ -84,12 +84,8 @@ class PretrainModule(LanguageModule):
     ) -> None:
         learning_rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr}  # fmt: skip
         super().__init__(learning_rates=learning_rates, **options)
-        self.depth, self.sequence_len, self.num_steps, self.num_sampled = (
-            depth,
-            sequence_len,
-            num_steps,
-            sampled_softmax,
-        )
+        self.depth, self.sequence_len = depth, sequence_len
+        self.num_steps, self.num_sampled = num_steps, sampled_softmax
         self.shape: dict[str, Any] = {
             "head_dim": head_dim, "aspect_ratio": aspect_ratio, "n_embd": n_embd, "n_head": n_head, "n_kv_head": n_kv_head,
             "window_pattern": window_pattern, "bigram_factor": bigram_factor, "architecture": architecture, "tie_embeddings": tie_embeddings,

@@ -186,7 +186,7 @@ def test_the_facts_are_consistent():
 HASHES = {
     "documents": "8fc1762ec732b772",
     "conversations": "7732d7bd20895047",
-    "examination": "4b56256f183b103a",
+    "examination": "5145280ebf211433",
     "problems": "6705b855b948b9e8",
 }
 
