@@ -119,7 +119,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
 
 def _fitting(derived: TrainingPlan, sequence_len: int, gpus: int) -> int:
     """Return the largest divisor of 16 that divides a device's sequences of a step."""
-    return math.gcd(16, derived.tokens_per_step // (sequence_len * max(1, gpus)) or 1)
+    return math.gcd(16, derived.tokens_per_step // (sequence_len * max(1, gpus)))
 
 
 def _capability(gpu: str) -> tuple[int, int]:
