@@ -1,7 +1,7 @@
 """Pairs of answers of which one is preferred: the shorter, the politer, or the right one.
 
-A wrong answer is the right one with a mistake in one word, as small models make them. The right answer to another question
-would not do: to make it less likely is to forget it.
+A wrong answer is the right one with a mistake in one word, such as small models make. The right answer to another question
+would be a bad choice: training makes it less likely, so the model forgets it.
 
 A pair keeps what a right answer must contain (`expect`) and, where a style is preferred, what shows it (`prefer`), so
 that other answers to the same question can be compared, too.
