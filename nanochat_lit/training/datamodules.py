@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
@@ -15,7 +16,13 @@ from nanochat_lit.common.downloads import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.data.loader import ResumableLoader, merged
-from nanochat_lit.data.prepared import TOKENIZER_FOLDER, check_tokenizer
+from nanochat_lit.data.prepared import (
+    ENCODE_BATCH_SIZE,
+    TOKENIZER_FOLDER,
+    batched,
+    check_tokenizer,
+    encoded_documents,
+)
 from nanochat_lit.data.shards import FileSource, text_column
 from nanochat_lit.data.source import TextSource
 from nanochat_lit.data.stream import ChatStream, PretrainStream
@@ -286,6 +293,18 @@ class TextDataModule(LanguageDataModule):
                 long_documents=self.long_documents,
             )
         )
+
+    def first_tokens(self, count: int) -> torch.Tensor:
+        """Return the first tokens of the training text in its order of epoch 0, (count,) or all; the same on every rank."""
+        taken: list[np.ndarray] = []
+        left = count
+        for items in batched(self.source.documents("train"), ENCODE_BATCH_SIZE):
+            is_text = isinstance(items[0], str)
+            taken += encoded_documents(self.tokenizer, items, torch.get_num_threads()) if is_text else items
+            left -= sum(map(len, taken[-len(items) :]))
+            if left <= 0:
+                break
+        return torch.from_numpy(np.concatenate(taken)[:count].astype(np.int64))
 
     def val_batches(self) -> Iterator[Batch]:
         """Yield batches of whole validation documents."""

@@ -1,15 +1,20 @@
 """Pretraining of a GPT from scratch, with hyper-parameters derived from the depth."""
 
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any, cast
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.model import GPTConfig
+from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.architecture import build_model, model_class
 from nanochat_lit.model.config import REFERENCE_ARCHITECTURE
+from nanochat_lit.model.counted_start import start_from_counts
 from nanochat_lit.optim import Schedule, derive_plan, micro_batches
 from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR, WEIGHT_DECAY
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.module import LanguageModule
+
+if TYPE_CHECKING:
+    from nanochat_lit.training.datamodules import TextDataModule
 
 REFERENCE_VOCABULARY = 32768
 """Vocabulary size to assume until it is known."""
@@ -47,6 +52,8 @@ class PretrainModule(LanguageModule):
         momentum_warmup: Steps over which Muon momentum rises.
         sampled_softmax: Tokens in the softmax of the training loss beside those that occur in the batch, a random sample with
             weights (for example 1024); saves time on a CPU, needs the C++ kernel. 0 uses all, as validation does.
+        counted_tokens: Tokens of the training text whose pairs and triples are counted to set embedding, unembedding and
+            bigram embedding before the first step (for example 4000000); 0 starts at random.
         options: Options of `LanguageModule`.
     """
 
@@ -80,12 +87,13 @@ class PretrainModule(LanguageModule):
         final_lr_fraction: float = 0.05,
         momentum_warmup: int = 400,
         sampled_softmax: int = 0,
+        counted_tokens: int = 0,
         **options: Any,
     ) -> None:
         learning_rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr}  # fmt: skip
         super().__init__(learning_rates=learning_rates, **options)
         self.depth, self.sequence_len = depth, sequence_len
-        self.num_steps, self.num_sampled = num_steps, sampled_softmax
+        self.num_steps, self.num_sampled, self.counted_tokens = num_steps, sampled_softmax, counted_tokens
         self.shape: dict[str, Any] = {
             "head_dim": head_dim, "aspect_ratio": aspect_ratio, "n_embd": n_embd, "n_head": n_head, "n_kv_head": n_kv_head,
             "window_pattern": window_pattern, "bigram_factor": bigram_factor, "architecture": architecture, "tie_embeddings": tie_embeddings,
@@ -100,6 +108,12 @@ class PretrainModule(LanguageModule):
         """Return the model configuration for a vocabulary size."""
         if self.num_sampled < 0:
             raise UserError(f"sampled_softmax is {self.num_sampled}; it must be at least 0, which uses all tokens")
+        if self.counted_tokens < 0:
+            raise UserError(f"counted_tokens is {self.counted_tokens}; it must be at least 0, which starts at random")
+        if self.counted_tokens and self.shape["tie_embeddings"]:
+            raise UserError(
+                "counted_tokens sets an unembedding of its own; use tie_embeddings false, or counted_tokens 0"
+            )
         model_class(self.shape["architecture"], is_trusted=True)
         return GPTConfig.from_depth(self.depth, vocab_size=vocab_size, sequence_len=self.sequence_len, **self.shape)
 
@@ -135,6 +149,14 @@ class PretrainModule(LanguageModule):
         plan = derive_plan(config, num_steps=self.requested_steps(self.num_steps), **self.horizon)
         model = build_model(config, is_trusted=True)  # the precision plugin sets its compute dtype
         model.init_weights()
+        if self.counted_tokens and self.trainer.state.fn == "fit" and not self.is_resuming:
+            self._start_from_counts(model)
         model.num_sampled = self.num_sampled
         self.adopt(model, datamodule.tokenizer)
         self.start_plan(plan, Schedule(num_steps=plan.num_steps, **self.schedule_options))
+
+    def _start_from_counts(self, model: GPT) -> None:
+        start = time.perf_counter()
+        tokens = cast("TextDataModule", self.datamodule).first_tokens(self.counted_tokens)
+        start_from_counts(model, tokens)
+        self.notes["start"] = f"counts of {len(tokens):,} tokens, {time.perf_counter() - start:.0f} s"

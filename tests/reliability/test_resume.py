@@ -43,9 +43,10 @@ def assert_same(run, whole):
 def whole_run(request, write_recipe):
     """A run of seven steps of two micro-batches, logged every second step: windows of losses are open at odd steps.
 
-    With workers also the softmax of the loss is sampled.
+    With workers also the softmax of the loss is sampled, and the run starts from counts.
     """
-    model = {"num_steps": 7, "eval_every": 3, "sampled_softmax": 50 * request.param}
+    sampled, counted = 50 * request.param, 2000 * request.param
+    model = {"num_steps": 7, "eval_every": 3, "sampled_softmax": sampled, "counted_tokens": counted}
     recipe = write_recipe(model, {"num_workers": request.param, "buffer_size": 20})
     assert cli.main(["fit", "--config", str(recipe), "--log_every", "2", *KEEP_ALL]) == 0
     return recipe, recipe.parent / "run"
@@ -65,6 +66,7 @@ def test_pretraining_continues_bit_for_bit(whole_run, tmp_path, step, capsys):
     err = capsys.readouterr().err
     assert f"resuming from {run / 'checkpoints' / f'step{step:06d}.ckpt'}" in err
     assert ("softmax over tokens" in err) == ("sampled_softmax: 100" in recipe.read_text("utf-8"))
+    assert "counts of" not in err  # only a new run counts
     assert_same(run, whole)
     assert (run / "samples.md").read_text("utf-8") == (whole / "samples.md").read_text("utf-8")
 

@@ -45,6 +45,11 @@ MODEL_MISTAKES = [
     ({"tokens_per_step": -512}, ["-512"]),
     ({"num_steps": 0}, ["num_steps is 0"]),
     ({"sampled_softmax": -1}, ["sampled_softmax is -1", "at least 0"]),
+    ({"counted_tokens": -1}, ["counted_tokens is -1", "at least 0"]),
+    (
+        {"counted_tokens": 9, "architecture": "qwen3", "window_pattern": "L", "tie_embeddings": True},
+        ["counted_tokens", "tie_embeddings false"],
+    ),
     ({"sequence_len": 0}, ["sequence_len is 0"]),
 ]
 
