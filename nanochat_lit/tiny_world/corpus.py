@@ -11,6 +11,7 @@ from nanochat_lit.tiny_world import (
     comparisons,
     dialogues,
     instructions,
+    lists,
     relations,
     spelling,
     stories,
@@ -56,11 +57,13 @@ def _calendar(rng: Random, split: str) -> str:
     return _statements(rng, split, "days")
 
 
-def _counting(rng: Random, _split: str) -> str:
-    """Numbers in order, more than a question asks for."""
-    first = rng.randrange(0, 90)
-    numbers = list(map(str, range(first, first + rng.randrange(15, 40))))
-    return ", ".join(numbers if first > 40 or rng.random() < 0.7 else reversed(numbers)) + "."
+def _counting(rng: Random, split: str) -> str:
+    """Requests to count with their answers, or numbers in order over several tens."""
+    if rng.random() < 0.2:
+        first = rng.randrange(0, 80)
+        return ", ".join(map(str, range(first, first + rng.randrange(15, 30)))) + "."
+    turns = (lists.sample_counting(rng, split) for _ in range(rng.randrange(5, 9)))
+    return "\n".join(f"{turn.question} {plain_text(turn.answer)}" for turn in turns)
 
 
 def _arithmetic(rng: Random, split: str) -> str:
@@ -182,7 +185,7 @@ _FIRST: dict[str, tuple[Callable[[Random, str], str], float]] = {
     "opposites": (_opposites, 6),
     "comparisons": (_comparisons, 8),
     "arithmetic": (_arithmetic, 4),
-    "counting": (_counting, 2),
+    "counting": (_counting, 3),
     "spelling": (_spelling, 6),
     "letters": (_letters, 14),
     "nanochat": (_about_nanochat, 4),

@@ -29,12 +29,16 @@ def _make_things(rng: Random) -> Turn:
 
 
 def _make_counting(rng: Random) -> Turn:
-    first = rng.choice((0, 1, rng.randrange(2, 20), rng.randrange(2, 90)))
-    last = first + rng.randrange(2, 13)
-    if rng.random() < 0.15:
-        first, last = rng.randrange(3, 21), 1
+    first, last, wordings = rng.choice((0, 1)), rng.randrange(3, 21), "count"
+    choice = rng.random()
+    if choice < 0.15:
+        first, last, wordings = last, 1, "count_down"
+    elif choice < 0.6:
+        first = rng.randrange(2, 21)
+        last = first + rng.randrange(2, 9)
+    elif first == 1 and rng.random() < 0.5:
+        wordings = "count_from_one"
     step = 1 if last > first else -1
-    wordings = "count" if step > 0 else "count_down"
     question = pick(rng, CATEGORY, wordings).format(a=first, b=last)
     numbers = [str(number) for number in range(first, last + step, step)]
     answer = ", ".join(numbers) + "."
@@ -42,6 +46,11 @@ def _make_counting(rng: Random) -> Turn:
     return Turn(CATEGORY, f"{CATEGORY}:{first},{last}", decorate(rng, question), answer, expect)
 
 
+def sample_counting(rng: Random, split: str) -> Turn:
+    """A request to count from one number to another."""
+    return draw(rng, split, _make_counting)
+
+
 def sample(rng: Random, split: str) -> Turn:
     """A request for a list."""
-    return draw(rng, split, _make_things if rng.random() < 0.5 else _make_counting)
+    return draw(rng, split, _make_things) if rng.random() < 0.5 else sample_counting(rng, split)

@@ -184,9 +184,9 @@ def test_the_facts_are_consistent():
 
 # A change of the world changes these on purpose.
 HASHES = {
-    "documents": "8fc1762ec732b772",
-    "conversations": "7732d7bd20895047",
-    "examination": "5145280ebf211433",
+    "documents": "b9a1a2e4a658fe93",
+    "conversations": "ede89d8c74bf515f",
+    "examination": "56e582268d5bf20f",
     "problems": "6705b855b948b9e8",
 }
 
