@@ -2,21 +2,13 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.sampling_params import FAILED, Request
 from nanochat_lit.engine.slots import Emitted, SlotEngine
-
-
-@dataclass(slots=True)
-class _Inbox:
-    """Tokens of the slots of one `stream` call."""
-
-    slots: list[int]
-    waiting: dict[int, deque[Emitted]] = field(default_factory=dict)
 
 
 class Engine(SlotEngine):
@@ -27,7 +19,7 @@ class Engine(SlotEngine):
     a prompt of P tokens leaves space for sequence_len - P + 1 new ones. Tokens are computed once, and requests do not
     affect each other.
 
-    Use `generate`, `stream`, `generate_batch` and `complete`; or, to serve requests continuously, `admit`, `step` and
+    Use `generate`, `generate_batch`, `complete` and `stream`; or, to serve requests continuously, `admit`, `step` and
     `release` (as in engine/scheduler.py). Not thread-safe.
 
     Args:
@@ -44,14 +36,15 @@ class Engine(SlotEngine):
     """
 
     @cached_property
-    def _inboxes(self) -> list[_Inbox]:
-        return []
+    def _arrived(self) -> dict[int, deque[Emitted]]:
+        """Tokens by slot that their iterator has not taken yet."""
+        return {}
 
     def generate(self, prompt_ids: Sequence[int], num_samples: int = 1, **sampling: Any) -> list[list[int]]:
-        """Generate completions of one prompt.
+        """Generate completions of one prompt, which is prefilled once for the samples in the slots.
 
         Args:
-            prompt_ids: The prompt; prefilled once per num_slots samples.
+            prompt_ids: The prompt.
             num_samples: Number of completions.
             sampling: Settings of `SamplingParams`; max_new_tokens defaults to 64. Sample i does not depend on
                 num_samples.
@@ -62,21 +55,12 @@ class Engine(SlotEngine):
         Raises:
             UserError: If the prompt is empty, has invalid token ids or exceeds the context, or a setting is invalid.
         """
-        request = _request(prompt_ids, sampling)
-        return self.complete([request], num_samples)
+        return self.complete([_request(prompt_ids, sampling)], num_samples)
 
     def generate_batch(self, prompts: Sequence[Sequence[int]], **sampling: Any) -> list[list[int]]:
-        """Generate one completion per prompt, identical to separate calls; prompts beyond the slots are queued.
+        """Generate one completion per prompt, in their order; prompts beyond the slots are queued.
 
-        Args:
-            prompts: Prompts of any lengths.
-            sampling: As in `generate`. Prompt i uses the random numbers of sample i.
-
-        Returns:
-            Token ids per prompt, in the order of the prompts.
-
-        Raises:
-            UserError: As `generate`.
+        The settings are those of `generate`. Prompt i uses the random numbers of sample i.
         """
         request = _request((), sampling)
         return self.complete([replace(request, prompt_ids=prompt, sample=i) for i, prompt in enumerate(prompts)])
@@ -101,106 +85,52 @@ class Engine(SlotEngine):
 
     def run(self, requests: Sequence[Request], num_samples: int = 1) -> list[list[Emitted]]:
         """Like `complete`, but return every emitted token including the end token."""
-        _check_samples(num_samples)
-        for request in requests:
-            self.check(request)
-        completions: list[list[Emitted]] = [[] for _ in range(len(requests) * num_samples)]
-        waiting = deque((index, first) for index in range(len(requests)) for first in range(num_samples))
-        inbox = _Inbox(slots=[])
-        self._inboxes.append(inbox)
-        owners: dict[int, int] = {}
-        try:
-            while waiting or inbox.slots:
-                while waiting and self._free:
-                    # samples of one request that are admitted together share its prefill
-                    index, first = waiting.popleft()
-                    count = 1
-                    while waiting and waiting[0][0] == index and count < len(self._free):
-                        waiting.popleft()
-                        count += 1
-                    request = replace(requests[index], sample=requests[index].sample + first)
-                    slots = self._admit(request, count)
-                    self._watch(inbox, slots)
-                    owners.update({slot: index * num_samples + first + i for i, slot in enumerate(slots)})
-                for token in self._next_tokens(inbox):
-                    completions[owners[token.slot]].append(token)
-        finally:
-            self._close(inbox)
+        if num_samples < 1:
+            raise UserError(f"num_samples is {num_samples}; it must be at least 1")
+        samples = [replace(request, sample=request.sample + i) for request in requests for i in range(num_samples)]
+        completions: list[list[Emitted]] = [[] for _ in samples]
+        for index, token in self.stream(samples):
+            completions[index].append(token)
         return completions
 
-    def stream(
-        self, prompt_ids: Sequence[int], num_samples: int = 1, **sampling: Any
-    ) -> Iterator[tuple[list[int], list[int]]]:
-        """Like `generate`, but yield tokens step by step.
+    def stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, Emitted]]:
+        """Return an iterator over the tokens of several requests, each with the index of its request.
 
-        Args:
-            prompt_ids: The prompt.
-            num_samples: Number of completions, at most num_slots.
-            sampling: As in `generate`.
-
-        Returns:
-            An iterator of (token per sample, mask per sample): mask 1 if the model sampled the token, 0 if a tool
-            forced it. The end token is included with mask 1; finished samples repeat it with mask 0 while others
-            continue.
+        Several such iterators may take turns. Closing one aborts its requests.
 
         Raises:
-            UserError: As `generate`; raised by the call, not by the first step.
+            UserError: If a request is invalid; raised by the call, not by the first step.
         """
-        _check_samples(num_samples)
-        request = _request(prompt_ids, sampling)
-        self.check(request)
-        if num_samples > self.num_free:
-            raise UserError(
-                f"{num_samples} samples need {num_samples} slots, but {self.num_free} are free; increase num_slots"
-            )
-        return self._lockstep(request, num_samples)
+        for request in requests:
+            self.check(request)
+        return self._stream(deque(enumerate(requests)))
 
-    def _lockstep(self, request: Request, num_samples: int) -> Iterator[tuple[list[int], list[int]]]:
-        inbox = _Inbox(slots=[])
-        self._inboxes.append(inbox)
+    def _stream(self, waiting: deque[tuple[int, Request]]) -> Iterator[tuple[int, Emitted]]:
+        running: dict[int, int] = {}  # index by slot
         try:
-            slots = self._admit(request, num_samples)
-            self._watch(inbox, slots)
-            tokens = [0] * num_samples
-            while inbox.slots:
-                masks = [0] * num_samples
-                for token in self._next_tokens(inbox):
-                    sample = slots.index(token.slot)
-                    tokens[sample], masks[sample] = token.token_id, 1 - token.is_forced
-                yield list(tokens), masks
+            while waiting or running:
+                while waiting and self.num_free:
+                    index, request = waiting.popleft()
+                    slot = self.admit(request)
+                    running[slot], self._arrived[slot] = index, deque()
+                if not any(self._arrived[slot] for slot in running):
+                    for token in self.step():
+                        if token.slot in self._arrived:
+                            self._arrived[token.slot].append(token)
+                for slot, index in list(running.items()):
+                    arrived = self._arrived[slot]
+                    while arrived:
+                        token = arrived.popleft()
+                        if token.finish_reason == FAILED:
+                            raise UserError(token.error)
+                        if token.finish_reason:
+                            del running[slot], self._arrived[slot]
+                        yield index, token
         finally:
-            self._close(inbox)
-
-    def _watch(self, inbox: _Inbox, slots: Sequence[int]) -> None:
-        inbox.slots.extend(slots)
-        inbox.waiting.update({slot: deque() for slot in slots})
-
-    def _next_tokens(self, inbox: _Inbox) -> list[Emitted]:
-        """Return the next token of each watched slot, running the engine until there is one."""
-        while not any(inbox.waiting.values()):
-            for token in self.step():
-                for other in self._inboxes:
-                    if token.slot in other.waiting:
-                        other.waiting[token.slot].append(token)
-        tokens = [inbox.waiting[slot].popleft() for slot in inbox.slots if inbox.waiting[slot]]
-        for token in tokens:
-            if token.finish_reason == FAILED:
-                raise UserError(token.error)
-            if token.finish_reason:
-                inbox.slots.remove(token.slot)
-                del inbox.waiting[token.slot]
-        return tokens
-
-    def _close(self, inbox: _Inbox) -> None:
-        for slot in inbox.slots:
-            self.release(slot)
-        self._inboxes.remove(inbox)
+            for slot in running:
+                self.release(slot)
+                del self._arrived[slot]
 
 
 def _request(prompt_ids: Sequence[int], sampling: dict[str, Any]) -> Request:
     return Request(prompt_ids=prompt_ids, **{"max_new_tokens": 64, **sampling})
-
-
-def _check_samples(num_samples: int) -> None:
-    if num_samples < 1:
-        raise UserError(f"num_samples is {num_samples}; it must be at least 1")

@@ -55,7 +55,7 @@ def roll_out(
         `num_samples` rollouts per prompt, in the order of the prompts.
 
     Raises:
-        UserError: As `Engine.stream`, or if the numbers of seeds and prompts differ.
+        UserError: As `Engine.complete`, or if the numbers of seeds and prompts differ.
     """
     if len(seeds) != len(prompts):
         raise UserError(f"{len(prompts)} prompts need {len(prompts)} seeds, not {len(seeds)}")

@@ -5,6 +5,7 @@ tokens are passed to the next step on the device (SlotCache.next_tokens); tokens
 and overwrite them. A finished request takes part in one extra step, whose token is dropped.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -125,11 +126,11 @@ class SlotEngine:
         self._lag = int(model.device.type == "cuda")
         """Number of steps that the host lags behind."""
         self._parsers = GrammarParsers(tokenizer)
+        self._handles = itertools.count()
         self.reset()
 
     def reset(self) -> None:
         """Drop all requests; also usable after an exception within a step."""
-        self._free = list(range(self.num_slots))[::-1]
         self._prefills: deque[_Prefill] = deque()
         self._rows: list[_Row] = []  # in the order of the cache's slots
         # caches of the prompt in prefill, and of the decoding slots
@@ -140,36 +141,52 @@ class SlotEngine:
     def warm_up(self) -> None:
         """Run a dummy request, so that lazy builds and allocations happen before the first real one."""
         length = max(1, min(8, self.model.config.sequence_len - 1))
-        slot = self.admit(Request(prompt_ids=[self.tokenizer.bos_id] * length, max_new_tokens=2))
-        while slot not in self._free:
+        self.admit(Request(prompt_ids=[self.tokenizer.bos_id] * length, max_new_tokens=2))
+        while self.num_free < self.num_slots:
             self.step()
 
     @property
     def num_free(self) -> int:
         """Number of free slots."""
-        return len(self._free)
+        return self.num_slots - len(self._rows) - sum(len(prefill.rows) for prefill in self._prefills)
 
     def check(self, request: Request) -> None:
-        """Check that a request can be served.
-
-        Raises:
-            UserError: As `check_prompt`, or if logit_bias names a token that the model does not have.
-        """
+        """Raise UserError if the prompt is invalid, or logit_bias names a token that the model does not have."""
         size = self.model.config.vocab_size
         check_prompt(request.prompt_ids, self.model.config.sequence_len, size)
         if unknown := [token for token, _ in request.logit_bias if not 0 <= token < size]:
             raise UserError(f"logit_bias names the token {unknown[0]}; the model's are from 0 to {size - 1}")
 
     def admit(self, request: Request) -> int:
-        """Assign a slot to a request; the next steps prefill and then decode it.
+        """Reserve a slot for a request; the next steps prefill and then decode it.
 
         Returns:
-            The slot, reserved until the last token or `release`.
+            The handle of the reservation, which lasts until the last token or `release`; never used again.
 
         Raises:
             UserError: If the request is invalid, or no slot is free.
         """
-        return self._admit(request, 1)[0]
+        self.check(request)
+        if not self.num_free:
+            raise UserError(
+                f"all {self.num_slots} slots are in use; wait for one, or make the engine with more num_slots"
+            )
+        row = _Row(
+            slot=next(self._handles),
+            request=request,
+            tool=ToolRow(self.tokenizer, self.tool, request.functions, deque(request.start_ids)),
+            text=AnswerText(self.tokenizer, request.stop),
+            random=row_random(request.seed, request.sample),
+            rules=self._rules(request),
+            num_left=min(request.max_new_tokens, self.model.config.sequence_len - len(request.prompt_ids) + 1),
+        )
+        row.forced = row.unread = row.tool.next_forced()
+        for prefill in self._prefills:  # samples of one prompt share its prefill
+            if all(getattr(prefill.rows[0].request, name) == getattr(request, name) for name in _OF_PROMPT):
+                prefill.rows.append(row)
+                return row.slot
+        self._prefills.append(_Prefill(rows=[row], prompt_ids=request.prompt_ids))
+        return row.slot
 
     def release(self, slot: int) -> None:
         """Abort the request in a slot; does nothing if it has just ended."""
@@ -183,15 +200,9 @@ class SlotEngine:
                 row.has_left = True
                 self._drop(index)
                 break
-        if slot not in self._free:
-            self._free.append(slot)
 
     def step(self) -> list[Emitted]:
-        """Decode one token of every running request, then prefill a chunk of the oldest pending prompt.
-
-        Returns:
-            The new tokens, at most one per request.
-        """
+        """Decode a token of every running request, then prefill a chunk of the oldest prompt; returns the new tokens."""
         is_needed = any(row.num_left > row.num_pending for row in self._rows)
         if is_needed:
             self._decode()
@@ -200,35 +211,6 @@ class SlotEngine:
             self._read_prompt()
             emitted += self._come(self._allowed_lag)
         return emitted
-
-    def _admit(self, request: Request, num_samples: int) -> list[int]:
-        self.check(request)
-        if num_samples > len(self._free):
-            raise UserError(
-                f"all {self.num_slots} slots are in use; wait for one, or make the engine with more num_slots"
-            )
-        num_left = min(request.max_new_tokens, self.model.config.sequence_len - len(request.prompt_ids) + 1)
-        rules = [self._rules(request) for _ in range(num_samples)]
-        rows = [
-            _Row(
-                slot=self._free.pop(),
-                request=request,
-                tool=ToolRow(self.tokenizer, self.tool, request.functions, deque(request.start_ids)),
-                text=AnswerText(self.tokenizer, request.stop),
-                random=row_random(request.seed, request.sample + i),
-                rules=rules[i],
-                num_left=num_left,
-            )
-            for i in range(num_samples)
-        ]
-        for row in rows:
-            row.forced = row.unread = row.tool.next_forced()
-        for prefill in self._prefills:  # samples of one prompt, admitted one by one, share its prefill
-            if all(getattr(prefill.rows[0].request, name) == getattr(request, name) for name in _OF_PROMPT):
-                prefill.rows += rows
-                return [row.slot for row in rows]
-        self._prefills.append(_Prefill(rows=rows, prompt_ids=request.prompt_ids))
-        return [row.slot for row in rows]
 
     def _rules(self, request: Request) -> LogitRules | None:
         if not has_rules(request):
@@ -363,16 +345,15 @@ class SlotEngine:
                     error = TOO_COMPLEX if row.rules and row.rules.has_failed else NOT_FINITE
                     emitted.append(Emitted(row.slot, -1, False, [], None, FAILED, error=error))
                 else:
-                    taken = self._take(row, token_id, logprob if row.request.logprobs else None)
-                    if taken.logprob is not None and row.request.top_logprobs:
-                        pairs = list(zip(most_likely, their_logprobs, strict=True))
-                        taken = taken._replace(top=pairs[: row.request.top_logprobs])
-                    emitted.append(taken)
+                    top = list(zip(most_likely, their_logprobs, strict=True))[
+                        : row.request.top_logprobs * row.request.logprobs
+                    ]
+                    emitted.append(self._take(row, token_id, logprob if row.request.logprobs else None, top))
                 if emitted[-1].finish_reason:
                     self.release(row.slot)
         return emitted
 
-    def _take(self, row: _Row, choice: int, logprob: float | None) -> Emitted:
+    def _take(self, row: _Row, choice: int, logprob: float | None, top: list[tuple[int, float]]) -> Emitted:
         """Append a token to a request: the sampled one, or one forced by a tool."""
         is_forced = row.forced is not None
         token_id = choice if row.forced is None else row.forced
@@ -387,16 +368,13 @@ class SlotEngine:
         elif is_forced:
             row.unread = token_id
         pieces = [] if row.tool.has_ended else row.text.push(token_id)
-        reason = None
-        if row.tool.has_ended or row.text.has_stopped:
-            reason = "stop"
-        elif row.num_left == 0:
-            reason = "length"
+        has_ended = row.tool.has_ended or row.text.has_stopped
+        reason = "stop" if has_ended else "length" if row.num_left == 0 else None
         if reason:
             pieces = pieces + row.text.finish()
         prompt_scores, row.prompt_scores = row.prompt_scores, []
-        logprob = None if is_forced else logprob
-        return Emitted(row.slot, token_id, is_forced, pieces, logprob, reason, prompt_scores=prompt_scores)
+        logprob, top = (None, []) if is_forced else (logprob, top)
+        return Emitted(row.slot, token_id, is_forced, pieces, logprob, reason, top, prompt_scores=prompt_scores)
 
     def _drop(self, index: int) -> None:
         """Remove a request; the last one moves into its slot, also in the cache."""
