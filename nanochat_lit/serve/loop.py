@@ -8,17 +8,16 @@ owns the engine, never blocks while there is work.
 import contextlib
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from litserve.loops import LitLoop
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import FAILED, TOO_COMPLEX
-from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Report, Submit, TokenScore, Update
+from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Report, Submit, TokenScore, Update, merged
 
 REPORT_EVERY_S = 0.04
 """Minimum interval between text messages in seconds, except for an answer's first and last tokens. A small model
@@ -73,7 +72,7 @@ class EngineWork:
         self._scheduler = scheduler
         self._end_ids = end_ids
         self._clock = clock
-        self._news: dict[int, _News] = {}  # not yet reported
+        self._news: defaultdict[int, list[Update]] = defaultdict(list)  # not yet reported
         self._urgent: set[int] = set()  # keys to report without delay
         self._started: set[int] = set()  # keys whose first token was reported
         self._last_state = (0, 0)
@@ -115,7 +114,7 @@ class EngineWork:
             return None
         self._urgent.clear()
         self._last_state = state
-        return Report(*state, [self._news.pop(key).update(key) for key in keys])
+        return Report(*state, [merged(self._news.pop(key)) for key in keys])
 
     def _submit(self, message: Submit) -> None:
         from nanochat_lit.engine.scheduler import QueueFull
@@ -126,20 +125,12 @@ class EngineWork:
             self._fail(message.key, 429, str(full), full.retry_after_s)
 
     def _add(self, key: int, emitted: Any) -> None:
-        news = self._news.get(key)
-        if news is None:
-            news = self._news[key] = _News()
-        for kind, text in emitted.pieces:
-            if news.parts and news.parts[-1].type == kind:
-                news.parts[-1] = Piece(kind, news.parts[-1].text + text)
-            else:
-                news.parts.append(Piece(kind, text))
-        news.prompt_scores += [TokenScore(*score) for score in emitted.prompt_scores]
-        news.num_tokens += emitted.token_id not in self._end_ids
-        if emitted.logprob is not None:
-            news.scores.append(TokenScore(emitted.token_id, emitted.logprob, emitted.top))
+        scores = [] if emitted.logprob is None else [TokenScore(emitted.token_id, emitted.logprob, emitted.top)]
+        prompt_scores = [TokenScore(*score) for score in emitted.prompt_scores]
+        num_tokens = int(emitted.token_id not in self._end_ids)
+        update = Update(key, emitted.pieces, num_tokens, emitted.finish_reason, None, scores, prompt_scores)
+        self._news[key].append(update)
         if emitted.finish_reason is not None:
-            news.finish_reason = emitted.finish_reason
             self._started.discard(key)
             self._urgent.add(key)
         elif key not in self._started:
@@ -147,25 +138,9 @@ class EngineWork:
             self._urgent.add(key)
 
     def _fail(self, key: int, status: int, message: str, retry_after_s: int | None = None) -> None:
-        self._news.setdefault(key, _News()).error = status, message, retry_after_s
+        self._news[key].append(Update(key, [], 0, None, (status, message, retry_after_s)))
         self._started.discard(key)
         self._urgent.add(key)
-
-
-@dataclass(slots=True)
-class _News:
-    """Accumulates an `Update`."""
-
-    parts: list[Piece] = field(default_factory=list)
-    num_tokens: int = 0
-    finish_reason: str | None = None
-    error: tuple[int, str, int | None] | None = None
-    scores: list[TokenScore] = field(default_factory=list)
-    prompt_scores: list[TokenScore] = field(default_factory=list)
-
-    def update(self, key: int) -> Update:
-        scores = tuple(self.scores), tuple(self.prompt_scores)
-        return Update(key, self.parts, self.num_tokens, self.finish_reason, self.error, *scores)
 
 
 def _collect(receive: Callable[[], Any], inbox: SimpleQueue[Any]) -> None:

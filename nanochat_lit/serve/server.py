@@ -54,18 +54,10 @@ class ChatServer(litserve.LitServer):
         self._uvicorn: _Uvicorn | None = None
         spec = ChatSpec(settings, tokenizer, self.pool, self.metrics)
         middlewares: list[Any] = [  # the last one is outermost
-            _DefectAnswers,
-            (
-                Gate,
-                {
-                    "host": settings.host,
-                    "allowed_hosts": settings.allowed_hosts,
-                    "origins": settings.cors_origins,
-                    "refuse": _refusal,
-                },
-            ),
-            (_RequestCounter, {"metrics": self.metrics}),
-        ]
+            (Gate, {"host": settings.host, "allowed_hosts": settings.allowed_hosts, "origins": settings.cors_origins,
+                    "refuse": _refusal}),
+            (_Outcomes, {"metrics": self.metrics}),
+        ]  # fmt: skip
         if settings.cors_origins:
             cors = {"allow_origins": list(settings.cors_origins), "allow_methods": ["*"], "allow_headers": ["*"]}
             middlewares.append((CORSMiddleware, {**cors, "expose_headers": ["Retry-After"]}))
@@ -168,33 +160,12 @@ class _Uvicorn(uvicorn.Server):
         timer.cancel()
 
 
-class _DefectAnswers:
-    """Middleware that converts uncaught exceptions to status 500.
+class _Outcomes:
+    """Middleware that counts requests by path and status, also those that never reach an endpoint.
 
-    Starlette's own is outermost, where the response is not counted and lacks CORS headers.
+    Uncaught exceptions become status 500: Starlette's own handler is outermost, where the response is not counted and
+    lacks CORS headers.
     """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        is_started = False
-
-        async def watch(message: Any) -> None:
-            nonlocal is_started
-            is_started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watch)
-        except Exception as error:
-            if scope["type"] == "http" and not is_started:
-                await (await _tell(Request(scope), error))(scope, receive, send)
-            raise  # uvicorn logs it
-
-
-class _RequestCounter:
-    """Middleware that counts requests by path and status, including those that never reach an endpoint."""
 
     def __init__(self, app: Any, metrics: ServerMetrics) -> None:
         self.app, self.metrics = app, metrics
@@ -213,6 +184,10 @@ class _RequestCounter:
 
         try:
             await self.app(scope, receive, watch)
+        except Exception as error:
+            if status == 499:  # not started
+                await (await _tell(Request(scope), error))(scope, receive, watch)
+            raise  # uvicorn logs it
         finally:
             path = scope["path"] if scope["path"] in _PATHS else "other"  # bounds the number of labels
             self.metrics.requests.add(path, str(status))

@@ -16,10 +16,12 @@ import struct
 import sys
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+import fastapi
 from litserve.callbacks import CallbackRunner
 from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
@@ -27,7 +29,7 @@ from litserve.transport.base import MessageTransport
 from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.serve.api import ChatAPI, ServeSettings
 from nanochat_lit.serve.loop import ChatLoop
-from nanochat_lit.serve.messages import Cancel, Close, Failed, Ready, Report, Submit, Update
+from nanochat_lit.serve.messages import Cancel, Close, Failed, Ready, Report, Submit, Update, merged
 from nanochat_lit.serve.metrics import ServerMetrics
 from nanochat_lit.serve.request_fields import ApiError
 
@@ -59,17 +61,27 @@ class Reply:
         self._index = {key: index for index, key in enumerate(keys)}
         self._open = set(keys)
         self._loop = asyncio.get_running_loop()
-        self._news: dict[int, Update] = {}
+        self._news: defaultdict[int, list[Update]] = defaultdict(list)
         self._waiter: asyncio.Future[None] | None = None
         self._has_left = self._has_failed = self._is_closed = False
+        self._follower: asyncio.Task[None] | None = None
         self._before_s = 0.0
         metrics.in_flight.add()
 
     def put(self, update: Update) -> None:
         """Add an update of the worker."""
-        earlier = self._news.get(update.key)
-        self._news[update.key] = update if earlier is None else earlier.followed_by(update)
+        self._news[update.key].append(update)
         self._wake()
+
+    def follow(self, request: fastapi.Request) -> None:
+        """Call `leave` once the client of this request disconnects."""
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            self.leave()
+
+        self._follower = self._loop.create_task(watch())
 
     def leave(self) -> None:
         """Record that the client has disconnected."""
@@ -88,7 +100,7 @@ class Reply:
             await self._waiter
         if self._has_left:
             raise ClientLeft
-        updates, self._news = list(self._news.values()), {}
+        updates = [merged(self._news.pop(key)) for key in list(self._news)]
         self._open -= {update.key for update in updates if update.finish_reason or update.error}
         for error in [update.error for update in updates if update.error]:
             self._has_failed = True
@@ -107,6 +119,8 @@ class Reply:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._follower is not None:
+            self._follower.cancel()
         self._metrics.in_flight.add(by=-1)
         if self._open and not self._has_failed:
             self._metrics.disconnects.add()
