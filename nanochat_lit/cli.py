@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -115,8 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _dispatch([_expand_home(arg) for arg in argv])
         sys.stdout.flush()  # a closed pipe raises here, inside the handler, rather than at interpreter exit
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     except BrokenPipeError:
         discard_output()  # the reader (head, less) has exited; the interpreter's flush at exit would raise again
         return 141  # 128 + SIGPIPE
@@ -134,17 +134,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _has_interrupt(error):
             raise
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     return status
+
+
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return 130
 
 
 def _exit_status(stop: SystemExit) -> int:
     if isinstance(stop.code, str):
         return _fail(stop.code)
     if stop.code == 1 and _has_interrupt(stop):  # the Trainer's, of Ctrl-C before the first step
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     return stop.code or 0
 
 
@@ -221,11 +224,10 @@ def _run_function(function: Callable[..., Any], words: list[str], args: list[str
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
     shorts = SHORT_OPTIONS.get(" ".join(words), {})
     first_word = FIRST_WORDS.get(" ".join(words))
-    args = _name_first_words(_use_own_names(args, function), first_word, function)
     try:
         auto_cli(
             _with_homes(function),
-            args=_complete_flags(_expand_short_options(args, shorts), function),
+            args=_in_full(_name_first_words(args, first_word, function), shorts, function),
             prog=f"{PROG} {' '.join(words)}",
             as_positional=False,  # positions would shift when a signature grows
             allow_abbrev=False,  # `--temp` would become ambiguous when an option is added
@@ -262,16 +264,6 @@ def _expand_home(arg: str) -> str:
     return f"{option}{equals}{expand_home(value)}" if is_path and option != "--prompt" else arg
 
 
-def _use_own_names(args: list[str], function: Callable[..., Any]) -> list[str]:
-    known = {f"--{name}" for name in inspect.signature(function).parameters}
-    renamed = []
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        own = OTHER_NAMES.get(name)
-        renamed.append(f"{own}{equals}{value}" if own in known and name not in known else arg)
-    return renamed
-
-
 def _load(target: str) -> Callable[..., Any]:
     module, _, function = target.partition(":")
     is_main = threading.current_thread() is threading.main_thread()
@@ -290,17 +282,26 @@ def _leave(*_: object) -> None:
     os._exit(130)
 
 
-def _expand_short_options(args: list[str], short_options: dict[str, str]) -> list[str]:
-    """Expand short options to --option=value, so that argparse accepts values that begin with a dash."""
-    expanded: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        name, equals, value = arg.partition("=")
-        option = short_options.get(name) or (name if name in short_options.values() else None)
-        if option and not equals:
-            value = next(rest, None)
-        expanded.append(arg if option is None or value is None else f"{option}={value}")
-    return expanded
+def _in_full(args: list[str], shorts: dict[str, str], function: Callable[..., Any]) -> list[str]:
+    """Replace short options and aliases, and write --option=value where argparse cannot take the value as it is.
+
+    These are values of `shorts`, which may begin with a dash, and bare switches such as --json.
+    """
+    parameters = inspect.signature(function).parameters.items()
+    known = {f"--{name}" for name, _ in parameters}
+    switches = {f"--{name}" for name, parameter in parameters if parameter.annotation in (bool, "bool")}
+    spelled, rest = [], deque(args)
+    while rest:
+        name, equals, value = rest.popleft().partition("=")
+        if name not in known:
+            own = OTHER_NAMES.get(name)
+            name = own if own in known else shorts.get(name, name)
+        if not equals and name in shorts.values() and rest:
+            equals, value = "=", rest.popleft()
+        elif not equals and name in switches and (not rest or rest[0].lower() not in ("true", "false")):
+            equals, value = "=", "true"
+        spelled.append(f"{name}{equals}{value}")
+    return spelled
 
 
 def _with_underscores(args: list[str]) -> list[str]:
@@ -327,17 +328,6 @@ def _name_first_words(args: list[str], options: str | None, function: Callable[.
         return [f"{first}={json.dumps(args[:count])}", *args[count:]]
     named = [f"{name}={word}" for name, word in zip(names, args[:count], strict=False)]
     return [*named, *args[len(named) :]]
-
-
-def _complete_flags(args: list[str], function: Callable[..., Any]) -> list[str]:
-    """Add the value true to bare switches such as --json; jsonargparse requires a value."""
-    parameters = inspect.signature(function).parameters.items()
-    switches = {f"--{name}" for name, parameter in parameters if parameter.annotation in (bool, "bool")}
-    following = [*args, ""][1:]
-    return [
-        f"{arg}=true" if arg in switches and after.lower() not in ("true", "false") else arg
-        for arg, after in zip(args, following, strict=True)
-    ]
 
 
 def _help() -> str:
@@ -373,7 +363,8 @@ def _shorten(message: str) -> str:
 
 def _wrong_type(message: str) -> str:
     """The innermost option, what it takes and what it was given; empty if the message is about something else."""
-    keys, inner = _parts_of_key(message)
+    keys = re.findall(r'Parser key "([^"]+)":', message)
+    inner = message.rpartition(f'Parser key "{keys[-1]}":')[2] if keys else ""
     before, _, given = inner.partition("Given value: ")
     found = re.findall(r"Expected an? (.+?)(?:\. Got value: (.*))?$", before, re.MULTILINE)
     if not keys or not found or "Problem with" in before or "import path" in before:
@@ -382,13 +373,7 @@ def _wrong_type(message: str) -> str:
         found, given = found[:1], found[0][1]
     kinds = [re.sub(r"^<class '(?:\w+\.)*(\w+)'>$|^typing\.Literal\[(.*)\]$", r"\1\2", kind) for kind, _ in found]
     allowed = " or ".join("null" if kind == "NoneType" else kind for kind in dict.fromkeys(kinds))
-    return f"--{keys}: expected {allowed}; given {given.splitlines()[0] if given else ''!r}"
-
-
-def _parts_of_key(message: str) -> tuple[str, str]:
-    """The dotted key and what is said of it."""
-    keys = re.findall(r'Parser key "([^"]+)":', message)
-    return ".".join(keys), message.rpartition(f'Parser key "{keys[-1]}":')[2] if keys else ""
+    return f"--{'.'.join(keys)}: expected {allowed}; given {given.splitlines()[0] if given else ''!r}"
 
 
 def _nearest_option(class_path: str, option: str) -> str:
