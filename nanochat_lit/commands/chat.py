@@ -107,7 +107,8 @@ class TerminalChat:
         assert answer is not None
         if answer.num_dropped_turns != self._num_dropped_turns:
             self._num_dropped_turns = answer.num_dropped_turns
-            note_dropped(answer)
+            if answer.num_dropped_turns:
+                note(f"the conversation exceeds the context: dropped the {answer.num_dropped_turns} oldest turn(s)")
         screen = Screen()
         try:
             screen.show(pieces)
@@ -258,12 +259,6 @@ def note_cut(answer: Answer) -> None:
         note("the answer was truncated by max_new_tokens or the model's context")
 
 
-def note_dropped(answer: Answer) -> None:
-    """Print a note if old turns were dropped from the context."""
-    if answer.num_dropped_turns:
-        note(f"the conversation exceeds the context: dropped the {answer.num_dropped_turns} oldest turn(s)")
-
-
 def _path(name: str) -> Path:
     if not name:
         raise UserError("give a file name, as in /save chat.json")
@@ -313,7 +308,12 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     conversation = ChatSession(settings=load_generation_defaults(model).updated(given))
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write a message after -p, or omit -p for a conversation")
-    tool = _tool(python_tool)
+    tool: Tool = calculate
+    if python_tool:
+        from nanochat_lit.engine.python_tool import check_python_tool, run_tool
+
+        check_python_tool()
+        tool = run_tool
     gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize, adapter=adapter)
     print(f"kernel: {describe_kernel(gpt)}", file=sys.stderr)
     limits = limits_of(read_provenance(find_model(model)))
@@ -330,12 +330,3 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         note_cut(conversation.answer)
         if limits:
             note(limits)
-
-
-def _tool(python_tool: bool) -> Tool:
-    if not python_tool:
-        return calculate
-    from nanochat_lit.engine.python_tool import check_python_tool, run_tool
-
-    check_python_tool()
-    return run_tool
