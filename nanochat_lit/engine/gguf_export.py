@@ -102,9 +102,8 @@ def write_gguf(
     writer.add_feed_forward_length(mlp_width(config))
     writer.add_head_count(config.n_head)
     writer.add_head_count_kv(config.n_kv_head)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
+    for add_width in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add_width(config.head_dim)
     writer.add_rope_freq_base(ROTARY_BASE)
     writer.add_layer_norm_rms_eps(NORM_EPS)
     _add_tokenizer(writer, tokenizer, is_chat)
@@ -125,7 +124,7 @@ def write_gguf(
 
 def _tensors(model: GPT) -> dict[str, torch.Tensor]:
     """The weights by llama.cpp's names; a tied matrix is its embedding."""
-    names = dict(_OUTSIDE)
+    names = _OUTSIDE.copy()
     for layer in range(model.config.n_layer):
         names |= {f"transformer.h.{layer}.{ours}": f"blk.{layer}.{theirs}" for ours, theirs in _IN_LAYER.items()}
     if model.config.tie_embeddings:

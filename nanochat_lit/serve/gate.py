@@ -94,8 +94,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._number = next(self._numbers)
         self._await_head()
         if len(self.connections) > _max_connections():
-            others = [other for other in self.connections if isinstance(other, BoundedProtocol) and not other.is_busy]
-            min(others, key=lambda other: other._number, default=self)._hang_up()
+            ours = [other for other in self.connections if isinstance(other, BoundedProtocol)]
+            idle = [other for other in ours if not other.is_answering and not other.transport.is_closing()]
+            min(idle, key=lambda other: other._number, default=self)._hang_up()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Remove the connection."""
@@ -106,11 +107,6 @@ class BoundedProtocol(HttpToolsProtocol):
     def is_answering(self) -> bool:
         """Whether a request's head has arrived and its response is incomplete."""
         return self.cycle is not None and not self.cycle.response_complete
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether the connection is being answered or is closed."""
-        return self.is_answering or self.transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
         """Parse data, unless the head exceeds its limit."""
@@ -205,17 +201,15 @@ class Gate:
 
     def _refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, str] | None:
         if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
-            return (
-                431,
-                f"the request has more than {MAX_HEADERS} headers or {MAX_HEAD_BYTES} bytes of headers; send fewer",
-            )
+            limits = f"{MAX_HEADERS} headers or {MAX_HEAD_BYTES} bytes of headers"
+            return 431, f"the request has more than {limits}; send fewer"
         found = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
         host = found[0] if found else ""
         if len(found) != 1 or not self._is_ours(_name_of(host)):
-            return (403, f"the host {_shown(host)} is not allowed; add it with --allowed_hosts")
+            return 403, f"the host {host[:80]!a} is not allowed; add it with --allowed_hosts"
         for origin in (value.decode("latin-1").lower() for name, value in headers if name == b"origin"):
             if not self._may_ask(origin, host):
-                return 403, f"the origin {_shown(origin)} is not allowed; only pages of this server's own address are"
+                return 403, f"the origin {origin[:80]!a} is not allowed; only pages of this server's own address are"
         return None
 
     def _is_ours(self, name: str) -> bool:
@@ -255,10 +249,6 @@ def _is_address(name: str) -> bool:
 
 def _is_loopback(name: str) -> bool:
     return _is_address(name) and ipaddress.ip_address(name).is_loopback
-
-
-def _shown(value: str) -> str:
-    return ascii(value[:80])
 
 
 MAX_BODY_BYTES = 1_000_000
@@ -313,21 +303,19 @@ class PageGate:
             if body is None:  # the client disconnected
                 return
             refusal = self._problem_of(body)
+            read_already = [{"type": "http.request", "body": body, "more_body": False}]
 
             async def receive_again() -> dict[str, Any]:
-                nonlocal body
-                if body is None:
-                    return await receive()
-                message, body = {"type": "http.request", "body": body, "more_body": False}, None
-                return message
+                return read_already.pop() if read_already else await receive()
 
-            app_receive = receive_again
         else:
-            app_receive = receive
-            if not _is_open(scope["method"], scope["path"]):
+            receive_again = receive
+            if scope["method"] not in ("GET", "HEAD") or not (
+                scope["path"] in _PAGES or scope["path"].startswith(_FOLDERS)
+            ):
                 refusal = 404, "this endpoint does not exist"
         if refusal is None:
-            await self._app(scope, app_receive, send_with_policy)
+            await self._app(scope, receive_again, send_with_policy)
         else:
             status, message = refusal
             await JSONResponse({"detail": message}, status)(scope, receive, send_with_policy)
@@ -349,10 +337,6 @@ class PageGate:
         if not isinstance(index, int) or isinstance(index, bool) or index not in self._functions:
             return 400, "fn_index is not one of the page's functions"
         return None
-
-
-def _is_open(method: str, path: str) -> bool:
-    return method in ("GET", "HEAD") and (path in _PAGES or path.startswith(_FOLDERS))
 
 
 async def _body(receive: Any) -> bytes | None:

@@ -188,7 +188,7 @@ def test_a_parser_at_its_limits_fails_only_its_request(random_model, tokenizer, 
     engine = slots.SlotEngine(random_model(), tokenizer, num_slots=2)
     bad = engine.admit(Request(prompt_ids=[1], grammar=regex_grammar("[a-z]{50}"), max_new_tokens=9))
     good = engine.admit(Request(prompt_ids=[1], max_new_tokens=9))
-    engine._prefills[0].rows[0].rules._parser.take(tokenizer.bos_id)  # not in the grammar: its error state
+    engine._prefills[0].rows[0].rules._parser.consume_token(tokenizer.bos_id)  # not in the grammar: its error state
     emitted = [token for _ in range(12) for token in engine.step()]
     assert [(token.finish_reason, token.error) for token in emitted if token.slot == bad] == [("error", TOO_COMPLEX)]
     assert [token.token_id for token in emitted if token.slot == good]
