@@ -90,11 +90,7 @@ def _conclude(plan: Any) -> None:
 
 
 def _train(run: Any, place: str) -> None:
-    """Train or resume one run, unless it is finished.
-
-    Raises:
-        UserError: If its process fails.
-    """
+    """Train or resume one run, unless it is finished; raises UserError if its process fails."""
     run.begin()
     if run.finished() is not None:
         print(f"{place} {run.folder}: finished", file=sys.stderr, flush=True)
@@ -109,11 +105,7 @@ def _train(run: Any, place: str) -> None:
 
 
 def _call(command: list[str]) -> None:
-    """Run a command of `fit`.
-
-    Raises:
-        UserError: If it fails.
-    """
+    """Run a command of `fit`; raises UserError if it fails."""
     status = subprocess.run(command, check=False).returncode  # noqa: S603 - our own program with a list of words
     if status in (130, -2):
         raise KeyboardInterrupt

@@ -95,20 +95,12 @@ class ChatSession:
         return self._reply(model, self.messages, text)
 
     def retry(self, model: ChatModel) -> Generator[Piece, None, None]:
-        """Replace the last answer by another one.
-
-        Raises:
-            UserError: As `ask`, or if there is none.
-        """
+        """Replace the last answer by another one; raises UserError as `ask`, or if there is none."""
         self._check_not_empty()
         return self.edit(model, len(self.messages) - 2, self.messages[-2]["content"])
 
     def edit(self, model: ChatModel, index: int, text: str) -> Generator[Piece, None, None]:
-        """Replace an earlier question, and drop the messages after it.
-
-        Raises:
-            UserError: As `ask`.
-        """
+        """Replace an earlier question, and drop the messages after it; raises UserError as `ask`."""
         assert self.messages[index]["role"] == "user", "only questions can be edited"
         return self._reply(model, self.messages[:index], text)
 
@@ -155,11 +147,7 @@ class ChatSession:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ChatSession":
-        """Load a saved conversation.
-
-        Raises:
-            UserError: If the file is missing or has other contents.
-        """
+        """Load a saved conversation; raises UserError if the file is missing or has other contents."""
         return cls.from_saved(read_json(path), str(path))
 
     @classmethod

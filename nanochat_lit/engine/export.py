@@ -94,11 +94,7 @@ def find_model(path: str | Path) -> Path:
 
 
 def load_tokenizer(source: Path) -> Tokenizer:
-    """Load the tokenizer of a result of `find_model`.
-
-    Raises:
-        UserError: If it is missing or belongs to another model.
-    """
+    """Load the tokenizer of a result of `find_model`; raises UserError if it is missing or belongs to another model."""
     if source.is_file():
         return checkpoint_tokenizer(source, load_checkpoint(source, mmap=True))
     check_files(source)

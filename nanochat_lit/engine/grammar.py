@@ -65,11 +65,7 @@ def choice_grammar(choices: Sequence[str]) -> str:
 
 
 def check_grammar(grammar: str) -> None:
-    """Check that a grammar is valid.
-
-    Raises:
-        UserError: If it is not, is too complex, or llguidance is not installed.
-    """
+    """Check that a grammar is valid; raises UserError if it is not, is too complex, or llguidance is not installed."""
     is_wrong, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(grammar)
     if is_wrong:
         raise UserError(_one_line(messages[0]))
@@ -86,11 +82,7 @@ class GrammarParsers:
         return _llguidance().LLTokenizer(_Vocabulary(self._tokenizer))
 
     def parser(self, grammar: str) -> Any:
-        """Return an LLMatcher at the beginning of an answer.
-
-        Raises:
-            UserError: As `check_grammar`.
-        """
+        """Return an LLMatcher at the beginning of an answer; raises UserError as `check_grammar`."""
         matcher = _llguidance().LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
             raise UserError(_one_line(matcher.get_error()))

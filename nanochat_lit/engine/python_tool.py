@@ -20,11 +20,7 @@ exec(compile(ast.Interactive(ast.parse({source!r}).body), "tool", "single"), {{"
 
 
 def check_python_tool() -> None:
-    """Check that the sandbox is available.
-
-    Raises:
-        UserError: If it is not; names the missing feature.
-    """
+    """Check that the sandbox is available; raises UserError that names the missing feature."""
     if problem := sandbox.missing_isolation():
         raise UserError(f"the Python tool: {problem}")
 

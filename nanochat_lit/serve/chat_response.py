@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 from nanochat_lit.common.tool_format import CallParser, ToolCall
 from nanochat_lit.engine.answer_text import Piece
+from nanochat_lit.serve.chat_request import Tools
 from nanochat_lit.serve.messages import TokenScore, Update, join_parts
-from nanochat_lit.serve.tool_request import Tools
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 

@@ -190,22 +190,14 @@ class ChatTab:
         return self._answering(begin)
 
     def index_of_question(self, shown_index: object) -> int:
-        """Return the index in the conversation of a shown question.
-
-        Raises:
-            UserError: If there is none.
-        """
+        """Return the index in the conversation of a shown question; raises UserError if there is none."""
         shown = shown_messages(self.conversation.messages)
         if isinstance(shown_index, int) and 0 <= shown_index < len(shown) and shown[shown_index][1]["role"] == "user":
             return shown[shown_index][0]
         raise UserError("that question was removed; send it as a new message")
 
     def undo(self) -> str:
-        """Remove the last question with its answer, and return the question.
-
-        Raises:
-            UserError: If there is none.
-        """
+        """Remove the last question with its answer, and return the question; raises UserError if there is none."""
         with self._lock:
             self.stop()
             return self.conversation.undo()

@@ -10,7 +10,7 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.chat_messages import as_messages
+from nanochat_lit.serve.chat_request import as_messages
 from nanochat_lit.serve.chat_response import Writer, usage
 from nanochat_lit.serve.messages import TokenScore, Update
 from nanochat_lit.serve.request_fields import (
@@ -164,11 +164,7 @@ def tokenize(body: Mapping[str, Any], model_name: str, tokenizer: Tokenizer, con
 
 
 def detokenize(body: Mapping[str, Any], model_name: str, tokenizer: Tokenizer) -> dict[str, str]:
-    """Return the text of token ids (`tokens`).
-
-    Raises:
-        ApiError: As `tokenize`.
-    """
+    """Return the text of token ids (`tokens`); raises ApiError as `tokenize`."""
     check_fields(body, model_name, ("tokens",), {})
     tokens = body.get("tokens")
     if not are_token_ids(tokens):

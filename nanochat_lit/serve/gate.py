@@ -41,11 +41,7 @@ _AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; port 0 selects a free port.
-
-    Raises:
-        UserError: If the address cannot be bound.
-    """
+    """Return a listening socket (port 0: any free port); raises UserError if the address cannot be bound."""
     if not 0 <= port <= 65_535:
         raise UserError(f"port is {port}; use 1 to 65535, or 0 for any free port")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

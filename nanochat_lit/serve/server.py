@@ -19,7 +19,6 @@ from starlette.requests import ClientDisconnect
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.serve.api import ChatAPI, ServeSettings, fingerprint_of
 from nanochat_lit.serve.gate import Gate, address_of, listen, uvicorn_config
-from nanochat_lit.serve.loop import ChatLoop
 from nanochat_lit.serve.messages import Ready
 from nanochat_lit.serve.metrics import ServerMetrics
 from nanochat_lit.serve.request_fields import ApiError
@@ -62,7 +61,7 @@ class ChatServer(litserve.LitServer):
             cors = {"allow_origins": list(settings.cors_origins), "allow_methods": ["*"], "allow_headers": ["*"]}
             middlewares.append((CORSMiddleware, {**cors, "expose_headers": ["Retry-After"]}))
         super().__init__(
-            ChatAPI(settings, fingerprint, loop=ChatLoop(), spec=spec),
+            ChatAPI(settings, fingerprint, spec=spec),
             accelerator="cpu",  # the pool assigns devices
             devices=1,
             max_payload_size=settings.max_body_bytes,

@@ -28,7 +28,6 @@ from litserve.transport.base import MessageTransport
 
 from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.serve.api import ChatAPI, ServeSettings
-from nanochat_lit.serve.loop import ChatLoop
 from nanochat_lit.serve.messages import Cancel, Close, Failed, Ready, Report, Submit, Update, merged
 from nanochat_lit.serve.metrics import ServerMetrics
 from nanochat_lit.serve.request_fields import ApiError
@@ -184,7 +183,7 @@ class _Worker:
         self.socket, theirs = socket.socketpair()
         self._writer: asyncio.StreamWriter | None = None
         connection = Connection(theirs.detach())
-        api = ChatAPI(settings, fingerprint, loop=ChatLoop())
+        api = ChatAPI(settings, fingerprint)
         arguments = (api, device, index, connection, PipeTransport(connection), {}, CallbackRunner(), False)
         self.process = context.Process(target=inference_worker, args=arguments, name=f"worker-{index}", daemon=True)
         with _signals_blocked():

@@ -7,11 +7,10 @@ import pytest
 from nanochat_lit.common.tool_format import ToolCall, render_call
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
-from nanochat_lit.serve.chat_request import parse_chat_request
+from nanochat_lit.serve.chat_request import Tools, parse_chat_request
 from nanochat_lit.serve.messages import Update, merged
 from nanochat_lit.serve.request_fields import ApiError
 from nanochat_lit.serve.responses import ResponseWriter, parse_response_request
-from nanochat_lit.serve.tool_request import Tools
 
 openai = pytest.importorskip("openai", reason="needs pip install openai")
 

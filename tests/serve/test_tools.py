@@ -10,11 +10,10 @@ from openai.types.chat import ChatCompletionMessage
 from nanochat_lit.common.tool_format import ToolCall, render_call, render_tools
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.chat_request import parse_chat_request
+from nanochat_lit.serve.chat_request import Tools, parse_chat_request
 from nanochat_lit.serve.chat_response import ChatWriter, join_parts
 from nanochat_lit.serve.messages import Update, merged
 from nanochat_lit.serve.request_fields import ApiError
-from nanochat_lit.serve.tool_request import Tools
 
 HELLO = [{"role": "user", "content": "hello"}]
 WEATHER = {

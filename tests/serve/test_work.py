@@ -10,9 +10,8 @@ import pytest
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import Request, SamplingParams
 from nanochat_lit.engine.scheduler import Scheduler
-from nanochat_lit.serve.api import ServeSettings
+from nanochat_lit.serve.api import REPORT_EVERY_S, EngineWork, ServeSettings
 from nanochat_lit.serve.chat_response import ChatWriter, usage
-from nanochat_lit.serve.loop import REPORT_EVERY_S, EngineWork
 from nanochat_lit.serve.messages import Cancel, Close, Ready, Submit, Update, merged
 from nanochat_lit.serve.metrics import Counter, Histogram, ServerMetrics
 from nanochat_lit.serve.request_fields import ApiError

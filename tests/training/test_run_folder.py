@@ -61,7 +61,6 @@ def test_a_stopped_run_can_be_served(stopped):
     pytest.importorskip("litserve", reason="needs pip install '.[serve]'")
     from nanochat_lit.commands.serve import _found
     from nanochat_lit.serve.api import ChatAPI, ServeSettings, fingerprint_of
-    from nanochat_lit.serve.loop import ChatLoop
     from nanochat_lit.serve.server import ChatServer
 
     run, _ = stopped
@@ -70,7 +69,7 @@ def test_a_stopped_run_can_be_served(stopped):
         assert _found(str(source)) == str(source)
         settings = ServeSettings(model=str(source), name="tiny", num_slots=1)
         ChatServer(settings, [None])
-        api = ChatAPI(settings, fingerprint_of(settings), loop=ChatLoop())
+        api = ChatAPI(settings, fingerprint_of(settings))
         api.setup("cpu")
         assert api.failure is None
     with pytest.raises(UserError, match="nowhere does not exist; give an export, a run folder"):
