@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError, os_error_text
@@ -189,15 +190,13 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _run_trainer(argv: list[str]) -> int:
-    from nanochat_lit.commands.fit_help import help_text, name_class
-
     command, rest = argv[0], argv[1:]
     if not rest:
         return _fail(
             f"{command} needs a recipe: {PROG} {command} --config recipes/cpu_text.yaml", hint=f"{command} --help"
         )
     if "-h" in rest or "--help" in rest:
-        print(help_text(command))
+        print(fit_help(command))
         return 0
     rest = ["--help" if arg == "--help_all" else arg for arg in _name_text(rest)]
     try:
@@ -205,6 +204,36 @@ def _run_trainer(argv: list[str]) -> int:
     except argparse.ArgumentError as error:
         return _fail(_shorten(str(error)), hint=f"{command} --help")
     return 0
+
+
+def fit_help(command: str) -> str:
+    """Return the short help of `fit`, `validate` or `test`: the most common keys, without importing torch."""
+    path = Path(__file__).parent / "commands" / "fit_help.txt"
+    return path.read_text("utf-8").replace("COMMAND", command).rstrip()
+
+
+def name_class(args: list[str]) -> list[str]:
+    """Add the recipe's class to a bare --model.help or --data.help."""
+    pairs = list(zip(args, [*args[1:], "--"], strict=True))
+    recipes = [after for arg, after in pairs if arg == "--config"]
+    recipes += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    completed = []
+    for arg, after in pairs:
+        is_bare = arg in ("--model.help", "--data.help") and after.startswith("-")
+        kind = _class_of(recipes[-1], arg[2:].removesuffix(".help")) if is_bare and recipes else None
+        completed.append(f"{arg}={kind}" if kind else arg)
+    return completed
+
+
+def _class_of(recipe: str, part: str) -> str | None:
+    import yaml
+
+    from nanochat_lit.common.recipes import find_recipe
+
+    try:
+        return str(yaml.safe_load(Path(find_recipe(recipe)).read_text("utf-8"))[part]["class_path"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None  # the parser reports the error
 
 
 def _name_text(args: list[str]) -> list[str]:

@@ -113,8 +113,7 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     costs = step_costs(config, strategy=strategy, world_size=gpus, compute_dtype=dtype)
     values["optimizer_step_of_a_device"] = asdict(costs)
     values |= _hardware(config, device, find_card(gpu), dtype, partial(estimate, world_size=gpus), micro_batch_size)
-    cost = _cost(derived, gpus, gpu, peak_flops_per_s, mfu, price_per_gpu_hour)
-    values["cost"] = {"hardware": f"{gpus} x {gpu}", "strategy": strategy, **cost}
+    values["cost"] = _cost(derived, gpus, gpu, strategy, peak_flops_per_s, mfu, price_per_gpu_hour)
     print(json_module.dumps(values) if json else _table(values))
 
 
@@ -210,7 +209,7 @@ def _memory(
 
 
 def _cost(
-    derived: TrainingPlan, gpus: int, gpu: str, peak_flops_per_s: float | None, mfu: float, price_per_gpu_hour: float
+    derived: TrainingPlan, gpus: int, gpu: str, strategy: str, peak_flops_per_s: float | None, mfu: float, price: float
 ) -> dict[str, Any]:
     if not 0 < mfu <= 1:
         raise UserError(f"mfu is {mfu}; it must be above 0 and at most 1")
@@ -219,11 +218,13 @@ def _cost(
         raise UserError(f"the peak FLOP/s of {gpu!r} is unknown; set --peak_flops_per_s to a positive number")
     hours = derived.total_flops / (peak * mfu * gpus) / 3600
     return {
+        "hardware": f"{gpus} x {gpu}",
+        "strategy": strategy,
         "peak_flops_per_s": peak,
         "mfu": mfu,
         "hours": hours,
-        "price_per_gpu_hour": price_per_gpu_hour,
-        "dollars": hours * gpus * price_per_gpu_hour,
+        "price_per_gpu_hour": price,
+        "dollars": hours * gpus * price,
     }
 
 

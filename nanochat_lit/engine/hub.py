@@ -133,7 +133,8 @@ def push_folder(folder: Path, model: HubModel, private: bool) -> str:
         if model.revision is not None:
             api.create_branch(model.repo, branch=branch, exist_ok=True)
         present = api.list_repo_files(model.repo, revision=branch)
-        stale = [name for name in present if name not in sent and _is_ours(name)]
+        ours = {*HF_FILES, *EXPORT_FILES, *MODEL_FILES} - {"README.md"}  # what a push writes
+        stale = [name for name in present if name not in sent and name.split("/")[0] in ours]
         changes = [CommitOperationDelete(path_in_repo=name) for name in stale]
         changes += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in sent]
         with warnings.catch_warnings():
@@ -150,11 +151,6 @@ def files_of(folder: Path) -> dict[str, int]:
     """Return the sizes of a folder's files by relative path, sorted."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a repository's file is of a kind that a push writes."""
-    return name.split("/")[0] in {*HF_FILES, *EXPORT_FILES, *MODEL_FILES} - {"README.md"}
 
 
 def _explained(error: Exception, model: HubModel, action: str) -> UserError:

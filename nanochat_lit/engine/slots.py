@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine.answer_text import AnswerText, Piece
+from nanochat_lit.engine.answer_text import AnswerText, Piece, TokenScore
 from nanochat_lit.engine.calculator import calculate
 from nanochat_lit.engine.grammar import GrammarParsers
 from nanochat_lit.engine.sampling import HostCopy, LogitRules, has_rules, row_random, sample_rows, to_device
@@ -26,9 +26,6 @@ from nanochat_lit.model import GPT, KVCache, SlotCache
 from nanochat_lit.model.slot_cache import StepGraphs, check_room
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
-
-Score = tuple[int, float, Sequence[tuple[int, float]]]
-"""A token, its log-probability in nats at temperature 1, and the most likely tokens at its place with theirs."""
 
 _OF_PROMPT = ("prompt_ids", "prompt_logprobs", "top_logprobs")
 """Fields that the prefill of a prompt depends on."""
@@ -53,7 +50,7 @@ class Emitted(NamedTuple):
     """Ids and log-probabilities of the most likely tokens, if requested."""
     error: str = ""
     """Reason of a failure."""
-    prompt_scores: Sequence[Score] = ()
+    prompt_scores: Sequence[TokenScore] = ()
     """With the first token, if requested: scores of the prompt's tokens from the second on."""
 
 
@@ -69,7 +66,7 @@ class _Row:
     rules: LogitRules | None
     num_left: int
     """Remaining number of tokens."""
-    prompt_scores: list[Score] = field(default_factory=list)
+    prompt_scores: list[TokenScore] = field(default_factory=list)
     num_pending: int = 0
     """Number of sampled tokens that have not reached the host."""
     forced: int | None = None
@@ -88,7 +85,7 @@ class _Prefill:
     rows: list[_Row]
     prompt_ids: Sequence[int]
     num_read: int = 0
-    scores: list[Score] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)
     """Scores of the tokens read so far, if a row wants them."""
 
 
@@ -177,7 +174,7 @@ class SlotEngine:
             tool=ToolRow(self.tokenizer, self.tool, request.functions, deque(request.start_ids)),
             text=AnswerText(self.tokenizer, request.stop),
             random=row_random(request.seed, request.sample),
-            rules=self._rules(request),
+            rules=self._rules(request) if has_rules(request) else None,
             num_left=min(request.max_new_tokens, self.model.config.sequence_len - len(request.prompt_ids) + 1),
         )
         row.forced = row.unread = row.tool.next_forced()
@@ -212,9 +209,7 @@ class SlotEngine:
             emitted += self._come(self._allowed_lag)
         return emitted
 
-    def _rules(self, request: Request) -> LogitRules | None:
-        if not has_rules(request):
-            return None
+    def _rules(self, request: Request) -> LogitRules:
         parser = self._parsers.parser(request.grammar) if request.grammar else None
         return LogitRules(request, self.model.config.vocab_size, self.model.device, parser)
 
@@ -264,7 +259,7 @@ class SlotEngine:
         self._choose(prefill.rows, logits.expand(len(prefill.rows), -1))
 
     @staticmethod
-    def _scores(prefill: _Prefill, logits: Tensor) -> list[Score]:
+    def _scores(prefill: _Prefill, logits: Tensor) -> list[TokenScore]:
         """Return the scores of the tokens that follow the next ones to read, given the logits (T, V) after these."""
         following = prefill.prompt_ids[prefill.num_read + 1 : prefill.num_read + 1 + len(logits)]
         logprobs = logits[: len(following)].float().log_softmax(dim=-1)
@@ -272,7 +267,7 @@ class SlotEngine:
         most_likely = logprobs.topk(min(prefill.rows[0].request.top_logprobs, logprobs.shape[1]), dim=-1)
         ids, values = most_likely.indices.tolist(), most_likely.values.tolist()
         tops = [list(zip(*pairs, strict=True)) for pairs in zip(ids, values, strict=True)]
-        return list(zip(following, own, tops, strict=True))
+        return list(map(TokenScore, following, own, tops))
 
     def _forward(self, inputs: Tensor, cache: KVCache | SlotCache) -> Tensor:
         """Return logits (B, V) after the last new token; the cache stores the new tokens."""

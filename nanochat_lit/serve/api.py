@@ -24,8 +24,9 @@ from litserve.loops import LitLoop
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import folder_fingerprint
+from nanochat_lit.engine.answer_text import TokenScore
 from nanochat_lit.engine.sampling_params import FAILED, TOO_COMPLEX
-from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Ready, Report, Submit, TokenScore, Update, merged
+from nanochat_lit.serve.messages import Beat, Cancel, Close, Failed, Ready, Report, Submit, Update, merged
 from nanochat_lit.serve.request_fields import ApiError
 
 if TYPE_CHECKING:
@@ -269,9 +270,8 @@ class EngineWork:
 
     def _add(self, key: int, emitted: Any) -> None:
         scores = [] if emitted.logprob is None else [TokenScore(emitted.token_id, emitted.logprob, emitted.top)]
-        prompt_scores = [TokenScore(*score) for score in emitted.prompt_scores]
         num_tokens = int(emitted.token_id not in self._end_ids)
-        update = Update(key, emitted.pieces, num_tokens, emitted.finish_reason, None, scores, prompt_scores)
+        update = Update(key, emitted.pieces, num_tokens, emitted.finish_reason, None, scores, emitted.prompt_scores)
         self._news[key].append(update)
         if emitted.finish_reason is not None:
             self._started.discard(key)

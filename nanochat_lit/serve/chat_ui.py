@@ -11,6 +11,7 @@ which would discard the text shown so far.
 import contextlib
 import html
 import json
+import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -390,7 +391,13 @@ def build_app(
     # the file of Gradio's default semi-bold weight lacks most letters
     font = (themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif")
     app = fastapi.FastAPI(openapi_url=None)
-    app.add_middleware(PageGate, functions=page.fns, problem=problem)
+    boot = secrets.token_hex(8)  # another process does not know the open tabs
+
+    @app.get("/health")
+    def health() -> dict[str, str | None]:
+        return {"boot": boot, "problem": problem()}
+
+    app.add_middleware(PageGate, functions=page.fns)
     app.add_middleware(Gate, host=host, allowed_hosts=allowed_hosts, origins=(), refuse=refuse)  # the last is outermost
     page.has_launched = True  # enables Gradio's check of readable files; not set when the page is mounted
     return gr.mount_gradio_app(

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.answer_text import TokenScore
 from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.chat_request import as_messages
-from nanochat_lit.serve.chat_response import Writer, usage
-from nanochat_lit.serve.messages import TokenScore, Update
+from nanochat_lit.serve.chat_response import TokenNames, Writer, usage
+from nanochat_lit.serve.messages import Update
 from nanochat_lit.serve.request_fields import (
     MAX_TOP_LOGPROBS,
     Options,
@@ -157,9 +158,7 @@ def tokenize(body: Mapping[str, Any], model_name: str, tokenizer: Tokenizer, con
             raise bad_field("prompt", f"prompt must be a string, not {kind_of(prompt)}; or send messages")
     except UserError as error:
         raise bad_field("prompt", str(error)) from None
-    names = {token_id: name for name, token_id in tokenizer.special_ids.items()}
-    strings = [names.get(token) or tokenizer.bytes_of(token).decode("utf-8", "replace") for token in tokens]
-    shown = strings if boolean(body, "return_token_strs") else None
+    shown = [*map(TokenNames(tokenizer).text_of, tokens)] if boolean(body, "return_token_strs") else None
     return {"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": shown}
 
 

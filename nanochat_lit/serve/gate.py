@@ -5,7 +5,7 @@ the chat page use this module.
 
 Gradio (6.31) has about seventy endpoints, for example for local files, proxied pages, uploads and recordings. An input
 value of its file type names a file, which Gradio copies to its served folder. The page needs five endpoints and sends
-plain values. /health, for the page's notice, is answered here.
+plain values.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ import ipaddress
 import itertools
 import json
 import re
-import secrets
 import socket
 from collections.abc import Callable, Container, MutableMapping, Sequence
 from typing import Any
@@ -251,7 +250,7 @@ MAX_BODY_BYTES = 1_000_000
 """Maximum size of a message from the page."""
 
 _JOIN = "/gradio_api/queue/join"
-_PAGES = ("/", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/gradio_api/queue/data")
+_PAGES = ("/", "/health", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/gradio_api/queue/data")
 _FOLDERS = ("/assets/", "/static/")
 
 # Gradio's page needs inline scripts and eval; all other resources must come from this server.
@@ -267,15 +266,11 @@ class PageGate:
 
     Plain ASGI, because Starlette's base class buffers streams.
 
-    Args:
-        app: Gradio's application.
-        functions: Indices of the page's functions.
-        problem: Returns why the model cannot answer now; None if it can. Runs in a thread.
+    `functions` are the indices of the page's functions.
     """
 
-    def __init__(self, app: Any, functions: Container[object], problem: Callable[[], str | None]) -> None:
-        self._app, self._functions, self._problem = app, functions, problem
-        self._boot = secrets.token_hex(8)  # another process does not know the open tabs
+    def __init__(self, app: Any, functions: Container[object]) -> None:
+        self._app, self._functions = app, functions
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Handle one request."""
@@ -288,10 +283,6 @@ class PageGate:
 
         if scope["type"] != "http":  # only lifespan events; there are no websockets
             await self._app(scope, receive, send)
-            return
-        if scope["path"] == "/health" and scope["method"] == "GET":
-            health = {"boot": self._boot, "problem": await asyncio.to_thread(self._problem)}
-            await JSONResponse(health)(scope, receive, send_with_policy)
             return
         refusal: Any = None
         if scope["path"] == _JOIN and scope["method"] == "POST":

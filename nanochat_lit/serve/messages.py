@@ -5,7 +5,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple
 
-from nanochat_lit.engine.answer_text import Piece
+from nanochat_lit.engine.answer_text import Piece, TokenScore
 from nanochat_lit.engine.sampling_params import Request, SamplingParams
 
 
@@ -51,15 +51,6 @@ class Failed(NamedTuple):
     """From a worker: it cannot start because of a user error."""
 
     message: str
-
-
-class TokenScore(NamedTuple):
-    """Log-probability of a token, in nats at temperature 1."""
-
-    token_id: int
-    logprob: float
-    top: Sequence[tuple[int, float]]
-    """Ids and log-probabilities of the most likely tokens at its place."""
 
 
 class Update(NamedTuple):

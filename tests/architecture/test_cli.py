@@ -9,7 +9,7 @@ import time
 import pytest
 
 from nanochat_lit import cli
-from nanochat_lit.commands.fit_help import name_class
+from nanochat_lit.cli import name_class
 from nanochat_lit.common.errors import UserError
 
 

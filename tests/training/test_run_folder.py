@@ -12,7 +12,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from nanochat_lit import cli, load_export
-from nanochat_lit.commands.fit_help import help_text
+from nanochat_lit.cli import fit_help
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.export import find_model
@@ -218,7 +218,7 @@ def test_the_keys_of_the_short_help_exist():
     ):
         parser.add_class_arguments(kind, group)
     known = {option.replace("--sft.", "--model.") for option in parser._option_string_actions}
-    named = set(re.findall(r"^  (--(?:model|data)\.\S+)", help_text("fit"), flags=re.MULTILINE))
+    named = set(re.findall(r"^  (--(?:model|data)\.\S+)", fit_help("fit"), flags=re.MULTILINE))
     assert "--model.depth" in named
     assert named <= known
 
