@@ -27,25 +27,24 @@ class TokenScore(NamedTuple):
     """Texts and log-probabilities of the most likely tokens."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Answer:
-    """An answer being generated. Its chunks can be iterated once; `stop` ends it early.
+    """An answer being generated. Its chunks can be iterated once; `stop` ends it early."""
 
-    `num_dropped_turns` of the oldest turns did not fit the context. `stop` is idempotent and thread-safe.
-    """
-
-    def __init__(self, *, num_dropped_turns: int = 0, stop: Callable[[], None]) -> None:
-        self.num_dropped_turns = num_dropped_turns
-        self.num_tokens: int | None = 0
-        """Number of tokens so far; None if unknown."""
-        self.elapsed_s = 0.0
-        """Seconds from the question to the newest token, regardless of when it was read."""
-        self.finish_reason: str | None = None
-        """"stop" if the model ended it, "length" at the token limit; None while it is running or if it was stopped."""
-        self.scores: list[TokenScore] = []
-        """Tokens so far, if log-probabilities were requested; not those of calculator results."""
-        self.stop = stop
-        self.pieces: Generator[Piece, None, None]
-        """Iterator over the chunks; set by the chat model."""
+    stop: Callable[[], None]
+    """Idempotent and thread-safe."""
+    num_dropped_turns: int = 0
+    """Number of the oldest turns, which did not fit the context."""
+    num_tokens: int | None = 0
+    """Number of tokens so far; None if unknown."""
+    elapsed_s: float = 0.0
+    """Seconds from the question to the newest token, regardless of when it was read."""
+    finish_reason: str | None = None
+    """"stop" if the model ended it, "length" at the token limit; None while it is running or if it was stopped."""
+    scores: list[TokenScore] = field(default_factory=list)
+    """Tokens so far, if log-probabilities were requested; not those of calculator results."""
+    pieces: Generator[Piece, None, None] = field(init=False)
+    """Iterator over the chunks; set by the chat model."""
 
 
 class ChatModel(Protocol):
@@ -105,14 +104,7 @@ class ChatSession:
         return self._reply(model, self.messages[:index], text)
 
     def undo(self) -> str:
-        """Remove the last question with its answer.
-
-        Returns:
-            The question.
-
-        Raises:
-            UserError: If there is none.
-        """
+        """Remove and return the last question, and remove its answer; raises UserError if there is none."""
         self._check_not_empty()
         *self.messages, question, _ = self.messages
         self.answer = None
@@ -152,11 +144,7 @@ class ChatSession:
 
     @classmethod
     def from_saved(cls, saved: object, where: str) -> "ChatSession":
-        """Return the conversation of `to_saved`, from an untrusted source that is called `where` in error messages.
-
-        Raises:
-            UserError: If it is something else.
-        """
+        """Return the conversation of `to_saved`, from an untrusted source that is called `where` in UserErrors."""
         if not isinstance(saved, dict) or set(saved) != {"messages", "settings"}:
             raise UserError(f'{where}: not a saved conversation, which is {{"messages": [...], "settings": {{...}}}}')
         messages, settings = saved["messages"], saved["settings"]

@@ -28,12 +28,6 @@ def fit_chat_prompt(
     Reserves max_new_tokens for the answer, but at most a quarter of the context, because most answers are much shorter
     than the limit. The system message is never dropped.
 
-    Args:
-        tokenizer: Tokenizer of the model.
-        messages: A conversation that ends with a user message.
-        context: Context length of the model.
-        max_new_tokens: Maximum length of the answer, tokens.
-
     Returns:
         Token ids, and the number of turns (question and answer) dropped from the beginning.
 

@@ -31,13 +31,8 @@ class LogitRules:
     """The rules of one request, and what they need to know of its tokens.
 
     Order: grammar, bias, repetition penalty (Keskar et al. 2019. https://arxiv.org/abs/1909.05858), presence and frequency penalties
-    as in OpenAI's API, min_p (Nguyen et al. 2024. https://arxiv.org/abs/2407.01082).
-
-    Args:
-        request: The request; the repetition penalty applies to the tokens of its prompt, too.
-        vocab_size: Number of logits.
-        device: Device of the logits.
-        parser: llguidance's parser of its grammar, if it has one.
+    as in OpenAI's API, min_p (Nguyen et al. 2024. https://arxiv.org/abs/2407.01082). The repetition penalty applies to
+    the tokens of the prompt, too. `parser` is llguidance's for the request's grammar.
     """
 
     def __init__(self, request: Request, vocab_size: int, device: torch.device, parser: Any = None) -> None:

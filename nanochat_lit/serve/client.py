@@ -26,15 +26,10 @@ _MAX_ERROR_BYTES = 65_536
 
 
 class ServerChat:
-    """Requests answers from a server, with one connection per answer.
+    """Requests answers from a server, with one connection per answer; environment proxies are ignored.
 
-    Args:
-        url: Address of the server, such as http://127.0.0.1:8000; a path before /v1 is kept. Environment proxies are
-            ignored.
-        api_key: API key of the server; None if it requires none.
-
-    Raises:
-        UserError: If the address is invalid or the server does not respond.
+    A path before /v1 in the address, such as http://127.0.0.1:8000, is kept. Raises UserError if the address is invalid
+    or the server does not respond.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
@@ -65,9 +60,6 @@ class ServerChat:
         Drops the oldest turns while the server reports that the context is exceeded. A server may also accept a prompt
         that leaves no space for an answer. Once an answer was truncated for that reason, the context length is known,
         and later conversations leave a quarter of it free.
-
-        Raises:
-            UserError: If the server reports an error or cannot be reached.
         """
         has_system = messages[0]["role"] == "system"
         turns = list(messages[has_system:])

@@ -158,13 +158,9 @@ class Gate:
     Any web page can make a browser send requests to this machine, directly or through a host name that resolves to it
     (DNS rebinding). Such requests carry the page's own host in `Host` or `Origin`.
 
-    Args:
-        app: Wrapped application.
-        host: Address the server binds to. Loopback allows all names of loopback; a wildcard allows every IP address,
-            which cannot be rebound, and this machine's name.
-        allowed_hosts: Additional names of this server; "*" allows all.
-        origins: Origins whose pages may send requests; "*" allows all.
-        refuse: Returns the ASGI application that sends an error with a status and a message.
+    Loopback as `host` allows all names of loopback; a wildcard allows every IP address, which cannot be rebound, and
+    this machine's name. `allowed_hosts` and `origins` are allowed in addition; "*" allows all. `refuse` returns the ASGI
+    application that sends an error with a status and a message.
     """
 
     def __init__(

@@ -44,13 +44,7 @@ class Reply:
 
     Updates that arrive while the coroutine is busy are merged, so that a busy server writes less often. The coroutine
     waits on a single future; a queue with timeouts would cost several times as much per update as the rest of the
-    server.
-
-    Args:
-        metrics: Metrics to update.
-        start_s: Arrival time of the request on time.monotonic.
-        keys: Keys of its answers at the worker.
-        on_close: Called once, with the keys of the unfinished answers, whose slots are still in use.
+    server. `keys` are those of the answers at the worker; `on_close` is called once, with those of unfinished ones.
     """
 
     def __init__(
@@ -225,13 +219,8 @@ class _Worker:
 class WorkerPool:
     """All workers; must be used from the event loop's thread.
 
-    Args:
-        settings: Settings of the server.
-        fingerprint: Digest of the export; restarted workers refuse to load another.
-        devices: One per worker; None selects the fastest available device.
-        metrics: Metrics to update.
-        on_ready: Called when the first worker is ready.
-        on_failure: Called with a message and the exit status when the server must exit.
+    Restarted workers refuse to load an export with another `fingerprint`. `devices` has one entry per worker. `on_ready`
+    is called when the first worker is ready, `on_failure` with a message and the exit status when the server must exit.
     """
 
     def __init__(
@@ -288,10 +277,7 @@ class WorkerPool:
     def ask(self, requests: Sequence[Request], client: str, start_s: float) -> Reply:
         """Submit the requests of one HTTP request, all to one worker; the caller must close the reply.
 
-        Clients are scheduled fairly by their identity. `start_s` is the arrival time on time.monotonic.
-
-        Raises:
-            ApiError: If no worker can answer now.
+        `start_s` is the arrival time on time.monotonic. Raises ApiError if no worker can answer now.
         """
         able = [worker for worker in self._workers if worker.is_able]
         if not able:
