@@ -51,17 +51,8 @@ class TerminalChat:
         self._conversation = conversation
         self._num_dropped_turns = 0
         self._own_files: set[Path] = set()
-        self._commands = {
-            "retry": self._retry,
-            "undo": self._undo,
-            "clear": self._clear,
-            "system": self._set_system,
-            "set": self._set,
-            "save": self._save,
-            "load": self._load,
-            "help": lambda _: print(_wrapped(HELP), file=sys.stderr),
-            "quit": self._quit,
-        }
+        names = ("retry", "undo", "clear", "system", "set", "save", "load", "help", "quit")
+        self._commands = {name: getattr(self, f"_{name}") for name in names}
 
     def run(self) -> None:
         """Run until stdin ends. User errors are printed and do not end the conversation."""
@@ -120,6 +111,11 @@ class TerminalChat:
             screen.end()
         note_cut(answer)
 
+    def _help(self, _: str) -> None:
+        width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 10_000
+        for line in HELP.splitlines():
+            print(textwrap.fill(line, width, subsequent_indent=" " * 18), file=sys.stderr)
+
     def _quit(self, _: str) -> None:
         raise EOFError  # as Ctrl-D
 
@@ -136,7 +132,7 @@ class TerminalChat:
         self._conversation.clear()
         note("conversation cleared")
 
-    def _set_system(self, text: str) -> None:
+    def _system(self, text: str) -> None:
         self._conversation.system = text
         note(f"system prompt: {text or 'none'}")
 
@@ -263,14 +259,6 @@ def _path(name: str) -> Path:
     if not name:
         raise UserError("give a file name, as in /save chat.json")
     return Path(name).expanduser()
-
-
-def _wrapped(text: str) -> str:
-    """Wrap the list of commands to the width of the terminal."""
-    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
-    return "\n".join(
-        textwrap.fill(line, width, subsequent_indent=" " * 18) if width else line for line in text.splitlines()
-    )
 
 
 def chat(  # noqa: PLR0913 - every option of the command is a parameter

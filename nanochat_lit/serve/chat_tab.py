@@ -290,7 +290,10 @@ class BrowserTab:
         try:
             while running:
                 is_new = False
-                for index, item in _available(news):
+                items = [news.get()]
+                while not news.empty():  # a slow page is shown only the newest views
+                    items.append(news.get())
+                for index, item in items:
                     if isinstance(item, TabView):
                         views[index], is_new = item, True
                     elif item is None:
@@ -373,14 +376,6 @@ def _run(index: int, begin: Callable[[ChatTab], Iterator[TabView]], side: ChatTa
     except Exception as error:  # noqa: BLE001 - raised by the reader
         news.put((index, error))
     news.put((index, None))
-
-
-def _available(news: _News) -> list[tuple[int, TabView | Exception | None]]:
-    """Wait for the next item, and return all: a slow page is shown only the newest views."""
-    items = [news.get()]
-    while not news.empty():
-        items.append(news.get())
-    return items
 
 
 def _typed(text: object) -> str:

@@ -201,8 +201,7 @@ def _tokenizer_of(model: Path) -> Tokenizer:
 
 
 def _refusal(status: int, message: str) -> Response:
-    error = ApiError(status, message)
-    return JSONResponse(error.body, error.status)
+    return JSONResponse(ApiError(status, message).body, status)
 
 
 async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
