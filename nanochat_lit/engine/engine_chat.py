@@ -104,7 +104,7 @@ class EngineChat:
                 raise item
             time_s, emitted = item
             answer.elapsed_s = time_s - started_s
-            answer.num_tokens += emitted.token_id not in self._engine.end_ids
+            answer.num_tokens = (answer.num_tokens or 0) + (emitted.token_id not in self._engine.end_ids)
             answer.finish_reason = emitted.finish_reason
             if emitted.logprob is not None:
                 top = [(self._text(token_id), logprob) for token_id, logprob in emitted.top]
