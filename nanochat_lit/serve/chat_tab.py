@@ -120,6 +120,14 @@ def typed_text(text: str) -> str:
     return text.replace(_WORD_JOINER, "").replace(_HAIR_SPACE, "").strip()
 
 
+def from_browser(text: object) -> Any:
+    """Return the value of JSON text that the browser has stored; None if it is something else."""
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+
+
 REFRESH_S = 0.05
 """Minimum interval between views of a growing answer in seconds; limits the browser's rendering work."""
 
@@ -345,18 +353,9 @@ class BrowserTab:
         Raises:
             UserError: If it is something else; the current conversation then stays.
         """
-        where = "the stored conversation"
-        try:
-            saved = json.loads(text) if isinstance(text, str) else None
-        except (ValueError, RecursionError):
-            saved = None
-        chats = saved.get("chats") if isinstance(saved, dict) else None
-        if (
-            not isinstance(saved, dict)
-            or not isinstance(chats, list)
-            or not isinstance(saved.get("id"), str)
-            or not chats
-        ):
+        where, saved = "the stored conversation", from_browser(text)
+        chats = saved.get("chats") if isinstance(saved, dict) and isinstance(saved.get("id"), str) else None
+        if not isinstance(chats, list) or not chats:
             raise UserError(f"{where} cannot be read; delete it")
         found = [ChatSession.from_saved(chat, where) for chat in chats[: len(self.sides)]]
         self._id = saved["id"]

@@ -10,7 +10,6 @@ which would discard the text shown so far.
 
 import contextlib
 import html
-import json
 import secrets
 import threading
 import time
@@ -28,7 +27,7 @@ from starlette.responses import PlainTextResponse
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.chat_session import ChatModel
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.chat_tab import BrowserTab, ShownModel, TabView, escaped
+from nanochat_lit.serve.chat_tab import BrowserTab, ShownModel, TabView, escaped, from_browser
 from nanochat_lit.serve.gate import Gate, PageGate
 
 MAX_TABS = 256
@@ -329,10 +328,7 @@ def _connect_conversations(
 
 def _kept_values(text: object, number: int) -> list[Any] | None:
     """Return the values of the controls that the browser stored; None if there are none."""
-    try:
-        values = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        return None
+    values = from_browser(text)
     if not isinstance(values, list) or len(values) != number:
         return None
     return None if any(isinstance(value, list | dict) for value in values) else values

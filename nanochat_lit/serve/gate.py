@@ -175,7 +175,7 @@ class Gate:
         self._app, self._refuse, self._origins = app, refuse, {origin.lower() for origin in origins}
         self._given = {name.lower().strip("[]") for name in allowed_hosts}
         self._is_wildcard = host in ("0.0.0.0", "::", "")  # noqa: S104
-        is_local = self._is_wildcard or host.lower() == "localhost" or _is_loopback(host)
+        is_local = self._is_wildcard or host.lower() == "localhost" or getattr(_address(host), "is_loopback", False)
         names = {"localhost", "127.0.0.1", "::1"} if is_local else set()
         names |= {socket.gethostname().lower()} if self._is_wildcard else {host.lower()}
         self._names = names | self._given
@@ -187,7 +187,7 @@ class Gate:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})
-        elif await _drain(receive):
+        elif await _body(receive, MAX_HEAD_BYTES, HEAD_TIMEOUT_S) is not None:  # so that its client reads the error
             await self._refuse(*refusal)(scope, receive, send)
 
     def _refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, str] | None:
@@ -204,7 +204,7 @@ class Gate:
         return None
 
     def _is_ours(self, name: str) -> bool:
-        return bool({name, "*"} & self._names) or (self._is_wildcard and _is_address(name))
+        return bool({name, "*"} & self._names) or (self._is_wildcard and _address(name) is not None)
 
     def _may_ask(self, origin: str, host: str) -> bool:
         if {origin, "*"} & self._origins:
@@ -214,32 +214,16 @@ class Gate:
         return scheme in ("http", "https") and (authority == host or _name_of(authority) in self._given)
 
 
-async def _drain(receive: Any) -> bool:
-    """Read the rest of a small request, so that its client reads the error; return False if the client disconnected."""
-    num_bytes, has_more = 0, True
-    with contextlib.suppress(asyncio.TimeoutError):
-        while has_more and num_bytes < MAX_HEAD_BYTES:
-            message = await asyncio.wait_for(receive(), HEAD_TIMEOUT_S)
-            if message["type"] == "http.disconnect":
-                return False
-            num_bytes, has_more = num_bytes + len(message["body"]), message["more_body"]
-    return True
-
-
 def _name_of(authority: str) -> str:
     """Return the host of HOST or HOST:PORT; empty if invalid."""
     found = _AUTHORITY.fullmatch(authority)
     return (found["v6"] or found["name"]).rstrip(".") if found else ""
 
 
-def _is_address(name: str) -> bool:
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(name) is not None
-    return False
-
-
-def _is_loopback(name: str) -> bool:
-    return _is_address(name) and ipaddress.ip_address(name).is_loopback
+        return ipaddress.ip_address(name)
+    return None
 
 
 MAX_BODY_BYTES = 1_000_000
@@ -282,7 +266,7 @@ class PageGate:
             return
         refusal: Any = None
         if scope["path"] == _JOIN and scope["method"] == "POST":
-            body = await _body(receive)
+            body = await _body(receive, MAX_BODY_BYTES, BODY_TIMEOUT_S)
             if body is None:  # the client disconnected
                 return
             refusal = self._problem_of(body)
@@ -322,15 +306,15 @@ class PageGate:
         return None
 
 
-async def _body(receive: Any) -> bytes | None:
+async def _body(receive: Any, max_bytes: int, timeout_s: float) -> bytes | None:
     """Return the body, or its beginning if it is too long or too slow; None if the client disconnected."""
     body = bytearray()
-    deadline_s = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
-    while len(body) <= MAX_BODY_BYTES:
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    while len(body) <= max_bytes:
         try:
             message = await asyncio.wait_for(receive(), deadline_s - asyncio.get_running_loop().time())
         except asyncio.TimeoutError:  # not the builtin before Python 3.11
-            return bytes(body)
+            break
         if message["type"] == "http.disconnect":
             return None
         body += message["body"]
