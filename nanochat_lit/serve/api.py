@@ -217,7 +217,6 @@ class EngineWork:
         self._end_ids = end_ids
         self._clock = clock
         self._news: defaultdict[int, list[Update]] = defaultdict(list)  # not yet reported
-        self._urgent: set[int] = set()  # keys to report without delay
         self._started: set[int] = set()  # keys whose first token was reported
         self._last_state = (0, 0)
         self._last_report_s = clock()
@@ -230,35 +229,24 @@ class EngineWork:
             if isinstance(message, Cancel):
                 self._scheduler.cancel(message.key)
                 self._news.pop(message.key, None)
-                self._urgent.discard(message.key)
                 self._started.discard(message.key)
             else:
                 self._submit(message)
         return True
 
     def step(self) -> Report | None:
-        """Step the engine; return a report if one is due."""
+        """Step the engine; return a report if one is due, or if an answer begins or ends."""
         for key, emitted, error in self._scheduler.step():
-            if error is not None:
-                self._fail(key, *_status_of(error))
-            elif emitted.finish_reason == FAILED:
-                self._fail(key, 400 if emitted.error == TOO_COMPLEX else 500, emitted.error)
-            else:
-                self._add(key, emitted)
-        state = (self._scheduler.num_queued, self._scheduler.num_active)
-        now_s = self._clock()
-        if now_s - self._last_report_s >= REPORT_EVERY_S or not self._scheduler.has_work:
-            keys = list(self._news)
-            if not keys and state == self._last_state:
-                return None
-            self._last_report_s = now_s
-        elif self._urgent:
-            keys = list(self._urgent)
-        else:
+            self._news[key].append(_update_of(key, emitted, error, self._end_ids))
+        state, now_s = (self._scheduler.num_queued, self._scheduler.num_active), self._clock()
+        is_due = now_s - self._last_report_s >= REPORT_EVERY_S or not self._scheduler.has_work
+        keys = [key for key, news in self._news.items() if is_due or key not in self._started or news[-1].is_last]
+        if not keys and not (is_due and state != self._last_state):
             return None
-        self._urgent.clear()
-        self._last_state = state
-        return Report(*state, [merged(self._news.pop(key)) for key in keys])
+        self._last_state, self._last_report_s = state, now_s if is_due else self._last_report_s
+        updates = [merged(self._news.pop(key)) for key in keys]
+        self._started = self._started.union(keys) - {update.key for update in updates if update.is_last}
+        return Report(*state, updates)
 
     def _submit(self, message: Submit) -> None:
         from nanochat_lit.engine.scheduler import QueueFull
@@ -266,24 +254,17 @@ class EngineWork:
         try:
             self._scheduler.submit(message.key, message.request, message.client, message.deadline_s - self._clock())
         except QueueFull as full:
-            self._fail(message.key, 429, str(full), full.retry_after_s)
+            self._news[message.key].append(Update(message.key, error=(429, str(full), full.retry_after_s)))
 
-    def _add(self, key: int, emitted: Any) -> None:
-        scores = [] if emitted.logprob is None else [TokenScore(emitted.token_id, emitted.logprob, emitted.top)]
-        num_tokens = int(emitted.token_id not in self._end_ids)
-        update = Update(key, emitted.pieces, num_tokens, emitted.finish_reason, None, scores, emitted.prompt_scores)
-        self._news[key].append(update)
-        if emitted.finish_reason is not None:
-            self._started.discard(key)
-            self._urgent.add(key)
-        elif key not in self._started:
-            self._started.add(key)
-            self._urgent.add(key)
 
-    def _fail(self, key: int, status: int, message: str, retry_after_s: int | None = None) -> None:
-        self._news[key].append(Update(key, [], 0, None, (status, message, retry_after_s)))
-        self._started.discard(key)
-        self._urgent.add(key)
+def _update_of(key: int, emitted: Any, error: Exception | None, end_ids: frozenset[int]) -> Update:
+    if error is not None:
+        return Update(key, error=(*_status_of(error), None))
+    if emitted.finish_reason == FAILED:
+        return Update(key, error=(400 if emitted.error == TOO_COMPLEX else 500, emitted.error, None))
+    scores = [] if emitted.logprob is None else [TokenScore(emitted.token_id, emitted.logprob, emitted.top)]
+    num_tokens = int(emitted.token_id not in end_ids)
+    return Update(key, emitted.pieces, num_tokens, emitted.finish_reason, None, scores, emitted.prompt_scores)
 
 
 def _collect(receive: Callable[[], Any], inbox: SimpleQueue[Any]) -> None:

@@ -57,17 +57,22 @@ class Update(NamedTuple):
     """New results of one request."""
 
     key: int
-    parts: list[Piece]
+    parts: Sequence[Piece] = ()
     """New finalized parts."""
-    num_tokens: int
+    num_tokens: int = 0
     """Number of new tokens, without the end token."""
-    finish_reason: str | None
-    error: tuple[int, str, int | None] | None
+    finish_reason: str | None = None
+    error: tuple[int, str, int | None] | None = None
     """HTTP status, message and Retry-After seconds; this is the last update."""
     scores: Sequence[TokenScore] = ()
     """Log-probabilities of the new sampled tokens, including the end token, if requested."""
     prompt_scores: Sequence[TokenScore] = ()
     """Those of the prompt's tokens from the second on, if requested, in the first update."""
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the answer ends with it."""
+        return self.finish_reason is not None or self.error is not None
 
 
 def join_parts(parts: Sequence[Piece]) -> list[Piece]:
@@ -77,7 +82,7 @@ def join_parts(parts: Sequence[Piece]) -> list[Piece]:
 
 def merged(updates: Sequence[Update]) -> Update:
     """Return one update in place of several of one request; what comes after its end is dropped."""
-    ends = (number for number, one in enumerate(updates, start=1) if one.finish_reason or one.error)
+    ends = (number for number, one in enumerate(updates, start=1) if one.is_last)
     updates = updates[: next(ends, len(updates))]
     return updates[-1]._replace(
         parts=join_parts([part for one in updates for part in one.parts]),

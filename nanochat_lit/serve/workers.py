@@ -94,7 +94,7 @@ class Reply:
         if self._has_left:
             raise ClientLeft
         updates = [merged(self._news.pop(key)) for key in list(self._news)]
-        self._open -= {update.key for update in updates if update.finish_reason or update.error}
+        self._open -= {update.key for update in updates if update.is_last}
         for error in [update.error for update in updates if update.error]:
             self._has_failed = True
             status, message, retry_after_s = error
@@ -386,7 +386,7 @@ class WorkerPool:
 
     def _fail(self, worker: _Worker, status: int, message: str) -> None:
         for key, reply in worker.replies.items():
-            reply.put(Update(key, [], 0, None, (status, message, 5)))
+            reply.put(Update(key, error=(status, message, 5)))
 
     def _explained(self, update: Update) -> Update:
         if update.error is None or update.error[0] != 504:
