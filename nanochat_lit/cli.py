@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = sys.argv[1:]
     _configure_allocator()
     try:
-        status = _dispatch([_expand_home(arg) for arg in argv])
+        status = _dispatch(list(argv))
         sys.stdout.flush()  # a closed pipe raises here, inside the handler, rather than at interpreter exit
     except KeyboardInterrupt:
         return _interrupted()
@@ -198,7 +198,7 @@ def _run_trainer(argv: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(fit_help(command))
         return 0
-    rest = ["--help" if arg == "--help_all" else arg for arg in _name_text(rest)]
+    rest = _name_text(["--help" if arg == "--help_all" else _expand_home(arg) for arg in rest])
     try:
         _load(TRAINER)([command, *name_class(rest)])
     except argparse.ArgumentError as error:
@@ -277,20 +277,18 @@ def _with_homes(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(**values: Any) -> Any:
         from nanochat_lit.common.paths import expand_home
 
-        return function(**{name: value if name == "prompts" else expand_home(value) for name, value in values.items()})
+        texts = ("prompt", "prompts")
+        return function(**{name: value if name in texts else expand_home(value) for name, value in values.items()})
 
     return call
 
 
 def _expand_home(arg: str) -> str:
-    """Expand ~ in ~/X and --option=~/X; a shell leaves the latter unexpanded."""
-    if "~" not in arg:
-        return arg
+    """Expand ~ in ~/X and --option=~/X of `fit`; a shell leaves the latter unexpanded."""
     from nanochat_lit.common.paths import expand_home
 
     option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
-    is_path = value == "~" or value.startswith("~/")
-    return f"{option}{equals}{expand_home(value)}" if is_path and option != "--prompt" else arg
+    return f"{option}{equals}{expand_home(value)}" if value == "~" or value.startswith("~/") else arg
 
 
 def _load(target: str) -> Callable[..., Any]:
