@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.tool_format import (
     call_prefix,
     call_suffix,
@@ -33,12 +32,12 @@ from nanochat_lit.engine.sampling_params import SamplingParams
 from nanochat_lit.serve.request_fields import (
     MAX_FORMAT_CHARS,
     MAX_TOP_LOGPROBS,
-    ApiError,
     Options,
     bad_field,
     boolean,
     check_fields,
     checked_grammar,
+    errors_of,
     kind_of,
     parse_options,
     short,
@@ -126,17 +125,13 @@ def render_prompt(request: ChatRequest, tokenizer: Tokenizer, context: int) -> l
     Raises:
         ApiError: 400 if it does not fit, or contains characters that UTF-8 cannot encode.
     """
-    try:
+    with errors_of("messages"):
         prompt = render_for_completion(tokenizer, {"messages": request.messages})
-    except UserError as error:
-        raise bad_field("messages", str(error)) from None
     if len(prompt) > context:
-        raise ApiError(
-            400,
-            f"the messages have {len(prompt)} tokens, but the model's context is {context}; send fewer or shorter ones",
-            param="messages",
-            code="context_length_exceeded",
+        message = (
+            f"the messages have {len(prompt)} tokens, but the model's context is {context}; send fewer or shorter ones"
         )
+        raise bad_field("messages", message, "context_length_exceeded")
     return prompt
 
 
@@ -160,19 +155,16 @@ def as_messages(given: object, offer: str = "") -> list[dict[str, Any]]:
             where = f"messages[{index}]"
             raise bad_field(where, f"{where} has {length} characters; at most {MAX_MESSAGE_CHARS} are allowed")
     if sum(lengths) > MAX_TOTAL_CHARS:
-        raise bad_field(
-            "messages", f"the messages have {sum(lengths)} characters; at most {MAX_TOTAL_CHARS} are allowed"
-        )
+        total = f"the messages have {sum(lengths)} characters"
+        raise bad_field("messages", f"{total}; at most {MAX_TOTAL_CHARS} are allowed")
     if messages[-1]["role"] == "assistant":
         raise bad_field("messages", "the last message is an assistant message; end with a user message")
     if offer:
         num_system = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
         messages.insert(num_system, {"role": "system", "content": offer})
     turns = _in_turn(messages)
-    try:
+    with errors_of("messages"):
         validate_conversation({"messages": turns}, "messages")
-    except UserError as error:
-        raise bad_field("messages", str(error)) from None
     return turns
 
 

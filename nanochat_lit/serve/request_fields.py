@@ -4,9 +4,10 @@ Fields without effect are ignored only if they cannot change the answer (`user`,
 Extensions of OpenAI's fields: `top_k`, `min_p`, `repetition_penalty` and `structured_outputs`, as in vLLM.
 """
 
+import contextlib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, NoReturn, TypeGuard
 
@@ -51,6 +52,15 @@ class ApiError(Exception):
 def bad_field(param: str, message: str, code: str | None = None) -> ApiError:
     """Return an error with status 400 for a field of the request."""
     return ApiError(400, message, param=param, code=code)
+
+
+@contextlib.contextmanager
+def errors_of(param: str, prefix: str = "") -> Iterator[None]:
+    """UserErrors inside become errors with status 400 for a field of the request."""
+    try:
+        yield
+    except UserError as error:
+        raise bad_field(param, f"{prefix}{error}") from None
 
 
 def kind_of(value: object) -> str:
@@ -98,11 +108,9 @@ def checked_grammar(make: Any, given: Any, param: str) -> str:
     """
     if (size := len(json.dumps(given))) > MAX_FORMAT_CHARS:
         raise bad_field(param, f"{param} has {size} characters; at most {MAX_FORMAT_CHARS} are allowed")
-    try:
+    with errors_of(param, f"{param}: "):
         grammar = make(given)
         check_grammar(grammar)
-    except UserError as error:
-        raise bad_field(param, f"{param}: {error}") from None
     return grammar
 
 
