@@ -123,11 +123,7 @@ def _capability(gpu: str) -> tuple[int, int]:
 
 
 def _dtype(gpu: str, device: str, requested: str) -> torch.dtype:
-    """Return the compute dtype of a run on a GPU.
-
-    Raises:
-        UserError: If bfloat16 is requested but the GPU does not support it.
-    """
+    """Return the compute dtype of a run on a GPU; raises UserError for bfloat16 on one that does not support it."""
     native = native_cuda_dtype(_capability(gpu))
     if device == "cuda" and requested == "bfloat16" and native != torch.bfloat16:
         raise UserError(

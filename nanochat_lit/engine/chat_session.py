@@ -86,11 +86,7 @@ class ChatSession:
     """Number of answers so far, including removed ones. Each has another seed, so that a retry gives another answer."""
 
     def ask(self, model: ChatModel, text: str) -> Generator[Piece, None, None]:
-        """Send a message and return an iterator over the chunks of the answer.
-
-        Raises:
-            UserError: If it cannot be answered; raised before the first chunk.
-        """
+        """Send a message and return an iterator over the chunks of the answer; raises UserError before the first."""
         return self._reply(model, self.messages, text)
 
     def retry(self, model: ChatModel) -> Generator[Piece, None, None]:

@@ -72,11 +72,7 @@ def fetch_model(model: HubModel) -> Path:
 
 
 def pull_model(model: HubModel, out: str | Path) -> None:
-    """Download a model and write it as an export; an existing export is replaced.
-
-    Raises:
-        UserError: As for `fetch_model`, or if `out` has other contents.
-    """
+    """Write a model as an export, which may exist; raises as `fetch_model`, or if `out` has other contents."""
     convert(model, _download(model), Path(out))
 
 

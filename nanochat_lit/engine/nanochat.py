@@ -78,11 +78,7 @@ def load_nanochat_checkpoint(folder: str | Path, step: int | None = None) -> Nan
 
 
 def load_tensors(path: Path) -> Any:
-    """Load a torch.save file that contains only tensors and plain containers.
-
-    Raises:
-        UserError: If it is damaged, or contains other objects.
-    """
+    """Load a torch.save file of tensors and plain containers; raises UserError if it is damaged or has others."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - a file of something else fails in many ways

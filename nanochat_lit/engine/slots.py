@@ -1,4 +1,4 @@
-"""What the engine holds of each request, and what it emits."""
+"""Requests in the slots of the engine, and the tokens that it emits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -120,11 +120,7 @@ def parse_chat_request(body: Mapping[str, Any], model_name: str, defaults: Sampl
 
 
 def render_prompt(request: ChatRequest, tokenizer: Tokenizer, context: int) -> list[int]:
-    """Return the token ids of the prompt.
-
-    Raises:
-        ApiError: 400 if it does not fit, or contains characters that UTF-8 cannot encode.
-    """
+    """Return the token ids of the prompt; raises ApiError (400) if it does not fit, or UTF-8 cannot encode it."""
     with errors_of("messages"):
         prompt = render_for_completion(tokenizer, {"messages": request.messages})
     if len(prompt) > context:

@@ -174,11 +174,7 @@ class ChatTab:
         """Whether the page renders Markdown."""
 
     def send(self, text: object) -> Iterator[TabView]:
-        """Send a message and yield views of the growing answer.
-
-        Raises:
-            UserError: If it cannot be answered; `view` then returns the previous state or the partial answer.
-        """
+        """Send a message and yield views of the growing answer; raises UserError, after which `view` is current."""
         return self._answering(lambda: self.conversation.ask(self._model, _typed(text)))
 
     def retry(self) -> Iterator[TabView]:

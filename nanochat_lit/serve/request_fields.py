@@ -101,11 +101,7 @@ def answer_grammar(body: Mapping[str, Any]) -> str:
 
 
 def checked_grammar(make: Any, given: Any, param: str) -> str:
-    """Return the grammar that `make` writes of the format given in the field `param`.
-
-    Raises:
-        ApiError: 400 as `answer_grammar`.
-    """
+    """Return the grammar that `make` writes of the format given in the field `param`; raises as `answer_grammar`."""
     if (size := len(json.dumps(given))) > MAX_FORMAT_CHARS:
         raise bad_field(param, f"{param} has {size} characters; at most {MAX_FORMAT_CHARS} are allowed")
     with errors_of(param, f"{param}: "):
@@ -193,11 +189,7 @@ class Options:
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """Parse the JSON object of a body.
-
-    Raises:
-        ApiError: 400 if it is not a JSON object; NaN and infinities are rejected.
-    """
+    """Parse the JSON object of a body; raises ApiError (400) if it is something else, or has NaN or infinities."""
 
     def refuse(word: str) -> NoReturn:
         raise ValueError(f"{word} is not JSON")
