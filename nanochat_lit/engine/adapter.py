@@ -45,10 +45,8 @@ def save_adapter(folder: Path, model: GPT, lora: LoRA, base: str | Path) -> None
 def merge_adapter(model: GPT, folder: str | Path, base: Path) -> None:
     """Add an adapter to a model's float32 matrices in place, exactly as the export of its run has them.
 
-    `folder` holds the adapter, of this package or of peft; `base` is the export or checkpoint of the model.
-
-    Raises:
-        UserError: If it is not an adapter, is damaged, of another kind, or belongs to another base.
+    `folder` holds the adapter, of this package or of peft; `base` is the export or checkpoint of the model. Raises
+    UserError if it is not an adapter, is damaged, of another kind, or belongs to another base.
     """
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():

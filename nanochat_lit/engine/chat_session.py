@@ -53,13 +53,8 @@ class ChatModel(Protocol):
     def answer(self, messages: Sequence[Message], settings: SamplingParams, top_logprobs: int = 0) -> Answer:
         """Start the answer to a conversation that ends with a user message.
 
-        Args:
-            messages: The conversation.
-            settings: Sampling settings.
-            top_logprobs: How many of the most likely tokens to report at each position; 0 disables `Answer.scores`.
-
-        Raises:
-            UserError: If it cannot be answered: too long, invalid settings, no server, or too many requests.
+        `top_logprobs` is how many of the most likely tokens to report at each position; 0 disables `Answer.scores`.
+        Raises UserError if it cannot be answered: too long, invalid settings, no server, or too many requests.
         """
         ...
 

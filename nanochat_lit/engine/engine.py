@@ -195,13 +195,10 @@ class Engine:
             raise UserError(f"logit_bias names the token {unknown[0]}; the model's are from 0 to {size - 1}")
 
     def admit(self, request: Request) -> int:
-        """Reserve a slot for a request; the next steps prefill and then decode it.
+        """Reserve a slot for a request and return its handle; the next steps prefill and then decode it.
 
-        Returns:
-            The handle of the reservation, which lasts until the last token or `release`; never used again.
-
-        Raises:
-            UserError: If the request is invalid, or no slot is free.
+        The reservation lasts until the last token or `release`; no other request gets the same handle. Raises UserError
+        if the request is invalid, or no slot is free.
         """
         self.check(request)
         if not self.num_free:

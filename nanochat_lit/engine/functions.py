@@ -81,11 +81,7 @@ class Functions:
         return {**conversation, "messages": [{"role": "system", "content": offer}, *messages]}
 
     def results(self, text: str, max_calls: int) -> list[str]:
-        """Run the calls in a turn of the assistant.
-
-        Returns:
-            The result of each call, in their order.
-        """
+        """Run the calls in a turn of the assistant, and return the result of each, in their order."""
         parser = CallParser(list(self.descriptions), max_calls)
         return [self._process.call(found) for found in parser.push(text) if isinstance(found, ToolCall)]
 

@@ -79,11 +79,7 @@ def export_gguf(export: str | Path, out: str | Path, quantize: GGUFType = "f16")
 def write_gguf(
     path: Path, model: GPT, tokenizer: SentencePieceTokenizer, quantize: GGUFType, name: str, is_chat: bool
 ) -> None:
-    """Write one file, with the chat template if `is_chat`; `export_gguf` adds the folder around it.
-
-    Raises:
-        UserError: If the vocabulary or a width does not fit the format, or the gguf package is missing.
-    """
+    """Write one file, with the chat template if `is_chat`; raises UserError if the model does not fit the format."""
     try:
         import gguf
     except ModuleNotFoundError:

@@ -59,8 +59,7 @@ class HubModel:
 def fetch_model(model: HubModel) -> Path:
     """Return the export of a model, downloaded and converted once per commit into the cache folder.
 
-    Raises:
-        UserError: If the model does not exist, needs a token, cannot be downloaded, or is not a model of nanochat-lit.
+    Raises UserError if it does not exist, needs a token, cannot be downloaded, or is not a model of nanochat-lit.
     """
     files = _download(model)
     owner, name = model.repo.split("/")
@@ -111,10 +110,7 @@ def push_folder(folder: Path, model: HubModel, private: bool) -> str:
     """Upload a folder as one commit and return its URL; files of earlier pushes that it lacks are removed.
 
     The model, and its branch `revision`, are created if necessary. With `private` an existing model must be private
-    already.
-
-    Raises:
-        UserError: If a token is missing, the token has no permission, or the hub cannot be reached.
+    already. Raises UserError if a token is missing or has no permission, or the hub cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 

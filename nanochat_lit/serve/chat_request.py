@@ -132,12 +132,9 @@ def render_prompt(request: ChatRequest, tokenizer: Tokenizer, context: int) -> l
 
 
 def as_messages(given: object, offer: str = "") -> list[dict[str, Any]]:
-    """Return a request's messages in the tokenizer's format, ending with a user message.
+    """Return a request's messages in the tokenizer's format, ending with a user message; raises ApiError (400).
 
     `offer` is text that offers functions to the model; it is added to the system message.
-
-    Raises:
-        ApiError: 400 with the field's name.
     """
     if not isinstance(given, list) or not given:
         raise bad_field("messages", "messages must be a list of at least one message")
