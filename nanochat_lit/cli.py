@@ -247,7 +247,6 @@ def _name_text(args: list[str]) -> list[str]:
 
 
 def _run_function(function: Callable[..., Any], words: list[str], args: list[str]) -> int:
-    """Parse the options from the function's signature, then call it."""
     from jsonargparse import auto_cli, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help

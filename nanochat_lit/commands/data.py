@@ -121,7 +121,6 @@ def _lines(found: CorpusStatistics) -> list[str]:
 
 
 def _shares(found: CorpusStatistics) -> dict[str, list[tuple[str, float]]]:
-    """Return three tables of (name, share)."""
     lengths = [(f"{2**power:,} and more", count / found.documents) for power, count in found.lengths.items()]
     chars = {name: counts["characters"] for name, counts in found.sources.items()}
     return {

@@ -107,7 +107,6 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
 
 
 def _run(folder: Path, size: dict[str, Any], record: dict[str, Any], started_s: float) -> None:
-    """Run the stages that are not finished."""
     from nanochat_lit.common.hardware import peak_memory_bytes
     from nanochat_lit.report.run import write_quickstart_report
     from nanochat_lit.tiny_world.files import write_tiny_world
@@ -183,7 +182,6 @@ def _examine(
 
 
 def _converse(engine: Any, questions: tuple[str, ...], max_new_tokens: int) -> list[dict[str, Any]]:
-    """Ask the questions in turn within one conversation."""
     from nanochat_lit.tokenizer import parse_completion, render_for_completion
 
     messages: list[dict[str, Any]] = []

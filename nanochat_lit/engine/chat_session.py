@@ -173,7 +173,6 @@ class ChatSession:
 
 
 def _collected(answer: Answer, parts: list[dict[str, Any]]) -> Generator[Piece, None, None]:
-    """Yield the chunks and collect them in `parts`."""
     try:
         for piece in answer.pieces:
             if not parts or parts[-1]["type"] != piece.type:

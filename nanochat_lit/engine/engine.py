@@ -257,7 +257,6 @@ class Engine:
 
     @torch.inference_mode()
     def _decode(self) -> None:
-        """Launch a decode step of all requests."""
         _, slots = self._cached()
         for index, row in enumerate(self._rows):
             if row.unread is not None:

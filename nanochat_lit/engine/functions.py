@@ -87,7 +87,6 @@ class Functions:
 
 
 def _description(name: str, function: Callable[..., Any]) -> dict[str, Any]:
-    """Return a function's description as in OpenAI's API."""
     try:
         parameters = inspect.signature(function, eval_str=True).parameters.values()
     except (ValueError, TypeError, NameError) as error:

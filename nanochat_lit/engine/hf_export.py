@@ -73,7 +73,6 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
 
 
 def _tensors(export: Path, dtype: WeightDtype, config: GPTConfig) -> dict[str, torch.Tensor]:
-    """Return the stored weights by their names in transformers."""
     tensors = read_tensors(export / WEIGHTS_FILE, "an export")
     if config.architecture in NATIVE_ARCHITECTURES:
         tensors = native_folder.to_hf(config, tensors)

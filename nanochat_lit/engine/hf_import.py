@@ -111,7 +111,6 @@ def _gpt_config(values: object, folder: Path) -> GPTConfig:
 
 
 def _load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Load weights by their names, from one file or from transformers' shards."""
     names = [WEIGHTS_FILE]
     if not (folder / WEIGHTS_FILE).is_file() and (folder / INDEX_FILE).is_file():
         shards = _read_object(folder / INDEX_FILE).get("weight_map")

@@ -167,7 +167,6 @@ class ChatAPI(litserve.LitAPI):
 
 
 def _die_with_parent() -> None:
-    """End this worker when the server process dies."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

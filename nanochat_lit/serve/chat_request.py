@@ -175,7 +175,6 @@ def _in_turn(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _joined(first: Any, second: Any) -> Any:
-    """Join two contents: strings or lists of parts."""
     if isinstance(first, str) and isinstance(second, str):
         return f"{first}\n\n{second}" if first and second else first or second
     parts = [[{"type": "text", "text": side}] if isinstance(side, str) else side for side in (first, second)]
@@ -212,7 +211,6 @@ def _message(message: object, where: str) -> dict[str, Any]:
 
 
 def _calls(given: object, where: str) -> str:
-    """Return the text of an assistant's calls."""
     if not isinstance(given, list):
         raise bad_field(where, f"{where} must be a list of calls, not {kind_of(given)}")
     texts = []

@@ -80,8 +80,6 @@ class OpenTabs:
 
 @dataclass(kw_only=True)
 class _Parts:
-    """Components that the events read and write."""
-
     controls: list[Any]
     chatbots: list[Any]
     others: list[Any]
@@ -192,7 +190,6 @@ def _controls(settings: SamplingParams, max_new_tokens: int) -> list[Any]:
 
 
 def _configure(tab: BrowserTab, values: Sequence[Any]) -> None:
-    """Set the values of the controls; raises as `ChatTab.configure`."""
     *numbers, system, is_markdown, is_scored = values
     for side in tab.sides:
         side.configure(
@@ -204,8 +201,6 @@ def _configure(tab: BrowserTab, values: Sequence[Any]) -> None:
 
 
 def _connect_answers(tabs: OpenTabs, parts: _Parts) -> None:
-    """Connect the events that generate answers."""
-
     def send(request: gr.Request, text: str, *values: Any) -> Iterator[_Updates]:
         tab = tabs.of(request)
         if isinstance(text, str) and not text.strip():
@@ -238,8 +233,6 @@ def _connect_answers(tabs: OpenTabs, parts: _Parts) -> None:
 
 
 def _connect_changes(tabs: OpenTabs, parts: _Parts) -> None:
-    """Connect the events that change the conversation or its look without generating."""
-
     def undo(request: gr.Request) -> _Updates:
         tab = tabs.of(request)
         try:

@@ -176,7 +176,6 @@ class ServerChat:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    """Convert a message to OpenAI's format, with text content."""
     content = message["content"]
     if isinstance(content, str):
         return {"role": message["role"], "content": content}

@@ -208,7 +208,6 @@ class ResponseWriter(ChatWriter):
         return written + self._typed("response.output_text.delta", **self._place(), delta=text, logprobs=[])
 
     def _close(self) -> str:
-        """Finish the message being streamed."""
         if self._open is None:
             return ""
         item, part = self._open, self._open["content"][0]

@@ -210,7 +210,6 @@ async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001
 
 
 async def _tell(request: Request, error: Exception) -> Response:
-    """Convert every error to OpenAI's format."""
     if isinstance(error, StarletteHTTPException | HTTPException):
         path = ascii(request.url.path[:80])
         limit = request.app.state.max_body_bytes

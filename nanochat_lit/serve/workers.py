@@ -163,8 +163,6 @@ class PipeTransport(MessageTransport):
 
 
 class _Worker:
-    """A worker process with its socket and requests."""
-
     def __init__(self, settings: ServeSettings, fingerprint: str, index: int, device: str | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.index, self.device = index, device
@@ -358,7 +356,6 @@ class WorkerPool:
         self._measure()
 
     def _bury(self, worker: _Worker) -> None:
-        """Handle a worker's death: fail its requests, start another."""
         self._fail(worker, 503, "the worker of this request died; try again")
         worker.end()
         worker.ready, worker.report = None, Report(0, 0, [])
