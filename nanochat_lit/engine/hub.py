@@ -160,11 +160,11 @@ def _explained(error: Exception, model: HubModel, action: str) -> UserError:
     if isinstance(error, errors.GatedRepoError):
         return UserError(f"{model.repo} requires permission: request it at {server}/{model.repo}, then set HF_TOKEN")
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403, 404):
-        advice = (
-            "the token may not access it" if get_token() else "if it is private, run `hf auth login` or set HF_TOKEN"
-        )
-        if action == "upload":
-            advice = "the token needs write permission for its owner"
+        advice = "if it is private, run `hf auth login` or set HF_TOKEN"
+        if get_token():
+            advice = (
+                f"the token {'needs write permission for its owner' if action == 'upload' else 'may not access it'}"
+            )
         return UserError(f"{model.repo} does not exist on {server}, or access is denied; check the name; {advice}")
     reason = " ".join(str(error).split())[:200]
     if status is None and not isinstance(error, errors.HfHubHTTPError):

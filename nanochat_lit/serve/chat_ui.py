@@ -121,14 +121,8 @@ def build_page(shown: Sequence[ShownModel], settings: SamplingParams, max_new_to
             max_lines=8,
         )
         saved = gr.Textbox(visible=False)
-        parts = _Parts(
-            controls=controls,
-            chatbots=[chatbot for chatbot, *_ in sides],
-            others=[other for _, *others in sides for other in others],
-            box=box,
-            saved=saved,
-            listing=listing,
-        )
+        chatbots, others = [chatbot for chatbot, *_ in sides], [other for _, *others in sides for other in others]
+        parts = _Parts(controls=controls, chatbots=chatbots, others=others, box=box, saved=saved, listing=listing)
         tabs = OpenTabs([one.model for one in shown], settings)
         _connect_answers(tabs, parts)
         _connect_changes(tabs, parts)
