@@ -14,8 +14,10 @@ import re
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.errors import UserError, os_error_text
@@ -112,11 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = sys.argv[1:]
     _configure_allocator()
     try:
-        status = _dispatch([_expand_home(arg) for arg in argv])
+        status = _dispatch(list(argv))
         sys.stdout.flush()  # a closed pipe raises here, inside the handler, rather than at interpreter exit
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     except BrokenPipeError:
         discard_output()  # the reader (head, less) has exited; the interpreter's flush at exit would raise again
         return 141  # 128 + SIGPIPE
@@ -134,17 +135,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _has_interrupt(error):
             raise
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     return status
+
+
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return 130
 
 
 def _exit_status(stop: SystemExit) -> int:
     if isinstance(stop.code, str):
         return _fail(stop.code)
     if stop.code == 1 and _has_interrupt(stop):  # the Trainer's, of Ctrl-C before the first step
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
     return stop.code or 0
 
 
@@ -186,22 +190,50 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _run_trainer(argv: list[str]) -> int:
-    from nanochat_lit.commands.fit_help import help_text, name_class
-
     command, rest = argv[0], argv[1:]
     if not rest:
         return _fail(
             f"{command} needs a recipe: {PROG} {command} --config recipes/cpu_text.yaml", hint=f"{command} --help"
         )
     if "-h" in rest or "--help" in rest:
-        print(help_text(command))
+        print(fit_help(command))
         return 0
-    rest = ["--help" if arg == "--help_all" else arg for arg in _name_text(rest)]
+    rest = _name_text(["--help" if arg == "--help_all" else _expand_home(arg) for arg in rest])
     try:
         _load(TRAINER)([command, *name_class(rest)])
     except argparse.ArgumentError as error:
         return _fail(_shorten(str(error)), hint=f"{command} --help")
     return 0
+
+
+def fit_help(command: str) -> str:
+    """Return the short help of `fit`, `validate` or `test`: the most common keys, without importing torch."""
+    path = Path(__file__).parent / "commands" / "fit_help.txt"
+    return path.read_text("utf-8").replace("COMMAND", command).rstrip()
+
+
+def name_class(args: list[str]) -> list[str]:
+    """Add the recipe's class to a bare --model.help or --data.help."""
+    pairs = list(zip(args, [*args[1:], "--"], strict=True))
+    recipes = [after for arg, after in pairs if arg == "--config"]
+    recipes += [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    completed = []
+    for arg, after in pairs:
+        is_bare = arg in ("--model.help", "--data.help") and after.startswith("-")
+        kind = _class_of(recipes[-1], arg[2:].removesuffix(".help")) if is_bare and recipes else None
+        completed.append(f"{arg}={kind}" if kind else arg)
+    return completed
+
+
+def _class_of(recipe: str, part: str) -> str | None:
+    import yaml
+
+    from nanochat_lit.common.recipes import find_recipe
+
+    try:
+        return str(yaml.safe_load(Path(find_recipe(recipe)).read_text("utf-8"))[part]["class_path"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+        return None  # the parser reports the error
 
 
 def _name_text(args: list[str]) -> list[str]:
@@ -215,17 +247,15 @@ def _name_text(args: list[str]) -> list[str]:
 
 
 def _run_function(function: Callable[..., Any], words: list[str], args: list[str]) -> int:
-    """Parse the options from the function's signature, then call it."""
     from jsonargparse import auto_cli, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # a dataclass field's docstring is its help
     shorts = SHORT_OPTIONS.get(" ".join(words), {})
     first_word = FIRST_WORDS.get(" ".join(words))
-    args = _name_first_words(_use_own_names(args, function), first_word, function)
     try:
         auto_cli(
             _with_homes(function),
-            args=_complete_flags(_expand_short_options(args, shorts), function),
+            args=_in_full(_name_first_words(args, first_word, function), shorts, function),
             prog=f"{PROG} {' '.join(words)}",
             as_positional=False,  # positions would shift when a signature grows
             allow_abbrev=False,  # `--temp` would become ambiguous when an option is added
@@ -246,30 +276,18 @@ def _with_homes(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(**values: Any) -> Any:
         from nanochat_lit.common.paths import expand_home
 
-        return function(**{name: value if name == "prompts" else expand_home(value) for name, value in values.items()})
+        texts = ("prompt", "prompts")
+        return function(**{name: value if name in texts else expand_home(value) for name, value in values.items()})
 
     return call
 
 
 def _expand_home(arg: str) -> str:
-    """Expand ~ in ~/X and --option=~/X; a shell leaves the latter unexpanded."""
-    if "~" not in arg:
-        return arg
+    """Expand ~ in ~/X and --option=~/X of `fit`; a shell leaves the latter unexpanded."""
     from nanochat_lit.common.paths import expand_home
 
     option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
-    is_path = value == "~" or value.startswith("~/")
-    return f"{option}{equals}{expand_home(value)}" if is_path and option != "--prompt" else arg
-
-
-def _use_own_names(args: list[str], function: Callable[..., Any]) -> list[str]:
-    known = {f"--{name}" for name in inspect.signature(function).parameters}
-    renamed = []
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        own = OTHER_NAMES.get(name)
-        renamed.append(f"{own}{equals}{value}" if own in known and name not in known else arg)
-    return renamed
+    return f"{option}{equals}{expand_home(value)}" if value == "~" or value.startswith("~/") else arg
 
 
 def _load(target: str) -> Callable[..., Any]:
@@ -290,17 +308,26 @@ def _leave(*_: object) -> None:
     os._exit(130)
 
 
-def _expand_short_options(args: list[str], short_options: dict[str, str]) -> list[str]:
-    """Expand short options to --option=value, so that argparse accepts values that begin with a dash."""
-    expanded: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        name, equals, value = arg.partition("=")
-        option = short_options.get(name) or (name if name in short_options.values() else None)
-        if option and not equals:
-            value = next(rest, None)
-        expanded.append(arg if option is None or value is None else f"{option}={value}")
-    return expanded
+def _in_full(args: list[str], shorts: dict[str, str], function: Callable[..., Any]) -> list[str]:
+    """Replace short options and aliases, and write --option=value where argparse cannot take the value as it is.
+
+    These are values of `shorts`, which may begin with a dash, and bare switches such as --json.
+    """
+    parameters = inspect.signature(function).parameters.items()
+    known = {f"--{name}" for name, _ in parameters}
+    switches = {f"--{name}" for name, parameter in parameters if parameter.annotation in (bool, "bool")}
+    spelled, rest = [], deque(args)
+    while rest:
+        name, equals, value = rest.popleft().partition("=")
+        if name not in known:
+            own = OTHER_NAMES.get(name)
+            name = own if own in known else shorts.get(name, name)
+        if not equals and name in shorts.values() and rest:
+            equals, value = "=", rest.popleft()
+        elif not equals and name in switches and (not rest or rest[0].lower() not in ("true", "false")):
+            equals, value = "=", "true"
+        spelled.append(f"{name}{equals}{value}")
+    return spelled
 
 
 def _with_underscores(args: list[str]) -> list[str]:
@@ -327,17 +354,6 @@ def _name_first_words(args: list[str], options: str | None, function: Callable[.
         return [f"{first}={json.dumps(args[:count])}", *args[count:]]
     named = [f"{name}={word}" for name, word in zip(names, args[:count], strict=False)]
     return [*named, *args[len(named) :]]
-
-
-def _complete_flags(args: list[str], function: Callable[..., Any]) -> list[str]:
-    """Add the value true to bare switches such as --json; jsonargparse requires a value."""
-    parameters = inspect.signature(function).parameters.items()
-    switches = {f"--{name}" for name, parameter in parameters if parameter.annotation in (bool, "bool")}
-    following = [*args, ""][1:]
-    return [
-        f"{arg}=true" if arg in switches and after.lower() not in ("true", "false") else arg
-        for arg, after in zip(args, following, strict=True)
-    ]
 
 
 def _help() -> str:
@@ -373,7 +389,8 @@ def _shorten(message: str) -> str:
 
 def _wrong_type(message: str) -> str:
     """The innermost option, what it takes and what it was given; empty if the message is about something else."""
-    keys, inner = _parts_of_key(message)
+    keys = re.findall(r'Parser key "([^"]+)":', message)
+    inner = message.rpartition(f'Parser key "{keys[-1]}":')[2] if keys else ""
     before, _, given = inner.partition("Given value: ")
     found = re.findall(r"Expected an? (.+?)(?:\. Got value: (.*))?$", before, re.MULTILINE)
     if not keys or not found or "Problem with" in before or "import path" in before:
@@ -382,13 +399,7 @@ def _wrong_type(message: str) -> str:
         found, given = found[:1], found[0][1]
     kinds = [re.sub(r"^<class '(?:\w+\.)*(\w+)'>$|^typing\.Literal\[(.*)\]$", r"\1\2", kind) for kind, _ in found]
     allowed = " or ".join("null" if kind == "NoneType" else kind for kind in dict.fromkeys(kinds))
-    return f"--{keys}: expected {allowed}; given {given.splitlines()[0] if given else ''!r}"
-
-
-def _parts_of_key(message: str) -> tuple[str, str]:
-    """The dotted key and what is said of it."""
-    keys = re.findall(r'Parser key "([^"]+)":', message)
-    return ".".join(keys), message.rpartition(f'Parser key "{keys[-1]}":')[2] if keys else ""
+    return f"--{'.'.join(keys)}: expected {allowed}; given {given.splitlines()[0] if given else ''!r}"
 
 
 def _nearest_option(class_path: str, option: str) -> str:

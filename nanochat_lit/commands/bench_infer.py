@@ -17,9 +17,9 @@ from nanochat_lit.common.hardware import (
     peak_memory_bytes,
     resolve_compute_dtype,
 )
+from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import load_export
 from nanochat_lit.engine.sampling_params import Request
-from nanochat_lit.engine.slots import SlotEngine
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.accounting import count_parameters
 from nanochat_lit.model.decode_kernel import KernelLinear
@@ -133,7 +133,7 @@ def _model(
 
 def _run(gpt: GPT, streams: int, prompt_len: int, new_tokens: int, seed: int) -> tuple[float, list[float]]:
     """Return the seconds from admitting the first request to its first token, and those of each full decode step."""
-    engine = SlotEngine(gpt, _NoText(), num_slots=streams)  # type: ignore[arg-type]
+    engine = Engine(gpt, _NoText(), num_slots=streams)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(seed)
     prompts = torch.randint(gpt.config.vocab_size, (streams, prompt_len), generator=generator).tolist()
     first_s = []

@@ -169,7 +169,6 @@ def _measure(
 
 
 def _square_product(dtype: torch.dtype, device: torch.device) -> Callable[[], float]:
-    """Return a callable that measures FLOP/s of a large square matmul."""
     side = SQUARE
     while True:
         flops_per_s = _products([(side, side, side)], dtype, device)

@@ -51,17 +51,8 @@ class TerminalChat:
         self._conversation = conversation
         self._num_dropped_turns = 0
         self._own_files: set[Path] = set()
-        self._commands = {
-            "retry": self._retry,
-            "undo": self._undo,
-            "clear": self._clear,
-            "system": self._set_system,
-            "set": self._set,
-            "save": self._save,
-            "load": self._load,
-            "help": lambda _: print(_wrapped(HELP), file=sys.stderr),
-            "quit": self._quit,
-        }
+        names = ("retry", "undo", "clear", "system", "set", "save", "load", "help", "quit")
+        self._commands = {name: getattr(self, f"_{name}") for name in names}
 
     def run(self) -> None:
         """Run until stdin ends. User errors are printed and do not end the conversation."""
@@ -107,7 +98,8 @@ class TerminalChat:
         assert answer is not None
         if answer.num_dropped_turns != self._num_dropped_turns:
             self._num_dropped_turns = answer.num_dropped_turns
-            note_dropped(answer)
+            if answer.num_dropped_turns:
+                note(f"the conversation exceeds the context: dropped the {answer.num_dropped_turns} oldest turn(s)")
         screen = Screen()
         try:
             screen.show(pieces)
@@ -118,6 +110,11 @@ class TerminalChat:
             pieces.close()
             screen.end()
         note_cut(answer)
+
+    def _help(self, _: str) -> None:
+        width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 10_000
+        for line in HELP.splitlines():
+            print(textwrap.fill(line, width, subsequent_indent=" " * 18), file=sys.stderr)
 
     def _quit(self, _: str) -> None:
         raise EOFError  # as Ctrl-D
@@ -135,7 +132,7 @@ class TerminalChat:
         self._conversation.clear()
         note("conversation cleared")
 
-    def _set_system(self, text: str) -> None:
+    def _system(self, text: str) -> None:
         self._conversation.system = text
         note(f"system prompt: {text or 'none'}")
 
@@ -258,24 +255,10 @@ def note_cut(answer: Answer) -> None:
         note("the answer was truncated by max_new_tokens or the model's context")
 
 
-def note_dropped(answer: Answer) -> None:
-    """Print a note if old turns were dropped from the context."""
-    if answer.num_dropped_turns:
-        note(f"the conversation exceeds the context: dropped the {answer.num_dropped_turns} oldest turn(s)")
-
-
 def _path(name: str) -> Path:
     if not name:
         raise UserError("give a file name, as in /save chat.json")
     return Path(name).expanduser()
-
-
-def _wrapped(text: str) -> str:
-    """Wrap the list of commands to the width of the terminal."""
-    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
-    return "\n".join(
-        textwrap.fill(line, width, subsequent_indent=" " * 18) if width else line for line in text.splitlines()
-    )
 
 
 def chat(  # noqa: PLR0913 - every option of the command is a parameter
@@ -313,7 +296,12 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     conversation = ChatSession(settings=load_generation_defaults(model).updated(given))
     if prompt is not None and not prompt.strip():
         raise UserError("the prompt is empty; write a message after -p, or omit -p for a conversation")
-    tool = _tool(python_tool)
+    tool: Tool = calculate
+    if python_tool:
+        from nanochat_lit.engine.python_tool import check_python_tool, run_tool
+
+        check_python_tool()
+        tool = run_tool
     gpt, tokenizer = load_export(model, device, compute_dtype, cast_weights=True, quantize=quantize, adapter=adapter)
     print(f"kernel: {describe_kernel(gpt)}", file=sys.stderr)
     limits = limits_of(read_provenance(find_model(model)))
@@ -330,12 +318,3 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
         note_cut(conversation.answer)
         if limits:
             note(limits)
-
-
-def _tool(python_tool: bool) -> Tool:
-    if not python_tool:
-        return calculate
-    from nanochat_lit.engine.python_tool import check_python_tool, run_tool
-
-    check_python_tool()
-    return run_tool

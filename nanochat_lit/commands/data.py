@@ -121,7 +121,6 @@ def _lines(found: CorpusStatistics) -> list[str]:
 
 
 def _shares(found: CorpusStatistics) -> dict[str, list[tuple[str, float]]]:
-    """Return three tables of (name, share)."""
     lengths = [(f"{2**power:,} and more", count / found.documents) for power, count in found.lengths.items()]
     chars = {name: counts["characters"] for name, counts in found.sources.items()}
     return {
@@ -156,15 +155,7 @@ def generate(
         seed: Seed of the generator.
     """
     write_tiny_world(out, num_documents, num_conversations, per_category, seed)
-    for path in sorted(
-        [
-            *Path(out).glob("pretrain/*.parquet"),
-            *Path(out).glob("sft/*.jsonl"),
-            *Path(out).glob("preferences/*.jsonl"),
-            *Path(out).glob("harder/*.jsonl"),
-            Path(out) / "test.jsonl",
-        ]
-    ):
+    for path in sorted(path for path in Path(out).rglob("*") if path.suffix in (".parquet", ".jsonl")):
         print(f"{path.stat().st_size:>12,} bytes  {path}")
 
 

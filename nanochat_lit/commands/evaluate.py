@@ -144,10 +144,8 @@ def chat(  # noqa: PLR0913 - every option of the command is a parameter
     with joined_ranks() as own_device:
         loaded, tokenizer, is_foreign, dtype = _load(model, device or own_device, compute_dtype, trust_remote_code)
         answerer = HuggingFaceAnswerer(loaded) if is_foreign else EngineAnswerer(Engine(loaded, tokenizer))
-        prompts = "nanochat control tokens"
-        if is_foreign:
-            has_template = tokenizer.has_template
-            prompts = "the tokenizer's chat template" if has_template else "plain text, as it has no template"
+        foreign = {True: "the tokenizer's chat template", False: "plain text, as it has no template"}
+        prompts = foreign[tokenizer.has_template] if is_foreign else "nanochat control tokens"
         key = {"data": chat_digest(chat_tasks), "compute_dtype": dtype, "answering": asdict(answering)}
         results = _results_file("chat_core", model, out, key)
         outcome = evaluate_chat(answerer, chat_tasks, answering, results, _report_task)
@@ -203,12 +201,8 @@ def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any])
     path = _out_folder(model, out) / f"{metric}_progress.json" if is_rank_zero() else None
     patterns = ("config.json", "generation_config.json", "*.safetensors", "tokenizer*", "chat_template*")
     source = find_model(model)
-    read = (
-        [source]
-        if source.is_file()
-        else [path for pattern in patterns for path in source.glob(pattern) if path.is_file()]
-    )
-    files = {path.name: file_sha256(path)[:16] for path in sorted(read)}
+    read = [source] if source.is_file() else [path for pattern in patterns for path in source.glob(pattern)]
+    files = {path.name: file_sha256(path)[:16] for path in sorted(read) if path.is_file()}
     results = ResultsFile(path, {**files, **key})
     if results.replaces_other:
         print(f"{path} holds another evaluation; starting over", file=sys.stderr)

@@ -33,7 +33,8 @@ def export(
         quantize: Type of the matrices; null is f16. q8_0 and q4_0 are 8 and 4 bits per weight. Format gguf only.
     """
     from nanochat_lit.common.paths import run_lock
-    from nanochat_lit.engine.export import as_export, export_checkpoint, find_model
+    from nanochat_lit.engine.export import as_export, export_checkpoint, find_model, read_config
+    from nanochat_lit.model.config import NATIVE_ARCHITECTURES
 
     if (model is None) == (checkpoint is None):
         raise UserError("give either --model EXPORT (or a run folder) or --checkpoint FILE.ckpt")
@@ -47,33 +48,24 @@ def export(
         raise UserError("give the folder to write with --out")
     target = Path(out) if out is not None else source.resolve().parent.parent / f"export_{source.stem}"
     with run_lock(target.parent, "nanochat-lit export") if target.name == "export" else contextlib.nullcontext():
-        if chosen in ("hf", "gguf"):
+        if chosen == "nanochat-lit":
+            if not source.is_file():
+                raise UserError(
+                    f"{source} is already an export; use --format hf or gguf to write it for other programs"
+                )
+            export_checkpoint(source, target)
+            hint = f"; try: nanochat-lit chat --model {target}"
+        elif chosen == "gguf":
+            from nanochat_lit.engine.gguf_export import export_gguf
+
             with as_export(source) as folder:
-                print(_write_for_others(folder, target, chosen, dtype, quantize or "f16"))
-            return
-        if not source.is_file():
-            raise UserError(f"{source} is already an export; use --format hf or gguf to write it for other programs")
-        export_checkpoint(source, target)
-    print(f"written to {target}; try: nanochat-lit chat --model {target}")
+                export_gguf(folder, target, quantize or "f16")
+            hint = f"; try: llama-server --jinja -m {target}/model.gguf, or: ollama create NAME -f {target}/Modelfile"
+        else:
+            from nanochat_lit.engine.hf_export import export_hf
 
-
-def _write_for_others(
-    folder: Path,
-    target: Path,
-    format: str,  # noqa: A002
-    dtype: Literal["stored", "bfloat16"],
-    quantize: Literal["f32", "f16", "bf16", "q8_0", "q4_0"],
-) -> str:
-    """Write an export in another format and return how to load it."""
-    if format == "gguf":
-        from nanochat_lit.engine.gguf_export import export_gguf
-
-        export_gguf(folder, target, quantize)
-        return f"written to {target}; try: llama-server --jinja -m {target}/model.gguf, or: ollama create NAME -f {target}/Modelfile"
-    from nanochat_lit.engine.export import read_config
-    from nanochat_lit.engine.hf_export import export_hf
-    from nanochat_lit.model.config import NATIVE_ARCHITECTURES
-
-    export_hf(folder, target, dtype)
-    trust = "" if read_config(folder).architecture in NATIVE_ARCHITECTURES else ", trust_remote_code=True"
-    return f"written to {target}; hf: AutoModelForCausalLM.from_pretrained({str(target)!r}{trust})"
+            with as_export(source) as folder:
+                export_hf(folder, target, dtype)
+            trust = "" if read_config(source).architecture in NATIVE_ARCHITECTURES else ", trust_remote_code=True"
+            hint = f"; hf: AutoModelForCausalLM.from_pretrained({str(target)!r}{trust})"
+    print(f"written to {target}{hint}")

@@ -101,7 +101,8 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     )  # fmt: skip
     budget = {"target_param_data_ratio": target_param_data_ratio, "num_steps": num_steps, "target_flops": target_flops}
     derived = derive_plan(config, tokens_per_step=tokens_per_step, **budget)
-    micro_batch_size = _fitting(derived, sequence_len, gpus) if micro_batch_size is None else micro_batch_size
+    if micro_batch_size is None:  # the largest divisor of 16 that divides a device's sequences of a step
+        micro_batch_size = math.gcd(16, derived.tokens_per_step // (sequence_len * max(1, gpus)))
     this_gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "H100"
     dtype = _dtype(gpu := gpu or this_gpu, device, compute_dtype)
     estimate = partial(
@@ -112,14 +113,8 @@ def plan(  # noqa: PLR0913 - every option of the command is a parameter
     costs = step_costs(config, strategy=strategy, world_size=gpus, compute_dtype=dtype)
     values["optimizer_step_of_a_device"] = asdict(costs)
     values |= _hardware(config, device, find_card(gpu), dtype, partial(estimate, world_size=gpus), micro_batch_size)
-    cost = _cost(derived, gpus, gpu, peak_flops_per_s, mfu, price_per_gpu_hour)
-    values["cost"] = {"hardware": f"{gpus} x {gpu}", "strategy": strategy, **cost}
+    values["cost"] = _cost(derived, gpus, gpu, strategy, peak_flops_per_s, mfu, price_per_gpu_hour)
     print(json_module.dumps(values) if json else _table(values))
-
-
-def _fitting(derived: TrainingPlan, sequence_len: int, gpus: int) -> int:
-    """Return the largest divisor of 16 that divides a device's sequences of a step."""
-    return math.gcd(16, derived.tokens_per_step // (sequence_len * max(1, gpus)))
 
 
 def _capability(gpu: str) -> tuple[int, int]:
@@ -128,11 +123,7 @@ def _capability(gpu: str) -> tuple[int, int]:
 
 
 def _dtype(gpu: str, device: str, requested: str) -> torch.dtype:
-    """Return the compute dtype of a run on a GPU.
-
-    Raises:
-        UserError: If bfloat16 is requested but the GPU does not support it.
-    """
+    """Return the compute dtype of a run on a GPU; raises UserError for bfloat16 on one that does not support it."""
     native = native_cuda_dtype(_capability(gpu))
     if device == "cuda" and requested == "bfloat16" and native != torch.bfloat16:
         raise UserError(
@@ -162,14 +153,13 @@ def _hardware(
     def fits(size: int) -> bool:
         return estimate(micro_batch_size=size).total <= card.gib * 2**30
 
-    return {
-        "card": {
-            "memory_gib": card.gib,
-            "compute_dtype": str(dtype).removeprefix("torch."),
-            "fits": fits(micro_batch_size),
-            "largest_micro_batch": largest_that_fits([2**n for n in range(12)], fits),
-        }
+    card_values = {
+        "memory_gib": card.gib,
+        "compute_dtype": str(dtype).removeprefix("torch."),
+        "fits": fits(micro_batch_size),
+        "largest_micro_batch": largest_that_fits([2**n for n in range(12)], fits),
     }
+    return {"card": card_values}
 
 
 def _values(config: GPTConfig, derived: TrainingPlan, micro_batch_size: int, gpus: int) -> dict[str, dict[str, Any]]:
@@ -178,25 +168,21 @@ def _values(config: GPTConfig, derived: TrainingPlan, micro_batch_size: int, gpu
         raise UserError(f"gpus {gpus} and micro_batch_size {micro_batch_size} must be at least 1")
     counts = count_parameters(config)
     training = ("flops_per_token", "target_tokens", "tokens_per_step", "num_steps", "total_tokens", "total_flops")
+    width_scale = (config.n_embd / REFERENCE_WIDTH) ** -0.5
     number = micro_batches(derived.tokens_per_step, micro_batch_size, config.sequence_len, gpus)
     return {
         "model": {**config.to_dict(), "head_dim": config.head_dim, "windows": list(config.windows)},
         "parameters": {**asdict(counts), "total": counts.total, "scaling": counts.scaling},
         "training": {name: getattr(derived, name) for name in training} | {"micro_batches_per_step": number},
-        "learning_rates": _learning_rates(config, derived),
-    }
-
-
-def _learning_rates(config: GPTConfig, derived: TrainingPlan) -> dict[str, Any]:
-    width_scale = (config.n_embd / REFERENCE_WIDTH) ** -0.5
-    return {
-        "lr_scale": derived.lr_scale,
-        "width_scale": width_scale,
-        "unembedding_lr": UNEMBEDDING_LR * width_scale * derived.lr_scale,
-        "embedding_lr": EMBEDDING_LR * width_scale * derived.lr_scale,
-        "matrix_lr": MATRIX_LR * derived.lr_scale,
-        "scalar_lr": SCALAR_LR * derived.lr_scale,
-        "weight_decay": derived.weight_decay,
+        "learning_rates": {
+            "lr_scale": derived.lr_scale,
+            "width_scale": width_scale,
+            "unembedding_lr": UNEMBEDDING_LR * width_scale * derived.lr_scale,
+            "embedding_lr": EMBEDDING_LR * width_scale * derived.lr_scale,
+            "matrix_lr": MATRIX_LR * derived.lr_scale,
+            "scalar_lr": SCALAR_LR * derived.lr_scale,
+            "weight_decay": derived.weight_decay,
+        },
     }
 
 
@@ -219,7 +205,7 @@ def _memory(
 
 
 def _cost(
-    derived: TrainingPlan, gpus: int, gpu: str, peak_flops_per_s: float | None, mfu: float, price_per_gpu_hour: float
+    derived: TrainingPlan, gpus: int, gpu: str, strategy: str, peak_flops_per_s: float | None, mfu: float, price: float
 ) -> dict[str, Any]:
     if not 0 < mfu <= 1:
         raise UserError(f"mfu is {mfu}; it must be above 0 and at most 1")
@@ -228,11 +214,13 @@ def _cost(
         raise UserError(f"the peak FLOP/s of {gpu!r} is unknown; set --peak_flops_per_s to a positive number")
     hours = derived.total_flops / (peak * mfu * gpus) / 3600
     return {
+        "hardware": f"{gpus} x {gpu}",
+        "strategy": strategy,
         "peak_flops_per_s": peak,
         "mfu": mfu,
         "hours": hours,
-        "price_per_gpu_hour": price_per_gpu_hour,
-        "dollars": hours * gpus * price_per_gpu_hour,
+        "price_per_gpu_hour": price,
+        "dollars": hours * gpus * price,
     }
 
 

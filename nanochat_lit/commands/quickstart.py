@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,6 @@ def _begin(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
 
 
 def _run(folder: Path, size: dict[str, Any], record: dict[str, Any], started_s: float) -> None:
-    """Run the stages that are not finished."""
     from nanochat_lit.common.hardware import peak_memory_bytes
     from nanochat_lit.report.run import write_quickstart_report
     from nanochat_lit.tiny_world.files import write_tiny_world
@@ -119,13 +119,13 @@ def _run(folder: Path, size: dict[str, Any], record: dict[str, Any], started_s: 
     _say(2, "tokenizer and pretraining (a quarter of the total time)")
     _train(pretrain, "pretrain", size["pretrain_steps"], record, ["--data.path", str(data / "pretrain")])
     _say(3, "evaluating the base model")
-    before = _examine(pretrain / "export", data / "test.jsonl", size["max_new_tokens"], limit=10)
+    _, before = _examine(pretrain / "export", data / "test.jsonl", size["max_new_tokens"], limit=10)
     _say(4, "fine-tuning on conversations (three quarters of the total time)")
     options = ["--data.path", str(data / "sft"), "--model.base", str(pretrain / "export")]
     _train(folder, "sft", size["sft_steps"], record, options)
     _say(5, "evaluating the chat model")
-    after = _examine(folder / "export", data / "test.jsonl", size["max_new_tokens"])
-    dialogues = [_converse(folder / "export", questions, size["max_new_tokens"]) for questions in DIALOGUES]
+    engine, after = _examine(folder / "export", data / "test.jsonl", size["max_new_tokens"])
+    dialogues = [_converse(engine, questions, size["max_new_tokens"]) for questions in DIALOGUES]
     seconds = time.perf_counter() - started_s
     write_quickstart_report(folder, before, after, dialogues, seconds=seconds, peak_bytes=peak_memory_bytes())
     print((folder / "report.md").read_text(encoding="utf-8").split("## Curves")[0])
@@ -160,34 +160,30 @@ def _say(stage: int, what: str) -> None:
     print(f"\n[{stage}/5] {what}", file=sys.stderr, flush=True)
 
 
-def _examine(export: Path, questions: Path, max_new_tokens: int, limit: int | None = None) -> dict[str, Any]:
-    """Evaluate accuracy per category and save it for `report`; `limit` caps the questions per category."""
+def _examine(
+    export: Path, questions: Path, max_new_tokens: int, limit: int | None = None
+) -> tuple[Any, dict[str, Any]]:
+    """Return the model, and its accuracy per category, which is saved for `report`; `limit` caps the questions of each."""
     from nanochat_lit.engine.engine import Engine
     from nanochat_lit.engine.export import load_export
     from nanochat_lit.evaluation.tiny_world import examine
     from nanochat_lit.tasks.tiny_world import TinyWorldTask
 
-    items = list(TinyWorldTask.load(questions).items)
-    if limit is not None:
-        seen: dict[str, int] = {}
-        kept = []
-        for item in items:
-            seen[item["category"]] = seen.get(item["category"], 0) + 1
-            if seen[item["category"]] <= limit:
-                kept.append(item)
-        items = kept
-    result = examine(Engine(*load_export(export, cast_weights=True)), items, max_new_tokens)
+    seen: Counter[str] = Counter()
+    items = []
+    for item in TinyWorldTask.load(questions).items:
+        seen[item["category"]] += 1
+        if limit is None or seen[item["category"]] <= limit:
+            items.append(item)
+    engine = Engine(*load_export(export, cast_weights=True))
+    result = examine(engine, items, max_new_tokens)
     write_json(export.with_name("export_evaluation") / "tiny_world.json", result)
-    return result
+    return engine, result
 
 
-def _converse(export: Path, questions: tuple[str, ...], max_new_tokens: int) -> list[dict[str, Any]]:
-    """Ask the questions in turn within one conversation."""
-    from nanochat_lit.engine.engine import Engine
-    from nanochat_lit.engine.export import load_export
+def _converse(engine: Any, questions: tuple[str, ...], max_new_tokens: int) -> list[dict[str, Any]]:
     from nanochat_lit.tokenizer import parse_completion, render_for_completion
 
-    engine = Engine(*load_export(export, cast_weights=True))
     messages: list[dict[str, Any]] = []
     for question in questions:
         messages.append({"role": "user", "content": question})

@@ -70,7 +70,6 @@ def sweep(
 
 
 def _conclude(plan: Any) -> None:
-    """Write the results and the report of the finished runs."""
     from nanochat_lit.common.paths import write_json
     from nanochat_lit.report.page import write_page
     from nanochat_lit.report.sweep import sweep_page, sweep_results
@@ -90,11 +89,6 @@ def _conclude(plan: Any) -> None:
 
 
 def _train(run: Any, place: str) -> None:
-    """Train or resume one run, unless it is finished.
-
-    Raises:
-        UserError: If its process fails.
-    """
     run.begin()
     if run.finished() is not None:
         print(f"{place} {run.folder}: finished", file=sys.stderr, flush=True)
@@ -109,11 +103,6 @@ def _train(run: Any, place: str) -> None:
 
 
 def _call(command: list[str]) -> None:
-    """Run a command of `fit`.
-
-    Raises:
-        UserError: If it fails.
-    """
     status = subprocess.run(command, check=False).returncode  # noqa: S603 - our own program with a list of words
     if status in (130, -2):
         raise KeyboardInterrupt
@@ -123,7 +112,6 @@ def _call(command: list[str]) -> None:
 
 
 def _difference(variant: dict[str, Any]) -> str:
-    """Format the difference of a variant to the first."""
     if variant["mean"] is None:
         return "no seed is finished"
     if variant["low"] is None:

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from nanochat_lit.commands.serve import model_name
 from nanochat_lit.common.errors import UserError, missing_package
@@ -57,7 +58,9 @@ def ui(  # noqa: PLR0913 - every option of the command is a parameter
     # gradio and huggingface_hub read these at import; the page needs no network access and thus no proxy
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", NO_PROXY="*", no_proxy="*")
     with contextlib.ExitStack() as stack:
-        page = stack.enter_context(_Page(host, port, allowed_hosts or ()))
+        with _named_if_missing():
+            from nanochat_lit.serve.gate import listen
+        listener = stack.enter_context(listen(host, port))  # before the model is loaded, which takes time
 
         def load(source: str, is_server: bool) -> tuple[ShownModel, SamplingParams, int]:
             if is_server:
@@ -76,44 +79,33 @@ def ui(  # noqa: PLR0913 - every option of the command is a parameter
             return ShownModel(chat_model, model_name(source), about), settings, gpt.config.sequence_len
 
         shown, settings, lengths = zip(*map(load, sources, is_url), strict=True)
-        page.serve(shown, settings[0], max(lengths))
+        _serve(listener, host, allowed_hosts or (), shown, settings[0], max(lengths))
 
 
-class _Page:
-    """A reserved address and, once the model is loaded, the page on it; a context manager that releases the address."""
+def _serve(
+    listener: socket.socket,
+    host: str,
+    allowed_hosts: Sequence[str],
+    shown: Sequence[ShownModel],
+    settings: SamplingParams,
+    max_new_tokens: int,
+) -> None:
+    with _named_if_missing():
+        import uvicorn
 
-    def __init__(self, host: str, port: int, allowed_hosts: Sequence[str]) -> None:
-        try:
-            from nanochat_lit.serve.gate import address_of, listen
-        except ImportError as error:
-            raise missing_package("the chat page", error.name, "serve") from None
-        self._host, self._allowed_hosts = host, allowed_hosts
-        self._listener = listen(host, port)
-        self._address = address_of(self._listener, host)
+        from nanochat_lit.serve.chat_ui import build_app, build_page
+        from nanochat_lit.serve.gate import address_of, uvicorn_config
+    page = build_page(shown, settings, max_new_tokens)
+    app = build_app(page, host, allowed_hosts, lambda: next(filter(None, (one.problem() for one in shown)), None))
+    names = " and ".join(one.name for one in shown)
+    print(f"chat with {names} at {address_of(listener, host)}", file=sys.stderr, flush=True)
+    # open tabs keep an event stream open indefinitely; do not wait for them
+    uvicorn.Server(uvicorn_config(app, timeout_graceful_shutdown=1)).run(sockets=[listener])
 
-    def __enter__(self) -> "_Page":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-
-    def serve(self, shown: Sequence[ShownModel], settings: SamplingParams, max_new_tokens: int) -> None:
-        try:
-            import uvicorn
-
-            from nanochat_lit.serve.chat_ui import build_app, build_page
-            from nanochat_lit.serve.gate import uvicorn_config
-
-            page = build_page(shown, settings, max_new_tokens)
-            app = build_app(
-                page,
-                self._host,
-                self._allowed_hosts,
-                problem=lambda: next(filter(None, (one.problem() for one in shown)), None),
-            )
-        except ImportError as error:
-            raise missing_package("the chat page", error.name, "serve") from None
-        names = " and ".join(one.name for one in shown)
-        print(f"chat with {names} at {self._address}", file=sys.stderr, flush=True)
-        # open tabs keep an event stream open indefinitely; do not wait for them
-        uvicorn.Server(uvicorn_config(app, timeout_graceful_shutdown=1)).run(sockets=[self._listener])
+@contextlib.contextmanager
+def _named_if_missing() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise missing_package("the chat page", error.name, "serve") from None

@@ -26,10 +26,10 @@ def save_adapter(folder: Path, model: GPT, lora: LoRA, base: str | Path) -> None
 
     The path and digest of `base`, the export or checkpoint that it changes, are recorded.
     """
-    tensors = {
-        f"base_model.model.{name}": tensor.detach().float().cpu().contiguous()
-        for name, tensor in _renamed(model.config, adapter_tensors(model.state_dict())).items()
-    }
+    names, tensors = _names(model.config), {}
+    for name, tensor in adapter_tensors(model.state_dict()).items():
+        layer, _, factor = name.rpartition(".")
+        tensors[f"base_model.model.{names[layer]}.{factor}.weight"] = tensor.detach().float().cpu().contiguous()
     layers = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name in tensors})
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": 0.0,
@@ -45,10 +45,8 @@ def save_adapter(folder: Path, model: GPT, lora: LoRA, base: str | Path) -> None
 def merge_adapter(model: GPT, folder: str | Path, base: Path) -> None:
     """Add an adapter to a model's float32 matrices in place, exactly as the export of its run has them.
 
-    `folder` holds the adapter, of this package or of peft; `base` is the export or checkpoint of the model.
-
-    Raises:
-        UserError: If it is not an adapter, is damaged, of another kind, or belongs to another base.
+    `folder` holds the adapter, of this package or of peft; `base` is the export or checkpoint of the model. Raises
+    UserError if it is not an adapter, is damaged, of another kind, or belongs to another base.
     """
     folder = Path(folder)
     if not (folder / CONFIG_FILE).is_file():
@@ -99,21 +97,11 @@ def _read_factors(path: Path, config: GPTConfig) -> dict[str, Tensor]:
 def _names(config: GPTConfig) -> dict[str, str]:
     """Modules' names in the folder for transformers by ours."""
     if config.architecture in MODEL_TYPES:
-        return {
-            ours.removesuffix(".weight"): theirs.removesuffix(".weight") for ours, theirs in hf_names(config).items()
-        }
+        names = hf_names(config).items()
+        return {ours.removesuffix(".weight"): theirs.removesuffix(".weight") for ours, theirs in names}
     with torch.device("meta"):
         model = GPT(config)
     return {name: f"model.network.{name}" for name, _ in model.named_modules() if name}
-
-
-def _renamed(config: GPTConfig, factors: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = _names(config)
-    return {
-        f"{names[layer]}.{factor}.weight": tensor
-        for name, tensor in factors.items()
-        for layer, _, factor in [name.rpartition(".")]
-    }
 
 
 def _digest(base: Path) -> str:

@@ -16,6 +16,15 @@ class Piece(NamedTuple):
     """Text of complete characters."""
 
 
+class TokenScore(NamedTuple):
+    """Log-probability of a token, in nats at temperature 1."""
+
+    token_id: int
+    logprob: float
+    top: Sequence[tuple[int, float]]
+    """Ids and log-probabilities of the most likely tokens at its place."""
+
+
 class AnswerText:
     """Converts the tokens of one answer to chunks of text as soon as they are final.
 

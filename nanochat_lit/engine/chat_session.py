@@ -27,25 +27,24 @@ class TokenScore(NamedTuple):
     """Texts and log-probabilities of the most likely tokens."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Answer:
-    """An answer being generated. Its chunks can be iterated once; `stop` ends it early.
+    """An answer being generated. Its chunks can be iterated once; `stop` ends it early."""
 
-    `num_dropped_turns` of the oldest turns did not fit the context. `stop` is idempotent and thread-safe.
-    """
-
-    def __init__(self, *, num_dropped_turns: int = 0, stop: Callable[[], None]) -> None:
-        self.num_dropped_turns = num_dropped_turns
-        self.num_tokens: int | None = 0
-        """Number of tokens so far; None if unknown."""
-        self.elapsed_s = 0.0
-        """Seconds from the question to the newest token, regardless of when it was read."""
-        self.finish_reason: str | None = None
-        """"stop" if the model ended it, "length" at the token limit; None while it is running or if it was stopped."""
-        self.scores: list[TokenScore] = []
-        """Tokens so far, if log-probabilities were requested; not those of calculator results."""
-        self.stop = stop
-        self.pieces: Generator[Piece, None, None]
-        """Iterator over the chunks; set by the chat model."""
+    stop: Callable[[], None]
+    """Idempotent and thread-safe."""
+    num_dropped_turns: int = 0
+    """Number of the oldest turns, which did not fit the context."""
+    num_tokens: int | None = 0
+    """Number of tokens so far; None if unknown."""
+    elapsed_s: float = 0.0
+    """Seconds from the question to the newest token, regardless of when it was read."""
+    finish_reason: str | None = None
+    """"stop" if the model ended it, "length" at the token limit; None while it is running or if it was stopped."""
+    scores: list[TokenScore] = field(default_factory=list)
+    """Tokens so far, if log-probabilities were requested; not those of calculator results."""
+    pieces: Generator[Piece, None, None] = field(init=False)
+    """Iterator over the chunks; set by the chat model."""
 
 
 class ChatModel(Protocol):
@@ -54,13 +53,8 @@ class ChatModel(Protocol):
     def answer(self, messages: Sequence[Message], settings: SamplingParams, top_logprobs: int = 0) -> Answer:
         """Start the answer to a conversation that ends with a user message.
 
-        Args:
-            messages: The conversation.
-            settings: Sampling settings.
-            top_logprobs: How many of the most likely tokens to report at each position; 0 disables `Answer.scores`.
-
-        Raises:
-            UserError: If it cannot be answered: too long, invalid settings, no server, or too many requests.
+        `top_logprobs` is how many of the most likely tokens to report at each position; 0 disables `Answer.scores`.
+        Raises UserError if it cannot be answered: too long, invalid settings, no server, or too many requests.
         """
         ...
 
@@ -87,40 +81,21 @@ class ChatSession:
     """Number of answers so far, including removed ones. Each has another seed, so that a retry gives another answer."""
 
     def ask(self, model: ChatModel, text: str) -> Generator[Piece, None, None]:
-        """Send a message and return an iterator over the chunks of the answer.
-
-        Raises:
-            UserError: If it cannot be answered; raised before the first chunk.
-        """
+        """Send a message and return an iterator over the chunks of the answer; raises UserError before the first."""
         return self._reply(model, self.messages, text)
 
     def retry(self, model: ChatModel) -> Generator[Piece, None, None]:
-        """Replace the last answer by another one.
-
-        Raises:
-            UserError: As `ask`, or if there is none.
-        """
+        """Replace the last answer by another one; raises UserError as `ask`, or if there is none."""
         self._check_not_empty()
         return self.edit(model, len(self.messages) - 2, self.messages[-2]["content"])
 
     def edit(self, model: ChatModel, index: int, text: str) -> Generator[Piece, None, None]:
-        """Replace an earlier question, and drop the messages after it.
-
-        Raises:
-            UserError: As `ask`.
-        """
+        """Replace an earlier question, and drop the messages after it; raises UserError as `ask`."""
         assert self.messages[index]["role"] == "user", "only questions can be edited"
         return self._reply(model, self.messages[:index], text)
 
     def undo(self) -> str:
-        """Remove the last question with its answer.
-
-        Returns:
-            The question.
-
-        Raises:
-            UserError: If there is none.
-        """
+        """Remove and return the last question, and remove its answer; raises UserError if there is none."""
         self._check_not_empty()
         *self.messages, question, _ = self.messages
         self.answer = None
@@ -155,20 +130,12 @@ class ChatSession:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ChatSession":
-        """Load a saved conversation.
-
-        Raises:
-            UserError: If the file is missing or has other contents.
-        """
+        """Load a saved conversation; raises UserError if the file is missing or has other contents."""
         return cls.from_saved(read_json(path), str(path))
 
     @classmethod
     def from_saved(cls, saved: object, where: str) -> "ChatSession":
-        """Return the conversation of `to_saved`, from an untrusted source that is called `where` in error messages.
-
-        Raises:
-            UserError: If it is something else.
-        """
+        """Return the conversation of `to_saved`, from an untrusted source that is called `where` in UserErrors."""
         if not isinstance(saved, dict) or set(saved) != {"messages", "settings"}:
             raise UserError(f'{where}: not a saved conversation, which is {{"messages": [...], "settings": {{...}}}}')
         messages, settings = saved["messages"], saved["settings"]
@@ -206,7 +173,6 @@ class ChatSession:
 
 
 def _collected(answer: Answer, parts: list[dict[str, Any]]) -> Generator[Piece, None, None]:
-    """Yield the chunks and collect them in `parts`."""
     try:
         for piece in answer.pieces:
             if not parts or parts[-1]["type"] != piece.type:

@@ -33,11 +33,7 @@ def damage(path: Path) -> str | None:
 
 
 def load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Load a checkpoint with a restricted unpickler.
-
-    Raises:
-        UserError: If it is damaged or not a nanochat-lit checkpoint.
-    """
+    """Load a checkpoint with a restricted unpickler; raises UserError if it is damaged or of another program."""
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
     except Exception as error:  # noqa: BLE001 - a file of something else fails in many ways
@@ -66,11 +62,7 @@ def checkpoint_model(path: Path, checkpoint: dict[str, Any]) -> GPT:
 
 
 def checkpoint_tokenizer(path: Path, checkpoint: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer of a checkpoint, from its run folder or the path in its recipe.
-
-    Raises:
-        UserError: If it is in neither folder.
-    """
+    """Return the tokenizer from the run folder or the path in the recipe; raises UserError if it is in neither."""
     run = path.resolve().parent.parent
     recipe = yaml.safe_load(checkpoint.get("config") or "{}")
     given = [

@@ -5,8 +5,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
-from types import TracebackType
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Any
 
 from nanochat_lit.common.errors import UserError
@@ -28,12 +27,6 @@ def fit_chat_prompt(
 
     Reserves max_new_tokens for the answer, but at most a quarter of the context, because most answers are much shorter
     than the limit. The system message is never dropped.
-
-    Args:
-        tokenizer: Tokenizer of the model.
-        messages: A conversation that ends with a user message.
-        context: Context length of the model.
-        max_new_tokens: Maximum length of the answer, tokens.
 
     Returns:
         Token ids, and the number of turns (question and answer) dropped from the beginning.
@@ -80,18 +73,12 @@ class EngineChat:
     def __enter__(self) -> "EngineChat":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._orders.put(None)
         self._thread.join()
 
     def answer(self, messages: Sequence[Message], settings: SamplingParams, top_logprobs: int = 0) -> Answer:
-        """Start an answer; see `ChatModel`.
-
-        Raises:
-            UserError: If the message is too long.
-        """
+        """Start an answer; see `ChatModel`."""
         context = self._engine.model.config.sequence_len
         prompt_ids, num_dropped = fit_chat_prompt(self._engine.tokenizer, messages, context, settings.max_new_tokens)
         scores = {"logprobs": top_logprobs > 0, "top_logprobs": top_logprobs}
@@ -112,13 +99,12 @@ class EngineChat:
         return answer
 
     def _pieces(self, answer: Answer, outbox: _Outbox, started_s: float) -> Generator[Piece, None, None]:
-        answer.num_tokens = 0
         while (item := outbox.get()) is not None:
             if isinstance(item, Exception):
                 raise item
             time_s, emitted = item
             answer.elapsed_s = time_s - started_s
-            answer.num_tokens += emitted.token_id not in self._engine.end_ids
+            answer.num_tokens = (answer.num_tokens or 0) + (emitted.token_id not in self._engine.end_ids)
             answer.finish_reason = emitted.finish_reason
             if emitted.logprob is not None:
                 top = [(self._text(token_id), logprob) for token_id, logprob in emitted.top]
@@ -132,7 +118,11 @@ class EngineChat:
 
     def _run(self) -> None:
         try:
-            while self._obey():
+            while True:
+                while not (self._orders.empty() and self._scheduler.has_work):
+                    if (order := self._orders.get()) is None:
+                        return
+                    order()
                 self._step()
         finally:
             with self._lock:
@@ -155,21 +145,6 @@ class EngineChat:
             self._scheduler.cancel(key)
             self._deliver(key, item)
         self._engine.reset()
-
-    def _obey(self) -> bool:
-        """Execute all orders; return False if one of them is to stop."""
-        for order in self._next_orders():
-            if order is None:
-                return False
-            order()
-        return True
-
-    def _next_orders(self) -> Iterator[Callable[[], None] | None]:
-        """Yield the queued orders; if idle, wait for the next one."""
-        if not self._scheduler.has_work:
-            yield self._orders.get()
-        while not self._orders.empty():
-            yield self._orders.get()
 
     def _submit(self, key: int, request: Request, outbox: _Outbox) -> None:
         self._outboxes[key] = outbox

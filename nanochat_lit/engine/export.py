@@ -73,11 +73,8 @@ def load_export(
 def find_model(path: str | Path) -> Path:
     """Return the export folder or checkpoint of a model argument; of a run folder, the newer of both.
 
-    Args:
-        path: Export folder, run folder, folder of checkpoints, .ckpt file, or hf://OWNER/NAME[@REVISION].
-
-    Raises:
-        UserError: If a model on the hub cannot be downloaded, or is not a model of nanochat-lit.
+    `path` is an export folder, run folder, folder of checkpoints, .ckpt file, or hf://OWNER/NAME[@REVISION]. Raises
+    UserError if a model on the hub cannot be downloaded, or is not a model of nanochat-lit.
     """
     if str(path).startswith(SCHEME):
         return fetch_model(HubModel.parse(str(path)))
@@ -94,11 +91,7 @@ def find_model(path: str | Path) -> Path:
 
 
 def load_tokenizer(source: Path) -> Tokenizer:
-    """Load the tokenizer of a result of `find_model`.
-
-    Raises:
-        UserError: If it is missing or belongs to another model.
-    """
+    """Load the tokenizer of a result of `find_model`; raises UserError if it is missing or belongs to another model."""
     if source.is_file():
         return checkpoint_tokenizer(source, load_checkpoint(source, mmap=True))
     check_files(source)
@@ -173,11 +166,7 @@ def _data_of(source: Path) -> str:
 
 
 def export_checkpoint(path: str | Path, out: str | Path) -> None:
-    """Write an export of a checkpoint.
-
-    Raises:
-        UserError: If it is not a nanochat-lit checkpoint, its tokenizer is missing, or `out` has other contents.
-    """
+    """Write an export of a checkpoint; raises UserError if its tokenizer is missing, or `out` has other contents."""
     path = Path(path)
     checkpoint = load_checkpoint(path, mmap=True)
     model, tokenizer = checkpoint_model(path, checkpoint), checkpoint_tokenizer(path, checkpoint)

@@ -60,9 +60,8 @@ def save_export(
         save_model(model, temporary)
         tokenizer.write_files(temporary)
         write_json(temporary / "generation.json", {name: getattr(settings, name) for name in GENERATION_FIELDS})
-        write_json(
-            temporary / "provenance.json", {**(provenance or {}), "tokenizer_fingerprint": tokenizer.fingerprint}
-        )
+        made = {**(provenance or {}), "tokenizer_fingerprint": tokenizer.fingerprint}
+        write_json(temporary / "provenance.json", made)
 
 
 def copy_export(source: Path, out: str | Path) -> None:
@@ -80,15 +79,11 @@ def check_files(folder: Path) -> None:
     missing = [name for name in EXPORT_FILES if not (folder / name).is_file()]
     if any((folder / name).is_file() for name in TOKENIZER_FILES[1:]):
         missing = [name for name in missing if name != TOKENIZER_FILES[0]]
+    advice = "give an export, a run folder such as runs/quickstart, or a .ckpt file"
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} does not exist; give an export, a run folder such as runs/quickstart, or a .ckpt file"
-        )
+        raise UserError(f"{folder} does not exist; {advice}")
     if missing:
-        raise UserError(
-            f"{folder} is not a complete export: {', '.join(missing)} missing; give an export, "
-            "a run folder such as runs/quickstart, or a .ckpt file"
-        )
+        raise UserError(f"{folder} is not a complete export: {', '.join(missing)} missing; {advice}")
 
 
 def check_vocabulary(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:

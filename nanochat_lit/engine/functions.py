@@ -81,17 +81,12 @@ class Functions:
         return {**conversation, "messages": [{"role": "system", "content": offer}, *messages]}
 
     def results(self, text: str, max_calls: int) -> list[str]:
-        """Run the calls in a turn of the assistant.
-
-        Returns:
-            The result of each call, in their order.
-        """
+        """Run the calls in a turn of the assistant, and return the result of each, in their order."""
         parser = CallParser(list(self.descriptions), max_calls)
         return [self._process.call(found) for found in parser.push(text) if isinstance(found, ToolCall)]
 
 
 def _description(name: str, function: Callable[..., Any]) -> dict[str, Any]:
-    """Return a function's description as in OpenAI's API."""
     try:
         parameters = inspect.signature(function, eval_str=True).parameters.values()
     except (ValueError, TypeError, NameError) as error:
@@ -153,17 +148,18 @@ def _serve(functions: bytes, connection: Connection, timeout_s: float) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which may finish its step
     by_name = pickle.loads(functions)  # noqa: S301 - written by the process that started this one
     connection.send_bytes(b"ready")
+    # if the training process is killed, it cannot end a call that hangs
+    set_timer = getattr(signal, "setitimer", lambda *_: None)
+    timer = getattr(signal, "ITIMER_REAL", None)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in range(3):  # what functions print is dropped
         os.dup2(nowhere, descriptor)
     with suppress(EOFError):
         while True:
             name, arguments = json.loads(connection.recv_bytes())
-            if hasattr(signal, "setitimer"):  # if the training process is killed, it cannot end a call that hangs
-                signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s)
+            set_timer(timer, 2 * timeout_s)
             result = _result(by_name[name], arguments)
-            if hasattr(signal, "setitimer"):
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            set_timer(timer, 0)
             connection.send_bytes(result.encode("utf-8", "replace"))
 
 

@@ -79,11 +79,7 @@ def export_gguf(export: str | Path, out: str | Path, quantize: GGUFType = "f16")
 def write_gguf(
     path: Path, model: GPT, tokenizer: SentencePieceTokenizer, quantize: GGUFType, name: str, is_chat: bool
 ) -> None:
-    """Write one file, with the chat template if `is_chat`; `export_gguf` adds the folder around it.
-
-    Raises:
-        UserError: If the vocabulary or a width does not fit the format, or the gguf package is missing.
-    """
+    """Write one file, with the chat template if `is_chat`; raises UserError if the model does not fit the format."""
     try:
         import gguf
     except ModuleNotFoundError:
@@ -102,9 +98,8 @@ def write_gguf(
     writer.add_feed_forward_length(mlp_width(config))
     writer.add_head_count(config.n_head)
     writer.add_head_count_kv(config.n_kv_head)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
+    for add_width in (writer.add_key_length, writer.add_value_length, writer.add_rope_dimension_count):
+        add_width(config.head_dim)
     writer.add_rope_freq_base(ROTARY_BASE)
     writer.add_layer_norm_rms_eps(NORM_EPS)
     _add_tokenizer(writer, tokenizer, is_chat)
@@ -125,7 +120,7 @@ def write_gguf(
 
 def _tensors(model: GPT) -> dict[str, torch.Tensor]:
     """The weights by llama.cpp's names; a tied matrix is its embedding."""
-    names = dict(_OUTSIDE)
+    names = _OUTSIDE.copy()
     for layer in range(model.config.n_layer):
         names |= {f"transformer.h.{layer}.{ours}": f"blk.{layer}.{theirs}" for ours, theirs in _IN_LAYER.items()}
     if model.config.tie_embeddings:

@@ -9,6 +9,7 @@ makes no calculator calls. https://github.com/guidance-ai/llguidance
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from nanochat_lit.common.errors import UserError, missing_package
@@ -64,56 +65,28 @@ def choice_grammar(choices: Sequence[str]) -> str:
 
 
 def check_grammar(grammar: str) -> None:
-    """Check that a grammar is valid.
-
-    Raises:
-        UserError: If it is not, is too complex, or llguidance is not installed.
-    """
+    """Check that a grammar is valid; raises UserError if it is not, is too complex, or llguidance is not installed."""
     is_wrong, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(grammar)
     if is_wrong:
         raise UserError(_one_line(messages[0]))
 
 
 class GrammarParsers:
-    """Makes parsers for the vocabulary of a tokenizer."""
+    """Makes llguidance's parsers for the vocabulary of a tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._vocabulary: Any = None
 
-    def parser(self, grammar: str) -> "GrammarParser":
-        """Return a parser at the beginning of an answer.
+    @cached_property
+    def _vocabulary(self) -> Any:  # takes a third of a second for 32,768 tokens
+        return _llguidance().LLTokenizer(_Vocabulary(self._tokenizer))
 
-        Raises:
-            UserError: As `check_grammar`.
-        """
-        library = _llguidance()
-        if self._vocabulary is None:  # takes a third of a second for 32,768 tokens, so not before it is needed
-            self._vocabulary = library.LLTokenizer(_Vocabulary(self._tokenizer))
-        matcher = library.LLMatcher(self._vocabulary, grammar, log_level=0)
+    def parser(self, grammar: str) -> Any:
+        """Return an LLMatcher at the beginning of an answer; raises UserError as `check_grammar`."""
+        matcher = _llguidance().LLMatcher(self._vocabulary, grammar, log_level=0)
         if matcher.is_error():
             raise UserError(_one_line(matcher.get_error()))
-        return GrammarParser(matcher)
-
-
-class GrammarParser:
-    """A parser of one answer."""
-
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether the grammar exceeded a limit of the parser, so that the answer cannot be continued."""
-        return self._matcher.is_error()
-
-    def allowed(self) -> bytearray:
-        """Return a byte per token of the tokenizer: 0 unless it continues the answer."""
-        return bytearray(self._matcher.compute_logit_bias())
-
-    def take(self, token_id: int) -> None:
-        """Continue with the next token of the answer."""
-        self._matcher.consume_token(token_id)
+        return matcher
 
 
 def _llguidance() -> Any:

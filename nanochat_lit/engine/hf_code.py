@@ -33,11 +33,7 @@ CODE_FILES = {f"{name}.py" for name in _HOMES.values()}
 
 
 def code_files(model_class: type[GPT]) -> dict[str, str]:
-    """Return the text of each file by name for a model's class.
-
-    Raises:
-        UserError: If a variant's file has imports that are not available in the folder.
-    """
+    """Return the files' texts by name; raises UserError if a variant imports what the folder does not have."""
     texts = {f"{name}.py": _carried(_source(module), module) for module, name in _HOMES.items()}
     if model_class is not GPT:
         path = Path(inspect.getfile(model_class))

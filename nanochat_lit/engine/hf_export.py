@@ -20,7 +20,7 @@ from nanochat_lit.engine import native_folder
 from nanochat_lit.engine.export import load_export, load_generation_defaults
 from nanochat_lit.engine.export_folder import EXPORT_FILES
 from nanochat_lit.engine.hf_code import CONFIGURATION, MODELLING, code_files
-from nanochat_lit.engine.hf_import import HF_FILES, MODEL_TYPE, OWN_FOLDER, PREFIXES, softcap
+from nanochat_lit.engine.hf_import import HF_FILES, MODEL_TYPE, OWN_FOLDER, PREFIX, softcap
 from nanochat_lit.engine.hf_tokenizer import write_hf_tokenizer
 from nanochat_lit.engine.model_card import model_card
 from nanochat_lit.engine.sampling_params import SamplingParams
@@ -73,14 +73,11 @@ def export_hf(export: str | Path, out: str | Path, dtype: WeightDtype = "stored"
 
 
 def _tensors(export: Path, dtype: WeightDtype, config: GPTConfig) -> dict[str, torch.Tensor]:
-    """Return the stored weights by their names in transformers."""
     tensors = read_tensors(export / WEIGHTS_FILE, "an export")
     if config.architecture in NATIVE_ARCHITECTURES:
         tensors = native_folder.to_hf(config, tensors)
     else:
-        tensors = {
-            name if name.startswith("lm_head.") else f"{PREFIXES[0]}{name}": tensor for name, tensor in tensors.items()
-        }
+        tensors = {f"{'' if name.startswith('lm_head.') else PREFIX}{name}": tensor for name, tensor in tensors.items()}
     if dtype == "bfloat16":
         tensors = {name: tensor.bfloat16() if tensor.dim() == 2 else tensor for name, tensor in tensors.items()}
     return tensors
@@ -122,9 +119,6 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _generation_config(defaults: SamplingParams, tokenizer: Tokenizer) -> dict[str, Any]:
-    sampling = (
-        {"do_sample": True, "temperature": defaults.temperature, "top_k": defaults.top_k}
-        if defaults.temperature
-        else {"do_sample": False}
-    )
+    sampling = {"temperature": defaults.temperature, "top_k": defaults.top_k} if defaults.temperature else {}
+    sampling = {"do_sample": bool(sampling), **sampling}
     return {**_token_ids(tokenizer), **sampling, "max_new_tokens": defaults.max_new_tokens}

@@ -3,6 +3,7 @@
 No code of the folder is executed and no pickle is read: only JSON files, safetensors weights and the tokenizer.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ HF_FILES = {
 """Entries of a folder that `export --format hf` writes."""
 
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
-PREFIXES = ("model.network.", "model.")
-"""Prefixes of weight names, in current folders and in those before version 0.2."""
+PREFIX = "model.network."
+_PREFIX = r"^model\.(network\.)?"
+"""Prefix of weight names in current folders, and in those before version 0.2."""
 
 
 def import_hf(folder: str | Path, out: str | Path, tokenizer: str | Path | None = None) -> None:
@@ -60,7 +62,7 @@ def import_hf(folder: str | Path, out: str | Path, tokenizer: str | Path | None 
     if is_native:
         tensors = native_folder.from_hf(config, tensors)
     else:
-        tensors = {_our_name(name): tensor for name, tensor in tensors.items()}
+        tensors = {re.sub(_PREFIX, "", name): tensor for name, tensor in tensors.items()}
     model = assemble(config, tensors, folder / WEIGHTS_FILE)
     tokens = tokenizer_of_hf(foreign) if is_foreign else Tokenizer.load(own)
     save_export(out, model, tokens, _read_object(own / "generation.json"), _read_object(own / "provenance.json"))
@@ -72,11 +74,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} does not contain a JSON object; export again")
     return content
-
-
-def _our_name(name: str) -> str:
-    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
-    return name.removeprefix(prefix)
 
 
 def softcap(model_class: type[GPT]) -> float | None:
@@ -114,7 +111,6 @@ def _gpt_config(values: object, folder: Path) -> GPTConfig:
 
 
 def _load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Load weights by their names, from one file or from transformers' shards."""
     names = [WEIGHTS_FILE]
     if not (folder / WEIGHTS_FILE).is_file() and (folder / INDEX_FILE).is_file():
         shards = _read_object(folder / INDEX_FILE).get("weight_map")

@@ -31,11 +31,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 
 def write_hf_tokenizer(folder: Path, tokenizer: Tokenizer, context: int) -> None:
-    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja.
-
-    Raises:
-        UserError: If a token has no unique name.
-    """
+    """Write the files of a fast tokenizer with its chat template; raises UserError if two tokens have one name."""
     write_json(folder / "tokenizer.json", _tokenizer_json(tokenizer))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

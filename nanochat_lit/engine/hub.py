@@ -59,8 +59,7 @@ class HubModel:
 def fetch_model(model: HubModel) -> Path:
     """Return the export of a model, downloaded and converted once per commit into the cache folder.
 
-    Raises:
-        UserError: If the model does not exist, needs a token, cannot be downloaded, or is not a model of nanochat-lit.
+    Raises UserError if it does not exist, needs a token, cannot be downloaded, or is not a model of nanochat-lit.
     """
     files = _download(model)
     owner, name = model.repo.split("/")
@@ -72,11 +71,7 @@ def fetch_model(model: HubModel) -> Path:
 
 
 def pull_model(model: HubModel, out: str | Path) -> None:
-    """Download a model and write it as an export; an existing export is replaced.
-
-    Raises:
-        UserError: As for `fetch_model`, or if `out` has other contents.
-    """
+    """Write a model as an export, which may exist; raises as `fetch_model`, or if `out` has other contents."""
     convert(model, _download(model), Path(out))
 
 
@@ -115,10 +110,7 @@ def push_folder(folder: Path, model: HubModel, private: bool) -> str:
     """Upload a folder as one commit and return its URL; files of earlier pushes that it lacks are removed.
 
     The model, and its branch `revision`, are created if necessary. With `private` an existing model must be private
-    already.
-
-    Raises:
-        UserError: If a token is missing, the token has no permission, or the hub cannot be reached.
+    already. Raises UserError if a token is missing or has no permission, or the hub cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
@@ -133,7 +125,8 @@ def push_folder(folder: Path, model: HubModel, private: bool) -> str:
         if model.revision is not None:
             api.create_branch(model.repo, branch=branch, exist_ok=True)
         present = api.list_repo_files(model.repo, revision=branch)
-        stale = [name for name in present if name not in sent and _is_ours(name)]
+        ours = {*HF_FILES, *EXPORT_FILES, *MODEL_FILES} - {"README.md"}  # what a push writes
+        stale = [name for name in present if name not in sent and name.split("/")[0] in ours]
         changes = [CommitOperationDelete(path_in_repo=name) for name in stale]
         changes += [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in sent]
         with warnings.catch_warnings():
@@ -152,11 +145,6 @@ def files_of(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
-def _is_ours(name: str) -> bool:
-    """Whether a repository's file is of a kind that a push writes."""
-    return name.split("/")[0] in {*HF_FILES, *EXPORT_FILES, *MODEL_FILES} - {"README.md"}
-
-
 def _explained(error: Exception, model: HubModel, action: str) -> UserError:
     """Return one line on an error of the client: what failed and what to do."""
     from huggingface_hub import constants, errors, get_token
@@ -172,11 +160,11 @@ def _explained(error: Exception, model: HubModel, action: str) -> UserError:
     if isinstance(error, errors.GatedRepoError):
         return UserError(f"{model.repo} requires permission: request it at {server}/{model.repo}, then set HF_TOKEN")
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403, 404):
-        advice = (
-            "the token may not access it" if get_token() else "if it is private, run `hf auth login` or set HF_TOKEN"
-        )
-        if action == "upload":
-            advice = "the token needs write permission for its owner"
+        advice = "if it is private, run `hf auth login` or set HF_TOKEN"
+        if get_token():
+            advice = (
+                f"the token {'needs write permission for its owner' if action == 'upload' else 'may not access it'}"
+            )
         return UserError(f"{model.repo} does not exist on {server}, or access is denied; check the name; {advice}")
     reason = " ".join(str(error).split())[:200]
     if status is None and not isinstance(error, errors.HfHubHTTPError):

@@ -12,7 +12,6 @@ import io
 import math
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -79,22 +78,10 @@ def load_nanochat_checkpoint(folder: str | Path, step: int | None = None) -> Nan
 
 
 def load_tensors(path: Path) -> Any:
-    """Load a torch.save file that contains only tensors and plain containers.
-
-    Raises:
-        UserError: If it is damaged, or contains other objects.
-    """
+    """Load a torch.save file of tensors and plain containers; raises UserError if it is damaged or has others."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-    ) as error:
+    except Exception as error:  # noqa: BLE001 - a file of something else fails in many ways
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{path} cannot be read as tensors ({reason[:200]}); it is damaged or not a nanochat file"
@@ -106,11 +93,8 @@ def _find(folder: Path, step: int | None) -> tuple[Path, int]:
         raise UserError(
             f"folder {folder} does not exist; give a checkpoint folder of nanochat, such as base_checkpoints/d20"
         )
-    steps = {
-        int(match[1]): path
-        for path in folder.glob("model_*.pt")
-        if (match := re.fullmatch(r"model_(\d+)\.pt", path.name))
-    }
+    found = {path: re.fullmatch(r"model_(\d+)\.pt", path.name) for path in folder.glob("model_*.pt")}
+    steps = {int(match[1]): path for path, match in found.items() if match}
     if not steps:
         below = sorted(path.parent.name for path in folder.glob("*/model_*.pt"))
         hint = f"; it has checkpoints in {', '.join(dict.fromkeys(below))}: give one of these" if below else ""
@@ -181,8 +165,8 @@ def _recognized(tensors: dict[str, Tensor], config: GPTConfig, notes: list[str])
 
 def _refuse_other_formulas(tensors: dict[str, Tensor], config: GPTConfig, path: Path) -> None:
     """Raise UserError for checkpoints with a different forward pass."""
-    layers = {str(layer) for layer in range(config.n_layer) if config.has_value_embedding(layer)}
-    found = {name.split(".")[1] for name in tensors if name.startswith("value_embeds.")}
+    layers = [str(layer) for layer in range(config.n_layer) if config.has_value_embedding(layer)]
+    found = sorted({name.split(".")[1] for name in tensors if name.startswith("value_embeds.")}, key=int)
     if not found:
         raise UserError(
             f"{path} has no value embeddings but other parts of 2026's architecture: it is from a nanochat between those of 2025 "
@@ -190,12 +174,12 @@ def _refuse_other_formulas(tensors: dict[str, Tensor], config: GPTConfig, path: 
         )
     if found != layers:
         raise UserError(
-            f"{path} has value embeddings in layers {', '.join(sorted(found, key=int))}, this model in "
-            f"{', '.join(sorted(layers, key=int))}; it cannot be represented"
+            f"{path} has value embeddings in layers {', '.join(found)}, this model in {', '.join(layers)}; "
+            "it cannot be represented"
         )
     own = Attention2026.gate_channels if config.architecture == NANOCHAT_2026 else VALUE_GATE_CHANNELS
     channels = min(own, config.n_embd)
-    for layer in sorted(layers, key=int):
+    for layer in layers:
         gate = tensors.get(f"transformer.h.{layer}.attn.ve_gate.weight")
         if gate is None or gate.shape[-1] != channels:
             width = "no" if gate is None else str(gate.shape[-1])
@@ -239,14 +223,12 @@ def _pad_vocabulary(tensors: dict[str, Tensor], config: GPTConfig, notes: list[s
 
 def _provenance(meta: dict[str, Any], step: int, notes: list[str]) -> dict[str, Any]:
     """JSON-safe, finite values of the meta file; learning rates under the keys that later stages read."""
-    user = meta.get("user_config")
-    user = {key: value for key, value in user.items() if _is_plain(value)} if isinstance(user, dict) else {}
-    plain = {key: value for key, value in meta.items() if _is_plain(value)}
-    rates = {name: user[name] for name in _RATES if _is_positive(user.get(name))}
-    batch = next(
-        (size for size in (plain.get("total_batch_size"), user.get("total_batch_size")) if _is_positive(size)), None
-    )
-    hyper_parameters = rates | ({} if batch is None else {"tokens_per_step": batch})
+    user = _plain(meta.get("user_config"))
+    plain = _plain(meta)
+    hyper_parameters = {name: user[name] for name in _RATES if _is_positive(user.get(name))}
+    batches = [size for size in (plain.get("total_batch_size"), user.get("total_batch_size")) if _is_positive(size)]
+    if batches:
+        hyper_parameters["tokens_per_step"] = batches[0]
     return {
         "stage": "imported from nanochat",
         "steps": step,
@@ -257,8 +239,11 @@ def _provenance(meta: dict[str, Any], step: int, notes: list[str]) -> dict[str, 
     }
 
 
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+def _plain(values: Any) -> dict[str, Any]:
+    def is_plain(value: object) -> bool:
+        return isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+    return {name: value for name, value in values.items() if is_plain(value)} if isinstance(values, dict) else {}
 
 
 def _is_positive(value: object) -> bool:
@@ -308,16 +293,7 @@ def read_encoding(data: bytes, source: str) -> dict[str, Any]:
         encoding = _EncodingUnpickler(io.BytesIO(data)).load()
     except _ForbiddenError as error:
         raise UserError(f"{source} refers to {error}, unlike nanochat tokenizers; it was not loaded") from None
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        MemoryError,
-        OverflowError,
-    ) as error:
+    except Exception as error:  # noqa: BLE001 - as above
         raise UserError(f"{source} is not a pickled tiktoken encoding ({type(error).__name__}: {error})") from None
     state = encoding.state if type(encoding) is _EncodingState else None
     if isinstance(state, str):
@@ -388,10 +364,6 @@ def _has_types(state: dict[str, Any]) -> bool:
 
 def _compare_lengths(tokenizer: TiktokenTokenizer, path: Path) -> list[str]:
     """Check token_bytes.pt, in which older nanochats count a part of a character as the three bytes of U+FFFD."""
-    import torch
-
-    from nanochat_lit.engine.nanochat import load_tensors
-
     theirs, ours = load_tensors(path), tokenizer.token_bytes()
     if not isinstance(theirs, torch.Tensor) or theirs.shape != ours.shape:
         raise UserError(f"{path} does not belong to this tokenizer, which has {tokenizer.vocab_size} tokens")
@@ -403,10 +375,8 @@ def _compare_lengths(tokenizer: TiktokenTokenizer, path: Path) -> list[str]:
                 f"{path} gives token {token_id} {int(theirs[token_id])} bytes, but it has {len(piece)}: "
                 "it belongs to another tokenizer"
             )
-    if not different:
-        return []
     note = (
         f"{TOKEN_BYTES_FILE}: {len(different)} tokens are parts of characters, which nanochat counts as U+FFFD; "
         "here their actual bytes count, so bits per byte can differ in the last digits"
     )
-    return [note]
+    return [note] if different else []

@@ -127,9 +127,8 @@ def gpt_config(values: Mapping[str, Any], folder: Path) -> GPTConfig:
             architecture=ARCHITECTURES[values["model_type"]], tie_embeddings=values.get("tie_word_embeddings", False),
         )  # fmt: skip
     except KeyError as error:
-        raise UserError(
-            f"{folder / 'config.json'} lacks {error}, which a config of {values['model_type']} has"
-        ) from None
+        message = f"{folder / 'config.json'} lacks {error}, which a config of {values['model_type']} has"
+        raise UserError(message) from None
     for name, expected in _fixed_fields(config).items():
         found = values.get(name, expected)  # transformers 5 writes rope_parameters without rope_theta
         if isinstance(expected, dict) and isinstance(found, dict):

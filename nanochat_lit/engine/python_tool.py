@@ -20,11 +20,7 @@ exec(compile(ast.Interactive(ast.parse({source!r}).body), "tool", "single"), {{"
 
 
 def check_python_tool() -> None:
-    """Check that the sandbox is available.
-
-    Raises:
-        UserError: If it is not; names the missing feature.
-    """
+    """Check that the sandbox is available; raises UserError that names the missing feature."""
     if problem := sandbox.missing_isolation():
         raise UserError(f"the Python tool: {problem}")
 
@@ -33,11 +29,8 @@ def run_tool(program: str) -> str | None:
     """Return the output of a program and the values of its expressions, stripped.
 
     The calculator handles arithmetic and counting letters. Other programs start a sandbox process, which takes about
-    0.1 s and has no access to files, the network or earlier calls.
-
-    Returns:
-        The output, or None if the program is too long, fails, exceeds a limit, cannot be isolated, or prints nothing or
-        too much.
+    0.1 s and has no access to files, the network or earlier calls. The output is None if the program is too long,
+    fails, exceeds a limit, cannot be isolated, or prints nothing or too much.
     """
     if (value := calculate(program)) is not None:
         return value

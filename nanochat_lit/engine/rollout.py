@@ -40,22 +40,16 @@ def roll_out(
 ) -> list[list[Rollout]]:
     """Sample completions of every prompt, with the calculator tool and, if given, functions.
 
-    A prompt's samples depend only on its seed, not on other prompts.
-
-    Args:
-        engine: Model and tokenizer.
-        prompts: Token ids of any lengths.
-        seeds: One seed per prompt.
-        num_samples: Completions per prompt.
-        functions: What each prompt offers; the turns with their results are part of the completion.
-        starts: Tokens that each prompt's completions begin with; the model does not sample them.
-        sampling: Settings of `SamplingParams`; the defaults are temperature 1 and max_new_tokens 64.
+    A prompt's samples depend only on its seed, not on other prompts. The turns with the results of `functions`, which
+    each prompt offers, are part of the completion. `starts` are tokens that each prompt's completions begin with; the
+    model does not sample them. `sampling` has settings of `SamplingParams`; the defaults are temperature 1 and
+    max_new_tokens 64.
 
     Returns:
         `num_samples` rollouts per prompt, in the order of the prompts.
 
     Raises:
-        UserError: As `Engine.stream`, or if the numbers of seeds and prompts differ.
+        UserError: As `Engine.complete`, or if the numbers of seeds and prompts differ.
     """
     if len(seeds) != len(prompts):
         raise UserError(f"{len(prompts)} prompts need {len(prompts)} seeds, not {len(seeds)}")

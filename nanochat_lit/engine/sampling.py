@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from nanochat_lit.common.compilers import cpp_library
-from nanochat_lit.engine.grammar import GrammarParser
 from nanochat_lit.engine.sampling_params import Request, SamplingParams
 
 
@@ -32,18 +31,11 @@ class LogitRules:
     """The rules of one request, and what they need to know of its tokens.
 
     Order: grammar, bias, repetition penalty (Keskar et al. 2019. https://arxiv.org/abs/1909.05858), presence and frequency penalties
-    as in OpenAI's API, min_p (Nguyen et al. 2024. https://arxiv.org/abs/2407.01082).
-
-    Args:
-        request: The request; the repetition penalty applies to the tokens of its prompt, too.
-        vocab_size: Number of logits.
-        device: Device of the logits.
-        parser: Parser of its grammar, if it has one.
+    as in OpenAI's API, min_p (Nguyen et al. 2024. https://arxiv.org/abs/2407.01082). The repetition penalty applies to
+    the tokens of the prompt, too. `parser` is llguidance's for the request's grammar.
     """
 
-    def __init__(
-        self, request: Request, vocab_size: int, device: torch.device, parser: GrammarParser | None = None
-    ) -> None:
+    def __init__(self, request: Request, vocab_size: int, device: torch.device, parser: Any = None) -> None:
         self._request, self._parser = request, parser
         ids, amounts = [token for token, _ in request.logit_bias], [amount for _, amount in request.logit_bias]
         self._bias_ids = torch.tensor(ids, dtype=torch.int64, device=device)
@@ -60,15 +52,15 @@ class LogitRules:
 
     @property
     def has_failed(self) -> bool:
-        """Whether no token can follow."""
-        return self._parser is not None and self._parser.has_failed
+        """Whether no token can follow, because the grammar exceeded a limit of the parser."""
+        return self._parser is not None and self._parser.is_error()
 
     def apply(self, logits: Tensor) -> Tensor:
         """Return changed logits, (V,) float32, of logits (V,)."""
         params, changed = self._request, logits.float()
         if self._parser is not None:
             allowed = torch.zeros(len(logits), dtype=torch.bool)  # the model's vocabulary may be padded
-            found = torch.frombuffer(self._parser.allowed(), dtype=torch.uint8)
+            found = torch.frombuffer(bytearray(self._parser.compute_logit_bias()), dtype=torch.uint8)
             allowed[: len(found)] = found > 0
             changed = changed.masked_fill(~allowed.to(changed.device), -torch.inf)
         if len(self._bias_ids):
@@ -87,7 +79,7 @@ class LogitRules:
         if len(self._counts):
             self._counts[token_id] += 1
         if self._parser is not None:
-            self._parser.take(token_id)
+            self._parser.consume_token(token_id)
 
 
 def _has_penalties(request: Request) -> bool:

@@ -43,11 +43,7 @@ TOO_COMPLEX = "the format of this answer is too complex for its parser; use a si
 
 
 def check_prompt(prompt: Sequence[int], context: int, vocab_size: int) -> None:
-    """Check that a prompt can be completed.
-
-    Raises:
-        UserError: If it is empty, has invalid token ids, or exceeds the context.
-    """
+    """Raise UserError if a prompt is empty, has invalid token ids, or exceeds the context."""
     if not prompt:
         raise UserError("the prompt is empty; begin it with the tokenizer's bos_id")
     if len(prompt) > context:
@@ -108,11 +104,7 @@ class SamplingParams:
             raise UserError(f"logit_bias has amounts outside -{MAX_BIAS} to {MAX_BIAS}; use smaller ones")
 
     def changed(self, name: str, text: str) -> "SamplingParams":
-        """Return a copy with one setting changed from text.
-
-        Raises:
-            UserError: If the setting is unknown or its value is invalid.
-        """
+        """Return a copy with one setting changed from text; raises UserError if its name or value is invalid."""
         if name not in _RANGES:
             raise UserError(f"unknown setting {name!r}; use {', '.join(_RANGES)}")
         value: Any = text
@@ -125,11 +117,7 @@ class SamplingParams:
         return dataclasses.replace(self, **{name: value})
 
     def updated(self, values: Mapping[str, Any]) -> "SamplingParams":
-        """Return a copy with some settings replaced; None keeps a setting.
-
-        Raises:
-            UserError: If a name is unknown or a value is invalid.
-        """
+        """Return a copy with some settings replaced (None keeps one); raises UserError if one is unknown or invalid."""
         if unknown := sorted(set(values) - set(_RANGES)):
             raise UserError(f"unknown setting {unknown[0]!r}; use {', '.join(_RANGES)}")
         return dataclasses.replace(self, **{name: value for name, value in values.items() if value is not None})

@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from nanochat_lit.common.tool_format import CallParser, ToolCall
-from nanochat_lit.engine.answer_text import Piece
-from nanochat_lit.serve.messages import TokenScore, Update, join_parts
-from nanochat_lit.serve.tool_request import Tools
+from nanochat_lit.engine.answer_text import Piece, TokenScore
+from nanochat_lit.serve.chat_request import Tools
+from nanochat_lit.serve.messages import Update, join_parts
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.tokenizer.special_tokens import ASSISTANT_END
 
@@ -60,7 +60,7 @@ class TokenNames:
         offsets: list[int] = []
         for score in scores:
             token_id = score if isinstance(score, int) else score.token_id
-            tokens.append(self._name(token_id))
+            tokens.append(self.text_of(token_id))
             offsets.append(offset)
             offset += 0 if token_id in self._control else len(tokens[-1])
             if isinstance(score, int):
@@ -70,17 +70,18 @@ class TokenNames:
             logprobs.append(score.logprob)
             top: dict[str, float] = {}
             for other, logprob in [*score.top, (token_id, score.logprob)]:  # several tokens may have one text
-                top[self._name(other)] = max(logprob, top.get(self._name(other), logprob))
+                top[self.text_of(other)] = max(logprob, top.get(self.text_of(other), logprob))
             tops.append(top)
         return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}, offset
 
-    def _name(self, token_id: int) -> str:
+    def text_of(self, token_id: int) -> str:
+        """Return the text of a token, or its name if it is a control token."""
         name = self._control.get(token_id)
         return self._tokenizer.bytes_of(token_id).decode("utf-8", "replace") if name is None else name
 
     def _one(self, token_id: int, logprob: float) -> dict[str, Any]:
         raw = None if token_id in self._control else list(self._tokenizer.bytes_of(token_id))
-        return {"token": self._name(token_id), "logprob": logprob, "bytes": raw}
+        return {"token": self.text_of(token_id), "logprob": logprob, "bytes": raw}
 
 
 @dataclass

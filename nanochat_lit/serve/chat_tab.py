@@ -120,6 +120,14 @@ def typed_text(text: str) -> str:
     return text.replace(_WORD_JOINER, "").replace(_HAIR_SPACE, "").strip()
 
 
+def from_browser(text: object) -> Any:
+    """Return the value of JSON text that the browser has stored; None if it is something else."""
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+
+
 REFRESH_S = 0.05
 """Minimum interval between views of a growing answer in seconds; limits the browser's rendering work."""
 
@@ -166,11 +174,7 @@ class ChatTab:
         """Whether the page renders Markdown."""
 
     def send(self, text: object) -> Iterator[TabView]:
-        """Send a message and yield views of the growing answer.
-
-        Raises:
-            UserError: If it cannot be answered; `view` then returns the previous state or the partial answer.
-        """
+        """Send a message and yield views of the growing answer; raises UserError, after which `view` is current."""
         return self._answering(lambda: self.conversation.ask(self._model, _typed(text)))
 
     def retry(self) -> Iterator[TabView]:
@@ -190,22 +194,14 @@ class ChatTab:
         return self._answering(begin)
 
     def index_of_question(self, shown_index: object) -> int:
-        """Return the index in the conversation of a shown question.
-
-        Raises:
-            UserError: If there is none.
-        """
+        """Return the index in the conversation of a shown question; raises UserError if there is none."""
         shown = shown_messages(self.conversation.messages)
         if isinstance(shown_index, int) and 0 <= shown_index < len(shown) and shown[shown_index][1]["role"] == "user":
             return shown[shown_index][0]
         raise UserError("that question was removed; send it as a new message")
 
     def undo(self) -> str:
-        """Remove the last question with its answer, and return the question.
-
-        Raises:
-            UserError: If there is none.
-        """
+        """Remove the last question with its answer, and return the question; raises UserError if there is none."""
         with self._lock:
             self.stop()
             return self.conversation.undo()
@@ -298,7 +294,10 @@ class BrowserTab:
         try:
             while running:
                 is_new = False
-                for index, item in _available(news):
+                items = [news.get()]
+                while not news.empty():  # a slow page is shown only the newest views
+                    items.append(news.get())
+                for index, item in items:
                     if isinstance(item, TabView):
                         views[index], is_new = item, True
                     elif item is None:
@@ -350,18 +349,9 @@ class BrowserTab:
         Raises:
             UserError: If it is something else; the current conversation then stays.
         """
-        where = "the stored conversation"
-        try:
-            saved = json.loads(text) if isinstance(text, str) else None
-        except (ValueError, RecursionError):
-            saved = None
-        chats = saved.get("chats") if isinstance(saved, dict) else None
-        if (
-            not isinstance(saved, dict)
-            or not isinstance(chats, list)
-            or not isinstance(saved.get("id"), str)
-            or not chats
-        ):
+        where, saved = "the stored conversation", from_browser(text)
+        chats = saved.get("chats") if isinstance(saved, dict) and isinstance(saved.get("id"), str) else None
+        if not isinstance(chats, list) or not chats:
             raise UserError(f"{where} cannot be read; delete it")
         found = [ChatSession.from_saved(chat, where) for chat in chats[: len(self.sides)]]
         self._id = saved["id"]
@@ -381,14 +371,6 @@ def _run(index: int, begin: Callable[[ChatTab], Iterator[TabView]], side: ChatTa
     except Exception as error:  # noqa: BLE001 - raised by the reader
         news.put((index, error))
     news.put((index, None))
-
-
-def _available(news: _News) -> list[tuple[int, TabView | Exception | None]]:
-    """Wait for the next item, and return all: a slow page is shown only the newest views."""
-    items = [news.get()]
-    while not news.empty():
-        items.append(news.get())
-    return items
 
 
 def _typed(text: object) -> str:

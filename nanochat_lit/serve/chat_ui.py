@@ -10,24 +10,25 @@ which would discard the text shown so far.
 
 import contextlib
 import html
-import json
+import secrets
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import fastapi
+import gradio as gr
+from gradio import themes
+from starlette.responses import PlainTextResponse
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.chat_session import ChatModel
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.chat_tab import BrowserTab, ShownModel, TabView, escaped
+from nanochat_lit.serve.chat_tab import BrowserTab, ShownModel, TabView, escaped, from_browser
 from nanochat_lit.serve.gate import Gate, PageGate
-
-if TYPE_CHECKING:
-    import fastapi
-    import gradio
 
 MAX_TABS = 256
 """Maximum number of stored conversations; the least recently used one is dropped."""
@@ -66,7 +67,7 @@ class OpenTabs:
         self._tabs: OrderedDict[str, BrowserTab] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, request: "gradio.Request") -> BrowserTab:
+    def of(self, request: gr.Request) -> BrowserTab:
         """Return the tab of a request."""
         session = str(request.session_hash)
         with self._lock:
@@ -79,8 +80,6 @@ class OpenTabs:
 
 @dataclass(kw_only=True)
 class _Parts:
-    """Components that the events read and write."""
-
     controls: list[Any]
     chatbots: list[Any]
     others: list[Any]
@@ -98,13 +97,11 @@ class _Parts:
         return [getattr(chatbot, event) for chatbot in self.chatbots]
 
 
-def build_page(shown: Sequence[ShownModel], settings: SamplingParams, max_new_tokens: int) -> "gradio.Blocks":
+def build_page(shown: Sequence[ShownModel], settings: SamplingParams, max_new_tokens: int) -> gr.Blocks:
     """Build the page as Gradio Blocks: the model that answers, and optionally another one to compare it with.
 
     `max_new_tokens` is the maximum of its slider.
     """
-    import gradio as gr
-
     title = " and ".join(one.name for one in shown)
     # analytics_enabled=False also disables the thread that checks for a new Gradio version
     with gr.Blocks(title=f"{title} · nanochat-lit", analytics_enabled=False, fill_height=True) as page:
@@ -124,14 +121,8 @@ def build_page(shown: Sequence[ShownModel], settings: SamplingParams, max_new_to
             max_lines=8,
         )
         saved = gr.Textbox(visible=False)
-        parts = _Parts(
-            controls=controls,
-            chatbots=[chatbot for chatbot, *_ in sides],
-            others=[other for _, *others in sides for other in others],
-            box=box,
-            saved=saved,
-            listing=listing,
-        )
+        chatbots, others = [chatbot for chatbot, *_ in sides], [other for _, *others in sides for other in others]
+        parts = _Parts(controls=controls, chatbots=chatbots, others=others, box=box, saved=saved, listing=listing)
         tabs = OpenTabs([one.model for one in shown], settings)
         _connect_answers(tabs, parts)
         _connect_changes(tabs, parts)
@@ -142,8 +133,6 @@ def build_page(shown: Sequence[ShownModel], settings: SamplingParams, max_new_to
 
 def _side(index: int, shown: ShownModel) -> tuple[Any, Any, Any]:
     """Return the chatbot, the status line and the tokens of one model."""
-    import gradio as gr
-
     with gr.Column(min_width=300):
         gr.Markdown(f"### {escaped(shown.name)}")
         chatbot = gr.Chatbot(
@@ -164,8 +153,6 @@ def _side(index: int, shown: ShownModel) -> tuple[Any, Any, Any]:
 
 def _list_of_conversations() -> tuple[dict[str, Any], Any]:
     """Return the buttons by name, and the list; its contents are set by the browser (chat_page.js)."""
-    import gradio as gr
-
     buttons = {"new": gr.Button("New chat", variant="primary", size="sm")}
     listing: Any = gr.Radio([], elem_id="listing", label="Conversations", container=False)
     listing.preprocess = lambda value: value  # the choices are not known here
@@ -180,8 +167,6 @@ def _list_of_conversations() -> tuple[dict[str, Any], Any]:
 
 def _controls(settings: SamplingParams, max_new_tokens: int) -> list[Any]:
     """Return the controls: _SETTINGS in order, the system prompt, Markdown and probabilities."""
-    import gradio as gr
-
     controls = [
         gr.Slider(0, MAX_TEMPERATURE, settings.temperature, step=0.05, label="Temperature", info="0: greedy"),
         gr.Slider(0, MAX_TOP_K, settings.top_k, step=1, label="Top-k", info="0: all tokens"),
@@ -199,7 +184,6 @@ def _controls(settings: SamplingParams, max_new_tokens: int) -> list[Any]:
 
 
 def _configure(tab: BrowserTab, values: Sequence[Any]) -> None:
-    """Set the values of the controls; raises as `ChatTab.configure`."""
     *numbers, system, is_markdown, is_scored = values
     for side in tab.sides:
         side.configure(
@@ -211,9 +195,6 @@ def _configure(tab: BrowserTab, values: Sequence[Any]) -> None:
 
 
 def _connect_answers(tabs: OpenTabs, parts: _Parts) -> None:
-    """Connect the events that generate answers."""
-    import gradio as gr
-
     def send(request: gr.Request, text: str, *values: Any) -> Iterator[_Updates]:
         tab = tabs.of(request)
         if isinstance(text, str) and not text.strip():
@@ -246,9 +227,6 @@ def _connect_answers(tabs: OpenTabs, parts: _Parts) -> None:
 
 
 def _connect_changes(tabs: OpenTabs, parts: _Parts) -> None:
-    """Connect the events that change the conversation or its look without generating."""
-    import gradio as gr
-
     def undo(request: gr.Request) -> _Updates:
         tab = tabs.of(request)
         try:
@@ -273,9 +251,8 @@ def _connect_changes(tabs: OpenTabs, parts: _Parts) -> None:
     parts.controls[-2].change(render_markdown, parts.controls[-2], parts.chatbots, **_QUIET)
 
 
-def _connect_stored(page: "gradio.Blocks", tabs: OpenTabs, parts: _Parts) -> None:
+def _connect_stored(page: gr.Blocks, tabs: OpenTabs, parts: _Parts) -> None:
     """Connect the events that continue a conversation of the browser: loading the page, and the list."""
-    import gradio as gr
 
     def restore(request: gr.Request, settings: object, chat: object, draft: object) -> list[Any]:
         tab, kept = tabs.of(request), _kept_values(settings, len(parts.controls))
@@ -309,10 +286,9 @@ def _connect_stored(page: "gradio.Blocks", tabs: OpenTabs, parts: _Parts) -> Non
 
 
 def _connect_conversations(
-    page: "gradio.Blocks", tabs: OpenTabs, parts: _Parts, buttons: dict[str, Any], sidebar: Any
+    page: gr.Blocks, tabs: OpenTabs, parts: _Parts, buttons: dict[str, Any], sidebar: Any
 ) -> None:
     """Connect the buttons of the list, and all that the browser stores."""
-    import gradio as gr
 
     def create(request: gr.Request, is_wanted: object) -> _Updates:
         tab = tabs.of(request)
@@ -339,10 +315,7 @@ def _connect_conversations(
 
 def _kept_values(text: object, number: int) -> list[Any] | None:
     """Return the values of the controls that the browser stored; None if there are none."""
-    try:
-        values = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        return None
+    values = from_browser(text)
     if not isinstance(values, list) or len(values) != number:
         return None
     return None if any(isinstance(value, list | dict) for value in values) else values
@@ -355,8 +328,6 @@ def _answering(
 
     Generation starts with the first views. `typed` is restored if the message cannot be answered.
     """
-    import gradio as gr
-
     refilled: dict[str, Any] = {} if typed is None else {"value": typed}
     emptied: dict[str, Any] = {} if typed is None else {"value": ""}
     was_running, saved_s = False, 0.0
@@ -375,14 +346,10 @@ def _answering(
 
 
 def _warn(error: UserError) -> None:
-    import gradio as gr
-
     gr.Warning(html.escape(str(error)), duration=6)
 
 
 def _updates(tab: BrowserTab, views: Sequence[TabView], **box: Any) -> _Updates:
-    import gradio as gr
-
     is_running = any(view.is_running for view in views)
     others = [value for view in views for value in (view.status, view.tokens)]
     button = gr.Textbox(submit_btn=not is_running, stop_btn=is_running, **box)
@@ -390,20 +357,16 @@ def _updates(tab: BrowserTab, views: Sequence[TabView], **box: Any) -> _Updates:
 
 
 def build_app(
-    page: "gradio.Blocks",
+    page: gr.Blocks,
     host: str = "127.0.0.1",
     allowed_hosts: Sequence[str] = (),
     problem: Callable[[], str | None] = lambda: None,
-) -> "fastapi.FastAPI":
+) -> fastapi.FastAPI:
     """Build the ASGI application of the page, which will be served on `host`.
 
     Values of the Host header in `allowed_hosts` are allowed in addition; "*" allows all. `problem` returns why the
     model cannot answer now; None if it can.
     """
-    import fastapi
-    import gradio as gr
-    from gradio import themes
-    from starlette.responses import PlainTextResponse
 
     def refuse(status: int, message: str) -> Any:
         return PlainTextResponse(message, status)
@@ -411,7 +374,13 @@ def build_app(
     # the file of Gradio's default semi-bold weight lacks most letters
     font = (themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif")
     app = fastapi.FastAPI(openapi_url=None)
-    app.add_middleware(PageGate, functions=page.fns, problem=problem)
+    boot = secrets.token_hex(8)  # another process does not know the open tabs
+
+    @app.get("/health")
+    def health() -> dict[str, str | None]:
+        return {"boot": boot, "problem": problem()}
+
+    app.add_middleware(PageGate, functions=page.fns)
     app.add_middleware(Gate, host=host, allowed_hosts=allowed_hosts, origins=(), refuse=refuse)  # the last is outermost
     page.has_launched = True  # enables Gradio's check of readable files; not set when the page is mounted
     return gr.mount_gradio_app(

@@ -26,23 +26,20 @@ _MAX_ERROR_BYTES = 65_536
 
 
 class ServerChat:
-    """Requests answers from a server, with one connection per answer.
+    """Requests answers from a server, with one connection per answer; environment proxies are ignored.
 
-    Args:
-        url: Address of the server, such as http://127.0.0.1:8000; a path before /v1 is kept. Environment proxies are
-            ignored.
-        api_key: API key of the server; None if it requires none.
-
-    Raises:
-        UserError: If the address is invalid or the server does not respond.
+    A path before /v1 in the address, such as http://127.0.0.1:8000, is kept. Raises UserError if the address is invalid
+    or the server does not respond.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"{url} is not a server address; use one such as http://127.0.0.1:8000")
-        self._url = url
-        self._host, self._port = parts.hostname, _port(url, parts)
+        try:
+            self._url, self._host, self._port = url, parts.hostname, parts.port
+        except ValueError:
+            raise UserError(f"{url} has an invalid port; use an address such as http://127.0.0.1:8000") from None
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._path = parts.path.rstrip("/").removesuffix("/chat/completions").removesuffix("/v1") + "/v1"
         self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
@@ -63,9 +60,6 @@ class ServerChat:
         Drops the oldest turns while the server reports that the context is exceeded. A server may also accept a prompt
         that leaves no space for an answer. Once an answer was truncated for that reason, the context length is known,
         and later conversations leave a quarter of it free.
-
-        Raises:
-            UserError: If the server reports an error or cannot be reached.
         """
         has_system = messages[0]["role"] == "system"
         turns = list(messages[has_system:])
@@ -128,7 +122,9 @@ class ServerChat:
                     answer.elapsed_s = time.perf_counter() - started_s
                     yield from _take(chunk, answer)
                     if usage := chunk.get("usage"):
-                        self._learn(usage, answer, num_chars, max_new_tokens)
+                        self._tokens_per_char = usage["prompt_tokens"] / num_chars
+                        if answer.finish_reason == "length" and usage["completion_tokens"] < max_new_tokens:
+                            self._context = usage["prompt_tokens"] + usage["completion_tokens"]
                     if has_stopped:
                         return
                 if not has_stopped and answer.finish_reason is None:
@@ -146,11 +142,6 @@ class ServerChat:
         answer.num_tokens = None  # known once the server reports the usage
         answer.pieces = pieces()
         return answer
-
-    def _learn(self, usage: dict[str, Any], answer: Answer, num_chars: int, max_new_tokens: int) -> None:
-        self._tokens_per_char = usage["prompt_tokens"] / num_chars
-        if answer.finish_reason == "length" and usage["completion_tokens"] < max_new_tokens:
-            self._context = usage["prompt_tokens"] + usage["completion_tokens"]
 
     def problem(self) -> str | None:
         """Return why the server cannot answer now; None if it can."""
@@ -184,20 +175,12 @@ class ServerChat:
             raise UserError(f"no server responds at {self._url} ({error}); start one with nanochat-lit serve") from None
 
 
-def _port(url: str, parts: Any) -> int | None:
-    try:
-        return parts.port
-    except ValueError:
-        raise UserError(f"{url} has an invalid port; use an address such as http://127.0.0.1:8000") from None
-
-
 def _plain(message: Message) -> dict[str, Any]:
-    """Convert a message to OpenAI's format, with text content."""
     content = message["content"]
     if isinstance(content, str):
         return {"role": message["role"], "content": content}
-    plain: dict[str, Any] = {"role": message["role"]}
-    plain["content"] = "".join(part["text"] for part in content if part["type"] == "text")
+    text = "".join(part["text"] for part in content if part["type"] == "text")
+    plain: dict[str, Any] = {"role": message["role"], "content": text}
     if any(part["type"] != "text" for part in content):  # only servers with this extension send such parts
         plain["nanochat"] = {"parts": content}
     return plain
@@ -206,12 +189,10 @@ def _plain(message: Message) -> dict[str, Any]:
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
     """Yield the JSON of each server-sent event, up to [DONE]."""
     for line in response:
-        if not line.startswith(b"data:"):
-            continue  # empty lines and keep-alive comments
-        data = line.removeprefix(b"data:").strip()
-        if data == b"[DONE]":
-            return
-        yield json.loads(data)
+        if line.startswith(b"data:"):  # others are empty lines and keep-alive comments
+            if (data := line.removeprefix(b"data:").strip()) == b"[DONE]":
+                return
+            yield json.loads(data)
 
 
 def _take(chunk: dict[str, Any], answer: Answer) -> Generator[Piece, None, None]:

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.answer_text import TokenScore
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.chat_messages import as_messages
-from nanochat_lit.serve.chat_response import Writer, usage
-from nanochat_lit.serve.messages import TokenScore, Update
+from nanochat_lit.serve.chat_request import as_messages
+from nanochat_lit.serve.chat_response import TokenNames, Writer, usage
+from nanochat_lit.serve.messages import Update
 from nanochat_lit.serve.request_fields import (
     MAX_TOP_LOGPROBS,
     Options,
@@ -20,6 +20,7 @@ from nanochat_lit.serve.request_fields import (
     bad_field,
     boolean,
     check_fields,
+    errors_of,
     is_same,
     kind_of,
     parse_options,
@@ -84,7 +85,7 @@ def _prompts(given: object, tokenizer: Tokenizer) -> tuple[list[list[int]], list
     if not isinstance(items, list) or not 0 < len(items) <= MAX_PROMPTS:
         raise bad_field("prompt", f"prompt must be a text, token ids, or a list of 1 to {MAX_PROMPTS} of them")
     prompts, texts = [], []
-    try:
+    with errors_of("prompt", "prompt: "):
         for item in items:
             if isinstance(item, str):
                 prompts.append(tokenizer.encode(item, prepend_bos=True))
@@ -94,8 +95,6 @@ def _prompts(given: object, tokenizer: Tokenizer) -> tuple[list[list[int]], list
                 texts.append(tokenizer.decode(item))
             else:
                 raise bad_field("prompt", f"prompt must contain texts or lists of token ids, not {kind_of(item)}")
-    except UserError as error:
-        raise bad_field("prompt", f"prompt: {error}") from None
     return prompts, texts
 
 
@@ -147,7 +146,7 @@ def tokenize(body: Mapping[str, Any], model_name: str, tokenizer: Tokenizer, con
     """
     used = ("prompt", "messages", "add_special_tokens", "return_token_strs")
     check_fields(body, model_name, used, _TRUE)
-    try:
+    with errors_of("prompt"):
         if body.get("messages") is not None:
             tokens = render_for_completion(tokenizer, {"messages": as_messages(body["messages"])})
         elif isinstance(prompt := body.get("prompt"), str):
@@ -155,25 +154,15 @@ def tokenize(body: Mapping[str, Any], model_name: str, tokenizer: Tokenizer, con
             tokens = tokenizer.encode(prompt, prepend_bos=has_bos)
         else:
             raise bad_field("prompt", f"prompt must be a string, not {kind_of(prompt)}; or send messages")
-    except UserError as error:
-        raise bad_field("prompt", str(error)) from None
-    names = {token_id: name for name, token_id in tokenizer.special_ids.items()}
-    strings = [names.get(token) or tokenizer.bytes_of(token).decode("utf-8", "replace") for token in tokens]
-    shown = strings if boolean(body, "return_token_strs") else None
+    shown = [*map(TokenNames(tokenizer).text_of, tokens)] if boolean(body, "return_token_strs") else None
     return {"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": shown}
 
 
 def detokenize(body: Mapping[str, Any], model_name: str, tokenizer: Tokenizer) -> dict[str, str]:
-    """Return the text of token ids (`tokens`).
-
-    Raises:
-        ApiError: As `tokenize`.
-    """
+    """Return the text of token ids (`tokens`); raises ApiError as `tokenize`."""
     check_fields(body, model_name, ("tokens",), {})
     tokens = body.get("tokens")
     if not are_token_ids(tokens):
         raise bad_field("tokens", "tokens must be a list of token ids")
-    try:
+    with errors_of("tokens"):
         return {"prompt": tokenizer.decode(tokens)}
-    except UserError as error:
-        raise bad_field("tokens", str(error)) from None

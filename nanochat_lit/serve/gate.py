@@ -5,7 +5,7 @@ the chat page use this module.
 
 Gradio (6.31) has about seventy endpoints, for example for local files, proxied pages, uploads and recordings. An input
 value of its file type names a file, which Gradio copies to its served folder. The page needs five endpoints and sends
-plain values. /health, for the page's notice, is answered here.
+plain values.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ import ipaddress
 import itertools
 import json
 import re
-import secrets
 import socket
 from collections.abc import Callable, Container, MutableMapping, Sequence
 from typing import Any
@@ -41,11 +40,7 @@ _AUTHORITY = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; port 0 selects a free port.
-
-    Raises:
-        UserError: If the address cannot be bound.
-    """
+    """Return a listening socket (port 0: any free port); raises UserError if the address cannot be bound."""
     if not 0 <= port <= 65_535:
         raise UserError(f"port is {port}; use 1 to 65535, or 0 for any free port")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -94,8 +89,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._number = next(self._numbers)
         self._await_head()
         if len(self.connections) > _max_connections():
-            others = [other for other in self.connections if isinstance(other, BoundedProtocol) and not other.is_busy]
-            min(others, key=lambda other: other._number, default=self)._hang_up()
+            ours = [other for other in self.connections if isinstance(other, BoundedProtocol)]
+            idle = [other for other in ours if not other.is_answering and not other.transport.is_closing()]
+            min(idle, key=lambda other: other._number, default=self)._hang_up()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Remove the connection."""
@@ -106,11 +102,6 @@ class BoundedProtocol(HttpToolsProtocol):
     def is_answering(self) -> bool:
         """Whether a request's head has arrived and its response is incomplete."""
         return self.cycle is not None and not self.cycle.response_complete
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether the connection is being answered or is closed."""
-        return self.is_answering or self.transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
         """Parse data, unless the head exceeds its limit."""
@@ -167,13 +158,9 @@ class Gate:
     Any web page can make a browser send requests to this machine, directly or through a host name that resolves to it
     (DNS rebinding). Such requests carry the page's own host in `Host` or `Origin`.
 
-    Args:
-        app: Wrapped application.
-        host: Address the server binds to. Loopback allows all names of loopback; a wildcard allows every IP address,
-            which cannot be rebound, and this machine's name.
-        allowed_hosts: Additional names of this server; "*" allows all.
-        origins: Origins whose pages may send requests; "*" allows all.
-        refuse: Returns the ASGI application that sends an error with a status and a message.
+    Loopback as `host` allows all names of loopback; a wildcard allows every IP address, which cannot be rebound, and
+    this machine's name. `allowed_hosts` and `origins` are allowed in addition; "*" allows all. `refuse` returns the ASGI
+    application that sends an error with a status and a message.
     """
 
     def __init__(
@@ -188,7 +175,7 @@ class Gate:
         self._app, self._refuse, self._origins = app, refuse, {origin.lower() for origin in origins}
         self._given = {name.lower().strip("[]") for name in allowed_hosts}
         self._is_wildcard = host in ("0.0.0.0", "::", "")  # noqa: S104
-        is_local = self._is_wildcard or host.lower() == "localhost" or _is_loopback(host)
+        is_local = self._is_wildcard or host.lower() == "localhost" or getattr(_address(host), "is_loopback", False)
         names = {"localhost", "127.0.0.1", "::1"} if is_local else set()
         names |= {socket.gethostname().lower()} if self._is_wildcard else {host.lower()}
         self._names = names | self._given
@@ -200,26 +187,24 @@ class Gate:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close"})
-        elif await _drain(receive):
+        elif await _body(receive, MAX_HEAD_BYTES, HEAD_TIMEOUT_S) is not None:  # so that its client reads the error
             await self._refuse(*refusal)(scope, receive, send)
 
     def _refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> tuple[int, str] | None:
         if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEAD_BYTES:
-            return (
-                431,
-                f"the request has more than {MAX_HEADERS} headers or {MAX_HEAD_BYTES} bytes of headers; send fewer",
-            )
+            limits = f"{MAX_HEADERS} headers or {MAX_HEAD_BYTES} bytes of headers"
+            return 431, f"the request has more than {limits}; send fewer"
         found = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
         host = found[0] if found else ""
         if len(found) != 1 or not self._is_ours(_name_of(host)):
-            return (403, f"the host {_shown(host)} is not allowed; add it with --allowed_hosts")
+            return 403, f"the host {host[:80]!a} is not allowed; add it with --allowed_hosts"
         for origin in (value.decode("latin-1").lower() for name, value in headers if name == b"origin"):
             if not self._may_ask(origin, host):
-                return 403, f"the origin {_shown(origin)} is not allowed; only pages of this server's own address are"
+                return 403, f"the origin {origin[:80]!a} is not allowed; only pages of this server's own address are"
         return None
 
     def _is_ours(self, name: str) -> bool:
-        return bool({name, "*"} & self._names) or (self._is_wildcard and _is_address(name))
+        return bool({name, "*"} & self._names) or (self._is_wildcard and _address(name) is not None)
 
     def _may_ask(self, origin: str, host: str) -> bool:
         if {origin, "*"} & self._origins:
@@ -229,43 +214,23 @@ class Gate:
         return scheme in ("http", "https") and (authority == host or _name_of(authority) in self._given)
 
 
-async def _drain(receive: Any) -> bool:
-    """Read the rest of a small request, so that its client reads the error; return False if the client disconnected."""
-    num_bytes, has_more = 0, True
-    with contextlib.suppress(asyncio.TimeoutError):
-        while has_more and num_bytes < MAX_HEAD_BYTES:
-            message = await asyncio.wait_for(receive(), HEAD_TIMEOUT_S)
-            if message["type"] == "http.disconnect":
-                return False
-            num_bytes, has_more = num_bytes + len(message["body"]), message["more_body"]
-    return True
-
-
 def _name_of(authority: str) -> str:
     """Return the host of HOST or HOST:PORT; empty if invalid."""
     found = _AUTHORITY.fullmatch(authority)
     return (found["v6"] or found["name"]).rstrip(".") if found else ""
 
 
-def _is_address(name: str) -> bool:
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(name) is not None
-    return False
-
-
-def _is_loopback(name: str) -> bool:
-    return _is_address(name) and ipaddress.ip_address(name).is_loopback
-
-
-def _shown(value: str) -> str:
-    return ascii(value[:80])
+        return ipaddress.ip_address(name)
+    return None
 
 
 MAX_BODY_BYTES = 1_000_000
 """Maximum size of a message from the page."""
 
 _JOIN = "/gradio_api/queue/join"
-_PAGES = ("/", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/gradio_api/queue/data")
+_PAGES = ("/", "/health", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/gradio_api/queue/data")
 _FOLDERS = ("/assets/", "/static/")
 
 # Gradio's page needs inline scripts and eval; all other resources must come from this server.
@@ -281,15 +246,11 @@ class PageGate:
 
     Plain ASGI, because Starlette's base class buffers streams.
 
-    Args:
-        app: Gradio's application.
-        functions: Indices of the page's functions.
-        problem: Returns why the model cannot answer now; None if it can. Runs in a thread.
+    `functions` are the indices of the page's functions.
     """
 
-    def __init__(self, app: Any, functions: Container[object], problem: Callable[[], str | None]) -> None:
-        self._app, self._functions, self._problem = app, functions, problem
-        self._boot = secrets.token_hex(8)  # another process does not know the open tabs
+    def __init__(self, app: Any, functions: Container[object]) -> None:
+        self._app, self._functions = app, functions
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         """Handle one request."""
@@ -303,31 +264,25 @@ class PageGate:
         if scope["type"] != "http":  # only lifespan events; there are no websockets
             await self._app(scope, receive, send)
             return
-        if scope["path"] == "/health" and scope["method"] == "GET":
-            health = {"boot": self._boot, "problem": await asyncio.to_thread(self._problem)}
-            await JSONResponse(health)(scope, receive, send_with_policy)
-            return
         refusal: Any = None
         if scope["path"] == _JOIN and scope["method"] == "POST":
-            body = await _body(receive)
+            body = await _body(receive, MAX_BODY_BYTES, BODY_TIMEOUT_S)
             if body is None:  # the client disconnected
                 return
             refusal = self._problem_of(body)
+            read_already = [{"type": "http.request", "body": body, "more_body": False}]
 
             async def receive_again() -> dict[str, Any]:
-                nonlocal body
-                if body is None:
-                    return await receive()
-                message, body = {"type": "http.request", "body": body, "more_body": False}, None
-                return message
+                return read_already.pop() if read_already else await receive()
 
-            app_receive = receive_again
         else:
-            app_receive = receive
-            if not _is_open(scope["method"], scope["path"]):
+            receive_again = receive
+            if scope["method"] not in ("GET", "HEAD") or not (
+                scope["path"] in _PAGES or scope["path"].startswith(_FOLDERS)
+            ):
                 refusal = 404, "this endpoint does not exist"
         if refusal is None:
-            await self._app(scope, app_receive, send_with_policy)
+            await self._app(scope, receive_again, send_with_policy)
         else:
             status, message = refusal
             await JSONResponse({"detail": message}, status)(scope, receive, send_with_policy)
@@ -351,19 +306,15 @@ class PageGate:
         return None
 
 
-def _is_open(method: str, path: str) -> bool:
-    return method in ("GET", "HEAD") and (path in _PAGES or path.startswith(_FOLDERS))
-
-
-async def _body(receive: Any) -> bytes | None:
+async def _body(receive: Any, max_bytes: int, timeout_s: float) -> bytes | None:
     """Return the body, or its beginning if it is too long or too slow; None if the client disconnected."""
     body = bytearray()
-    deadline_s = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
-    while len(body) <= MAX_BODY_BYTES:
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    while len(body) <= max_bytes:
         try:
             message = await asyncio.wait_for(receive(), deadline_s - asyncio.get_running_loop().time())
         except asyncio.TimeoutError:  # not the builtin before Python 3.11
-            return bytes(body)
+            break
         if message["type"] == "http.disconnect":
             return None
         body += message["body"]

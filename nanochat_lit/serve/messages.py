@@ -1,9 +1,11 @@
 """Messages between the server and its workers."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
-from nanochat_lit.engine.answer_text import Piece
+from nanochat_lit.engine.answer_text import Piece, TokenScore
 from nanochat_lit.engine.sampling_params import Request, SamplingParams
 
 
@@ -51,49 +53,43 @@ class Failed(NamedTuple):
     message: str
 
 
-class TokenScore(NamedTuple):
-    """Log-probability of a token, in nats at temperature 1."""
-
-    token_id: int
-    logprob: float
-    top: Sequence[tuple[int, float]]
-    """Ids and log-probabilities of the most likely tokens at its place."""
-
-
-def join_parts(parts: Sequence[Piece]) -> list[Piece]:
-    """The same with neighbours of one type joined."""
-    joined: list[Piece] = []
-    for kind, text in parts:
-        if joined and joined[-1].type == kind:
-            joined[-1] = Piece(kind, joined[-1].text + text)
-        else:
-            joined.append(Piece(kind, text))
-    return joined
-
-
 class Update(NamedTuple):
     """New results of one request."""
 
     key: int
-    parts: list[Piece]
+    parts: Sequence[Piece] = ()
     """New finalized parts."""
-    num_tokens: int
+    num_tokens: int = 0
     """Number of new tokens, without the end token."""
-    finish_reason: str | None
-    error: tuple[int, str, int | None] | None
+    finish_reason: str | None = None
+    error: tuple[int, str, int | None] | None = None
     """HTTP status, message and Retry-After seconds; this is the last update."""
     scores: Sequence[TokenScore] = ()
     """Log-probabilities of the new sampled tokens, including the end token, if requested."""
     prompt_scores: Sequence[TokenScore] = ()
     """Those of the prompt's tokens from the second on, if requested, in the first update."""
 
-    def followed_by(self, later: "Update") -> "Update":
-        """Merge with a later update."""
-        if self.finish_reason is not None or self.error is not None:
-            return self
-        parts, num_tokens = join_parts([*self.parts, *later.parts]), self.num_tokens + later.num_tokens
-        scores, prompt_scores = (*self.scores, *later.scores), (*self.prompt_scores, *later.prompt_scores)
-        return Update(self.key, parts, num_tokens, later.finish_reason, later.error, scores, prompt_scores)
+    @property
+    def is_last(self) -> bool:
+        """Whether the answer ends with it."""
+        return self.finish_reason is not None or self.error is not None
+
+
+def join_parts(parts: Sequence[Piece]) -> list[Piece]:
+    """The same with neighbours of one type joined."""
+    return [Piece(kind, "".join(text for _, text in some)) for kind, some in groupby(parts, key=itemgetter(0))]
+
+
+def merged(updates: Sequence[Update]) -> Update:
+    """Return one update in place of several of one request; what comes after its end is dropped."""
+    ends = (number for number, one in enumerate(updates, start=1) if one.is_last)
+    updates = updates[: next(ends, len(updates))]
+    return updates[-1]._replace(
+        parts=join_parts([part for one in updates for part in one.parts]),
+        num_tokens=sum(one.num_tokens for one in updates),
+        scores=tuple(score for one in updates for score in one.scores),
+        prompt_scores=tuple(score for one in updates for score in one.prompt_scores),
+    )
 
 
 class Report(NamedTuple):

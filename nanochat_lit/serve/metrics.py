@@ -25,9 +25,7 @@ class Counter:
     def lines(self) -> list[str]:
         """Return the sample lines."""
         return [
-            f"{self.name}{_braces(zip(self.labels, own, strict=True))} {value:g}"
-            if value < 1e6
-            else f"{self.name}{_braces(zip(self.labels, own, strict=True))} {value:.0f}"
+            f"{self.name}{_braces(zip(self.labels, own, strict=True))} {value:{'g' if value < 1e6 else '.0f'}}"
             for own, value in sorted(self.values.items())
         ]
 

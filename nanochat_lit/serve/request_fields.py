@@ -4,10 +4,11 @@ Fields without effect are ignored only if they cannot change the answer (`user`,
 Extensions of OpenAI's fields: `top_k`, `min_p`, `repetition_penalty` and `structured_outputs`, as in vLLM.
 """
 
+import contextlib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, NoReturn, TypeGuard
 
 from nanochat_lit.common.errors import UserError
@@ -17,37 +18,29 @@ from nanochat_lit.engine.sampling_params import MAX_BIAS, MAX_SEED, Request, Sam
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
-    """An error response.
+    """An error response."""
 
-    Args:
-        status: HTTP status.
-        message: Human-readable message with the value, the limit and the fix.
-        param: Invalid field of the request.
-        code: Machine-readable code.
-        retry_after_s: Value of the Retry-After header, seconds.
-    """
+    status: int
+    message: str
+    """The value, the limit and the fix."""
+    _: KW_ONLY
+    param: str | None = None
+    """Invalid field of the request."""
+    code: str | None = None
+    """Machine-readable code."""
+    retry_after_s: int | None = None
+    """Value of the Retry-After header, seconds."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.param = param
-        self.code = code
-        self.retry_after_s = retry_after_s
+    def __str__(self) -> str:
+        return self.message
 
     @property
     def body(self) -> dict[str, Any]:
         """Return the JSON body of the response."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -59,6 +52,15 @@ class ApiError(Exception):
 def bad_field(param: str, message: str, code: str | None = None) -> ApiError:
     """Return an error with status 400 for a field of the request."""
     return ApiError(400, message, param=param, code=code)
+
+
+@contextlib.contextmanager
+def errors_of(param: str, prefix: str = "") -> Iterator[None]:
+    """UserErrors inside become errors with status 400 for a field of the request."""
+    try:
+        yield
+    except UserError as error:
+        raise bad_field(param, f"{prefix}{error}") from None
 
 
 def kind_of(value: object) -> str:
@@ -99,18 +101,12 @@ def answer_grammar(body: Mapping[str, Any]) -> str:
 
 
 def checked_grammar(make: Any, given: Any, param: str) -> str:
-    """Return the grammar that `make` writes of the format given in the field `param`.
-
-    Raises:
-        ApiError: 400 as `answer_grammar`.
-    """
+    """Return the grammar that `make` writes of the format given in the field `param`; raises as `answer_grammar`."""
     if (size := len(json.dumps(given))) > MAX_FORMAT_CHARS:
         raise bad_field(param, f"{param} has {size} characters; at most {MAX_FORMAT_CHARS} are allowed")
-    try:
+    with errors_of(param, f"{param}: "):
         grammar = make(given)
         check_grammar(grammar)
-    except UserError as error:
-        raise bad_field(param, f"{param}: {error}") from None
     return grammar
 
 
@@ -193,11 +189,7 @@ class Options:
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """Parse the JSON object of a body.
-
-    Raises:
-        ApiError: 400 if it is not a JSON object; NaN and infinities are rejected.
-    """
+    """Parse the JSON object of a body; raises ApiError (400) if it is something else, or has NaN or infinities."""
 
     def refuse(word: str) -> NoReturn:
         raise ValueError(f"{word} is not JSON")
@@ -220,13 +212,10 @@ def parse_json(raw: bytes) -> dict[str, Any]:
 def check_fields(
     body: Mapping[str, Any], model_name: str, used: Sequence[str], refused: Mapping[str, tuple[Any, ...]]
 ) -> None:
-    """Check the names of the fields, and the model's, which is optional.
+    """Check the names of the fields, and the model's, which is optional; raises ApiError (404 for another model).
 
     `used` are fields in addition to those of `Options`; `refused` are unsupported ones, with the values that disable
     them.
-
-    Raises:
-        ApiError: 404 for another model, 400 for unknown or unsupported fields.
     """
     model = body.get("model", model_name)
     if not isinstance(model, str):

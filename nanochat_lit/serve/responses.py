@@ -39,11 +39,7 @@ _NAMES = {
 
 
 def parse_response_request(body: Mapping[str, Any], model_name: str, defaults: SamplingParams) -> ChatRequest:
-    """Check every field of a request; arguments as of `parse_chat_request`.
-
-    Raises:
-        ApiError: 404 for another model, 400 for everything else, with the field's name.
-    """
+    """Check every field of a request; arguments and errors are those of `parse_chat_request`."""
     for name, value in body.items():
         if name in _REFUSED and value is not None and value not in _REFUSED[name]:
             reason = "this server stores no responses; send all messages in input and " if name in _STATE else ""
@@ -212,7 +208,6 @@ class ResponseWriter(ChatWriter):
         return written + self._typed("response.output_text.delta", **self._place(), delta=text, logprobs=[])
 
     def _close(self) -> str:
-        """Finish the message being streamed."""
         if self._open is None:
             return ""
         item, part = self._open, self._open["content"][0]

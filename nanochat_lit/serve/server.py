@@ -19,7 +19,6 @@ from starlette.requests import ClientDisconnect
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.serve.api import ChatAPI, ServeSettings, fingerprint_of
 from nanochat_lit.serve.gate import Gate, address_of, listen, uvicorn_config
-from nanochat_lit.serve.loop import ChatLoop
 from nanochat_lit.serve.messages import Ready
 from nanochat_lit.serve.metrics import ServerMetrics
 from nanochat_lit.serve.request_fields import ApiError
@@ -54,23 +53,15 @@ class ChatServer(litserve.LitServer):
         self._uvicorn: _Uvicorn | None = None
         spec = ChatSpec(settings, tokenizer, self.pool, self.metrics)
         middlewares: list[Any] = [  # the last one is outermost
-            _DefectAnswers,
-            (
-                Gate,
-                {
-                    "host": settings.host,
-                    "allowed_hosts": settings.allowed_hosts,
-                    "origins": settings.cors_origins,
-                    "refuse": _refusal,
-                },
-            ),
-            (_RequestCounter, {"metrics": self.metrics}),
-        ]
+            (Gate, {"host": settings.host, "allowed_hosts": settings.allowed_hosts, "origins": settings.cors_origins,
+                    "refuse": _refusal}),
+            (_Outcomes, {"metrics": self.metrics}),
+        ]  # fmt: skip
         if settings.cors_origins:
             cors = {"allow_origins": list(settings.cors_origins), "allow_methods": ["*"], "allow_headers": ["*"]}
             middlewares.append((CORSMiddleware, {**cors, "expose_headers": ["Retry-After"]}))
         super().__init__(
-            ChatAPI(settings, fingerprint, loop=ChatLoop(), spec=spec),
+            ChatAPI(settings, fingerprint, spec=spec),
             accelerator="cpu",  # the pool assigns devices
             devices=1,
             max_payload_size=settings.max_body_bytes,
@@ -168,33 +159,12 @@ class _Uvicorn(uvicorn.Server):
         timer.cancel()
 
 
-class _DefectAnswers:
-    """Middleware that converts uncaught exceptions to status 500.
+class _Outcomes:
+    """Middleware that counts requests by path and status, also those that never reach an endpoint.
 
-    Starlette's own is outermost, where the response is not counted and lacks CORS headers.
+    Uncaught exceptions become status 500: Starlette's own handler is outermost, where the response is not counted and
+    lacks CORS headers.
     """
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        is_started = False
-
-        async def watch(message: Any) -> None:
-            nonlocal is_started
-            is_started = True
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watch)
-        except Exception as error:
-            if scope["type"] == "http" and not is_started:
-                await (await _tell(Request(scope), error))(scope, receive, send)
-            raise  # uvicorn logs it
-
-
-class _RequestCounter:
-    """Middleware that counts requests by path and status, including those that never reach an endpoint."""
 
     def __init__(self, app: Any, metrics: ServerMetrics) -> None:
         self.app, self.metrics = app, metrics
@@ -213,6 +183,10 @@ class _RequestCounter:
 
         try:
             await self.app(scope, receive, watch)
+        except Exception as error:
+            if status == 499:  # not started
+                await (await _tell(Request(scope), error))(scope, receive, watch)
+            raise  # uvicorn logs it
         finally:
             path = scope["path"] if scope["path"] in _PATHS else "other"  # bounds the number of labels
             self.metrics.requests.add(path, str(status))
@@ -227,8 +201,7 @@ def _tokenizer_of(model: Path) -> Tokenizer:
 
 
 def _refusal(status: int, message: str) -> Response:
-    error = ApiError(status, message)
-    return JSONResponse(error.body, error.status)
+    return JSONResponse(ApiError(status, message).body, status)
 
 
 async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001 - Starlette's signature
@@ -237,7 +210,6 @@ async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001
 
 
 async def _tell(request: Request, error: Exception) -> Response:
-    """Convert every error to OpenAI's format."""
     if isinstance(error, StarletteHTTPException | HTTPException):
         path = ascii(request.url.path[:80])
         limit = request.app.state.max_body_bytes

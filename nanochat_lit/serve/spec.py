@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -17,7 +17,7 @@ from nanochat_lit.serve.chat_request import parse_chat_request, render_prompt
 from nanochat_lit.serve.chat_response import ChatWriter, TokenNames, Writer, event, usage
 from nanochat_lit.serve.completions import TextWriter, detokenize, parse_completion_request, tokenize
 from nanochat_lit.serve.gate import BODY_TIMEOUT_S
-from nanochat_lit.serve.messages import Ready, Update
+from nanochat_lit.serve.messages import Ready, Update, merged
 from nanochat_lit.serve.metrics import ServerMetrics
 from nanochat_lit.serve.request_fields import ApiError, Options, parse_json
 from nanochat_lit.serve.responses import ResponseWriter, own_names, parse_response_request
@@ -143,23 +143,22 @@ class ChatSpec(LitSpec):
         start_s: float,
     ) -> Response:
         client = f"{request.client.host if request.client else ''} {asked.user}"
+        num_prompt = sum(len(one.prompt_ids) for one in requests if one.sample == 0)
         reply = self._pool.ask(requests, client, start_s)
-        watcher = asyncio.ensure_future(_leave_with_client(reply, request))
+        reply.follow(request)
         is_streaming = False
         try:
             # wait for the first token, so that an earlier error has its own status in a streamed answer too
             first = await reply.next()
-            num_prompt = sum(len(one.prompt_ids) for one in requests if one.sample == 0)
             self._metrics.prompt_tokens.add(by=num_prompt)
             if asked.stream:
                 is_streaming = True
-                stream = _Stream(reply, first, writers, num_prompt, asked.include_usage)
+                events = _events(reply, first, writers, num_prompt, asked.include_usage)
                 timeout_s = self._settings.request_timeout_s + 2 * self._settings.hang_timeout_s
-                return _EventResponse(stream, watcher, timeout_s)
+                return _EventResponse(events, reply, timeout_s)
             return JSONResponse(await _whole(reply, first, writers, num_prompt))
         finally:
             if not is_streaming:
-                watcher.cancel()
                 reply.close()
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -177,70 +176,53 @@ class _EventResponse(Response):
     Starlette's implementation starts a task group per answer and sends an empty message at its end.
     """
 
-    def __init__(self, stream: "_Stream", watcher: asyncio.Task[None], timeout_s: float) -> None:
+    def __init__(self, events: AsyncIterator[tuple[str, bool]], reply: Reply, timeout_s: float) -> None:
         # prevents nginx and similar proxies from buffering the events
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(media_type="text/event-stream", headers=headers)
         del self.headers["content-length"]
-        self._stream, self._watcher, self._timeout_s = stream, watcher, timeout_s
+        self._events, self._reply, self._timeout_s = events, reply, timeout_s
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002 - ASGI's signature
         try:
             with contextlib.suppress(asyncio.TimeoutError, ClientLeft):
                 await asyncio.wait_for(self._send(send), self._timeout_s)
         finally:
-            self._watcher.cancel()
-            self._stream.reply.close()
+            self._reply.close()
 
     async def _send(self, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        is_over = False
-        while not is_over:
-            text, is_over = await self._stream.next()
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": not is_over})
+        async for text, is_last in self._events:
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": not is_last})
 
 
-class _Stream:
-    """Answers as server-sent events."""
-
-    def __init__(
-        self, reply: Reply, first: Updates, writers: Sequence[Writer], num_prompt: int, include_usage: bool
-    ) -> None:
-        self.reply = reply
-        self._first: Updates | None = first
-        self._writers, self._num_prompt, self._include_usage = writers, num_prompt, include_usage
-        self._num_tokens = 0
-
-    async def next(self) -> tuple[str, bool]:
-        """Return the available events, and whether they are the last."""
-        if self._first is not None:
-            updates, self._first = self._first, None
-            text = "".join(writer.start() for writer in self._writers)
-        else:
-            try:
-                updates, text = await self.reply.next(), ""
-            except ApiError as error:  # too late for an HTTP status; OpenAI's clients raise the error of such an event
-                return event(error.body), True
+async def _events(
+    reply: Reply, updates: Updates, writers: Sequence[Writer], num_prompt: int, include_usage: bool
+) -> AsyncIterator[tuple[str, bool]]:
+    """Yield the available events, and whether they are the last."""
+    text, num_tokens = "".join(writer.start() for writer in writers), 0
+    while True:
         for index, update in updates:
-            self._num_tokens += update.num_tokens
-            text += self._writers[index].events(update)
-        if self.reply.is_over:
-            text += self._writers[0].end(usage(self._num_prompt, self._num_tokens) if self._include_usage else None)
-        return text, self.reply.is_over
+            num_tokens += update.num_tokens
+            text += writers[index].events(update)
+        if reply.is_over:
+            yield text + writers[0].end(usage(num_prompt, num_tokens) if include_usage else None), True
+            return
+        yield text, False
+        try:
+            updates, text = await reply.next(), ""
+        except ApiError as error:  # too late for an HTTP status; OpenAI's clients raise the error of such an event
+            yield event(error.body), True
+            return
 
 
 async def _whole(reply: Reply, updates: Updates, writers: Sequence[Writer], num_prompt: int) -> dict[str, Any]:
-    answers: dict[int, Update] = {}
+    received: list[list[Update]] = [[] for _ in writers]
     while True:
         for index, update in updates:
-            answers[index] = answers[index].followed_by(update) if index in answers else update
+            received[index].append(update)
         if reply.is_over:
-            choices = [writer.choice(answers[index]) for index, writer in enumerate(writers)]
-            return writers[0].whole(choices, usage(num_prompt, sum(one.num_tokens for one in answers.values())))
+            answers = [merged(parts) for parts in received]
+            choices = [writer.choice(answer) for writer, answer in zip(writers, answers, strict=True)]
+            return writers[0].whole(choices, usage(num_prompt, sum(answer.num_tokens for answer in answers)))
         updates = await reply.next()
-
-
-async def _leave_with_client(reply: Reply, request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    reply.leave()

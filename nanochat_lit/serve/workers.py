@@ -16,18 +16,19 @@ import struct
 import sys
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+import fastapi
 from litserve.callbacks import CallbackRunner
 from litserve.loops import inference_worker
 from litserve.transport.base import MessageTransport
 
 from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.serve.api import ChatAPI, ServeSettings
-from nanochat_lit.serve.loop import ChatLoop
-from nanochat_lit.serve.messages import Cancel, Close, Failed, Ready, Report, Submit, Update
+from nanochat_lit.serve.messages import Cancel, Close, Failed, Ready, Report, Submit, Update, merged
 from nanochat_lit.serve.metrics import ServerMetrics
 from nanochat_lit.serve.request_fields import ApiError
 
@@ -43,13 +44,7 @@ class Reply:
 
     Updates that arrive while the coroutine is busy are merged, so that a busy server writes less often. The coroutine
     waits on a single future; a queue with timeouts would cost several times as much per update as the rest of the
-    server.
-
-    Args:
-        metrics: Metrics to update.
-        start_s: Arrival time of the request on time.monotonic.
-        keys: Keys of its answers at the worker.
-        on_close: Called once, with the keys of the unfinished answers, whose slots are still in use.
+    server. `keys` are those of the answers at the worker; `on_close` is called once, with those of unfinished ones.
     """
 
     def __init__(
@@ -59,17 +54,27 @@ class Reply:
         self._index = {key: index for index, key in enumerate(keys)}
         self._open = set(keys)
         self._loop = asyncio.get_running_loop()
-        self._news: dict[int, Update] = {}
+        self._news: defaultdict[int, list[Update]] = defaultdict(list)
         self._waiter: asyncio.Future[None] | None = None
         self._has_left = self._has_failed = self._is_closed = False
+        self._follower: asyncio.Task[None] | None = None
         self._before_s = 0.0
         metrics.in_flight.add()
 
     def put(self, update: Update) -> None:
         """Add an update of the worker."""
-        earlier = self._news.get(update.key)
-        self._news[update.key] = update if earlier is None else earlier.followed_by(update)
+        self._news[update.key].append(update)
         self._wake()
+
+    def follow(self, request: fastapi.Request) -> None:
+        """Call `leave` once the client of this request disconnects."""
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            self.leave()
+
+        self._follower = self._loop.create_task(watch())
 
     def leave(self) -> None:
         """Record that the client has disconnected."""
@@ -88,8 +93,8 @@ class Reply:
             await self._waiter
         if self._has_left:
             raise ClientLeft
-        updates, self._news = list(self._news.values()), {}
-        self._open -= {update.key for update in updates if update.finish_reason or update.error}
+        updates = [merged(self._news.pop(key)) for key in list(self._news)]
+        self._open -= {update.key for update in updates if update.is_last}
         for error in [update.error for update in updates if update.error]:
             self._has_failed = True
             status, message, retry_after_s = error
@@ -107,6 +112,8 @@ class Reply:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._follower is not None:
+            self._follower.cancel()
         self._metrics.in_flight.add(by=-1)
         if self._open and not self._has_failed:
             self._metrics.disconnects.add()
@@ -156,8 +163,6 @@ class PipeTransport(MessageTransport):
 
 
 class _Worker:
-    """A worker process with its socket and requests."""
-
     def __init__(self, settings: ServeSettings, fingerprint: str, index: int, device: str | None) -> None:
         context = multiprocessing.get_context("spawn")
         self.index, self.device = index, device
@@ -170,7 +175,7 @@ class _Worker:
         self.socket, theirs = socket.socketpair()
         self._writer: asyncio.StreamWriter | None = None
         connection = Connection(theirs.detach())
-        api = ChatAPI(settings, fingerprint, loop=ChatLoop())
+        api = ChatAPI(settings, fingerprint)
         arguments = (api, device, index, connection, PipeTransport(connection), {}, CallbackRunner(), False)
         self.process = context.Process(target=inference_worker, args=arguments, name=f"worker-{index}", daemon=True)
         with _signals_blocked():
@@ -212,13 +217,8 @@ class _Worker:
 class WorkerPool:
     """All workers; must be used from the event loop's thread.
 
-    Args:
-        settings: Settings of the server.
-        fingerprint: Digest of the export; restarted workers refuse to load another.
-        devices: One per worker; None selects the fastest available device.
-        metrics: Metrics to update.
-        on_ready: Called when the first worker is ready.
-        on_failure: Called with a message and the exit status when the server must exit.
+    Restarted workers refuse to load an export with another `fingerprint`. `devices` has one entry per worker. `on_ready`
+    is called when the first worker is ready, `on_failure` with a message and the exit status when the server must exit.
     """
 
     def __init__(
@@ -275,10 +275,7 @@ class WorkerPool:
     def ask(self, requests: Sequence[Request], client: str, start_s: float) -> Reply:
         """Submit the requests of one HTTP request, all to one worker; the caller must close the reply.
 
-        Clients are scheduled fairly by their identity. `start_s` is the arrival time on time.monotonic.
-
-        Raises:
-            ApiError: If no worker can answer now.
+        `start_s` is the arrival time on time.monotonic. Raises ApiError if no worker can answer now.
         """
         able = [worker for worker in self._workers if worker.is_able]
         if not able:
@@ -359,7 +356,6 @@ class WorkerPool:
         self._measure()
 
     def _bury(self, worker: _Worker) -> None:
-        """Handle a worker's death: fail its requests, start another."""
         self._fail(worker, 503, "the worker of this request died; try again")
         worker.end()
         worker.ready, worker.report = None, Report(0, 0, [])
@@ -387,7 +383,7 @@ class WorkerPool:
 
     def _fail(self, worker: _Worker, status: int, message: str) -> None:
         for key, reply in worker.replies.items():
-            reply.put(Update(key, [], 0, None, (status, message, 5)))
+            reply.put(Update(key, error=(status, message, 5)))
 
     def _explained(self, update: Update) -> Update:
         if update.error is None or update.error[0] != 504:

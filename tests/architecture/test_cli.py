@@ -9,7 +9,7 @@ import time
 import pytest
 
 from nanochat_lit import cli
-from nanochat_lit.commands.fit_help import name_class
+from nanochat_lit.cli import name_class
 from nanochat_lit.common.errors import UserError
 
 
@@ -113,6 +113,14 @@ def test_values_arrive(greet, capsys):
     assert capsys.readouterr().out == "you 2 -3 degrees?\n"
     assert greet("--name=-p", "-p=a=b") == 0
     assert capsys.readouterr().out == "-p 1 a=b\n"
+
+
+def test_a_leading_tilde_is_a_home_folder_in_options_and_text_in_a_message(greet, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of")
+    for words in (["--name", "~/x"], ["--name=~/x"]):
+        for message in (["-p", "~/x is a path"], ["--prompt=~/x is a path"]):
+            assert greet(*words, *message) == 0
+            assert capsys.readouterr().out == "/home/of/x 1 ~/x is a path\n"
 
 
 @pytest.mark.parametrize(

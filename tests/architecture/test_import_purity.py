@@ -21,6 +21,10 @@ try:
     import transformers.masking_utils, transformers.modeling_layers
 except ImportError:
     pass
+try:
+    import gradio
+except ImportError:
+    pass
 torch._dynamo, torch._inductor  # lazily imported by torch, with effects of their own
 
 def digest(data):

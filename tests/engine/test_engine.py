@@ -5,6 +5,7 @@ import torch
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.engine import Engine
+from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.model import GPT, KVCache, SlotCache
 from nanochat_lit.tokenizer import Tokenizer
 
@@ -115,11 +116,25 @@ def test_seeds(random_model: MakeModel, tokenizer: Tokenizer) -> None:
 
 
 def test_stream_gives_what_generate_gives(random_model: MakeModel, tokenizer: Tokenizer) -> None:
-    engine = Engine(random_model(), tokenizer)
-    steps = list(engine.stream(prompt_of(4), 2, max_new_tokens=15, temperature=1.0, seed=2))
-    generated = engine.generate(prompt_of(4), 2, max_new_tokens=15, temperature=1.0, seed=2)
-    for row, completion in enumerate(generated):
-        assert [tokens[row] for tokens, _ in steps][: len(completion)] == completion
+    """Also of iterators that take turns, with more requests than slots, and beside one that is closed early."""
+    engine = Engine(random_model(), tokenizer, num_slots=2)
+    settings = {"max_new_tokens": 15, "temperature": 1.0, "seed": 2}
+    samples = [Request(prompt_ids=prompt_of(4), sample=number, **settings) for number in range(3)]
+    closed = engine.stream([Request(prompt_ids=prompt_of(3), max_new_tokens=2)])
+    next(closed)
+    streams = {name: engine.stream(samples) for name in ("first", "second")}
+    got: dict[str, list[list[int]]] = {name: [[], [], []] for name in streams}
+    while streams:
+        for name in list(streams):
+            if (found := next(streams[name], None)) is None:
+                del streams[name]
+            else:
+                got[name][found[0]].append(found[1].token_id)
+        closed.close()  # its request has ended, and its slot is used by another
+    generated = engine.generate(prompt_of(4), 3, **settings)
+    for name in got:
+        assert [[token for token in one if token not in engine.end_ids] for one in got[name]] == generated
+    assert engine.num_free == 2
     assert not torch.is_inference_mode_enabled()
 
 
@@ -131,8 +146,8 @@ def test_tool_call_in_the_stream(random_model: MakeModel, tokenizer: Tokenizer) 
     script = [*call, *[40] * len(result), *encode("ok"), special["<|assistant_end|>"]]
     model = Scripted(random_model(), script)
     prompt = prompt_of(6)
-    steps = list(Engine(model, tokenizer).stream(prompt, max_new_tokens=50))  # type: ignore[arg-type]
-    tokens, masks = [t for (t,), _ in steps], [m for _, (m,) in steps]
+    (emitted,) = Engine(model, tokenizer).run([Request(prompt_ids=prompt, max_new_tokens=50)])  # type: ignore[arg-type]
+    tokens, masks = [token.token_id for token in emitted], [1 - token.is_forced for token in emitted]
     assert tokens == [*call, *result, *encode("ok"), special["<|assistant_end|>"]]
     assert masks == [1] * len(call) + [0] * len(result) + [1] * (len(encode("ok")) + 1)
     assert model.num_positions == len(prompt) + len(tokens) - 1  # each position was computed once
@@ -174,4 +189,9 @@ def test_bad_requests(
 ) -> None:
     engine = Engine(random_model(), tokenizer)
     with pytest.raises(UserError, match=message):
-        engine.stream(prompt, **arguments)  # at the call, before the first step
+        engine.generate(prompt, **arguments)
+
+
+def test_a_bad_request_is_refused_at_the_call(random_model: MakeModel, tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="the prompt is empty"):
+        Engine(random_model(), tokenizer).stream([Request(prompt_ids=[])])

@@ -8,7 +8,6 @@ import jsonschema
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.engine import slots
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.grammar import check_grammar, choice_grammar, json_grammar, regex_grammar
 from nanochat_lit.engine.sampling_params import TOO_COMPLEX, Request
@@ -185,10 +184,10 @@ def test_invalid_grammars_are_named_in_one_line(random_model, tokenizer, grammar
 
 
 def test_a_parser_at_its_limits_fails_only_its_request(random_model, tokenizer, monkeypatch):
-    engine = slots.SlotEngine(random_model(), tokenizer, num_slots=2)
+    engine = Engine(random_model(), tokenizer, num_slots=2)
     bad = engine.admit(Request(prompt_ids=[1], grammar=regex_grammar("[a-z]{50}"), max_new_tokens=9))
     good = engine.admit(Request(prompt_ids=[1], max_new_tokens=9))
-    engine._prefills[0].rows[0].rules._parser.take(tokenizer.bos_id)  # not in the grammar: its error state
+    engine._prefills[0].rows[0].rules._parser.consume_token(tokenizer.bos_id)  # not in the grammar: its error state
     emitted = [token for _ in range(12) for token in engine.step()]
     assert [(token.finish_reason, token.error) for token in emitted if token.slot == bad] == [("error", TOO_COMPLEX)]
     assert [token.token_id for token in emitted if token.slot == good]

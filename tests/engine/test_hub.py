@@ -1,6 +1,5 @@
 """push, pull and hf:// names against a hub on this machine, with the hub's own client."""
 
-import contextlib
 import errno
 import json
 import os
@@ -293,25 +292,16 @@ def test_commands_take_models_on_the_hub(hub, export, capsys, tmp_path, monkeypa
     assert main(capsys, "serve", "--model", "hf://me/tiny")[0] == 0
     assert (Path(asked["serve"].model) / "model.safetensors").is_file()
     assert asked["serve"].name == "tiny"
-    monkeypatch.setattr(ui_command, "_Page", lambda *_: Page(asked))
+    monkeypatch.setattr(ui_command, "_serve", lambda _, __, ___, shown, *____: asked.update(ui=shown[0].name))
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_OFFLINE", "NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "")
-    assert main(capsys, "ui", "--model", "hf://me/tiny")[0] == 0
+    assert main(capsys, "ui", "--model", "hf://me/tiny", "--port", "0")[0] == 0
     assert asked["ui"] == "tiny"
 
 
 class Runs:
     def run(self, port):
         pass
-
-
-class Page(contextlib.nullcontext):
-    def __init__(self, asked):
-        super().__init__(self)
-        self.asked = asked
-
-    def serve(self, shown, *_):
-        self.asked["ui"] = shown[0].name
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def test_a_row_says_what_python_says_only_where_it_is_asked_for(tokenizer):
 def test_the_engine_asks_its_tool(random_model, tokenizer, monkeypatch):
     """With what is sampled written by hand: a call, then one letter after the other."""
     asked, call = [], iter([*calling(tokenizer, "f(1)"), *tokenizer.encode("a" * 99)])
-    monkeypatch.setattr("nanochat_lit.engine.slots.sample_rows", lambda *_: torch.tensor([next(call)]))
+    monkeypatch.setattr("nanochat_lit.engine.engine.sample_rows", lambda *_: torch.tensor([next(call)]))
 
     def tool(program):
         asked.append(program)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nanochat_lit.common.errors import UserError
+from nanochat_lit.engine.engine import Emitted, Engine
 from nanochat_lit.engine.sampling import row_random
 from nanochat_lit.engine.sampling_params import FAILED, Request
-from nanochat_lit.engine.slots import Emitted, SlotEngine
 from nanochat_lit.model import GPT
 from nanochat_lit.model.packed import can_pack, pack_linears
 from nanochat_lit.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ def requests(count: int) -> list[Request]:
     ]
 
 
-def run_alone(engine: SlotEngine, request: Request) -> list[Emitted]:
+def run_alone(engine: Engine, request: Request) -> list[Emitted]:
     slot = engine.admit(request)
     tokens: list[Emitted] = []
     while not tokens or tokens[-1].finish_reason is None:
@@ -60,7 +60,7 @@ def without_figures(token: Emitted) -> Emitted:
     return token._replace(slot=0, logprob=None, top=[token_id for token_id, _ in token.top])
 
 
-def run_mixed(engine: SlotEngine, wanted: Sequence[Request], seed: int) -> dict[int, list[Emitted]]:
+def run_mixed(engine: Engine, wanted: Sequence[Request], seed: int) -> dict[int, list[Emitted]]:
     """All requests, admitted at random steps; some that nobody wants come and are released on the way."""
     rng = random.Random(seed)
     waiting, owners = list(range(len(wanted))), {}
@@ -95,9 +95,9 @@ def test_a_request_says_the_same_in_any_company(
     model.set_compute_dtype(dtype, cast_weights=True)
     pack_linears(model)
     wanted = requests(14)
-    lonely = SlotEngine(model, tokenizer, num_slots=1, prefill_chunk=64)
+    lonely = Engine(model, tokenizer, num_slots=1, prefill_chunk=64)
     expected = [run_alone(lonely, request) for request in wanted]
-    engine = SlotEngine(model, tokenizer, num_slots=5, prefill_chunk=64)
+    engine = Engine(model, tokenizer, num_slots=5, prefill_chunk=64)
     for seed in range(2):
         got = run_mixed(engine, wanted, seed)
         for number, tokens in enumerate(expected):
@@ -114,7 +114,7 @@ def test_logprobs_are_those_of_the_full_forward(random_model: MakeModel, tokeniz
     model = random_model(sequence_len=64)
     prompt = [11, 12, 13]
     tokens = run_alone(
-        SlotEngine(model, tokenizer),
+        Engine(model, tokenizer),
         Request(prompt_ids=prompt, max_new_tokens=8, temperature=1.0, seed=3, logprobs=True),
     )
     said = [token.token_id for token in tokens]
@@ -124,7 +124,7 @@ def test_logprobs_are_those_of_the_full_forward(random_model: MakeModel, tokeniz
 
 
 def test_a_stop_string_ends_the_answer_before_it(random_model: MakeModel, tokenizer: Tokenizer) -> None:
-    engine = SlotEngine(random_model(sequence_len=64), tokenizer)
+    engine = Engine(random_model(sequence_len=64), tokenizer)
     settings = Request(prompt_ids=[11, 12], max_new_tokens=40, temperature=1.5, seed=1)
     whole = "".join(piece.text for token in run_alone(engine, settings) for piece in token.pieces)
     stop = whole[10:13]
@@ -134,7 +134,7 @@ def test_a_stop_string_ends_the_answer_before_it(random_model: MakeModel, tokeni
 
 
 def test_a_prompt_is_read_in_chunks_between_the_steps_of_others(random_model: MakeModel, tokenizer: Tokenizer) -> None:
-    engine = SlotEngine(random_model(sequence_len=200), tokenizer, num_slots=2, prefill_chunk=50)
+    engine = Engine(random_model(sequence_len=200), tokenizer, num_slots=2, prefill_chunk=50)
     first = engine.admit(Request(prompt_ids=[7], max_new_tokens=100))
     engine.step()
     second = engine.admit(Request(prompt_ids=[9] * 120, max_new_tokens=5))
@@ -143,7 +143,7 @@ def test_a_prompt_is_read_in_chunks_between_the_steps_of_others(random_model: Ma
 
 
 def test_what_is_released_while_it_is_read_leaves_nothing_behind(random_model: MakeModel, tokenizer: Tokenizer) -> None:
-    engine = SlotEngine(random_model(sequence_len=200), tokenizer, num_slots=2, prefill_chunk=50)
+    engine = Engine(random_model(sequence_len=200), tokenizer, num_slots=2, prefill_chunk=50)
     wanted = Request(prompt_ids=list(range(20, 90)), max_new_tokens=20)
     expected = run_alone(engine, wanted)
     half_read = engine.admit(Request(prompt_ids=[9] * 120))
@@ -155,12 +155,12 @@ def test_what_is_released_while_it_is_read_leaves_nothing_behind(random_model: M
 
 
 def test_more_requests_than_slots_are_refused(random_model: MakeModel, tokenizer: Tokenizer) -> None:
-    engine = SlotEngine(random_model(), tokenizer, num_slots=1)
+    engine = Engine(random_model(), tokenizer, num_slots=1)
     engine.admit(Request(prompt_ids=[1]))
     with pytest.raises(UserError, match="all 1 slots are in use"):
         engine.admit(Request(prompt_ids=[1]))
     with pytest.raises(UserError, match="num_slots is 0"):
-        SlotEngine(random_model(), tokenizer, num_slots=0)
+        Engine(random_model(), tokenizer, num_slots=0)
     with pytest.raises(UserError, match="stop must contain"):
         engine.check(Request(prompt_ids=[1], stop=("",)))
 
@@ -187,8 +187,8 @@ def test_a_request_whose_logits_are_not_finite_fails_alone(
         Request(prompt_ids=[30] * 90 + [300], max_new_tokens=9, temperature=t, top_p=p)
         for t, p in ((0, 1), (1, 1), (1, 0.9))
     ]
-    alone = [[t.token_id for t in run_alone(SlotEngine(model, tokenizer, num_slots=4), request)] for request in good]
-    engine = SlotEngine(model, tokenizer, num_slots=4)
+    alone = [[t.token_id for t in run_alone(Engine(model, tokenizer, num_slots=4), request)] for request in good]
+    engine = Engine(model, tokenizer, num_slots=4)
     got: dict[int, list[int]] = defaultdict(list)
     owners: dict[int, tuple[bool, int]] = {}
     waiting = [entry for i in range(3) for entry in ((False, i), (True, i), (False, i + 3))]
@@ -209,7 +209,7 @@ def test_a_request_whose_logits_are_not_finite_fails_alone(
 
 
 def test_a_failure_of_the_engine_leaves_it_as_new(random_model: MakeModel, tokenizer: Tokenizer) -> None:
-    engine = SlotEngine(random_model(), tokenizer, num_slots=2)
+    engine = Engine(random_model(), tokenizer, num_slots=2)
     request = Request(prompt_ids=[20] * 5, max_new_tokens=6)
     expected = [token.token_id for token in run_alone(engine, request)]
     engine.admit(request)
@@ -237,7 +237,7 @@ def test_rules_of_the_logits(random_model: MakeModel, tokenizer: Tokenizer, rule
         )
         said: list[int] = []
         draw = row_random(5, 0)
-        for token in run_alone(SlotEngine(model, tokenizer), request):
+        for token in run_alone(Engine(model, tokenizer), request):
             logits = model(torch.tensor([prompt + said]))[0, -1].double()
             raw = logits.log_softmax(dim=-1)
             assert [token_id for token_id, _ in token.top] == raw.topk(4).indices.tolist()
@@ -262,7 +262,7 @@ def test_rules_of_the_logits(random_model: MakeModel, tokenizer: Tokenizer, rule
 
 
 def test_a_bias_needs_a_token_of_the_model(random_model: MakeModel, tokenizer: Tokenizer) -> None:
-    engine = SlotEngine(random_model(), tokenizer)
+    engine = Engine(random_model(), tokenizer)
     with pytest.raises(UserError, match="logit_bias names the token 999999; the model's are from 0 to"):
         engine.admit(Request(prompt_ids=[1], logit_bias=((999999, 1.0),)))
 
@@ -272,8 +272,8 @@ def test_samples_admitted_one_by_one_share_a_prefill(random_model: MakeModel, to
     model = random_model(sequence_len=64)
     samples = [Request(prompt_ids=[11, 12, 13], max_new_tokens=6, temperature=1.0, sample=n) for n in range(3)]
     other = Request(prompt_ids=[11, 12, 14], max_new_tokens=6)
-    expected = [[token.token_id for token in run_alone(SlotEngine(model, tokenizer), one)] for one in [*samples, other]]
-    engine = SlotEngine(model, tokenizer, num_slots=5)
+    expected = [[token.token_id for token in run_alone(Engine(model, tokenizer), one)] for one in [*samples, other]]
+    engine = Engine(model, tokenizer, num_slots=5)
     owners = {engine.admit(one): number for number, one in enumerate([*samples[:2], other, samples[2], samples[0]])}
     assert [len(prefill.rows) for prefill in engine._prefills] == [4, 1]
     engine.release(list(owners)[4])

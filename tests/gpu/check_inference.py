@@ -13,8 +13,8 @@ import torch
 from check_report import Report, compilations
 
 from nanochat_lit.common.hardware import resolve_compute_dtype
+from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.sampling_params import Request
-from nanochat_lit.engine.slots import SlotEngine
 from nanochat_lit.evaluation.bpb import evaluate_documents
 from nanochat_lit.evaluation.core import evaluate_task
 from nanochat_lit.evaluation.core_bundle import CoreTask
@@ -155,15 +155,15 @@ def generation(report: Report) -> None:
     num_tokens = 8 if report.is_dry_run else 128
     for count in (1, 8, 32):
         torch.cuda.reset_peak_memory_stats()
-        step_s = decode_step_s(SlotEngine(model, tokenizer, num_slots=count), count, num_tokens)
+        step_s = decode_step_s(Engine(model, tokenizer, num_slots=count), count, num_tokens)
         report.value(f"step_ms_{count}", 1e3 * step_s)
         report.value(f"tokens_per_s_{count}", count / step_s)
         report.value(f"peak_gib_{count}", torch.cuda.max_memory_allocated() / 2**30)
-    prompts_of_many_lengths(report, SlotEngine(model, tokenizer, num_slots=8))
+    prompts_of_many_lengths(report, Engine(model, tokenizer, num_slots=8))
     greedy_tokens(report)
 
 
-def decode_step_s(engine: SlotEngine, count: int, num_tokens: int) -> float:
+def decode_step_s(engine: Engine, count: int, num_tokens: int) -> float:
     """Median seconds of a step that extends `count` sequences."""
     for number in range(count):
         prompt = [1 + (7 * number + place) % 1000 for place in range(64)]
@@ -180,7 +180,7 @@ def decode_step_s(engine: SlotEngine, count: int, num_tokens: int) -> float:
     return statistics.median(seconds)
 
 
-def prompts_of_many_lengths(report: Report, engine: SlotEngine) -> None:
+def prompts_of_many_lengths(report: Report, engine: Engine) -> None:
     """Time to the first token: no length may have something planned or compiled for it."""
     longest = engine.model.config.sequence_len - 8
     lengths = [16 + (longest - 16) * number // NUM_PROMPT_LENGTHS + number % 7 for number in range(NUM_PROMPT_LENGTHS)]
@@ -208,7 +208,7 @@ def greedy_tokens(report: Report) -> None:
     answers = {}
     for device in ("cpu", "cuda"):
         model = random_model(config, device, torch.float32, std=0.2)
-        engine = SlotEngine(model, Words(config.vocab_size), num_slots=4)
+        engine = Engine(model, Words(config.vocab_size), num_slots=4)
         for number in range(4):
             engine.admit(
                 Request(prompt_ids=[1 + (number + place) % 500 for place in range(20 + number)], max_new_tokens=32)

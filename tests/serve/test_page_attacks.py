@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs pip install '.[serve]'")
 
+from starlette.routing import Mount
+
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
 
 SECRET = "the secret of this machine"
@@ -62,7 +64,7 @@ def page(scripted_model, tmp_path_factory) -> Iterator[Page]:
             return page, build_app(page)
 
         blocks, app = asyncio.run(build())
-        routes = [route for mount in app.routes for route in mount.app.routes]
+        routes = [route for mount in app.routes if isinstance(mount, Mount) for route in mount.app.routes]
         paths = {re.sub(r"[{}]|:path", "", path) for route in routes if (path := getattr(route, "path", ""))}
         listener = listen("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn_config(app, timeout_graceful_shutdown=1))

@@ -7,11 +7,10 @@ import pytest
 from nanochat_lit.common.tool_format import ToolCall, render_call
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
-from nanochat_lit.serve.chat_request import parse_chat_request
-from nanochat_lit.serve.messages import Update
+from nanochat_lit.serve.chat_request import Tools, parse_chat_request
+from nanochat_lit.serve.messages import Update, merged
 from nanochat_lit.serve.request_fields import ApiError
 from nanochat_lit.serve.responses import ResponseWriter, parse_response_request
-from nanochat_lit.serve.tool_request import Tools
 
 openai = pytest.importorskip("openai", reason="needs pip install openai")
 
@@ -152,7 +151,7 @@ def test_a_stream_adds_up_to_the_whole(kind: str, reason: str) -> None:
     for index, part in enumerate([*parts, None]):
         is_last = index == len(parts)
         update = Update(0, [part] if part else [], 1, reason if is_last else None, None)
-        answer = answer.followed_by(update)
+        answer = merged([answer, update])
         text += streaming.events(update)
     text += streaming.end(COUNTS)
     choice = alone.choice(answer)

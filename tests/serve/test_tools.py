@@ -10,11 +10,10 @@ from openai.types.chat import ChatCompletionMessage
 from nanochat_lit.common.tool_format import ToolCall, render_call, render_tools
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve.chat_request import parse_chat_request
+from nanochat_lit.serve.chat_request import Tools, parse_chat_request
 from nanochat_lit.serve.chat_response import ChatWriter, join_parts
-from nanochat_lit.serve.messages import Update
+from nanochat_lit.serve.messages import Update, merged
 from nanochat_lit.serve.request_fields import ApiError
-from nanochat_lit.serve.tool_request import Tools
 
 HELLO = [{"role": "user", "content": "hello"}]
 WEATHER = {
@@ -155,7 +154,7 @@ def test_calls_whole_and_streamed(size):
     ]
     answer = Update(1, [], 0, None, None)
     for part in parts:
-        answer = answer.followed_by(Update(1, [part], 1, None, None))
+        answer = merged([answer, Update(1, [part], 1, None, None)])
     answer = answer._replace(finish_reason="stop")
     head = {"id": "x", "created": 1, "model": "m"}
     whole = ChatWriter(head, tools=tools).choice(answer)

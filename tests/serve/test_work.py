@@ -10,10 +10,9 @@ import pytest
 from nanochat_lit.engine.answer_text import Piece
 from nanochat_lit.engine.sampling_params import Request, SamplingParams
 from nanochat_lit.engine.scheduler import Scheduler
-from nanochat_lit.serve.api import ServeSettings
+from nanochat_lit.serve.api import REPORT_EVERY_S, EngineWork, ServeSettings
 from nanochat_lit.serve.chat_response import ChatWriter, usage
-from nanochat_lit.serve.loop import REPORT_EVERY_S, EngineWork
-from nanochat_lit.serve.messages import Cancel, Close, Ready, Submit, Update
+from nanochat_lit.serve.messages import Cancel, Close, Ready, Submit, Update, merged
 from nanochat_lit.serve.metrics import Counter, Histogram, ServerMetrics
 from nanochat_lit.serve.request_fields import ApiError
 from nanochat_lit.serve.workers import ClientLeft, Reply, WorkerPool
@@ -144,7 +143,7 @@ def test_a_whole_answer_and_its_stream_have_the_same_parts():
     answer = Update(1, [], 0, None, None)
     for number, part in enumerate(parts, start=1):
         reason = "stop" if number == len(parts) else None
-        answer = answer.followed_by(Update(1, [part], 9 * (number == 1), reason, None))
+        answer = merged([answer, Update(1, [part], 9 * (number == 1), reason, None)])
     writer = ChatWriter(head, include_usage=True)
     whole = writer.whole([writer.choice(answer)], usage(4, answer.num_tokens))
     message = whole["choices"][0]["message"]

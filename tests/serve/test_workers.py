@@ -11,9 +11,8 @@ import pytest
 pytest.importorskip("litserve", reason="needs pip install '.[serve]'")
 
 from nanochat_lit.engine.sampling_params import SamplingParams
-from nanochat_lit.serve import loop, workers
+from nanochat_lit.serve import api, workers
 from nanochat_lit.serve.api import ChatAPI, ServeSettings, fingerprint_of
-from nanochat_lit.serve.loop import ChatLoop
 from nanochat_lit.serve.messages import Beat, Failed, Ready, Report
 from nanochat_lit.serve.metrics import ServerMetrics
 from nanochat_lit.serve.workers import WorkerPool
@@ -94,7 +93,7 @@ def test_a_worker_loads_only_the_export_that_the_server_was_started_with(make_ex
     settings = ServeSettings(model=str(export), name="m", num_slots=1, compute_dtype="float32")
     right = fingerprint_of(settings)
     for fingerprint, failure in ((right, None), ("another", f"{export} has changed since the server started")):
-        api = ChatAPI(settings, fingerprint, loop=ChatLoop())
+        api = ChatAPI(settings, fingerprint)
         api.setup("cpu")
         assert api.failure is failure if failure is None else str(api.failure).startswith(failure)
     (export / "notes.txt").write_text("not part of it")
@@ -121,19 +120,19 @@ def test_settings_of_an_export_are_checked_before_it_is_served(make_export, name
         json.dumps({"temperature": 0.6, "top_k": 50, "max_new_tokens": 16, name: value})
     )
     settings = ServeSettings(model=str(export), name="m")
-    api = ChatAPI(settings, fingerprint_of(settings), loop=ChatLoop())
+    api = ChatAPI(settings, fingerprint_of(settings))
     api.setup("cpu")
     assert f"generation.json: {name} is " in str(api.failure)
 
 
 def test_a_worker_beats_while_it_waits_and_while_it_works(monkeypatch):
-    monkeypatch.setattr(loop, "BEAT_EVERY_S", 0.02)
+    monkeypatch.setattr(api, "BEAT_EVERY_S", 0.02)
     inbox: SimpleQueue = SimpleQueue()
     start_s = time.monotonic()
-    assert list(loop._messages(inbox, wait=True)) == []
+    assert list(api._messages(inbox, wait=True)) == []
     assert time.monotonic() - start_s < 1
     inbox.put(1)
-    assert list(loop._messages(inbox, wait=True)) == [1]
+    assert list(api._messages(inbox, wait=True)) == [1]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the handler is closed"), BrokenPipeError()])

@@ -140,11 +140,10 @@ def test_the_terminal_loads_one(tuned, capsys):
 def test_the_server_loads_one(adapted):
     pytest.importorskip("litserve", reason="needs pip install '.[serve]'")
     from nanochat_lit.serve.api import ChatAPI, ServeSettings, fingerprint_of
-    from nanochat_lit.serve.loop import ChatLoop
 
     model, base, folder = adapted(LoRA(rank=2))
     settings = ServeSettings(model=str(base), name="m", num_slots=1, compute_dtype="float32", adapter=str(folder))
-    api = ChatAPI(settings, fingerprint_of(settings), loop=ChatLoop())
+    api = ChatAPI(settings, fingerprint_of(settings))
     api.setup("cpu")
     assert api.failure is None
     with torch.no_grad():

@@ -12,7 +12,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from nanochat_lit import cli, load_export
-from nanochat_lit.commands.fit_help import help_text
+from nanochat_lit.cli import fit_help
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.engine.export import find_model
@@ -61,7 +61,6 @@ def test_a_stopped_run_can_be_served(stopped):
     pytest.importorskip("litserve", reason="needs pip install '.[serve]'")
     from nanochat_lit.commands.serve import _found
     from nanochat_lit.serve.api import ChatAPI, ServeSettings, fingerprint_of
-    from nanochat_lit.serve.loop import ChatLoop
     from nanochat_lit.serve.server import ChatServer
 
     run, _ = stopped
@@ -70,7 +69,7 @@ def test_a_stopped_run_can_be_served(stopped):
         assert _found(str(source)) == str(source)
         settings = ServeSettings(model=str(source), name="tiny", num_slots=1)
         ChatServer(settings, [None])
-        api = ChatAPI(settings, fingerprint_of(settings), loop=ChatLoop())
+        api = ChatAPI(settings, fingerprint_of(settings))
         api.setup("cpu")
         assert api.failure is None
     with pytest.raises(UserError, match="nowhere does not exist; give an export, a run folder"):
@@ -219,7 +218,7 @@ def test_the_keys_of_the_short_help_exist():
     ):
         parser.add_class_arguments(kind, group)
     known = {option.replace("--sft.", "--model.") for option in parser._option_string_actions}
-    named = set(re.findall(r"^  (--(?:model|data)\.\S+)", help_text("fit"), flags=re.MULTILINE))
+    named = set(re.findall(r"^  (--(?:model|data)\.\S+)", fit_help("fit"), flags=re.MULTILINE))
     assert "--model.depth" in named
     assert named <= known
 
