@@ -68,11 +68,6 @@ def has_bfloat16_onednn() -> bool:
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def has_vnni() -> bool:
-    """Whether the processor has AVX-512 VNNI."""
-    return torch.cpu._is_vnni_supported()
-
-
 def version_of(tensor: Tensor) -> int:
     """A number that grows with every change in place."""
     return tensor._version

@@ -6,10 +6,10 @@ On x86 processors oneDNN multiplies in blocks. F.linear rearranges a plain weigh
 product itself when a single token is decoded; a packed weight is rearranged once. Measured with 48 matrices of 3072 x 768 on
 2 cores, one row: bfloat16 25 GB/s plain, 39 packed, the limit of the memory; float32 17 plain, 41 packed.
 
-int8 reads half of bfloat16's bytes. Weights are rounded per output channel, inputs per row at run time (symmetric, 8 bits
+Our kernel also has int8 and int4. int8 reads half of bfloat16's bytes. Weights are rounded per output channel, inputs per row at run time (symmetric, 8 bits
 both), products are summed exactly in 32 bits: the scheme of LLM.int8 without its outlier columns (Dettmers et al. 2022.
 https://arxiv.org/abs/2208.07339). int4 rounds weights in groups of 32 inputs with a scale each, 4.5 bits a weight; inputs are as
-with int8. Only our kernel has it.
+with int8.
 
 Shapes: N rows, K input features, M output features.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.common.torch_internals import has_bfloat16_onednn, has_vnni, pack_weight, packed_linear
+from nanochat_lit.common.torch_internals import has_bfloat16_onednn, pack_weight, packed_linear
 from nanochat_lit.model.decode_kernel import GROUP, DecodeKernel, KernelLinear, kernel_name, kernel_obstacle
 from nanochat_lit.model.gpt import GPT
 
@@ -29,9 +29,6 @@ Quantization = Literal["int8", "int4"]
 SCALES_TRIED = tuple(1.0 - 0.02 * step for step in range(-2, 13))
 """Of a group's scale that spans its largest weight, the shares that `quantize_groups` tries: a smaller one clips that weight and rounds
 the others less."""
-
-INT8_ZERO = 128
-"""Inputs are stored as uint8 around this: oneDNN's fast kernels take no signed inputs."""
 
 
 class PackedLinear(nn.Module):
@@ -47,37 +44,6 @@ class PackedLinear(nn.Module):
         rows = input.reshape(-1, self.in_features)
         out = packed_linear(rows, self._packed)
         return out.view(*input.shape[:-1], self.out_features)
-
-
-class Int8Linear(nn.Module):
-    """A linear layer of 8-bit weights and inputs."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.shape
-        rounded, self._scales = quantize_rows(weight.detach().float())
-        self._packed = torch.ops.onednn.qlinear_prepack(rounded, [1, self.in_features])
-        self._zeros = torch.zeros(self.out_features, dtype=torch.int64)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in nn.Linear
-        """Map the last dimension, (..., K) -> (..., M), in the input's dtype."""
-        rounded, scales = quantize_rows(input.reshape(-1, self.in_features).float())
-        out = torch.ops.onednn.qlinear_pointwise(
-            (rounded.int() + INT8_ZERO).to(torch.uint8),
-            1.0,
-            INT8_ZERO,
-            self._packed,
-            self._scales,
-            self._zeros,
-            None,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )
-        return (out * scales[:, None]).to(input.dtype).view(*input.shape[:-1], self.out_features)
 
 
 def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,11 +86,6 @@ def can_pack(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
     return has_library and (dtype != torch.bfloat16 or has_bfloat16_onednn())
 
 
-def has_int8_onednn(device: torch.device) -> bool:
-    """Return whether oneDNN multiplies in 8 bits here; without VNNI, sums of products overflow its 16 bits."""
-    return can_pack(device) and has_vnni()
-
-
 def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype: torch.dtype | None = None) -> None:
     """Replace a model's linear layers, in place, by packed or 8-bit ones; elsewhere than on CPU nothing changes.
 
@@ -142,14 +103,8 @@ def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype:
         UserError: If this device has no such products.
     """
     obstacle = _obstacle(model)
-    if quantize == "int4" and obstacle:
-        raise UserError(
-            f"quantize: int4 needs the C++ kernel, which is not used: {obstacle}; leave quantize out or use int8"
-        )
-    if quantize is not None and obstacle and not has_int8_onednn(model.device):
-        raise UserError(
-            f"quantize: {quantize} needs the C++ kernel or AVX512-VNNI; the kernel is not used: {obstacle}; leave quantize out"
-        )
+    if quantize is not None and obstacle:
+        raise UserError(f"quantize: {quantize} needs the C++ kernel, which is not used: {obstacle}; leave quantize out")
     has_kernel = not obstacle
     if not has_kernel and not can_pack(model.device, model.compute_dtype):
         return
@@ -158,7 +113,7 @@ def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype:
             # gates of nanochat are too small to pack, and the model takes the smear gate's weight for a sum
             if isinstance(child, nn.Linear) and name not in ("smear_gate", "ve_gate"):
                 weight = child.weight.to(weight_dtype) if has_kernel and weight_dtype and not quantize else child.weight
-                setattr(parent, name, (_kernel_linear if has_kernel else _onednn_linear)(weight, quantize))
+                setattr(parent, name, _kernel_linear(weight, quantize) if has_kernel else PackedLinear(weight))
     if has_kernel:
         model.decode_kernel = DecodeKernel(model)
 
@@ -179,7 +134,3 @@ def _kernel_linear(weight: Tensor, quantize: Quantization | None) -> nn.Module:
         return KernelLinear(weight)
     quantized = quantize_rows if quantize == "int8" else quantize_groups
     return KernelLinear(*quantized(weight.detach().float()))
-
-
-def _onednn_linear(weight: Tensor, quantize: Quantization | None) -> nn.Module:
-    return PackedLinear(weight) if quantize is None else Int8Linear(weight)

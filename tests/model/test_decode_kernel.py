@@ -20,8 +20,6 @@ from nanochat_lit.model.decode_kernel import (
     uncovered,
 )
 from nanochat_lit.model.packed import (
-    Int8Linear,
-    can_pack,
     describe_kernel,
     pack_linears,
     quantize_groups,
@@ -241,7 +239,7 @@ def test_a_prompt_in_bfloat16_is_as_near_to_float32_as_pytorchs(changes: dict[st
 @pytest.mark.parametrize("shape", [(96, 64), (100, 60), (16, 3), (257, 768), (64, 96)])
 @pytest.mark.parametrize("rows", [1, 2, 7, 12, 40])
 def test_a_layer_equals_the_plain_product(shape: tuple[int, int], rows: int) -> None:
-    """float32 within 1e-5; bfloat16 within half a step of its last digit; int8 as oneDNN's, whose sums are exact too."""
+    """float32 within 1e-5; bfloat16 within half a step of its last digit; int8 and int4 as the exact product of the rounded values."""
     generator = torch.Generator().manual_seed(0)
     weight, inputs = torch.randn(shape, generator=generator), torch.randn(rows, shape[1], generator=generator)
     torch.testing.assert_close(KernelLinear(weight)(inputs), nn.functional.linear(inputs, weight), atol=1e-4, rtol=1e-5)
@@ -249,11 +247,12 @@ def test_a_layer_equals_the_plain_product(shape: tuple[int, int], rows: int) -> 
     exact = (inputs.double() @ weight.double().T).float()
     torch.testing.assert_close(KernelLinear(weight)(inputs).float(), exact, atol=1e-4, rtol=2**-8)
     rounded = KernelLinear(*quantize_rows(weight.float()))(inputs)
-    if can_pack(torch.device("cpu")) and torch.cpu._is_vnni_supported():
-        torch.testing.assert_close(rounded, Int8Linear(weight)(inputs), atol=0, rtol=2**-7)
+    rows_of_inputs, row_scales = quantize_rows(inputs.float())
+    weight_rows, weight_scales = quantize_rows(weight.float())
+    products = (rows_of_inputs.double() @ weight_rows.double().T * row_scales[:, None] * weight_scales).float()
+    torch.testing.assert_close(rounded.float(), products, atol=1e-4, rtol=2**-8)
     assert (rounded.float() - exact).norm() < 0.02 * exact.norm()
     steps, scales = quantize_groups(weight.float())
-    rows_of_inputs, row_scales = quantize_rows(inputs.float())
     weight = (steps * scales.float().repeat_interleave(GROUP, dim=1)[:, : shape[1]]).double()
     grouped = (rows_of_inputs.double() @ weight.T * row_scales[:, None]).float()
     layer = KernelLinear(steps, scales)
@@ -282,11 +281,11 @@ def test_the_kernel_states_what_it_covers_and_what_computes(monkeypatch: pytest.
     pack_linears(model)
     assert model.decode_kernel is None
     assert describe_kernel(model) == "PyTorch; not the C++ kernel: no C++ compiler found"
-    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
-    with pytest.raises(UserError, match=r"int8 needs the C\+\+ kernel or AVX512-VNNI.*no C\+\+ compiler"):
-        pack_linears(model, "int8")
-    with pytest.raises(UserError, match=r"int4 needs the C\+\+ kernel, which is not used: no C\+\+ compiler"):
-        pack_linears(model, "int4")
+    for quantize in ("int8", "int4"):
+        with pytest.raises(
+            UserError, match=rf"{quantize} needs the C\+\+ kernel, which is not used: no C\+\+ compiler"
+        ):
+            pack_linears(model, quantize)
 
 
 def test_a_kernel_that_is_slower_than_pytorch_steps_aside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
