@@ -17,6 +17,7 @@ from nanochat_lit.evaluation.huggingface import HuggingFaceModel, HuggingFaceSco
 from nanochat_lit.evaluation.scoring import TOKENS_PER_PASS
 from nanochat_lit.tasks.base import Conversation
 from nanochat_lit.tokenizer import Tokenizer, render_for_completion
+from nanochat_lit.tokenizer.chat import text_of
 
 QUESTION, ANSWER = "Question:", "Answer:"
 """Prefixes of the turns of a conversation without a chat template."""
@@ -54,7 +55,7 @@ def completion_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Completion:
     """Parse the token ids of a completion, without its prompt."""
     text, calls = "", []
     for message in messages_of(tokenizer, token_ids)[::2]:
-        text = "".join(part["text"] for part in message["content"] if part["type"] == "text")
+        text = text_of(message["content"])
         calls += [part["text"] for part in message["content"] if part["type"] == "python"]
         calls += [after.partition(CALL_END)[0] for after in text.split(CALL_START)[1:]]
     return Completion(text, calls)
@@ -178,17 +179,13 @@ def _padded(prompts: Sequence[Sequence[int]], sequence_len: int, device: torch.d
 def _asked(conversation: Conversation) -> list[dict[str, str]]:
     """Return the messages before the last answer as text, with the instruction appended."""
     messages = [
-        {"role": message["role"], "content": _plain(message["content"])} for message in conversation["messages"]
+        {"role": message["role"], "content": text_of(message["content"])} for message in conversation["messages"]
     ]
     if messages[-1]["role"] == "assistant":
         messages.pop()
     if instruction := conversation.get("instruction"):
         messages[-1]["content"] += f"\n\n{instruction}"
     return messages
-
-
-def _plain(content: str | list[dict[str, str]]) -> str:
-    return content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _turn(message: dict[str, str]) -> str:

@@ -7,7 +7,7 @@ models that were not fine-tuned on the task.
 """
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Protocol, runtime_checkable
 
@@ -90,9 +90,6 @@ class TaskSlice:
 
     def __getitem__(self, index: int) -> Conversation:
         return self.task[self.places[index]]
-
-    def __iter__(self) -> Iterator[Conversation]:
-        return (self.task[place] for place in self.places)
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
         """Evaluate with the underlying task.
@@ -182,16 +179,9 @@ class TaskMixture:
     def __len__(self) -> int:
         return len(self._places)
 
-    def source(self, index: int) -> str:
-        """Return the name of the task of a conversation."""
-        return self._names[self._places[index] >> 40]
-
     def __getitem__(self, index: int) -> Conversation:
         code = self._places[index]
         return {**self.tasks[self._names[code >> 40]][code & (1 << 40) - 1], "source": self._names[code >> 40]}
-
-    def __iter__(self) -> Iterator[Conversation]:
-        return (self[index] for index in range(len(self)))
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
         """Evaluate with the task of the conversation.
@@ -206,32 +196,13 @@ class TaskMixture:
         """Return the partial credit of the conversation's task; 0 if it defines none."""
         return _credit(self.tasks[conversation["source"]], conversation, completion, tool_calls)
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of conversations of each source, including repeats."""
-        return {name: self.repeats[name] * len(task) for name, task in self.tasks.items()}
-
-
-def multiple_choice_prompt(question: str, choices: Sequence[str], letters: Sequence[str]) -> str:
-    """Format a multiple-choice question; each letter follows its choice, so that it can attend to it."""
-    lines = [f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True)]
-    return (
-        f"Multiple Choice question: {question}\n{''.join(lines)}\nRespond only with the letter of the correct answer."
-    )
-
 
 def multiple_choice_conversation(
     question: str, choices: Sequence[str], letters: Sequence[str], answer: str
 ) -> Conversation:
-    """Return a conversation with a multiple-choice question and its correct letter.
-
-    Returns:
-        {"messages", "letters"}.
-    """
+    """Return a multiple-choice question with its correct letter; each letter follows its choice, so that it can attend to it."""
     assert answer in letters, f"the answer {answer!r} is not among the letters {letters}"
-    return {
-        "messages": [
-            {"role": "user", "content": multiple_choice_prompt(question, choices, letters)},
-            {"role": "assistant", "content": answer},
-        ],
-        "letters": list(letters),
-    }
+    lines = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True))
+    prompt = f"Multiple Choice question: {question}\n{lines}\nRespond only with the letter of the correct answer."
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return {"messages": messages, "letters": list(letters)}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation
-from nanochat_lit.tasks.rows import Row, RowTask, load_rows
+from nanochat_lit.tasks.rows import Row, RowTask
 from nanochat_lit.tokenizer.chat import validate_conversation
 from nanochat_lit.tokenizer.foreign_chat import as_conversation
 
@@ -19,7 +19,10 @@ class FileConversations(RowTask):
     """
 
     def __init__(self, path: str | Path, seed: int | None = None) -> None:
-        super().__init__(load_rows(path=path, hub="", subset=None, split="train", check=messages_problem, seed=seed))
+        super().__init__(path, hub="", split="train", seed=seed)
+
+    def _problem(self, row: Row) -> str | None:
+        return messages_problem(row)
 
     def _conversation(self, row: Row) -> Conversation:
         return as_conversation(row)

@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
 
 from nanochat_lit.tasks.base import Conversation
-from nanochat_lit.tasks.rows import Row, RowTask, load_rows, missing_text
+from nanochat_lit.tasks.rows import Row, RowTask, missing_text
+from nanochat_lit.tokenizer.chat import text_of
 
 INSTRUCTION = 'Reason step by step. End with a line that is "#### " and the number alone.'
 
@@ -28,9 +28,12 @@ class GSM8K(RowTask):
     """
 
     def __init__(self, split: str = "test", path: str | Path | None = None, seed: int | None = 42) -> None:
-        super().__init__(
-            load_rows(path=path, hub="openai/gsm8k", subset="main", split=split, check=_problem, seed=seed)
-        )
+        super().__init__(path, "openai/gsm8k", split, "main", seed)
+
+    def _problem(self, row: Row) -> str | None:
+        if problem := missing_text(row, "question", "answer"):
+            return problem
+        return None if extract_answer(row["answer"]) is not None else "'answer' has no number after ####"
 
     def _conversation(self, row: Row) -> Conversation:
         return {
@@ -44,17 +47,13 @@ class GSM8K(RowTask):
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
         """Return whether the completion ends with the correct number."""
         del tool_calls
-        return self.reward(conversation, completion) == 1.0
+        wanted = extract_answer(text_of(conversation["messages"][-1]["content"]))
+        return wanted is not None and extract_answer(completion) == wanted
 
     def has_form(self, completion: str, tool_calls: Sequence[str] = ()) -> bool:
         """Return whether the completion has a number after "####", as the answers of the data set."""
         del tool_calls
         return extract_answer(completion) is not None
-
-    def reward(self, conversation: Conversation, completion: str) -> float:
-        """Return 1 if the number after "####" in the visible text of an answer is correct, else 0."""
-        wanted = extract_answer(_text(conversation["messages"][-1]["content"]))
-        return float(wanted is not None and extract_answer(completion) == wanted)
 
 
 def answer_parts(answer: str) -> list[dict[str, str]]:
@@ -79,15 +78,3 @@ def extract_answer(text: str) -> Decimal | None:
         return Decimal(match[1].replace(",", "").rstrip("."))
     except InvalidOperation:
         return None
-
-
-def _text(content: str | list[dict[str, Any]]) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
-
-
-def _problem(row: Row) -> str | None:
-    if problem := missing_text(row, "question", "answer"):
-        return problem
-    return None if extract_answer(row["answer"]) is not None else "'answer' has no number after ####"

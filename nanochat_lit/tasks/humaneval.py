@@ -10,7 +10,7 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation
-from nanochat_lit.tasks.rows import Row, RowTask, load_rows, missing_text
+from nanochat_lit.tasks.rows import Row, RowTask, missing_text
 
 RunCode = Callable[[str], Any]
 """Runs a program and returns whether it finished without an error, as a bool or an object with `ok`.
@@ -34,8 +34,10 @@ class HumanEval(RowTask):
 
     def __init__(self, run_code: RunCode | None = None, path: str | Path | None = None, seed: int | None = 42) -> None:
         self.run_code = run_code
-        hub = "openai/openai_humaneval"
-        super().__init__(load_rows(path=path, hub=hub, subset=None, split="test", check=_problem, seed=seed))
+        super().__init__(path, "openai/openai_humaneval", "test", seed=seed)
+
+    def _problem(self, row: Row) -> str | None:
+        return missing_text(row, "prompt", "canonical_solution", "test", "entry_point")
 
     def _conversation(self, row: Row) -> Conversation:
         return {
@@ -91,7 +93,3 @@ def extract_code(completion: str) -> str:
     """Return the first fenced code block, even if unclosed; without any, the whole text."""
     match = _FENCED.search(completion)
     return (match[1] if match else completion).strip("\n")
-
-
-def _problem(row: Row) -> str | None:
-    return missing_text(row, "prompt", "canonical_solution", "test", "entry_point")

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanochat_lit.tasks.base import Conversation, multiple_choice_conversation
-from nanochat_lit.tasks.rows import Row, RowTask, load_rows, missing_text, wrong_choices, wrong_place
+from nanochat_lit.tasks.base import Conversation
+from nanochat_lit.tasks.rows import MultipleChoiceTask, Row, missing_text, wrong_choices, wrong_place
 
 LETTERS = ("A", "B", "C", "D")
 
 
-class MMLU(RowTask):
+class MMLU(MultipleChoiceTask):
     """Multiple-choice questions with four choices, answered by a letter.
 
     Args:
@@ -20,33 +20,26 @@ class MMLU(RowTask):
     """
 
     def __init__(self, split: str = "test", path: str | Path | None = None, seed: int | None = 42) -> None:
-        subset = "auxiliary_train" if split == "auxiliary_train" else "all"
-        hub_split = "train" if split == "auxiliary_train" else split
-        super().__init__(
-            load_rows(path=path, hub="cais/mmlu", subset=subset, split=hub_split, check=_problem, seed=seed)
-        )
+        is_training = split == "auxiliary_train"
+        super().__init__(path, "cais/mmlu", "train" if is_training else split, split if is_training else "all", seed)
+
+    def _fields(self, row: Row) -> tuple[str, Sequence[str], Sequence[str], str]:
+        row = _inner(row)
+        return row["question"], row["choices"], LETTERS, LETTERS[row["answer"]]
 
     def _conversation(self, row: Row) -> Conversation:
-        row = _inner(row)
-        conversation = multiple_choice_conversation(row["question"], row["choices"], LETTERS, LETTERS[row["answer"]])
-        return {**conversation, "subject": row.get("subject") or ""}
+        return {**super()._conversation(row), "subject": _inner(row).get("subject") or ""}
 
-    def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Return whether the completion is the correct letter."""
-        del tool_calls
-        return completion.strip() == conversation["messages"][-1]["content"]
+    def _problem(self, row: Row) -> str | None:
+        row = _inner(row)
+        if problem := missing_text(row, "question") or wrong_choices(row.get("choices")):
+            return problem
+        if len(row["choices"]) != len(LETTERS):
+            return f"{len(row['choices'])} choices, but MMLU questions have {len(LETTERS)}"
+        return wrong_place("answer", row.get("answer"), row["choices"])
 
 
 def _inner(row: Row) -> Row:
     """Return the fields of a record; the hub nests those of auxiliary_train in a field `train`."""
     inner = row.get("train")
     return inner if isinstance(inner, dict) else row
-
-
-def _problem(row: Row) -> str | None:
-    row = _inner(row)
-    if problem := missing_text(row, "question") or wrong_choices(row.get("choices")):
-        return problem
-    if len(row["choices"]) != len(LETTERS):
-        return f"{len(row['choices'])} choices, but MMLU questions have {len(LETTERS)}"
-    return wrong_place("answer", row.get("answer"), row["choices"])

@@ -14,7 +14,7 @@ from typing import Any
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tasks.base import Conversation
-from nanochat_lit.tasks.rows import Row, RowTask, load_rows
+from nanochat_lit.tasks.rows import Row, RowTask
 from nanochat_lit.tasks.tiny_world import judge
 from nanochat_lit.tokenizer.chat import short, validate_conversation
 from nanochat_lit.tokenizer.foreign_chat import ANSWER_ROLES, as_conversation
@@ -43,7 +43,14 @@ class Preferences(RowTask):
     ) -> None:
         if path is None and not hub:
             raise UserError("no preference pairs: set path to a .jsonl or .parquet file, or hub to OWNER/NAME")
-        super().__init__(load_rows(path=path, hub=hub, subset=subset, split=split, check=pair_problem, seed=seed))
+        super().__init__(path, hub, split, subset, seed)
+
+    def _problem(self, row: Row) -> str | None:
+        try:
+            as_pair(row)
+        except UserError as error:
+            return str(error)
+        return None
 
     def _conversation(self, row: Row) -> Conversation:
         return as_pair(row)
@@ -62,15 +69,6 @@ class TinyWorldPreferences(Preferences):
             return 0.0
         prefer = conversation.get("prefer")
         return 2.0 if prefer and judge({**conversation, "expect": prefer}, completion, tool_calls) else 1.0
-
-
-def pair_problem(row: Row) -> str | None:
-    """Return the problem of a record that should be a preference pair, or None."""
-    try:
-        as_pair(row)
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def as_pair(row: Row) -> Conversation:

@@ -6,7 +6,7 @@ records, which have a schema, are checked on access. Errors name the file and th
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,28 +14,32 @@ from typing import Any
 from nanochat_lit.common.downloads import with_retries
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import UNPACK_ERRORS, open_unpacked
-from nanochat_lit.tasks.base import Conversation
+from nanochat_lit.tasks.base import Conversation, multiple_choice_conversation
 
 Row = dict[str, Any]
-Check = Callable[[Row], str | None]
-"""Returns the problem of a record, or None."""
 
 
-class Rows:
-    """Records in the order of the data set or a seeded order.
+class RowTask(ABC):
+    """A sequence of conversations, one per record of a local file or a hub data set, in its order or a seeded one.
 
     Args:
-        rows: The records; not copied.
-        where: Returns the origin of record i, for errors.
-        check: Returns the problem of a record, or None.
+        path: A .jsonl (also .gz, .zst, .bz2 or .xz) or .parquet file; None uses the hub.
+        hub: Name of the data set on the Hugging Face hub.
+        split: Split of the hub data set, such as "train" or "test"; a local file is one split.
+        subset: Configuration of the hub data set; None if it has only one.
         seed: Seed of the order; None keeps the order of the data set.
+
+    Raises:
+        UserError: If the file is missing, empty or broken, or the hub cannot be reached.
     """
 
-    def __init__(self, rows: Sequence[Row], where: Callable[[int], str], check: Check, seed: int | None = None) -> None:
-        self._rows = rows
-        self._where = where
-        self._check = check
-        self._order: Sequence[int] = range(len(rows))
+    def __init__(
+        self, path: str | Path | None, hub: str, split: str, subset: str | None = None, seed: int | None = 42
+    ) -> None:
+        self._rows, self._where = _hub_rows(hub, subset, split) if path is None else _file_rows(Path(path))
+        for place in range(0 if path is None else len(self._rows)):
+            self._checked(place)
+        self._order: Sequence[int] = range(len(self._rows))
         if seed is not None:
             self._order = list(self._order)
             Random(seed).shuffle(self._order)
@@ -43,71 +47,48 @@ class Rows:
     def __len__(self) -> int:
         return len(self._order)
 
-    def __getitem__(self, index: int) -> Row:
-        place = self._order[index]
-        row = self._rows[place]
-        if problem := self._check(row):
-            raise UserError(f"{self._where(place)}: {problem}")
-        return row
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[index] for index in range(len(self)))
-
-
-class RowTask(ABC):
-    """A sequence of conversations, one per record of a data set.
-
-    Args:
-        rows: The records.
-    """
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def __getitem__(self, index: int) -> Conversation:
-        return self._conversation(self.rows[index])
+        return self._conversation(self._checked(self._order[index]))
+
+    def _checked(self, place: int) -> Row:
+        if problem := self._problem(self._rows[place]):
+            raise UserError(f"{self._where(place)}: {problem}")
+        return self._rows[place]
+
+    @abstractmethod
+    def _problem(self, row: Row) -> str | None:
+        """Return the problem of a record, or None."""
 
     @abstractmethod
     def _conversation(self, row: Row) -> Conversation:
         """Convert a record to a conversation."""
 
 
-def load_rows(
-    *, path: str | Path | None, hub: str, subset: str | None, split: str, check: Check, seed: int | None = 42
-) -> Rows:
-    """Load the records of a local file if a path is given, else of a hub data set.
+class MultipleChoiceTask(RowTask):
+    """Questions that are answered by the letter of a choice."""
 
-    Args:
-        path: A .jsonl (also .gz, .zst, .bz2 or .xz) or .parquet file.
-        hub: Name of the data set on the Hugging Face hub.
-        subset: Its configuration; None if it has only one.
-        split: Split of the hub data set, such as "train" or "test"; a local file is one split.
-        check: Returns the problem of a record, or None.
-        seed: Seed of the order; None keeps the order of the data set.
+    @abstractmethod
+    def _fields(self, row: Row) -> tuple[str, Sequence[str], Sequence[str], str]:
+        """Return question, choices, letters and correct letter of a record."""
 
-    Raises:
-        UserError: If the file is missing, empty or broken, or the hub cannot be reached.
-    """
-    if path is None:
-        return Rows(_hub_rows(hub, subset, split), lambda place: f"{hub} ({split}), record {place}", check, seed)
-    path = Path(path)
+    def _conversation(self, row: Row) -> Conversation:
+        return multiple_choice_conversation(*self._fields(row))
+
+    def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
+        """Return whether the completion is the correct letter."""
+        del tool_calls
+        return completion.strip() == conversation["messages"][-1]["content"]
+
+
+def _file_rows(path: Path) -> tuple[Sequence[Row], Callable[[int], str]]:
+    """Return the records of a file, and a function that names the location of one."""
     if path.suffix.lower() == ".parquet":
         rows, lines = _parquet_rows(path), None
     else:
         rows, lines = read_jsonl(path)
     if not rows:
         raise UserError(f"{path}: has no records")
-
-    def where(place: int) -> str:
-        return f"{path}, record {place}" if lines is None else f"{path}:{lines[place]}"
-
-    for place, row in enumerate(rows):
-        if problem := check(row):
-            raise UserError(f"{where(place)}: {problem}")
-    return Rows(rows, where, check, seed)
+    return rows, lambda place: f"{path}, record {place}" if lines is None else f"{path}:{lines[place]}"
 
 
 def read_jsonl(path: Path) -> tuple[list[Row], list[int]]:
@@ -150,15 +131,15 @@ def _parquet_rows(path: Path) -> list[Row]:
         raise UserError(f"{path}: cannot be read as parquet ({reason})") from None
 
 
-def _hub_rows(hub: str, subset: str | None, split: str) -> Sequence[Row]:
+def _hub_rows(hub: str, subset: str | None, split: str) -> tuple[Sequence[Row], Callable[[int], str]]:
     import datasets
 
-    hint = "; give a local file: path in a recipe, --paths of evaluate chat"
-    return with_retries(
+    rows = with_retries(
         lambda: datasets.load_dataset(hub, subset, split=split),
         f"the data set {hub} ({split}) of the Hugging Face hub",
-        hint,
+        "; give a local file: path in a recipe, --paths of evaluate chat",
     )
+    return rows, lambda place: f"{hub} ({split}), record {place}"
 
 
 def missing_text(row: Row, *names: str) -> str | None:

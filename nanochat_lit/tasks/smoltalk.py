@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanochat_lit.tasks.base import Conversation
 from nanochat_lit.tasks.conversations import messages_problem
-from nanochat_lit.tasks.rows import Row, RowTask, load_rows
+from nanochat_lit.tasks.rows import Row, RowTask
 
 
 class SmolTalk(RowTask):
@@ -20,8 +20,10 @@ class SmolTalk(RowTask):
     """
 
     def __init__(self, split: str = "train", path: str | Path | None = None, seed: int | None = 42) -> None:
-        hub = "HuggingFaceTB/smol-smoltalk"
-        super().__init__(load_rows(path=path, hub=hub, subset=None, split=split, check=messages_problem, seed=seed))
+        super().__init__(path, "HuggingFaceTB/smol-smoltalk", split, seed=seed)
+
+    def _problem(self, row: Row) -> str | None:
+        return messages_problem(row)
 
     def _conversation(self, row: Row) -> Conversation:
         return {"messages": row["messages"]}

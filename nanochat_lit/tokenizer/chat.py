@@ -156,6 +156,11 @@ def _parts(content: str | list[Part]) -> list[Part]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+def text_of(content: str | list[Part]) -> str:
+    """Return the text of a message's content, without calls and their results."""
+    return "".join(part["text"] for part in _parts(content) if part["type"] == "text")
+
+
 def short(value: object) -> str:
     """Return the beginning of a value, for errors."""
     text = repr(value)

@@ -12,7 +12,6 @@ from nanochat_lit.tasks.base import (
     TaskSlice,
     gives_credit,
     multiple_choice_conversation,
-    multiple_choice_prompt,
 )
 
 
@@ -78,8 +77,6 @@ def test_a_mixture_holds_every_conversation_as_often_as_asked():
     assert len(mixture) == 30 + 3 * 7
     counted = Counter((c["source"], c["messages"][-1]["content"]) for c in mixture)
     assert counted == Counter({**{("a", str(i)): 1 for i in range(30)}, **{("b", str(i)): 3 for i in range(7)}})
-    assert mixture.counts() == {"a": 30, "b": 21}
-    assert [mixture.source(place) for place in range(len(mixture))] == [c["source"] for c in mixture]
 
 
 def test_the_order_of_a_mixture_depends_on_the_seed_alone():
@@ -94,7 +91,7 @@ def test_the_order_of_a_mixture_depends_on_the_seed_alone():
 def test_the_sources_of_a_mixture_are_spread_evenly():
     mixture = TaskMixture({"a": Numbered(3000), "b": Numbered(1000)})
     for start in range(0, 4000, 500):
-        share = sum(mixture.source(place) == "b" for place in range(start, start + 500)) / 500
+        share = sum(mixture[place]["source"] == "b" for place in range(start, start + 500)) / 500
         assert 0.25 - 0.08 < share < 0.25 + 0.08  # four standard deviations
 
 
@@ -135,7 +132,6 @@ def test_impossible_mixtures(tasks, repeats, message):
 
 def test_the_prompt_of_a_categorical_question():
     expected = "Multiple Choice question: What is red?\n- a rose=A\n- the sea=B\n\nRespond only with the letter of the correct answer."
-    assert multiple_choice_prompt("What is red?", ["a rose", "the sea"], ["A", "B"]) == expected
     conversation = multiple_choice_conversation("What is red?", ["a rose", "the sea"], ["A", "B"], "A")
     assert [message["content"] for message in conversation["messages"]] == [expected, "A"]
     assert conversation["letters"] == ["A", "B"]

@@ -57,10 +57,8 @@ def test_the_number_is_judged_by_its_value(task):
     assert isinstance(task, Task)
     for completion in ("#### 10", "so it is\n#### 10.0", "#### $10"):
         assert task.evaluate(task[0], completion)
-        assert task.reward(task[0], completion) == 1.0
     for completion in ("#### 11", "10", "", "#### 0.2 #### 10"):
         assert not task.evaluate(task[0], completion)
-        assert task.reward(task[0], completion) == 0.0
 
 
 def test_an_answer_without_a_number_is_named(tmp_path):

@@ -9,18 +9,23 @@ import pyarrow.parquet
 import pytest
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.tasks.rows import load_rows, missing_text
+from nanochat_lit.tasks.rows import RowTask, missing_text
 
 ROWS = [{"question": f"What is {number}?", "answer": str(number)} for number in range(20)]
 
 
-def check(row):
-    return missing_text(row, "question", "answer")
+class Rows(RowTask):
+    """A task whose conversations are its records."""
+
+    def _problem(self, row):
+        return missing_text(row, "question", "answer")
+
+    def _conversation(self, row):
+        return row
 
 
 def load(path, **changes):
-    arguments = {"hub": "some/data", "subset": None, "split": "train", "check": check, "seed": None, **changes}
-    return load_rows(path=path, **arguments)
+    return Rows(path, **{"hub": "some/data", "split": "train", "seed": None, **changes})
 
 
 def write(path, rows=ROWS):
