@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from nanochat_lit.evaluation.bpb import evaluate_documents
     from nanochat_lit.model.config import GPTConfig
     from nanochat_lit.model.gpt import GPT
+    from nanochat_lit.optim.build import param_groups
     from nanochat_lit.optim.muon_adamw import MuonAdamW
-    from nanochat_lit.optim.param_groups import param_groups
     from nanochat_lit.optim.scaling import derive_plan
     from nanochat_lit.tokenizer.chat import Conversation, parse_completion, render_conversation, render_for_completion
     from nanochat_lit.tokenizer.tokenizer import Tokenizer
@@ -71,8 +71,8 @@ _NAMES = {
     "evaluation.bpb": "evaluate_documents",
     "model.config": "GPTConfig",
     "model.gpt": "GPT",
+    "optim.build": "param_groups",
     "optim.muon_adamw": "MuonAdamW",
-    "optim.param_groups": "param_groups",
     "optim.scaling": "derive_plan",
     "tokenizer.chat": "Conversation parse_completion render_conversation render_for_completion",
     "tokenizer.tokenizer": "Tokenizer",

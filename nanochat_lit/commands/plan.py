@@ -25,7 +25,7 @@ from nanochat_lit.model.decode_kernel import uncovered
 from nanochat_lit.model.gpt import Checkpointing
 from nanochat_lit.model.loss_kernel import loss_library, loss_problem
 from nanochat_lit.model.memory import TrainingMemory, largest_that_fits, training_memory
-from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, REFERENCE_WIDTH, SCALAR_LR, UNEMBEDDING_LR
+from nanochat_lit.optim.build import EMBEDDING_LR, MATRIX_LR, REFERENCE_WIDTH, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import TrainingPlan, derive_plan, micro_batches
 from nanochat_lit.optim.step_costs import step_costs
 from nanochat_lit.training.execution import describe_kernels

@@ -1,8 +1,7 @@
 """Optimizers (Muon and AdamW), schedules and scaling laws in plain PyTorch."""
 
-from nanochat_lit.optim.build import OptimizerCallable, build_optimizer
+from nanochat_lit.optim.build import OptimizerCallable, build_optimizer, param_groups, train_in_a_loop
 from nanochat_lit.optim.muon_adamw import MuonAdamW
-from nanochat_lit.optim.param_groups import param_groups
 from nanochat_lit.optim.scaling import TrainingPlan, derive_plan, micro_batches
 from nanochat_lit.optim.schedules import Schedule
 from nanochat_lit.optim.sharding import clip_grad_norm, global_grad_norm
@@ -18,4 +17,5 @@ __all__ = [
     "global_grad_norm",
     "micro_batches",
     "param_groups",
+    "train_in_a_loop",
 ]

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.optim.exchange import Exchange
 from nanochat_lit.optim.muon_kernel import add_product, has_muon_kernel, normalised_momentum, update_in_place
 from nanochat_lit.optim.polar import equilibrate_rows, polar_express, polar_iterations
-from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Pending, Shards
+from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Exchange, Pending, Shards
 
 
 def muon_direction(gradients: Tensor, momentum_buffer: Tensor, momentum: float, product_dtype: torch.dtype) -> Tensor:

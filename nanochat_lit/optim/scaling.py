@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.model.accounting import count_parameters, flops_per_token
 from nanochat_lit.model.config import GPTConfig
-from nanochat_lit.optim.param_groups import WEIGHT_DECAY
+from nanochat_lit.optim.build import WEIGHT_DECAY
 
 REFERENCE_DEPTH = 12
 REFERENCE_TOKENS_PER_STEP = 2**19

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from nanochat_lit.model.architecture import build_model
 from nanochat_lit.model.config import GPTConfig
-from nanochat_lit.optim.exchange import Bucket, Exchange, muon_flops
-from nanochat_lit.optim.param_groups import param_groups
+from nanochat_lit.optim.build import param_groups
 from nanochat_lit.optim.polar import POLAR_EXPRESS_COEFFICIENTS
-from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Shards
+from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Bucket, Exchange, Shards, muon_flops
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from nanochat_lit.model import GPT
 from nanochat_lit.model.accounting import flops_per_token
 from nanochat_lit.model.lora import LoRA, add_lora
 from nanochat_lit.optim import Schedule, TrainingPlan
-from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR
+from nanochat_lit.optim.build import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR
 from nanochat_lit.optim.scaling import REFERENCE_TOKENS_PER_STEP
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.module import LanguageModule

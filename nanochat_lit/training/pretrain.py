@@ -9,7 +9,7 @@ from nanochat_lit.model.architecture import build_model, model_class
 from nanochat_lit.model.config import REFERENCE_ARCHITECTURE
 from nanochat_lit.model.counted_start import start_from_counts
 from nanochat_lit.optim import Schedule, derive_plan, micro_batches
-from nanochat_lit.optim.param_groups import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR, WEIGHT_DECAY
+from nanochat_lit.optim.build import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR, WEIGHT_DECAY
 from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.module import LanguageModule
 

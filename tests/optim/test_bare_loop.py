@@ -2,8 +2,7 @@
 
 import torch
 
-from nanochat_lit.optim import MuonAdamW, Schedule, param_groups
-from nanochat_lit.optim.bare_loop import train_in_a_loop
+from nanochat_lit.optim import MuonAdamW, Schedule, param_groups, train_in_a_loop
 
 RATES = {"embedding_lr": 1.0, "unembedding_lr": 0.04, "matrix_lr": 0.05, "weight_decay": 0.1}
 

@@ -7,7 +7,7 @@ import torch
 
 from nanochat_lit import MuonAdamW
 from nanochat_lit.common.distributed import collective
-from nanochat_lit.optim import clip_grad_norm, exchange, global_grad_norm
+from nanochat_lit.optim import clip_grad_norm, global_grad_norm, sharding
 from nanochat_lit.optim.sharding import Shards
 
 
@@ -27,10 +27,10 @@ def test_matrices_of_all_shapes_are_dealt_out_together(world_size):
     stacks = [
         [torch.nn.Parameter(torch.empty(shape, device="meta")) for _ in range(count)] for shape, count in shapes.items()
     ]
-    dealt = exchange.Exchange(stacks, [], Shards(0, world_size))
+    dealt = sharding.Exchange(stacks, [], Shards(0, world_size))
     flops = [0] * world_size
     for matrix in (matrix for stack in stacks for matrix in stack):
-        flops[dealt.owner(matrix)] += exchange.muon_flops(*matrix.shape)
+        flops[dealt.owner(matrix)] += sharding.muon_flops(*matrix.shape)
     assert max(flops) < 1.07 * sum(flops) / world_size
     elements = sum(matrix.numel() for stack in stacks for matrix in stack)
     assert sum(len(bucket.parameters) for bucket in dealt.buckets) == 156
@@ -98,7 +98,7 @@ def sent(monkeypatch):
     ):
         monkeypatch.setattr(torch.distributed, name, function)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: None)
-    monkeypatch.setattr(exchange, "BUCKET_ELEMENTS", 48)
+    monkeypatch.setattr(sharding, "BUCKET_ELEMENTS", 48)
     return sizes
 
 

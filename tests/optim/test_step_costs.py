@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nanochat_lit import GPT, GPTConfig, MuonAdamW, param_groups
 from nanochat_lit.common import distributed
-from nanochat_lit.optim import exchange, sharding
+from nanochat_lit.optim import sharding
 from nanochat_lit.optim.step_costs import step_costs
 
 SCATTER, GATHER = (distributed.collective(f"{name}_single").__name__ for name in ("reduce_scatter", "all_gather"))
@@ -41,7 +41,7 @@ def sent(monkeypatch):
 
     def of(rank, world_size):
         total[:] = [0.0, rank]
-        monkeypatch.setattr(exchange.dist, "all_to_all_single", move)
+        monkeypatch.setattr(sharding.dist, "all_to_all_single", move)
         for name, ways in ((SCATTER, 1), (GATHER, 1), ("all_reduce", 2)):
             monkeypatch.setattr(sharding.dist, name, collective(ways, world_size))
         return total
@@ -52,7 +52,7 @@ def sent(monkeypatch):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_zero_sends_and_multiplies_so_much(world_size, sent, monkeypatch):
     """Of the ranks, the one that has most to do counts."""
-    monkeypatch.setattr(exchange, "BUCKET_ELEMENTS", 20_000)
+    monkeypatch.setattr(sharding, "BUCKET_ELEMENTS", 20_000)
     torch.manual_seed(0)
     model = GPT(CONFIG, torch.bfloat16)
     model.init_weights()
