@@ -19,11 +19,7 @@ from nanochat_lit.common.paths import atomic_write, cache_folder, lock_file
 
 
 def cpp_compiler() -> list[str] | None:
-    """Return the command of the C++ compiler: CXX, which may have several words ("ccache g++"), or an installed one.
-
-    Returns:
-        Words of the command, beginning with an existing program; None without a compiler.
-    """
+    """Return the command of the C++ compiler, CXX (perhaps several words: "ccache g++") or an installed one, or None."""
     candidates = ("cl",) if platform.system() == "Windows" else ("g++", "clang++", "c++")
     for words in [_words(os.environ["CXX"])] if os.environ.get("CXX") else [[name] for name in candidates]:
         if words and (program := shutil.which(words[0])):

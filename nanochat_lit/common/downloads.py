@@ -129,11 +129,7 @@ def with_retries(
 
 
 def read_url(url: str) -> str:
-    """Return the text of a small file.
-
-    Raises:
-        Exception: Error of the hub's client if the download fails.
-    """
+    """Return the text of a small file; the hub's client raises its own errors."""
     from huggingface_hub.utils import hf_raise_for_status, http_backoff
 
     response = http_backoff("GET", url, follow_redirects=True)
@@ -154,15 +150,9 @@ def download(
 ) -> str:
     """Download a file and move it into place when complete; a partial download is kept for a later call.
 
-    Args:
-        url: URL of the file.
-        path: Target path; an existing file is replaced.
-        sha256: Expected checksum in hexadecimal; None uses the hub's, or checks only the length.
-        size: Expected length in bytes; None uses the server's.
-        token: False sends no token; None uses that of the environment or of `hf auth login`.
-        check: Raises UserError if the received file is invalid.
-        pause: Sleep function of seconds; None is time.sleep.
-        progress: Called with numbers of received bytes; negative for bytes to download again.
+    The expected `sha256` and `size` are those of the hub or server if None. A `token` of False sends none; None uses
+    that of the environment or of `hf auth login`. `check` raises UserError if the received file is invalid. `pause`
+    sleeps (None is time.sleep); `progress` gets numbers of received bytes, negative for bytes to download again.
 
     Returns:
         SHA-256 of the file.

@@ -34,11 +34,7 @@ _ADVICE = {
 
 
 def os_error_text(error: OSError) -> str | None:
-    """Return one line on a system error: the path and what to do.
-
-    Returns:
-        The line, or None for an error that is not about a path, a disk or a limit.
-    """
+    """Return one line on a system error, the path and what to do; None if it is not about a path, a disk or a limit."""
     if error.filename is None and error.errno not in _ADVICE:
         return None
     advice = _ADVICE.get(error.errno or 0, error.strerror or str(error))

@@ -271,7 +271,6 @@ def _measure_cpu_flops_per_s(dtype: torch.dtype, num_threads: int) -> float:  # 
 
 
 def _product_s(size: int, dtype: torch.dtype, repeats: int) -> float:
-    """Return the duration of the fastest of several square matmuls, seconds."""
     generator = torch.Generator().manual_seed(0)  # does not change the global random state
     left = torch.randn(size, size, generator=generator).to(dtype)
     right = torch.randn(size, size, generator=generator).to(dtype)
@@ -362,11 +361,7 @@ def _number(path: Path) -> int | None:
 
 
 def peak_memory_bytes(device: str | torch.device = "cpu", status: Path = Path("/proc/self/status")) -> int:
-    """Return the peak memory of tensors on a GPU (CUDA, ROCm, XPU), else of the process (resident pages).
-
-    Returns:
-        Bytes; 0 if the system does not report it (Windows).
-    """
+    """Return the peak memory of tensors on a GPU (CUDA, ROCm, XPU), else of the process (resident pages); 0 if unknown."""
     device = torch.device(device)
     if device.type != "cpu" and (
         measured := getattr(torch.get_device_module(device.type), "max_memory_allocated", None)

@@ -169,9 +169,6 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file.
 
-    Returns:
-        Its content.
-
     Raises:
         UserError: If the file is missing, unreadable or not JSON; names the file.
     """
@@ -201,7 +198,6 @@ def folder_fingerprint(folder: str | os.PathLike[str], endings: tuple[str, ...])
 
 
 def _mode_of(path: Path) -> int:
-    """Return the permission bits of the replaced file, else the default of the umask."""
     with contextlib.suppress(FileNotFoundError):
         return path.stat().st_mode & 0o777
     return new_file_mode()
@@ -281,11 +277,7 @@ def lock_file(file: IO[bytes] | IO[str], *, wait: bool = True) -> bool:
 
 
 def try_hold_folder(folder: Path) -> int | None:
-    """Lock a folder until the handle is closed or this process ends.
-
-    Returns:
-        The handle; None if another process holds the lock or the system cannot lock folders.
-    """
+    """Lock a folder until the returned handle is closed or this process ends; None if that is not possible."""
     try:
         import fcntl
 

@@ -15,11 +15,7 @@ _PACKAGED = (Path("recipes"), Path("configs/trainer"))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the end of an error message about an unknown word.
-
-    Returns:
-        A question with the most similar word, or a list of all of them.
-    """
+    """Return the end of an error about an unknown word: the most similar word as a question, or a list of all words."""
     names = list(known)
     matches = difflib.get_close_matches(word, names, n=1)
     return f"; did you mean {matches[0]!r}?" if matches else f"; choose one of {', '.join(names)}"

@@ -320,7 +320,6 @@ class BlockCursor(Cursor):
             before += len(places)
 
     def _share(self, num_before: int) -> slice:
-        """Return this reader's share of the rows after `num_before` rows were distributed."""
         return slice((self._rank - num_before) % self._world_size, None, self._world_size)
 
     def _items(self, unit: _Unit, done: int) -> Iterator[Any]:

@@ -177,7 +177,6 @@ class HubFiles(ShardSource):
 def _start_download(
     folder: Path, source: DataSet, files: Sequence[RemoteFile], connections: int
 ) -> "subprocess.Popen[str]":
-    """Start a process that downloads files, in the order of need."""
     process = subprocess.Popen(
         [sys.executable, "-m", "nanochat_lit.data.hub_files"],
         cwd=Path(__file__).resolve().parents[2],  # so that the package is found

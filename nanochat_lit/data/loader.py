@@ -26,15 +26,10 @@ Item = TypeVar("Item")
 
 
 class ResumableLoader:
-    """An endless, resumable loader.
+    """An endless, resumable loader of a stream's train split; with 0 workers it reads in this process.
 
     Workers take turns, so the order of batches depends on their number but not on their speed. The position counts the
     returned batches; prefetched batches are read again after a resume.
-
-    Args:
-        stream: The train split of a stream.
-        num_workers: Worker processes; 0 reads in this process.
-        pin_memory: Copy batches to page-locked memory for faster transfer to a GPU.
 
     Attributes:
         asked_at_s: Time of the last request for a batch, from `time.perf_counter`.

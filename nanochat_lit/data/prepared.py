@@ -325,7 +325,6 @@ def _whole_header(path: Path) -> Header | None:
 def _write_from(
     source: "FileSource", index: int, path: Path, tokenizer: "Tokenizer", num_threads: int, digest: str
 ) -> Header:
-    """Write the shard of a text file, whose sha256 is `digest`."""
     blocks = source.files[index].blocks()
 
     def documents() -> Iterator[np.ndarray | None]:

@@ -178,7 +178,6 @@ def guess_language(text: str) -> str:
 
 
 def _documents(sources: dict[str, ShardSource], max_docs: int | None, seed: int) -> Iterator[tuple[str, str]]:
-    """Yield texts with the name of their source, or of their file for a single source."""
     blocks = [
         (name if len(sources) > 1 else file.path.name, source, index, start, stop)
         for name, source in sources.items()

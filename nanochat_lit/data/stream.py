@@ -160,7 +160,6 @@ class PackedStream(IterableDataset[Batch]):
         return {"cursor": merged, "packer": None}
 
     def _reader_share(self) -> tuple[int, int]:
-        """Return this reader's index and the number of readers over all ranks and DataLoader workers."""
         worker = get_worker_info()
         if worker is None:
             return self.rank, self.world_size
@@ -205,7 +204,6 @@ class PretrainStream(PackedStream):
         return BestFitRows(self._documents(cursor), self.sequence_len + 1, self.buffer_size, self.long_documents)
 
     def _documents(self, cursor: Cursor) -> Iterator[np.ndarray]:
-        """Yield the token ids of the documents, each beginning with BOS."""
         for items in _small_batches(cursor):
             # documents of prepared shards are already tokenized
             documents = items if isinstance(items[0], np.ndarray) else encoded_documents(self.tokenizer, items)

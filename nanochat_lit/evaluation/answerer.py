@@ -62,13 +62,7 @@ def completion_of(tokenizer: Tokenizer, token_ids: Sequence[int]) -> Completion:
 
 
 class EngineAnswerer:
-    """Answers with the engine and its calculator tool.
-
-    Attributes:
-        sequence_len: Maximum length of a prompt, tokens.
-        device: Device of the model.
-        tokens_per_pass: Maximum number of prompt tokens per call of `next_logits`.
-    """
+    """Answers with the engine and its calculator tool; `tokens_per_pass` limits the prompt tokens of `next_logits`."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -177,7 +171,6 @@ def _padded(prompts: Sequence[Sequence[int]], sequence_len: int, device: torch.d
 
 
 def _asked(conversation: Conversation) -> list[dict[str, str]]:
-    """Return the messages before the last answer as text, with the instruction appended."""
     messages = [
         {"role": message["role"], "content": text_of(message["content"])} for message in conversation["messages"]
     ]

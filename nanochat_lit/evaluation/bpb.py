@@ -47,12 +47,9 @@ class BitsPerByte(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, token_losses: Tensor, targets: Tensor, token_bytes: Tensor) -> None:
-        """Add a batch.
+        """Add the losses of targets, in nats; of targets of IGNORE_INDEX (-1) they are excluded.
 
-        Args:
-            token_losses: Loss of each target, nats, any shape.
-            targets: Token ids, in the shape of the losses; IGNORE_INDEX (-1) is excluded.
-            token_bytes: (V,) number of bytes of each token id, from `Tokenizer.token_bytes`.
+        `token_bytes`, (V,), has the number of bytes of each token id, from `Tokenizer.token_bytes`.
         """
         targets, token_losses = targets.reshape(-1), token_losses.detach().reshape(-1).float()
         lengths = token_bytes.to(targets.device)[targets.clamp(min=0)]
@@ -135,17 +132,14 @@ def evaluate_documents(
 def document_batches(
     documents: Iterable[str | np.ndarray], tokenizer: TextTokenizer, sequence_len: int, micro_batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield batches of document chunks that each begin with <|bos|>; every token is a target exactly once.
+    """Yield batches of chunks of documents that each begin with <|bos|>; every token is a target exactly once.
 
-    Args:
-        documents: Texts, or their token ids including <|bos|>.
-        tokenizer: Tokenizer for texts.
-        sequence_len: Maximum length of a chunk, tokens.
-        micro_batch_size: Chunks per batch; batches contain chunks of similar lengths.
+    Documents are texts, or their token ids including <|bos|>. A chunk has at most `sequence_len` tokens; batches
+    contain chunks of similar lengths.
 
     Yields:
         {"inputs", "targets"}, (B, T) int64 each, where T is a length of `padded_length` or sequence_len; targets are
-        IGNORE_INDEX on padding.
+            IGNORE_INDEX on padding.
     """
     token_lists = (tokenizer.encode(item) if isinstance(item, str) else item[1:].tolist() for item in documents)
     pieces = (ids[start : start + sequence_len] for ids in token_lists for start in range(0, len(ids), sequence_len))
@@ -158,7 +152,6 @@ def document_batches(
 
 
 def _pad(pieces: list[list[int]], bos_id: int, length: int) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets (B, length) of chunks, padded on the right."""
     inputs = [[bos_id, *piece[:-1]] + [bos_id] * (length - len(piece)) for piece in pieces]
     targets = [piece + [IGNORE_INDEX] * (length - len(piece)) for piece in pieces]
     return torch.tensor(inputs), torch.tensor(targets)

@@ -69,14 +69,10 @@ def load_chat_tasks(
     max_per_task: int | None = None,
     run_code: RunCode | None = None,
 ) -> list[ChatTask]:
-    """Load the test splits of the tasks from local files or the Hugging Face hub.
+    """Load the test splits of the tasks from local files (`paths`, by label) or the Hugging Face hub.
 
-    Args:
-        labels: Names in CHAT_BASELINES or OTHER_TASKS, or class paths of tasks. None or an empty list is
-            DEFAULT_LABELS, plus HumanEval if `run_code` is given.
-        paths: Local files by label; other tasks are downloaded from the hub or need no file.
-        max_per_task: Maximum number of questions per task; None uses all.
-        run_code: Runs HumanEval programs in isolation.
+    Labels are names in CHAT_BASELINES or OTHER_TASKS, or class paths of tasks; None or an empty list is DEFAULT_LABELS,
+    plus HumanEval if `run_code`, which runs its programs in isolation, is given.
 
     Raises:
         UserError: If a label is unknown or repeated, data are unavailable or malformed, or HumanEval is requested
@@ -161,12 +157,9 @@ def evaluate_chat(
     results: ResultsFile | None = None,
     on_task: Callable[[TaskResult], None] | None = None,
 ) -> list[TaskResult]:
-    """Evaluate every task; with a process group, the questions are distributed over the ranks.
+    """Evaluate every task and return one result per task; the ranks of a process group share the questions.
 
     `results` and `on_task` are those of `measure_tasks`.
-
-    Returns:
-        One result per task, in order, on every rank.
 
     Raises:
         UserError: If a letter is not a single token; raised before any question is asked.

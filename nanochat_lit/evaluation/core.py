@@ -56,13 +56,10 @@ def _solved(task: CoreTask, row: dict[str, Any]) -> str:
 def encode_examples(
     task: CoreTask, indices: Sequence[int], tokenizer: TextTokenizer, sequence_len: int
 ) -> tuple[list[Example], int]:
-    """Tokenize records of a task for scoring.
+    """Tokenize records of a task for scoring; return the examples, and the number of truncated ones.
 
     Sequences longer than the context are truncated on the left. All sequences of an example lose the same number of
     tokens, so that they keep a common prefix.
-
-    Returns:
-        The examples, and the number of truncated ones.
     """
     texts = [prompts(task, index) for index in indices]
     encoded = iter(tokenizer.encode_batch([text for group in texts for text in group], 2))
@@ -116,12 +113,9 @@ def evaluate_core(
     results: ResultsFile | None = None,
     on_task: Callable[[TaskResult], None] | None = None,
 ) -> list[TaskResult]:
-    """Evaluate every task; with a process group, the examples are distributed over the ranks.
+    """Evaluate every task and return one result per task; the ranks of a process group share the examples.
 
     `results` and `on_task` are those of `measure_tasks`.
-
-    Returns:
-        One result per task, in order, on every rank.
     """
     return measure_tasks(tasks, lambda task: evaluate_task(scorer, tokenizer, task), results, on_task)
 

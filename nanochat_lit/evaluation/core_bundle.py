@@ -47,12 +47,8 @@ def fetch_bundle(
 ) -> Path:
     """Return the folder of the bundle, downloading it once; concurrent processes wait for the first.
 
-    Args:
-        cache: Cache folder; None is the user's cache folder.
-        sha256: Expected checksum of the archive, also checked for an earlier download. None only verifies the archive's
-            internal checksums.
-        url: URL of a zip file with the folder eval_bundle.
-        fetch: Download function of (url, path, sha256).
+    `cache` None is the user's cache folder; `sha256` is that of the archive, also of an earlier download, and None only
+    verifies the archive's internal checksums; `fetch` is called with (url, path, sha256).
 
     Raises:
         UserError: If the download fails, the file is not such an archive, or the cached archive has another checksum.

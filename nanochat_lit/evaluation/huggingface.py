@@ -50,11 +50,8 @@ def refuse_huggingface(folder: str | Path, what: str) -> None:
 class HuggingFaceTokenizer:
     """Adapter of a transformers tokenizer for evaluations.
 
-    Attributes:
-        bos_id: Token id that precedes every text: the tokenizer's bos token, else its eos token.
-
-    Raises:
-        UserError: If it has neither.
+    `bos_id`, which precedes every text, is the tokenizer's bos token, else its eos token; without either it raises
+    UserError.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -113,13 +110,7 @@ TextTokenizer = Tokenizer | HuggingFaceTokenizer
 
 
 class HuggingFaceModel:
-    """Adapter of a transformers causal language model with its tokenizer.
-
-    Attributes:
-        device: Device of the model.
-        compute_dtype: Dtype of weights and activations.
-        sequence_len: Context length, tokens.
-    """
+    """Adapter of a transformers causal language model with its tokenizer."""
 
     def __init__(self, model: Any, tokenizer: HuggingFaceTokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
@@ -253,11 +244,8 @@ def load_huggingface(
 ) -> HuggingFaceModel:
     """Load a Hugging Face folder: config.json, safetensors weights and tokenizer files.
 
-    Args:
-        folder: Folder of the model.
-        device: Device of the model; None selects the fastest available one.
-        compute_dtype: "auto", "bfloat16", "float16" or "float32".
-        trust_remote_code: Run the Python files of the folder, with your permissions.
+    `device` None is the fastest available one; the compute dtype is "auto", "bfloat16", "float16" or "float32".
+    `trust_remote_code` runs the Python files of the folder, with your permissions.
 
     Raises:
         UserError: If transformers is not installed, or the folder cannot be read.

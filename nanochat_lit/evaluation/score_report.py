@@ -36,19 +36,15 @@ def summarize(
 ) -> dict[str, Any]:
     """Summarize an evaluation as JSON-safe data.
 
-    Args:
-        metric: "core" or "chat_core".
-        members: Tasks of the mean; other tasks are only listed in the table.
-        results: One result per task.
-        baselines: Accuracy of random guessing by version and task; the first version is the main one.
-        about: Model, data and settings, copied to the report.
-        k: Also report pass@k for tasks with several samples.
+    `metric` is "core" or "chat_core", `members` are the tasks of its mean (others are only listed in the table).
+    `baselines` are accuracies of random guessing by version and task; the first version is the main one. `about` is
+    copied to the report, which has pass@k for tasks with several samples.
 
     Returns:
         `metric`; `scores` by version: value, low, high (95% bootstrap interval), or None without members; `is_partial`,
-        `missing`; `tasks`: label, is_member, kind, num_fewshot, examples, accuracy with low and high, baseline and
-        centered by version, format_rate if the task defines a format, cut, seconds; `examples`, `seconds`,
-        `examples_per_s`.
+            `missing`; `tasks`: label, is_member, kind, num_fewshot, examples, accuracy with low and high, baseline and
+            centered by version, format_rate if the task defines a format, cut, seconds; `examples`, `seconds`,
+            `examples_per_s`.
     """
     rng = np.random.default_rng(SEED)
     samples = {result.label: _samples(result, rng) for result in results}
@@ -79,7 +75,6 @@ def summarize(
 def _score(
     results: Sequence[TaskResult], samples: Mapping[str, np.ndarray], baselines: Mapping[str, float]
 ) -> dict[str, float | None]:
-    """Return the mean centered accuracy of tasks with its interval."""
     if not results:
         return {"value": None, "low": None, "high": None}
     values = [centered(result.accuracy, baselines[result.label]) for result in results]
@@ -227,7 +222,6 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def _plot(file: Any, report: Mapping[str, Any]) -> None:
-    """Plot the centered accuracies with their intervals; 0 is random guessing."""
     from matplotlib.figure import Figure
 
     version = next(iter(report["scores"]))

@@ -60,14 +60,7 @@ class RowScore:
 
 
 class RowScorer(ABC):
-    """Scores sequences with a causal model; subclasses implement `read`, `states` and `logits`.
-
-    Args:
-        device: Device of the model.
-        sequence_len: Maximum length of a sequence, tokens.
-        vocab_size: Number of logits per token.
-        tokens_per_pass: Tokens per forward pass; None is the default of the device.
-    """
+    """Scores sequences with a causal model; subclasses implement `read`, `states` and `logits`."""
 
     shares = True
     """Whether keys and values of a shared prefix can be reused for several sequences."""
@@ -80,23 +73,16 @@ class RowScorer(ABC):
 
     @abstractmethod
     def read(self, beginnings: Tensor, owners: Tensor, room: int) -> Any:
-        """Return keys and values of prefixes (B, P), one per sequence.
+        """Return keys and values of one prefix per sequence, with `room` tokens each.
 
-        Args:
-            beginnings: (B, P) token ids of the prefixes; each is computed once.
-            owners: (N,) index of the prefix of each sequence.
-            room: Capacity of the cache per sequence, tokens.
+        `beginnings`, (B, P), are computed once each; `owners`, (N,), has the index of each sequence's prefix.
         """
 
     @abstractmethod
     def states(self, inputs: Tensor, cache: Any, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return hidden states of selected tokens, (K, C), as input of `logits`.
+        """Return hidden states of selected tokens, (K, C), of inputs (N, S), padded on the right, as input of `logits`.
 
-        Args:
-            inputs: (N, S) token ids, padded on the right.
-            cache: Result of `read` for the preceding tokens; None without any.
-            rows: (K,) row indices of the selected tokens.
-            columns: (K,) column indices of the selected tokens.
+        The cache, of `read`, has the preceding tokens; None without any. Rows and columns, (K,), select the tokens.
         """
 
     @abstractmethod

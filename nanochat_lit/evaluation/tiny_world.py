@@ -14,20 +14,14 @@ from nanochat_lit.tokenizer import parse_completion, render_for_completion
 
 
 def examine(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int = 128) -> dict[str, Any]:
-    """Evaluate the answers to held-out items.
+    """Evaluate the answers to items of `tiny_world.held_out_items`, which have messages, category and expect.
 
-    With a process group, the items are distributed over the ranks, and all ranks return the full result.
-
-    An item whose conversation does not fit the model's context counts as failed, with a note in its transcript.
-
-    Args:
-        engine: Model and tokenizer.
-        items: Items of `tiny_world.held_out_items`: messages that end with a user turn, category, expect.
-        max_new_tokens: Maximum length of an answer, tokens.
+    The ranks of a process group share the items. One whose conversation does not fit the model's context counts as
+    failed, with a note in its transcript.
 
     Returns:
         accuracy (over all items), categories (name -> accuracy, correct, count), and failures: a list of category,
-        question, answer and expect of every wrong item.
+            question, answer and expect of every wrong item.
 
     Raises:
         UserError: If there are no items or an item is malformed.

@@ -23,14 +23,10 @@ TRUST_VARIABLE = "NANOCHAT_TRUST_ARCHITECTURE"
 
 
 def model_class(architecture: str, *, is_trusted: bool = False) -> type[GPT]:
-    """Return the class of an architecture.
+    """Return the class of an architecture: one of `NAMED`, or the class path of a subclass of GPT.
 
-    Importing a module runs its code, so a class path that comes from a file is followed only if its module is loaded
-    already or the environment variable NANOCHAT_TRUST_ARCHITECTURE names it.
-
-    Args:
-        architecture: One of `NAMED`, or the class path of a subclass of GPT.
-        is_trusted: True if the name comes from the user instead of a weights file.
+    Importing a module runs its code, so a class path that comes from a file (`is_trusted` is False) is followed only if
+    its module is loaded already or the environment variable NANOCHAT_TRUST_ARCHITECTURE names it.
 
     Raises:
         UserError: If it is not trusted, cannot be imported, or is not a subclass of GPT.
@@ -54,11 +50,5 @@ def model_class(architecture: str, *, is_trusted: bool = False) -> type[GPT]:
 
 
 def build_model(config: GPTConfig, *, is_trusted: bool = False, **options: object) -> GPT:
-    """Return the model of a config, with uninitialized weights.
-
-    Args:
-        config: Model config.
-        is_trusted: As for `model_class`.
-        **options: Options of the class.
-    """
+    """Return the model of a config with uninitialized weights; `options` are those of its class (see `model_class`)."""
     return model_class(config.architecture, is_trusted=is_trusted)(config, **options)  # type: ignore[arg-type]

@@ -106,20 +106,11 @@ def choose_attention(
     can_compile: bool = True,
     installed: Collection[str] = (),
 ) -> AttentionBackend:
-    """Return the attention implementation for whole sequences on some hardware.
+    """Return the attention implementation for whole sequences: FA4, FA3, flex, sdpa, or blocked.
 
-    Args:
-        device_type: torch device type, such as "cuda" or "cpu".
-        is_windowed: Whether some query does not see all tokens before it.
-        capability: CUDA compute capability.
-        dtype: Dtype of queries, keys and values.
-        num_tokens: Length of the sequence.
-        is_compiling: Whether this is under torch.compile.
-        can_compile: Whether torch.compile works here, which FlexAttention needs.
-        installed: FlashAttention implementations that can be used, of "FA3" and "FA4".
-
-    Returns:
-        FA4 and FA3 (in place of torch's own flash kernel), flex, sdpa, or blocked.
+    In a windowed layer some query does not see all tokens before it. `can_compile` states whether torch.compile works,
+    which FlexAttention needs; `installed` are FlashAttention implementations ("FA3", "FA4") that can take the place of
+    torch's own flash kernel.
     """
     if device_type != "cuda":
         is_blocked = is_windowed or (device_type == "cpu" and is_compiling and num_tokens <= BLOCKED_FULL_LIMIT)
@@ -136,17 +127,10 @@ def choose_attention(
 def causal_attention(
     queries: Tensor, keys: Tensor, values: Tensor, window: int, window_mask: Any | None = None
 ) -> Tensor:
-    """Compute attention of T queries (the last of S positions) to the keys in their window.
+    """Compute attention of T queries, (B, T, H, D), to the keys and values, (B, S, Hkv, D), in their window.
 
-    Args:
-        queries: (B, T, H, D).
-        keys: (B, S, Hkv, D) with S >= T; query t is at position S - T + t.
-        values: As keys.
-        window: Tokens before itself that a query sees.
-        window_mask: The window as a block mask of `window_block_mask`, made beforehand for this T = S; used in training.
-
-    Returns:
-        (B, T, H, D).
+    The queries are the last of the S positions. `window` is the number of tokens before itself that a query sees;
+    `window_mask` is its block mask of `window_block_mask`, made beforehand for this T = S; used in training.
     """
     num_queries, num_keys = queries.shape[1], keys.shape[1]
     if num_queries == 1:

@@ -172,9 +172,8 @@ def _seconds(compute: Callable[[Tensor], Tensor], inputs: Tensor) -> float:
 class KernelLinear(nn.Module):
     """A linear layer whose weight lies in the kernel's order: blocks of 16 outputs, inputs one after the other.
 
-    Args:
-        weight: (M, K) in float32 or bfloat16, or in int8 with scales.
-        scales: What a weight of 1 stands for: (M,) float32, or (M, groups of K) bfloat16, whose weights are from -8 to 7.
+    The weight, (M, K), is in float32 or bfloat16, or in int8 with scales of its rows, (M,) float32, or of groups of 32
+    inputs, (M, groups) bfloat16, whose weights are from -8 to 7.
     """
 
     def __init__(self, weight: Tensor, scales: Tensor | None = None) -> None:
@@ -228,11 +227,7 @@ class KernelLinear(nn.Module):
 
 
 class DecodeKernel:
-    """Decode steps and prompts of a model whose linear layers are `KernelLinear`s. Keeps what it needs of the model alive.
-
-    Args:
-        model: From now on for inference on a CPU, in float32 or bfloat16.
-    """
+    """Decode steps and prompts of a model whose linear layers are `KernelLinear`s; keeps what it needs of it alive."""
 
     def __init__(self, model: "GPT") -> None:
         config = model.config
@@ -281,14 +276,9 @@ class DecodeKernel:
         self._workspace = torch.empty(0)
 
     def __call__(self, token_ids: Tensor, cache: SlotCache | KVCache) -> Tensor:
-        """Return the logits after some tokens, and add these to the cache; its `advance` counts them.
+        """Return the softcapped float32 logits, (B, V), after some tokens, which are added to the cache, not counted.
 
-        Args:
-            token_ids: (B, 1) one more token of every slot, or (1, T) the next tokens of a prompt.
-            cache: Cache of slots, or of one sequence.
-
-        Returns:
-            (B, V) softcapped float32 logits after the last token.
+        They are one more token of every slot, (B, 1), or the next tokens of one prompt, (1, T).
         """
         if isinstance(cache, SlotCache):
             if cache is not self._cache:

@@ -71,12 +71,7 @@ def read_config(folder: str | Path) -> GPTConfig:
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu", compute_dtype: str = "auto") -> GPT:
-    """Load a model saved by `save_model`.
-
-    Args:
-        folder: Holds config.json and model.safetensors.
-        device: Target device.
-        compute_dtype: "auto", "bfloat16", "float16" or "float32".
+    """Load a model saved by `save_model`; the compute dtype is "auto", "bfloat16", "float16" or "float32".
 
     Raises:
         UserError: If a file is missing or broken, or the weights have other shapes.

@@ -87,13 +87,7 @@ class Float8Linear(Linear):
 
 
 class Float8ChunkMatmuls:
-    """The matmuls of `softcapped_cross_entropy` in float8, as `loss.ChunkMatmuls` has them.
-
-    Args:
-        weight: (V, C) unembedding.
-        dtype: Dtype of the hidden states.
-        scaling: `to_float8` or a compiled twin.
-    """
+    """As `loss.ChunkMatmuls` in float8; `scaling` is `to_float8` or a compiled twin."""
 
     def __init__(
         self, weight: Tensor, dtype: torch.dtype, scaling: Callable[[Tensor, torch.dtype], Scaled] = to_float8

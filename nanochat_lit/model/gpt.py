@@ -256,15 +256,7 @@ class GPT(Transformer):
         return token_logprobs(hidden, capped, targets, self.config.vocab_size, temperature)
 
     def loss_and_token_losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the training loss and the loss per token.
-
-        Args:
-            inputs: (B, T) token ids.
-            targets: (B, T) ids of the next tokens; IGNORE_INDEX (-1) does not count.
-
-        Returns:
-            Float32 mean over the kept targets in nats, and (B, T) losses without gradient, 0 for ignored targets.
-        """
+        """Return the training loss, the mean over the kept targets, and the losses per token, (B, T) without gradient."""
         hidden = self._training_features(inputs)
         if self._has_own_cap:
             losses = -self._logprobs(hidden, targets)[0]
@@ -281,15 +273,10 @@ class GPT(Transformer):
         return reduce_losses(total, targets, "mean"), losses
 
     def logprobs(self, inputs: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Return the log-probability of each next token, for objectives with token weights.
+        """Return the log-probability of each next token, (B, T) nats, for objectives with token weights; and entropies.
 
-        Args:
-            inputs: (B, T) token ids.
-            targets: (B, T) ids of the next tokens; IGNORE_INDEX (-1) gives 0.
-            temperature: Sampling temperature of the tokens.
-
-        Returns:
-            (B, T) float32 log-probabilities in nats, and (B, T) entropies of the distributions, without gradient.
+        Targets, (B, T), of IGNORE_INDEX (-1) give 0; the temperature is that of sampling. The entropies of the
+        distributions, (B, T), have no gradient.
         """
         return self._logprobs(self._training_features(inputs), targets, temperature)
 

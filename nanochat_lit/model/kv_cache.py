@@ -8,14 +8,9 @@ from nanochat_lit.model.config import GPTConfig
 
 
 class KVCache:
-    """Preallocated keys and values of all layers, filled from the left.
+    """Preallocated keys and values of `max_len` tokens of each sequence in all layers, filled from the left.
 
-    Args:
-        config: Model config.
-        batch_size: Number of sequences.
-        max_len: Capacity in tokens.
-        device: Device of the cache.
-        dtype: The model's compute dtype.
+    `dtype` is the model's compute dtype.
     """
 
     def __init__(
@@ -53,17 +48,9 @@ class KVCache:
         return cos[self.position : end], sin[self.position : end]
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:
-        """Store the keys and values of new tokens in one layer, and return their attention.
+        """Store the keys and values of new tokens, (B, T, Hkv, D), in one layer; return their attention, (B, T, H, D).
 
-        Args:
-            layer: Layer index.
-            queries: (B, T, H, D) of the new tokens, at `position` and after.
-            keys: (B, T, Hkv, D).
-            values: As keys.
-            window: Number of preceding tokens that a token attends to.
-
-        Returns:
-            (B, T, H, D).
+        A token, whose query is in (B, T, H, D), attends to `window` preceding tokens.
         """
         end = self.position + keys.shape[1]
         assert end <= self.max_len, f"cache of {self.max_len} positions asked to hold {end}"

@@ -33,17 +33,9 @@ CHUNK_SHARE = 16
 def token_losses(
     hidden: Tensor, targets: Tensor, unembed: Callable[[Tensor], Tensor], vocab_size: int, *, is_capped: bool = True
 ) -> Tensor:
-    """Compute the loss of every token, in chunks.
+    """Compute the loss of every token, (...) float32 nats, 0 where the target is ignored, in chunks.
 
-    Args:
-        hidden: (..., C) final states.
-        targets: (...) token ids or IGNORE_INDEX.
-        unembed: Function from (N, C) states to (N, V) raw logits.
-        vocab_size: V.
-        is_capped: Whether the logits are softcapped.
-
-    Returns:
-        (...) float32 nats, 0 where the target is ignored.
+    `unembed` maps (N, C) of the final states, (..., C), to (N, V) raw logits, which are softcapped if `is_capped`.
     """
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk = rows_per_chunk(len(rows), vocab_size)
@@ -110,20 +102,13 @@ ChunkKernel = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def chunk_loss_and_gradient(
     logits: Tensor, targets: Tensor, kernel: ChunkKernel, is_capped: bool = True, factors: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return the losses of a chunk, and the gradient of their sum with respect to the raw logits.
+    """Return the losses, (N,) float32, of a chunk, and the gradient of their sum by the raw logits, (N, V).
 
     On a CPU this is one call of a C++ kernel, if available. Elsewhere the targets' own columns are handled here,
-    outside `kernel`: a one-hot inside it kept the compiler from fusing the rest into one pass over each row.
-
-    Args:
-        logits: (N, V) contiguous raw logits in the compute dtype; the gradient may take their place.
-        targets: (N,) token ids or IGNORE_INDEX.
-        kernel: `softmax_and_slope`, `softmax_without_cap` or a compiled twin.
-        is_capped: Which of them.
-        factors: Of `sampled_vocabulary`; for the C++ kernel only.
-
-    Returns:
-        (N,) float32, and (N, V) in the dtype of the logits, times `gradient_scale`; ignored rows count nothing.
+    outside `kernel` (`softmax_and_slope`, `softmax_without_cap` or a compiled twin): a one-hot inside it kept the
+    compiler from fusing the rest into one pass over each row. The gradient, times `gradient_scale`, may take the place
+    of the contiguous logits; ignored targets count nothing. `factors`, of `sampled_vocabulary`, are for the C++ kernel
+    only.
     """
     if has_loss_kernel(logits):
         return loss_and_gradient_in_place(logits, targets, is_capped=is_capped, factors=factors), logits
@@ -143,13 +128,7 @@ def chunk_loss_and_gradient(
 
 
 class ChunkMatmuls:
-    """The matmuls of a chunk's loss, in the dtype of the hidden states.
-
-    Args:
-        weight: (V, C) unembedding.
-        hidden: (N, C) final states.
-        chunk: Maximum number of tokens per chunk.
-    """
+    """The matmuls of the loss of at most `chunk` tokens, in the dtype of the hidden states; the weight is (V, C)."""
 
     def __init__(self, weight: Tensor, hidden: Tensor, chunk: int) -> None:
         self._weight = weight.to(hidden.dtype)
@@ -262,20 +241,13 @@ def softcapped_cross_entropy(
     is_capped: bool = True,
     num_sampled: int = 0,
 ) -> Tensor:
-    """Cross entropy of softcapped logits, in chunks.
+    """Return the float32 cross entropy of softcapped logits in nats, computed in chunks.
 
-    Args:
-        hidden: (B, T, C) final states in the compute dtype.
-        weight: (V, C) unembedding without padding.
-        targets: (B, T) token ids or IGNORE_INDEX.
-        reduction: "mean" over the kept targets (0 when there are none), "sum", or "none" for (B, T).
-        kernel: Touches every logit of a chunk; a compiled twin of the default may be passed.
-        make_matmuls: Constructor of the matrix multiplications of logits and gradients.
-        is_capped: False leaves the softcap out; the kernel is then `softmax_without_cap` or a compiled twin.
-        num_sampled: Tokens beside the targets in the softmax, if gradients are wanted; see `sampled_vocabulary`. 0 is all.
-
-    Returns:
-        Float32 loss in nats: a scalar, or (B, T) with 0 for ignored targets.
+    It is of final states, (B, T, C), and an unembedding without padding, (V, C); ignored targets count nothing.
+    `reduction` is "mean" over the kept targets (0 when there are none), "sum", or "none" for (B, T). `kernel` touches
+    every logit of a chunk and may be compiled; without a softcap (`is_capped`) it is `softmax_without_cap`.
+    `num_sampled` tokens beside the targets are in the softmax, if gradients are wanted; see `sampled_vocabulary`. 0 is
+    all.
     """
     if reduction == "none":
         compute_weight = weight.to(hidden.dtype)
@@ -294,20 +266,7 @@ def total_and_token_losses(
     is_capped: bool = True,
     num_sampled: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum of the losses and the loss of each token.
-
-    Args:
-        hidden: (B, T, C) final states in the compute dtype.
-        weight: (V, C) unembedding without padding.
-        targets: (B, T) token ids or IGNORE_INDEX.
-        kernel: Same as in `softcapped_cross_entropy`.
-        make_matmuls: Same as in `softcapped_cross_entropy`.
-        is_capped: Likewise.
-        num_sampled: Likewise.
-
-    Returns:
-        Float32 scalar in nats, and (B, T) without gradient, 0 for ignored targets.
-    """
+    """Return the sum of the losses and the loss of each token, (B, T) without gradient; see `softcapped_cross_entropy`."""
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
         rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
         factors = None
@@ -321,15 +280,11 @@ def total_and_token_losses(
 
 
 def sampled_vocabulary(targets: Tensor, vocab_size: int, num_sampled: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the tokens of a batch's softmax: all of its targets, and a uniform sample of the others.
+    """Choose the tokens of a batch's softmax: all targets, (N,), and a uniform sample of at most `num_sampled` others.
 
-    The exponentials of the sample are multiplied by the inverse of its share, so their sum is expected to be the full softmax's
-    (Jean et al. 2015. https://arxiv.org/abs/1412.2007). The sample depends on nothing but the targets, so resuming repeats it.
-
-    Args:
-        targets: (N,) token ids or IGNORE_INDEX.
-        vocab_size: Number of tokens.
-        num_sampled: Number of others, at most.
+    The exponentials of the sample are multiplied by the inverse of its share, so their sum is expected to be the full
+    softmax's (Jean et al. 2015. https://arxiv.org/abs/1412.2007). The sample depends on nothing but the targets, so
+    resuming repeats it.
 
     Returns:
         (n,) chosen token ids, (N,) places of the targets among them, and (n,) float32 factors.
@@ -357,20 +312,10 @@ def chunk_logprobs(
 def token_logprobs(
     hidden: Tensor, unembed: Callable[[Tensor], Tensor], targets: Tensor, vocab_size: int, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Return the log-probability of each target, for losses with token weights.
+    """Return the log-probability of each target, (B, T) float32, for losses with token weights, and the entropies.
 
-    With gradients, the logits of each chunk are recomputed in the backward pass.
-
-    Args:
-        hidden: (B, T, C) final states in the compute dtype.
-        unembed: From (N, C) states to (N, V) float32 logits.
-        targets: (B, T) token ids; IGNORE_INDEX gives 0.
-        vocab_size: V.
-        temperature: Divides the logits.
-
-    Returns:
-        (B, T) float32 log-probabilities, nats, and (B, T) float32 entropies of the distributions they come from, without
-        gradient; both 0 where the target is ignored.
+    With gradients, the logits of each chunk, which `unembed` maps (N, C) of the final states to, are recomputed in the
+    backward pass; the entropies have none. The temperature divides the logits. Both are 0 where the target is ignored.
     """
     rows, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     chunk = rows_per_chunk(rows.shape[0], vocab_size)

@@ -43,16 +43,10 @@ def has_loss_kernel(logits: Tensor) -> bool:
 def loss_and_gradient_in_place(
     logits: Tensor, targets: Tensor, *, is_capped: bool = True, factors: Tensor | None = None
 ) -> Tensor:
-    """Cross entropy of the rows of a chunk; the gradient of its sum takes the place of the logits.
+    """Return the cross entropy, (N,) nats, of a chunk's rows; the gradient of its sum takes the place of the logits.
 
-    Args:
-        logits: (N, V) contiguous, float32 or bfloat16; overwritten by the gradient with respect to themselves.
-        targets: (N,) token ids below V, of any integer type; IGNORE_INDEX for ignored tokens.
-        is_capped: Whether the logits are softcapped first.
-        factors: (V,) float32 factors on the exponentials, 1 at all targets; None is 1.
-
-    Returns:
-        (N,) float32 nats, 0 for ignored targets.
+    The logits, (N, V), are contiguous, float32 or bfloat16; they are softcapped first if `is_capped`. `factors`, (V,)
+    float32, are multiplied with the exponentials and 1 at all targets. Ignored targets count 0.
 
     Raises:
         IndexError: If a target is out of range.

@@ -83,17 +83,9 @@ def training_memory(
 ) -> TrainingMemory:
     """Estimate the peak memory of one device, without the process itself and the CUDA context.
 
-    Args:
-        config: Model config.
-        micro_batch_size: Sequences per device and forward pass.
-        compute_dtype: Dtype of activations and of stored embeddings (float32 if it is float16).
-        device_type: torch device type, which determines attention and allocator.
-        capability: CUDA compute capability, which decides on the form of windowed attention.
-        is_compiled: Whether torch.compile is on.
-        activation_checkpointing: Whether blocks are computed again in the backward pass; see `GPT`.
-        fp8: Whether linear layers compute in float8.
-        strategy: "ddp" (everything on every rank) or "zero" (optimizer state divided among the ranks).
-        world_size: Number of ranks.
+    `micro_batch_size` counts sequences. The device type and `capability` determine attention, "cuda" also the
+    allocator. Stored embeddings have the compute dtype (float32 if it is float16). "zero" divides the optimizer state
+    among the ranks.
     """
     counts = count_parameters(config)
     run = _Run(
@@ -181,12 +173,10 @@ def _activations(config: GPTConfig, run: _Run, mode: Checkpointing) -> tuple[int
 
 
 def _norm_bytes(run: _Run) -> int:
-    """Stored bytes per element of a norm's input."""
     return run.element if run.is_compiled else MASTER_BYTES
 
 
 def _layer(config: GPTConfig, run: _Run, layer: int) -> int:
-    """Bytes stored by one block."""
     tokens, width, kv_width = run.rows * config.sequence_len, config.n_embd, config.n_kv_head * config.head_dim
     norm_bytes = _norm_bytes(run)
     residual = width * (2 * norm_bytes + (0 if run.is_compiled else run.element))
@@ -208,7 +198,6 @@ def _mlp(config: GPTConfig, run: _Run) -> int:
 
 
 def _attention(config: GPTConfig, run: _Run, layer: int) -> int:
-    """Bytes stored by the attention backend."""
     length, window = config.sequence_len, config.windows[layer]
     tokens, width, kv_width = run.rows * length, config.n_embd, config.n_kv_head * config.head_dim
     form = choose_attention(

@@ -87,17 +87,12 @@ def can_pack(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
 
 
 def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype: torch.dtype | None = None) -> None:
-    """Replace a model's linear layers, in place, by packed or 8-bit ones; elsewhere than on CPU nothing changes.
+    """Replace a model's linear layers, in place, by packed ones for inference; elsewhere than on CPU nothing changes.
 
     With a C++ compiler installed they are those of model/decode_kernel.py, with the decode step in one call; elsewhere
-    oneDNN's.
-
-    Args:
-        model: For inference from now on.
-        quantize: "int8" rounds weights and inputs of the linear layers to 8 bits, "int4" weights to 4 bits and inputs to 8;
-            None keeps the dtype.
-        weight_dtype: bfloat16 keeps float32 matrices in it where our kernel multiplies them, in float32: half the memory is
-            read for each token. None keeps them as they are.
+    oneDNN's. "int8" rounds weights and inputs of the linear layers to 8 bits, "int4" weights to 4 bits and inputs to 8.
+    A `weight_dtype` of bfloat16 keeps float32 matrices in it where our kernel multiplies them, in float32: half the
+    memory is read for each token.
 
     Raises:
         UserError: If this device has no such products.

@@ -56,12 +56,7 @@ class GatedMLP(nn.Module):
         self.c_proj = Linear(hidden, config.n_embd)
 
     def init_weights(self, bound: float, generator: torch.Generator | None) -> None:
-        """Set the matrices; the last is zero, so that the block starts as the identity.
-
-        Args:
-            bound: sqrt(3 / C): a uniform matrix of this bound keeps the variance.
-            generator: Source of randomness.
-        """
+        """Set the matrices, uniform in +-bound; the last is zero, so that the block starts as the identity."""
         init_uniform(self.c_gate.weight, -bound, bound, generator)
         init_uniform(self.c_fc.weight, -bound, bound, generator)
         self.c_proj.weight.zero_()
@@ -130,11 +125,7 @@ class Qwen3GPT(GPT):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Set every parameter and table; a model made on the meta device is whole after `to_empty` and this.
-
-        Args:
-            generator: Source of randomness; None uses torch's global one.
-        """
+        """Set every parameter and table; a model made on the meta device is whole after `to_empty` and this."""
         is_tied = self.config.tie_embeddings
         if not is_tied:
             init_normal(cast("nn.Embedding", self.transformer["wte"]).weight, 0.8, generator)

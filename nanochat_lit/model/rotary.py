@@ -22,14 +22,9 @@ def rotary_tables(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the two halves of the head dimension.
+    """Rotate the two halves of the head dimension of (B, T, H, D) by cos and sin, (T, D/2) or (B, T, D/2).
 
     Turns by minus theta, as nanochat does: only the difference of positions matters, and its checkpoints depend on it.
-
-    Args:
-        x: (B, T, H, D).
-        cos: (T, D/2) or (B, T, D/2), in the dtype of x.
-        sin: As cos.
     """
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]

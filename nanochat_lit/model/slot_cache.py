@@ -30,13 +30,7 @@ on how many masked ones follow them."""
 class SlotCache:
     """Preallocated room for `num_slots` sequences of up to `max_len` tokens.
 
-    Args:
-        config: Shape of the model it serves.
-        num_slots: Sequences.
-        max_len: Positions of each.
-        device: Where it lives.
-        dtype: The model's compute dtype.
-        has_kernel: Whether our kernel decodes.
+    `dtype` is the model's compute dtype; `has_kernel` states whether our kernel decodes.
     """
 
     def __init__(
@@ -92,14 +86,7 @@ class SlotCache:
         return lengths
 
     def insert(self, prefilled: KVCache) -> int:
-        """Copy a sequence from a cache of one row into the next free slot.
-
-        Args:
-            prefilled: What the model has read of it.
-
-        Returns:
-            Its slot, the last of the active ones.
-        """
+        """Copy what the model has read of a sequence, a cache of one row, into the next free slot; return the slot."""
         assert prefilled.batch_size == 1, f"one sequence is inserted at a time, this cache has {prefilled.batch_size}"
         assert prefilled.position, "only a sequence that was read can be inserted"
         assert self.num_active < self.num_slots, f"all {self.num_slots} slots are in use"
@@ -165,7 +152,6 @@ class SlotCache:
 
     @property
     def _positions(self) -> Tensor:
-        """(B,) tokens stored in each slot of this step."""
         return self._all_positions[: self.step_shape[0]]
 
     # what GPT asks of a cache while it runs
@@ -200,17 +186,9 @@ class SlotCache:
         return cos[self._positions].unsqueeze(1), sin[self._positions].unsqueeze(1)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, window: int) -> Tensor:  # noqa: ARG002
-        """Store the new token of each slot and let it attend to what its slot holds in its window.
+        """Store the new token of each slot, (B, 1, Hkv, D), and let its query, (B, 1, H, D), attend to the slot.
 
-        Args:
-            layer: Layer index.
-            queries: (B, 1, H, D).
-            keys: (B, 1, Hkv, D) of the new tokens.
-            values: As keys.
-            window: Tokens before itself that a token sees; the ring already forgets the others.
-
-        Returns:
-            (B, 1, H, D).
+        The ring has already forgotten the tokens before the window.
         """
         all_keys, all_values, room = self.keys[layer], self.values[layer], self.rooms[layer]
         rows, num_heads, head_dim = queries.shape[0], queries.shape[2], queries.shape[3]
@@ -242,12 +220,9 @@ def check_room(
     has_kernel: bool = False,
     free: int | None = None,
 ) -> None:
-    """Refuses a SlotCache that exceeds the free memory before allocating it; the system would only fail later.
+    """Raise UserError for a SlotCache that exceeds the free memory; the system would fail later, at its allocation.
 
     `free` are the bytes that can be taken; None asks the system, and if it does not say, nothing is refused.
-
-    Raises:
-        UserError: If it needs more than is free.
     """
     free = free_memory_bytes(device) if free is None else free
     positions = sum(_whole_steps(min(window + 1, max_len)) for window in config.windows)
@@ -281,11 +256,9 @@ _log = logging.getLogger(__name__)
 
 
 class StepGraphs:
-    """Calls a function on a CUDA device by replaying a graph; other devices, and the first call of a shape, run it itself.
+    """Calls a function on a CUDA device by replaying a graph; other devices, and a shape's first call, run it itself.
 
-    Args:
-        function: Works in place on tensors that stay where they are, never waits for the device, and returns a tensor.
-        device: Where.
+    The function works in place on tensors that stay where they are, never waits for the device, and returns a tensor.
     """
 
     def __init__(self, function: Callable[[], Tensor], device: torch.device) -> None:

@@ -245,13 +245,9 @@ class Transformer(nn.Module):
             init_uniform(block.attn.ve_gate.weight, 0.0, 0.02, generator)
 
     def states(self, inputs: Tensor, cos: Tensor, sin: Tensor, context: Context) -> Tensor:
-        """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids.
+        """Final normed states, (B, T, C) in the compute dtype, of (B, T) token ids; the context shows those before.
 
-        Args:
-            inputs: Token ids.
-            cos: Cosines of the tokens' positions, (T, D/2) or (B, T, D/2), in the compute dtype.
-            sin: As cos.
-            context: Shows the tokens before.
+        Cosines and sines of the positions are (T, D/2) or (B, T, D/2), in the compute dtype.
         """
         x = self.first_states(inputs, context)
         first, middle = x, x

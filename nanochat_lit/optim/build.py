@@ -84,12 +84,7 @@ def param_groups(
 
 
 def adapter_groups(model: GPT, lora_lr: float) -> list[dict[str, Any]]:
-    """Return the parameter group of a model of which only a LoRA adapter is trained.
-
-    Args:
-        model: Model after `add_lora`.
-        lora_lr: AdamW learning rate.
-    """
+    """Return the parameter group of a model of which only a LoRA adapter is trained; see `add_lora`."""
     factors = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [_adamw("lora", factors, lora_lr, (0.9, 0.95), 0.0)]
 
@@ -119,12 +114,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a run.
 
-    Args:
-        model: Model whose parameters are optimized.
-        learning_rates: Keyword arguments of `param_groups`, or of `adapter_groups`; ignored by optimizers other than MuonAdamW.
-        lr_scale: Factor on the learning rates of MuonAdamW (except smear and LoRA).
-        weight_decay: Weight decay of the Muon groups.
-        make: Returns an optimizer of named parameter groups without hyper-parameters; None is MuonAdamW.
+    `learning_rates` are arguments of `param_groups` or `adapter_groups`, multiplied by `lr_scale` (except smear and
+    LoRA); `weight_decay` is that of the Muon groups. `make` returns another optimizer of named parameter groups, with
+    its own hyper-parameters; None is MuonAdamW.
     """
     groups = (adapter_groups if "lora_lr" in learning_rates else param_groups)(model, **learning_rates)
     if make is not None:
@@ -141,13 +133,9 @@ def build_optimizer(
 
 
 def apply_schedule(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int, weight_decay: float) -> None:
-    """Set the hyper-parameters of a step: learning rates of all groups, momentum and weight decay of Muon groups.
+    """Set the hyper-parameters of a step, counted from 0: learning rates, and momentum and weight decay of Muon groups.
 
-    Args:
-        optimizer: Optimizer whose groups have an `initial_lr`.
-        schedule: Schedule of the run.
-        step: Index of the next step, from 0.
-        weight_decay: Weight decay of the Muon groups before the schedule's factor.
+    `weight_decay` is that of the Muon groups before the schedule's factor.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * schedule.lr_multiplier(step)

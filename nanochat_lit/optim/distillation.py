@@ -18,18 +18,11 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def forward_kl(student: Tensor, teacher: Tensor, top_k: int = 0) -> Tensor:
-    """Return KL(teacher || student) of every token.
+    """Return KL(teacher || student) of every token, (N,) nats, from log-probabilities, (N, V).
 
-    With top_k, all tokens but the teacher's most likely ones count as one outcome, so that the result is the exact
-    divergence of the coarser distributions: at most that over all tokens, and 0 only if they agree.
-
-    Args:
-        student: (N, V) log-probabilities.
-        teacher: (N, V) log-probabilities.
-        top_k: Number of the teacher's most likely tokens; 0 uses all.
-
-    Returns:
-        (N,) nats.
+    With top_k, all tokens but the teacher's top_k most likely ones count as one outcome, so that the result is the
+    exact divergence of the coarser distributions: at most that over all tokens, and 0 only if they agree. 0 uses all
+    tokens.
     """
     if top_k and top_k < student.shape[-1]:
         teacher, chosen = teacher.topk(top_k, dim=-1)
@@ -39,15 +32,7 @@ def forward_kl(student: Tensor, teacher: Tensor, top_k: int = 0) -> Tensor:
 
 
 def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return KL(student || teacher) of every token, for tokens that the student sampled.
-
-    Args:
-        student: (N, V) log-probabilities.
-        teacher: (N, V) log-probabilities.
-
-    Returns:
-        (N,) nats.
-    """
+    """Return KL(student || teacher) of every token, (N,) nats, from log-probabilities, (N, V), of sampled tokens."""
     return (student.exp() * (student - teacher)).sum(-1)
 
 
@@ -65,18 +50,10 @@ def chunked_divergence(
     divergence: Divergence,
     chunk: int = 1024,
 ) -> Tensor:
-    """Return the divergence of every token without holding all logits; the backward pass computes them again.
+    """Return the divergence of every token, (N,) nats, without holding all logits; backward computes them again.
 
-    Args:
-        student: (N, C) final states of the student.
-        teacher: (N, C') final states of the teacher, without gradient.
-        unembed: From (n, C) states to (n, V) float32 logits.
-        teacher_unembed: Likewise for the teacher.
-        divergence: `reverse_kl`, or `forward_kl` with its top_k.
-        chunk: Tokens per chunk.
-
-    Returns:
-        (N,) nats.
+    The final states of the student, (N, C), and of the teacher, (N, C') without gradient, become float32 logits, (n,
+    V), by `unembed` and `teacher_unembed`.
     """
 
     def of_chunk(rows: Tensor, teacher_rows: Tensor) -> Tensor:

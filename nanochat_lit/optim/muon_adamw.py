@@ -15,16 +15,10 @@ from nanochat_lit.optim.sharding import MIN_SHARDED_ELEMENTS, Exchange, Pending,
 
 
 def muon_direction(gradients: Tensor, momentum_buffer: Tensor, momentum: float, product_dtype: torch.dtype) -> Tensor:
-    """Return the orthogonalised Nesterov momentum of a stack of matrices (Jordan et al. 2024, Muon).
+    """Return the orthogonalised Nesterov momentum of a stack of matrices, (K, m, n) (Jordan et al. 2024, Muon).
 
-    Args:
-        gradients: (K, m, n).
-        momentum_buffer: (K, m, n) running mean of the gradients; updated in place.
-        momentum: Weight of the old mean.
-        product_dtype: Dtype of the matmuls.
-
-    Returns:
-        (K, m, n) in product_dtype.
+    `momentum_buffer`, the running mean of the gradients in which the old mean has the weight `momentum`, is updated in
+    place.
     """
     momentum_buffer.lerp_(gradients, 1.0 - momentum)
     nesterov = gradients.lerp(momentum_buffer, momentum)
@@ -50,13 +44,10 @@ def normalise_neurons(direction: Tensor, second_moment: Tensor, beta2: float) ->
 
 
 def cautious_update(parameters: Tensor, direction: Tensor, lr: float, weight_decay: float) -> None:
-    """Update parameters in place; weight decay applies only where it has the sign of the update.
+    """Update parameters, (K, m, n), in place; weight decay applies only where it has the sign of the update.
 
-    Args:
-        parameters: (K, m, n), updated in place.
-        direction: (K, m, n).
-        lr: Learning rate of a square matrix; multiplied by sqrt(m / n) for tall ones.
-        weight_decay: Decay per unit of learning rate.
+    `lr` is that of a square matrix; it is multiplied by sqrt(m / n) for tall ones. Weight decay is per unit of learning
+    rate.
     """
     lr = lr * _shape_factor(direction)
     direction = direction.to(parameters.dtype)
@@ -73,14 +64,10 @@ def muon_step(
     options: dict[str, Any],
     dtype: torch.dtype,
 ) -> None:
-    """Take one Muon step on matrices of one shape.
+    """Take one Muon step on K matrices of one shape, in place.
 
-    Args:
-        parameters: K matrices (m, n), updated in place.
-        gradients: One gradient per matrix.
-        state: momentum_buffer and second_moment, as above; updated in place.
-        options: momentum, beta2, lr and weight_decay.
-        dtype: Dtype of the matmuls.
+    `state` has momentum_buffer and second_moment, as above; `options` has momentum, beta2, lr and weight_decay; `dtype`
+    is that of the matmuls.
     """
     momentum, beta2, lr, weight_decay = (options[name] for name in ("momentum", "beta2", "lr", "weight_decay"))
     if has_muon_kernel([*parameters, *gradients], dtype):
@@ -97,7 +84,6 @@ def muon_step(
 
 
 def _shape_factor(matrices: Tensor) -> float:
-    """Return the learning-rate factor of tall matrices."""
     return max(1.0, matrices.shape[-2] / matrices.shape[-1]) ** 0.5
 
 
@@ -132,12 +118,7 @@ class MuonAdamW(torch.optim.Optimizer):
             group.setdefault("initial_lr", group["lr"])
 
     def shard(self, rank: int, world_size: int) -> None:
-        """Shard the optimizer over ranks with local gradients, which `step` then averages.
-
-        Args:
-            rank: Rank of this process.
-            world_size: Size of the default process group, all of which must call this.
-        """
+        """Shard the optimizer over the ranks of the default process group; `step` then averages their local gradients."""
         shards = Shards(rank, world_size)
         if shards != self.shards:
             assert self.shards.world_size == 1, "the optimizer is already sharded"
@@ -293,7 +274,6 @@ def _with_gradient(group: dict[str, Any]) -> list[Tensor]:
 
 
 def _is_divided(tensor: Tensor) -> bool:
-    """Return whether an AdamW tensor is sharded by rows."""
     return tensor.numel() >= MIN_SHARDED_ELEMENTS
 
 

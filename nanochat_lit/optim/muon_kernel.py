@@ -38,16 +38,9 @@ def has_muon_kernel(matrices: Sequence[Tensor], product_dtype: torch.dtype) -> b
 def normalised_momentum(
     gradients: Sequence[Tensor], momentum_buffer: Tensor, momentum: float, dtype: torch.dtype
 ) -> Tensor:
-    """Return the Nesterov momentum with rows of equal norm, as input of the orthogonalisation.
+    """Return the Nesterov momentum of K matrices (m, n) with rows of equal norm; its Frobenius norms are 1 / 1.01.
 
-    Args:
-        gradients: K matrices (m, n).
-        momentum_buffer: (K, m, n) running mean of the gradients; updated in place.
-        momentum: Weight of the old mean.
-        dtype: float32 or bfloat16.
-
-    Returns:
-        (K, m, n) matrices of Frobenius norm 1 / 1.01.
+    `momentum_buffer`, (K, m, n), is updated in place; `dtype`, of the result, is float32 or bfloat16.
     """
     library, shape = muon_library(), momentum_buffer.shape
     assert library is not None, "called without a kernel"
@@ -81,15 +74,10 @@ def update_in_place(
     lr: float,
     weight_decay: float,
 ) -> None:
-    """Scale the directions, equalize the neurons, and update the parameters.
+    """Scale the directions, equalize the neurons, and update K matrices (m, n) in place.
 
-    Args:
-        parameters: K matrices (m, n), updated in place.
-        direction: (K, m, n) float32 or bfloat16, contiguous, orthogonal up to a factor.
-        second_moment: (K, m, 1), or (K, 1, n) when m < n: running mean squares; updated in place.
-        beta2: Weight of the old mean squares.
-        lr: Learning rate of these matrices.
-        weight_decay: Decay per unit of learning rate, applied where it has the sign of the update.
+    `direction`, (K, m, n), is float32 or bfloat16, contiguous, and orthogonal up to a factor. `second_moment` is that
+    of `normalise_neurons`, updated in place. Weight decay applies where it has the sign of the update.
     """
     library = muon_library()
     assert library is not None, "called without a kernel"

@@ -78,14 +78,7 @@ class RewardShape:
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
-    """Return the rewards minus the mean of their group.
-
-    Args:
-        rewards: (G, S).
-
-    Returns:
-        (G, S); each group sums to 0, and a group with equal rewards has zero advantages.
-    """
+    """Return the rewards, (G, S), minus the mean of their group; a group with equal rewards has zero advantages."""
     return rewards - rewards.mean(dim=1, keepdim=True)
 
 
@@ -97,18 +90,12 @@ def policy_gradient_loss(
     old_logprobs: Tensor | None = None,
     clip_ratio: float = 0.0,
 ) -> Tensor:
-    """Return the REINFORCE loss per sampled token; with old log-probabilities, PPO's clipped loss.
+    """Return the REINFORCE loss in nats per sampled token; with old log-probabilities, PPO's clipped loss.
 
-    Args:
-        logprobs: (B, T) log-probabilities of the targets under the current policy, nats.
-        advantages: (B,).
-        is_sampled: (B, T) True where the policy sampled the token; False for prompts, tool results and padding.
-        num_tokens: Sampled tokens of the whole batch; the losses of its micro-batches add up.
-        old_logprobs: (B, T) log-probabilities under the sampling policy; None is the same policy, with ratio 1.
-        clip_ratio: Clip ratios to 1 - clip_ratio to 1 + clip_ratio; 0 disables clipping.
-
-    Returns:
-        Scalar, nats per sampled token of the batch.
+    `logprobs`, (B, T), are those of the targets, `old_logprobs` those under the sampling policy (None is the same one,
+    with ratio 1); `advantages` are (B,); `is_sampled`, (B, T), is False for prompts, tool results and padding.
+    `num_tokens` counts the whole batch, so that the losses of its micro-batches add up. Ratios are clipped to 1 -
+    clip_ratio to 1 + clip_ratio; 0 disables clipping.
 
     Reference:
         Schulman et al. 2017, Proximal Policy Optimization. https://arxiv.org/abs/1707.06347
@@ -126,21 +113,10 @@ def policy_gradient_loss(
 
 
 def divergence(logprobs: Tensor, reference_logprobs: Tensor, is_sampled: Tensor, num_tokens: Tensor | int) -> Tensor:
-    """Return the KL divergence of the policy from a reference, estimated on the sampled tokens.
+    """Return the KL divergence of the policy from a reference in nats per sampled token; arguments as above.
 
-    The estimator r - 1 - log r with r = p_reference / p is non-negative and unbiased (Schulman 2020).
-
-    Args:
-        logprobs: (B, T) log-probabilities under the policy, nats.
-        reference_logprobs: (B, T) log-probabilities under the reference.
-        is_sampled: (B, T) True where the policy sampled the token.
-        num_tokens: Sampled tokens of the whole batch.
-
-    Returns:
-        Scalar, nats per sampled token of the batch.
-
-    Reference:
-        http://joschu.net/blog/kl-approx.html
+    The estimator r - 1 - log r with r = p_reference / p is non-negative and unbiased (Schulman 2020.
+    http://joschu.net/blog/kl-approx.html).
     """
     log_ratios = reference_logprobs - logprobs
     return torch.where(is_sampled, torch.expm1(log_ratios) - log_ratios, 0.0).sum() / num_tokens

@@ -23,16 +23,10 @@ PreferenceLoss: TypeAlias = Literal["sigmoid", "ipo", "apo_zero"]
 
 
 def preference_losses(log_ratios: Tensor, num_tokens: Tensor, beta: float, loss: PreferenceLoss = "sigmoid") -> Tensor:
-    """Return the loss of every pair.
+    """Return the loss of every pair, (P,), from float32 log-ratios, (P, 2).
 
-    Args:
-        log_ratios: (P, 2) float32.
-        num_tokens: (P, 2) tokens of the completions; IPO compares means per token, as in TRL.
-        beta: Strength of the pull towards the reference; larger values stay closer to it.
-        loss: Name of the loss.
-
-    Returns:
-        (P,) float32.
+    IPO compares means over the `num_tokens`, (P, 2), of the completions, as in TRL. Larger values of `beta` stay closer
+    to the reference.
     """
     if loss == "ipo":
         chosen, rejected = (log_ratios / num_tokens.clamp(min=1)).unbind(1)
@@ -44,12 +38,5 @@ def preference_losses(log_ratios: Tensor, num_tokens: Tensor, beta: float, loss:
 
 
 def preference_accuracy(log_ratios: Tensor) -> Tensor:
-    """Return 1 for every pair whose chosen completion has the larger log-ratio, 0.5 for ties, else 0.
-
-    Args:
-        log_ratios: (P, 2); at the start of training all are 0, so all pairs are ties.
-
-    Returns:
-        (P,) float32.
-    """
+    """Return 1 for every pair whose chosen completion has the larger log-ratio, 0.5 for ties (as at the start), else 0."""
     return (torch.sign(log_ratios[:, 0] - log_ratios[:, 1]) + 1.0) / 2.0

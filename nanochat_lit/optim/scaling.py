@@ -113,7 +113,6 @@ def _derive_tokens_per_step(target_tokens: int, reference_tokens: float) -> int:
 
 
 def _derive_num_steps(target_tokens: int, target_flops: float | None, flops: int, tokens_per_step: int) -> int:
-    """Return the number of steps for the compute budget if given, else for the tokens."""
     budget = target_tokens if target_flops is None else target_flops / flops
     num_steps = int(budget // tokens_per_step) if target_flops is None else round(budget / tokens_per_step)
     if num_steps < 1:

@@ -80,13 +80,7 @@ class Shards:
         return Pending(mean, dist.all_reduce(mean, op=dist.ReduceOp.AVG, async_op=True))
 
     def gather(self, own: Tensor, count: int, into: Tensor | None = None) -> Pending:
-        """Gather all `count` rows.
-
-        Args:
-            own: This rank's rows.
-            count: Number of rows of all ranks.
-            into: Output tensor, used if no padding is needed; otherwise a new tensor is created.
-        """
+        """Gather all `count` rows; `into` receives them if no padding is needed, otherwise a new tensor is created."""
         if self.world_size == 1:
             return Pending(own)
         size = self._size(count)
@@ -97,12 +91,7 @@ class Shards:
         return Pending(whole[:count], work)
 
     def gather_dealt(self, own: Tensor, owners: Sequence[int]) -> Tensor:
-        """Gather all rows in order from their owners.
-
-        Args:
-            own: This rank's rows.
-            owners: Owner rank of each row.
-        """
+        """Gather all rows in order; `owners` are the ranks that have them."""
         most = max(map(owners.count, range(self.world_size)))
         whole = self.gather(own, most * self.world_size).wait()
         return whole[[rank * most + owners[:at].count(rank) for at, rank in enumerate(owners)]]
@@ -189,13 +178,7 @@ def muon_flops(num_rows: int, num_columns: int) -> int:
 
 
 class Bucket:
-    """Matrices that are sent in one message.
-
-    Args:
-        matrices: Matrices in any order.
-        owners: Rank that updates each matrix.
-        shards: Rank and world size.
-    """
+    """Matrices that are sent in one message; `owners` are the ranks that update them."""
 
     def __init__(self, matrices: Sequence[Tensor], owners: Sequence[int], shards: Shards) -> None:
         order = sorted(range(len(matrices)), key=owners.__getitem__)
@@ -299,10 +282,8 @@ class _Message:
 class Exchange:
     """All messages of a sharded optimizer.
 
-    Args:
-        stacks: Muon's groups of matrices, each from the first layer to the last.
-        tables: Tensors that are sharded by rows, likewise grouped.
-        shards: Rank and world size.
+    `stacks` are Muon's groups of matrices, each from the first layer to the last; `tables`, likewise grouped, are
+    tensors that are sharded by rows.
     """
 
     def __init__(self, stacks: Sequence[Sequence[Tensor]], tables: Sequence[Sequence[Tensor]], shards: Shards) -> None:
@@ -383,7 +364,6 @@ def _places(groups: Sequence[Sequence[Tensor]]) -> dict[int, float]:
 
 
 def _merge(parts: Sequence[list[Tensor]]) -> list[list[Tensor]]:
-    """Merge parts until they have BUCKET_ELEMENTS."""
     merged: list[list[Tensor]] = []
     for part in parts:
         if not merged or sum(tensor.numel() for tensor in merged[-1]) >= BUCKET_ELEMENTS:

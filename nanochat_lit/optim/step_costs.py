@@ -28,15 +28,9 @@ def step_costs(
 ) -> StepCosts:
     """Estimate the bytes sent and FLOPs of `MuonAdamW.step`; independent of gradient accumulation.
 
-    A ring sends (N - 1) / N of a tensor to scatter the mean, and as much to gather. An all-reduce (ddp) and a
-    reduce-scatter plus all-gather (zero) thus send the same number of bytes. Zero additionally moves parts of other
-    ranks' matrices.
-
-    Args:
-        config: Configuration of the model.
-        strategy: "ddp" (every rank updates everything) or "zero" (each rank updates its shard).
-        world_size: Number of ranks.
-        compute_dtype: Dtype of activations and embeddings.
+    A ring sends (N - 1) / N of a tensor to scatter the mean, and as much to gather. An all-reduce ("ddp", where every
+    rank updates everything) and a reduce-scatter plus all-gather ("zero", where each updates its shard) thus send the
+    same number of bytes. Zero additionally moves parts of other ranks' matrices.
     """
     with torch.device("meta"):
         model = build_model(config, compute_dtype=compute_dtype)

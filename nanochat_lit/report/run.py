@@ -70,7 +70,6 @@ def _comparison(runs: Sequence[RunFolder], price_per_hour: float) -> tuple[list[
 
 
 def _run_values(run: RunFolder, price_per_hour: float, *, is_alone: bool) -> dict[str, Any]:
-    """Return the template values of one run."""
     kind = run.settings.get("model.class_path", "").rpartition(".")[2]
     stage = run.provenance.get("stage") or CLASS_STAGES.get(kind, "")
     return {
@@ -132,7 +131,6 @@ def curve_plots(runs: Sequence[RunFolder], against: str = "step") -> dict[str, b
 
 
 def _facts(run: RunFolder, price_per_hour: float) -> list[tuple[str, str]]:
-    """Return results and costs, without unknown values."""
     planned = run.plan.get("num_steps")
     facts = [("steps", f"{run.num_steps:,}" + (f" of {planned:,}" if isinstance(planned, int) else ""))]
     last = run.last
@@ -236,7 +234,6 @@ SCORE_TABLES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 
 
 def _samples(run: RunFolder) -> list[str]:
-    """Return the samples of the first and the last validation."""
     sections = [part.strip() for part in re.split(r"(?m)^(?=## Step \d+$)", run.samples) if part.strip()]
     shown = []
     for section in dict.fromkeys(sections[:1] + sections[-1:]):

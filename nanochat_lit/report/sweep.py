@@ -108,10 +108,9 @@ class SweepRecipe:
         return read_json(path) if (path := Path(self.run_dir) / HORIZONS_FILE).exists() else {}
 
     def set_horizons(self, measure: Callable[[list[str]], None]) -> None:
-        """Determine how many steps of the variants equal the reference's first run, which must be finished, once.
+        """Determine once how many steps of the variants equal the reference's first run, which must be finished.
 
-        Args:
-            measure: Runs a command of `fit`. Variants take turns, so that a machine that others use treats them alike.
+        `measure` runs a command of `fit`. Variants take turns, so that a machine that others use treats them alike.
         """
         known, (reference, *_) = self.horizons, self.variants
         per_step: dict[str, list[float]] = {name: [] for name in self.variants if name not in known}
@@ -226,11 +225,9 @@ class SweepRun:
 
 
 def read_sweep(path: str, changes: Mapping[str, Any]) -> SweepRecipe:
-    """Read a sweep recipe.
+    """Read a sweep recipe, a YAML file (recipes/X.yaml may be in the package), with some fields replaced by `changes`.
 
-    Args:
-        path: YAML file; recipes/X.yaml also refers to a recipe of the package.
-        changes: Fields to replace; None keeps a field, and options are added to those of the file.
+    A change of None keeps a field; options are added to those of the file.
 
     Raises:
         UserError: If the file is missing, is not YAML, or has unknown or missing keys.
@@ -249,7 +246,6 @@ def read_sweep(path: str, changes: Mapping[str, Any]) -> SweepRecipe:
 
 
 def _clock(run: RunFolder) -> str:
-    """Return the column of the metrics that time is compared by."""
     return "cpu_seconds" if run.sessions and run.sessions[-1]["device"] == "cpu" else "seconds"
 
 
@@ -314,7 +310,6 @@ def _comparison(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[di
 
 
 def _optimum(rows: Sequence[dict[str, Any]], budget: float) -> dict[str, Any] | None:
-    """Return the optimal size and number of tokens of a budget."""
     own = [row for row in rows if row["budget"] == budget]
     losses = [row["val_bpb"] for row in own]
     by_size = fit_parabola([row["parameters"] for row in own], losses)
@@ -440,7 +435,6 @@ def _series_plots(results: dict[str, Any]) -> dict[str, bytes]:
 
 
 def _fits(laws: Sequence[dict[str, Any]], xs: Sequence[float]) -> Curves:
-    """Return the curves of laws over the range of the values."""
     lines = {law["text"]: PowerLaw(**{key: law[key] for key in ("exponent", "factor", "offset")}) for law in laws}
     return {text: _curve(line, xs) for text, line in lines.items()}
 

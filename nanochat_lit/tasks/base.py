@@ -65,13 +65,7 @@ class RankedTask(Task, Protocol):
 
 
 class TaskSlice:
-    """A slice of a task, with the semantics of list slices.
-
-    Args:
-        task: The task; if it has no `evaluate`, the slice is for training only.
-        start: First index; None is the beginning.
-        stop: Index after the last; None is the end.
-        step: Step between indices.
+    """A slice of a task (for training only, if it has no `evaluate`), with the semantics of list slices.
 
     Raises:
         UserError: If the slice is empty, or the step is less than 1.
@@ -105,7 +99,6 @@ class TaskSlice:
 
 
 def _judging(task: Conversations, name: str) -> Task:
-    """Return the task, which must have `evaluate`."""
     if not isinstance(task, Task):
         raise UserError(f"{name} has no evaluate method; it can be used only for training")
     return task

@@ -43,7 +43,6 @@ def normalise(text: str) -> str:
 
 
 def _has(text: str, phrase: str) -> bool:
-    """Return whether the normalised text has the phrase as whole words."""
     return f" {normalise(phrase)} " in f" {text} "
 
 
@@ -65,7 +64,6 @@ def _asked(item: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _used_tool(item: dict[str, Any], completion: str, tool_calls: Sequence[str]) -> bool:
-    """Return whether the expected call was made and the answer has its value."""
     expect = item["expect"]
     accepted = {expression.replace(" ", "") for expression in expect["expressions"]}
     if not any(call.replace(" ", "").replace('"', "'") in accepted for call in tool_calls):
@@ -86,12 +84,9 @@ def _spelled(word: str, text: str) -> bool:
 
 
 def judge(item: dict[str, Any], completion: str, tool_calls: Sequence[str] = ()) -> bool:
-    """Return whether an answer is correct.
+    """Return whether an answer, its visible text and its calls of tools, is correct.
 
-    Args:
-        item: {"messages", "category", "expect"}; only "expect" and the numbers in the messages are used.
-        completion: Visible text of the answer, without tool parts.
-        tool_calls: Python expressions that the model wrote.
+    Of the item only "expect" and the numbers in the messages are used.
 
     Raises:
         UserError: If "expect" has an unknown key.
@@ -126,12 +121,10 @@ def judge(item: dict[str, Any], completion: str, tool_calls: Sequence[str] = ())
 
 
 def _calls(completion: str) -> list[ToolCall | None]:
-    """Return the calls of functions that an answer has."""
     return [parse_call(part.partition(CALL_END)[0]) for part in completion.split(CALL_START)[1:]]
 
 
 def _checked_item(line: str, where: str) -> dict[str, Any]:
-    """Parse and check one line of a file."""
     try:
         item = json.loads(line)
     except json.JSONDecodeError as error:

@@ -190,7 +190,6 @@ def _sharegpt_turn(index: int, message: Any) -> Turn:
 
 
 def _call_text(function: Any, where: str) -> str:
-    """Format a call as the assistant would write it."""
     name = function.get("name") if isinstance(function, dict) else None
     arguments = function.get("arguments", {}) if isinstance(function, dict) else None
     try:
@@ -226,7 +225,6 @@ def _joined(turns: list[Turn]) -> list[dict[str, Any]]:
 
 
 def _simplified(parts: list[Part]) -> str | list[Part]:
-    """Return a single text part as a string."""
     if any(part["type"] != "text" for part in parts):
         return parts
     return "".join(part["text"] for part in parts)

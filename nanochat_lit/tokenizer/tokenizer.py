@@ -120,10 +120,7 @@ class Tokenizer(ABC):
         return tokenizer
 
     def save(self, folder: str | Path) -> None:
-        """Write the tokenizer's folder atomically; replaces an older tokenizer.
-
-        Args:
-            folder: Target folder; parents are created.
+        """Write the tokenizer's folder, with its parents, atomically; replaces an older tokenizer.
 
         Raises:
             UserError: If it is a file, or contains anything other than a tokenizer.

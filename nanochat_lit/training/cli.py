@@ -229,7 +229,6 @@ class NanochatCLI(CommandLine):
             ) from error
 
     def _continue_with(self) -> list[str]:
-        """Return the command that resumes this run after it was stopped."""
         if self._part_of is not None:
             return shlex.split(self._part_of)
         words, options = [], iter(self._arguments)
@@ -242,11 +241,6 @@ class NanochatCLI(CommandLine):
 
 
 def _loggers(run_dir: Path, more: Any) -> list[Logger]:
-    """Return `MetricsFile` and the loggers of the recipe, without duplicates.
-
-    Raises:
-        UserError: If trainer.logger is true, which does not name a logger.
-    """
     if more is True:
         raise UserError("trainer.logger is true; give the class_path of a logger, or a list of them")
     found = [more] if isinstance(more, Logger) else list(more or [])
@@ -263,7 +257,6 @@ def _expand_homes(config: Namespace) -> None:
 
 
 def _class_options() -> list[str]:
-    """Return the keys of this package's modules and data modules as options."""
     options = []
     for name in dir(training):
         kind = getattr(training, name)

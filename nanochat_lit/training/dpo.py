@@ -265,7 +265,6 @@ class DPOModule(ContinuedModule):
             self._val_figures.add(divergence=total, tokens=int(is_sampled.sum()))
 
     def _judge(self, number: int, answer: Sequence[int], base_answer: Sequence[int]) -> None:
-        """Compare the answer to a held-out prompt with that of the base."""
         pair, verdict = self.pairs.pair("val", number), ""
         if grade := grader_of(self.pairs.tasks["val"]):
             ours, theirs = (grade(pair, *completion_of(self.tokenizer, one)) for one in (answer, base_answer))

@@ -48,12 +48,9 @@ def describe_kernels() -> str:
 
 
 def keep_compile_cache() -> Path:
-    """Set a persistent TorchInductor cache folder, unless the user has set one.
+    """Set a persistent TorchInductor cache folder, unless the user has set one, and return the folder in use.
 
     The default is a temporary folder. Call this before anything is compiled.
-
-    Returns:
-        The folder in use.
     """
     name = "TORCHINDUCTOR_CACHE_DIR"
     os.environ[name] = os.environ.get(name) or str(cache_folder() / "inductor")
@@ -104,10 +101,7 @@ def nvidia_capability(device: torch.device) -> tuple[int, int] | None:
 def convert_to_float8(model: GPT) -> tuple[int, int]:
     """Convert lm_head and the blocks' linear layers to float8 for training, where their dimensions allow it.
 
-    Parameters, evaluation and exports are unaffected.
-
-    Returns:
-        The number of converted layers, and the total number of linear layers including lm_head.
+    Parameters, evaluation and exports are unaffected. Returns the numbers of converted and of all these layers.
     """
     linears = [part for block in model.blocks for part in block.modules() if isinstance(part, Linear)]
     linears.append(model.lm_head)

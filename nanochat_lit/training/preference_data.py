@@ -85,7 +85,6 @@ class PreferenceDataModule(StepDataModule):
                 self._select(split)
 
     def _select(self, split: str) -> None:
-        """Choose the pairs of a split that fit the model's context."""
         task, digest, places, context = self.tasks[split], hashlib.sha256(), [], self.context
         count = len(task) if split == "train" else min(len(task), self.val_pairs)
         for place in range(count):

@@ -104,12 +104,8 @@ VAL_BATCH = 64
 class RolloutLoader(Iterator[Batch]):
     """An endless, resumable loader of micro-batches of rollouts.
 
-    Rollouts are generated on request of the first micro-batch of a step, with the weights that the step will update.
-
-    Args:
-        roll_out: Returns the rollout batch of a given number: tensors with equal first dimensions.
-        micro_batch_size: Sequences per batch; must divide the size of a rollout batch.
-        updates: Optimizer steps per rollout batch.
+    `roll_out` returns the rollout batch of a given number, tensors with equal first dimensions, on request of the first
+    micro-batch of a step, with the weights that the step will update; `updates` steps use it.
 
     Attributes:
         asked_at_s: Time of the last request for a batch, from `time.perf_counter`.

@@ -71,12 +71,9 @@ class SampleWriter(Callback):
 class ExportModel(Callback):
     """Writes `export/`, which chat, evaluate and the next stage read, into the run folder at the end of fit.
 
-    Also writes it after Ctrl-C or SIGTERM, following the checkpoint. Resuming a checkpoint at its last step writes it
-    too, because the earlier process may have ended before the export.
-
-    Args:
-        command: Command line that resumes a stopped run.
-        is_part: Whether the run is part of another command, which prints the next step itself.
+    Also writes it after Ctrl-C or SIGTERM, following the checkpoint, with the command that resumes the run. Resuming a
+    checkpoint at its last step writes it too, because the earlier process may have ended before the export. A run that
+    is part of another command (`is_part`) leaves the next step to it.
     """
 
     def __init__(self, command: Sequence[str] = (), is_part: bool = False) -> None:

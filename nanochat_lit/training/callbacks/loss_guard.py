@@ -209,7 +209,6 @@ class LossGuard(StepCallback):
 
 
 def _saved(trainer: Trainer, path: Path) -> str:
-    """Return the path, or why it could not be written."""
     writer = writer_of(trainer)
     writer.wait()
     error = writer.error
@@ -227,7 +226,6 @@ def _documents(tokenizer: Tokenizer, rows: list[list[int]]) -> list[tuple[str, s
 
 
 def _write_batches(path: Path, found: list[tuple[float, int, list[tuple[str, str]]]]) -> None:
-    """Write a section per rank."""
     with atomic_write(path, "w") as file:
         for rank, (loss, step, documents) in enumerate(found):
             shown = f"{loss:.4f}" if math.isfinite(loss) else "not finite"
