@@ -7,8 +7,7 @@ from nanochat_lit.training.callbacks.evaluators import ChatCoreEvaluator, CoreEv
 from nanochat_lit.training.chat_data import ChatDataModule, MixtureDataModule
 from nanochat_lit.training.datamodules import TextDataModule
 from nanochat_lit.training.distill import DistillModule, OnPolicyDistillModule
-from nanochat_lit.training.dpo import DPOModule
-from nanochat_lit.training.preference_data import PreferenceDataModule
+from nanochat_lit.training.dpo import DPOModule, PreferenceDataModule
 from nanochat_lit.training.pretrain import PretrainModule
 from nanochat_lit.training.rl import RLModule
 from nanochat_lit.training.rollout_data import RolloutDataModule

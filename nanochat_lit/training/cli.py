@@ -25,11 +25,10 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import expand_home, run_lock
 from nanochat_lit.common.recipes import explain_unrecognized, find_recipe, put_current_folder_on_path, read_recipe
 from nanochat_lit.engine.checkpoint import load
-from nanochat_lit.training.callbacks.artifacts import ExportModel, SampleWriter
 from nanochat_lit.training.callbacks.checkpoint import RankState, RunCheckpoint
 from nanochat_lit.training.callbacks.loss_guard import LossGuard
 from nanochat_lit.training.callbacks.progress import RunProgress
-from nanochat_lit.training.callbacks.run_start import FreezeGarbage, RunStart
+from nanochat_lit.training.callbacks.start_and_end import ExportModel, FreezeGarbage, RunStart, SampleWriter
 from nanochat_lit.training.checkpoint_files import KEY as CONFIG_KEY
 from nanochat_lit.training.checkpoint_files import AtomicCheckpointIO, check_no_earlier_run, compare_configs, resolve
 from nanochat_lit.training.execution import keep_compile_cache
@@ -202,14 +201,7 @@ class NanochatCLI(CommandLine):
             SampleWriter(),
             ExportModel(self._continue_with(), self._part_of is not None),
             FreezeGarbage(),
-            RunCheckpoint(
-                run_dir / "checkpoints",
-                every_steps=options.checkpoint_every,
-                every_minutes=options.checkpoint_minutes,
-                keep_last=options.keep_last,
-                keep_best=options.keep_best,
-                overwrite=options.overwrite,
-            ),
+            RunCheckpoint(run_dir / "checkpoints", options),
         ]
         checkpoint_io = AtomicCheckpointIO(options.checkpoint_in_background)
         kwargs |= {

@@ -222,7 +222,7 @@ def test_ctrl_c_that_ends_the_compiler_is_a_stop(tmp_path, capsys):
     """A terminal sends it to the compiler, too, whose error is then no defect."""
     error = type("InductorError", (RuntimeError,), {"__module__": "torch._inductor.exc"})()
     trainer: Any = SimpleNamespace(strategy=SimpleNamespace(checkpoint_io=AtomicCheckpointIO()), global_step=0)
-    checkpoint = RunCheckpoint(tmp_path, 1)
+    checkpoint = RunCheckpoint(tmp_path, SimpleNamespace())
     checkpoint.on_exception(trainer, None, error)  # without a signal it is one
     checkpoint.stop_request.signum = signal.SIGINT
     with pytest.raises(SystemExit) as stop:

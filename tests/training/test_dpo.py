@@ -11,7 +11,7 @@ from nanochat_lit import cli, load_export
 from nanochat_lit.common.paths import read_json
 from nanochat_lit.tasks.preferences import Preferences
 from nanochat_lit.tokenizer import render_conversation
-from nanochat_lit.training.preference_data import cached, render_pair
+from nanochat_lit.training.dpo import cached, render_pair
 from nanochat_lit.training.run_records import read_metrics
 
 FIGURES = {"preference_accuracy", "margin", "chosen_reward", "rejected_reward"}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanochat_lit.training.callbacks.run_start import FreezeGarbage
+from nanochat_lit.training.callbacks.start_and_end import FreezeGarbage
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy
@@ -155,30 +155,12 @@ class RunCheckpoint(StepCallback, Checkpoint):
     full), the error is reported, older checkpoints stay, and training continues. Only the final checkpoint must
     succeed.
 
-    Args:
-        folder: Folder of the checkpoints.
-        every_steps: Steps between checkpoints.
-        every_minutes: Minutes between checkpoints, in addition; None disables them.
-        keep_last: Number of most recent checkpoints to keep.
-        keep_best: Also keep the best checkpoint.
-        overwrite: Replace the checkpoints of an earlier run in the folder, unless this run resumes it.
+    The options are those of `run_options`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        every_steps: int,
-        every_minutes: float | None = None,
-        keep_last: int = 2,
-        keep_best: bool = True,
-        overwrite: bool = False,
-    ) -> None:
+    def __init__(self, folder: Path, options: SimpleNamespace) -> None:
         self.folder = folder
-        self.every_steps = every_steps
-        self.every_minutes = every_minutes
-        self.keep_last = keep_last
-        self.keep_best = keep_best
-        self.overwrite = overwrite
+        self.options = options
         self.best: float | None = None
         self.stop_request = StopRequest()
         self._should_stop = False
@@ -192,7 +174,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if trainer.global_step == 0 and not self.overwrite:
+        if trainer.global_step == 0 and not self.options.overwrite:
             check_no_earlier_run(self.folder)
         if trainer.global_step == 0 and trainer.is_global_zero:
             for path in [*step_files(self.folder).values(), self.folder / LAST, self.folder / BEST]:
@@ -211,13 +193,14 @@ class RunCheckpoint(StepCallback, Checkpoint):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
-        is_late = self.every_minutes is not None and time.monotonic() - self._saved_at_s > 60 * self.every_minutes
+        minutes = self.options.checkpoint_minutes
+        is_late = minutes is not None and time.monotonic() - self._saved_at_s > 60 * minutes
         if writer_of(trainer).error is not None:
             self._report(trainer)
         signum, is_late = self._agree(trainer, self.stop_request.signum, is_late)
         trainer.should_stop |= self._should_stop
         is_end = step >= module.plan.num_steps or trainer.should_stop
-        if signum or is_late or is_end or step % self.every_steps == 0 or module.validates_after(step):
+        if signum or is_late or is_end or step % self.options.checkpoint_every == 0 or module.validates_after(step):
             self.save(trainer, must_succeed=is_end or signum > 0)
         if signum and not is_end:
             raise SystemExit(128 + signum)
@@ -258,7 +241,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
     def _prune(self, trainer: Trainer, step: int) -> None:
         """Remove old checkpoints, later ones that a resume has superseded, and partial files of a killed process."""
         files = step_files(self.folder)
-        kept = [at for at in files if at <= step][: self.keep_last]
+        kept = [at for at in files if at <= step][: self.options.keep_last]
         for guard in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(guard, LossGuard) and guard.high_since is not None:  # the loss may be exploding
                 kept += [at for at in files if at < guard.high_since][:1]
@@ -276,7 +259,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
             return
         self.best = float(value)
         path = self.folder / f"step{trainer.global_step:06d}.ckpt"
-        if self.keep_best and trainer.is_global_zero and path == self._path:
+        if self.options.keep_best and trainer.is_global_zero and path == self._path:
             writer_of(trainer).then(partial(give_name, path, BEST))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
