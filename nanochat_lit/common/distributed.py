@@ -6,6 +6,7 @@ Sources in order: torch.distributed if initialized; else the environment variabl
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,12 @@ def world_size() -> int:
 def is_rank_zero() -> bool:
     """Return whether this is the process that prints and writes files."""
     return rank() == 0
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, on rank 0 only."""
+    if is_rank_zero():
+        print(text, file=sys.stderr)  # noqa: T201 - reports of a run
 
 
 def collective(name: str) -> Callable[..., Any]:
@@ -62,14 +69,14 @@ def is_srun() -> bool:
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Return the sum of all ranks' tensors on every rank; the tensor itself without a process group."""
-    if dist.is_available() and dist.is_initialized():
+    if _initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
 def joined_shares(own: list[Any]) -> list[Any]:
     """Return all results in the original order on every rank; `own` are those of every world_size-th item, from this rank's on."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _initialized():
         return own
     shares: list[list[Any]] = [[] for _ in range(world_size())]
     dist.all_gather_object(shares, own)
@@ -78,7 +85,7 @@ def joined_shares(own: list[Any]) -> list[Any]:
 
 def from_rank_zero(value: Any) -> Any:
     """Return rank 0's value, plain data, on every rank."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _initialized():
         return value
     box = [value]
     dist.broadcast_object_list(box)

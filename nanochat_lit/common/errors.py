@@ -13,6 +13,13 @@ class UserError(ValueError):
     """
 
 
+def check_at_least_one(**values: int | None) -> None:
+    """Raise UserError for the first value, by name, that is less than 1; None is valid."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+
+
 _ADVICE = {
     errno.EACCES: "this user may not read or write it; change its permissions, or give another path",
     errno.EPERM: "this user may not do that; give another path",

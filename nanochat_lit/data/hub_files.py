@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_lit.common.downloads import Report
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.common.paths import cache_folder, write_json
 from nanochat_lit.data.hub import FAILED, DataSet, RemoteFile, ShardFolder
 from nanochat_lit.data.records import RecordFile, TextCheck
@@ -64,9 +64,7 @@ class HubFiles(ShardSource):
         window: int = WINDOW,
         connections: int = 8,
     ) -> None:
-        for name, value in (("num_shards", num_shards), ("window", window), ("connections", connections)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+        check_at_least_one(num_shards=num_shards, window=window, connections=connections)
         self.data_set = DataSet(repo=repo, revision=revision)
         self.pattern = pattern
         self.num_shards = num_shards
@@ -309,9 +307,7 @@ class HubStream(TextSource):
         seed: int = 0,
         buffer_size: int = 10_000,
     ) -> None:
-        for name, value in (("val_rows", val_rows), ("buffer_size", buffer_size)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+        check_at_least_one(val_rows=val_rows, buffer_size=buffer_size)
         self.repo = repo
         self.subset = subset
         self.split = split

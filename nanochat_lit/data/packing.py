@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 
 _NOTHING = -1
 
@@ -153,8 +153,7 @@ class PackedRows(ABC, Iterator[np.ndarray]):
     def __init__(self, items: Iterable[Any], row_len: int, buffer_size: int, scatter: bool = False) -> None:
         if row_len < 2:
             raise UserError(f"a sequence of {row_len} tokens has no target; use a sequence length of at least 1")
-        if buffer_size < 1:
-            raise UserError(f"buffer_size is {buffer_size}; it must be at least 1")
+        check_at_least_one(buffer_size=buffer_size)
         self.counts = PackingCounts()
         self.buffer = FitBuffer(scatter)
         self._items = iter(items)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nanochat_lit.common.downloads import Report, file_sha256, locked
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.common.paths import cache_folder
 from nanochat_lit.data.cursor import Block, BlockCursor
 from nanochat_lit.data.prepared import PreparedFile, is_prepared, prepared_split
@@ -308,8 +308,7 @@ class TinyWorld(ShardSource):
     """
 
     def __init__(self, num_documents: int = 20_000, seed: int = 0, folder: str | None = None) -> None:
-        if num_documents < 1:
-            raise UserError(f"num_documents is {num_documents}; it must be at least 1")
+        check_at_least_one(num_documents=num_documents)
         self.num_documents = num_documents
         self.folder = Path(folder) if folder else cache_folder() / "tiny_world" / f"{num_documents}-{seed}"
         super().__init__(self.folder / "pretrain", seed=seed)

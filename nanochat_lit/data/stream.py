@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.data.cursor import Cursor
 from nanochat_lit.data.packing import BestFitRows, PackedRows, PackingCounts, PaddedRows, places_of
 from nanochat_lit.data.prepared import ENCODE_BATCH_SIZE, batched, check_tokenizer, encoded_documents
@@ -79,9 +79,7 @@ class PackedStream(IterableDataset[Batch]):
         world_size: int = 1,
         buffer_size: int = 1000,
     ) -> None:
-        for name, value in (("sequence_len", sequence_len), ("micro_batch_size", micro_batch_size)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+        check_at_least_one(sequence_len=sequence_len, micro_batch_size=micro_batch_size)
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not one of {world_size} processes (0 to {world_size - 1})")
         self.source = source

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.common.hardware import padded_length
 from nanochat_lit.common.tool_format import CALL_END, CALL_START
 from nanochat_lit.engine.engine import Engine
@@ -34,8 +34,7 @@ class Answering(SamplingParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_samples < 1:
-            raise UserError(f"num_samples is {self.num_samples}; it must be at least 1")
+        check_at_least_one(num_samples=self.num_samples)
         if self.num_samples > 1 and self.temperature == 0:
             raise UserError(
                 f"{self.num_samples} samples at temperature 0 would be identical; set a positive temperature"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from nanochat_lit.common.distributed import rank, sum_over_ranks, world_size
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.common.hardware import padded_length
 from nanochat_lit.evaluation.huggingface import HuggingFaceModel, TextTokenizer
 from nanochat_lit.model import GPT, IGNORE_INDEX
@@ -99,9 +99,7 @@ def evaluate_documents(
         UserError: If max_docs, micro_batch_size or sequence_len is less than 1, the text is empty, or losses are not
             finite.
     """
-    for name, value in (("max_docs", max_docs), ("micro_batch_size", micro_batch_size), ("sequence_len", sequence_len)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
+    check_at_least_one(max_docs=max_docs, micro_batch_size=micro_batch_size, sequence_len=sequence_len)
     start_s = time.perf_counter()
     counts = {"documents": 0, "bytes": 0}
 

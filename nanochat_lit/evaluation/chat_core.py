@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nanochat_lit.common.distributed import is_rank_zero, rank, sum_over_ranks, world_size
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.common.recipes import import_class
 from nanochat_lit.engine import sandbox
 from nanochat_lit.evaluation.answerer import Answerer, Answering
@@ -87,8 +87,7 @@ def load_chat_tasks(
         raise UserError(f"paths contains {', '.join(unused)}, which is not among the tasks {', '.join(labels)}")
     if len(set(labels)) < len(labels):
         raise UserError(f"the tasks {', '.join(labels)} contain a duplicate; remove it")
-    if max_per_task is not None and max_per_task < 1:
-        raise UserError(f"max_per_task is {max_per_task}; it must be at least 1")
+    check_at_least_one(max_per_task=max_per_task)
     if "humaneval" in labels and run_code is None:
         raise UserError("humaneval runs code written by a model and needs an isolating run_code; exclude the task")
     return [_load(label, paths.get(label), max_per_task, run_code) for label in labels]

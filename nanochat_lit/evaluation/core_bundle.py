@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from nanochat_lit.common.downloads import download, file_sha256, locked
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.common.paths import atomic_write, cache_folder
 from nanochat_lit.tasks.rows import missing_text, read_jsonl, wrong_choices, wrong_place
 
@@ -125,8 +125,7 @@ def load_bundle(
             records for its few-shot examples.
     """
     folder = Path(folder)
-    if max_per_task is not None and max_per_task < 1:
-        raise UserError(f"max_per_task is {max_per_task}; it must be at least 1")
+    check_at_least_one(max_per_task=max_per_task)
     entries = _entries(folder / "core.yaml")
     baselines = _baselines(folder / "eval_meta_data.csv")
     data = folder / "eval_data"

@@ -1,6 +1,7 @@
 """Config of a GPT, with nanochat's field names and optional extensions of the architecture."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -70,15 +71,11 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if type(value) is not int or value < 1:
                 raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
             if value > LIMITS.get(name, value):
                 raise UserError(f"{name} is {value:,}; at most {LIMITS[name]:,} is possible")
-        if (
-            not isinstance(self.bigram_factor, int)
-            or isinstance(self.bigram_factor, bool)
-            or not 0 <= self.bigram_factor <= LIMITS["bigram_factor"]
-        ):
+        if type(self.bigram_factor) is not int or not 0 <= self.bigram_factor <= LIMITS["bigram_factor"]:
             raise UserError(
                 f"bigram_factor is {self.bigram_factor!r}; it must be a whole number from 1 to "
                 f"{LIMITS['bigram_factor']}, or 0 for no bigram embedding"
@@ -98,11 +95,7 @@ class GPTConfig:
             raise UserError(
                 f"n_embd {self.n_embd} is below {SMEAR_GATE_CHANNELS}, the channels that the smear gate reads"
             )
-        if (
-            not isinstance(self.window_pattern, str)
-            or not self.window_pattern
-            or set(self.window_pattern.upper()) - set("SL")
-        ):
+        if not isinstance(self.window_pattern, str) or not re.fullmatch("[SLsl]+", self.window_pattern):
             raise UserError(
                 f"window_pattern {self.window_pattern!r} may hold only the letters S (short) and L (long), as in SSSL"
             )
@@ -131,37 +124,29 @@ class GPTConfig:
             )
 
     @classmethod
-    def from_depth(  # noqa: PLR0913 - one argument per dimension
+    def from_depth(
         cls,
         depth: int,
         *,
-        vocab_size: int = 32768,
-        sequence_len: int = 2048,
         head_dim: int = 128,
         aspect_ratio: int = 64,
-        n_kv_head: int | None = None,
         n_embd: int | None = None,
         n_head: int | None = None,
+        n_kv_head: int | None = None,
         window_pattern: str | None = None,
-        bigram_factor: int = 0,
-        architecture: str = REFERENCE_ARCHITECTURE,
-        tie_embeddings: bool = False,
+        **fields: Any,
     ) -> "GPTConfig":
         """Derive all dimensions from the depth.
 
         Args:
             depth: Number of layers; width is depth * aspect_ratio, rounded up to whole heads.
-            vocab_size: Number of token ids.
-            sequence_len: Context in tokens.
             head_dim: Channels per attention head.
             aspect_ratio: Channels of width per layer of depth.
-            n_kv_head: Key/value heads; None means as many as query heads.
             n_embd: Width; None derives it.
             n_head: Query heads; None derives them from the width and head_dim.
-            window_pattern: Attention windows, letters S and L tiled over the layers; None is SSSL, and L for qwen3.
-            bigram_factor: Entries of the hashed bigram embedding, as a multiple of the vocabulary; 0 disables it.
-            architecture: "nanochat", "qwen3", or the class path of a subclass of GPT.
-            tie_embeddings: One matrix as embedding and unembedding; qwen3 only.
+            n_kv_head: Key/value heads; None means as many as query heads.
+            window_pattern: As the field; None is SSSL, and L for native architectures.
+            **fields: The other fields.
 
         Raises:
             UserError: If the dimensions do not fit together.
@@ -173,19 +158,10 @@ class GPTConfig:
             )
         width = n_embd if n_embd is not None else math.ceil(depth * aspect_ratio / head_dim) * head_dim
         heads = n_head if n_head is not None else max(1, width // head_dim)
-        default_pattern = "L" if architecture in NATIVE_ARCHITECTURES else "SSSL"
-        return cls(
-            sequence_len=sequence_len,
-            vocab_size=vocab_size,
-            n_layer=depth,
-            n_head=heads,
-            n_kv_head=heads if n_kv_head is None else n_kv_head,
-            n_embd=width,
-            window_pattern=(default_pattern if window_pattern is None else window_pattern).upper(),
-            bigram_factor=bigram_factor,
-            architecture=architecture,
-            tie_embeddings=tie_embeddings,
-        )
+        default_pattern = "L" if fields.get("architecture") in NATIVE_ARCHITECTURES else "SSSL"
+        pattern = default_pattern if window_pattern is None else window_pattern
+        shape = {"n_layer": depth, "n_embd": width, "n_head": heads, "window_pattern": pattern.upper()}
+        return cls(**shape, n_kv_head=heads if n_kv_head is None else n_kv_head, **fields)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPTConfig":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.tasks.base import Conversation
 from nanochat_lit.tasks.tiny_world import judge
 
@@ -37,8 +37,7 @@ class WordTask(ABC):
     """
 
     def __init__(self, size: int = 1000, split: str = "train", path: str | Path | None = None) -> None:
-        if size < 1:
-            raise UserError(f"size is {size}; it must be at least 1")
+        check_at_least_one(size=size)
         if split not in _SEEDS:
             raise UserError(f"split is {split!r}; use one of {', '.join(_SEEDS)}")
         self.size, self.seed, self.words = size, _SEEDS[split], _words(path)

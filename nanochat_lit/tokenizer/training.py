@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, Literal
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.tokenizer.special_tokens import SPECIAL_TOKENS
 
 NUM_BYTES = 256
@@ -81,9 +81,7 @@ def train_model(
     """
     if vocab_size != "auto":
         check_vocab_size(vocab_size)
-    for name, value in (("max_chars", max_chars), ("doc_cap", doc_cap), ("num_threads", num_threads)):
-        if value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
+    check_at_least_one(max_chars=max_chars, doc_cap=doc_cap, num_threads=num_threads)
     if isinstance(texts, str):
         raise UserError("texts is one string; give an iterable of documents, for example [text]")
     sentences = _sample(texts, max_chars, doc_cap)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
@@ -15,7 +14,7 @@ import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 
-from nanochat_lit.common.distributed import is_rank_zero
+from nanochat_lit.common.distributed import say
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.hardware import available_memory_bytes
 from nanochat_lit.common.paths import atomic_write
@@ -77,8 +76,7 @@ def compare_configs(saved: str, current: str) -> None:
         values = f"{key} is {now.get(key)}, but the checkpoint has {before.get(key)}"
         if key in FIXED:
             raise UserError(f"{values}; {FIXED[key]} cannot change within a run. Restore the value, or start a new run")
-        if is_rank_zero():
-            print(f"changed since the checkpoint: {key} {before.get(key)} -> {now.get(key)}", file=sys.stderr)
+        say(f"changed since the checkpoint: {key} {before.get(key)} -> {now.get(key)}")
 
 
 def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -297,15 +295,10 @@ def newest_intact(folder: Path) -> Path | None:
     for path in candidates:
         problem = damage(path)
         if problem is None:
-            _say(f"resuming from {path}")
+            say(f"resuming from {path}")
             return path
-        _say(f"checkpoint {path} is damaged: {problem}; trying the previous one")
+        say(f"checkpoint {path} is damaged: {problem}; trying the previous one")
     if candidates:
         raise UserError(f"no checkpoint in {folder} is intact; start a new run without --ckpt_path in another run_dir")
-    _say(f"no checkpoint in {folder} yet: starting from step 0")
+    say(f"no checkpoint in {folder} yet: starting from step 0")
     return None
-
-
-def _say(text: str) -> None:
-    if is_rank_zero():
-        print(text, file=sys.stderr)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
-from nanochat_lit.common.distributed import rank, world_size
+from nanochat_lit.common.distributed import rank, say, world_size
 from nanochat_lit.common.downloads import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
@@ -151,13 +151,11 @@ def _own_position(
 ) -> dict[str, Any]:
     if len(positions) == world_size() and len(positions[0]["readers"]) == num_readers:
         return positions[rank()]
-    if rank() == 0:
-        before = sum(len(position["readers"]) for position in positions)
-        print(
-            f"the data were read by {before} reader(s) (ranks x loader workers), now by {num_readers * world_size()}: "
-            "resuming with unused data",
-            file=sys.stderr,
-        )
+    before = sum(len(position["readers"]) for position in positions)
+    say(
+        f"the data were read by {before} reader(s) (ranks x loader workers), now by {num_readers * world_size()}: "
+        "resuming with unused data"
+    )
     return merged(stream, positions, num_readers, world_size())
 
 
@@ -278,8 +276,7 @@ class TextDataModule(LanguageDataModule):
             check_tokenizer(self.source.path, self.tokenizer)  # before anything is read with it
 
     def train_dataloader(self) -> ResumableLoader:
-        if rank() == 0:
-            print(f"documents longer than the context: {_LONG_DOCUMENTS[self.long_documents]}", file=sys.stderr)
+        say(f"documents longer than the context: {_LONG_DOCUMENTS[self.long_documents]}")
         return self.loader(
             PretrainStream(
                 texts=self.source,

@@ -1,7 +1,6 @@
 """Learning from preferences between two answers (DPO and variants of its loss): the pairs, and the module."""
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +16,7 @@ from nanochat_lit.common.distributed import (
     is_rank_zero,
     joined_shares,
     rank,
+    say,
     sum_over_ranks,
     world_size,
 )
@@ -125,11 +125,9 @@ class PreferenceDataModule(StepDataModule):
                 digest.update(np.array([len(token_ids), *token_ids], np.int32).tobytes())
         if not places:
             raise UserError(f"no pair of data.{split} fits the model's context of {context} tokens")
-        if len(places) < count and is_rank_zero():
-            print(
-                f"{count - len(places):,} of {count:,} {split} pairs do not fit the model's context of {context} tokens "
-                "and are left out",
-                file=sys.stderr,
+        if left_out := count - len(places):
+            say(
+                f"{left_out:,} of {count:,} {split} pairs do not fit the model's context of {context} tokens and are left out"
             )
         self.places[split], self.fingerprints[split] = places, digest.hexdigest()
 

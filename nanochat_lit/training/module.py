@@ -1,7 +1,6 @@
 """Base class of the training stages: a GPT, its optimizer and its loss."""
 
 import math
-import sys
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -10,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from nanochat_lit.common.compilers import use_configured_compiler
+from nanochat_lit.common.distributed import say
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.evaluation.bpb import BitsPerByte
 from nanochat_lit.model import GPT, IGNORE_INDEX, GPTConfig
@@ -224,11 +224,10 @@ class LanguageModule(LightningModule):
             targets = (batch["targets"] for batch in self.datamodule.val_batches())
             found = any(bool((lengths[one.clamp(min=0)] * (one != IGNORE_INDEX)).any()) for one in targets)
         self.has_validation = self.trainer.strategy.broadcast(found)
-        if not found:
-            print(
+        if not self.has_validation:
+            say(
                 "the held-out data have no text to predict (texts or answers are empty, or longer than the context): "
-                f"{self.figure} is not reported",
-                file=sys.stderr,
+                f"{self.figure} is not reported"
             )
 
     def _prepare_kernels(self, will_compile: bool) -> dict[str, str]:
@@ -395,11 +394,8 @@ class LanguageModule(LightningModule):
         for span in ("total", "current"):
             progress[span] = dict.fromkeys(progress[span], micro_batches_so_far)
             progress[span]["completed"] -= 1  # incremented after the hook that saves
-        if step >= num_steps and self.trainer.is_global_zero:
-            print(
-                f"the checkpoint is at step {step} of {num_steps}; set --trainer.max_steps to train longer",
-                file=sys.stderr,
-            )
+        if step >= num_steps:
+            say(f"the checkpoint is at step {step} of {num_steps}; set --trainer.max_steps to train longer")
 
 
 def check_optimizer(made: dict[str, Any], optimizer: torch.optim.Optimizer, source: str | Path) -> None:

@@ -1,6 +1,5 @@
 """Questions with verifiable answers, their rollouts as training sequences, and metrics of the policy."""
 
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from random import Random
@@ -9,8 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from nanochat_lit.common.distributed import is_rank_zero, rank, world_size
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.distributed import rank, say, world_size
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.common.hardware import padded_length
 from nanochat_lit.data.loader import ENDLESS
 from nanochat_lit.engine.rollout import Rollout
@@ -182,10 +181,8 @@ class StepDataModule(LanguageDataModule):
     def _own_place(positions: list[dict[str, Any]]) -> dict[str, Any]:
         if len(positions) == world_size():
             return positions[rank()]
-        if positions[0]["rows"] is not None and is_rank_zero():
-            print(
-                f"the rollouts in use were those of {len(positions)} rank(s): continuing with new ones", file=sys.stderr
-            )
+        if positions[0]["rows"] is not None:
+            say(f"the rollouts in use were those of {len(positions)} rank(s): continuing with new ones")
         return {"number": positions[0]["number"], "rows": None, "num_given": 0}
 
 
@@ -236,8 +233,7 @@ class RolloutDataModule(StepDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(micro_batch_size, seed)
-        if val_questions < 1:
-            raise UserError(f"val_questions is {val_questions}; it must be at least 1")
+        check_at_least_one(val_questions=val_questions)
         if val_samples < 0:
             raise UserError(f"val_samples is {val_samples}; use 0 (none) or the number of answers to sample")
         self.train, self.val = train, val
@@ -256,13 +252,9 @@ class RolloutDataModule(StepDataModule):
             raise UserError(
                 f"no question of {type(self.train).__name__} leaves space for an answer in the model's context"
             )
-        if len(self.prompts) < len(prompts) and is_rank_zero():
-            left_out = len(prompts) - len(self.prompts)
-            print(
-                f"{left_out:,} of {len(prompts):,} questions leave no space for an answer in the model's context and are "
-                "not asked",
-                file=sys.stderr,
-            )
+        if left_out := len(prompts) - len(self.prompts):
+            what = "questions leave no space for an answer in the model's context and are not asked"
+            say(f"{left_out:,} of {len(prompts):,} {what}")
 
     def prompt(self, conversation: Conversation) -> list[int] | None:
         """Return the prompt for the last answer of a conversation; None if it leaves no space for one."""
