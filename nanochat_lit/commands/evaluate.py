@@ -15,7 +15,7 @@ from nanochat_lit.common.paths import write_json
 if TYPE_CHECKING:
     import torch
 
-    from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult
+    from nanochat_lit.evaluation.score_report import ResultsFile, TaskResult
 
 HUGGINGFACE_PIECE = 2048
 """Default chunk length for Hugging Face models, tokens; contexts of 100,000 tokens would exhaust memory."""
@@ -53,8 +53,7 @@ def core(
         json: Print only JSON.
     """
     from nanochat_lit.common.distributed import joined_ranks
-    from nanochat_lit.evaluation.core import bundle_digest, evaluate_core, summarize_core
-    from nanochat_lit.evaluation.core_bundle import fetch_bundle, load_bundle
+    from nanochat_lit.evaluation.core import bundle_digest, evaluate_core, fetch_bundle, load_bundle, summarize_core
     from nanochat_lit.evaluation.huggingface import HuggingFaceScorer
     from nanochat_lit.evaluation.scoring import GPTScorer
 
@@ -196,7 +195,7 @@ def _results_file(metric: str, model: str, out: str | None, key: dict[str, Any])
     """Open the results of this evaluation; results of another model, data or settings are discarded."""
     from nanochat_lit.common.downloads import file_sha256
     from nanochat_lit.engine.export import find_model
-    from nanochat_lit.evaluation.task_results import ResultsFile
+    from nanochat_lit.evaluation.score_report import ResultsFile
 
     path = _out_folder(model, out) / f"{metric}_progress.json" if is_rank_zero() else None
     patterns = ("config.json", "generation_config.json", "*.safetensors", "tokenizer*", "chat_template*")

@@ -10,10 +10,9 @@ import re
 import sys
 import time
 import warnings
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,18 +36,13 @@ _BFLOAT16_CPU = {"avx512_bf16", "amx_bf16", "bf16", "svebf16"}
 """Linux flags of processor instructions for bfloat16 matmuls."""
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """A GPU model, from the vendor's data sheet."""
 
-    words: tuple[str, ...]
-    """Words that all occur in the driver's device name."""
-    peak_flops_per_s: float
-    """Peak of dense matmuls with 16-bit inputs and 32-bit accumulation, without sparsity."""
-    gib: int
-    """Size of the memory."""
-    capability: tuple[int, int] | None = None
-    """CUDA compute capability; None for other vendors."""
+    words: tuple[str, ...]  # words that all occur in the driver's device name
+    peak_flops_per_s: float  # peak of dense matmuls with 16-bit inputs and 32-bit accumulation, without sparsity
+    gib: int  # size of the memory
+    capability: tuple[int, int] | None = None  # CUDA compute capability; None for other vendors
 
 
 # Fields of Card. The first match is used, so more specific entries come first.

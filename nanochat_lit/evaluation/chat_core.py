@@ -8,9 +8,9 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,9 +19,8 @@ from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.common.recipes import import_class
 from nanochat_lit.engine import sandbox
 from nanochat_lit.evaluation.answerer import Answerer, Answering
-from nanochat_lit.evaluation.score_report import summarize
+from nanochat_lit.evaluation.score_report import ResultsFile, TaskResult, digest, measure_tasks, summarize
 from nanochat_lit.evaluation.scoring import grouped
-from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
 from nanochat_lit.tasks.arc import ARC
 from nanochat_lit.tasks.base import Conversation, Task, TaskSlice, form_of
 from nanochat_lit.tasks.gsm8k import GSM8K
@@ -46,16 +45,12 @@ NUM_SPELLING = 256
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChatTask:
+class ChatTask(NamedTuple):
     """One task for chat models."""
 
-    label: str
-    """Name of the task."""
-    kind: str
-    """categorical (the answer is the most likely letter) or generative."""
-    task: Task
-    """Conversations and evaluation of answers."""
+    label: str  # name of the task
+    kind: str  # categorical (the answer is the most likely letter) or generative
+    task: Task  # conversations and evaluation of answers
 
     @property
     def baseline(self) -> float:

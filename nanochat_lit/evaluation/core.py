@@ -1,6 +1,7 @@
 """CORE: the mean centered accuracy over 22 tasks, few-shot, for base models (Li et al. 2024, DCLM).
 
-Records become token sequences with a scored part, as implemented in nanochat:
+The evaluation bundle (core.yaml, eval_meta_data.csv, eval_data/) is checked on loading, before any model runs. Its
+records become token sequences with a scored part, as implemented in nanochat:
 
 multiple_choice     one context, several continuations    scored: from the first token that differs between choices
 schema              several contexts, one continuation    scored: the common suffix of all sequences
@@ -9,20 +10,231 @@ language_modeling   one context, one continuation         scored: the continuati
 https://arxiv.org/abs/2406.11794
 """
 
+import csv
+import shutil
+import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from nanochat_lit.common.distributed import rank, sum_over_ranks, world_size
-from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, CoreTask
+from nanochat_lit.common.downloads import download, file_sha256, locked
+from nanochat_lit.common.errors import UserError, check_at_least_one
+from nanochat_lit.common.paths import atomic_write, cache_folder
 from nanochat_lit.evaluation.huggingface import TextTokenizer
-from nanochat_lit.evaluation.score_report import summarize
+from nanochat_lit.evaluation.score_report import ResultsFile, TaskResult, digest, measure_tasks, summarize
 from nanochat_lit.evaluation.scoring import Example, RowScore, RowScorer, common_prefix
-from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest, measure_tasks
+from nanochat_lit.tasks.rows import missing_text, read_jsonl, wrong_choices, wrong_place
+
+CORE_LABELS = (
+    "hellaswag_zeroshot", "jeopardy", "bigbench_qa_wikidata", "arc_easy", "arc_challenge", "copa", "commonsense_qa",
+    "piqa", "openbook_qa", "lambada_openai", "hellaswag", "winograd", "winogrande", "bigbench_dyck_languages",
+    "agi_eval_lsat_ar", "bigbench_cs_algorithms", "bigbench_operators", "bigbench_repeat_copy_logic", "squad", "coqa",
+    "boolq", "bigbench_language_identification",
+)  # fmt: skip
+"""Tasks of the CORE mean."""
+
+BASELINES = {
+    "v1": {"commonsense_qa": 0.20, "bigbench_language_identification": 0.091, "agi_eval_lsat_ar": 0.20},
+    "v2": {"commonsense_qa": 0.403, "bigbench_language_identification": 0.25, "agi_eval_lsat_ar": 0.25},
+}
+"""Differences of the two versions of DCLM's baselines: v1 until September 2025 (nanochat's leaderboard), v2 since."""
+
+KINDS = ("multiple_choice", "schema", "language_modeling")
+SHUFFLE_SEED = 1337
+
+
+MAX_EXPANSION = 100
+"""Maximum ratio of unpacked to packed size; the bundle's ratio is 4."""
+BUNDLE_URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+
+
+def fetch_bundle(
+    cache: Path | None = None, sha256: str | None = None, url: str = BUNDLE_URL, fetch: Callable[..., object] = download
+) -> Path:
+    """Return the folder of the bundle, downloading it once; concurrent processes wait for the first.
+
+    `cache` None is the user's cache folder; `sha256` is that of the archive, also of an earlier download, and None only
+    verifies the archive's internal checksums; `fetch` is called with (url, path, sha256).
+
+    Raises:
+        UserError: If the download fails, the file is not such an archive, or the cached archive has another checksum.
+    """
+    cache = cache_folder() if cache is None else cache
+    folder, record = cache / "eval_bundle", cache / "eval_bundle.sha256"
+    with locked(cache / "eval_bundle.lock"):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".eval_bundle.") as workplace:
+                archive = Path(workplace) / "eval_bundle.zip"
+                try:
+                    fetch(url, archive, sha256)
+                except UserError as error:
+                    raise UserError(
+                        f"{error}; download it on another machine and give the folder with bundle"
+                    ) from None
+                found = file_sha256(archive)
+                _unpack(archive, Path(workplace) / "unpacked", url)
+                with atomic_write(record, "w") as file:
+                    file.write(found + "\n")
+                shutil.move(Path(workplace) / "unpacked" / "eval_bundle", folder)
+        kept = record.read_text(encoding="utf-8").strip() if record.is_file() else "unknown"
+        if sha256 is not None and kept != sha256.lower():
+            raise UserError(
+                f"the bundle in {folder} came from an archive with the sha256 {kept}, not {sha256}; delete it"
+            )
+    return folder
+
+
+def _unpack(archive: Path, folder: Path, url: str) -> None:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            unpacked = sum(entry.file_size for entry in file.infolist())  # zipfile never extracts more than this
+            if unpacked > MAX_EXPANSION * archive.stat().st_size:
+                raise UserError(f"{url} would unpack to {unpacked:,} bytes; it is not the CORE bundle")
+            file.extractall(folder)  # verifies checksums; names cannot point outside the folder
+    except (zipfile.BadZipFile, zlib.error, OSError) as error:
+        raise UserError(f"{url} is not a complete zip file ({error})") from None
+    if not (folder / "eval_bundle" / "core.yaml").is_file():
+        raise UserError(f"{url} does not contain eval_bundle/core.yaml; it is not the CORE bundle")
+
+
+class CoreTask(NamedTuple):
+    """One task of a bundle."""
+
+    label: str  # name of the task
+    kind: str  # multiple_choice, schema or language_modeling
+    num_fewshot: int  # number of few-shot examples
+    delimiter: str  # delimiter between context and continuation
+    baseline: float  # accuracy of random guessing from the bundle, 0 to 1
+    rows: list[dict[str, Any]]  # records in evaluation order: shuffled, then capped
+
+    def baselines(self) -> dict[str, float]:
+        """Baseline by version."""
+        return {version: changed.get(self.label, self.baseline) for version, changed in BASELINES.items()}
+
+
+def load_bundle(
+    folder: str | Path, max_per_task: int | None = None, labels: Sequence[str] | None = None
+) -> list[CoreTask]:
+    """Load the CORE tasks of a bundle (core.yaml, eval_meta_data.csv, eval_data/) in its order.
+
+    Without `labels`, tasks whose files are missing are left out; `max_per_task` limits the records of each.
+
+    Raises:
+        UserError: If a file or record is missing or malformed, a task in `labels` is missing, or a task has too few
+            records for its few-shot examples.
+    """
+    folder = Path(folder)
+    check_at_least_one(max_per_task=max_per_task)
+    entries = _entries(folder / "core.yaml")
+    baselines = _baselines(folder / "eval_meta_data.csv")
+    data = folder / "eval_data"
+    there = {
+        entry["label"]: entry
+        for entry in entries
+        if entry["label"] in CORE_LABELS and (data / entry["dataset_uri"]).is_file()
+    }
+    if not there:
+        raise UserError(f"{folder} has no CORE tasks: none of the files in core.yaml exists in {data}")
+    if unknown := sorted(set(labels or ()) - set(there)):
+        raise UserError(f"{folder} does not have the CORE task {', '.join(unknown)}; available: {', '.join(there)}")
+    chosen = [entry for label, entry in there.items() if not labels or label in labels]
+    return [_task(entry, data, baselines, max_per_task) for entry in chosen]
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give the folder of an evaluation bundle, or omit the option") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:120]})") from None
+    entries = content.get("icl_tasks") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: has no list of tasks called icl_tasks")
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}: task {number}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{where} is not a mapping")
+        if problem := missing_text(entry, "label", "dataset_uri", "icl_task_type"):
+            raise UserError(f"{where}: {problem}")
+        if entry["icl_task_type"] not in KINDS:
+            raise UserError(f"{where}: icl_task_type is {entry['icl_task_type']!r}; use one of {', '.join(KINDS)}")
+        shots = entry.get("num_fewshot")
+        if not isinstance(shots, list) or not shots or not isinstance(shots[0], int) or shots[0] < 0:
+            raise UserError(f"{where}: num_fewshot must be a list that begins with a number, got {shots!r}")
+    labels = [entry["label"] for entry in entries]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise UserError(f"{path}: names {', '.join(twice)} twice")
+    return entries
+
+
+def _baselines(path: Path) -> dict[str, float]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); it must contain the baselines of the tasks") from None
+    return dict(_baseline(row, f"{path}:{number}") for number, row in enumerate(table, 2))
+
+
+def _baseline(row: dict[str, str], where: str) -> tuple[str, float]:
+    try:
+        baseline = float(row["Random baseline"]) / 100.0
+        if not 0 <= baseline < 1:
+            raise ValueError
+        return row["Eval Task"], baseline
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{where}: needs the columns 'Eval Task' and 'Random baseline', a percentage from 0 to below 100"
+        ) from None
+
+
+def _task(entry: dict[str, Any], data: Path, baselines: dict[str, float], max_per_task: int | None) -> CoreTask:
+    label, kind, num_fewshot = entry["label"], entry["icl_task_type"], entry["num_fewshot"][0]
+    path = data / entry["dataset_uri"]
+    if label not in baselines:
+        raise UserError(f"eval_meta_data.csv has no baseline for the task {label}")
+    rows, lines = read_jsonl(path)
+    for row, line in zip(rows, lines, strict=True):
+        if problem := _problem(kind, row):
+            raise UserError(f"{path}:{line}: {problem}")
+    Random(SHUFFLE_SEED).shuffle(rows)
+    kept = rows[:max_per_task]  # few-shot examples are drawn from these too, as in nanochat
+    if len(kept) <= num_fewshot:
+        cap = "" if len(kept) == len(rows) else f" (max_per_task; raise it to {num_fewshot + 1} or more)"
+        raise UserError(
+            f"the task {label} has {len(kept)} records{cap} and uses {num_fewshot} others as few-shot examples; "
+            f"it needs at least {num_fewshot + 1}"
+        )
+    return CoreTask(
+        label=label,
+        kind=kind,
+        num_fewshot=num_fewshot,
+        delimiter=entry.get("continuation_delimiter", " "),
+        baseline=baselines[label],
+        rows=kept,
+    )
+
+
+def _problem(kind: str, row: dict[str, Any]) -> str | None:
+    if kind == "language_modeling":
+        return missing_text(row, "context", "continuation")
+    if kind == "schema":
+        problem = missing_text(row, "continuation") or wrong_choices(row.get("context_options"))
+        return problem or wrong_place("gold", row.get("gold"), row["context_options"])
+    problem = missing_text(row, "query") or wrong_choices(row.get("choices"))
+    return problem or wrong_place("gold", row.get("gold"), row["choices"])
+
 
 FEWSHOT_SEED = 1234
 

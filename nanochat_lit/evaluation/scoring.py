@@ -11,8 +11,7 @@ Shapes: N sequences, P shared tokens, S tokens after them, C channels, V vocabul
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,24 +38,18 @@ LOGITS_PER_PASS = 1 << 25
 """Number of logits to compute at a time (128 MB in float32)."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Example:
+class Example(NamedTuple):
     """Token sequences whose ends are scored."""
 
-    rows: list[np.ndarray]
-    """Token ids of each sequence, beginning with <|bos|>, (length,) int32."""
-    starts: list[int]
-    """Start of the scored part of each sequence, at least 1; it extends to the end."""
+    rows: list[np.ndarray]  # token ids of each sequence, beginning with <|bos|>, (length,) int32
+    starts: list[int]  # start of the scored part of each sequence, at least 1; it extends to the end
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowScore:
+class RowScore(NamedTuple):
     """Result of the scored part of a sequence."""
 
-    mean_loss: float
-    """Mean loss of its tokens, nats."""
-    is_greedy: bool
-    """Whether each of its tokens is the most likely one."""
+    mean_loss: float  # mean loss of its tokens, nats
+    is_greedy: bool  # whether each of its tokens is the most likely one
 
 
 class RowScorer(ABC):

@@ -10,7 +10,7 @@ Reference:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -125,38 +125,27 @@ MIN_POINTS = 3
 """Number of coefficients of a parabola."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parabola:
+class Parabola(NamedTuple):
     """y = lowest + curvature * (log10 x - log10 best) ** 2, by least squares."""
 
-    best: float
-    """Location of the minimum."""
-    lowest: float
-    """Value at the minimum."""
-    curvature: float
-    """Positive if there is a minimum."""
-    is_inside: bool
-    """Whether the minimum lies within the range of the fitted points; otherwise it is an extrapolation."""
-    error: float = 0.0
-    """Root mean square residual; the approximation by a parabola holds only near the minimum."""
+    best: float  # location of the minimum
+    lowest: float  # value at the minimum
+    curvature: float  # positive if there is a minimum
+    is_inside: bool  # whether the minimum lies within the range of the fitted points; otherwise it is an extrapolation
+    error: float = 0.0  # root mean square residual; the approximation by a parabola holds only near the minimum
 
     def __call__(self, x: float) -> float:
         """Return the value at x."""
         return self.lowest + self.curvature * (math.log10(x) - math.log10(self.best)) ** 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class PowerLaw:
+class PowerLaw(NamedTuple):
     """y = offset + factor * x ** exponent."""
 
-    exponent: float
-    """Slope of the line in log-log coordinates."""
-    factor: float
-    """Value at x = 1, without the offset."""
-    offset: float = 0.0
-    """Limit for large x."""
-    exponent_error: float | None = None
-    """Standard error of the exponent from the residuals; None with fewer than three points."""
+    exponent: float  # slope of the line in log-log coordinates
+    factor: float  # value at x = 1, without the offset
+    offset: float = 0.0  # limit for large x
+    exponent_error: float | None = None  # its standard error; None with fewer than three points
 
     def __call__(self, x: float) -> float:
         """Return the value at x."""
@@ -211,5 +200,5 @@ def fit_saturating_power_law(xs: Sequence[float], ys: Sequence[float], num_offse
     for offset in np.linspace(0.0, float(values.min()), num_offsets, endpoint=False):
         line = fit_power_law(xs, list(values - offset))
         assert line is not None
-        laws.append(replace(line, offset=float(offset)))
+        laws.append(line._replace(offset=float(offset)))
     return min(laws, key=lambda law: sum((law(x) - y) ** 2 for x, y in zip(xs, ys, strict=True)))

@@ -14,7 +14,7 @@ the backward pass (`Exchange.expect_step`), for each bucket once its last gradie
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -27,14 +27,11 @@ MIN_SHARDED_ELEMENTS = 1024
 """Smaller tensors are updated on every rank, because a message costs more than the work it would save."""
 
 
-@dataclass(frozen=True)
-class Pending:
+class Pending(NamedTuple):
     """The result of an asynchronous collective."""
 
-    tensor: Tensor
-    """Result tensor; its contents are undefined before `wait`."""
-    work: Any = None
-    """Handle of the collective; None if it is complete."""
+    tensor: Tensor  # result tensor; its contents are undefined before `wait`
+    work: Any = None  # handle of the collective; None if it is complete
 
     def wait(self) -> Tensor:
         """Return the tensor once complete (on CUDA: once the current stream may read it)."""
@@ -43,14 +40,11 @@ class Pending:
         return self.tensor
 
 
-@dataclass(frozen=True)
-class Shards:
+class Shards(NamedTuple):
     """Assigns rows to ranks; a single rank has all rows and does not communicate."""
 
-    rank: int = 0
-    """Rank of this process, from 0."""
-    world_size: int = 1
-    """Number of ranks."""
+    rank: int = 0  # rank of this process, from 0
+    world_size: int = 1  # number of ranks
 
     def span(self, count: int) -> slice:
         """Return this rank's rows among `count`; empty on the last ranks if there are fewer rows than ranks."""

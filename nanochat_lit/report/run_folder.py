@@ -2,9 +2,8 @@
 
 import math
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -18,30 +17,19 @@ FIGURES = ("val_bpb", "val_accuracy", "val_preference_accuracy")
 """Validation metrics by stage."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunFolder:
+class RunFolder(NamedTuple):
     """Contents of a run folder."""
 
-    folder: Path
-    """Path of the folder."""
-    name: str
-    """Name in the report."""
-    config: dict[str, Any]
-    """Resolved config.yaml; empty if missing."""
-    plan: dict[str, Any]
-    """Derived values of plan.json; empty if missing."""
-    shape: GPTConfig | None
-    """Model configuration of the export; None without an export."""
-    provenance: dict[str, Any]
-    """Provenance of the export; empty without an export."""
-    metrics: dict[int, dict[str, float]]
-    """Rows of metrics.csv by step."""
-    sessions: list[dict[str, Any]]
-    """Commands, times and machines of the sessions."""
-    evaluations: dict[str, dict[str, Any]]
-    """Newest result of each evaluation: core, chat_core, tiny_world, bpb."""
-    samples: str
-    """Text of samples.md; empty if missing."""
+    folder: Path  # path of the folder
+    name: str  # name in the report
+    config: dict[str, Any]  # resolved config.yaml; empty if missing
+    plan: dict[str, Any]  # derived values of plan.json; empty if missing
+    shape: GPTConfig | None  # model configuration of the export; None without an export
+    provenance: dict[str, Any]  # provenance of the export; empty without an export
+    metrics: dict[int, dict[str, float]]  # rows of metrics.csv by step
+    sessions: list[dict[str, Any]]  # commands, times and machines of the sessions
+    evaluations: dict[str, dict[str, Any]]  # newest result of each evaluation: core, chat_core, tiny_world, bpb
+    samples: str  # text of samples.md; empty if missing
 
     def curve(self, column: str, against: str = "step") -> tuple[list[float], list[float]]:
         """Return the x values (steps or another column) and values of a metrics column."""

@@ -6,7 +6,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -336,7 +336,7 @@ def _laws(rows: Sequence[dict[str, Any]], optima: Sequence[dict[str, Any]]) -> l
     if all(row["budget"] is None for row in rows):
         law = fit_saturating_power_law([row["flops"] for row in rows], [row["val_bpb"] for row in rows])
         laws.append(("val_bpb", law))
-    return [{"name": name, "text": _law_text(name, law), **asdict(law)} for name, law in laws if law is not None]
+    return [{"name": name, "text": _law_text(name, law), **law._asdict()} for name, law in laws if law is not None]
 
 
 def _law_text(name: str, law: PowerLaw) -> str:

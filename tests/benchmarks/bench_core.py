@@ -12,8 +12,7 @@ from torch import Tensor
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.export import load_export
-from nanochat_lit.evaluation.core import encode_examples, evaluate_task, is_right
-from nanochat_lit.evaluation.core_bundle import CoreTask, load_bundle
+from nanochat_lit.evaluation.core import CoreTask, encode_examples, evaluate_task, is_right, load_bundle
 from nanochat_lit.evaluation.scoring import Example, GPTScorer, RowScore
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def _measure(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     answers: dict[str, list[int]] = {}
     for task in tasks:
-        few = CoreTask(**{**vars(task), "rows": task.rows[: task.num_fewshot + WARM_UP]})
+        few = CoreTask(**{**task._asdict(), "rows": task.rows[: task.num_fewshot + WARM_UP]})
         for answer in ways.values():
             answer(few)
     for _ in range(repeats):

@@ -11,7 +11,7 @@ from nanochat_lit.engine.export import save_export
 from nanochat_lit.engine.sandbox import missing_isolation
 from nanochat_lit.evaluation import core
 from nanochat_lit.evaluation.chat_core import code_runner
-from nanochat_lit.evaluation.core_bundle import load_bundle
+from nanochat_lit.evaluation.core import load_bundle
 from nanochat_lit.evaluation.scoring import GPTScorer
 from nanochat_lit.tasks.humaneval import program
 

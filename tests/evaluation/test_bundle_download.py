@@ -15,7 +15,7 @@ from nanochat_lit import cli
 from nanochat_lit.common.downloads import download
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.export import save_export
-from nanochat_lit.evaluation.core_bundle import BUNDLE_URL, fetch_bundle
+from nanochat_lit.evaluation.core import BUNDLE_URL, fetch_bundle
 
 
 def archive(path, names=("eval_bundle/core.yaml", "eval_bundle/eval_data/x/copa.jsonl")):
@@ -145,7 +145,7 @@ def test_core_without_a_bundle_downloads_it_and_then_needs_no_server(
         "XDG_CACHE_HOME"
     )  # else matplotlib, which keeps what it knows of fonts there, looks for them again
     address = functools.partial(fetch_bundle, tmp_path / "kept", url=f"{server.url}/eval_bundle.zip")
-    monkeypatch.setattr("nanochat_lit.evaluation.core_bundle.fetch_bundle", address)
+    monkeypatch.setattr("nanochat_lit.evaluation.core.fetch_bundle", address)
     save_export(tmp_path / "export", random_model(sequence_len=256), tokenizer)
     command = ["evaluate", "core", "--model", str(tmp_path / "export"), "--compute_dtype", "float32", "--device", "cpu"]
     command += ["--max_per_task", "5", "--tasks", '["copa"]', "--json"]

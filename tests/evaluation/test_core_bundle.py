@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from nanochat_lit.common.errors import UserError
-from nanochat_lit.evaluation.core_bundle import BASELINES, CORE_LABELS, load_bundle
+from nanochat_lit.evaluation.core import BASELINES, CORE_LABELS, load_bundle
 
 
 @pytest.fixture

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat_lit.evaluation.core import encode_examples, evaluate_core, evaluate_task, fewshot_rows, scored_parts
-from nanochat_lit.evaluation.core_bundle import CoreTask, load_bundle
+from nanochat_lit.evaluation.core import (
+    CoreTask,
+    encode_examples,
+    evaluate_core,
+    evaluate_task,
+    fewshot_rows,
+    load_bundle,
+    scored_parts,
+)
 from nanochat_lit.evaluation.score_report import summarize
 from nanochat_lit.evaluation.scoring import GPTScorer, RowScore
 
@@ -81,7 +88,7 @@ def test_the_answers_on_the_real_bundle(shared, random_model, tokenizer):
     assert {task.kind for task in tasks} == {"multiple_choice", "schema", "language_modeling"}
     model = random_model(sequence_len=8192, window_pattern="L")
     for task in tasks:
-        part = CoreTask(**{**vars(task), "num_fewshot": min(task.num_fewshot, 1), "rows": task.rows[:3]})
+        part = CoreTask(**{**task._asdict(), "num_fewshot": min(task.num_fewshot, 1), "rows": task.rows[:3]})
         assert_same_answers(model, tokenizer, part)
 
 

@@ -15,8 +15,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.engine.export import save_export
 from nanochat_lit.engine.hf_export import export_hf
 from nanochat_lit.evaluation.bpb import evaluate_documents
-from nanochat_lit.evaluation.core import encode_examples, evaluate_task
-from nanochat_lit.evaluation.core_bundle import load_bundle
+from nanochat_lit.evaluation.core import encode_examples, evaluate_task, load_bundle
 from nanochat_lit.evaluation.huggingface import HuggingFaceScorer, is_huggingface, load_huggingface
 from nanochat_lit.evaluation.scoring import GPTScorer
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nanochat_lit.evaluation.score_report import (
+    TaskResult,
     aligned,
     headline,
     legend,
@@ -15,7 +16,6 @@ from nanochat_lit.evaluation.score_report import (
     write_report,
 )
 from nanochat_lit.evaluation.statistics import pass_at_k
-from nanochat_lit.evaluation.task_results import TaskResult
 
 
 def result(label, correct, **changes):

@@ -5,10 +5,9 @@ import json
 import pytest
 
 from nanochat_lit.common.downloads import file_sha256
-from nanochat_lit.evaluation.core import evaluate_core
-from nanochat_lit.evaluation.core_bundle import load_bundle
+from nanochat_lit.evaluation.core import evaluate_core, load_bundle
+from nanochat_lit.evaluation.score_report import ResultsFile, TaskResult, digest
 from nanochat_lit.evaluation.scoring import RowScore
-from nanochat_lit.evaluation.task_results import ResultsFile, TaskResult, digest
 
 KEY = {"model": "abc", "cap": 10}
 

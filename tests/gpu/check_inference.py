@@ -16,8 +16,7 @@ from nanochat_lit.common.hardware import resolve_compute_dtype
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.sampling_params import Request
 from nanochat_lit.evaluation.bpb import evaluate_documents
-from nanochat_lit.evaluation.core import evaluate_task
-from nanochat_lit.evaluation.core_bundle import CoreTask
+from nanochat_lit.evaluation.core import CoreTask, evaluate_task
 from nanochat_lit.evaluation.scoring import GPTScorer
 from nanochat_lit.model import GPT, GPTConfig
 

@@ -18,8 +18,7 @@ from nanochat_lit.evaluation.chat_core import (
     load_chat_tasks,
     summarize_chat,
 )
-from nanochat_lit.evaluation.core import evaluate_core, summarize_core
-from nanochat_lit.evaluation.core_bundle import CoreTask, fetch_bundle, load_bundle
+from nanochat_lit.evaluation.core import CoreTask, evaluate_core, fetch_bundle, load_bundle, summarize_core
 from nanochat_lit.evaluation.score_report import headline, write_report
 from nanochat_lit.evaluation.scoring import GPTScorer
 from nanochat_lit.training.callbacks import StepCallback
