@@ -39,11 +39,6 @@ class _Taught(ContinuedModule):
         super().on_fit_start()
         self._teacher = [self.load_frozen(self.teacher)]  # a list, so that it is not a submodule
 
-    @property
-    def teacher_model(self) -> GPT:
-        """The teacher."""
-        return self._teacher[0]
-
 
 class DistillModule(_Taught, SFTModule):
     """Trains a student on conversations with the teacher's distributions as targets: KL(teacher || student).
@@ -64,7 +59,7 @@ class DistillModule(_Taught, SFTModule):
         self.teacher, self.divergence = teacher, partial(forward_kl, top_k=top_k)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        found = divergences(self.model, self.teacher_model, batch, self.divergence)
+        found = divergences(self.model, self._teacher[0], batch, self.divergence)
         losses = torch.zeros_like(batch["targets"], dtype=torch.float32)
         losses[batch["targets"] != IGNORE_INDEX] = found.detach()
         self.accounts.add(batch, losses)
@@ -92,7 +87,7 @@ class OnPolicyDistillModule(_Taught, RLModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         batch = without_padding(batch)
-        found = divergences(self.model, self.teacher_model, batch, reverse_kl)
+        found = divergences(self.model, self._teacher[0], batch, reverse_kl)
         # The Trainer and the strategies average over micro-batches and ranks; this loss is a sum.
         loss = found.sum() / batch["num_tokens"][0] * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
         self.losses.add(loss)

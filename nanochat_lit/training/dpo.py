@@ -20,7 +20,7 @@ from nanochat_lit.common.distributed import (
     sum_over_ranks,
     world_size,
 )
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.common.paths import atomic_write, folder_fingerprint
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.rollout import Rollout, roll_out
@@ -262,9 +262,8 @@ class DPOModule(ContinuedModule):
         self.loss: PreferenceLoss = loss
         self.pairs_per_step, self.beta, self.sft_weight = pairs_per_step, beta, sft_weight
         self.max_new_tokens = max_new_tokens
+        check_at_least_one(pairs_per_step=pairs_per_step, max_new_tokens=max_new_tokens)
         self.check_settings(
-            ("pairs_per_step", pairs_per_step >= 1, "it must be at least 1"),
-            ("max_new_tokens", max_new_tokens >= 1, "it must be at least 1"),
             ("beta", beta > 0, "it must be positive, such as 0.1"),
             ("sft_weight", sft_weight >= 0, "use 0 (off) or a positive value, such as 1"),
         )
@@ -345,10 +344,9 @@ class DPOModule(ContinuedModule):
         rows = data.pair_rows("train", drawn)
         rows["reference"] = self._references["train"][drawn].flatten()
         lengths = (rows["targets"] != IGNORE_INDEX).long().cumsum(1).argmax(1).view(-1, 2).amax(1)
-        order = torch.stack([2 * lengths.argsort(stable=True), 2 * lengths.argsort(stable=True) + 1], 1).flatten()
-        return {
-            name: tensor[order].to(self.device) for name, tensor in rows.items()
-        }  # micro-batches of similar lengths
+        first = 2 * lengths.argsort(stable=True)  # micro-batches of similar lengths
+        order = torch.stack([first, first + 1], 1).flatten()
+        return {name: tensor[order].to(self.device) for name, tensor in rows.items()}
 
     def _compare(self, logprobs: Tensor, targets: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         """Return the losses of pairs, (P,), and sums in the order of the first five of PairFigures, without gradient."""

@@ -244,13 +244,9 @@ class LanguageModule(LightningModule):
         if self.device.type == "cpu":
             notes["kernels"] = describe_kernels()
         if self.model.num_sampled:
-            is_sampled = has_loss_kernel(torch.empty(0, dtype=self.model.compute_dtype, device=self.device))
-            chosen = (
-                f"the batch's and {self.model.num_sampled:,} others"
-                if is_sampled
-                else "all (sampling needs the C++ kernel)"
-            )
-            notes["softmax over tokens"] = chosen
+            has_kernel = has_loss_kernel(torch.empty(0, dtype=self.model.compute_dtype, device=self.device))
+            some = f"the batch's and {self.model.num_sampled:,} others"
+            notes["softmax over tokens"] = some if has_kernel else "all (sampling needs the C++ kernel)"
         trains_in_float8, note = self.float8_choice(self.trainer)
         if trains_in_float8:
             converted, all_layers = convert_to_float8(self.model)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from nanochat_lit.common.distributed import world_size
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.functions import Functions
 from nanochat_lit.engine.rollout import Rollout, messages_of, roll_out
@@ -42,12 +42,6 @@ from nanochat_lit.training.rollout_data import (
     rollout_rows,
     without_padding,
 )
-
-
-def _reward_of(given: Reward | None, shape: RewardShape) -> Reward:
-    if given is not None and shape != RewardShape():
-        raise UserError("reward replaces partial_reward, format_reward and length_penalty; set these to 0")
-    return given or shape
 
 
 class RLModule(ContinuedModule):
@@ -110,7 +104,10 @@ class RLModule(ContinuedModule):
             base=base, tokens_per_step=None, init_lr_fraction=init_lr_fraction, eval_every=eval_every,
             temperature=chat_temperature, compile=compile, **options,
         )  # fmt: skip
-        self.reward = _reward_of(reward, RewardShape(partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty))  # fmt: skip
+        shape = RewardShape(partial_reward=partial_reward, format_reward=format_reward, length_penalty=length_penalty)
+        if reward is not None and shape != RewardShape():
+            raise UserError("reward replaces partial_reward, format_reward and length_penalty; set these to 0")
+        self.reward: Reward = reward or shape
         self.tools = Functions(tools or {}, max_calls, tool_timeout_s)
         self.questions_per_step, self.num_samples, self.guided = questions_per_step, num_samples, guided
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
@@ -121,11 +118,11 @@ class RLModule(ContinuedModule):
 
     def _check_settings(self) -> None:
         SamplingParams(temperature=self.temperature, top_k=self.top_k or 0)  # validates both
-        positive = "it must be at least 1"
+        check_at_least_one(
+            questions_per_step=self.questions_per_step, max_new_tokens=self.max_new_tokens,
+            updates_per_batch=self.updates_per_batch,
+        )  # fmt: skip
         self.check_settings(
-            ("questions_per_step", self.questions_per_step >= 1, positive),
-            ("max_new_tokens", self.max_new_tokens >= 1, positive),
-            ("updates_per_batch", self.updates_per_batch >= 1, positive),
             ("num_samples", self.num_samples >= 2, "use at least 2: the baseline is the mean over the samples"),
             ("temperature", self.temperature > 0, "all answers to a question would be identical; use 1, for example"),
             ("clip_ratio", 0 <= self.clip_ratio < 1, "use 0 (off) or a value below 1, such as 0.2"),

@@ -1,12 +1,11 @@
 """Callbacks of a run; this file has the base class of those that act once per optimizer step."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-if TYPE_CHECKING:
-    from nanochat_lit.training.module import LanguageModule
+from nanochat_lit.training.module import LanguageModule
 
 
 class StepCallback(Callback):
@@ -14,7 +13,7 @@ class StepCallback(Callback):
 
     _step_seen = 0
 
-    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
+    def on_step_end(self, trainer: Trainer, module: LanguageModule, step: int) -> None:
         """Called once when an optimizer step is complete; `step` is their number so far."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -25,4 +24,4 @@ class StepCallback(Callback):
     ) -> None:
         if trainer.global_step != self._step_seen:
             self._step_seen = trainer.global_step
-            self.on_step_end(trainer, cast("LanguageModule", pl_module), self._step_seen)
+            self.on_step_end(trainer, cast(LanguageModule, pl_module), self._step_seen)

@@ -11,7 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import FrameType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy
 import torch
@@ -27,9 +27,7 @@ from nanochat_lit.training.callbacks import StepCallback
 from nanochat_lit.training.callbacks.loss_guard import LossGuard
 from nanochat_lit.training.checkpoint_files import check_no_earlier_run, give_name, writer_of
 from nanochat_lit.training.lightning_internals import silence_signals
-
-if TYPE_CHECKING:
-    from nanochat_lit.training.module import LanguageModule
+from nanochat_lit.training.module import LanguageModule
 
 RANKS_KEY = "ranks"
 
@@ -41,7 +39,7 @@ class RankState(Callback):
         self._own: dict[str, Any] | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        module = cast("LanguageModule", pl_module)
+        module = cast(LanguageModule, pl_module)
         own = {
             "random": random_state(module.device),
             "position": module.datamodule.train_loader.position(),
@@ -58,14 +56,14 @@ class RankState(Callback):
         if trainer.state.fn != "fit":
             return
         states = checkpoint[RANKS_KEY]
-        module = cast("LanguageModule", pl_module)
+        module = cast(LanguageModule, pl_module)
         module.datamodule.positions = [state["position"] for state in states]
         self._own = states[rank()] if len(states) == world_size() else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._own is not None:
             set_random_state(self._own["random"], pl_module.device)
-            cast("LanguageModule", pl_module).load_rank_state_dict(self._own["module"])
+            cast(LanguageModule, pl_module).load_rank_state_dict(self._own["module"])
             self._own = None
 
 
@@ -192,7 +190,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
             self._should_stop, trainer.should_stop = True, False
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
+    def on_step_end(self, trainer: Trainer, module: LanguageModule, step: int) -> None:
         minutes = self.options.checkpoint_minutes
         is_late = minutes is not None and time.monotonic() - self._saved_at_s > 60 * minutes
         if writer_of(trainer).error is not None:
@@ -250,7 +248,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
             path.unlink(missing_ok=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = cast("LanguageModule", pl_module)
+        module = cast(LanguageModule, pl_module)
         value = trainer.callback_metrics.get(module.figure)
         if trainer.state.fn != "fit" or value is None or math.isnan(value):
             return

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -22,9 +22,7 @@ from nanochat_lit.evaluation.core import CoreTask, evaluate_core, fetch_bundle, 
 from nanochat_lit.evaluation.score_report import headline, write_report
 from nanochat_lit.evaluation.scoring import GPTScorer
 from nanochat_lit.training.callbacks import StepCallback
-
-if TYPE_CHECKING:
-    from nanochat_lit.training.module import LanguageModule
+from nanochat_lit.training.module import LanguageModule
 
 
 class TaskEvaluator(StepCallback):
@@ -47,10 +45,10 @@ class TaskEvaluator(StepCallback):
         """Load and check the tasks."""
         raise NotImplementedError
 
-    def check(self, module: "LanguageModule") -> None:
+    def check(self, module: LanguageModule) -> None:
         """Raise UserError if the tasks do not suit the model and its tokenizer; called just before the first step."""
 
-    def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
+    def evaluate(self, module: LanguageModule) -> dict[str, Any]:
         """Return the report of `score_report.summarize` for the current model; call it on every rank."""
         raise NotImplementedError
 
@@ -60,9 +58,9 @@ class TaskEvaluator(StepCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self.check(cast("LanguageModule", pl_module))
+        self.check(cast(LanguageModule, pl_module))
 
-    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
+    def on_step_end(self, trainer: Trainer, module: LanguageModule, step: int) -> None:
         if step != module.plan.num_steps and (self.every == 0 or step % self.every):
             return
         module.model.eval()
@@ -122,7 +120,7 @@ class CoreEvaluator(TaskEvaluator):
         folder = Path(self.bundle) if self.bundle is not None else fetch_bundle(sha256=self.bundle_sha256)
         self.core_tasks = load_bundle(folder, self.max_per_task, self.tasks)
 
-    def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
+    def evaluate(self, module: LanguageModule) -> dict[str, Any]:
         """Evaluate every task with the model in training."""
         results = evaluate_core(GPTScorer(module.model), module.tokenizer, self.core_tasks)
         return summarize_core(self.core_tasks, results, {"bundle": self.bundle, "max_per_task": self.max_per_task})
@@ -156,11 +154,11 @@ class ChatCoreEvaluator(TaskEvaluator):
         """Load the tasks."""
         self.chat_tasks = load_chat_tasks(self.tasks, self.paths, self.max_per_task, code_runner(self.tasks))
 
-    def check(self, module: "LanguageModule") -> None:
+    def check(self, module: LanguageModule) -> None:
         """Check that the answer letters suit the tokenizer."""
         check_tasks(EngineAnswerer(Engine(module.model, module.tokenizer)), self.chat_tasks)
 
-    def evaluate(self, module: "LanguageModule") -> dict[str, Any]:
+    def evaluate(self, module: LanguageModule) -> dict[str, Any]:
         """Evaluate the model in training."""
         answerer = EngineAnswerer(Engine(module.model, module.tokenizer))
         results = evaluate_chat(answerer, self.chat_tasks, self.answering)

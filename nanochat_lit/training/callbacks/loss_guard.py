@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,9 +18,7 @@ from nanochat_lit.tokenizer import Tokenizer
 from nanochat_lit.training.callbacks import StepCallback
 from nanochat_lit.training.callbacks.progress import SmoothedLoss, is_logged
 from nanochat_lit.training.checkpoint_files import writer_of
-
-if TYPE_CHECKING:
-    from nanochat_lit.training.module import LanguageModule
+from nanochat_lit.training.module import LanguageModule
 
 BATCH_FILE = "bad_batch.md"
 
@@ -145,19 +143,19 @@ class LossGuard(StepCallback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._inputs is not None
-        self.worst.add(cast("LanguageModule", pl_module).losses.latest, self._inputs, trainer.global_step + 1)
+        self.worst.add(cast(LanguageModule, pl_module).losses.latest, self._inputs, trainer.global_step + 1)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        module = cast("LanguageModule", pl_module)
+        module = cast(LanguageModule, pl_module)
         is_cheap = trainer.world_size == 1 and module.device.type == "cpu"
         if is_cheap or is_logged(trainer.global_step + 1, self.log_every, module):
             self._check_finite(trainer, module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.training and not self._is_stopping:
-            self._check_finite(trainer, cast("LanguageModule", pl_module))
+            self._check_finite(trainer, cast(LanguageModule, pl_module))
 
-    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
+    def on_step_end(self, trainer: Trainer, module: LanguageModule, step: int) -> None:
         if not is_logged(step, self.log_every, module):
             return
         is_explosion = self.explosion.found_in(module.logged_losses)  # averaged over the ranks, so all ranks agree
@@ -168,7 +166,7 @@ class LossGuard(StepCallback):
             self._stop(trainer, module, "exploded", f"{what} for {self.explosion.num_high} steps")
         self.worst.clear()
 
-    def _check_finite(self, trainer: Trainer, module: "LanguageModule") -> None:
+    def _check_finite(self, trainer: Trainer, module: LanguageModule) -> None:
         if self.worst.loss is None:
             return
         loss = self.worst.loss.clone()
@@ -177,7 +175,7 @@ class LossGuard(StepCallback):
         if not math.isfinite(float(loss)):
             self._stop(trainer, module, "nan", "the loss of step {step} is not finite")
 
-    def _stop(self, trainer: Trainer, module: "LanguageModule", kind: str, what: str) -> None:
+    def _stop(self, trainer: Trainer, module: LanguageModule, kind: str, what: str) -> None:
         """Save batches and state, then raise; every rank calls it in the same step."""
         self._is_stopping = True
         loss, step, rows = self.worst.fetch()

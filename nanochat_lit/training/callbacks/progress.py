@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -15,9 +15,7 @@ from nanochat_lit.common.hardware import memory_text, peak_flops_per_s, peak_mem
 from nanochat_lit.data.loader import ResumableLoader
 from nanochat_lit.optim import global_grad_norm
 from nanochat_lit.training.callbacks import StepCallback
-
-if TYPE_CHECKING:
-    from nanochat_lit.training.module import LanguageModule
+from nanochat_lit.training.module import LanguageModule
 
 SPEED_SMOOTHING = 0.8
 SMOOTHING = 0.95
@@ -203,7 +201,7 @@ class RunProgress(StepCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        module = cast("LanguageModule", pl_module)
+        module = cast(LanguageModule, pl_module)
         self._peak_flops_per_s = peak_flops_per_s(module.device, module.model.compute_dtype)
         self._first_step = trainer.global_step
         self._started_at_s, self._started_at_cpu_s = time.perf_counter(), time.process_time()
@@ -212,13 +210,13 @@ class RunProgress(StepCallback):
         self._started_at_cpu_s -= time.process_time()  # the time of training excludes validation
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.times.begin(cast("LanguageModule", pl_module).datamodule.train_loader.asked_at_s)
+        self.times.begin(cast(LanguageModule, pl_module).datamodule.train_loader.asked_at_s)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if is_logged(trainer.global_step + 1, self.log_every, cast("LanguageModule", pl_module)):
+        if is_logged(trainer.global_step + 1, self.log_every, cast(LanguageModule, pl_module)):
             self._grad_norm = global_grad_norm(optimizer)
 
-    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
+    def on_step_end(self, trainer: Trainer, module: LanguageModule, step: int) -> None:
         is_row = is_logged(step, self.log_every, module)
         losses = module.pop_step_losses() if is_row else []  # synchronizes, so the window includes the device time
         self.times.end(time.perf_counter(), module.datamodule.train_loader.waited_s)
@@ -237,7 +235,7 @@ class RunProgress(StepCallback):
             self._draw(trainer, module)
 
     def _log(
-        self, trainer: Trainer, module: "LanguageModule", losses: list[float], window: WindowTimes, speed: float
+        self, trainer: Trainer, module: LanguageModule, losses: list[float], window: WindowTimes, speed: float
     ) -> None:
         groups = trainer.optimizers[0].param_groups
         tokens = trainer.global_step * module.plan.tokens_per_step
@@ -266,10 +264,10 @@ class RunProgress(StepCallback):
         }
         module.log_figures(metrics)
 
-    def _mfu(self, module: "LanguageModule", trainer: Trainer, tokens_per_s: float) -> float:
+    def _mfu(self, module: LanguageModule, trainer: Trainer, tokens_per_s: float) -> float:
         return tokens_per_s * module.plan.flops_per_token / (self._peak_flops_per_s * trainer.world_size)
 
-    def _draw(self, trainer: Trainer, module: "LanguageModule", data_wait: float = 0.0) -> None:
+    def _draw(self, trainer: Trainer, module: LanguageModule, data_wait: float = 0.0) -> None:
         if not trainer.is_global_zero:
             return
         step, num_steps = trainer.global_step, module.plan.num_steps
@@ -287,13 +285,13 @@ class RunProgress(StepCallback):
             parts.append(f"ETA {duration((num_steps - step) * module.plan.tokens_per_step / speed)}")
         self.line.draw(" | ".join(parts))
 
-    def _speed_parts(self, trainer: Trainer, module: "LanguageModule", tokens_per_s: float) -> list[str]:
+    def _speed_parts(self, trainer: Trainer, module: LanguageModule, tokens_per_s: float) -> list[str]:
         mfu = self._mfu(module, trainer, tokens_per_s)
         return [f"{tokens_per_s:,.0f} tok/s", *([f"mfu {mfu:.0%}"] if mfu == mfu else [])]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started_at_cpu_s += time.process_time()
-        name = cast("LanguageModule", pl_module).figure
+        name = cast(LanguageModule, pl_module).figure
         value = trainer.callback_metrics.get(name)
         if value is not None:
             self.figure = float(value)
@@ -301,7 +299,7 @@ class RunProgress(StepCallback):
                 self.line.keep(f"step {trainer.global_step}: {name} {self.figure:.4f}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module, num_steps = cast("LanguageModule", pl_module), len(self.times)
+        module, num_steps = cast(LanguageModule, pl_module), len(self.times)
         if not trainer.is_global_zero:
             return
         parts = [f"trained {num_steps} steps in {duration(time.perf_counter() - self._started_at_s)}"]
@@ -327,6 +325,6 @@ class RunProgress(StepCallback):
         self.smoothed_loss.load_state_dict(state_dict["smoothed_loss"])
 
 
-def is_logged(step: int, log_every: int, module: "LanguageModule") -> bool:
+def is_logged(step: int, log_every: int, module: LanguageModule) -> bool:
     """Return whether a step ends with a row of metrics; the same on every rank, as some metrics are collective."""
     return step == 1 or step % log_every == 0 or step == module.plan.num_steps

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -21,10 +21,8 @@ from nanochat_lit.engine.engine import Engine
 from nanochat_lit.engine.export import save_export
 from nanochat_lit.evaluation.samples import BASE_PROMPTS, CHAT_PROMPTS, answer_messages, complete_texts
 from nanochat_lit.training.callbacks import StepCallback
+from nanochat_lit.training.module import LanguageModule
 from nanochat_lit.training.run_records import MetricsFile
-
-if TYPE_CHECKING:
-    from nanochat_lit.training.module import LanguageModule
 
 
 class RunStart(Callback):
@@ -38,7 +36,7 @@ class RunStart(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_done = True
-        module = cast("LanguageModule", pl_module)
+        module = cast(LanguageModule, pl_module)
         module.check_validation()  # after the data were checked against the tokenizer
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
@@ -63,7 +61,7 @@ def validate(trainer: Trainer) -> None:
 
 
 @torch.no_grad()
-def measure_start(trainer: Trainer, module: "LanguageModule") -> None:
+def measure_start(trainer: Trainer, module: LanguageModule) -> None:
     """Validate before the first step, as the baseline of this stage."""
     module.model.eval()
     for index, batch in enumerate(cast(Any, module.datamodule.val_dataloader())):
@@ -85,7 +83,7 @@ class FreezeGarbage(StepCallback):
     def __init__(self) -> None:
         self._is_frozen = False
 
-    def on_step_end(self, trainer: Trainer, module: "LanguageModule", step: int) -> None:
+    def on_step_end(self, trainer: Trainer, module: LanguageModule, step: int) -> None:
         if self._is_frozen or gc.get_freeze_count():
             return  # already frozen, here or by other code, which then unfreezes itself
         gc.collect()
@@ -121,12 +119,12 @@ class SampleWriter(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or not is_rank_zero():
             return
-        module = cast("LanguageModule", pl_module)
+        module = cast(LanguageModule, pl_module)
         lines = [f"\n## Step {trainer.global_step}\n", *(module.transcripts() or self._answers(module))]
         with atomic_write(self._path(trainer), "w", encoding="utf-8") as file:
             file.write(self._sections_before(trainer) + "\n".join(lines) + "\n")
 
-    def _answers(self, module: "LanguageModule") -> list[str]:
+    def _answers(self, module: LanguageModule) -> list[str]:
         prompts, complete = BASE_PROMPTS, complete_texts
         if module.speaks_chat:
             prompts, complete = CHAT_PROMPTS, answer_messages
@@ -163,7 +161,7 @@ class ExportModel(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_rank_zero():
-            module = cast("LanguageModule", pl_module)
+            module = cast(LanguageModule, pl_module)
             self._write(trainer, module)
             if not self.is_part:
                 print(f"next:   {_next_command(trainer.default_root_dir, module)}", file=sys.stderr)
@@ -173,12 +171,12 @@ class ExportModel(Callback):
             return
         print(f"stopped after step {trainer.global_step}; its checkpoint is saved", file=sys.stderr)
         try:
-            self._write(trainer, cast("LanguageModule", pl_module))
+            self._write(trainer, cast(LanguageModule, pl_module))
         except OSError as error:
             print(f"warning: no export ({os_error_text(error) or error})", file=sys.stderr)
         print(f"continue: {shlex.join(self.command)}", file=sys.stderr)
 
-    def _write(self, trainer: Trainer, module: "LanguageModule") -> None:
+    def _write(self, trainer: Trainer, module: LanguageModule) -> None:
         value = trainer.callback_metrics.get(module.figure)
         provenance = module.provenance() | {
             module.figure: None if value is None or not math.isfinite(value) else float(value)
@@ -192,7 +190,7 @@ class ExportModel(Callback):
             print(f"adapter: {folder.with_name('adapter')} (of {base}; the export has it merged)", file=sys.stderr)
 
 
-def _next_command(run_dir: str, module: "LanguageModule") -> str:
+def _next_command(run_dir: str, module: LanguageModule) -> str:
     if module.speaks_chat:
         return shlex.join(["nanochat-lit", "chat", "--model", run_dir])
     command = shlex.join(["nanochat-lit", "fit", "--config", "recipes/sft.yaml", "--model.base", run_dir])
