@@ -151,11 +151,7 @@ def default_device() -> torch.device:
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
-    """Return a device by name; None is `default_device()`.
-
-    Raises:
-        UserError: If the device is not available; includes the reason.
-    """
+    """Return a device by name; None is `default_device()`. Raises UserError with the reason if it is not available."""
     try:
         device = default_device() if name is None else torch.device(name)
     except RuntimeError:
@@ -279,10 +275,9 @@ def _product_s(size: int, dtype: torch.dtype, repeats: int) -> float:
 
 
 class ReadBandwidth:
-    """Measures the memory read bandwidth of a device, the denominator of MBU.
+    """Measures the memory read bandwidth of a device, the denominator of MBU, with a buffer that exceeds the caches.
 
-    On a shared machine it varies within seconds, so alternate it with the measurement to compare. The buffer must
-    exceed the caches.
+    On a shared machine it varies within seconds, so alternate it with the measurement to compare.
     """
 
     def __init__(self, device: str | torch.device, num_bytes: int = 1 << 28) -> None:
@@ -304,11 +299,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory_bytes(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = CGROUP) -> int:
-    """Return the memory available without swapping, within a container's limit (cgroup v2) if there is one.
-
-    Raises:
-        UserError: If the system does not report it (Windows).
-    """
+    """Return the memory available without swapping, within a container's limit (cgroup v2); UserError on Windows."""
     available = _from_meminfo(meminfo)
     limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
     return available if limit is None else min(available, limit - (used or 0))

@@ -128,11 +128,7 @@ def remove(path: Path) -> None:
 
 
 def expand_home(value: Any) -> Any:
-    """Replace a leading ~ by the home folder in a string, or every string of nested lists and mappings.
-
-    Raises:
-        UserError: If the user has no home folder.
-    """
+    """Replace a leading ~ by the home folder, if the user has one, in every string of nested lists and mappings."""
     if isinstance(value, str) and value.startswith("~"):
         expanded = os.path.expanduser(value)  # noqa: PTH111 (Path.expanduser raises for names that are not users')
         if expanded.startswith("~/") or expanded == "~":
@@ -167,11 +163,7 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: If the file is missing, unreadable or not JSON; names the file.
-    """
+    """Read a JSON file; raises UserError, which names it, if it is missing, unreadable or not JSON."""
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors may add a byte order mark

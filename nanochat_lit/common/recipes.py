@@ -45,11 +45,7 @@ def explain_unrecognized(message: str, options: Iterable[str]) -> str:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the keys of a YAML file.
-
-    Raises:
-        UserError: If it cannot be read; with the file name and the line, unlike the parser's own message.
-    """
+    """Return the keys of a YAML file; UserErrors name the file and the line, unlike the parser's own message."""
     import yaml
 
     try:
@@ -72,10 +68,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def find_recipe(argument: str) -> str:
     """Return the packaged file for `recipes/X.yaml` or `configs/trainer/X.yaml` outside a checkout, else the argument.
 
-    The argument is a path, or --option=PATH.
-
-    Raises:
-        UserError: If neither has it.
+    The argument is a path, or --option=PATH. Raises UserError if neither has it.
     """
     option, equals, value = argument.rpartition("=")
     path = Path(value)
@@ -98,12 +91,9 @@ def put_current_folder_on_path() -> None:
 
 
 def import_class(class_path: str, what: str) -> type[Any]:
-    """Import the class of a class path; the current folder is on the import path.
+    """Import the class of a class path, or raise UserError; the current folder is on the import path.
 
     Importing a module runs its code: call this only with names given by the user.
-
-    Raises:
-        UserError: If the module or the class does not exist.
     """
     module_name, _, name = class_path.rpartition(".")
     put_current_folder_on_path()

@@ -62,11 +62,7 @@ class Cursor(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: State) -> None:
-        """Start the next iteration at the position `state`.
-
-        Raises:
-            UserError: If it is not a position in these data.
-        """
+        """Start the next iteration at the position `state`; UserError if it is not a position in these data."""
 
     @abstractmethod
     def merge(self, states: Sequence[State], num_readers: int, more: Sequence[Sequence[int]] = ()) -> State:

@@ -93,11 +93,7 @@ class DataSet:
         )
 
     def files(self, pattern: str) -> list[RemoteFile]:
-        """Return the files whose path matches a shell pattern (* also matches slashes), sorted by path.
-
-        Raises:
-            UserError: If the list is not available, or nothing matches.
-        """
+        """Return the files whose path matches a shell pattern (* also matches slashes), sorted; UserError without any."""
         if self.mirror:
             found = self.mirrored_files()
         else:
@@ -170,11 +166,7 @@ class ShardFolder:
         return found
 
     def describe(self, source: DataSet, train: Sequence[RemoteFile], validation: RemoteFile) -> None:
-        """Write the manifest; keeps the entries of existing files.
-
-        Raises:
-            UserError: If the folder contains another data set.
-        """
+        """Write the manifest, keeping the entries of existing files; UserError if the folder contains another data set."""
         old = self.manifest() or {"repo": source.repo, "files": {}}
         if old["repo"] != source.repo:
             raise UserError(f"'{self.folder}' contains {old['repo']}, not {source.repo}; use another folder")
@@ -193,11 +185,7 @@ class ShardFolder:
         return [RemoteFile(**manifest["files"][name]) for name in names]
 
     def missing(self, files: Sequence[RemoteFile]) -> list[RemoteFile]:
-        """Return the missing files.
-
-        Raises:
-            UserError: If the size of an existing file has changed since its download.
-        """
+        """Return the missing files; UserError if the size of an existing file has changed since its download."""
         absent = []
         known = (self.manifest() or {"files": {}})["files"]
         for file in files:
@@ -220,11 +208,7 @@ class ShardFolder:
         report: Report | None = None,
         pause: Callable[[float], object] | None = None,
     ) -> None:
-        """Download the missing files in parallel, in this order.
-
-        Raises:
-            UserError: If downloads failed; names the files. All others are complete.
-        """
+        """Download the missing files in parallel, in this order; UserError names those that failed, not the others."""
         absent = self.missing(files)
         self._check_space(absent)
         (self.folder / FAILED).unlink(missing_ok=True)
@@ -273,11 +257,7 @@ class ShardFolder:
             time.sleep(POLL_S)
 
     def wait_for(self, name: str) -> None:
-        """Wait for a file that another process is downloading.
-
-        Raises:
-            UserError: If that process has failed or does not exist.
-        """
+        """Wait for a file that another process is downloading; UserError if that process has failed or does not exist."""
         path, failed = self.folder / name, self.folder / FAILED
         idle_polls = 0
         while not path.is_file():
@@ -293,11 +273,7 @@ class ShardFolder:
             time.sleep(POLL_S)
 
     def pin_validation(self, wanted: str | None = None) -> None:
-        """Compare the validation shard with its first download, and with the sha256 `wanted` by the recipe.
-
-        Raises:
-            UserError: If the file differs.
-        """
+        """Raise UserError if the validation shard differs from its first download, or from the sha256 `wanted`."""
         manifest = self.manifest()
         assert manifest is not None, "prepare comes first"
         name = manifest["validation"]

@@ -88,11 +88,7 @@ class PreparedFile(RecordFile):
 
     @property
     def header(self) -> Header:
-        """Header of the file.
-
-        Raises:
-            UserError: If it is not a prepared shard, has another version, or is truncated.
-        """
+        """Header of the file; UserError if it is not a prepared shard, has another version, or is truncated."""
         if self._header is None:
             self.check_unchanged()
             self._header = read_header(self.path)
@@ -223,11 +219,7 @@ def is_prepared(path: object) -> bool:
 
 
 def prepared_split(folder: Path) -> FileSplit:
-    """Return the training and validation shards.
-
-    Raises:
-        UserError: If the preparation was not finished, or a shard is missing.
-    """
+    """Return the training and validation shards; UserError if the preparation was not finished, or a shard is missing."""
     if not (folder / LIST_FILE).exists():
         raise UserError(f"the preparation of '{folder}' was not finished; run the same `data prepare` again")
     content = read_json(folder / LIST_FILE)
@@ -260,13 +252,9 @@ def prepare(
     num_threads: int = 1,
     report: Callable[[Path, Header, bool], Any] = lambda _path, _header, _is_new: None,
 ) -> list[Header]:
-    """Write the missing shards, then the list of all shards.
+    """Write the missing shards, then the list of all shards; finished shards survive an error.
 
     `report` is called after each shard with its path, its header and whether it is new.
-
-    Raises:
-        UserError: For bad text, a folder that was prepared with another tokenizer, or a full disk; finished shards are
-            kept.
     """
     try:
         with locked(folder / ".lock"):

@@ -51,8 +51,7 @@ class TextCheck:
     def text(self, value: Any, where: Callable[[], str]) -> str | None:
         """Return the text of a record; None if it is null, empty, binary, not UTF-8, or longer than MAX_DOC_CHARS.
 
-        Raises:
-            UserError: If the value cannot be text; names the location that `where` returns.
+        A value that cannot be text raises UserError, which names the location that `where` returns.
         """
         if value is None or value in ("", b""):
             return None
@@ -110,11 +109,7 @@ class RecordFile(ABC):
         """Yield items of records within one block, in the given order; None for a null or empty record."""
 
     def check(self, thorough: bool) -> int:
-        """Raise UserError if the file is damaged or lacks the column; `thorough` reads every record.
-
-        Returns:
-            Number of items among the records that were read.
-        """
+        """Return the number of items read; UserError for a damaged file or missing column. `thorough` reads all."""
         blocks = self.blocks()
         if not thorough and blocks:
             blocks = sorted({blocks[0], blocks[-1], *blocks[: _QUICK_CHECK_ROWS // (blocks[0][1] - blocks[0][0])]})

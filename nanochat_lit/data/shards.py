@@ -118,11 +118,7 @@ class ShardSource(TextSource):
         return BlockCursor(self, split, rank, world_size)
 
     def check(self) -> None:
-        """Open every file and read up to 512 MiB, to detect damage before training.
-
-        Raises:
-            UserError: If a file is damaged; names the file and, if known, the record.
-        """
+        """Open every file and read up to 512 MiB; a UserError names a damaged file and, if known, the record."""
         size = sum(file.path.stat().st_size for file in self.files)
         thorough = size <= THOROUGH_CHECK_BYTES
         num_items = [file.check(thorough) for file in self.files]
@@ -337,11 +333,7 @@ def text_column(path: object) -> Column:
 
 
 def check_source(path: str | Path, column: Column = "text") -> FileSource:
-    """Open a source and check that every file can be read, before training starts.
-
-    Raises:
-        UserError: For a missing or empty path, a damaged file, a missing column, a malformed record, an empty split.
-    """
+    """Open a source and check that every file can be read, before training starts; see `ShardSource.check`."""
     source = FileSource(path, column)
     source.check()
     return source

@@ -42,20 +42,11 @@ class TextSource(ABC):
         return ItemCursor(self, split, rank, world_size)
 
     def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
-        """Provide everything that training needs to start.
-
-        Args:
-            mirror: URL to download from instead of the hub.
-            report: Progress callback of downloads.
-        """
+        """Provide everything that training needs to start; `mirror` is a URL to download from instead of the hub."""
         del mirror, report
 
     def check(self) -> None:  # noqa: B027 - optional for sources without files
-        """Check the available data.
-
-        Raises:
-            UserError: If a file is damaged; names the file and, if known, the record.
-        """
+        """Check the available data; a UserError names a damaged file and, if known, the record."""
 
     def close(self) -> None:  # noqa: B027 - optional
         """Stop background work of `prepare`."""

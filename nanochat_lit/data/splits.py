@@ -55,11 +55,7 @@ def split_of(name: str) -> NamedSplit | None:
 
 
 def find_split(path: Path, validation: str | None = None) -> FileSplit:
-    """Find the files of one type below a path; `validation` names the validation file, None decides by the names.
-
-    Raises:
-        UserError: If there are no files, files have several types, or `validation` is not among them.
-    """
+    """Find the files of one type below a path; `validation` names the validation file, None decides by the names."""
     if path.is_file():
         if family_of(path) is None:
             raise UserError(f"'{path}' is not a {FAMILIES_IN_WORDS} file; convert it or give another")

@@ -30,11 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 def as_source(items: SourceLike, column: Column = "text", seed: int = 0) -> TextSource:
-    """Convert a path, a function without arguments, or a list to a source; the last 1% of a list is for validation.
-
-    Raises:
-        UserError: For anything else, such as an iterator, which can be read only once.
-    """
+    """Convert a path, a function without arguments, or a list to a source; the last 1% of a list is for validation."""
     if isinstance(items, (str, Path)):
         return FileSource(items, column, seed)
     if isinstance(items, TextSource):

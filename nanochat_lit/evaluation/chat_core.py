@@ -89,11 +89,7 @@ def load_chat_tasks(
 
 
 def code_runner(labels: Sequence[str] | None, allow_unsafe: bool = False) -> RunCode | None:
-    """Return the runner of HumanEval programs, or None (with a warning) if isolation is not available.
-
-    Raises:
-        UserError: If HumanEval is among the labels and cannot be run.
-    """
+    """Return the runner of HumanEval programs. Without isolation: None with a warning, UserError if a label asks."""
     if labels and "humaneval" not in labels:
         return None
     problem = None if allow_unsafe else sandbox.missing_isolation()
@@ -153,10 +149,7 @@ def evaluate_chat(
 ) -> list[TaskResult]:
     """Evaluate every task and return one result per task; the ranks of a process group share the questions.
 
-    `results` and `on_task` are those of `measure_tasks`.
-
-    Raises:
-        UserError: If a letter is not a single token; raised before any question is asked.
+    A letter that is not a single token raises UserError first. `results` and `on_task` are those of `measure_tasks`.
     """
     check_tasks(answerer, tasks)
     return measure_tasks(tasks, lambda task: evaluate_chat_task(answerer, task, answering), results, on_task)
@@ -204,11 +197,7 @@ def evaluate_chat_task(answerer: Answerer, chat_task: ChatTask, answering: Answe
 
 
 def letter_tokens(answerer: Answerer, chat_task: ChatTask) -> dict[tuple[str, ...], list[int]]:
-    """Return the token of each answer letter, by the letters of a question.
-
-    Raises:
-        UserError: If a letter is not a single token, or two letters have the same token.
-    """
+    """Return the token of each answer letter, by the letters of a question; UserError unless each has its own."""
     tokens: dict[tuple[str, ...], list[int]] = {}
     for conversation in (chat_task.task[index] for index in range(len(chat_task.task))):
         letters = tuple(conversation["letters"])

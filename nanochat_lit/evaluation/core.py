@@ -125,11 +125,9 @@ def load_bundle(
 ) -> list[CoreTask]:
     """Load the CORE tasks of a bundle (core.yaml, eval_meta_data.csv, eval_data/) in its order.
 
-    Without `labels`, tasks whose files are missing are left out; `max_per_task` limits the records of each.
-
-    Raises:
-        UserError: If a file or record is missing or malformed, a task in `labels` is missing, or a task has too few
-            records for its few-shot examples.
+    Without `labels`, tasks whose files are missing are left out; `max_per_task` limits the records of each. UserErrors
+    name files, records and tasks that are missing or malformed, and tasks with too few records for their few-shot
+    examples.
     """
     folder = Path(folder)
     check_at_least_one(max_per_task=max_per_task)

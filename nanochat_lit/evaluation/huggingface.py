@@ -79,11 +79,7 @@ class HuggingFaceTokenizer:
         return bool(getattr(self.whole, "chat_template", None))
 
     def conversation_text(self, messages: Sequence[dict[str, str]], is_open: bool = True) -> str:
-        """Render a conversation of strings with the tokenizer's chat template, with the beginning of the next answer.
-
-        Raises:
-            UserError: If the template raises an error.
-        """
+        """Render a conversation of strings with the tokenizer's chat template, with the beginning of the next answer."""
         from jinja2 import TemplateError
 
         try:
@@ -96,11 +92,7 @@ class HuggingFaceTokenizer:
         return self.whole(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def render_question(self, question: str) -> list[int]:
-        """Return the prompt for the answer to a user message, by the tokenizer's chat template.
-
-        Raises:
-            UserError: If the tokenizer has no chat template.
-        """
+        """Return the prompt for the answer to a user message, by the tokenizer's chat template; UserError without one."""
         if not self.has_template:
             raise UserError("this tokenizer has no chat template (as for base models); use --chat false")
         return self.encode_conversation(self.conversation_text([{"role": "user", "content": question}]))
@@ -141,9 +133,6 @@ class HuggingFaceModel:
         """Return a completion of each prompt, without the end token; the samples depend on the other prompts, too.
 
         `sampling` are fields of `SamplingParams`; max_new_tokens is 64 by default.
-
-        Raises:
-            UserError: If a prompt leaves no space in the context.
         """
         settings = SamplingParams(**{"max_new_tokens": 64, **sampling})
         for prompt in prompts:

@@ -83,11 +83,7 @@ class RowScorer(ABC):
         """Return logits of the next token, (K, V) float32."""
 
     def score(self, examples: Sequence[Example]) -> list[list[RowScore]]:
-        """Return the score of every sequence of every example; no sequence is longer than `sequence_len`.
-
-        Raises:
-            UserError: If losses are not finite.
-        """
+        """Return the score of every sequence of every example; no sequence is longer than `sequence_len`."""
         scores: list[list[RowScore]] = [[] for _ in examples]
         shared = [shared_length(example) if self.shares else 0 for example in examples]
         lengths = [

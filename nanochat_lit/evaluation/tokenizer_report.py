@@ -30,11 +30,7 @@ def domain_texts() -> dict[str, str]:
 
 
 def openai_encoder(name: str) -> tuple[int, EncodeBatch]:
-    """Return the vocabulary size and batch encoder of a tokenizer in OPENAI_FILES.
-
-    Raises:
-        UserError: If tiktoken or the files are missing; nothing is downloaded.
-    """
+    """Return the vocabulary size and batch encoder of a tokenizer in OPENAI_FILES; UserError without its files."""
     encoding, files = OPENAI_FILES[name]
     try:
         tiktoken = import_module("tiktoken")  # not a dependency, so type checkers may not find it
@@ -81,11 +77,7 @@ class Compression:
 def measure_compression(
     tokenizers: Mapping[str, tuple[int, EncodeBatch]], texts: Mapping[str, Sequence[str]]
 ) -> list[Compression]:
-    """Measure bytes per token of every tokenizer on every set of texts.
-
-    Returns:
-        One entry per combination, ordered by texts, then by tokenizer.
-    """
+    """Measure bytes per token of every tokenizer on every set of texts, ordered by texts, then by tokenizer."""
     return [
         Compression(
             tokenizer=name,

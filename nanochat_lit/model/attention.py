@@ -159,11 +159,7 @@ def causal_attention(
 
 
 class WholeSequences:
-    """Context of whole sequences: each token attends to the preceding tokens of its sequence.
-
-    Args:
-        window_masks: Block masks of windows by number of tokens and window.
-    """
+    """Context of whole sequences: each token attends to the preceding tokens of its sequence."""
 
     previous_embedding: Tensor | None = None
     previous_token: Tensor | None = None

@@ -44,11 +44,7 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file.
-
-    Raises:
-        UserError: If it is missing or damaged; names the kind of folder that holds it, such as "an export".
-    """
+    """Return the tensors of a safetensors file; UserError, which names its kind of folder, if it is missing or damaged."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -58,11 +54,7 @@ def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
 
 
 def read_config(folder: str | Path) -> GPTConfig:
-    """Return the model config of an export.
-
-    Raises:
-        UserError: If the file is missing or has other contents.
-    """
+    """Return the model config of an export; UserError if the file is missing or has other contents."""
     path = Path(folder) / CONFIG_FILE
     fields = read_json(path)
     if not isinstance(fields, dict):
@@ -71,11 +63,7 @@ def read_config(folder: str | Path) -> GPTConfig:
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu", compute_dtype: str = "auto") -> GPT:
-    """Load a model saved by `save_model`; the compute dtype is "auto", "bfloat16", "float16" or "float32".
-
-    Raises:
-        UserError: If a file is missing or broken, or the weights have other shapes.
-    """
+    """Load a model saved by `save_model`; UserError if a file is missing or broken, or the weights have other shapes."""
     folder, dtype = Path(folder), resolve_compute_dtype(compute_dtype, device)
     config = read_config(folder)
     path = folder / WEIGHTS_FILE
@@ -87,8 +75,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu", compute_d
 def assemble(config: GPTConfig, tensors: dict[str, torch.Tensor], source: Path) -> GPT:
     """Return a model with these tensors (a LoRA adapter is merged), without copies; its compute dtype is not set.
 
-    Raises:
-        UserError: If names, shapes or dtypes do not match; names their `source`.
+    Names, shapes or dtypes that do not match raise UserError, which names their `source`.
     """
     tensors = merged(tensors)
     if odd := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:

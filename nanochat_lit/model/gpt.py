@@ -111,11 +111,9 @@ class GPT(Transformer):
         return next(self.parameters()).device
 
     def set_compute_dtype(self, dtype: torch.dtype, *, cast_weights: bool = False) -> "GPT":
-        """Set the dtype of activations, cast the embeddings to their storage dtype, and return self.
+        """Set the dtype of activations (bfloat16, float16 or float32), and cast the embeddings to their storage dtype.
 
-        Args:
-            dtype: bfloat16, float16 or float32.
-            cast_weights: Also store the matrices in it (inference: half the memory traffic, no casts).
+        `cast_weights` also stores the matrices in it, for inference: half the memory traffic, no casts.
         """
         self.compute_dtype = dtype
         table_dtype = torch.float32 if dtype == torch.float16 and not cast_weights else dtype
@@ -140,11 +138,7 @@ class GPT(Transformer):
         self._set_rotary_tables()
 
     def prepare_windows(self, length: int) -> None:
-        """Make training at one length use FlexAttention for its windows, if the device supports it.
-
-        Args:
-            length: Training sequence length. Call it when the model is on its device.
-        """
+        """Use FlexAttention for the windows of training sequences of one length, if the model's device supports it."""
         for attention in [block.attn for block in self.blocks]:
             is_windowed = attention.window < length - 1
             if is_windowed and self.attention_backends()[1] == "flex":
@@ -154,8 +148,7 @@ class GPT(Transformer):
     def compile_for_training(self, length: int | None = None) -> None:
         """Compile the two hot parts: everything up to the last norm, and one chunk of the loss. Keys stay unchanged.
 
-        Args:
-            length: Training sequence length; None is the context. Call it when the model is on its device.
+        `length` is that of training sequences; None is the context. Call it when the model is on its device.
         """
         prepare_to_compile()
         self.prepare_windows(length or self.config.sequence_len)

@@ -62,13 +62,9 @@ class LoRALinear(Linear):
 
 
 def add_lora(model: GPT, lora: LoRA) -> int:
-    """Freeze a model and add an adapter that changes nothing yet, in place; the names of its weights stay.
+    """Freeze a model, add an adapter that changes nothing yet, in place, and return the number of adapted matrices.
 
-    Returns:
-        The number of adapted matrices.
-
-    Raises:
-        UserError: If a target names no matrix, or the rank is too large for one.
+    The names of its weights stay. Raises UserError if a target names no matrix, or the rank is too large for one.
     """
     blocks = nn.ModuleList(model.blocks)
     linears = {name: part for name, part in blocks.named_modules() if isinstance(part, Linear)}

@@ -56,13 +56,9 @@ def quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_groups(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Round each group of 32 neighbours of a row to whole multiples, from -8 to 7, of the scale with the least squared error.
+    """Round groups of 32 neighbours of a row of (N, K) to multiples, -8 to 7, of the scale with the least error.
 
-    Args:
-        values: (N, K) float32.
-
-    Returns:
-        (N, K) int8, and (N, groups) bfloat16 scales, positive or negative.
+    Returns (N, K) int8, and (N, groups) bfloat16 scales, positive or negative.
     """
     num_rows, width = values.shape
     groups = torch.nn.functional.pad(values, (0, -width % GROUP)).view(num_rows, -1, GROUP)
@@ -90,12 +86,9 @@ def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype:
     """Replace a model's linear layers, in place, by packed ones for inference; elsewhere than on CPU nothing changes.
 
     With a C++ compiler installed they are those of model/decode_kernel.py, with the decode step in one call; elsewhere
-    oneDNN's. "int8" rounds weights and inputs of the linear layers to 8 bits, "int4" weights to 4 bits and inputs to 8.
-    A `weight_dtype` of bfloat16 keeps float32 matrices in it where our kernel multiplies them, in float32: half the
-    memory is read for each token.
-
-    Raises:
-        UserError: If this device has no such products.
+    oneDNN's. "int8" rounds weights and inputs of the linear layers to 8 bits, "int4" weights to 4 bits and inputs to 8;
+    both raise UserError without our kernel. A `weight_dtype` of bfloat16 keeps float32 matrices in it where our kernel
+    multiplies them, in float32: half the memory is read for each token.
     """
     obstacle = _obstacle(model)
     if quantize is not None and obstacle:

@@ -154,12 +154,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids to final states. Call `init_weights` (or load weights) before use.
-
-    Args:
-        config: Its dimensions.
-        compute_dtype: Dtype of activations and matrix multiplications.
-    """
+    """Token ids to final states. Call `init_weights` (or load weights) before use."""
 
     block_class: type[Block] = Block
     """The layers; a variant of the architecture names its own (see the page on extending)."""

@@ -26,12 +26,10 @@ def muon_direction(gradients: Tensor, momentum_buffer: Tensor, momentum: float, 
 
 
 def normalise_neurons(direction: Tensor, second_moment: Tensor, beta2: float) -> Tensor:
-    """Equalize the update sizes of the neurons, keeping each matrix's norm (NorMuon. https://arxiv.org/abs/2510.05491).
+    """Equalize the update sizes of the neurons of (K, m, n), keeping each matrix's norm (NorMuon).
 
-    Args:
-        direction: (K, m, n).
-        second_moment: (K, m, 1), or (K, 1, n) when m < n: running mean squares; updated in place.
-        beta2: Weight of the old mean squares.
+    `second_moment`, (K, m, 1), or (K, 1, n) when m < n, has running mean squares; it is updated in place.
+    https://arxiv.org/abs/2510.05491
     """
     axis = -1 if direction.shape[-2] >= direction.shape[-1] else -2
     size = direction.shape[axis]

@@ -47,11 +47,9 @@ def polar_express(matrices: Tensor) -> Tensor:
 
 
 def polar_iterations(x: Tensor, add_product: AddProduct = add_product) -> Tensor:
-    """Run the matmuls of `polar_express`, which drive all singular values towards a common value.
+    """Run the matmuls of `polar_express` on (K, m, n), which drive all singular values towards a common value.
 
-    Args:
-        x: (K, m, n) with Frobenius norms below 1.
-        add_product: Replacement of the function `add_product`; may overwrite its first argument.
+    Frobenius norms are below 1. A replacement of `add_product` may overwrite its first argument.
     """
     is_tall = x.shape[-2] > x.shape[-1]  # the Gram matrix of the short side is smaller
     for a, b, c in POLAR_EXPRESS_COEFFICIENTS:

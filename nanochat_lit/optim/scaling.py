@@ -124,11 +124,7 @@ def _derive_num_steps(target_tokens: int, target_flops: float | None, flops: int
 
 
 def micro_batches(tokens_per_step: int, micro_batch_size: int, sequence_len: int, world_size: int = 1) -> int:
-    """Return the micro-batches per rank and optimizer step (gradient accumulation).
-
-    Raises:
-        UserError: If the batch is not a multiple of the micro-batches; suggests the nearest multiples.
-    """
+    """Return the micro-batches per rank and optimizer step; UserError, with the nearest sizes, if they don't fill it."""
     unit = micro_batch_size * sequence_len * world_size
     if unit <= 0 or tokens_per_step < 1:
         raise UserError(

@@ -87,11 +87,7 @@ class RunFolder(NamedTuple):
 
 
 def read_run(folder: str | Path, name: str | None = None) -> RunFolder:
-    """Read a run folder.
-
-    Raises:
-        UserError: If the folder is missing or has neither metrics nor a configuration.
-    """
+    """Read a run folder; UserError if it is missing or has neither metrics nor a configuration."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"folder {folder} does not exist; give run folders, such as runs/quickstart")

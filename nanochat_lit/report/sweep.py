@@ -199,11 +199,7 @@ class SweepRun:
         return {"arguments": self.arguments, "recipe_sha256": digest}
 
     def begin(self) -> None:
-        """Create the folder and record the run's identity.
-
-        Raises:
-            UserError: If the folder has another run.
-        """
+        """Create the folder and record the run's identity; UserError if the folder has another run."""
         path = self.folder / RECORD_FILE
         if path.exists():
             if read_json(path) != self.record():

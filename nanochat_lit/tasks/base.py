@@ -65,11 +65,7 @@ class RankedTask(Task, Protocol):
 
 
 class TaskSlice:
-    """A slice of a task (for training only, if it has no `evaluate`), with the semantics of list slices.
-
-    Raises:
-        UserError: If the slice is empty, or the step is less than 1.
-    """
+    """A slice, never empty, of a task (for training only, if it has no `evaluate`), with the semantics of list slices."""
 
     def __init__(self, task: Conversations, start: int | None = None, stop: int | None = None, step: int = 1) -> None:
         if step < 1:
@@ -86,11 +82,7 @@ class TaskSlice:
         return self.task[self.places[index]]
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Evaluate with the underlying task.
-
-        Raises:
-            UserError: If the task has no `evaluate`.
-        """
+        """Evaluate with the underlying task; UserError if it has no `evaluate`."""
         return _judging(self.task, type(self.task).__name__).evaluate(conversation, completion, tool_calls)
 
     def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
@@ -124,11 +116,7 @@ def form_of(task: Conversations) -> FormTask | None:
 
 
 def grader_of(task: Conversations) -> Callable[[Conversation, str, Sequence[str]], float] | None:
-    """Return the function that grades answers to the task or the task it slices: its `grade`, else its `evaluate`.
-
-    Returns:
-        The function, or None if the answers cannot be evaluated.
-    """
+    """Return the `grade`, else the `evaluate`, of the task or the task it slices; None if it cannot evaluate answers."""
     whole = task.task if isinstance(task, TaskSlice) else task
     if isinstance(whole, RankedTask):
         return whole.grade
@@ -177,11 +165,7 @@ class TaskMixture:
         return {**self.tasks[self._names[code >> 40]][code & (1 << 40) - 1], "source": self._names[code >> 40]}
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Evaluate with the task of the conversation.
-
-        Raises:
-            UserError: If the task has no `evaluate`.
-        """
+        """Evaluate with the task of the conversation; UserError if it has no `evaluate`."""
         name = conversation["source"]
         return _judging(self.tasks[name], name).evaluate(conversation, completion, tool_calls)
 

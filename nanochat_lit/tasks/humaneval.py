@@ -51,11 +51,7 @@ class HumanEval(RowTask):
         }
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Return whether the completion's code passes the problem's tests.
-
-        Raises:
-            UserError: If there is no run_code, or it returns neither a bool nor an object with `ok`.
-        """
+        """Return whether the completion's code passes the problem's tests; UserError without a valid run_code."""
         del tool_calls
         if self.run_code is None:
             raise UserError(

@@ -72,11 +72,7 @@ class TinyWorldPreferences(Preferences):
 
 
 def as_pair(row: Row) -> Conversation:
-    """Return a record as the chosen conversation, with the rejected one under `rejected`, and the record's other fields.
-
-    Raises:
-        UserError: If it is not a pair of answers to one prompt.
-    """
+    """Return a record as the chosen conversation, with the rejected one under `rejected`, and its other fields."""
     prompt, *answers = (row.get(name) or "" for name in PAIR_FIELDS)
     for name, value in zip(PAIR_FIELDS, (prompt, *answers), strict=True):
         if not isinstance(value, str | list) or (not value and name != "prompt"):

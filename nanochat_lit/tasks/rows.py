@@ -92,11 +92,7 @@ def _file_rows(path: Path) -> tuple[Sequence[Row], Callable[[int], str]]:
 
 
 def read_jsonl(path: Path) -> tuple[list[Row], list[int]]:
-    """Return the objects of a JSONL file (decompressed by its suffix) and their line numbers.
-
-    Raises:
-        UserError: If the file cannot be read, or a line is not a JSON object.
-    """
+    """Return the objects of a JSONL file (decompressed by its suffix) and their line numbers; UserErrors name the line."""
     rows: list[Row] = []
     lines: list[int] = []
     try:

@@ -87,9 +87,6 @@ def judge(item: dict[str, Any], completion: str, tool_calls: Sequence[str] = ())
     """Return whether an answer, its visible text and its calls of tools, is correct.
 
     Of the item only "expect" and the numbers in the messages are used.
-
-    Raises:
-        UserError: If "expect" has an unknown key.
     """
     expect = item["expect"]
     unknown = set(expect) - EXPECT_KEYS

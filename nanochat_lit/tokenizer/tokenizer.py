@@ -120,11 +120,7 @@ class Tokenizer(ABC):
         return tokenizer
 
     def save(self, folder: str | Path) -> None:
-        """Write the tokenizer's folder, with its parents, atomically; replaces an older tokenizer.
-
-        Raises:
-            UserError: If it is a file, or contains anything other than a tokenizer.
-        """
+        """Write the tokenizer's folder atomically; replaces an older tokenizer, but nothing else (UserError)."""
         with whole_folder(folder, {JSON_FILE, *MODEL_FILES}, "a tokenizer") as temporary:
             self.write_files(temporary)
 
@@ -243,11 +239,7 @@ class StreamDecoder:
 
 
 def utf8(text: str, index: int | None = None) -> bytes:
-    """Encode a text as UTF-8; the error names its index, if it is in a batch.
-
-    Raises:
-        UserError: If it contains a lone surrogate.
-    """
+    """Encode a text as UTF-8; the UserError of a lone surrogate names its index, if it is in a batch."""
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -74,11 +74,7 @@ def train_model(
     depth: int | None,
     split_scripts: bool | Literal["auto"],
 ) -> bytes:
-    """Train on at most `max_chars` characters of `texts` and return the serialized sentencepiece model.
-
-    Raises:
-        UserError: If the corpus is empty, or the vocabulary is too small or too large for it.
-    """
+    """Train on at most `max_chars` characters of `texts` and return the serialized sentencepiece model."""
     if vocab_size != "auto":
         check_vocab_size(vocab_size)
     check_at_least_one(max_chars=max_chars, doc_cap=doc_cap, num_threads=num_threads)

@@ -57,11 +57,7 @@ FREE = (
 
 
 def compare_configs(saved: str, current: str) -> None:
-    """Print to stderr what has changed since the checkpoint; the arguments are resolved configurations, as YAML.
-
-    Raises:
-        UserError: If a key of `FIXED` has changed.
-    """
+    """Print what has changed since the checkpoint, of resolved configurations as YAML; UserError for a key of `FIXED`."""
     before, now = flatten(yaml.safe_load(saved)), flatten(yaml.safe_load(current))
     before = {key: value for key, value in LATER.items() if key in now} | before
     for key, value in FORMER_DEFAULTS.items():
@@ -266,9 +262,6 @@ def resolve(ckpt_path: str, run_dir: Path) -> Path | None:
     """Return the intact file that `--ckpt_path` refers to: a path, or the words last or best in the run folder.
 
     None for `last` in a run without checkpoints, so that the same command starts and resumes a run.
-
-    Raises:
-        UserError: If the file does not exist or no checkpoint is intact.
     """
     folder = run_dir / "checkpoints"
     if ckpt_path == "last":
@@ -285,11 +278,7 @@ def resolve(ckpt_path: str, run_dir: Path) -> Path | None:
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """Return the newest intact checkpoint of a folder, or None if the folder has none.
-
-    Raises:
-        UserError: If there are checkpoints but none is intact.
-    """
+    """Return the newest intact checkpoint of a folder, or None if it has none; UserError if all are damaged."""
     candidates = list(step_files(folder).values())
     candidates += [path for path in (folder / LAST, folder / BEST) if path.is_file()]
     for path in candidates:

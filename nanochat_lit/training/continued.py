@@ -30,11 +30,7 @@ DEFAULTS: dict[str, float] = {
 
 
 def inherited(base: str | Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the hyper-parameters of a stage: the given values that are not None, else the export's, else nanochat's.
-
-    Raises:
-        UserError: If a value is not a positive number.
-    """
+    """Return the hyper-parameters of a stage: the given values that are not None, else the export's, else nanochat's."""
     known = read_provenance(Path(base)).get("hyper_parameters", {})
     values = {name: DEFAULTS[name] if known.get(name) is None else known[name] for name in given}
     values |= {name: value for name, value in given.items() if value is not None}
@@ -131,11 +127,7 @@ class ContinuedModule(LanguageModule):
         return load_tokenizer(Path(self.base))
 
     def load_base(self) -> None:
-        """Load the base's model and tokenizer.
-
-        Raises:
-            UserError: If the data use another tokenizer.
-        """
+        """Load the base's model and tokenizer; UserError if the data use another tokenizer."""
         model, tokenizer = load_export(self.base, device="cpu", compute_dtype="float32")
         if self.lora is not None:
             count = add_lora(model, self.lora)
@@ -151,8 +143,7 @@ class ContinuedModule(LanguageModule):
     def load_frozen(self, source: str) -> GPT:
         """Return another model (as `base`), frozen, on the device and in the dtype of the model in training.
 
-        Raises:
-            UserError: If its tokenizer differs, or its context is shorter.
+        UserError if its tokenizer differs, or its context is shorter.
         """
         frozen, tokenizer = load_export(source, device="cpu", compute_dtype="float32")
         if tokenizer.fingerprint != self.tokenizer.fingerprint:
@@ -178,8 +169,7 @@ class ContinuedModule(LanguageModule):
     def start_stage(self, one_pass: Callable[[], int], tokens_per_step: int) -> None:
         """Set the plan and the schedule: a constant batch size, no weight decay.
 
-        `one_pass` returns the steps of one pass over the data; it is called if the run does not set its number of
-        steps.
+        `one_pass` returns the steps of one pass over the data, for a run that does not set its number of steps.
         """
         num_steps = self.requested_steps(self.num_steps)
         if num_steps is None:

@@ -44,8 +44,7 @@ _LONG_DOCUMENTS = {
 def pin_validation(path: Path, found: dict[str, str], must_match: bool) -> None:
     """Write the checksums (SHA-256 by name) of the validation files, or compare them with those of the run's start.
 
-    Raises:
-        UserError: If they must match (the run is resumed or evaluated) and a file is missing or differs; names the file.
+    If they `must_match` (the run is resumed or evaluated), a UserError names a file that is missing or differs.
     """
     if not (must_match and path.is_file()):
         if found:
@@ -110,11 +109,7 @@ class LanguageDataModule(LightningDataModule):
         self.tokenizer = base if base is not None and self.tokenizer_path is None else Tokenizer.load(path)
 
     def loader(self, stream: PretrainStream | ChatStream) -> ResumableLoader:
-        """Return a loader of the stream, at the position of the checkpoint when resuming.
-
-        Raises:
-            UserError: On every rank, unless there is at least one training item per reader.
-        """
+        """Return a loader of the stream, at the position of the checkpoint; UserError without an item for each reader."""
         readers, source = world_size() * max(1, self.num_workers), stream.source
         if isinstance(source, TextSource):
             rows = source.num_rows("train", enough=readers)

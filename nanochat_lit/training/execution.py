@@ -66,12 +66,9 @@ MODES = ("auto", "true", "false")
 def decide_float8(
     mode: str, device_type: str, capability: tuple[int, int] | None, compute_dtype: torch.dtype
 ) -> tuple[bool, str]:
-    """Return whether a run trains in float8 ("auto", "true" or "false"), and the reason if not.
+    """Return whether a run trains in float8 ("auto", "true", "false"), and why not; UserError if it must but cannot.
 
     `capability` is None without CUDA, or on an AMD GPU; `compute_dtype` is that of everything outside float8.
-
-    Raises:
-        UserError: If mode is "true" on unsupported hardware, or mode is invalid.
     """
     if mode not in MODES:
         raise UserError(f"fp8 is {mode!r}; use one of {', '.join(MODES)}")
@@ -169,11 +166,7 @@ def trial_fits(model: GPT, reserved_bytes: int) -> Callable[[int], bool]:
 
 
 def choose_micro_batch_size(module: "LanguageModule", tokens_per_step: int) -> int:
-    """Return the micro-batch size for this run, agreed by all ranks.
-
-    Raises:
-        UserError: If not even one sequence fits.
-    """
+    """Return the micro-batch size for this run, agreed by all ranks; UserError if not even one sequence fits."""
     trainer, model = module.trainer, module.model
     device = trainer.strategy.root_device
     sizes = possible_sizes(tokens_per_step, model.config.sequence_len, trainer.world_size)

@@ -167,11 +167,7 @@ class XPUAccelerator(Accelerator):
 
 
 def choose_accelerator(requested: Any, devices: Any) -> Any:
-    """Return the Trainer's accelerator; "gpu" and "auto" select an Intel GPU if it is the only kind available.
-
-    Raises:
-        UserError: If a GPU is requested but torch cannot use one; includes the reason.
-    """
+    """Return the Trainer's accelerator; "gpu" and "auto" select an Intel GPU if it is the only kind available."""
     AcceleratorRegistry.register("xpu", XPUAccelerator, description="Intel GPUs", override=True)
     if requested in ("gpu", "cuda") and not torch.accelerator.is_available():
         raise UserError(

@@ -172,11 +172,7 @@ class LanguageModule(LightningModule):
         self.register_buffer("token_bytes", tokenizer.token_bytes(), persistent=False)
 
     def float8_choice(self, trainer: Trainer) -> tuple[bool, str]:
-        """Return whether the run trains in float8 on the Trainer's device, and the reason if not.
-
-        Raises:
-            UserError: If it must, but the device does not support it.
-        """
+        """Return whether the run trains in float8 on its device, and why not; UserError if it must but cannot."""
         device = trainer.strategy.root_device
         dtype = getattr(trainer.precision_plugin, "compute_dtype", torch.float32)
         return decide_float8(self.fp8_mode, device.type, nvidia_capability(device), dtype)

@@ -305,11 +305,7 @@ def broadcast_module(module: nn.Module) -> None:
 
 
 def shard_optimizer(optimizer: Any) -> None:
-    """Shard an optimizer's state over the ranks of the process group.
-
-    Raises:
-        UserError: If the optimizer has no `shard` method.
-    """
+    """Shard an optimizer's state over the ranks of the process group; UserError if it has no `shard` method."""
     optimizer = unwrapped(optimizer)
     if not hasattr(optimizer, "shard"):
         name = type(optimizer).__name__

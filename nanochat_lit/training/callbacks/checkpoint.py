@@ -102,11 +102,7 @@ has all of them."""
 
 
 class StopRequest:
-    """Listens for signals between `listen` and `ignore`.
-
-    Attributes:
-        signum: Number of the received signal, 0 before one arrives.
-    """
+    """Listens for signals between `listen` and `ignore`; `signum` is that of the first, 0 before it arrives."""
 
     def __init__(self) -> None:
         self.signum = 0
@@ -204,11 +200,7 @@ class RunCheckpoint(StepCallback, Checkpoint):
             raise SystemExit(128 + signum)
 
     def save(self, trainer: Trainer, *, must_succeed: bool = False) -> None:
-        """Write a checkpoint of this step; call it on every rank.
-
-        Raises:
-            UserError: If `must_succeed` is set and writing failed.
-        """
+        """Write a checkpoint of this step; call it on every rank. With `must_succeed` a failure raises UserError."""
         self._report(trainer)
         self._path = self.folder / f"step{trainer.global_step:06d}.ckpt"
         trainer.save_checkpoint(self._path, weights_only=False)  # True would omit the optimizer

@@ -1,4 +1,4 @@
-"""What a run does at its start, after validations (samples.md) and at its end (export/)."""
+"""Actions at the start of a run, after validations (samples.md) and at its end (export/)."""
 
 import gc
 import math
