@@ -91,12 +91,6 @@ def file_sha256(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def is_passing(error: Exception) -> bool:
-    """Return whether an error is temporary: a busy server or a damaged transfer."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return isinstance(error, _AgainError) or (isinstance(status, int) and (status >= 500 or status in (408, 429)))
-
-
 def with_retries(
     call: Callable[[], Any], what: str, hint: str = "", pause: Callable[[float], object] | None = None
 ) -> Any:
@@ -114,9 +108,10 @@ def with_retries(
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 - offline, refused, a broken cache: each client has errors of its own
-            if not is_passing(error) or attempt == NUM_ATTEMPTS:
+            status = getattr(getattr(error, "response", None), "status_code", None) or 0
+            is_passing = isinstance(error, _AgainError) or status >= 500 or status in (408, 429)
+            if not is_passing or attempt == NUM_ATTEMPTS:
                 tried = "" if attempt == 1 else f", tried {attempt} times"
-                status = getattr(getattr(error, "response", None), "status_code", None)
                 token = (
                     "; if it requires permission, set HF_TOKEN to an authorized token" if status in (401, 403) else ""
                 )
@@ -232,18 +227,12 @@ class _Transfer:
             found = file_sha256(partial)
             if sha256 is not None and found != sha256.lower():
                 raise _AgainError(f"the received file has the sha256 {found}, not {sha256}, and was discarded")
-            self._checked(partial)
-        except _AgainError:
+            self.check(partial)
+        except (_AgainError, UserError) as error:
             partial.unlink()
             self._count(-self.num_counted)
-            raise
-        return found
-
-    def _checked(self, partial: Path) -> None:
-        try:
-            self.check(partial)
-        except UserError as error:
             raise _AgainError(str(error)) from None
+        return found
 
     def _count(self, num_bytes: int) -> None:
         if num_bytes:

@@ -20,6 +20,13 @@ def check_at_least_one(**values: int | None) -> None:
             raise UserError(f"{name} is {value}; it must be at least 1")
 
 
+def check_positive(**values: float | None) -> None:
+    """Raise UserError for the first value, by name, that is not positive; None is valid."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{name} is {value}; it must be positive")
+
+
 _ADVICE = {
     errno.EACCES: "this user may not read or write it; change its permissions, or give another path",
     errno.EPERM: "this user may not do that; give another path",

@@ -38,7 +38,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str |
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(_mode_of(path))  # mkstemp's mode 0600 would exclude other users of a shared run folder
+        # that of the replaced file; mkstemp's mode 0600 would exclude other users of a shared run folder
+        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else new_file_mode())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -187,12 +188,6 @@ def folder_fingerprint(folder: str | os.PathLike[str], endings: tuple[str, ...])
                 while chunk := file.read(1 << 20):
                     digest.update(chunk)
     return digest.hexdigest()
-
-
-def _mode_of(path: Path) -> int:
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_mode & 0o777
-    return new_file_mode()
 
 
 def new_file_mode() -> int:

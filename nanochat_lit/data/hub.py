@@ -81,8 +81,11 @@ class DataSet:
         self, file: RemoteFile, path: Path, pause: Callable[[float], object], progress: Callable[[int], None]
     ) -> str:
         """Download a file, and check that a parquet file is complete; see `download`."""
+        from huggingface_hub import hf_hub_url
+
+        where = {"repo_type": "dataset", "revision": self.revision, "endpoint": _endpoint()}
         return download(
-            self._mirrored(file.path) if self.mirror else self._on_hub(file.path),
+            self._mirrored(file.path) if self.mirror else hf_hub_url(self.repo, file.path, **where),
             path,
             file.sha256,
             size=file.size,
@@ -130,11 +133,6 @@ class DataSet:
 
     def _mirrored(self, path: str) -> str:
         return f"{(self.mirror or '').rstrip('/')}/{urllib.parse.quote(path)}"
-
-    def _on_hub(self, path: str) -> str:
-        from huggingface_hub import hf_hub_url
-
-        return hf_hub_url(self.repo, path, repo_type="dataset", revision=self.revision, endpoint=_endpoint())
 
     def _listed(self, pattern: str) -> list[RemoteFile]:
         from huggingface_hub import HfApi, RepoFile

@@ -40,8 +40,10 @@ def answer_messages(engine: Engine | HuggingFaceModel, prompts: Sequence[str], *
     return [readable(parse_completion(engine.tokenizer, completion)) for completion in completions]
 
 
-def readable(parts: Sequence[dict[str, str]]) -> str:
-    """Join the parts of an answer to one text, with calls and results in brackets."""
+def readable(parts: str | Sequence[dict[str, str]]) -> str:
+    """Join the parts of a message's content to one text, with calls and results in brackets."""
+    if isinstance(parts, str):
+        return parts
     text, is_open = "", False
     for part in parts:
         kind = part["type"]

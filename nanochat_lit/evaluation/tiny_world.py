@@ -40,7 +40,7 @@ def examine(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int
             answer = "(the conversation does not fit the model's context)"
             if token_ids is not None:
                 answer = readable(parse_completion(engine.tokenizer, token_ids))
-            question = "\n".join(_spoken(message) for message in item["messages"])
+            question = "\n".join(f"{one['role']}: {readable(one['content'])}" for one in item["messages"])
             failure = {"category": item["category"], "question": question, "answer": answer, "expect": item["expect"]}
             failures.append(failure)
     categories = {
@@ -67,8 +67,3 @@ def _answer(engine: Engine, items: Sequence[dict[str, Any]], max_new_tokens: int
     for index, completion in zip(fitting, completions, strict=True):
         answers[index] = completion
     return answers
-
-
-def _spoken(message: dict[str, Any]) -> str:
-    content = message["content"]
-    return f"{message['role']}: {content if isinstance(content, str) else readable(content)}"

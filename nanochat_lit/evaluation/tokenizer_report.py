@@ -39,7 +39,7 @@ def openai_encoder(name: str) -> tuple[int, EncodeBatch]:
     default = Path(tempfile.gettempdir()) / "data-gym-cache"
     cache = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR") or default)
     # tiktoken names a cached file by the SHA-1 of its URL, and would download a missing one.
-    missing = [file for file in files if not (cache / _cached_name(file)).is_file()]
+    missing = [file for file in files if not (cache / hashlib.sha1(f"{_BASE}{file}".encode()).hexdigest()).is_file()]  # noqa: S324
     if missing:
         raise UserError(
             f"its files are not in {cache}; `python -c \"import tiktoken; tiktoken.get_encoding('{encoding}')\"` "
@@ -47,10 +47,6 @@ def openai_encoder(name: str) -> tuple[int, EncodeBatch]:
         )
     found = tiktoken.get_encoding(encoding)
     return found.n_vocab, found.encode_ordinary_batch
-
-
-def _cached_name(file: str) -> str:
-    return hashlib.sha1(f"{_BASE}{file}".encode()).hexdigest()  # noqa: S324
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,6 +92,6 @@ def flops_per_token(config: GPTConfig) -> int:
     return 6 * linear + attention
 
 
-def kv_cache_bytes(config: GPTConfig, *, bytes_per_element: int = 2) -> int:
-    """Return the key/value cache size of one full-length sequence in bytes."""
-    return 2 * config.n_layer * config.sequence_len * config.n_kv_head * config.head_dim * bytes_per_element
+def kv_cache_bytes(config: GPTConfig) -> int:
+    """Return the key/value cache size of one full-length sequence in bytes, two per element."""
+    return 4 * config.n_layer * config.sequence_len * config.n_kv_head * config.head_dim

@@ -48,9 +48,7 @@ Cache: TypeAlias = KVCache | SlotCache
 
 REDUCTIONS = ("mean", "sum", "none")
 
-
 Checkpointing: TypeAlias = bool | Literal["selective"]
-"""False keeps everything, True what enters a block, "selective" also the results of its matmuls and of attention."""
 
 
 def _policy(_: Any, operator: Any, *__: Any, **___: Any) -> CheckpointPolicy:
@@ -77,22 +75,16 @@ class GPT(Transformer):
     Args:
         config: Model config.
         compute_dtype: Dtype of activations and matrix multiplications.
-        activation_checkpointing: True stores only the inputs of blocks and recomputes the rest in the backward pass:
-            a third more arithmetic, much less memory. "selective" recomputes everything except matmuls and attention.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(
-        self,
-        config: GPTConfig,
-        compute_dtype: torch.dtype = torch.float32,
-        *,
-        activation_checkpointing: Checkpointing = False,
-    ) -> None:
+    def __init__(self, config: GPTConfig, compute_dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, compute_dtype)
-        self.activation_checkpointing: Checkpointing = activation_checkpointing
+        self.activation_checkpointing: Checkpointing = False
+        """True stores only the inputs of blocks and recomputes the rest in the backward pass: a third more arithmetic, much
+        less memory. "selective" recomputes everything except matmuls and attention."""
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)
         self.set_compute_dtype(compute_dtype)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_positive
 from nanochat_lit.model.gpt import GPT
 from nanochat_lit.model.layers import Linear
 
@@ -34,9 +34,7 @@ class LoRA:
     """AdamW learning rate of the adapter; the other learning rates have no effect."""
 
     def __post_init__(self) -> None:
-        for name in ("rank", "alpha", "lr"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"lora.{name} is {getattr(self, name)}; it must be positive")
+        check_positive(**{f"lora.{name}": getattr(self, name) for name in ("rank", "alpha", "lr")})
         if not self.targets:
             raise UserError("lora.targets is empty; name matrices such as c_q, or parts such as attn and mlp")
 

@@ -135,11 +135,6 @@ def largest_that_fits(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
     return sizes[low] if low >= 0 else 0
 
 
-def _eager_holes() -> float:
-    """Share of what an eager micro-batch makes and drops; measured on torch 2.9, 2.11, 2.13 and 2.14."""
-    return 0.9 if TorchVersion(torch.__version__) >= "2.13" else 1.6
-
-
 def _glibc_slack(held: int, passing: int, run: _Run) -> float:
     """Holes in the heap of a CPU process, fitted to measured peaks of resident memory (recipes/LOG.md).
 
@@ -147,7 +142,10 @@ def _glibc_slack(held: int, passing: int, run: _Run) -> float:
     steps make many such pieces, compiled ones few. `held` are bytes of weights, gradients and optimizer state,
     `passing` those of what a micro-batch makes and drops.
     """
-    share = _eager_holes() if not run.is_compiled else 0.15 if run.element < MASTER_BYTES else 0.0
+    if run.is_compiled:
+        share = 0.15 if run.element < MASTER_BYTES else 0.0
+    else:  # measured on torch 2.9, 2.11, 2.13 and 2.14
+        share = 0.9 if TorchVersion(torch.__version__) >= "2.13" else 1.6
     return 15e6 + 0.15 * held + share * passing
 
 

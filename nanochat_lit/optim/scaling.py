@@ -9,7 +9,7 @@ https://arxiv.org/abs/2505.13738), learning rates as sqrt(batch), weight decay a
 import math
 from dataclasses import dataclass
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_positive
 from nanochat_lit.model.accounting import count_parameters, flops_per_token
 from nanochat_lit.model.config import GPTConfig
 from nanochat_lit.optim.build import WEIGHT_DECAY
@@ -71,7 +71,7 @@ def derive_plan(
     Raises:
         UserError: If a value is not positive or the budget is less than one step.
     """
-    _check_positive(
+    check_positive(
         target_param_data_ratio=target_param_data_ratio,
         tokens_per_step=tokens_per_step,
         num_steps=num_steps,
@@ -98,12 +98,6 @@ def derive_plan(
         weight_decay=weight_decay * batch_ratio**0.5 * (reference_tokens / target_tokens),
         flops_per_token=flops,
     )
-
-
-def _check_positive(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and value <= 0:
-            raise UserError(f"{name} is {value}; it must be positive")
 
 
 def _derive_tokens_per_step(target_tokens: int, reference_tokens: float) -> int:

@@ -300,7 +300,10 @@ def write_quickstart_report(
             ),
             ["all", f"{before['accuracy']:.1%}", f"{after['accuracy']:.1%}"],
         ],
-        dialogues=[[_message(message) for message in dialogue] for dialogue in dialogues],
+        dialogues=[
+            [{"role": message["role"], "text": readable(message["content"])} for message in dialogue]
+            for dialogue in dialogues
+        ],
         failures=after["failures"][:20],
         export=Markdown(folder / "export"),
     )
@@ -317,8 +320,3 @@ def _stage_row(run: RunFolder) -> list[object]:
 
 def _percent(result: dict[str, Any] | None) -> str:
     return "" if result is None else f"{result['accuracy']:.1%} ({result['correct']}/{result['count']})"
-
-
-def _message(message: dict[str, Any]) -> dict[str, str]:
-    content = message["content"]
-    return {"role": message["role"], "text": content if isinstance(content, str) else readable(content)}

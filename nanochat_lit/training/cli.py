@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 
 from nanochat_lit import training
-from nanochat_lit.common.errors import UserError, check_at_least_one
+from nanochat_lit.common.errors import UserError, check_at_least_one, check_positive
 from nanochat_lit.common.paths import expand_home, run_lock
 from nanochat_lit.common.recipes import explain_unrecognized, find_recipe, put_current_folder_on_path, read_recipe
 from nanochat_lit.engine.checkpoint import load
@@ -114,8 +114,7 @@ def run_options(
     """
     options = SimpleNamespace(**locals())
     check_at_least_one(log_every=log_every, checkpoint_every=checkpoint_every, keep_last=keep_last)
-    if checkpoint_minutes is not None and checkpoint_minutes <= 0:
-        raise UserError(f"checkpoint_minutes is {checkpoint_minutes}; it must be positive")
+    check_positive(checkpoint_minutes=checkpoint_minutes)
     if stop_on_explosion < 0:
         raise UserError(f"stop_on_explosion is {stop_on_explosion}; it must be positive, or 0 to disable the check")
     return options

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nanochat_lit.common.errors import UserError
+from nanochat_lit.common.errors import UserError, check_positive
 from nanochat_lit.engine.checkpoint import KEY
 from nanochat_lit.engine.export import find_model, load_export, load_tokenizer, read_config, read_provenance
 from nanochat_lit.engine.sampling_params import CHAT_PARAMS
@@ -85,8 +85,7 @@ class ContinuedModule(LanguageModule):
             raise UserError(
                 f"{base} does not exist; run the recipe that creates it first, or give an export or a run folder"
             )
-        if init_lr_fraction <= 0:
-            raise UserError(f"init_lr_fraction is {init_lr_fraction}; it must be positive")
+        check_positive(init_lr_fraction=init_lr_fraction)
         base = str(found)
         rates = {"unembedding_lr": unembedding_lr, "embedding_lr": embedding_lr, "matrix_lr": matrix_lr, "scalar_lr": scalar_lr}  # fmt: skip
         values = inherited(base, {**rates, "tokens_per_step": tokens_per_step})
@@ -174,8 +173,7 @@ class ContinuedModule(LanguageModule):
         num_steps = self.requested_steps(self.num_steps)
         if num_steps is None:
             num_steps = max(1, one_pass())
-        if num_steps < 1:
-            raise UserError(f"num_steps is {num_steps}; it must be positive")
+        check_positive(num_steps=num_steps)
         plan = TrainingPlan(
             target_tokens=num_steps * tokens_per_step,
             tokens_per_step=tokens_per_step,
