@@ -4,14 +4,12 @@ Recipes name the classes by these short paths.
 """
 
 from nanochat_lit.training.callbacks.evaluators import ChatCoreEvaluator, CoreEvaluator
-from nanochat_lit.training.chat_data import ChatDataModule, MixtureDataModule
-from nanochat_lit.training.datamodules import TextDataModule
 from nanochat_lit.training.distill import DistillModule, OnPolicyDistillModule
 from nanochat_lit.training.dpo import DPOModule, PreferenceDataModule
-from nanochat_lit.training.pretrain import PretrainModule
+from nanochat_lit.training.pretrain import PretrainModule, TextDataModule
 from nanochat_lit.training.rl import RLModule
 from nanochat_lit.training.rollout_data import RolloutDataModule
-from nanochat_lit.training.sft import SFTModule
+from nanochat_lit.training.sft import ChatDataModule, MixtureDataModule, SFTModule
 
 __all__ = [
     "ChatCoreEvaluator",

@@ -14,8 +14,7 @@ from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.shards import FileSource
 from nanochat_lit.data.stream import PretrainStream
 from nanochat_lit.evaluation.bpb import BitsPerByte
-from nanochat_lit.training import ChatDataModule, TextDataModule, datamodules
-from nanochat_lit.training import chat_data as chat_datamodules
+from nanochat_lit.training import ChatDataModule, TextDataModule, datamodules, pretrain, sft
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def as_rank(monkeypatch):
     """Pretend to be a rank of several, as far as the data can see."""
 
     def pretend(rank, world_size):
-        for module in (datamodules, chat_datamodules):
+        for module in (datamodules, pretrain, sft):
             monkeypatch.setattr(module, "rank", lambda: rank)
             monkeypatch.setattr(module, "world_size", lambda: world_size)
 

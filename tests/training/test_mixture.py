@@ -97,7 +97,7 @@ def test_an_epoch_is_counted_or_inferred(tokenizer, monkeypatch):
     exact = data.epoch_tokens()
     rendered = sum(len(render_conversation(tokenizer, talk)[0]) for talk in data.train_mixture)
     assert rendered < exact < 1.1 * rendered
-    monkeypatch.setattr("nanochat_lit.training.chat_data.COUNTED_CONVERSATIONS", 200)
+    monkeypatch.setattr("nanochat_lit.training.sft.COUNTED_CONVERSATIONS", 200)
     assert data.epoch_tokens() == pytest.approx(exact, rel=0.05)
 
 
