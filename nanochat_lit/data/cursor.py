@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -187,7 +188,6 @@ class BlockCursor(Cursor):
         super().__init__(source, split, rank, world_size)
         self._state = _start_state()
         self._last: tuple[_Unit, int] | None = None
-        self._fingerprint: str | None = None
 
     def __iter__(self) -> Iterator[Any]:
         last_found = self._state["at"][0]
@@ -221,13 +221,13 @@ class BlockCursor(Cursor):
             else:
                 at = [unit.epoch, unit.window, unit.block]
                 state = {"pending": [], "piece": 0, "start": state["start"], "at": at, "done": done}
-        return {**state, "files": self._files()}
+        return {**state, "files": self._files}
 
     def load_state_dict(self, state: State) -> None:
         """As in `Cursor`."""
         if "at" not in state:
             raise UserError("the checkpoint's data position was written by an earlier version; start the run again")
-        if state.get("files", self._files()) != self._files():
+        if state.get("files", self._files) != self._files:
             raise UserError(
                 f"the files of {self._source.name} are not those that the checkpoint was made with (names or lengths "
                 "differ), so its position is unknown; restore them, or start a new run"
@@ -253,10 +253,9 @@ class BlockCursor(Cursor):
                     pieces.append([unit.epoch, unit.window, unit.block, _written(left)])
         return _start_state(*start, pieces)
 
+    @cached_property
     def _files(self) -> str:
-        if self._fingerprint is None:
-            self._fingerprint = hashlib.sha256(self._source.fingerprint().encode()).hexdigest()[:16]
-        return self._fingerprint
+        return hashlib.sha256(self._source.fingerprint().encode()).hexdigest()[:16]
 
     def _next_round(self, until: tuple[int, ...], start: Sequence[int], num_readers: int) -> tuple[int, int, int]:
         """Return the end of the round of the furthest reader; no reader has read beyond it."""

@@ -163,7 +163,8 @@ class HubFiles(ShardSource):
         manifest = self.shards.manifest()
         if manifest is None or manifest["repo"] != source.repo or len(manifest["train"]) != self.num_shards:
             self.shards.describe(source, *self.choose(source))
-            self._files = self._split = None
+            for name in ("split", "files"):  # cached, of an earlier choice
+                self.__dict__.pop(name, None)
             self._here.clear()
         files = self.shards.remote(self.files[index].path.name for index in [-1, *self.file_order("train", 0)])
         needed = files[: None if num_train is None else 1 + num_train]

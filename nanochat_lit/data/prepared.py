@@ -22,6 +22,7 @@ import struct
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,29 +81,25 @@ class PreparedFile(RecordFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "tokens")
-        self._header: Header | None = None
-        self._arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}  # a worker maps the file itself; otherwise its contents would be sent
+    def __getstate__(self) -> dict[str, Any]:  # a worker maps the file itself; otherwise its contents would be sent
+        return {name: value for name, value in self.__dict__.items() if name != "_arrays"}
 
-    @property
+    @cached_property
     def header(self) -> Header:
         """Header of the file; UserError if it is not a prepared shard, has another version, or is truncated."""
-        if self._header is None:
-            self.check_unchanged()
-            self._header = read_header(self.path)
-        return self._header
+        self.check_unchanged()
+        return read_header(self.path)
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return the blocks of the text file as ranges of records."""
-        starts = self._mapped()[2].tolist()
+        starts = self._arrays[2].tolist()
         return list(itertools.pairwise(starts))
 
     def read(self, rows: Sequence[int]) -> Iterator[np.ndarray | None]:
         """Yield tokenized documents as views of the file; None for a record without text."""
         self.check_unchanged()  # accessing pages of a truncated file would kill the process
-        tokens, offsets, _ = self._mapped()
+        tokens, offsets, _ = self._arrays
         for row in rows:
             start, stop = int(offsets[row]), int(offsets[row + 1])
             yield tokens[start:stop] if stop > start else None
@@ -121,15 +118,14 @@ class PreparedFile(RecordFile):
             raise UserError(f"'{self.path}' is damaged (its checksum differs); delete it and run `data prepare` again")
         return min(header.num_rows, header.num_tokens)
 
-    def _mapped(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self._arrays is None:
-            header = self.header
-            whole = np.memmap(self.path, np.uint8, mode="r").view(np.ndarray)  # plain arrays are faster to slice
-            end = HEADER_BYTES + header.num_tokens * header.itemsize
-            tokens = whole[HEADER_BYTES:end].view(f"<u{header.itemsize}")
-            numbers = whole[HEADER_BYTES + header.token_bytes :].view("<i8")
-            self._arrays = tokens, numbers[: header.num_rows + 1], numbers[header.num_rows + 1 :]
-        return self._arrays
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        header = self.header
+        whole = np.memmap(self.path, np.uint8, mode="r").view(np.ndarray)  # plain arrays are faster to slice
+        end = HEADER_BYTES + header.num_tokens * header.itemsize
+        tokens = whole[HEADER_BYTES:end].view(f"<u{header.itemsize}")
+        numbers = whole[HEADER_BYTES + header.token_bytes :].view("<i8")
+        return tokens, numbers[: header.num_rows + 1], numbers[header.num_rows + 1 :]
 
 
 def read_header(path: Path) -> Header:

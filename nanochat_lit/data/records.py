@@ -10,6 +10,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,18 +145,16 @@ class RecordFile(ABC):
 class ParquetFile(RecordFile):
     """A .parquet file; a block is a row group."""
 
-    def __init__(self, path: Path, column: str) -> None:
-        super().__init__(path, column)
-        self._groups: list[tuple[int, int]] | None = None
-
     def blocks(self) -> list[tuple[int, int]]:
         """Return the row groups."""
-        if self._groups is None:
-            with self._open() as file:
-                about = file.metadata
-                counts = (about.row_group(index).num_rows for index in range(about.num_row_groups))
-                self._groups = list(pairwise(accumulate(counts, initial=0)))
         return self._groups
+
+    @cached_property
+    def _groups(self) -> list[tuple[int, int]]:
+        with self._open() as file:
+            about = file.metadata
+            counts = (about.row_group(index).num_rows for index in range(about.num_row_groups))
+            return list(pairwise(accumulate(counts, initial=0)))
 
     def read(self, rows: Sequence[int]) -> Iterator[Any]:
         """Yield items of rows of one row group."""

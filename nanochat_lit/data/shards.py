@@ -9,6 +9,7 @@ import random
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,30 +52,25 @@ class ShardSource(TextSource):
         self.num_skipped = 0
         """Number of skipped records so far: null, empty, or not usable as text."""
         self._order: tuple[tuple[str, int, int], list[Block]] | None = None
-        self._split: FileSplit | None = None
-        self._files: list[RecordFile] | None = None
 
     @property
     def name(self) -> str:
         """Path of the source."""
         return f"'{self.path}'"
 
-    @property
+    @cached_property
     def split(self) -> FileSplit:
         """Training and validation files."""
-        if self._split is None:
-            self._split = self.find_split()
-        return self._split
+        return self.find_split()
 
-    @property
+    @cached_property
     def files(self) -> list[RecordFile]:
         """Files, validation files last."""
-        if self._files is None:
-            tokens = self.column == "tokens"
-            self._files = [PreparedFile(path) if tokens else record_file(path, self.field) for path in self.split.files]
-            if self._files and not self.split.val and self.split.train:
-                _cut_for_validation(self._files[-1])
-        return self._files
+        tokens = self.column == "tokens"
+        files = [PreparedFile(path) if tokens else record_file(path, self.field) for path in self.split.files]
+        if files and not self.split.val and self.split.train:
+            _cut_for_validation(files[-1])
+        return files
 
     @abstractmethod
     def find_split(self) -> FileSplit:

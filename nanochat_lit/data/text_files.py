@@ -8,6 +8,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import IO, Any
@@ -32,14 +33,10 @@ class IndexedFile(RecordFile):
     keeps_blank = False
     """Whether blank records are kept."""
 
-    def __init__(self, path: Path, column: str) -> None:
-        super().__init__(path, column)
-        self._index: array[int] | None = None
-
     @property
     def num_rows(self) -> int:
         """Number of records."""
-        return len(self._offsets()) // 2
+        return len(self._offsets) // 2
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return ranges of records."""
@@ -49,7 +46,7 @@ class IndexedFile(RecordFile):
 
     def read(self, rows: Sequence[int]) -> Iterator[Any]:
         """Yield items of records in the given order."""
-        offsets = self._offsets()
+        offsets = self._offsets
         self.check_unchanged()
         with readable(self.path), self.path.open("rb") as file:
             for row in rows:
@@ -74,12 +71,11 @@ class IndexedFile(RecordFile):
                     yield start, data
                 start += len(data)
 
+    @cached_property
     def _offsets(self) -> "array[int]":
-        if self._index is None:
-            self.check_unchanged()
-            with readable(self.path):
-                self._index = array("q", (at for start, data in self.scanned() for at in (start, start + len(data))))
-        return self._index
+        self.check_unchanged()
+        with readable(self.path):
+            return array("q", (at for start, data in self.scanned() for at in (start, start + len(data))))
 
 
 class TextFile(IndexedFile):
@@ -161,35 +157,33 @@ class CompressedFile(RecordFile):
     def __init__(self, plain: IndexedFile) -> None:
         super().__init__(plain.path, plain.column)
         self.plain = plain
-        self._copy: ParquetFile | None = None
 
     def blocks(self) -> list[tuple[int, int]]:
         """Return the row groups of the unpacked copy."""
-        return self._unpacked().blocks()
+        return self._unpacked.blocks()
 
     def read(self, rows: Sequence[int]) -> Iterator[object]:
         """Yield items of records of one block."""
-        unpacked = self._unpacked()
+        unpacked = self._unpacked
         self.check_unchanged()
         found = unpacked.values(rows, ["start", "data"])
         for start, data in zip(found["start"], found["data"], strict=True):
             yield self.plain.parse(data, start)
 
+    @cached_property
     def _unpacked(self) -> ParquetFile:
-        if self._copy is None:
-            self.check_unchanged()
-            about = self.path.stat()
-            place = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
-            name = f"{place}-{about.st_size}-{about.st_mtime_ns}-{self.plain.layout}.parquet"
-            copy = cache_folder() / "unpacked" / name
-            if not copy.is_file():
-                with locked(copy.with_name(f"{place}.lock")):
-                    if not copy.is_file():
-                        for stale in copy.parent.glob(f"{place}-*.parquet"):
-                            stale.unlink()
-                        self._unpack(copy)
-            self._copy = ParquetFile(copy, "data")
-        return self._copy
+        self.check_unchanged()
+        about = self.path.stat()
+        place = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+        name = f"{place}-{about.st_size}-{about.st_mtime_ns}-{self.plain.layout}.parquet"
+        copy = cache_folder() / "unpacked" / name
+        if not copy.is_file():
+            with locked(copy.with_name(f"{place}.lock")):
+                if not copy.is_file():
+                    for stale in copy.parent.glob(f"{place}-*.parquet"):
+                        stale.unlink()
+                    self._unpack(copy)
+        return ParquetFile(copy, "data")
 
     def _unpack(self, copy: Path) -> None:
         import pyarrow

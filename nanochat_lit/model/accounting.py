@@ -1,14 +1,9 @@
 """Parameter, FLOP and cache-size counts of a model, computed from its config."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-from nanochat_lit.model.config import (
-    NATIVE_ARCHITECTURES,
-    REFERENCE_ARCHITECTURE,
-    SMEAR_GATE_CHANNELS,
-    VALUE_GATE_CHANNELS,
-    GPTConfig,
-)
+from nanochat_lit.model.config import NATIVE_ARCHITECTURES, SMEAR_GATE_CHANNELS, GPTConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +39,9 @@ class ParameterCount:
         return self.transformer_matrices + self.lm_head
 
 
+@lru_cache(maxsize=256)
 def count_parameters(config: GPTConfig) -> ParameterCount:
-    """Return the number of parameters by group; architecture variants are instantiated to count them."""
-    if config.architecture != REFERENCE_ARCHITECTURE:
-        return _counted(config)
-    width, kv_width = config.n_embd, config.n_kv_head * config.head_dim
-    num_tables = sum(config.has_value_embedding(layer) for layer in range(config.n_layer))
-    block = 2 * width * width + 2 * width * kv_width + 8 * width * width
-    gate = min(VALUE_GATE_CHANNELS, width) * config.n_kv_head
-    return ParameterCount(
-        wte=config.padded_vocab_size * width,
-        value_embeds=num_tables * config.padded_vocab_size * kv_width,
-        bigram=config.num_bigram_rows * width,
-        lm_head=config.padded_vocab_size * width,
-        transformer_matrices=config.n_layer * block + num_tables * gate,
-        scalars=2 * config.n_layer + SMEAR_GATE_CHANNELS + 2,
-    )
-
-
-def _counted(config: GPTConfig) -> ParameterCount:
+    """Return the number of parameters by group, of a model without memory."""
     import torch
 
     from nanochat_lit.model.architecture import build_model

@@ -24,13 +24,6 @@ STAGES = {
     "dpo": "preferences",
     "distill": "distillation",
 }
-CLASS_STAGES = {
-    "PretrainModule": "pretrain",
-    "SFTModule": "sft",
-    "RLModule": "rl",
-    "DPOModule": "dpo",
-    "DistillModule": "distill",
-}
 SAMPLES_LIMIT = 6000
 """Maximum number of characters of samples on the page; samples.md has the rest."""
 
@@ -71,7 +64,7 @@ def _comparison(runs: Sequence[RunFolder], price_per_hour: float) -> tuple[list[
 
 def _run_values(run: RunFolder, price_per_hour: float, *, is_alone: bool) -> dict[str, Any]:
     kind = run.settings.get("model.class_path", "").rpartition(".")[2]
-    stage = run.provenance.get("stage") or CLASS_STAGES.get(kind, "")
+    stage = run.provenance.get("stage") or kind.removesuffix("Module").lower()
     return {
         "is_alone": is_alone,
         "level": Markdown("##" if is_alone else "###"),

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -123,12 +124,12 @@ class TextDataModule(LanguageDataModule):
         self.validation = validation
         self._source = source
 
-    @property
+    @cached_property
     def source(self) -> TextSource:
         """Source of the text."""
-        if self._source is None:
-            self._source = FileSource(cast(str, self.path), text_column(self.path), self.seed, self.validation)
-        return self._source
+        if self._source is not None:
+            return self._source
+        return FileSource(cast(str, self.path), text_column(self.path), self.seed, self.validation)
 
     def prepare_data(self) -> None:
         """Download and check the data, pin the validation files, and train a tokenizer if the run has none."""
