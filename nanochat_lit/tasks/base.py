@@ -9,7 +9,7 @@ models that were not fine-tuned on the task.
 from array import array
 from collections.abc import Callable, Sequence
 from random import Random
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.tokenizer.chat import Conversation
@@ -30,37 +30,15 @@ class Conversations(Protocol):
 
 @runtime_checkable
 class Task(Conversations, Protocol):
-    """A sequence of conversations whose last answer can be evaluated."""
+    """A sequence of conversations whose last answer can be evaluated.
+
+    It may have further methods, which take the same arguments (the first one without the conversation): `has_form`
+    returns whether an answer is in the task's format, right or wrong; `credit` the partial credit of a wrong answer, from
+    0 to 1, a denser reward when correct answers are rare; `grade` a number that is higher for the better of two answers.
+    """
 
     def evaluate(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> bool:
         """Return whether the completion, with its tool calls, answers the conversation correctly."""
-        ...
-
-
-@runtime_checkable
-class FormTask(Task, Protocol):
-    """A task that defines an answer format."""
-
-    def has_form(self, completion: str, tool_calls: Sequence[str] = ()) -> bool:
-        """Return whether the completion, with its tool calls, is in the answer format, right or wrong."""
-        ...
-
-
-@runtime_checkable
-class GradedTask(Task, Protocol):
-    """A task with partial credit for wrong answers, a denser reward when correct answers are rare."""
-
-    def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
-        """Return the partial credit of a wrong answer, from 0 to 1."""
-        ...
-
-
-@runtime_checkable
-class RankedTask(Task, Protocol):
-    """A task that ranks answers by more than their correctness."""
-
-    def grade(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
-        """Return the grade of an answer; of two answers, that with the higher grade is better."""
         ...
 
 
@@ -87,7 +65,7 @@ class TaskSlice:
 
     def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
         """Return the partial credit of the underlying task; 0 if it defines none."""
-        return _credit(self.task, conversation, completion, tool_calls)
+        return credit_of(self.task, conversation, completion, tool_calls)
 
 
 def _judging(task: Conversations, name: str) -> Task:
@@ -96,8 +74,9 @@ def _judging(task: Conversations, name: str) -> Task:
     return task
 
 
-def _credit(task: Conversations, conversation: Conversation, completion: str, tool_calls: Sequence[str]) -> float:
-    return task.credit(conversation, completion, tool_calls) if isinstance(task, GradedTask) else 0.0
+def credit_of(task: Any, conversation: Conversation, completion: str, tool_calls: Sequence[str]) -> float:
+    """Return the partial credit of an answer; 0 if the task defines none."""
+    return task.credit(conversation, completion, tool_calls) if hasattr(task, "credit") else 0.0
 
 
 def gives_credit(task: Conversations) -> bool:
@@ -106,21 +85,19 @@ def gives_credit(task: Conversations) -> bool:
         return gives_credit(task.task)
     if isinstance(task, TaskMixture):
         return any(map(gives_credit, task.tasks.values()))
-    return isinstance(task, GradedTask)
+    return hasattr(task, "credit")
 
 
-def form_of(task: Conversations) -> FormTask | None:
-    """Return the task or the task it slices if it defines an answer format, else None."""
+def form_of(task: Any) -> Any:
+    """Return the task or the task it slices if it defines an answer format, by a method `has_form`, else None."""
     whole = task.task if isinstance(task, TaskSlice) else task
-    return whole if isinstance(whole, FormTask) else None
+    return whole if hasattr(whole, "has_form") else None
 
 
-def grader_of(task: Conversations) -> Callable[[Conversation, str, Sequence[str]], float] | None:
+def grader_of(task: Any) -> Callable[[Conversation, str, Sequence[str]], float] | None:
     """Return the `grade`, else the `evaluate`, of the task or the task it slices; None if it cannot evaluate answers."""
     whole = task.task if isinstance(task, TaskSlice) else task
-    if isinstance(whole, RankedTask):
-        return whole.grade
-    return whole.evaluate if isinstance(whole, Task) and not isinstance(whole, TaskMixture) else None
+    return getattr(whole, "grade", None if isinstance(whole, TaskMixture) else getattr(whole, "evaluate", None))
 
 
 class TaskMixture:
@@ -171,7 +148,7 @@ class TaskMixture:
 
     def credit(self, conversation: Conversation, completion: str, tool_calls: Sequence[str] = ()) -> float:
         """Return the partial credit of the conversation's task; 0 if it defines none."""
-        return _credit(self.tasks[conversation["source"]], conversation, completion, tool_calls)
+        return credit_of(self.tasks[conversation["source"]], conversation, completion, tool_calls)
 
 
 def multiple_choice_conversation(

@@ -29,7 +29,7 @@ from nanochat_lit.optim.policy_gradient import (
     group_advantages,
     policy_gradient_loss,
 )
-from nanochat_lit.tasks.base import Conversation, GradedTask, Task, form_of, gives_credit
+from nanochat_lit.tasks.base import Conversation, Task, credit_of, form_of, gives_credit
 from nanochat_lit.training.continued import ContinuedModule
 from nanochat_lit.training.rollout_data import (
     MAX_SLOTS,
@@ -225,7 +225,7 @@ class RLModule(ContinuedModule):
                 messages=messages_of(self.tokenizer, rollout.token_ids), text=completion.text, tool_calls=completion.tool_calls,
                 is_right=task.evaluate(conversation, *completion),
                 has_form=form is not None and form.has_form(*completion),
-                credit=task.credit(conversation, *completion) if isinstance(task, GradedTask) else 0.0,
+                credit=credit_of(task, conversation, *completion),
                 num_tokens=rollout.num_sampled, max_tokens=self.max_new_tokens, has_ended=rollout.has_ended,
             )  # fmt: skip
             reward = float(self.reward(conversation, answer))
