@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat_lit.common.downloads import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.hub_files import DCLM, ClimbMix, FineWebEdu, HubFiles
 from nanochat_lit.data.prepared import Header
@@ -195,7 +194,5 @@ def download(
         files = HubFiles(source, **options, **more)
     else:
         raise UserError(f"source is {source!r}; use {', '.join(SOURCES)}, or OWNER/NAME of a data set on the hub")
-    progress = DownloadProgress()
-    files.download(mirror, progress.report)
-    progress.end()
+    files.download(mirror)
     print(f"{shards} training shards and {files.files[-1].path.name} for validation are in {files.path}")

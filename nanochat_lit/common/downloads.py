@@ -22,32 +22,29 @@ from typing import Any
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import lock_file
 
-Report = Callable[[int, int], None]
-"""Callback with the numbers of newly completed files and received bytes."""
-
 
 class DownloadProgress:
     """Progress line on stderr: updated in place in a terminal, otherwise printed every 30 seconds."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, is_silent: bool = False) -> None:
+        self._lock, self._is_silent = threading.Lock(), is_silent
         self._num_done = self._num_bytes = 0
         self._start_s = self._last_s = time.monotonic()
         self._is_terminal = sys.stderr.isatty()
 
-    def report(self, num_done: int, num_bytes: int) -> None:
+    def add(self, num_done: int, num_bytes: int) -> None:
         """Add completed files and received bytes."""
         with self._lock:
             self._num_done += num_done
             self._num_bytes += num_bytes
             now_s = time.monotonic()
-            if now_s - self._last_s >= (0.2 if self._is_terminal else 30.0):
+            if not self._is_silent and now_s - self._last_s >= (0.2 if self._is_terminal else 30.0):
                 self._last_s = now_s
                 self._write("\r" if self._is_terminal else "", "" if self._is_terminal else "\n")
 
     def end(self) -> None:
         """Print the final line, if anything was received."""
-        if self._num_bytes:
+        if self._num_bytes and not self._is_silent:
             self._write("\r" if self._is_terminal else "", "\n")
 
     def _write(self, before: str, after: str) -> None:

@@ -20,7 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nanochat_lit.common.downloads import DiskFullError, Report, download, file_sha256, locked, read_url, with_retries
+from nanochat_lit.common.downloads import (
+    DiskFullError,
+    DownloadProgress,
+    download,
+    file_sha256,
+    locked,
+    read_url,
+    with_retries,
+)
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
 
@@ -203,10 +211,11 @@ class ShardFolder:
         source: DataSet,
         files: Sequence[RemoteFile],
         connections: int = 8,
-        report: Report | None = None,
+        is_silent: bool = False,
         pause: Callable[[float], object] | None = None,
     ) -> None:
         """Download the missing files in parallel, in this order; UserError names those that failed, not the others."""
+        shown = DownloadProgress(is_silent)
         absent = self.missing(files)
         self._check_space(absent)
         (self.folder / FAILED).unlink(missing_ok=True)
@@ -216,13 +225,11 @@ class ShardFolder:
             def progress(num_bytes: int) -> None:
                 if stop.is_set():
                     raise UserError("stopped")
-                if report is not None:
-                    report(0, num_bytes)
+                shown.add(0, num_bytes)
 
             progress(0)
             self._arrived(file, source.fetch(file, self.folder / file.name, pause or stop.wait, progress))
-            if report is not None:
-                report(1, 0)
+            shown.add(1, 0)
 
         failures: list[str] = []
         with ThreadPoolExecutor(max(1, connections), thread_name_prefix="download") as pool:
@@ -242,15 +249,16 @@ class ShardFolder:
         if failures:
             more = f" (and {len(failures) - 3} more)" if len(failures) > 3 else ""
             raise UserError("; ".join(failures[:3]) + more)
+        shown.end()
 
     def fetch_alone(
-        self, source: DataSet, files: Sequence[RemoteFile], connections: int, report: Report | None
+        self, source: DataSet, files: Sequence[RemoteFile], connections: int, is_silent: bool = False
     ) -> None:
         """Download missing files unless another process is downloading into this folder; then wait for the files."""
         while self.missing(files):
             with locked(self.folder / LOCK, wait=False) as is_ours:
                 if is_ours:
-                    self.fetch(source, files, connections, report)
+                    self.fetch(source, files, connections, is_silent)
                     return
             time.sleep(POLL_S)
 

@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nanochat_lit.common.downloads import Report
 from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.common.paths import cache_folder, write_json
 from nanochat_lit.data.hub import FAILED, DataSet, RemoteFile, ShardFolder
@@ -101,15 +100,15 @@ class HubFiles(ShardSource):
             )
         return train[: self.num_shards], held_out[-1]
 
-    def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
+    def prepare(self, mirror: str | None = None) -> None:
         """Download the validation shard and the first window; the rest is downloaded during training."""
-        source, rest = self._download(mirror, report, self.window)
+        source, rest = self._download(mirror, self.window)
         if rest:
             self._background = _start_download(self.shards.folder, source, rest, self.connections)
 
-    def download(self, mirror: str | None = None, report: Report | None = None) -> None:
+    def download(self, mirror: str | None = None) -> None:
         """Download all files, from the hub or the URL of a mirror."""
-        self._download(mirror, report, None)
+        self._download(mirror, None)
 
     def close(self) -> None:
         """Stop a background download; downloaded data are kept."""
@@ -155,20 +154,18 @@ class HubFiles(ShardSource):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_background": None}
 
-    def _download(
-        self, mirror: str | None, report: Report | None, num_train: int | None
-    ) -> tuple[DataSet, list[RemoteFile]]:
+    def _download(self, mirror: str | None, num_train: int | None) -> tuple[DataSet, list[RemoteFile]]:
         """Download the validation shard and the first training shards; return the data set and the missing files."""
         source = DataSet(repo=self.data_set.repo, revision=self.data_set.revision, mirror=mirror)
         manifest = self.shards.manifest()
         if manifest is None or manifest["repo"] != source.repo or len(manifest["train"]) != self.num_shards:
             self.shards.describe(source, *self.choose(source))
             for name in ("split", "files"):  # cached, of an earlier choice
-                self.__dict__.pop(name, None)
+                vars(self).pop(name, None)
             self._here.clear()
         files = self.shards.remote(self.files[index].path.name for index in [-1, *self.file_order("train", 0)])
         needed = files[: None if num_train is None else 1 + num_train]
-        self.shards.fetch_alone(source, needed, self.connections, report)
+        self.shards.fetch_alone(source, needed, self.connections)
         self.shards.pin_validation(self.validation_sha256)
         return source, self.shards.missing(files)
 
@@ -209,7 +206,7 @@ def main() -> None:
     sys.stdout.flush()
     try:
         files = [RemoteFile(**file) for file in plan["files"]]
-        shards.fetch_alone(DataSet(**plan["source"]), files, plan["connections"], None)
+        shards.fetch_alone(DataSet(**plan["source"]), files, plan["connections"], is_silent=True)
     except BaseException as error:
         write_json(failed, {"error": str(error)})
         raise

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from nanochat_lit.common.downloads import Report, file_sha256, locked
+from nanochat_lit.common.downloads import file_sha256, locked
 from nanochat_lit.common.errors import UserError, check_at_least_one
 from nanochat_lit.common.paths import cache_folder
 from nanochat_lit.data.cursor import Block, BlockCursor
@@ -305,11 +305,11 @@ class TinyWorld(ShardSource):
         self.folder = Path(folder) if folder else cache_folder() / "tiny_world" / f"{num_documents}-{seed}"
         super().__init__(self.folder / "pretrain", seed=seed)
 
-    def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
+    def prepare(self, mirror: str | None = None) -> None:
         """Write the files, unless they exist."""
         from nanochat_lit.tiny_world.files import write_tiny_world  # importing its templates takes 60 ms
 
-        del mirror, report
+        del mirror
         done = self.folder / "harder" / "test.jsonl"  # written last
         with locked(self.folder.with_name(f".{self.folder.name}.lock")):
             if not done.is_file():

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal, Protocol
 
-from nanochat_lit.common.downloads import Report
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.cursor import Cursor, ItemCursor, State
 
@@ -41,9 +40,8 @@ class TextSource(ABC):
         """Return the position of one of `world_size` readers."""
         return ItemCursor(self, split, rank, world_size)
 
-    def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
+    def prepare(self, mirror: str | None = None) -> None:  # noqa: B027 - optional
         """Provide everything that training needs to start; `mirror` is a URL to download from instead of the hub."""
-        del mirror, report
 
     def check(self) -> None:  # noqa: B027 - optional for sources without files
         """Check the available data; a UserError names a damaged file and, if known, the record."""
@@ -131,10 +129,10 @@ class Mixture(TextSource):
         """Names of the sources."""
         return "mixture of " + ", ".join(source.name for source in self.sources.values())
 
-    def prepare(self, mirror: str | None = None, report: Report | None = None) -> None:
+    def prepare(self, mirror: str | None = None) -> None:
         """Apply to all sources."""
         for source in self.sources.values():
-            source.prepare(mirror, report)
+            source.prepare(mirror)
 
     def check(self) -> None:
         """Apply to all sources."""

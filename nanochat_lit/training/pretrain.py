@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from nanochat_lit.common.distributed import rank, say, world_size
-from nanochat_lit.common.downloads import DownloadProgress
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.data.loader import ResumableLoader
@@ -138,9 +137,7 @@ class TextDataModule(LanguageDataModule):
         module.check_batch(self.rows, self.trainer.world_size)
         if self.path is None:
             print(f"data: {self.source.name}", file=sys.stderr)
-        progress = DownloadProgress()
-        self.source.prepare(self.mirror, progress.report)
-        progress.end()
+        self.source.prepare(self.mirror)
         self.source.check()
         if isinstance(self.source, FileSource):
             print(f"data: {self.source.summary()}", file=sys.stderr)
