@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from nanochat_lit.common.compilers import cpp_library, instructions, library_problem
 from nanochat_lit.common.paths import read_json, write_json
 from nanochat_lit.model.config import REFERENCE_ARCHITECTURE, GPTConfig
+from nanochat_lit.model.gpt import GPT
 from nanochat_lit.model.kv_cache import KVCache
 from nanochat_lit.model.slot_cache import SlotCache
 from nanochat_lit.model.transformer import bigram_ids, previous_tokens
 
-if TYPE_CHECKING:
-    from nanochat_lit.model.gpt import GPT
+_SOURCE = Path(__file__).parent / "decode_kernel.cpp"
 
 BLOCK = 16
 """Number of outputs whose weights are adjacent, as in decode_kernel.cpp."""
@@ -81,14 +81,10 @@ class _Reading(ctypes.Structure):
     _fields_ = (*((name, _POINTER) for name in ("keys", "values", "before", "after")), ("room", _INT))
 
 
-def _source() -> Path:
-    return Path(__file__).with_name("decode_kernel.cpp")
-
-
 @lru_cache(maxsize=1)
 def kernel_library() -> ctypes.CDLL | None:
     """Return the compiled kernel, built on first use; None if it cannot be built."""
-    library = cpp_library(_source())
+    library = cpp_library(_SOURCE)
     if library is not None:
         sizes = (ctypes.c_int64 * 4)()
         library.struct_sizes(sizes)
@@ -122,15 +118,17 @@ def uncovered(config: GPTConfig) -> str:
     return f"{' and '.join(wrong)} must be a multiple of {BLOCK}" if wrong else ""
 
 
-def kernel_obstacle(model: "GPT") -> str:
+def kernel_obstacle(model: GPT) -> str:
     """Return why PyTorch instead of the kernel computes this model's decode steps; empty if the kernel does."""
+    if type(model) is not GPT:
+        return f"it does not know {type(model).__name__}"
     if model.device.type != "cpu":
         return f"it is for CPUs, the model is on {model.device}"
     if model.compute_dtype not in (torch.float32, torch.bfloat16):
         return f"it computes in float32 and bfloat16, not in {model.compute_dtype}"
     if cast("nn.Embedding", model.transformer["wte"]).weight.dtype != model.compute_dtype:
         return "the embedding is not stored in the compute dtype"
-    return uncovered(model.config) or library_problem(_source()) or _slowdown()
+    return uncovered(model.config) or library_problem(_SOURCE) or _slowdown()
 
 
 @lru_cache(maxsize=1)
@@ -229,7 +227,7 @@ class KernelLinear(nn.Module):
 class DecodeKernel:
     """Decode steps and prompts of a model whose linear layers are `KernelLinear`s; keeps what it needs of it alive."""
 
-    def __init__(self, model: "GPT") -> None:
+    def __init__(self, model: GPT) -> None:
         config = model.config
         self._config = config
         self._cos, self._sin = model.cos.float().contiguous(), model.sin.float().contiguous()

@@ -9,23 +9,21 @@ from torch import Tensor
 
 from nanochat_lit.common.compilers import cpp_library, library_problem
 
+_SOURCE = Path(__file__).parent / "loss_kernel.cpp"
+
 IGNORE_INDEX = -1
 """Target that is not trained on."""
 
 
 def loss_problem() -> str:
     """Return in one line why the kernel is not available; empty if it is."""
-    return library_problem(_source())
-
-
-def _source() -> Path:
-    return Path(__file__).with_name("loss_kernel.cpp")
+    return library_problem(_SOURCE)
 
 
 @lru_cache(maxsize=1)
 def loss_library() -> ctypes.CDLL | None:
     """Return the compiled kernel, built on first use; None if it cannot be built."""
-    library = cpp_library(_source())
+    library = cpp_library(_SOURCE)
     if library is not None:
         pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
         library.loss_and_gradient.argtypes = [pointer, pointer, size, size, pointer, flag, flag, flag, pointer]

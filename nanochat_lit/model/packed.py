@@ -90,19 +90,19 @@ def pack_linears(model: GPT, quantize: Quantization | None = None, weight_dtype:
     both raise UserError without our kernel. A `weight_dtype` of bfloat16 keeps float32 matrices in it where our kernel
     multiplies them, in float32: half the memory is read for each token.
     """
-    obstacle = _obstacle(model)
+    obstacle = kernel_obstacle(model)
     if quantize is not None and obstacle:
         raise UserError(f"quantize: {quantize} needs the C++ kernel, which is not used: {obstacle}; leave quantize out")
-    has_kernel = not obstacle
-    if not has_kernel and not can_pack(model.device, model.compute_dtype):
+    if obstacle and not can_pack(model.device, model.compute_dtype):
         return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             # gates of nanochat are too small to pack, and the model takes the smear gate's weight for a sum
             if isinstance(child, nn.Linear) and name not in ("smear_gate", "ve_gate"):
-                weight = child.weight.to(weight_dtype) if has_kernel and weight_dtype and not quantize else child.weight
-                setattr(parent, name, _kernel_linear(weight, quantize) if has_kernel else PackedLinear(weight))
-    if has_kernel:
+                weight = child.weight
+                packed = PackedLinear(weight) if obstacle else _kernel_linear(weight, quantize, weight_dtype)
+                setattr(parent, name, packed)
+    if not obstacle:
         model.decode_kernel = DecodeKernel(model)
 
 
@@ -110,15 +110,10 @@ def describe_kernel(model: GPT) -> str:
     """Return the implementation of a model's decode steps, and why it is not our kernel if it is not."""
     if model.decode_kernel is not None:
         return f"{kernel_name()} (C++), weights in {cast('KernelLinear', model.lm_head).stored_as}"
-    return f"PyTorch; not the C++ kernel: {_obstacle(model) or 'the model is not packed'}"
+    return f"PyTorch; not the C++ kernel: {kernel_obstacle(model) or 'the model is not packed'}"
 
 
-def _obstacle(model: GPT) -> str:
-    return kernel_obstacle(model) if type(model) is GPT else f"it does not know {type(model).__name__}"
-
-
-def _kernel_linear(weight: Tensor, quantize: Quantization | None) -> nn.Module:
+def _kernel_linear(weight: Tensor, quantize: Quantization | None, weight_dtype: torch.dtype | None) -> KernelLinear:
     if quantize is None:
-        return KernelLinear(weight)
-    quantized = quantize_rows if quantize == "int8" else quantize_groups
-    return KernelLinear(*quantized(weight.detach().float()))
+        return KernelLinear(weight.to(weight_dtype or weight.dtype))
+    return KernelLinear(*(quantize_rows if quantize == "int8" else quantize_groups)(weight.detach().float()))
