@@ -94,10 +94,9 @@ def from_rank_zero(value: Any) -> Any:
 
 @contextlib.contextmanager
 def joined_ranks() -> Iterator[torch.device | None]:
-    """Initialize a process group for torchrun or srun, for commands without a Trainer.
+    """Initialize a process group for torchrun or srun, for commands without a Trainer; yield this process's GPU.
 
-    Yields:
-        The GPU of this process, or None for a single process or without GPUs.
+    None for a single process or without GPUs.
     """
     if world_size() == 1 or dist.is_initialized():
         yield None

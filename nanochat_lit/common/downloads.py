@@ -93,10 +93,8 @@ def with_retries(
 ) -> Any:
     """Call a function that contacts a server, with retries and increasing pauses on temporary errors.
 
-    Errors name the resource as `what`, with `hint` as additional advice.
-
-    Raises:
-        UserError: If the last attempt fails, or immediately if the server rejects the request or cannot be reached.
+    The UserError of the last attempt, or of a server that rejects the request or cannot be reached, names the resource
+    as `what`, with `hint` as additional advice.
     """
     attempt = 1
     while True:

@@ -78,11 +78,8 @@ _CARDS: tuple[tuple[Any, ...], ...] = (
 def resolve_compute_dtype(requested: str = "auto", device: str | torch.device | None = None) -> torch.dtype:
     """Return the dtype of activations and matmuls: auto (the device's `native_dtype`), bfloat16, float16 or float32.
 
-    The environment variable NANOCHAT_DTYPE overrides `requested`; without a device it is for `default_device()`.
-
-    Raises:
-        UserError: If `requested` or NANOCHAT_DTYPE is not one of these values, or is bfloat16 on a GPU that
-            emulates it.
+    The environment variable NANOCHAT_DTYPE overrides `requested`; without a device it is for `default_device()`. Raises
+    UserError for other words, and for bfloat16 on a GPU that emulates it.
     """
     override = os.environ.get("NANOCHAT_DTYPE", "")
     word, origin = (override, "environment variable NANOCHAT_DTYPE") if override else (requested, "compute_dtype")

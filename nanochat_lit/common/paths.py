@@ -50,11 +50,9 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb", encoding: str |
 def whole_folder(target: str | os.PathLike[str], known_names: set[str], what: str) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to the target when the block ends without an error.
 
-    An existing folder is replaced, unless it has entries other than `known_names`. The files are synced first and get
-    the permissions of the umask. Temporary folders of killed processes are removed.
-
-    Raises:
-        UserError: If the target is a file, or a folder with other entries; `what` is its kind, such as "an export".
+    An existing folder is replaced; a file, or a folder with entries other than `known_names`, raises UserError, which
+    names its kind as `what`, such as "an export". The files are synced first and get the permissions of the umask.
+    Temporary folders of killed processes are removed.
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100 (resolve would follow a link and replace what it points to)
     if target.exists() and not target.is_dir():
@@ -206,10 +204,8 @@ _held: set[Path] = set()
 def run_lock(folder: Path, command: str) -> Iterator[None]:
     """Lock a run folder until the block ends; the system releases the lock when the process dies.
 
-    The lock is reentrant within a process. The folder is created if needed, and removed if it is empty afterwards.
-
-    Raises:
-        UserError: If another process holds it; includes its pid and the `command` that it gave.
+    The lock is reentrant within a process. The folder is created if needed, and removed if it is empty afterwards. If
+    another process holds it, the UserError has its pid and the `command` that it gave.
     """
     path = Path(os.path.realpath(folder)) / LOCK_FILE
     if path in _held:
@@ -322,14 +318,9 @@ def is_compressed(path: Path) -> bool:
 
 
 def open_unpacked(path: Path) -> tuple[IO[bytes], int]:
-    """Open a text file after its UTF-8 byte order mark, if it has one; decompresses on the fly.
+    """Open a text file after its UTF-8 byte order mark, decompressing on the fly; return it and the mark's length.
 
-    Returns:
-        The file, and the number of bytes of the mark.
-
-    Raises:
-        UserError: If the text is UTF-16 or UTF-32.
-        OSError: If it cannot be read; a damaged file raises one of `UNPACK_ERRORS` on reading.
+    Raises UserError for UTF-16 and UTF-32; reading a damaged file raises one of `UNPACK_ERRORS`.
     """
     codec = CODECS.get(path.suffix.lower())
     file: IO[bytes]

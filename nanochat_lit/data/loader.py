@@ -29,11 +29,8 @@ class ResumableLoader:
     """An endless, resumable loader of a stream's train split; with 0 workers it reads in this process.
 
     Workers take turns, so the order of batches depends on their number but not on their speed. The position counts the
-    returned batches; prefetched batches are read again after a resume.
-
-    Attributes:
-        asked_at_s: Time of the last request for a batch, from `time.perf_counter`.
-        waited_s: Total time spent waiting for batches, seconds.
+    returned batches; prefetched batches are read again after a resume. `asked_at_s` is the time of the last request,
+    `waited_s` the total time spent waiting for batches.
     """
 
     def __init__(self, stream: PackedStream, num_workers: int = 0, pin_memory: bool = False) -> None:

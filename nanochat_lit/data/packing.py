@@ -143,11 +143,8 @@ def places_of(places: torch.Tensor) -> list[list[int]]:
 class PackedRows(ABC, Iterator[np.ndarray]):
     """Base class of packers; its state between two sequences is the buffer and the counts.
 
-    Args:
-        items: Integers of documents or conversations; empty ones are dropped.
-        row_len: Tokens per packed sequence, the sequence length plus one.
-        buffer_size: Number of items to choose from; the buffer is refilled before every choice.
-        scatter: See `FitBuffer`.
+    Empty documents or conversations are dropped. A packed sequence has `row_len` tokens, the sequence length plus one.
+    The buffer of `buffer_size` items to choose from is refilled before every choice; for `scatter` see `FitBuffer`.
     """
 
     def __init__(self, items: Iterable[Any], row_len: int, buffer_size: int, scatter: bool = False) -> None:

@@ -63,9 +63,6 @@ def fetch_bundle(
 
     `cache` None is the user's cache folder; `sha256` is that of the archive, also of an earlier download, and None only
     verifies the archive's internal checksums; `fetch` is called with (url, path, sha256).
-
-    Raises:
-        UserError: If the download fails, the file is not such an archive, or the cached archive has another checksum.
     """
     cache = cache_folder() if cache is None else cache
     folder, record = cache / "eval_bundle", cache / "eval_bundle.sha256"

@@ -233,11 +233,8 @@ def load_huggingface(
 ) -> HuggingFaceModel:
     """Load a Hugging Face folder: config.json, safetensors weights and tokenizer files.
 
-    `device` None is the fastest available one; the compute dtype is "auto", "bfloat16", "float16" or "float32".
-    `trust_remote_code` runs the Python files of the folder, with your permissions.
-
-    Raises:
-        UserError: If transformers is not installed, or the folder cannot be read.
+    `device` None is the fastest available one; `trust_remote_code` runs the Python files of the folder, with your
+    permissions.
     """
     purpose = f"{folder} is a Hugging Face model; reading it"
     try:

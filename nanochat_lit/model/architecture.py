@@ -23,13 +23,10 @@ TRUST_VARIABLE = "NANOCHAT_TRUST_ARCHITECTURE"
 
 
 def model_class(architecture: str, *, is_trusted: bool = False) -> type[GPT]:
-    """Return the class of an architecture: one of `NAMED`, or the class path of a subclass of GPT.
+    """Return the class of an architecture: one of `NAMED`, or the class path of a subclass of GPT (else UserError).
 
     Importing a module runs its code, so a class path that comes from a file (`is_trusted` is False) is followed only if
     its module is loaded already or the environment variable NANOCHAT_TRUST_ARCHITECTURE names it.
-
-    Raises:
-        UserError: If it is not trusted, cannot be imported, or is not a subclass of GPT.
     """
     if architecture in NAMED:
         return NAMED[architecture]

@@ -71,13 +71,9 @@ def reduce_losses(losses: Tensor, targets: Tensor, reduction: str) -> Tensor:
 def softmax_and_slope(logits: Tensor, is_kept: Tensor) -> tuple[Tensor, Tensor]:
     """The part of a chunk's loss that touches every logit: softcap, softmax, gradient.
 
-    Args:
-        logits: (N, V) raw logits in the compute dtype.
-        is_kept: (N, 1) False for ignored targets.
-
-    Returns:
-        (N, 1) float32 sums of the softcapped logits' exponentials, and (N, V), in the dtype of the logits, the gradient
-        of their logarithm with respect to the raw logits, times `gradient_scale`; 0 in ignored rows.
+    Returns the float32 sums, (N, 1), of the softcapped logits' exponentials, and the gradient, (N, V), of their
+    logarithm with respect to the raw logits, in their dtype and times `gradient_scale`; 0 in ignored rows, where
+    `is_kept`, (N, 1), is False.
     """
     # tanh(z) = 1 - 2r with r = 1 / (exp(2z) + 1), so one exponential gives the softcap and its slope 1 - tanh^2 = 4r(1-r):
     # cheaper than tanh on CPU. The softcap bounds the logits by 15, so no exponential overflows and no maximum is needed.

@@ -44,10 +44,8 @@ def loss_and_gradient_in_place(
     """Return the cross entropy, (N,) nats, of a chunk's rows; the gradient of its sum takes the place of the logits.
 
     The logits, (N, V), are contiguous, float32 or bfloat16; they are softcapped first if `is_capped`. `factors`, (V,)
-    float32, are multiplied with the exponentials and 1 at all targets. Ignored targets count 0.
-
-    Raises:
-        IndexError: If a target is out of range.
+    float32, are multiplied with the exponentials and 1 at all targets. Ignored targets count 0; others out of range
+    raise IndexError.
     """
     library = loss_library()
     assert library is not None, "called without a kernel"

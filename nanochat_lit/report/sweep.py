@@ -256,10 +256,9 @@ def _per_step(run: RunFolder, equal: str) -> list[float]:
 def sweep_results(finished: Sequence[tuple[SweepRun, RunFolder]], num_planned: int) -> dict[str, Any]:
     """Return the values of every run and the fitted laws as JSON-safe data.
 
-    Returns:
-        runs: name, depth, budget, parameters, tokens, flops, val_bpb, hours; optima: one per budget whose parabola has
-        a minimum; laws: name, text, exponent, factor, offset, exponent_error; num_planned. In a sweep of variants, runs
-        have variant, seed, steps and seconds, and `variants` replaces optima and laws; see `_comparison`.
+    runs have name, depth, budget, parameters, tokens, flops, val_bpb, hours; optima are one per budget whose parabola
+    has a minimum. In a sweep of variants, runs have variant, seed, steps and seconds, and `variants` replaces optima
+    and laws; see `_comparison`.
     """
     rows = [_row(run, result) for run, result in finished]
     if variants := finished[0][0].recipe.variants:

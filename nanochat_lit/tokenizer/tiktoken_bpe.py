@@ -22,13 +22,8 @@ _PROBE = "The 12345 naïve cafés'll\r\n\r\n  \t日本語 🙂\u2581\u0000<|bos|
 class TiktokenTokenizer(Tokenizer):
     """A tokenizer trained by nanochat.
 
-    Args:
-        pattern: Regular expression that splits text into words, in tiktoken's dialect.
-        ranks: Id of each byte string; lower ids are merged first.
-        special_tokens: Ids of control tokens by name, including nanochat's nine.
-
-    Raises:
-        UserError: If tiktoken is not installed, or the vocabulary is incomplete.
+    The pattern, in tiktoken's dialect, splits text into words; of the ranks, the ids of byte strings, lower ones are
+    merged first; the control tokens include nanochat's nine. An incomplete vocabulary raises UserError.
     """
 
     kind = "tiktoken-bpe"

@@ -90,14 +90,12 @@ def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a temporary file, syncs and renames it; a failure is stored in `error`.
 
-    On a GPU the checkpoint is copied to host memory and written by a background thread while training continues. At
-    most one checkpoint is in flight. `then` schedules an action after a write; `wait` waits for everything.
+    On a GPU, if the host has memory for the copy (`in_background` None), the checkpoint is copied to host memory and
+    written by a background thread while training continues. At most one checkpoint is in flight. `then` schedules an
+    action after a write; `wait` waits for everything.
 
     An exception in `save_checkpoint` would be raised only on rank 0 and deadlock the others. Check `error` after `wait`
     instead.
-
-    Args:
-        in_background: Write in a background thread; None enables it on a GPU if the host has memory for the copy.
     """
 
     def __init__(self, in_background: bool | None = None) -> None:

@@ -195,13 +195,11 @@ class PairFigures(NamedSums):
     NAMES = ("pairs", "loss", "accuracy", "chosen", "rejected", "answers", "wins", "ties", "divergence", "tokens")
 
     def means(self, sums: Sequence[float], beta: float) -> dict[str, float]:
-        """Return the means from sums over all ranks, in the order of NAMES.
+        """Return the means from sums over all ranks, in the order of NAMES; empty before the first pair.
 
-        Returns:
-            preference_accuracy, the fraction of pairs whose chosen answer has the larger log-ratio (ties count half);
-            chosen_reward and rejected_reward, beta times the log-ratios, and margin, their difference. If answers were
-            compared: win_rate (ties count half), wins and losses against the base. If answers were sampled: kl, nats
-            per token. Empty before the first pair.
+        preference_accuracy is the fraction of pairs whose chosen answer has the larger log-ratio (ties count half);
+        rewards are beta times the log-ratios, margin is their difference. If answers were compared: win_rate (ties
+        count half), wins and losses against the base. If answers were sampled: kl, nats per token.
         """
         by_name: dict[str, float] = dict(zip(self.NAMES, sums, strict=True))
         pairs, answers, tokens = (by_name[name] for name in ("pairs", "answers", "tokens"))

@@ -65,14 +65,7 @@ class _ComputeDtype:
 
 
 class ExplicitPrecision(_ComputeDtype, TrainerPrecision):
-    """Trainer plugin that runs every GPT of a module in one compute dtype.
-
-    Args:
-        compute_dtype: auto, bfloat16, float16 or float32; the environment variable NANOCHAT_DTYPE overrides it. auto
-            selects bfloat16 if the hardware supports it (CUDA from compute capability 8.0, CPUs with bf16
-            instructions).
-        device: Device of the model; None selects the fastest available one.
-    """
+    """Trainer plugin that runs every GPT of a module in one compute dtype; see `resolve_compute_dtype`."""
 
     def pre_backward(self, tensor: Tensor, module: Any) -> Tensor:
         """Scale the float16 loss."""

@@ -77,12 +77,10 @@ class RolloutFigures(NamedSums):
     NAMES = ("completions", "tokens", "reward", "right", "form", "tool_use", "unfinished", "groups", "mixed_groups")
 
     def means(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return the means from sums over all ranks, in the order of NAMES.
+        """Return the means from sums over all ranks, in the order of NAMES; empty before the first completion.
 
-        Returns:
-            reward; train_accuracy, format_rate, tool_use, unfinished as fractions of the completions; completion_len in
-            sampled tokens; mixed_groups, the fraction of questions with unequal rewards (others have zero advantage).
-            Empty before the first completion.
+        train_accuracy, format_rate, tool_use and unfinished are fractions of the completions; completion_len is in
+        sampled tokens; mixed_groups is the fraction of questions with unequal rewards (others have zero advantage).
         """
         by_name: dict[str, float] = dict(zip(self.NAMES, sums, strict=True))
         count, groups = by_name["completions"], by_name["groups"]
@@ -101,14 +99,10 @@ VAL_BATCH = 64
 
 
 class RolloutLoader(Iterator[Batch]):
-    """An endless, resumable loader of micro-batches of rollouts.
+    """An endless, resumable loader of micro-batches of rollouts, with the clocks of `ResumableLoader`.
 
     `roll_out` returns the rollout batch of a given number, tensors with equal first dimensions, on request of the first
     micro-batch of a step, with the weights that the step will update; `updates` steps use it.
-
-    Attributes:
-        asked_at_s: Time of the last request for a batch, from `time.perf_counter`.
-        waited_s: Total time spent generating batches, seconds.
     """
 
     def __init__(self, roll_out: Callable[[int], Batch], micro_batch_size: int, updates: int = 1) -> None:

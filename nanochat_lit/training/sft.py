@@ -193,15 +193,11 @@ class TokenAccounts:
         self._sums = [state[name].to(device) for name in ("counts", "losses")] if state else []
 
     def figures(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return the metrics from the results of `pop`, summed over all ranks.
+        """Return the metrics from the results of `pop`, summed over all ranks: tokens as fractions of all positions.
 
-        A sequence may contain conversations of several sources. Tokens are attributed individually, so a source's loss
-        is the mean over its trained tokens.
-
-        Returns:
-            tokens_trained, tokens_read and tokens_padding as fractions of all positions. With names, also share/NAME
-            (fraction of the trained tokens) and train_loss/NAME (nats per trained token) for sources with trained
-            tokens.
+        With names, also share/NAME (fraction of the trained tokens) and train_loss/NAME (nats per trained token) for
+        sources with trained tokens. A sequence may contain conversations of several sources; tokens are attributed
+        individually.
         """
         positions, trained, padding, *by_source = sums
         if not positions:

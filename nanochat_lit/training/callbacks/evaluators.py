@@ -75,10 +75,9 @@ class TaskEvaluator(StepCallback):
 def figures_of(report: Mapping[str, Any]) -> dict[str, float]:
     """Return the values of a report of `summarize` for a row of metrics.
 
-    Returns:
-        METRIC (METRIC_partial if tasks are missing, since it is not comparable); METRIC_v2 if there is a second version
-        of the baselines; METRIC/TASK, the accuracy of each task; METRIC/TASK_format, the fraction of answers in the
-        task's format.
+    METRIC (METRIC_partial if tasks are missing, since it is not comparable); METRIC_v2 if there is a second version of
+    the baselines; METRIC/TASK, the accuracy of each task; METRIC/TASK_format, the fraction of answers in the task's
+    format.
     """
     metric = report["metric"]
     name = f"{metric}_partial" if report["is_partial"] else metric

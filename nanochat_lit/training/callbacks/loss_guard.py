@@ -30,13 +30,11 @@ PATIENCE = 10
 
 
 class Explosion:
-    """Detects ten consecutive steps whose loss exceeds the average of the earlier steps by a margin.
+    """Detects ten consecutive steps whose loss exceeds the average of the earlier steps by a margin, nats.
 
     A spike lasts a few steps, caused by an unusual batch, and recovers by itself. High losses are excluded from the
-    average, so that a slow climb does not raise it.
-
-    Args:
-        margin: Nats; 3 corresponds to tokens becoming 20 times less likely. 0 disables detection.
+    average, so that a slow climb does not raise it. A margin of 3 corresponds to tokens becoming 20 times less likely;
+    0 disables detection.
     """
 
     def __init__(self, margin: float) -> None:

@@ -71,11 +71,10 @@ class SmoothedLoss:
 
 
 class StepTimes:
-    """Collects step durations.
+    """Collects step durations, from the request for a step's first batch to the end of its optimizer step.
 
-    A step begins with the request for its first batch and ends after the optimizer step. Time between steps is
-    excluded. The caller passes timestamps of one clock in seconds. On CUDA the host runs ahead of the device between
-    logged rows: the total of a window is exact, its distribution over the steps is not.
+    Time between steps is excluded. The caller passes timestamps of one clock in seconds. On CUDA the host runs ahead of
+    the device between logged rows: the total of a window is exact, its distribution over the steps is not.
     """
 
     def __init__(self) -> None:
