@@ -272,11 +272,7 @@ class LanguageModule(LightningModule):
             self.trainer.should_stop = True  # the loop then runs a final validation
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return a new optimizer of the model, without state."""
-        return self.build_optimizer()
-
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        """Return a new optimizer of the model, without state."""
+        """Return a new optimizer of the model."""
         return build_optimizer(
             self.model, self.learning_rates, lr_scale=self.plan.lr_scale, weight_decay=self.plan.weight_decay,
             make=self.make_optimizer,
@@ -351,7 +347,7 @@ class LanguageModule(LightningModule):
         checkpoint["nanochat_lit"] = {
             "config": self.config.to_dict(),
             "tokenizer": self.tokenizer.fingerprint,
-            "optimizer": type(self.build_optimizer()).__name__,
+            "optimizer": type(LanguageModule.configure_optimizers(self)).__name__,
             "provenance": self.provenance(),
             "generation": self.generation,
         }
@@ -377,7 +373,7 @@ class LanguageModule(LightningModule):
             raise UserError("the checkpoint was trained with another tokenizer; use the tokenizer of its run folder")
         if self.trainer.state.fn != "fit":
             return
-        check_optimizer(made, self.build_optimizer(), "the checkpoint")
+        check_optimizer(made, LanguageModule.configure_optimizers(self), "the checkpoint")
         step, num_steps = checkpoint["global_step"], self.plan.num_steps
         # Checkpoints are written between steps, so the micro-batch count follows from the step. With another
         # micro-batch size or number of ranks it differs, and the next step must begin with its first micro-batch.
