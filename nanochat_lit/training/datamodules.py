@@ -5,7 +5,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -13,13 +12,11 @@ from nanochat_lit.common.distributed import rank, say, world_size
 from nanochat_lit.common.errors import UserError
 from nanochat_lit.data.loader import ResumableLoader, merged
 from nanochat_lit.data.source import TextSource
-from nanochat_lit.data.stream import ChatStream, PretrainStream
+from nanochat_lit.data.stream import Batch, ChatStream, PretrainStream
 from nanochat_lit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nanochat_lit.training.module import LanguageModule
-
-Batch = dict[str, torch.Tensor]
 
 
 class LanguageDataModule(LightningDataModule):
