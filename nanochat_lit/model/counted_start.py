@@ -73,7 +73,9 @@ def _counts(left: Tensor, right: Tensor, num_left: int, num_right: int) -> Tenso
     """Return how often each pair of ids occurs as a coalesced sparse matrix, float32."""
     keys, counts = torch.unique(left * num_right + right, return_counts=True)
     indices = torch.stack((keys // num_right, keys % num_right))
-    return torch.sparse_coo_tensor(indices, counts.float(), (num_left, num_right), is_coalesced=True, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        indices, counts.float(), (num_left, num_right), is_coalesced=True, check_invariants=False
+    )
 
 
 def _left_factor(matrix: Tensor, rank: int) -> Tensor:

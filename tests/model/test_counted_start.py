@@ -36,7 +36,9 @@ def counted_loss(train: torch.Tensor, held_out: torch.Tensor, order: int) -> flo
 
 def started(bigram_factor: int, tokens: torch.Tensor, vocab_size: int = VOCABULARY) -> GPT:
     torch.manual_seed(0)
-    model = GPT(GPTConfig.from_depth(2, vocab_size=vocab_size, sequence_len=64, head_dim=32, bigram_factor=bigram_factor))
+    model = GPT(
+        GPTConfig.from_depth(2, vocab_size=vocab_size, sequence_len=64, head_dim=32, bigram_factor=bigram_factor)
+    )
     model.init_weights()
     start_from_counts(model, tokens)
     return model
