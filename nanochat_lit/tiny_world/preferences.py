@@ -13,7 +13,6 @@ import re
 from random import Random
 from typing import Any
 
-from nanochat_lit.tiny_world import instructions
 from nanochat_lit.tiny_world.corpus import categories
 from nanochat_lit.tiny_world.dialogues import block
 from nanochat_lit.tiny_world.splits import check_split, normalise
@@ -77,19 +76,13 @@ def _wrong(rng: Random, split: str, expect: Expect, right: Answer) -> Answer | N
 
 def _pair(rng: Random, split: str) -> dict[str, Any] | None:
     known = template(CATEGORY)
-    kind = rng.choice(("shorter", "politer", "instructed", "right", "right", "right"))
+    kind = rng.choice(("shorter", "politer", "right", "right", "right", "right"))
     others = [category for category in categories() if category not in known["left_out"]]
-    category = rng.choice(others if kind == "right" else known["politer" if kind == "instructed" else kind])
+    category = rng.choice(others if kind == "right" else known[kind])
     turns = block(rng, split, category)
-    chosen, prefer = _styled(turns[-1], category)
-    if kind == "instructed":  # what a system prompt says is preferred to the style of the category
-        kind, category, rejected, prefer = "right", instructions.CATEGORY, chosen, None
-        turns = instructions.instruct(rng, split, turns)
-        chosen = turns[-1].answer
-    elif kind == "right":
-        rejected = _wrong(rng, split, turns[-1].expect, chosen)
-    else:
-        rejected = turns[-1].answer
+    turn = turns[-1]
+    chosen, prefer = _styled(turn, category)
+    rejected = _wrong(rng, split, turn.expect, chosen) if kind == "right" else turn.answer
     if rejected in (None, chosen):
         return None
     pair: dict[str, Any] = {
@@ -98,7 +91,7 @@ def _pair(rng: Random, split: str) -> dict[str, Any] | None:
         "rejected": [{"role": "assistant", "content": rejected}],
         "kind": kind,
         "category": category,
-        "expect": turns[-1].expect,
+        "expect": turn.expect,
     }
     return pair if prefer is None else {**pair, "prefer": prefer}
 
