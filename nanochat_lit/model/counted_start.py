@@ -9,8 +9,10 @@ is a thousand times cheaper than training, and these three matrices follow from 
 - B: one damped Newton step on the loss of the triples.
 """
 
+from typing import cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanochat_lit.model.gpt import GPT
 from nanochat_lit.model.transformer import bigram_ids
@@ -40,7 +42,7 @@ def start_from_counts(model: GPT, tokens: Tensor) -> None:
     with torch.device("cpu"):  # the Trainer makes models on its own device
         pairs = _counts(tokens[:-1], tokens[1:], vocabulary, vocabulary)
         embedding, unembedding = _weights_of_pairs(pairs, width)
-        model.transformer["wte"].weight.copy_(EMBEDDING_SCALE * embedding)
+        cast("nn.Embedding", model.transformer["wte"]).weight.copy_(EMBEDDING_SCALE * embedding)
         model.lm_head.weight.copy_(unembedding)
         if model.bigram is not None:
             step = _newton_step(tokens, embedding, unembedding, model.bigram.num_embeddings)
