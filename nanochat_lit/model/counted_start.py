@@ -1,7 +1,7 @@
 """A start from counts: weights that predict the next token from pairs and triples of tokens before the first step.
 
 Blocks as initialised add nothing, so logits are W · norm(E[token] + B[hash of the token and the one before it]). Counting
-is a thousand times cheaper than training, and these three matrices follow from counts in closed form:
+a token costs less than a hundredth of training on it, and these three matrices follow from counts in closed form:
 
 - E: left singular vectors of the pointwise mutual information of pairs (Levy and Goldberg 2014,
   https://papers.nips.cc/paper/5477), and a constant channel.
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from nanochat_lit.model.gpt import GPT
 from nanochat_lit.model.transformer import bigram_ids
 
+MIN_TOKENS = 3
+"""A triple."""
 DISCOUNT = 0.75
 """Subtracted from the count of each pair, as in Kneser-Ney smoothing."""
 SEEN_SHIFT = 2.5
@@ -35,18 +37,19 @@ def start_from_counts(model: GPT, tokens: Tensor) -> None:
 
     Args:
         model: Just initialised, with separate embedding and unembedding.
-        tokens: Training tokens in their order, (N,), int64 on the CPU.
+        tokens: At least MIN_TOKENS training tokens in their order, (N,), int64 on the CPU.
     """
     assert not model.config.tie_embeddings
+    assert len(tokens) >= MIN_TOKENS
     vocabulary, width = model.lm_head.weight.shape
     with torch.device("cpu"):  # the Trainer makes models on its own device
         pairs = _counts(tokens[:-1], tokens[1:], vocabulary, vocabulary)
         embedding, unembedding = _weights_of_pairs(pairs, width)
         cast("nn.Embedding", model.transformer["wte"]).weight.copy_(EMBEDDING_SCALE * embedding)
         model.lm_head.weight.copy_(unembedding)
-        if model.bigram is not None:
-            step = _newton_step(tokens, embedding, unembedding, model.bigram.num_embeddings)
-            model.bigram.weight.copy_(EMBEDDING_SCALE * step)
+        if num_rows := model.config.num_bigram_rows:
+            step = _newton_step(tokens, embedding, unembedding, num_rows)
+            cast("nn.Embedding", model.bigram).weight.copy_(EMBEDDING_SCALE * step)
 
 
 def _weights_of_pairs(pairs: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -108,5 +111,5 @@ def _newton_step(tokens: Tensor, embedding: Tensor, unembedding: Tensor, num_row
     share = torch.bincount(target, minlength=len(unembedding))[:, None] / len(target)
     centred = unembedding - (share * unembedding).sum(0)
     curvature = (share * centred).T @ centred
-    damping = DAMPING * curvature.diagonal().mean() * torch.eye(len(curvature))
+    damping = (DAMPING * curvature.diagonal().mean() + 1e-6) * torch.eye(len(curvature))  # also of a single target
     return NEWTON_STEP * torch.linalg.solve(curvature + damping, gradient.T).T

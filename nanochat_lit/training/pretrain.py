@@ -29,7 +29,7 @@ from nanochat_lit.evaluation.bpb import document_batches
 from nanochat_lit.model import GPT, GPTConfig
 from nanochat_lit.model.architecture import build_model, model_class
 from nanochat_lit.model.config import REFERENCE_ARCHITECTURE
-from nanochat_lit.model.counted_start import start_from_counts
+from nanochat_lit.model.counted_start import MIN_TOKENS, start_from_counts
 from nanochat_lit.optim import Schedule, derive_plan, micro_batches
 from nanochat_lit.optim.build import EMBEDDING_LR, MATRIX_LR, SCALAR_LR, UNEMBEDDING_LR, WEIGHT_DECAY
 from nanochat_lit.tokenizer import Tokenizer
@@ -352,5 +352,8 @@ class PretrainModule(LanguageModule):
     def _start_from_counts(self, model: GPT) -> None:
         start = time.perf_counter()
         tokens = cast(TextDataModule, self.datamodule).first_tokens(self.counted_tokens)
+        if len(tokens) < MIN_TOKENS:
+            self.notes["start"] = f"random: the training text has {len(tokens)} token(s), too few to count triples"
+            return
         start_from_counts(model, tokens)
         self.notes["start"] = f"counts of {len(tokens):,} tokens, {time.perf_counter() - start:.0f} s"

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nanochat_lit import GPT, GPTConfig
+from nanochat_lit.model.architecture import build_model
 from nanochat_lit.model.counted_start import start_from_counts
 
 VOCABULARY = 40
@@ -74,7 +75,7 @@ def test_tokens_that_never_occur_stay_finite_and_unlikely(texts):
     assert float(probabilities[0, :, VOCABULARY:].sum(-1).mean()) < 0.01
 
 
-def test_the_blocks_and_the_random_state_of_their_weights_stay(texts):
+def test_the_blocks_and_the_random_state_of_their_weights_stay(texts: tuple[torch.Tensor, torch.Tensor]):
     torch.manual_seed(0)
     config = started(5, texts[0]).config
     torch.manual_seed(0)
@@ -83,3 +84,20 @@ def test_the_blocks_and_the_random_state_of_their_weights_stay(texts):
     ours = started(5, texts[0]).state_dict()
     changed = {name for name, weight in plain.state_dict().items() if not torch.equal(weight, ours[name])}
     assert changed == {"transformer.wte.weight", "lm_head.weight", "bigram.weight"}
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "nanochat2025", "nanochat2026"])
+def test_every_architecture_starts(texts: tuple[torch.Tensor, torch.Tensor], architecture: str):
+    train, held_out = texts
+    torch.manual_seed(0)
+    shape = {"vocab_size": VOCABULARY, "sequence_len": 64, "head_dim": 32, "architecture": architecture}
+    model = build_model(GPTConfig.from_depth(2, **shape, window_pattern="L"))
+    model.init_weights()
+    start_from_counts(model, train)
+    assert loss_of(model, held_out) < counted_loss(train, held_out, 1)
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2], [3, 3, 3], [5, 6, 5, 6, 5]])
+def test_a_text_of_few_tokens(ids: list[int]):
+    model = started(5, torch.tensor(ids))
+    assert all(bool(torch.isfinite(weight).all()) for weight in model.parameters())
